@@ -1,0 +1,96 @@
+# Copyright 2026 The trl_gist authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+import os
+
+
+# Set before torch is imported: the suite shares two cores with nothing else, and the tiny models gain from no thread
+os.environ.setdefault("OMP_NUM_THREADS", "2")
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+import pytest
+from datasets import Dataset
+from peft import LoraConfig
+from tiny import make_documents, make_model, make_tokenizer
+
+from trl_gist import GistConfig, GistTrainer
+
+
+@pytest.fixture(scope="session")
+def tokenizer():
+    return make_tokenizer()
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tokenizer, tmp_path_factory):
+    """A saved tiny Llama with its tokenizer: what a user passes as a string."""
+    path = tmp_path_factory.mktemp("tiny-llama")
+    make_model(tokenizer).save_pretrained(path)
+    tokenizer.save_pretrained(path)
+    return str(path)
+
+
+@pytest.fixture
+def documents():
+    return Dataset.from_dict({"text": make_documents(12)})
+
+
+@pytest.fixture
+def lora():
+    return LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", task_type="CAUSAL_LM")
+
+
+@pytest.fixture
+def make_args(tmp_path):
+    def make(**overrides):
+        values = {
+            "output_dir": str(tmp_path / "run"),
+            "context_length": 24,
+            "target_length": 8,
+            "last_k": 4,
+            "max_completion_length": 6,
+            "num_generations": 4,
+            "per_device_train_batch_size": 8,
+            "per_device_eval_batch_size": 4,
+            "max_steps": 2,
+            "learning_rate": 1e-3,
+            "generator_learning_rate": 1e-3,
+            "logging_steps": 1,
+            "save_strategy": "no",
+            "report_to": "none",
+            "bf16": False,
+            "use_cpu": True,
+            "gradient_checkpointing": False,
+            "disable_tqdm": True,
+            "seed": 7,
+        }
+        return GistConfig(**{**values, **overrides})
+
+    return make
+
+
+@pytest.fixture
+def make_trainer(make_args, checkpoint, documents, tokenizer):
+    def make(model=None, train_dataset=None, **kwargs):
+        overrides = kwargs.pop("args", {})
+        return GistTrainer(
+            model=model or checkpoint,
+            args=make_args(**overrides),
+            train_dataset=documents if train_dataset is None else train_dataset,
+            **kwargs,
+        )
+
+    return make

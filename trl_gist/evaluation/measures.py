@@ -1,0 +1,131 @@
+# Copyright 2026 The trl_gist authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""
+Held-out measures of a pair, each against its controls.
+
+A co-trained pair flatters itself: the generator adapts to the domain whether or not it reads the gist, and tokens are
+tokens. So the log-prob of the target with the real gist is held against
+
+    null        the same generator with an empty gist
+    shuffled    the same generator with another document's gist
+    last_k      the frozen teacher on the last k tokens alone
+    tail        the frozen teacher on the last k + |Z| tokens, verbatim: as many tokens, no summarizer
+
+Gap closed against a control is [NLL(control) − NLL(gist)] / [NLL(control) − NLL(teacher on X)], a ratio of sums over
+windows. Windows of one document are not independent, so standard errors are over documents.
+"""
+
+from collections import Counter
+
+import numpy as np
+
+from ..scoring import GistScorer
+
+
+CONTROLS = ("null", "shuffled", "last_k", "tail")
+
+
+def add_controls(scorer: GistScorer, rows: list[dict]):
+    """
+    Adds the log-probs of the controls to scored rows, in place.
+
+    Args:
+        scorer ([`GistScorer`]):
+            The pair and its teacher.
+        rows (`list[dict]`):
+            Windows with the columns of [`GistScorer.score`]. A row that finds no partner from another document gets a
+            `shuffled_log_prob` of NaN.
+    """
+    gists = [row["gist_ids"] for row in rows]
+    partners = _other_documents([row["document_id"] for row in rows])
+    shuffled = scorer.generator_log_probs(rows, [gists[partner] for partner in partners])
+    last_k = scorer.teacher_log_probs(rows, [row["last_k_ids"] for row in rows])
+    tails = [row["context_ids"][-(len(row["last_k_ids"]) + row["gist_length"]) :] for row in rows]
+    tail = scorer.teacher_log_probs(rows, tails)
+    for index, row in enumerate(rows):
+        same = row["document_id"] == rows[partners[index]]["document_id"]
+        row["shuffled_log_prob"] = float("nan") if same else shuffled[index]
+        row["last_k_log_prob"] = last_k[index]
+        row["tail_log_prob"] = tail[index]
+        row["gist_rate"] = row["gist_length"] / len(row["context_ids"])
+        prompt_length = len(scorer.prompts.generator(row["gist_ids"], row["last_k_ids"]))
+        row["total_rate"] = prompt_length / len(row["context_ids"])
+
+
+def summarize(rows: list[dict]) -> dict[str, float]:
+    """
+    Means over windows, with standard errors over documents under the same name with `_se`.
+
+    Args:
+        rows (`list[dict]`):
+            Windows after [`add_controls`].
+
+    Returns:
+        `dict[str, float]`: In nats per target token: `teacher_kl`, `null_teacher_kl`, `nll_gist`, `nll_teacher` and
+        `nll_{control}`, the paired difference `gain_over_{control}` = NLL(control) − NLL(gist); `gap_closed_{control}`;
+        `gist_length` in tokens, `gist_rate`, `total_rate`; and the counts `windows`, `documents`.
+    """
+    documents = [row["document_id"] for row in rows]
+
+    def column(name):
+        return np.array([row[name] for row in rows], dtype=float)
+
+    values = {name: column(name) for name in ("teacher_kl", "null_teacher_kl")}
+    nll = {name: -column(f"{name}_log_prob") for name in ("gist", "teacher", *CONTROLS)}
+    values |= {f"nll_{name}": nll[name] for name in nll}
+    values |= {f"gain_over_{name}": nll[name] - nll["gist"] for name in CONTROLS}
+    values |= {name: column(name) for name in ("gist_length", "gist_rate", "total_rate")}
+    measures = {}
+    for name, value in values.items():
+        measures[name], measures[f"{name}_se"] = _mean_and_error(value, np.ones(len(rows)), documents)
+    for name in CONTROLS:
+        gap = nll[name] - nll["teacher"]
+        measures[f"gap_closed_{name}"], measures[f"gap_closed_{name}_se"] = _mean_and_error(
+            nll[name] - nll["gist"], gap, documents
+        )
+    return measures | {"windows": len(rows), "documents": len(set(documents))}
+
+
+def standard_error(values, documents) -> float:
+    """Standard error of the mean of `values`, one per window, over independent documents (cluster-robust)."""
+    return _mean_and_error(np.asarray(values, dtype=float), np.ones(len(values)), documents)[1]
+
+
+def _mean_and_error(numerator, denominator, documents):
+    """Σ numerator / Σ denominator and its linearised standard error over documents. Rows with NaN are left out."""
+    valid = ~(np.isnan(numerator) | np.isnan(denominator))
+    numerator, denominator = numerator[valid], denominator[valid]
+    if not len(numerator):
+        return float("nan"), float("nan")
+    ratio = numerator.sum() / denominator.sum()
+    _, cluster = np.unique(
+        [str(document) for document in np.asarray(documents, dtype=object)[valid]], return_inverse=True
+    )
+    residuals = np.bincount(cluster, weights=numerator - ratio * denominator)
+    count = len(residuals)
+    if count < 2:
+        return float(ratio), float("nan")
+    variance = (residuals**2).sum() * count / (count - 1)
+    return float(ratio), float(np.sqrt(variance) / abs(denominator.sum()))
+
+
+def _other_documents(documents):
+    """For each row, a row of another document, each row used once; the same document only if one holds over half."""
+    order = sorted(range(len(documents)), key=lambda row: (str(documents[row]), row))
+    shift = max(Counter(documents).values())
+    partners = [0] * len(documents)
+    for position, row in enumerate(order):
+        partners[row] = order[(position + shift) % len(order)]
+    return partners

@@ -1,0 +1,197 @@
+# Copyright 2026 The trl_gist authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+import copy
+import os
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from peft import PeftModel, get_peft_model_state_dict, load_peft_weights, set_peft_model_state_dict
+from safetensors.torch import load_model as load_safetensors
+from transformers import PreTrainedModel, Trainer, get_scheduler
+from transformers.trainer_pt_utils import get_parameter_names
+from transformers.trainer_utils import load_sharded_checkpoint
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
+
+from .gist_config import GistConfig
+from .prompts import GistPrompts
+from .scoring import GistScorer, TargetScorer, check_logits
+
+
+OPTIMIZER_FILE = "optimizer.pt"
+SCHEDULER_FILE = "scheduler.pt"
+
+
+class GeneratorTrainer:
+    """
+    The second trainer: distils the generator into predicting, from a gist, what the teacher predicts from the context.
+
+    It is stepped inside [`GistTrainer`]'s step. The forward that scores a gist for its reward is the forward that is
+    differentiated: [`~GeneratorTrainer.score`] leaves the gradient of the whole rollout's loss on the generator, and
+    [`~GeneratorTrainer.step`] takes one optimizer step with it. It is not a [`~transformers.Trainer`]: it has no loop
+    and no data of its own, only an engine, an optimizer, a schedule and a checkpoint.
+
+    Args:
+        model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
+            The generator G.
+        teacher ([`~transformers.PreTrainedModel`]):
+            The frozen teacher T.
+        prompts ([`GistPrompts`]):
+            How gists, last tokens and contexts become prompts.
+        args ([`GistConfig`]):
+            Learning rate, schedule, loss.
+        accelerator ([`~accelerate.Accelerator`]):
+            The one of the [`GistTrainer`].
+    """
+
+    def __init__(
+        self, model: PreTrainedModel | PeftModel, teacher, prompts: GistPrompts, args: GistConfig, accelerator
+    ):
+        self.model = model
+        self.args = args
+        self.accelerator: Accelerator = accelerator
+        for role in (model, teacher):
+            role.to(accelerator.device)
+            check_logits(role)
+        if args.gradient_checkpointing:
+            model.gradient_checkpointing_enable(args.gradient_checkpointing_kwargs)
+        model.train()
+        self.scorer = GistScorer(
+            TargetScorer(model), TargetScorer(teacher.eval()), prompts, args.score_batch_size, accelerator.autocast
+        )
+        self.optimizer = None
+        self.lr_scheduler = None
+
+    def create_optimizer_and_scheduler(self, num_training_steps: int):
+        """
+        Args:
+            num_training_steps (`int`):
+                Steps of the generator in the whole run: one per rollout.
+        """
+        args = copy.copy(self.args)
+        args.learning_rate = self.args.generator_learning_rate
+        optimizer_cls, optimizer_kwargs = Trainer.get_optimizer_cls_and_kwargs(args, self.model)
+        # The parameters that `Trainer` would decay: all but biases and norms
+        decayed = set(get_parameter_names(self.model, [torch.nn.LayerNorm], [r"bias", r"norm"]))
+        trainable = [(name, p) for name, p in self.model.named_parameters() if p.requires_grad]
+        groups = [
+            {"params": [p for name, p in trainable if name in decayed], "weight_decay": args.weight_decay},
+            {"params": [p for name, p in trainable if name not in decayed], "weight_decay": 0.0},
+        ]
+        self.optimizer = optimizer_cls([group for group in groups if group["params"]], **optimizer_kwargs)
+        self.scorer.generator = self.accelerator.prepare_model(TargetScorer(self.model))
+        self.lr_scheduler = get_scheduler(
+            args.lr_scheduler_type,
+            optimizer=self.optimizer,
+            num_warmup_steps=args.get_warmup_steps(num_training_steps),
+            num_training_steps=num_training_steps,
+            scheduler_specific_kwargs=args.lr_scheduler_kwargs,
+        )
+
+    def score(self, rows: list[dict], gists: list[list[int]], num_generations: int, distill: bool) -> list[dict]:
+        """
+        Scores each row's gist, as [`GistScorer.score`]; if `distill`, leaves the gradient of the rollout's loss, a
+        mean over all its target tokens, on the generator. The caller then calls [`~GeneratorTrainer.step`].
+
+        Raises:
+            FloatingPointError: if a loss is not finite; names the document. No step has been taken then.
+        """
+        if not distill:
+            return self.scorer.score(rows, gists, num_generations)
+        weight, dropout = self._token_weight(rows), self.args.gist_dropout
+        return self.scorer.score(
+            rows,
+            gists,
+            num_generations,
+            backward=self._backward(weight * (1 - dropout)) if dropout < 1 else None,
+            # One null forward stands for the dropped gists of all its context's rows
+            null_backward=self._backward(weight * dropout * num_generations) if dropout > 0 else None,
+        )
+
+    def step(self) -> dict[str, float]:
+        """One optimizer step on the accumulated gradient. Returns the gradient norm and the learning rate used."""
+        parameters = [p for p in self.model.parameters() if p.requires_grad]
+        max_norm = self.args.max_grad_norm if self.args.max_grad_norm > 0 else float("inf")
+        grad_norm = torch.nn.utils.clip_grad_norm_(parameters, max_norm)
+        if not torch.isfinite(grad_norm):
+            raise FloatingPointError(
+                f"The generator's gradient norm is {grad_norm.item()}; no step was taken. Resume from the last "
+                "checkpoint with a lower `generator_learning_rate`."
+            )
+        learning_rate = self.lr_scheduler.get_last_lr()[0]
+        self.optimizer.step()
+        self.lr_scheduler.step()
+        self.optimizer.zero_grad()
+        return {"grad_norm": grad_norm.item(), "learning_rate": learning_rate}
+
+    def save_model(self, output_dir: str | os.PathLike):
+        """Writes the generator so that plain transformers or peft loads it."""
+        self.model.save_pretrained(output_dir)
+
+    def save_checkpoint(self, output_dir: str | os.PathLike):
+        """Writes optimizer and schedule beside the model that [`~GeneratorTrainer.save_model`] wrote."""
+        Path(output_dir).mkdir(parents=True, exist_ok=True)
+        torch.save(self.optimizer.state_dict(), Path(output_dir, OPTIMIZER_FILE))
+        torch.save(self.lr_scheduler.state_dict(), Path(output_dir, SCHEDULER_FILE))
+
+    def load_model(self, checkpoint_dir: str | os.PathLike):
+        """Loads what [`~GeneratorTrainer.save_model`] wrote."""
+        if isinstance(self.model, PeftModel):
+            weights = load_peft_weights(str(checkpoint_dir), device="cpu")
+            expected = get_peft_model_state_dict(self.model)
+            if weights.keys() != expected.keys():
+                raise ValueError(
+                    f"The adapter in {checkpoint_dir} does not fit the generator: it has {len(weights)} tensors where "
+                    f"{len(expected)} are expected. Was it trained with another `generator_peft_config`?"
+                )
+            set_peft_model_state_dict(self.model, weights)
+        elif Path(checkpoint_dir, SAFE_WEIGHTS_INDEX_NAME).is_file():
+            load_sharded_checkpoint(self.model, str(checkpoint_dir), strict=False)
+        else:
+            load_safetensors(self.model, Path(checkpoint_dir, SAFE_WEIGHTS_NAME), device="cpu")
+
+    def load_checkpoint(self, checkpoint_dir: str | os.PathLike):
+        """Loads what [`~GeneratorTrainer.save_checkpoint`] wrote. Raises `ValueError` if a file is missing."""
+        for name, target in ((OPTIMIZER_FILE, self.optimizer), (SCHEDULER_FILE, self.lr_scheduler)):
+            path = Path(checkpoint_dir, name)
+            if not path.is_file():
+                raise ValueError(
+                    f"{path} is missing: the checkpoint lacks the generator's half. Resume from an earlier one."
+                )
+            target.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+
+    def _token_weight(self, rows):
+        """1 / target tokens of the rollout on all ranks, so that the summed loss is a mean over tokens."""
+        tokens = torch.tensor(sum(len(row["target_ids"]) for row in rows), device=self.accelerator.device)
+        # Data-parallel wrappers average gradients over ranks
+        return self.accelerator.num_processes / self.accelerator.reduce(tokens, reduction="sum").item()
+
+    def _backward(self, weight):
+        def backward(logps_NT, kl_NT, rows):
+            loss_NT = kl_NT if self.args.distillation_loss == "forward_kl" else -logps_NT
+            self._check_finite(loss_NT, rows)
+            (weight * loss_NT.sum()).backward()
+
+        return backward
+
+    def _check_finite(self, loss_NT, rows):
+        for row, loss in zip(rows, loss_NT.detach().sum(-1).tolist(), strict=True):
+            if loss != loss or abs(loss) == float("inf"):
+                self.model.zero_grad()
+                raise FloatingPointError(
+                    f"The generator's loss is {loss} on document {row['document_id']} "
+                    f"({row['prompt'][:80]!r}…); no step was taken. Remove the document, or resume from the last "
+                    "checkpoint with a lower `generator_learning_rate`."
+                )

@@ -1,0 +1,414 @@
+# Copyright 2026 The trl_gist authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+import os
+from collections.abc import Callable
+from enum import Enum
+from pathlib import Path
+
+import torch
+from accelerate.logging import get_logger
+from accelerate.utils import gather_object
+from datasets import Dataset, IterableDataset
+from peft import PeftConfig, PeftModel, get_peft_model, load_peft_weights, set_peft_model_state_dict
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
+from transformers.trainer import TRAINING_ARGS_NAME
+from transformers.trainer_utils import get_last_checkpoint
+from trl import GRPOTrainer
+from trl.trainer.utils import RepeatSampler, get_config_model_id
+
+from . import __version__
+from .data import PositionLimits, prepare_windows
+from .evaluation import add_controls, summarize
+from .generator_trainer import OPTIMIZER_FILE, GeneratorTrainer
+from .gist_config import GistConfig
+from .pair import GENERATOR_DIR, PairConfig, save_model_card
+from .prompts import GistPrompts, gist_from_completion
+from .rewards import length_penalty, log_prob_gain
+from .roles import check_same_tokenizer, load_roles
+
+
+logger = get_logger(__name__)
+
+RewardFunc = Callable[..., list[float]]
+
+# What is logged of every rollout: means over its gists
+_SCORE_METRICS = ("teacher_kl", "null_teacher_kl", "log_prob_gain", "kl_gain", "gist_length")
+# The arguments that shape a result, for the model card
+_RECIPE = (
+    "context_length target_length last_k max_completion_length num_generations per_device_train_batch_size "
+    "gradient_accumulation_steps max_steps learning_rate generator_learning_rate lr_scheduler_type temperature "
+    "advantage scale_rewards loss_type beta num_iterations distillation_loss gist_dropout length_penalty seed"
+).split()
+
+
+class GistTrainer(GRPOTrainer):
+    """
+    Trainer for learned context compaction in plain tokens.
+
+    A summarizer S (the policy, trained by GRPO) writes a short gist Z of a context X; a generator G, distilled in the
+    same step, continues from the gist and the last k tokens L as well as a frozen teacher T that saw all of X.
+
+    ```text
+    windows (X, L, Y) → S samples gists of X → T(Y|X), G(Y|L) once per context, G(Y|Z,L) per gist → reward functions
+                                                   └ the same forwards train G                       → advantages → S
+    ```
+
+    Example:
+
+    ```python
+    from datasets import load_dataset
+    from peft import LoraConfig
+    from trl_gist import GistConfig, GistTrainer
+
+    dataset = load_dataset("HuggingFaceFW/fineweb-edu", name="sample-10BT", split="train", streaming=True)
+
+    trainer = GistTrainer(
+        model="HuggingFaceTB/SmolLM2-135M-Instruct",
+        args=GistConfig("smollm2-gist"),
+        train_dataset=dataset,
+        peft_config=LoraConfig(r=32, target_modules="all-linear"),
+    )
+    trainer.train()
+    trainer.save_model()
+    ```
+
+    Args:
+        model (`str`, [`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
+            The summarizer.
+        args ([`GistConfig`], *optional*):
+            Configuration. `None` takes the defaults, with a directory named after the model.
+        generator, teacher (`str`, [`~transformers.PreTrainedModel`] or [`~peft.PeftModel`], *optional*):
+            Default to the model's own checkpoint. Under LoRA the three then stand on one base in memory.
+        train_dataset, eval_dataset ([`~datasets.Dataset`] or [`~datasets.IterableDataset`]):
+            Documents (`text`) or ready windows (`context`, `target`, optionally `last_k`); see
+            [`~data.prepare_windows`]. `eval_dataset` may be a dict of them.
+        reward_funcs (`Callable` or `list`, *optional*):
+            TRL reward functions over the scored columns listed in [`trl_gist.rewards`]. Defaults to `[log_prob_gain,
+            length_penalty]`, the latter weighted by `args.length_penalty`.
+        processing_class ([`~transformers.PreTrainedTokenizerBase`], *optional*):
+            The one tokenizer of all roles. Defaults to the model's.
+        peft_config ([`~peft.PeftConfig`], *optional*):
+            LoRA for the summarizer. `None` fine-tunes in full, or goes on with the adapter of a [`~peft.PeftModel`].
+        generator_peft_config ([`~peft.PeftConfig`], *optional*):
+            LoRA for the generator. Defaults to `peft_config`.
+        callbacks (`list`, *optional*):
+            As in [`~transformers.Trainer`].
+        optimizers (`tuple`, *optional*, defaults to `(None, None)`):
+            Optimizer and scheduler of the summarizer, as in [`~transformers.Trainer`].
+
+    Raises:
+        ValueError: if roles have different tokenizers, a window does not fit a model's positions, a dataset is empty
+            or all too short, or the distributed setting is not supported.
+    """
+
+    _tag_names = ["trl", "trl_gist", "context-compression"]
+    _name = "Gist"
+
+    def __init__(
+        self,
+        model: str | PreTrainedModel | PeftModel,
+        args: GistConfig | None = None,
+        generator: str | PreTrainedModel | PeftModel | None = None,
+        teacher: str | PreTrainedModel | PeftModel | None = None,
+        train_dataset: Dataset | IterableDataset | None = None,
+        eval_dataset: Dataset | IterableDataset | dict[str, Dataset | IterableDataset] | None = None,
+        reward_funcs: RewardFunc | list[RewardFunc] | None = None,
+        processing_class: PreTrainedTokenizerBase | None = None,
+        peft_config: PeftConfig | None = None,
+        generator_peft_config: PeftConfig | None = None,
+        callbacks: list[TrainerCallback] | None = None,
+        optimizers: tuple[torch.optim.Optimizer | None, torch.optim.lr_scheduler.LRScheduler | None] = (None, None),
+    ):
+        model_id = model if isinstance(model, str) else get_config_model_id(model.config)
+        if args is None:
+            args = GistConfig(f"{model_id.split('/')[-1]}-Gist")
+        if args.deepspeed_plugin is not None or args.fsdp_plugin_args is not None:
+            raise ValueError(
+                "GistTrainer trains two engines, which is supported on one process or with data parallelism (DDP); "
+                "DeepSpeed and FSDP are not. Launch without `--deepspeed` and `--fsdp`."
+            )
+        if train_dataset is None:
+            raise ValueError("`train_dataset` is required.")
+        if processing_class is None:
+            processing_class = AutoTokenizer.from_pretrained(model_id, trust_remote_code=args.trust_remote_code)
+        for role, source in (("generator", generator), ("teacher", teacher)):
+            if source is not None:
+                check_same_tokenizer(processing_class, role, source, args.trust_remote_code)
+
+        lora = peft_config is not None or isinstance(model, PeftModel)
+        roles = load_roles(
+            model,
+            generator,
+            teacher,
+            share_base=lora,
+            summarizer_owns_base=args.use_vllm,
+            model_init_kwargs=args.model_init_kwargs,
+            trust_remote_code=args.trust_remote_code,
+        )
+        args.model_init_kwargs = None  # used above; TRL would warn that it ignores them
+        check_same_tokenizer(processing_class, "summarizer", roles.summarizer)
+        self.base_models = {
+            role: get_config_model_id(base.config) or type(base).__name__ for role, base in vars(roles).items()
+        }
+
+        self.prompts = GistPrompts.from_tokenizer(processing_class, args.summarizer_prompt)
+        limits = PositionLimits.from_models(
+            roles.summarizer, roles.generator, roles.teacher, self.prompts, args.max_completion_length
+        )
+        self.skipped_rows = {}
+
+        def windows(dataset, name):
+            dataset, self.skipped_rows[name] = prepare_windows(dataset, processing_class, args, limits, name)
+            return dataset
+
+        train_dataset = windows(train_dataset, "train")
+        if isinstance(eval_dataset, dict):
+            eval_dataset = {name: windows(dataset, name) for name, dataset in eval_dataset.items()}
+        elif eval_dataset is not None:
+            eval_dataset = windows(eval_dataset, "eval")
+
+        if reward_funcs is None:
+            reward_funcs = [log_prob_gain, length_penalty]
+        elif not isinstance(reward_funcs, list):
+            reward_funcs = [reward_funcs]
+        if args.reward_weights is None:
+            args.reward_weights = [args.length_penalty if func is length_penalty else 1.0 for func in reward_funcs]
+
+        super().__init__(
+            model=roles.summarizer,
+            reward_funcs=reward_funcs,
+            args=args,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            processing_class=processing_class,
+            callbacks=callbacks,
+            optimizers=optimizers,
+            peft_config=peft_config,
+        )
+        # After S's adapter is drawn, so that a run with S alone draws the same one
+        generator_peft_config = generator_peft_config or peft_config
+        if generator_peft_config is not None and not isinstance(roles.generator, PeftModel):
+            roles.generator = get_peft_model(roles.generator, generator_peft_config)
+        self.generator_trainer = GeneratorTrainer(roles.generator, roles.teacher, self.prompts, args, self.accelerator)
+        self.last_measures, self.last_gists = {}, []
+
+    @property
+    def generator(self) -> PreTrainedModel | PeftModel:
+        return self.generator_trainer.model
+
+    @property
+    def teacher(self) -> PreTrainedModel:
+        return self.generator_trainer.scorer.teacher.model
+
+    # ---- The method: one rollout ----
+    # GRPOTrainer's rollout is: tokenize prompts → generate → rewards → advantages. The overrides give it the exact
+    # tokens of the context, score and distil before the reward functions run, and choose the advantage. The names with
+    # a leading underscore are TRL 1.16's; tests/test_trl_names.py fails when one goes.
+
+    def _generate_and_score_completions(self, inputs: list[dict]) -> dict:
+        self._rollout_rows = inputs
+        output = super()._generate_and_score_completions(inputs)
+        if self.args.advantage == "reward":
+            rewards = (self._rewards_per_func * self.reward_weights.to(self._rewards_per_func.device)).sum(dim=1)
+            start = self.accelerator.process_index * len(inputs)
+            output["advantages"] = rewards[start : start + len(inputs)]
+            for _ in rewards:
+                self._logs["advantages"].pop()
+            self._logs["advantages"].extend(rewards.tolist())
+        return output
+
+    def _tokenize_prompts(self, prompts: list[str]):
+        # TRL passes the prompts' text; re-tokenising it could move the tokens of X
+        return [self.prompts.summarizer(row["context_ids"]) for row in self._rollout_rows], None, {}
+
+    def _generate_single_turn(self, prompt_ids, images, multimodal_fields, num_generations, **kwargs):
+        # Evaluation is greedy: what `GistCompactor` writes, and no noise between evaluations
+        if not self.use_vllm:
+            self.generation_config.do_sample = self.model.training
+        return super()._generate_single_turn(prompt_ids, images, multimodal_fields, num_generations, **kwargs)
+
+    def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list):
+        training = self.model.training
+        gists = [gist_from_completion(ids, self.eos_token_ids) for ids in completion_ids_list]
+        num_generations = self.num_generations if training else self.num_generations_eval
+        scores = self.generator_trainer.score(inputs, gists, num_generations, distill=training)
+        for row, score in zip(inputs, scores, strict=True):
+            row.update(score)
+        for name in _SCORE_METRICS:
+            self._log_metric(name, sum(score[name] for score in scores) / len(scores))
+        self._log_completion_extra("teacher_kl", [score["teacher_kl"] for score in scores])
+
+        rewards_per_func = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
+        self._check_rewards(rewards_per_func)
+        self._rewards_per_func = rewards_per_func
+        if training:
+            # Last, so that a reward function that fails leaves the generator where the last checkpoint can follow
+            for name, value in self.generator_trainer.step().items():
+                self._log_metric(f"generator/{name}", value)
+        else:
+            self._eval_rows += inputs
+        return rewards_per_func
+
+    def _check_rewards(self, rewards_per_func):
+        missing = torch.isnan(rewards_per_func)
+        if missing.any():
+            row, func = missing.nonzero()[0].tolist()
+            raise ValueError(
+                f"The reward function '{self.reward_func_names[func]}' returned None or NaN for gist {row} of the "
+                "rollout. Return a finite number for every gist; the pair was not stepped."
+            )
+
+    # ---- The second trainer, through the first one's life cycle ----
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs):
+        if not resume_from_checkpoint and os.path.isdir(self.args.output_dir):
+            last = get_last_checkpoint(self.args.output_dir)
+            if last is not None:
+                raise ValueError(
+                    f"`output_dir` ({self.args.output_dir}) holds another run, up to {Path(last).name}. Pass "
+                    "`resume_from_checkpoint=True` to continue it, or choose another `output_dir`."
+                )
+        return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+
+    def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None):
+        # The Trainer calls this once S's engine is prepared: the moment to build G's
+        scheduler = super().create_scheduler(num_training_steps, optimizer)
+        micro_steps = self.args.steps_per_generation * self.num_iterations
+        rollouts = max(1, num_training_steps * self.args.gradient_accumulation_steps // micro_steps)
+        self.generator_trainer.create_optimizer_and_scheduler(rollouts)
+        return scheduler
+
+    def _get_train_sampler(self, dataset: Dataset | None = None):
+        sampler = super()._get_train_sampler(dataset)
+        return _EpochRepeatSampler(
+            data_source=sampler.data_source,
+            mini_repeat_count=sampler.mini_repeat_count,
+            batch_size=sampler.batch_size,
+            repeat_count=sampler.repeat_count,
+            shuffle=sampler.shuffle,
+            seed=sampler.seed,
+        )
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if isinstance(self.train_dataset, IterableDataset) and self.model.training:
+            logs["skipped_rows"] = self.skipped_rows["train"].total
+        super().log(logs, start_time)
+
+    # ---- Evaluation ----
+
+    def evaluation_loop(self, dataloader, description, *args, metric_key_prefix: str = "eval", **kwargs):
+        self._eval_rows = []
+        output = super().evaluation_loop(dataloader, description, *args, metric_key_prefix=metric_key_prefix, **kwargs)
+        add_controls(self.generator_trainer.scorer, self._eval_rows)
+        rows = gather_object(self._eval_rows)
+        self.last_measures = summarize(rows)
+        output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in self.last_measures.items()})
+        self.last_gists = self._readable_gists(rows)
+        return output
+
+    def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys: list[str] | None = None):
+        # Samples, scores and logs; the policy's loss says nothing on held-out data and is not computed
+        self._prepare_inputs(inputs)
+        return None, None, None
+
+    def _readable_gists(self, rows):
+        decode = self.processing_class.decode
+        step = max(1, len(rows) // 3)
+        return [
+            {"context_end": decode(row["last_k_ids"]), "gist": decode(row["gist_ids"], skip_special_tokens=True)}
+            for row in rows[::step][:3]
+        ]
+
+    # ---- Saving and resuming the pair ----
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False):
+        output_dir = output_dir or self.args.output_dir
+        super().save_model(output_dir, _internal_call=True)
+        if self.args.should_save:
+            # A pickle; gist_config.json holds the recipe
+            Path(output_dir, TRAINING_ARGS_NAME).unlink(missing_ok=True)
+            generator_dir = Path(output_dir, GENERATOR_DIR)
+            self.generator_trainer.save_model(generator_dir)
+            self.processing_class.save_pretrained(generator_dir)
+            pair = self._pair_config()
+            pair.save(output_dir)
+            save_model_card(output_dir, pair, Path(output_dir).name, self._tag_names)
+        # As in `Trainer.save_model`, but once both halves are there
+        if self.args.push_to_hub and not _internal_call:
+            self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
+
+    def create_model_card(self, *args, **kwargs):
+        # TRL writes its own card to `output_dir` at every checkpoint; ours is written where the pair is, in `save_model`
+        pass
+
+    def _pair_config(self):
+        return PairConfig(
+            context_length=self.args.context_length,
+            target_length=self.args.target_length,
+            last_k=self.args.last_k,
+            max_gist_length=self.args.max_completion_length,
+            summarizer_prompt=self.args.summarizer_prompt,
+            base_models=self.base_models,
+            recipe={name: _plain(getattr(self.args, name)) for name in _RECIPE},
+            measures=self.last_measures,
+            gists=self.last_gists,
+            step=self.state.global_step,
+            version=__version__,
+        )
+
+    def _save_optimizer_and_scheduler(self, output_dir: str):
+        super()._save_optimizer_and_scheduler(output_dir)
+        if self.args.should_save:
+            self.generator_trainer.save_checkpoint(Path(output_dir, GENERATOR_DIR))
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None):
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is not None:
+            self.generator_trainer.load_checkpoint(Path(checkpoint, GENERATOR_DIR))
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None):
+        generator_dir = Path(resume_from_checkpoint, GENERATOR_DIR)
+        if not Path(generator_dir, OPTIMIZER_FILE).is_file():
+            raise ValueError(
+                f"{resume_from_checkpoint} lacks the generator's half ({GENERATOR_DIR}/{OPTIMIZER_FILE}). Resume from "
+                "another checkpoint; a summarizer without its generator is not the pair that was trained."
+            )
+        self._load_pair(resume_from_checkpoint, model)
+
+    def _load_best_model(self):
+        self._load_pair(self.state.best_model_checkpoint)
+
+    def _load_pair(self, checkpoint, model=None):
+        model = self.model if model is None else model
+        if isinstance(model, PeftModel):
+            # Trainer (5.23) would take generator/ for a second adapter of S
+            set_peft_model_state_dict(model, load_peft_weights(checkpoint, device="cpu"))
+        else:
+            super()._load_from_checkpoint(checkpoint, model)
+        self.generator_trainer.load_model(Path(checkpoint, GENERATOR_DIR))
+
+
+class _EpochRepeatSampler(RepeatSampler):
+    """`RepeatSampler` draws each epoch's order from where the last one left its generator, so a run resumed in a later
+    epoch would see the first one's order again. This one draws it from seed and epoch."""
+
+    def set_epoch(self, epoch: int):
+        if self.shuffle:
+            self.generator.manual_seed(self.seed + epoch)
+
+
+def _plain(value):
+    value = value.value if isinstance(value, Enum) else value
+    return value if value is None or isinstance(value, (bool, int, float, str)) else str(value)

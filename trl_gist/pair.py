@@ -1,0 +1,160 @@
+# Copyright 2026 The trl_gist authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""The files that make two saved models a pair: `gist_config.json` and the model card."""
+
+import dataclasses
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from huggingface_hub import ModelCard, ModelCardData
+
+
+PAIR_CONFIG_NAME = "gist_config.json"
+GENERATOR_DIR = "generator"
+
+
+@dataclass
+class PairConfig:
+    """
+    What the pair needs beside its weights to compress and to continue.
+
+    Attributes:
+        context_length, target_length, last_k, max_gist_length (`int`):
+            The window the pair was trained on, in tokens.
+        summarizer_prompt (`str`):
+            See [`GistConfig`].
+        base_models (`dict[str, str]`):
+            Checkpoints that `summarizer`, `generator` and `teacher` started from.
+        recipe (`dict`):
+            The training arguments that shape the result.
+        measures (`dict`):
+            The last held-out measures, empty if there were none.
+        gists (`list[dict]`):
+            Some held-out contexts and their gists, as text.
+        step (`int`):
+            Optimizer steps taken.
+        version (`str`):
+            The trl_gist version that wrote the file.
+    """
+
+    context_length: int
+    target_length: int
+    last_k: int
+    max_gist_length: int
+    summarizer_prompt: str
+    base_models: dict
+    recipe: dict
+    measures: dict
+    gists: list
+    step: int
+    version: str
+
+    def save(self, directory: str | os.PathLike):
+        path = Path(directory, PAIR_CONFIG_NAME)
+        path.write_text(json.dumps(dataclasses.asdict(self), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, directory: str | os.PathLike) -> "PairConfig":
+        """Raises `ValueError` if the directory holds no pair, or one that this version cannot read."""
+        path = Path(directory, PAIR_CONFIG_NAME)
+        if not path.is_file():
+            raise ValueError(f"{directory} holds no gist pair: {PAIR_CONFIG_NAME} is missing.")
+        values = json.loads(path.read_text(encoding="utf-8"))
+        names = {field.name for field in dataclasses.fields(cls)}
+        if values.keys() != names:
+            raise ValueError(
+                f"{path} was written by trl_gist {values.get('version', 'of unknown version')} and does not fit this "
+                f"one: missing {sorted(names - values.keys())}, unknown {sorted(values.keys() - names)}."
+            )
+        return cls(**values)
+
+
+_CARD = """---
+{{ card_data }}
+---
+
+# {{ model_name }}
+
+A pair of language models that compact a context into a short gist of plain vocabulary tokens, trained with
+[TRL](https://github.com/huggingface/trl) and trl_gist: this repository's root is the **summarizer**, which writes a
+gist of at most {{ pair.max_gist_length }} tokens for {{ pair.context_length }} tokens of context; `generator/` is the
+**generator**, which continues from the gist and the last {{ pair.last_k }} tokens.
+
+```python
+from trl_gist import GistCompactor
+
+compactor = GistCompactor.from_pretrained("{{ model_name }}")
+gist = compactor.compress(text)
+print(gist.text, gist.gist_rate)
+print(compactor.continue_text(text, max_new_tokens=64))
+```
+
+## Measures
+
+{% if measures -%}
+On {{ pair.measures.windows }} held-out windows of {{ pair.measures.documents }} documents, after {{ pair.step }} steps;
+nats per target token ± standard error over documents.
+
+| measure | value |
+|---|---|
+{% for name, value, error in measures -%}
+| {{ name }} | {{ value }}{% if error %} ± {{ error }}{% endif %} |
+{% endfor %}
+{%- else -%}
+None: the run had no `eval_dataset`.
+{%- endif %}
+
+## Gists
+{% for example in pair.gists %}
+> …{{ example.context_end }}
+
+**{{ example.gist or "(empty)" }}**
+{% else %}
+None: the run had no `eval_dataset`.
+{% endfor %}
+## Recipe
+
+| argument | value |
+|---|---|
+{% for name, value in pair.recipe.items() -%}
+| `{{ name }}` | `{{ value }}` |
+{% endfor %}
+Trained from {{ pair.base_models.summarizer }} (summarizer), {{ pair.base_models.generator }} (generator) and
+{{ pair.base_models.teacher }} (teacher).
+"""
+
+
+def save_model_card(directory: str | os.PathLike, pair: PairConfig, model_name: str, tags: list[str]):
+    """Writes `README.md`: how to use the pair, its held-out measures, three gists and the recipe."""
+    base = pair.base_models["summarizer"]
+    card_data = ModelCardData(
+        base_model=None if os.path.isdir(base) else base or None,
+        library_name="transformers",
+        tags=tags,
+        model_name=model_name,
+    )
+    measures = [
+        (name, _number(value), _number(pair.measures.get(f"{name}_se")))
+        for name, value in pair.measures.items()
+        if not name.endswith("_se") and name not in ("windows", "documents")
+    ]
+    card = ModelCard.from_template(card_data, template_str=_CARD, pair=pair, model_name=model_name, measures=measures)
+    card.save(Path(directory, "README.md"))
+
+
+def _number(value):
+    return "" if value is None else f"{value:.4f}"

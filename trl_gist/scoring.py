@@ -1,0 +1,309 @@
+# Copyright 2026 The trl_gist authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.nn.utils.rnn import pad_sequence
+from torch.utils.checkpoint import checkpoint
+
+from .prompts import GistPrompts
+from .roles import base_of
+
+
+# Positions whose logits exist at one time. 128 × a vocabulary of 152k in float32 is 78 MB a tensor.
+_POSITIONS_PER_CHUNK = 128
+
+
+@dataclass
+class TargetRows:
+    """
+    A batch of prompts, each followed by its target.
+
+    Rows are padded on the right, so that no attention mask is needed: causal attention never looks right, and the
+    hidden states of padding are never read.
+
+    Attributes:
+        input_ids_NS (`torch.LongTensor` of shape `(rows, sequence)`):
+            Prompt, target, padding.
+        positions_NT (`torch.LongTensor` of shape `(rows, target positions)`):
+            Where each target token is predicted: the position before it.
+        target_ids_NT (`torch.LongTensor` of shape `(rows, target positions)`):
+            The targets, padded with 0.
+        mask_NT (`torch.BoolTensor` of shape `(rows, target positions)`):
+            True at real target tokens.
+    """
+
+    input_ids_NS: torch.Tensor
+    positions_NT: torch.Tensor
+    target_ids_NT: torch.Tensor
+    mask_NT: torch.Tensor
+
+    @classmethod
+    def build(cls, prompts: list[list[int]], targets: list[list[int]], device) -> "TargetRows":
+        rows, length = len(prompts), max(len(p) + len(t) for p, t in zip(prompts, targets, strict=True))
+        width = max(len(target) for target in targets)
+        input_ids_NS = torch.zeros(rows, length, dtype=torch.long)
+        positions_NT = torch.zeros(rows, width, dtype=torch.long)
+        target_ids_NT = torch.zeros(rows, width, dtype=torch.long)
+        mask_NT = torch.zeros(rows, width, dtype=torch.bool)
+        for row, (prompt, target) in enumerate(zip(prompts, targets, strict=True)):
+            input_ids_NS[row, : len(prompt) + len(target)] = torch.tensor(prompt + target)
+            positions_NT[row, : len(target)] = torch.arange(len(prompt) - 1, len(prompt) + len(target) - 1)
+            target_ids_NT[row, : len(target)] = torch.tensor(target)
+            mask_NT[row, : len(target)] = True
+        return cls(*(tensor.to(device) for tensor in (input_ids_NS, positions_NT, target_ids_NT, mask_NT)))
+
+
+class TargetScorer(nn.Module):
+    """
+    Scores targets under a model: only the hidden states at the target's positions ever reach the LM head, and their
+    logits exist one chunk of positions at a time, so memory does not grow with vocabulary × rows.
+
+    It is a module around the model, so that data-parallel wrappers see one forward with all of the loss inside.
+    """
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.model = model
+
+    def forward(self, rows: TargetRows, teacher_hidden_NTH=None, teacher: "TargetScorer | None" = None):
+        """
+        Args:
+            rows ([`TargetRows`]):
+                Prompts and targets.
+            teacher_hidden_NTH (`torch.Tensor` of shape `(rows, target positions, teacher hidden)`, *optional*):
+                The teacher's hidden states for the same targets, from [`~TargetScorer.hidden_states`].
+            teacher ([`TargetScorer`], *optional*):
+                Whose LM head turns them into the teacher's distribution.
+
+        Returns:
+            `logps_NT`, log p(Y_t | ·), and `kl_NT`, KL(teacher ‖ model) over the full vocabulary (`None` without a
+            teacher), in nats, 0 where `rows.mask_NT` is False.
+        """
+        hidden_PH = self.hidden_states(rows)[rows.mask_NT]
+        targets_P = rows.target_ids_NT[rows.mask_NT]
+        teacher_PH = None if teacher is None else teacher_hidden_NTH[rows.mask_NT]
+        logps, kls = [], []
+        for start in range(0, len(targets_P), _POSITIONS_PER_CHUNK):
+            chunk = slice(start, start + _POSITIONS_PER_CHUNK)
+            arguments = (hidden_PH[chunk], targets_P[chunk], None if teacher is None else teacher_PH[chunk], teacher)
+            # Recomputing a chunk's logits in the backward pass costs one LM head product and keeps none of them
+            logps_P, kl_P = (
+                checkpoint(self._score_chunk, *arguments, use_reentrant=False)
+                if torch.is_grad_enabled()
+                else self._score_chunk(*arguments)
+            )
+            logps.append(logps_P)
+            kls.append(kl_P)
+        return _scatter(logps, rows.mask_NT), None if teacher is None else _scatter(kls, rows.mask_NT)
+
+    def hidden_states(self, rows: TargetRows) -> torch.Tensor:
+        """Hidden states of shape `(rows, target positions, hidden)` from which the targets are predicted."""
+        backbone = base_of(self.model).base_model
+        hidden_NSH = backbone(input_ids=rows.input_ids_NS, use_cache=False).last_hidden_state
+        index = rows.positions_NT.unsqueeze(-1).expand(-1, -1, hidden_NSH.shape[-1])
+        return hidden_NSH.gather(1, index)
+
+    def log_probs(self, hidden_PH: torch.Tensor) -> torch.Tensor:
+        """Log-probabilities of shape `(positions, vocabulary)`, in float32 or better."""
+        logits_PV = _logits(base_of(self.model), hidden_PH)
+        half = logits_PV.dtype in (torch.bfloat16, torch.float16)
+        return (logits_PV.float() if half else logits_PV).log_softmax(-1)
+
+    def _score_chunk(self, hidden_PH, targets_P, teacher_PH, teacher):
+        log_q_PV = self.log_probs(hidden_PH)
+        logps_P = log_q_PV.gather(-1, targets_P.unsqueeze(-1)).squeeze(-1)
+        if teacher is None:
+            return logps_P, None
+        with torch.no_grad():
+            log_p_PV = teacher.log_probs(teacher_PH)
+            p_PV = log_p_PV.exp()
+        vocabulary = min(log_p_PV.shape[-1], log_q_PV.shape[-1])  # heads of one family may be padded differently
+        kl_P = (p_PV[:, :vocabulary] * (log_p_PV[:, :vocabulary] - log_q_PV[:, :vocabulary])).sum(-1)
+        return logps_P, kl_P
+
+
+class GistScorer:
+    """
+    Scores gists with the generator and the teacher.
+
+    T(Y|X) and G(Y|L) depend on the context only and are computed once per context, G(Y|Z,L) once per gist. The forward
+    that gives a gist's score is the one to differentiate: `backward` is called with its result, chunk by chunk, so no
+    activation outlives its chunk.
+
+    Args:
+        generator, teacher ([`TargetScorer`]):
+            G (possibly in a data-parallel wrapper) and T.
+        prompts ([`GistPrompts`]):
+            How gists, last tokens and contexts become prompts.
+        batch_size (`int`, *optional*, defaults to `8`):
+            Rows in one forward.
+        autocast (`Callable`, *optional*):
+            Gives the context manager to run forwards in, as `accelerator.autocast`.
+    """
+
+    def __init__(
+        self,
+        generator: nn.Module,
+        teacher: TargetScorer,
+        prompts: GistPrompts,
+        batch_size: int = 8,
+        autocast: Callable[[], AbstractContextManager] = nullcontext,
+    ):
+        self.generator = generator
+        self.teacher = teacher
+        self.prompts = prompts
+        self.batch_size = batch_size
+        self.autocast = autocast
+
+    def score(
+        self,
+        rows: list[dict],
+        gists: list[list[int]],
+        num_generations: int = 1,
+        backward: Callable | None = None,
+        null_backward: Callable | None = None,
+    ) -> list[dict]:
+        """
+        Args:
+            rows (`list[dict]`):
+                Windows with `context_ids`, `last_k_ids` and `target_ids`; the rows of one context are adjacent.
+            gists (`list[list[int]]`):
+                A gist per row.
+            num_generations (`int`, *optional*, defaults to `1`):
+                Rows per context.
+            backward, null_backward (`Callable`, *optional*):
+                Called as `backward(logps_NT, kl_NT, rows)` after each forward of the generator with gists, and with
+                the empty gist. Gradients are enabled where it is given.
+
+        Returns:
+            `list[dict]`: The scored columns of each row, means over the target's tokens in nats, as listed in
+            [`trl_gist.rewards`].
+        """
+        documents = rows[::num_generations]
+        hidden_D, teacher_log_prob_D = self.read_contexts(documents)
+        null_D = self._score(documents, [[]] * len(documents), hidden_D, null_backward)
+        hidden_N = [hidden_TH for hidden_TH in hidden_D for _ in range(num_generations)]
+        gist_N = self._score(rows, gists, hidden_N, backward)
+        columns = []
+        for row, (gist_log_prob, teacher_kl) in enumerate(gist_N):
+            null_log_prob, null_teacher_kl = null_D[row // num_generations]
+            columns.append(
+                {
+                    "gist_ids": gists[row],
+                    "gist_length": len(gists[row]),
+                    "gist_log_prob": gist_log_prob,
+                    "null_log_prob": null_log_prob,
+                    "teacher_log_prob": teacher_log_prob_D[row // num_generations],
+                    "log_prob_gain": gist_log_prob - null_log_prob,
+                    "teacher_kl": teacher_kl,
+                    "null_teacher_kl": null_teacher_kl,
+                    "kl_gain": null_teacher_kl - teacher_kl,
+                }
+            )
+        return columns
+
+    def read_contexts(self, documents: list[dict]) -> tuple[list[torch.Tensor], list[float]]:
+        """
+        The teacher on each whole context: its hidden states at the target, of shape `(target positions, hidden)`, from
+        which its distribution is recomputed where it is needed, and its mean log-prob of the target.
+        """
+        hidden_D, log_prob_D = [], []
+        with torch.no_grad(), self.autocast():
+            for batch in self._batches(documents, [self.prompts.plain(row["context_ids"]) for row in documents]):
+                hidden_NTH = self.teacher.hidden_states(batch)
+                for hidden_TH, ids_T, mask_T in zip(hidden_NTH, batch.target_ids_NT, batch.mask_NT, strict=True):
+                    log_p_TV = self.teacher.log_probs(hidden_TH[mask_T])
+                    hidden_D.append(hidden_TH[mask_T])
+                    log_prob_D.append(log_p_TV.gather(-1, ids_T[mask_T].unsqueeze(-1)).double().mean().item())
+        return hidden_D, log_prob_D
+
+    def generator_log_probs(self, rows: list[dict], gists: list[list[int]]) -> list[float]:
+        """Mean log-prob of each row's target under the generator with the given gist."""
+        prompts = [self.prompts.generator(gist, row["last_k_ids"]) for row, gist in zip(rows, gists, strict=True)]
+        return self._log_probs(self.generator, rows, prompts)
+
+    def teacher_log_probs(self, rows: list[dict], prefixes: list[list[int]]) -> list[float]:
+        """Mean log-prob of each row's target under the frozen teacher that saw only the given prefix."""
+        return self._log_probs(self.teacher, rows, [self.prompts.plain(prefix) for prefix in prefixes])
+
+    def _score(self, rows, gists, hidden_N, backward):
+        """Mean log-prob and KL of each row."""
+        prompts = [self.prompts.generator(gist, row["last_k_ids"]) for row, gist in zip(rows, gists, strict=True)]
+        scored = []
+        for batch in self._batches(rows, prompts):
+            chunk = slice(len(scored), len(scored) + len(batch.mask_NT))
+            hidden_NTH = pad_sequence(hidden_N[chunk], batch_first=True)
+            with torch.set_grad_enabled(backward is not None), self.autocast():
+                logps_NT, kl_NT = self.generator(batch, hidden_NTH, self.teacher)
+            if backward is not None:
+                backward(logps_NT, kl_NT, rows[chunk])
+            scored += zip(_row_means(logps_NT, batch), _row_means(kl_NT, batch), strict=True)
+        return scored
+
+    def _log_probs(self, scorer, rows, prompts):
+        means = []
+        with torch.no_grad(), self.autocast():
+            for batch in self._batches(rows, prompts):
+                means += _row_means(scorer(batch)[0], batch)
+        return means
+
+    def _batches(self, rows, prompts):
+        device = self.teacher.model.get_input_embeddings().weight.device
+        for start in range(0, len(rows), self.batch_size):
+            chunk = slice(start, start + self.batch_size)
+            yield TargetRows.build(prompts[chunk], [row["target_ids"] for row in rows[chunk]], device)
+
+
+def check_logits(model: nn.Module):
+    """
+    Raises `ValueError` if the model's own logits are not what scoring computes from its hidden states. Architectures
+    scale or cap their logits under various names; a wrong one would train on wrong probabilities in silence.
+    """
+    base = base_of(model)
+    ids = torch.arange(4, device=base.get_input_embeddings().weight.device).unsqueeze(0)
+    with torch.no_grad():
+        own = base(input_ids=ids, use_cache=False).logits[0]
+        ours = _logits(base, base.base_model(input_ids=ids, use_cache=False).last_hidden_state[0])
+    if not torch.allclose(own.float(), ours.float(), rtol=1e-3, atol=1e-3):
+        raise ValueError(
+            f"{type(base).__name__} post-processes its logits in a way that scoring does not know, so its "
+            "probabilities would be wrong. Use another architecture, or add its scaling to `scoring._logits`."
+        )
+
+
+def _logits(base, hidden_PH):
+    config = base.config.get_text_config().to_dict()
+    logits_PV = base.get_output_embeddings()(hidden_PH)
+    if config.get("logit_scale"):  # Cohere
+        logits_PV = logits_PV * config["logit_scale"]
+    if config.get("logits_scaling"):  # Granite
+        logits_PV = logits_PV / config["logits_scaling"]
+    if config.get("final_logit_softcapping"):  # Gemma 2
+        cap = config["final_logit_softcapping"]
+        logits_PV = (logits_PV / cap).tanh() * cap
+    return logits_PV
+
+
+def _scatter(chunks, mask_NT):
+    values_P = torch.cat(chunks)
+    return torch.zeros(mask_NT.shape, dtype=values_P.dtype, device=values_P.device).masked_scatter(mask_NT, values_P)
+
+
+def _row_means(values_NT, batch):
+    return (values_NT.detach().double().sum(-1) / batch.mask_NT.sum(-1)).tolist()
