@@ -100,7 +100,7 @@ from trl_gist import GistCompactor
 compactor = GistCompactor.from_pretrained("{{ model_name }}")
 gist = compactor.compress(text)
 print(gist.text, gist.gist_rate)
-print(compactor.continue_text(text, max_new_tokens=64))
+print(compactor.continue_text(text, max_new_tokens=64).text)
 ```
 
 ## Measures

@@ -1,0 +1,407 @@
+# Copyright 2026 The trl_gist authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from huggingface_hub import hf_hub_download, snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, RemoteEntryNotFoundError
+from peft import PeftConfig, PeftModel
+from peft.utils import CONFIG_NAME as ADAPTER_CONFIG_NAME
+from tqdm.auto import tqdm
+from transformers import AutoTokenizer, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import CONFIG_NAME as MODEL_CONFIG_NAME
+from trl.trainer.utils import create_model_from_path, pad
+
+from .pair import GENERATOR_DIR, PAIR_CONFIG_NAME, PairConfig
+from .prompts import GistPrompts, gist_from_completion
+from .roles import clone_with_shared_parameters
+
+
+@dataclass(frozen=True)
+class Gist:
+    """
+    A gist and what it cost.
+
+    Attributes:
+        text (`str`):
+            The gist as text, without special tokens.
+        token_ids (`list[int]`):
+            Every token the summarizer wrote up to, not including, its end-of-sequence token.
+        log_prob (`float`):
+            Log-prob of these tokens under the summarizer at temperature 1, summed, in nats.
+        context_tokens (`int`):
+            Tokens of the context, |X|.
+        gist_rate (`float`):
+            |Z| / |X|.
+        total_rate (`float`):
+            (|Z| + |L| + template) / |X|: all that the generator reads against the context it stands for.
+    """
+
+    text: str
+    token_ids: list[int]
+    log_prob: float
+    context_tokens: int
+    gist_rate: float
+    total_rate: float
+
+
+@dataclass(frozen=True)
+class Continuation:
+    """
+    What the generator wrote.
+
+    Attributes:
+        text (`str`):
+            The continuation as text, without special tokens.
+        token_ids (`list[int]`):
+            Its tokens up to, not including, the end-of-sequence token.
+        gist ([`Gist`] or `str`):
+            The gist it was written from; its `context_tokens` says how much of the text it stands for.
+    """
+
+    text: str
+    token_ids: list[int]
+    gist: Gist | str
+
+
+class GistCompactor:
+    """
+    A trained pair at inference: the summarizer compresses contexts, the generator continues from the gists.
+
+    Example:
+
+    ```python
+    from trl_gist import GistCompactor
+
+    compactor = GistCompactor.from_pretrained("smollm2-gist")
+    gist = compactor.compress(text)
+    print(gist.text, gist.total_rate)
+    print(compactor.continue_text(text, max_new_tokens=64).text)
+    ```
+
+    Args:
+        summarizer, generator ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
+            The two models, in eval mode.
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
+            Their tokenizer.
+        pair ([`~pair.PairConfig`]):
+            The window they were trained on.
+    """
+
+    def __init__(
+        self,
+        summarizer: PreTrainedModel | PeftModel,
+        generator: PreTrainedModel | PeftModel,
+        tokenizer: PreTrainedTokenizerBase,
+        pair: PairConfig,
+    ):
+        self.summarizer = summarizer
+        self.generator = generator
+        self.tokenizer = tokenizer
+        self.pair = pair
+        self.prompts = GistPrompts.from_tokenizer(tokenizer, pair.summarizer_prompt)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_pair: str | os.PathLike,
+        device: str | torch.device | None = None,
+        dtype: str | torch.dtype | None = None,
+        revision: str | None = None,
+        trust_remote_code: bool = False,
+    ) -> "GistCompactor":
+        """
+        Loads what [`GistTrainer.save_model`] wrote. Two adapters of one base share it in memory.
+
+        Args:
+            pretrained_pair (`str` or `os.PathLike`):
+                A folder, or a repository on the Hub.
+            device (`str` or `torch.device`, *optional*):
+                Defaults to the machine's accelerator, or the CPU.
+            dtype (`str` or `torch.dtype`, *optional*):
+                Defaults to the one the checkpoint (under adapters: the base) is stored in.
+            revision (`str`, *optional*):
+                Of the repository on the Hub.
+            trust_remote_code (`bool`, *optional*, defaults to `False`):
+                Whether checkpoints may run their own code.
+
+        Raises:
+            ValueError: if it is not a pair, lacks the generator, or its base model cannot be loaded.
+        """
+        directory = _local_directory(pretrained_pair, revision)
+        pair = PairConfig.load(directory)
+        if device is None:
+            device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
+        loader = _HalfLoader(device, dtype or "auto", trust_remote_code)
+        summarizer = loader.load(directory, "summarizer")
+        generator = loader.load(directory / GENERATOR_DIR, "generator")
+        tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=trust_remote_code)
+        return cls(summarizer, generator, tokenizer, pair)
+
+    def compress(self, context: str | list[int], max_gist_length: int | None = None, do_sample: bool = False) -> Gist:
+        """
+        Writes the gist of one context.
+
+        Args:
+            context (`str` or `list[int]`):
+                Text or token ids, at most the `context_length` the pair was trained on.
+            max_gist_length (`int`, *optional*):
+                Longest gist, in tokens. Defaults to what the pair was trained on.
+            do_sample (`bool`, *optional*, defaults to `False`):
+                Whether to sample at temperature 1, as in training, instead of taking the likeliest tokens.
+
+        Raises:
+            ValueError: if the context is empty, not text, longer than the pair's contexts, or does not fit the
+                summarizer's positions.
+        """
+        return self.compress_batch([context], max_gist_length, do_sample)[0]
+
+    def compress_batch(
+        self,
+        contexts: list[str | list[int]],
+        max_gist_length: int | None = None,
+        do_sample: bool = False,
+        batch_size: int = 8,
+    ) -> list[Gist]:
+        """As [`~GistCompactor.compress`], for many contexts, `batch_size` of them in one forward."""
+        contexts_ids = []
+        for index, context in enumerate(contexts):
+            what = "The context" if len(contexts) == 1 else f"Context {index}"
+            ids = self._token_ids(context, what)
+            if len(ids) > self.pair.context_length:
+                raise ValueError(
+                    f"{what} has {len(ids)} tokens, but the pair was trained on contexts of "
+                    f"{self.pair.context_length}. Use `compress_windows`, which cuts a text into such contexts."
+                )
+            contexts_ids.append(ids)
+        gists = []
+        with tqdm(
+            total=len(contexts), desc="Compressing", unit=" contexts", disable=len(contexts) <= batch_size
+        ) as bar:
+            for start in range(0, len(contexts), batch_size):
+                gists += self._write_gists(contexts_ids[start : start + batch_size], max_gist_length, do_sample)
+                bar.update(len(gists) - start)
+        return gists
+
+    def compress_windows(
+        self,
+        text: str | list[int],
+        max_gist_length: int | None = None,
+        do_sample: bool = False,
+        batch_size: int = 8,
+    ) -> list[Gist]:
+        """One gist for each `context_length` tokens of a text of any length; the last context may be shorter."""
+        ids = self._token_ids(text, "The text")
+        length = self.pair.context_length
+        windows = [ids[start : start + length] for start in range(0, len(ids), length)]
+        return self.compress_batch(windows, max_gist_length, do_sample, batch_size)
+
+    def continue_text(
+        self, text: str | list[int], max_new_tokens: int = 64, do_sample: bool = False, **generation_kwargs
+    ) -> Continuation:
+        """
+        Continues a text of any length: its last `context_length` tokens are compressed greedily, and the generator
+        goes on from the gist and the last `last_k` tokens.
+
+        Args:
+            text (`str` or `list[int]`):
+                Text or token ids.
+            max_new_tokens (`int`, *optional*, defaults to `64`):
+                Longest continuation.
+            do_sample (`bool`, *optional*, defaults to `False`):
+                Whether to sample, at temperature 1 unless `generation_kwargs` say otherwise.
+            generation_kwargs:
+                For [`~transformers.GenerationConfig`], as `temperature` or `top_p`.
+        """
+        context_ids = self._token_ids(text, "The text")[-self.pair.context_length :]
+        gist = self.compress(context_ids)
+        last_ids = context_ids[-self.pair.last_k :]
+        return self.continue_from(gist, last_ids, max_new_tokens, do_sample, **generation_kwargs)
+
+    def continue_from(
+        self,
+        gist: Gist | str,
+        last_text: str | list[int],
+        max_new_tokens: int = 64,
+        do_sample: bool = False,
+        **generation_kwargs,
+    ) -> Continuation:
+        """
+        As [`~GistCompactor.continue_text`], from a gist that is there already, or from any text in its place.
+
+        The generator reads all of `last_text`; it was trained on `last_k` tokens of it.
+        """
+        gist_ids = gist.token_ids if isinstance(gist, Gist) else self._token_ids(gist, "The gist", may_be_empty=True)
+        last_ids = self._token_ids(last_text, "The last text", may_be_empty=True)
+        prompt = self.prompts.generator(gist_ids, last_ids)
+        (token_ids,), _ = self._generate(
+            "generator", [prompt], max_new_tokens=max_new_tokens, do_sample=do_sample, **generation_kwargs
+        )
+        return Continuation(self._decode(token_ids), token_ids, gist)
+
+    def _write_gists(self, contexts_ids, max_gist_length, do_sample):
+        prompts = [self.prompts.summarizer(ids) for ids in contexts_ids]
+        max_gist_length = self.pair.max_gist_length if max_gist_length is None else max_gist_length
+        gists, logits = self._generate(
+            "summarizer", prompts, max_new_tokens=max_gist_length, do_sample=do_sample, output_logits=True
+        )
+        log_probs = _summed_log_probs(logits, gists)
+        return [
+            Gist(
+                text=self._decode(gist),
+                token_ids=gist,
+                log_prob=log_prob,
+                context_tokens=len(ids),
+                gist_rate=len(gist) / len(ids),
+                total_rate=len(self.prompts.generator(gist, ids[-self.pair.last_k :])) / len(ids),
+            )
+            for ids, gist, log_prob in zip(contexts_ids, gists, log_probs, strict=True)
+        ]
+
+    def _generate(self, role, prompts, max_new_tokens, do_sample, **generation_kwargs):
+        """The completions, each up to its end-of-sequence token, and the raw logits of each step, if asked for."""
+        model = getattr(self, role)
+        if max_new_tokens < 1:
+            raise ValueError(f"At least 1 token must be asked of the {role}, got {max_new_tokens}.")
+        positions = model.config.get_text_config().to_dict().get("max_position_embeddings")
+        needed = max(len(prompt) for prompt in prompts) + max_new_tokens
+        if positions is not None and needed > positions:
+            raise ValueError(
+                f"The {role} would need {needed} positions for its prompt and {max_new_tokens} new tokens; it has "
+                f"{positions}. Give it less text, or ask for fewer tokens."
+            )
+        # GRPOTrainer's settings, so that a gist ends where it ended in training. Anything left out would be taken from
+        # the checkpoint, which may sample at another temperature.
+        eos_token_ids = _eos_token_ids(model, self.tokenizer)
+        pad_token_id = self.tokenizer.pad_token_id
+        sampling = {"temperature": 1.0, "top_p": 1.0, "top_k": 0} if do_sample else {}
+        config = {
+            "max_new_tokens": max_new_tokens,
+            "do_sample": do_sample,
+            "repetition_penalty": 1.0,
+            "pad_token_id": self.tokenizer.eos_token_id if pad_token_id is None else pad_token_id,
+            "bos_token_id": self.tokenizer.bos_token_id,
+            "eos_token_id": eos_token_ids,
+            "disable_compile": True,
+            "return_dict_in_generate": True,
+            **sampling,
+            **generation_kwargs,
+        }
+        tensors = [torch.tensor(prompt) for prompt in prompts]
+        with torch.no_grad():
+            output = model.generate(
+                input_ids=pad(tensors, config["pad_token_id"], padding_side="left").to(model.device),
+                attention_mask=pad([torch.ones_like(ids) for ids in tensors], 0, padding_side="left").to(model.device),
+                generation_config=GenerationConfig(**config),
+            )
+        width = max(len(prompt) for prompt in prompts)
+        completions = output.sequences[:, width:].tolist()
+        return [gist_from_completion(ids, eos_token_ids) for ids in completions], output.logits
+
+    def _token_ids(self, text, what, may_be_empty=False):
+        if isinstance(text, str):
+            try:
+                text.encode("utf-8")
+            except UnicodeEncodeError as error:
+                raise ValueError(f"{what} is not valid text: {error}.") from error
+            ids = self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+        elif isinstance(text, (list, tuple)):
+            ids = list(text)
+            for token in ids:
+                if not isinstance(token, int) or not 0 <= token < len(self.tokenizer):
+                    raise ValueError(f"{what} holds {token!r}, which is no id of the tokenizer's vocabulary.")
+        else:
+            raise ValueError(f"{what} must be text or a list of token ids, got {type(text).__name__}.")
+        if not ids and not may_be_empty:
+            raise ValueError(f"{what} is empty.")
+        return ids
+
+    def _decode(self, ids):
+        return self.tokenizer.decode(ids, skip_special_tokens=True)
+
+
+class _HalfLoader:
+    """Loads the halves of a pair, plain or adapters; a base that both stand on is loaded once."""
+
+    def __init__(self, device, dtype, trust_remote_code):
+        self.device = device
+        # One device: spreading a model over several would copy what the halves share
+        self.init_kwargs = {"dtype": dtype, "trust_remote_code": trust_remote_code, "device_map": None}
+        self.bases = {}
+
+    def load(self, directory, role):
+        if Path(directory, ADAPTER_CONFIG_NAME).is_file():
+            adapter = PeftConfig.from_pretrained(str(directory))
+            # PEFT replaces modules in the tree that it is given, so each half gets its own over the same parameters
+            base = clone_with_shared_parameters(self._base(adapter, directory))
+            model = PeftModel.from_pretrained(base, str(directory), config=adapter).to(self.device)
+        elif Path(directory, MODEL_CONFIG_NAME).is_file():
+            model = create_model_from_path(str(directory), **self.init_kwargs).to(self.device)
+        else:
+            raise ValueError(
+                f"The pair lacks its {role}: {directory} holds neither {MODEL_CONFIG_NAME} nor {ADAPTER_CONFIG_NAME}."
+            )
+        return model.eval().requires_grad_(False)
+
+    def _base(self, adapter, directory):
+        key = (adapter.base_model_name_or_path, adapter.revision)
+        if key not in self.bases:
+            name, revision = key
+            kwargs = self.init_kwargs if revision is None else {**self.init_kwargs, "revision": revision}
+            try:
+                base = create_model_from_path(name, **kwargs)
+            except OSError as error:
+                raise ValueError(
+                    f"{name}, the base model of the adapter in {directory}, could not be loaded. If it has moved, "
+                    f"edit `base_model_name_or_path` in {ADAPTER_CONFIG_NAME}. ({error})"
+                ) from error
+            self.bases[key] = base.to(self.device)
+        return self.bases[key]
+
+
+def _local_directory(pretrained_pair, revision):
+    if Path(pretrained_pair).is_dir():
+        return Path(pretrained_pair)
+    repo_id = str(pretrained_pair)
+    try:
+        # First, so that a repository that is no pair costs no download of its weights
+        hf_hub_download(repo_id, PAIR_CONFIG_NAME, revision=revision)
+        return Path(snapshot_download(repo_id, revision=revision, ignore_patterns=["*checkpoint*/*", "*.pt", "*.bin"]))
+    except RemoteEntryNotFoundError as error:
+        raise ValueError(f"{repo_id} on the Hub holds no gist pair: {PAIR_CONFIG_NAME} is missing.") from error
+    except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError) as error:
+        raise ValueError(f"{repo_id} is neither a folder nor a repository on the Hub in reach. ({error})") from error
+
+
+def _eos_token_ids(model, tokenizer):
+    # As GRPOTrainer (TRL 1.16): every end-of-sequence token that the model declares ends a completion
+    eos_token_ids = model.generation_config.eos_token_id
+    eos_token_ids = [eos_token_ids] if isinstance(eos_token_ids, int) else list(eos_token_ids or [])
+    if tokenizer.eos_token_id not in eos_token_ids:
+        eos_token_ids = [tokenizer.eos_token_id, *eos_token_ids]
+    return eos_token_ids
+
+
+def _summed_log_probs(logits_TNV, gists):
+    """Summed log-prob of each gist, step by step: all steps' logits at once would double their memory."""
+    log_probs_N = torch.zeros(len(gists), dtype=torch.float64)
+    for position, logits_NV in enumerate(logits_TNV):
+        rows = [row for row, gist in enumerate(gists) if position < len(gist)]
+        tokens_N = torch.tensor([gists[row][position] for row in rows], device=logits_NV.device, dtype=torch.long)
+        steps_N = logits_NV[rows].float().log_softmax(-1).gather(-1, tokens_N.unsqueeze(-1)).squeeze(-1)
+        log_probs_N[rows] += steps_N.double().cpu()
+    return log_probs_N.tolist()
