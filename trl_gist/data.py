@@ -270,7 +270,7 @@ def _ready_window(row, tokenizer, spec):
             if reason:
                 return [], reason
             ids = _tokenize(tokenizer, value)
-        if not ids and column != "last_k":
+        if not ids:
             return [], "empty"
         window[f"{column}_ids"] = ids
     return [window], None

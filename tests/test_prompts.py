@@ -1,0 +1,142 @@
+# Copyright 2026 The trl_gist authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""Prompts are assembled from token ids; text is never re-tokenised across a seam."""
+
+import pytest
+from tiny import PARAGRAPH, make_tokenizer
+
+from trl_gist.gist_config import SUMMARIZER_PROMPT
+from trl_gist.prompts import GistPrompts, gist_from_completion
+
+
+PAD, BOS, EOS, IM_START, IM_END = range(5)
+TEMPLATE = "Shorten this: {context} Short:"
+
+
+def encode(tokenizer, text):
+    return tokenizer.encode(text, add_special_tokens=False)
+
+
+@pytest.fixture(params=[(False, True), (False, False), (True, True), (True, False)], ids=str)
+def any_tokenizer(request):
+    bos, chat_template = request.param
+    return make_tokenizer(bos=bos, chat_template=chat_template)
+
+
+def test_context_reaches_summarizer_and_teacher_as_exactly_its_tokens(any_tokenizer):
+    # Halves of words: their text alone, or beside the prompt's, would be tokenised otherwise
+    ids = encode(any_tokenizer, PARAGRAPH)
+    prompts = GistPrompts.from_tokenizer(any_tokenizer, SUMMARIZER_PROMPT)
+    for start in range(20):
+        context = ids[start : start + 10]
+        prompt = prompts.summarizer(context)
+        at = len(prompts.before_context)
+        assert prompt[at : at + 10] == context
+        assert len(prompt) == prompts.summarizer_overhead + 10
+        assert prompts.plain(context)[-10:] == context
+
+
+def test_a_gist_is_not_retokenised_even_where_its_text_has_a_shorter_spelling(tokenizer):
+    prompts = GistPrompts.from_tokenizer(tokenizer, SUMMARIZER_PROMPT)
+    letters = tokenizer.convert_tokens_to_ids(list("cholera"))
+    prompt = prompts.generator(letters, [50])
+    assert prompt[len(prompts.before_gist) :][:7] == letters
+    assert len(encode(tokenizer, tokenizer.decode(prompt))) < len(prompt), "the text alone would have been shorter"
+
+
+def test_generator_prompt_is_bos_gist_last_tokens_and_cue(any_tokenizer):
+    prompts = GistPrompts.from_tokenizer(any_tokenizer, SUMMARIZER_PROMPT)
+    bos = any_tokenizer("")["input_ids"]
+    expected = [
+        *bos,
+        *encode(any_tokenizer, "GIST:"),
+        *(40, 41),
+        *encode(any_tokenizer, "\nLAST K TOKENS:"),
+        *(50, 51, 52),
+        *encode(any_tokenizer, "\nCONTINUE:"),
+    ]
+    assert prompts.generator([40, 41], [50, 51, 52]) == expected
+    assert prompts.generator_overhead == len(expected) - 5
+
+
+def test_empty_gist_gives_the_null_prompt_of_the_same_form(any_tokenizer):
+    prompts = GistPrompts.from_tokenizer(any_tokenizer, SUMMARIZER_PROMPT)
+    with_gist = prompts.generator([40], [50])
+    null = prompts.generator([], [50])
+    assert [token for token in with_gist if token != 40] == null
+
+
+def test_special_tokens_in_a_gist_never_reach_the_generator(any_tokenizer):
+    prompts = GistPrompts.from_tokenizer(any_tokenizer, SUMMARIZER_PROMPT)
+    gist = [PAD, 40, BOS, 41, EOS, IM_START, 42, IM_END]
+    assert prompts.generator(gist, [50]) == prompts.generator([40, 41, 42], [50])
+
+
+def test_special_tokens_in_the_last_tokens_are_the_documents_own_and_stay(tokenizer):
+    prompts = GistPrompts.from_tokenizer(tokenizer, SUMMARIZER_PROMPT)
+    assert prompts.generator([], [50, EOS, 51])[-3 - len(prompts.before_target) :][:3] == [50, EOS, 51]
+
+
+def test_bos_is_put_where_the_tokenizer_would_put_it_and_only_once():
+    for chat_template in (True, False):
+        tokenizer = make_tokenizer(bos=True, chat_template=chat_template)
+        prompts = GistPrompts.from_tokenizer(tokenizer, TEMPLATE)
+        assert prompts.plain([40])[0] == BOS and prompts.generator([40], [50])[0] == BOS
+        for prompt in (prompts.plain([40]), prompts.generator([40], [50])):
+            assert prompt.count(BOS) == 1
+        # A chat template writes its own special tokens; this one starts with <|im_start|>
+        assert prompts.summarizer([40])[0] == (IM_START if chat_template else BOS)
+        assert prompts.summarizer([40]).count(BOS) == (0 if chat_template else 1)
+    without = GistPrompts.from_tokenizer(make_tokenizer(), TEMPLATE)
+    assert without.bos == () and without.plain([40]) == [40]
+
+
+def test_a_bos_written_by_the_chat_template_is_not_doubled():
+    tokenizer = make_tokenizer(bos=True)
+    tokenizer.chat_template = "{{ bos_token }}" + tokenizer.chat_template
+    prompt = GistPrompts.from_tokenizer(tokenizer, TEMPLATE).summarizer([40])
+    assert prompt[:2] == [BOS, IM_START] and prompt.count(BOS) == 1
+
+
+def test_chat_template_wraps_the_prompt_as_one_user_message(tokenizer):
+    prompts = GistPrompts.from_tokenizer(tokenizer, TEMPLATE)
+    assert prompts.summarizer([40, 41]) == [
+        *encode(tokenizer, "<|im_start|>user\nShorten this: "),
+        *(40, 41),
+        *encode(tokenizer, " Short:<|im_end|>\n<|im_start|>assistant\n"),
+    ]
+
+
+def test_without_a_chat_template_the_prompt_is_plain_text():
+    tokenizer = make_tokenizer(chat_template=False)
+    prompts = GistPrompts.from_tokenizer(tokenizer, TEMPLATE)
+    expected = [*encode(tokenizer, "Shorten this: "), 40, 41, *encode(tokenizer, " Short:")]
+    assert prompts.summarizer([40, 41]) == expected
+
+
+@pytest.mark.parametrize("chat_template", [True, False])
+def test_braces_beside_the_placeholder_are_text(chat_template):
+    tokenizer = make_tokenizer(chat_template=chat_template)
+    prompts = GistPrompts.from_tokenizer(tokenizer, "As {json}: {context} and {{more}}")
+    text = tokenizer.decode(prompts.summarizer([]))
+    assert "As {json}: " in text and " and {{more}}" in text
+
+
+def test_gist_ends_before_the_first_end_of_sequence_token():
+    assert gist_from_completion([40, 41, EOS], [EOS]) == [40, 41]
+    assert gist_from_completion([40, IM_END, 41, EOS], [EOS, IM_END]) == [40]
+    assert gist_from_completion([EOS], [EOS]) == []
+    assert gist_from_completion([40, 41], [EOS]) == [40, 41]
+    assert gist_from_completion([PAD, 40], [EOS]) == [PAD, 40]

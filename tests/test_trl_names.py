@@ -1,0 +1,224 @@
+# Copyright 2026 The trl_gist authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""
+GistTrainer overrides and calls private names of TRL and transformers. Each test here names one and what is relied on,
+so that an upgrade which moves it fails here, with its name, and not in the middle of someone's run.
+"""
+
+import inspect
+import re
+
+import pytest
+from accelerate.data_loader import skip_first_batches
+from transformers import Trainer
+from trl import GRPOTrainer
+from trl.trainer import grpo_trainer
+from trl.trainer.utils import RepeatSampler, create_model_from_path, disable_dropout_in_model, get_config_model_id
+
+from trl_gist import GistTrainer
+from trl_gist.gist_trainer import _EpochRepeatSampler
+
+
+def parameters(function):
+    return [name for name in inspect.signature(function).parameters if name != "self"]
+
+
+def source(function):
+    return inspect.getsource(inspect.unwrap(function))
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    {
+        "_generate_and_score_completions": ["inputs"],
+        "_tokenize_prompts": ["prompts"],
+        "_generate_single_turn": [
+            "prompt_ids",
+            "images",
+            "multimodal_fields",
+            "num_generations",
+            "has_tool_images",
+        ],
+        "_calculate_rewards": ["inputs", "prompts", "completions", "completion_ids_list"],
+        "_log_metric": ["name", "value"],
+        "_log_completion_extra": ["column", "values"],
+        "_get_train_sampler": ["dataset"],
+        "_prepare_inputs": ["generation_batch"],
+        "prediction_step": ["model", "inputs", "prediction_loss_only", "ignore_keys"],
+        "log": ["logs", "start_time"],
+    }.items(),
+)
+def test_grpo_trainer_still_has(name, expected):
+    assert name in vars(GRPOTrainer), f"TRL no longer defines GRPOTrainer.{name}"
+    assert parameters(getattr(GRPOTrainer, name)) == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    {
+        "train": ["resume_from_checkpoint", "trial", "ignore_keys_for_eval"],
+        "create_scheduler": ["num_training_steps", "optimizer"],
+        "evaluation_loop": [
+            "dataloader",
+            "description",
+            "prediction_loss_only",
+            "ignore_keys",
+            "metric_key_prefix",
+        ],
+        "save_model": ["output_dir", "_internal_call"],
+        "_save_optimizer_and_scheduler": ["output_dir"],
+        "_load_optimizer_and_scheduler": ["checkpoint"],
+        "_load_from_checkpoint": ["resume_from_checkpoint", "model"],
+        "_load_best_model": [],
+        "get_optimizer_cls_and_kwargs": ["args", "model"],
+    }.items(),
+)
+def test_trainer_still_has(name, expected):
+    assert name in vars(Trainer), f"transformers no longer defines Trainer.{name}"
+    assert parameters(getattr(Trainer, name)) == expected
+
+
+def test_every_override_of_a_private_name_still_overrides_something():
+    """A renamed hook would leave our method behind as dead code, and the run would go on without it."""
+    ours = {
+        name
+        for name, value in vars(GistTrainer).items()
+        if inspect.isfunction(value) and name.startswith("_") and name != "__init__"
+    }
+    inherited = {name for name in ours if hasattr(GRPOTrainer, name)}
+    assert ours - inherited == {"_check_rewards", "_readable_gists", "_pair_config", "_load_pair"}
+
+
+def test_a_rollout_tokenizes_generates_rewards_and_then_takes_advantages():
+    """The seats of the overrides, in the order that the method needs."""
+    rollout = source(GRPOTrainer._generate_and_score_completions)
+    generate = source(GRPOTrainer._generate)
+    for before, after in (
+        ("self._generate(prompts)", "self._calculate_rewards(inputs, prompts, completions, completion_ids_list)"),
+        ("self._calculate_rewards(", "advantages = rewards - mean_grouped_rewards"),
+    ):
+        assert rollout.index(before) < rollout.index(after)
+    assert "prompt_ids, images, multimodal_fields = self._tokenize_prompts(prompts)" in generate
+    assert generate.index("self._tokenize_prompts(prompts)") < generate.index("self._generate_single_turn(")
+
+
+def test_a_rollout_returns_the_advantages_that_the_loss_reads():
+    assert '"advantages": advantages' in source(GRPOTrainer._generate_and_score_completions)
+    assert 'inputs["advantages"]' in source(GRPOTrainer._compute_loss)
+
+
+def test_logged_advantages_are_a_bounded_queue_that_grows_by_a_rollout(make_trainer):
+    """`advantage="reward"` replaces the last rollout's entries."""
+    logged = make_trainer()._logs["advantages"]
+    assert hasattr(logged, "pop") and hasattr(logged, "extend")
+    assert 'self._logs["advantages"].extend(' in source(GRPOTrainer._generate_and_score_completions)
+
+
+def test_a_rollout_happens_every_steps_per_generation_times_num_iterations():
+    """The count of G's schedule steps, and where a checkpoint may fall."""
+    prepare = source(GRPOTrainer._prepare_inputs)
+    assert "generate_every = self.args.steps_per_generation * self.num_iterations" in prepare
+    assert "if self._step % generate_every == 0 or self._buffered_inputs is None:" in prepare
+
+
+def test_rewards_are_gathered_over_processes_before_they_are_returned():
+    """`_check_rewards` and the reward advantage index all processes' rows."""
+    assert re.search(
+        r"rewards_per_func = gather\(rewards_per_func\)\s+return rewards_per_func",
+        source(GRPOTrainer._calculate_rewards),
+    )
+
+
+def test_reward_functions_get_every_column_by_name():
+    rewards = source(GRPOTrainer._calculate_rewards)
+    assert 'key not in ["prompt", "completion", "completion_ids"]' in rewards
+    assert "reward_kwargs = {key: [example[key] for example in inputs] for key in keys}" in rewards
+
+
+def test_the_trainer_holds_the_attributes_that_we_read(make_trainer):
+    trainer = make_trainer()
+    for name in (
+        "eos_token_ids",
+        "generation_config",
+        "use_vllm",
+        "num_generations",
+        "num_generations_eval",
+        "num_iterations",
+        "reward_weights",
+        "reward_func_names",
+        "_logs",
+        "_step",
+    ):
+        assert hasattr(trainer, name), f"TRL's trainer no longer has `{name}`"
+    assert trainer.generation_config.do_sample is True
+
+
+def test_repeat_sampler_takes_what_we_hand_on_and_draws_from_its_generator():
+    expected = ["data_source", "mini_repeat_count", "batch_size", "repeat_count", "shuffle", "seed"]
+    assert parameters(RepeatSampler.__init__) == expected
+    sampler = RepeatSampler(range(8), mini_repeat_count=2, batch_size=4, repeat_count=3, shuffle=True, seed=5)
+    assert all(hasattr(sampler, name) for name in expected)
+    first = list(sampler)
+    sampler.generator.manual_seed(5)
+    assert list(sampler) == first
+
+
+def test_set_epoch_reaches_the_sampler_through_skipped_batches(make_trainer):
+    """Resuming in a later epoch depends on it: transformers 5.23 and accelerate 1.15 pass the epoch on."""
+    trainer = make_trainer()
+    loader = trainer.get_train_dataloader()
+    sampler = loader.batch_sampler.sampler
+    assert isinstance(sampler, _EpochRepeatSampler)
+    for wrapped in (loader, skip_first_batches(loader, 1)):
+        seen = []
+        for epoch in (0, 1):
+            wrapped.set_epoch(epoch)
+            seen.append(sampler.generator.initial_seed())
+        assert seen == [trainer.args.seed, trainer.args.seed + 1]
+
+
+def test_trainer_calls_the_hooks_of_the_second_trainer():
+    inner = source(Trainer._prepare_for_training)
+    assert inner.index("self.create_scheduler(num_training_steps=max_steps)") < inner.index(
+        "self._load_optimizer_and_scheduler(resume_from_checkpoint)"
+    ), "G's optimizer must exist before its state is loaded"
+    saving = source(Trainer._save_checkpoint)
+    assert saving.index("self.save_model(output_dir, _internal_call=True)") < saving.index(
+        "self._save_optimizer_and_scheduler(output_dir)"
+    ), "G's folder is made by save_model"
+    assert saving.index("self._save_optimizer_and_scheduler(output_dir)") < saving.index("rotate_checkpoints(")
+    assert "self._load_best_model()" in source(Trainer._finalize_training)
+
+
+def test_trl_writes_its_card_through_create_model_card():
+    assert "self.create_model_card(model_name=model_name)" in source(GRPOTrainer._save_checkpoint)
+
+
+def test_utilities_that_we_import_still_take_our_arguments():
+    assert parameters(create_model_from_path)[0] == "model_id"
+    assert any(p.kind is p.VAR_KEYWORD for p in inspect.signature(create_model_from_path).parameters.values())
+    assert parameters(disable_dropout_in_model) == ["model"]
+    assert parameters(get_config_model_id) == ["config"]
+
+
+def test_the_fused_head_is_put_on_the_summarizer_alone(make_trainer, lora):
+    """TRL bakes the sampling temperature into it: T and G must never be scored through it."""
+    assert hasattr(grpo_trainer, "add_fused_lm_head")
+    trainer = make_trainer(peft_config=lora)
+    patched = {
+        name: "forward" in vars(model.get_base_model() if hasattr(model, "get_base_model") else model)
+        for name, model in (("S", trainer.model), ("G", trainer.generator), ("T", trainer.teacher))
+    }
+    assert patched == {"S": True, "G": False, "T": False}
