@@ -12,7 +12,8 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
+from .evaluate import evaluate_pair, load_teacher
 from .measures import add_controls, standard_error, summarize
 
 
-__all__ = ["add_controls", "standard_error", "summarize"]
+__all__ = ["add_controls", "evaluate_pair", "load_teacher", "standard_error", "summarize"]

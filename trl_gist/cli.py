@@ -1,0 +1,257 @@
+# Copyright 2026 The trl_gist authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""
+The command line: `trl-gist train | evaluate | compress | continue`.
+
+Nothing heavy is imported before a command runs, so that help and usage errors come at once. What a user got wrong (a
+path, a file, a setting) ends in one line on stderr and exit code 2; a run that fails after training began keeps its
+traceback.
+"""
+
+import argparse
+import os
+import sys
+
+
+_EPILOG = """\
+examples:
+  trl-gist train --config configs/smollm2-135m_fineweb-edu.yaml --output_dir my-pair
+  trl-gist evaluate my-pair --dataset held_out.jsonl --output measures.json
+  trl-gist compress my-pair article.txt --json
+  cat article.txt | trl-gist continue my-pair --max_new_tokens 100
+"""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs the command line; returns the exit code, or raises `SystemExit` with it."""
+    argv = sys.argv[1:] if argv is None else list(argv)
+    if argv[:1] == ["train"]:
+        return _train(argv[1:])  # its flags are those of three dataclasses, which import torch
+    parser = make_parser()
+    args = parser.parse_args(argv)
+    if args.command is None:
+        parser.print_help(sys.stderr)
+        return 2
+    try:
+        _COMMANDS[args.command](args)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # As in `… | head`: nobody reads on. Python would complain when it flushes stdout at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except (ValueError, OSError) as error:
+        _exit(f"trl-gist {args.command}", error)
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="trl-gist",
+        description="Learned context compaction in plain tokens: a summarizer writes a gist of a context, a generator "
+        "continues from the gist.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
+    commands.add_parser("train", help="co-train a pair on documents (`trl-gist train --help` lists every setting)")
+
+    evaluate = commands.add_parser(
+        "evaluate", help="measure a pair against its controls on held-out documents", allow_abbrev=False
+    )
+    _add_pair(evaluate)
+    evaluate.add_argument(
+        "--dataset",
+        required=True,
+        nargs="+",
+        metavar="NAME_OR_PATH",
+        help="a dataset on the Hub, or local text, JSON lines or parquet files or folders of them",
+    )
+    evaluate.add_argument("--dataset_config", metavar="NAME", help="configuration of the dataset on the Hub")
+    evaluate.add_argument("--split", default="test", help="split of the dataset on the Hub (default: %(default)s)")
+    evaluate.add_argument("--streaming", action="store_true", help="read documents as they are needed")
+    evaluate.add_argument(
+        "--text_column", default="text", metavar="NAME", help="column that holds the text (default: %(default)s)"
+    )
+    evaluate.add_argument(
+        "--max_documents",
+        type=_positive,
+        metavar="N",
+        help="read the first N documents; after training with `eval_documents: N`, those that were held out",
+    )
+    evaluate.add_argument(
+        "--max_windows_per_document", type=_positive, metavar="N", help="cut at most N windows from a document"
+    )
+    evaluate.add_argument(
+        "--max_windows",
+        type=_positive,
+        metavar="N",
+        help="measure N windows, spread evenly over the documents (of a stream: the first N)",
+    )
+    _add_batch_size(evaluate)
+    evaluate.add_argument("--teacher", metavar="NAME_OR_PATH", help="the frozen teacher (default: the pair's own)")
+    evaluate.add_argument("--output", metavar="FILE.json", help="also write the measures to this file")
+
+    compress = commands.add_parser(
+        "compress", help="write a gist of each context_length tokens of a text", allow_abbrev=False
+    )
+    _add_pair(compress)
+    _add_file(compress)
+    compress.add_argument(
+        "--max_gist_length", type=_positive, metavar="N", help="longest gist, in tokens (default: as trained)"
+    )
+    _add_batch_size(compress)
+    compress.add_argument(
+        "--json", action="store_true", help="one JSON object per gist: text, ids, log-prob and rates"
+    )
+
+    continue_ = commands.add_parser(
+        "continue", help="continue a text from the gist of its last context_length tokens", allow_abbrev=False
+    )
+    _add_pair(continue_)
+    _add_file(continue_)
+    continue_.add_argument(
+        "--max_new_tokens", type=_positive, default=64, metavar="N", help="longest continuation (default: %(default)s)"
+    )
+    continue_.add_argument("--do_sample", action="store_true", help="sample instead of taking the likeliest tokens")
+    continue_.add_argument("--temperature", type=float, default=1.0, help="of the sampling (default: %(default)s)")
+    continue_.add_argument("--seed", type=int, help="of the sampling")
+    continue_.add_argument("--json", action="store_true", help="one JSON object: text, ids and the gist")
+    return parser
+
+
+def _add_pair(parser):
+    parser.add_argument("pair", metavar="PAIR", help="what training saved: a folder, or a repository on the Hub")
+    parser.add_argument("--device", help="as 'cpu' or 'cuda:1' (default: the machine's accelerator)")
+    parser.add_argument(
+        "--dtype", choices=("float32", "bfloat16", "float16"), help="of the weights (default: as stored)"
+    )
+    parser.add_argument("--revision", help="of the repository on the Hub")
+    parser.add_argument("--trust_remote_code", action="store_true", help="let checkpoints run their own code")
+
+
+def _add_batch_size(parser):
+    parser.add_argument(
+        "--batch_size", type=_positive, default=8, metavar="N", help="rows in one forward (default: %(default)s)"
+    )
+
+
+def _add_file(parser):
+    parser.add_argument(
+        "file", metavar="FILE", nargs="?", default="-", help="a UTF-8 text file; '-' or nothing reads stdin"
+    )
+
+
+def _positive(value):
+    number = int(value)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, got {number}")
+    return number
+
+
+def _train(argv):
+    import yaml
+
+    from .scripts.train import make_parser, make_trainer, train
+
+    prog = "trl-gist train"
+    if argv[-1:] == ["--config"]:
+        _exit(prog, "--config needs a file.")  # `TrlParser` (TRL 1.16) would raise IndexError
+    try:
+        trainer = make_trainer(*make_parser(prog).parse_args_and_config(argv))
+    except (ValueError, OSError, yaml.YAMLError) as error:
+        _exit(prog, error)
+    try:
+        train(trainer)
+    except (ValueError, OSError) as error:
+        if trainer.state.max_steps > 0:  # training had begun
+            raise
+        _exit(prog, error)
+    return 0
+
+
+def _evaluate(args):
+    from .scripts.evaluate import evaluate
+
+    evaluate(args)
+
+
+def _compress(args):
+    import dataclasses
+    import json
+
+    text = _read(args.file)
+    gists = _load(args).compress_windows(text, args.max_gist_length, batch_size=args.batch_size)
+    for gist in gists:
+        print(json.dumps(dataclasses.asdict(gist), ensure_ascii=False) if args.json else gist.text)
+
+
+def _continue(args):
+    import dataclasses
+    import json
+
+    from transformers import set_seed
+
+    text = _read(args.file)
+    compactor = _load(args)
+    if args.seed is not None:
+        set_seed(args.seed)
+    sampling = {"temperature": args.temperature} if args.do_sample else {}
+    continuation = compactor.continue_text(text, args.max_new_tokens, args.do_sample, **sampling)
+    print(json.dumps(dataclasses.asdict(continuation), ensure_ascii=False) if args.json else continuation.text)
+
+
+_COMMANDS = {"evaluate": _evaluate, "compress": _compress, "continue": _continue}
+
+
+def _load(args):
+    from .compaction import GistCompactor
+
+    return GistCompactor.from_pretrained(
+        args.pair,
+        device=args.device,
+        dtype=args.dtype,
+        revision=args.revision,
+        trust_remote_code=args.trust_remote_code,
+    )
+
+
+def _read(file):
+    """The text, before any model is loaded."""
+    name = "stdin" if file == "-" else file
+    if file == "-":
+        content = sys.stdin.buffer.read()
+    else:
+        with open(file, "rb") as stream:
+            content = stream.read()
+    try:
+        text = content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{name} is not UTF-8 text: byte 0x{content[error.start]:02x} at {error.start}.") from error
+    if not text:
+        raise ValueError(f"{name} is empty.")
+    return text
+
+
+def _exit(prog, error):
+    message = " ".join(str(error).split())  # the Hub's messages run over several lines
+    print(f"{prog}: error: {message}", file=sys.stderr)
+    raise SystemExit(2)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,100 @@
+# Copyright 2026 The trl_gist authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from datasets import Dataset, IterableDataset, load_dataset
+from datasets.exceptions import DatasetGenerationError
+
+
+# How `datasets` reads a file, by its suffix
+_BUILDERS = {".txt": "text", ".md": "text", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
+
+
+def load_documents(
+    source: str | Sequence[str],
+    config: str | None = None,
+    split: str = "train",
+    streaming: bool = False,
+    text_column: str = "text",
+) -> Dataset | IterableDataset:
+    """
+    Loads documents from local files or from the Hub.
+
+    Args:
+        source (`str` or `list[str]`):
+            Local files (`.txt` and `.md`: one document each; `.jsonl`, `.json`, `.parquet`: one document a row; also
+            gzipped) or folders of them, all of one kind; or, if it is one name and no such path exists, a dataset on
+            the Hub.
+        config, split (`str`):
+            Of the dataset on the Hub.
+        streaming (`bool`, *optional*, defaults to `False`):
+            Whether to read documents as they are needed instead of preparing all of them.
+        text_column (`str`, *optional*, defaults to `"text"`):
+            The column that holds the text. It is renamed to `text`.
+
+    Raises:
+        ValueError: if a path does not exist, files are of no known kind or of several, or cannot be read, or the
+            column is missing.
+    """
+    sources = [source] if isinstance(source, str) else list(source)
+    if len(sources) == 1 and not Path(sources[0]).exists() and _may_be_on_hub(sources[0]):
+        dataset = load_dataset(sources[0], name=config, split=split, streaming=streaming)
+    else:
+        dataset = _load_files(sources, streaming)
+    if text_column == "text":
+        return dataset
+    columns = dataset.column_names or list(next(iter(dataset), {}))
+    if text_column not in columns:
+        raise ValueError(f"The dataset has no column {text_column!r} for `text_column`; it has {sorted(columns)}.")
+    return dataset.remove_columns([name for name in columns if name == "text"]).rename_column(text_column, "text")
+
+
+def _may_be_on_hub(name):
+    return name.count("/") <= 1 and not name.startswith((".", "/", "~")) and _builder(Path(name)) is None
+
+
+def _load_files(sources, streaming):
+    files = [file for source in sources for file in _files(Path(source))]
+    builders = sorted({_builder(file) for file in files})
+    if len(builders) > 1:
+        raise ValueError(
+            f"{', '.join(sources)} holds files of several kinds ({', '.join(builders)}). Pass the files of one kind, "
+            f"as {sources[0].rstrip('/')}/*.parquet."
+        )
+    options = {"sample_by": "document"} if builders == ["text"] else {}
+    try:
+        return load_dataset(
+            builders[0], data_files=[str(file) for file in files], split="train", streaming=streaming, **options
+        )
+    except DatasetGenerationError as error:
+        raise ValueError(f"{', '.join(sources)} cannot be read: {error.__cause__}") from error
+
+
+def _files(path):
+    if path.is_file():
+        if _builder(path) is None:
+            raise ValueError(f"{path} is of no known kind. Documents are read from {', '.join(_BUILDERS)} files.")
+        return [path]
+    if not path.is_dir():
+        raise ValueError(f"{path} does not exist.")
+    files = [file for file in sorted(path.rglob("*")) if file.is_file() and _builder(file) is not None]
+    if not files:
+        raise ValueError(f"{path} holds no documents. They are read from {', '.join(_BUILDERS)} files.")
+    return files
+
+
+def _builder(path):
+    return _BUILDERS.get(Path(path.name.removesuffix(".gz")).suffix)

@@ -1,0 +1,223 @@
+# Copyright 2026 The trl_gist authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+import importlib
+import logging
+import os
+import sys
+from dataclasses import dataclass, field
+
+from transformers.trainer_utils import IntervalStrategy
+from trl import ModelConfig, TrlParser, get_peft_config
+
+from .. import rewards
+from ..gist_config import GistConfig
+from ..gist_trainer import GistTrainer
+from .documents import load_documents
+
+
+REWARD_FUNCS = {"log_prob_gain": rewards.log_prob_gain, "length_penalty": rewards.length_penalty}
+
+
+@dataclass
+class GistScriptArguments:
+    """
+    Arguments of the training script beside [`GistConfig`] and [`~trl.ModelConfig`].
+
+    Args:
+        dataset_name (`str`, *optional*):
+            Dataset on the Hub.
+        dataset_path (`list[str]`, *optional*):
+            Local text, JSON lines or parquet files, or folders of them, in place of `dataset_name`.
+        dataset_config (`str`, *optional*):
+            Configuration of the dataset on the Hub.
+        dataset_train_split (`str`, *optional*, defaults to `"train"`):
+            Split to train on.
+        dataset_test_split (`str`, *optional*, defaults to `"test"`):
+            Split to evaluate on, unless `eval_documents` is set.
+        dataset_streaming (`bool`, *optional*, defaults to `False`):
+            Whether to stream the dataset.
+        eval_documents (`int`, *optional*):
+            Documents taken off the start of the training split and held out for evaluation.
+        text_column (`str`, *optional*, defaults to `"text"`):
+            The column that holds the text.
+        generator_name_or_path, teacher_name_or_path (`str`, *optional*):
+            Checkpoints of the generator and the teacher. Default to `model_name_or_path`, the summarizer's.
+        reward_funcs (`list[str]`, *optional*):
+            `"log_prob_gain"`, `"length_penalty"`, or any dotted import path (e.g., `"my_lib.rewards.my_reward"`).
+            Defaults to the first two.
+    """
+
+    dataset_name: str | None = field(default=None, metadata={"help": "Dataset on the Hub."})
+    dataset_path: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "Local text, JSON lines or parquet files, or folders of them, in place of `dataset_name`. A text "
+            "file is one document."
+        },
+    )
+    dataset_config: str | None = field(default=None, metadata={"help": "Configuration of the dataset on the Hub."})
+    dataset_train_split: str = field(default="train", metadata={"help": "Split to train on."})
+    dataset_test_split: str = field(
+        default="test", metadata={"help": "Split to evaluate on, unless `eval_documents` is set."}
+    )
+    dataset_streaming: bool = field(default=False, metadata={"help": "Whether to stream the dataset."})
+    eval_documents: int | None = field(
+        default=None,
+        metadata={"help": "Documents taken off the start of the training split and held out for evaluation."},
+    )
+    text_column: str = field(default="text", metadata={"help": "The column that holds the text."})
+    generator_name_or_path: str | None = field(
+        default=None, metadata={"help": "Checkpoint of the generator. Defaults to `model_name_or_path`."}
+    )
+    teacher_name_or_path: str | None = field(
+        default=None, metadata={"help": "Checkpoint of the teacher. Defaults to `model_name_or_path`."}
+    )
+    reward_funcs: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "'log_prob_gain', 'length_penalty', or any dotted import path (e.g., 'my_lib.rewards.my_reward'). "
+            "Defaults to the first two."
+        },
+    )
+
+    def __post_init__(self):
+        if (self.dataset_name is None) == (self.dataset_path is None):
+            raise ValueError("Set one of `dataset_name` (a dataset on the Hub) and `dataset_path` (local files).")
+        if self.eval_documents is not None and self.eval_documents < 1:
+            raise ValueError(f"`eval_documents` must be at least 1 or None, got {self.eval_documents}.")
+
+
+@dataclass
+class GistModelConfig(ModelConfig):
+    """[`~trl.ModelConfig`] without dropout and quantization."""
+
+    lora_dropout: float = field(
+        default=0.0,
+        metadata={"help": "Must stay 0: gists are sampled and scored in train mode, where dropout would act."},
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.model_name_or_path is None:
+            raise ValueError("`model_name_or_path` is required: the summarizer's checkpoint.")
+        if self.lora_dropout != 0:
+            raise ValueError(
+                f"`lora_dropout` must be 0, got {self.lora_dropout}: gists are sampled and scored in train mode, so "
+                "dropout would make the policy that samples differ from the policy that is trained."
+            )
+        if self.load_in_8bit or self.load_in_4bit:
+            raise ValueError("`load_in_8bit` and `load_in_4bit` are not supported. Use `--dtype bfloat16`.")
+
+
+def make_parser(prog: str | None = None) -> TrlParser:
+    # The usage line would list every flag of three dataclasses; --help does
+    usage = "%(prog)s [--config FILE.yaml] [--FLAG VALUE ...]"
+    return TrlParser((GistScriptArguments, GistConfig, GistModelConfig), prog=prog, usage=usage, allow_abbrev=False)
+
+
+def make_trainer(
+    script_args: GistScriptArguments, training_args: GistConfig, model_args: GistModelConfig
+) -> GistTrainer:
+    # How many documents were skipped is logged at this level
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("trl_gist").setLevel(logging.INFO)
+
+    training_args.model_init_kwargs = {
+        "revision": model_args.model_revision,
+        "attn_implementation": model_args.attn_implementation,
+        "dtype": model_args.dtype,
+        **(training_args.model_init_kwargs or {}),
+    }
+    peft_config = get_peft_config(model_args)
+    if peft_config is not None and model_args.model_revision != "main":
+        peft_config.revision = model_args.model_revision  # so that the saved adapters find their base again
+    train_dataset, eval_dataset = load_splits(script_args, training_args)
+    return GistTrainer(
+        model=model_args.model_name_or_path,
+        args=training_args,
+        generator=script_args.generator_name_or_path,
+        teacher=script_args.teacher_name_or_path,
+        train_dataset=train_dataset,
+        eval_dataset=eval_dataset,
+        reward_funcs=load_reward_funcs(script_args.reward_funcs),
+        peft_config=peft_config,
+    )
+
+
+def load_splits(script_args: GistScriptArguments, training_args: GistConfig):
+    """The documents to train on, and those to evaluate on or `None`."""
+
+    def load(split):
+        return load_documents(
+            script_args.dataset_path or script_args.dataset_name,
+            config=script_args.dataset_config,
+            split=split,
+            streaming=script_args.dataset_streaming,
+            text_column=script_args.text_column,
+        )
+
+    train_dataset = load(script_args.dataset_train_split)
+    held_out = script_args.eval_documents
+    if held_out is not None:
+        if not script_args.dataset_streaming and held_out >= len(train_dataset):
+            raise ValueError(
+                f"`eval_documents` ({held_out}) leaves nothing to train on: there are {len(train_dataset)} documents."
+            )
+        return train_dataset.skip(held_out), train_dataset.take(held_out)
+    if training_args.eval_strategy == IntervalStrategy.NO:
+        return train_dataset, None
+    if script_args.dataset_path is not None:
+        raise ValueError(
+            f"`eval_strategy` is '{training_args.eval_strategy.value}', but local files have no split to evaluate on. "
+            "Set `eval_documents`, to hold out that many documents."
+        )
+    return train_dataset, load(script_args.dataset_test_split)
+
+
+def load_reward_funcs(names: list[str] | None):
+    """The functions that `names` stand for, or `None` for the trainer's default."""
+    if names is None:
+        return None
+    funcs = []
+    for name in names:
+        if name in REWARD_FUNCS:
+            funcs.append(REWARD_FUNCS[name])
+        elif "." in name:
+            module_path, func_name = name.rsplit(".", 1)
+            sys.path.insert(0, os.getcwd())
+            try:
+                funcs.append(getattr(importlib.import_module(module_path), func_name))
+            except (ModuleNotFoundError, AttributeError) as error:
+                raise ValueError(f"Could not load reward function '{name}': {error}.") from error
+        else:
+            raise ValueError(
+                f"Could not load reward function '{name}'. Expected one of {list(REWARD_FUNCS)} or a dotted import "
+                "path."
+            )
+    return funcs
+
+
+def train(trainer: GistTrainer):
+    """Trains, saves the pair and, with `push_to_hub`, uploads it."""
+    args = trainer.args
+    resume = args.resume_from_checkpoint
+    # A flag or a YAML value: true means the last checkpoint in `output_dir`
+    resume = {"true": True, "false": None}.get(str(resume).lower(), resume)
+    trainer.train(resume_from_checkpoint=resume)
+    trainer.save_model(args.output_dir)
+    trainer.accelerator.print(f"💾 Pair saved to {args.output_dir}.")
+    if args.push_to_hub:
+        trainer.accelerator.print(f"🤗 Pair pushed to the Hub in https://huggingface.co/{trainer.hub_model_id}.")
+    trainer.end()
