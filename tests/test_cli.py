@@ -1,0 +1,379 @@
+# Copyright 2026 The trl_gist authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+import dataclasses
+import io
+import json
+import math
+import os
+import shutil
+import subprocess
+import sys
+from configparser import ConfigParser
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import yaml
+from tiny import make_documents
+
+from trl_gist import GistCompactor
+from trl_gist.cli import main
+from trl_gist.scripts.train import make_parser
+
+
+ROOT = Path(__file__).parent.parent
+CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
+SETTINGS = {
+    "text_column": "body",
+    "eval_documents": 4,
+    "context_length": 24,
+    "target_length": 8,
+    "last_k": 4,
+    "max_completion_length": 6,
+    "num_generations": 4,
+    "per_device_train_batch_size": 8,
+    "per_device_eval_batch_size": 4,
+    "max_steps": 2,
+    "learning_rate": "1e-3",  # YAML reads it as text; so must we
+    "generator_learning_rate": 1.0e-3,
+    "save_steps": 1,
+    "eval_strategy": "steps",
+    "eval_steps": 2,
+    "bf16": False,
+    "use_cpu": True,
+    "gradient_checkpointing": False,
+    "disable_tqdm": True,
+    "use_peft": True,
+    "lora_r": 4,
+    "lora_target_modules": "all-linear",
+}
+
+
+@pytest.fixture(scope="session", autouse=True)
+def datasets_cache(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path_factory.mktemp("datasets"))
+        yield
+
+
+@pytest.fixture(scope="session")
+def workspace(checkpoint, tmp_path_factory):
+    """Documents as JSON lines, and a recipe for them."""
+    path = tmp_path_factory.mktemp("workspace")
+    rows = [{"body": text, "source": "tiny"} for text in make_documents(12)]
+    (path / "documents.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (path / "article.txt").write_text(make_documents(1, seed=5)[0])
+    settings = {"model_name_or_path": checkpoint, "dataset_path": str(path / "documents.jsonl"), **SETTINGS}
+    (path / "recipe.yaml").write_text(yaml.safe_dump({**settings, "output_dir": str(path / "pair")}))
+    return path
+
+
+@pytest.fixture(scope="session")
+def pair(workspace):
+    """What `trl-gist train` made of the recipe."""
+    assert main(["train", "--config", str(workspace / "recipe.yaml"), "--max_windows_per_document", "3"]) == 0
+    return workspace / "pair"
+
+
+@pytest.fixture
+def fails(capsys):
+    """Runs a command that must end in exit code 2 and one line; returns the line."""
+
+    def run(*argv):
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as error:
+            main([str(arg) for arg in argv])
+        assert error.value.code == 2
+        lines = [line for line in capsys.readouterr().err.splitlines() if "error: " in line]
+        assert len(lines) == 1
+        return lines[0]
+
+    return run
+
+
+def stdin_of(monkeypatch, content: bytes):
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(content)))
+
+
+# ---- train ----
+
+
+def test_train_from_yaml_and_flags_saves_a_pair(pair):
+    saved = json.loads((pair / "gist_config.json").read_text())
+    assert saved["step"] == 2
+    assert (saved["context_length"], saved["last_k"], saved["max_gist_length"]) == (24, 4, 6)
+    assert saved["recipe"]["learning_rate"] == 1e-3
+    # 4 documents were held out; the flag cut 3 windows of each, where the recipe says nothing
+    assert (saved["measures"]["documents"], saved["measures"]["windows"]) == (4, 12)
+    adapter = json.loads((pair / "adapter_config.json").read_text())
+    assert (adapter["r"], adapter["lora_dropout"]) == (4, 0.0)
+    assert {path.name for path in pair.glob("checkpoint-*")} == {"checkpoint-1", "checkpoint-2"}
+
+
+def test_train_streams_and_uses_a_reward_function_of_ones_own(workspace, tmp_path, monkeypatch):
+    (tmp_path / "my_rewards.py").write_text(
+        "from pathlib import Path\n"
+        "def vowels(gist_ids, **kwargs):\n"
+        "    Path(__file__).with_name('called').touch()\n"
+        "    return [float(len(ids)) for ids in gist_ids]\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    argv = ["train", "--config", workspace / "recipe.yaml", "--output_dir", tmp_path / "run", "--dataset_streaming"]
+    argv += ["--reward_funcs", "log_prob_gain", "my_rewards.vowels", "--max_steps", 1, "--save_strategy", "no"]
+    assert main([str(arg) for arg in argv]) == 0
+    assert (tmp_path / "called").exists()
+    assert json.loads((tmp_path / "run" / "gist_config.json").read_text())["step"] == 1
+
+
+def test_train_refuses_a_folder_that_holds_another_run_and_resumes_it_if_asked(workspace, pair, tmp_path, fails):
+    run = shutil.copytree(pair, tmp_path / "run")
+    shutil.rmtree(run / "checkpoint-2")
+    argv = ["train", "--config", str(workspace / "recipe.yaml"), "--output_dir", str(run)]
+    argv += ["--max_windows_per_document", "3"]
+    assert "holds another run, up to checkpoint-1" in fails(*argv)
+    assert main([*argv, "--resume_from_checkpoint", "true"]) == 0
+    for half in (".", "generator"):
+        resumed, whole = (path / half / "adapter_model.safetensors" for path in (run, pair))
+        assert resumed.read_bytes() == whole.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--config", "missing.yaml"], "No such file or directory: 'missing.yaml'"),
+        (["--config"], "--config needs a file"),
+        (["--model_name_or_path", "x"], "Set one of `dataset_name` (a dataset on the Hub) and `dataset_path`"),
+        (["--config", "RECIPE", "--no_such_flag", "1"], "--no_such_flag"),
+        (["--config", "RECIPE", "--dataset_path", "missing.jsonl"], "missing.jsonl does not exist"),
+        (["--config", "RECIPE", "--dataset_path", "data.bin"], "data.bin is of no known kind"),
+        (["--config", "RECIPE", "--dataset_path", "mixed"], "holds files of several kinds (json, text)"),
+        (["--config", "RECIPE", "--dataset_path", "empty"], "empty holds no documents"),
+        (["--config", "RECIPE", "--dataset_path", "bad.jsonl"], "bad.jsonl cannot be read"),
+        (
+            ["--config", "RECIPE", "--text_column", "txt"],
+            "no column 'txt' for `text_column`; it has ['body', 'source']",
+        ),
+        (["--config", "RECIPE", "--eval_documents", "12"], "leaves nothing to train on: there are 12 documents"),
+        (["--config", "RECIPE", "--lora_dropout", "0.1"], "`lora_dropout` must be 0, got 0.1"),
+        (["--config", "RECIPE", "--load_in_4bit"], "not supported"),
+        (["--config", "RECIPE", "--last_k", "30"], "`last_k` (30) must not exceed `context_length` (24)"),
+        (["--config", "RECIPE", "--reward_funcs", "nope"], "Could not load reward function 'nope'. Expected one of"),
+        (["--config", "RECIPE", "--reward_funcs", "math.nope"], "Could not load reward function 'math.nope'"),
+        (["--config", "RECIPE", "--model_name_or_path", "./no/model"], "./no/model"),
+        (["--config", "RECIPE", "--context_length", "1000"], "gave no window: 8 rows skipped (8 too short)"),
+        (["--config", "RECIPE", "--max_steps", "many"], "invalid int value: 'many'"),
+    ],
+)
+def test_train_refuses_what_it_cannot_use(workspace, tmp_path, monkeypatch, fails, flags, message):
+    monkeypatch.chdir(tmp_path)
+    Path("data.bin").write_bytes(b"x")
+    Path("bad.jsonl").write_bytes(b'{"body": "a"}\n{"body": ')
+    Path("empty").mkdir()
+    Path("mixed").mkdir()
+    Path("mixed/a.txt").write_text("a")
+    Path("mixed/b.jsonl").write_text('{"text": "b"}')
+    flags = [str(workspace / "recipe.yaml") if flag == "RECIPE" else flag for flag in flags]
+    assert message in fails("train", "--output_dir", tmp_path / "run", *flags)
+
+
+def test_local_files_without_held_out_documents_cannot_be_evaluated(workspace, tmp_path, fails):
+    recipe = yaml.safe_load((workspace / "recipe.yaml").read_text())
+    del recipe["eval_documents"]
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    assert "Set `eval_documents`" in fails("train", "--config", tmp_path / "recipe.yaml")
+
+
+def test_an_unknown_key_in_a_recipe_is_named(workspace, tmp_path, fails):
+    (tmp_path / "recipe.yaml").write_text((workspace / "recipe.yaml").read_text() + "contxt_length: 3\n")
+    assert "contxt_length" in fails("train", "--config", tmp_path / "recipe.yaml")
+
+
+def test_a_failure_during_training_keeps_its_traceback(workspace, tmp_path, monkeypatch):
+    (tmp_path / "failing.py").write_text("def reward(gist_ids, **kwargs):\n    raise ValueError('mine')\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    with pytest.raises(ValueError, match="mine"):
+        main(
+            ["train", "--config", str(workspace / "recipe.yaml"), "--output_dir", str(tmp_path / "run")]
+            + ["--reward_funcs", "failing.reward"]
+        )
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
+def test_every_recipe_is_made_of_known_and_valid_settings(config):
+    script_args, training_args, model_args = make_parser().parse_args_and_config(
+        ["--config", str(config), "--use_cpu"]
+    )
+    assert script_args.dataset_name == "HuggingFaceFW/fineweb-edu"
+    assert script_args.dataset_streaming
+    assert (training_args.context_length, training_args.target_length, training_args.last_k) == (512, 64, 64)
+    assert training_args.max_steps == 1500
+    assert isinstance(training_args.learning_rate, float)
+    assert (model_args.use_peft, model_args.lora_r, model_args.lora_target_modules) == (True, 32, "all-linear")
+    assert f"--config configs/{config.name}" in config.read_text()
+
+
+def test_there_are_recipes():
+    assert {path.stem for path in CONFIGS} == {"smollm2-135m_fineweb-edu", "qwen3-4b_fineweb-edu"}
+
+
+# ---- evaluate ----
+
+
+def test_evaluate_repeats_the_trainers_measures_on_the_documents_it_held_out(workspace, pair, capsys):
+    argv = ["evaluate", pair, "--dataset", workspace / "documents.jsonl", "--text_column", "body"]
+    argv += ["--max_documents", 4, "--max_windows_per_document", 3, "--output", workspace / "measures.json"]
+    assert main([str(arg) for arg in argv]) == 0
+    report = json.loads((workspace / "measures.json").read_text())
+    trained = json.loads((pair / "gist_config.json").read_text())["measures"]
+    assert report["measures"].keys() == trained.keys()
+    for name, value in trained.items():
+        if "shuffled" not in name:  # which gist another document gives depends on the order of rows
+            assert report["measures"][name] == pytest.approx(value, abs=1e-4, rel=1e-3), name
+    printed = capsys.readouterr().out
+    for name in ("nll_gist", "nll_tail", "gain_over_null"):
+        assert f"{trained[name]:.4f} ± {trained[name + '_se']:.4f}" in printed
+    assert "12 windows of 4 documents" in printed
+    assert all(len(line) <= 80 for line in printed.splitlines() if "±" in line)
+
+
+def test_evaluate_spreads_windows_over_documents_and_takes_another_teacher(workspace, pair, checkpoint, tmp_path):
+    teacher = shutil.copytree(checkpoint, tmp_path / "teacher")
+    argv = ["evaluate", pair, "--dataset", workspace / "documents.jsonl", "--text_column", "body"]
+    argv += ["--max_windows", 6, "--teacher", teacher, "--output", tmp_path / "measures.json"]
+    assert main([str(arg) for arg in argv]) == 0
+    report = json.loads((tmp_path / "measures.json").read_text())
+    assert (report["measures"]["windows"], report["measures"]["documents"]) == (6, 6)
+    assert report["teacher"] == str(teacher)
+    assert all(math.isfinite(value) for value in report["measures"].values())
+
+
+def test_evaluate_of_one_document_writes_null_where_there_is_no_standard_error(workspace, pair, tmp_path, capsys):
+    argv = ["evaluate", pair, "--dataset", workspace / "article.txt", "--streaming"]
+    argv += ["--max_windows", 2, "--output", tmp_path / "measures.json"]
+    assert main([str(arg) for arg in argv]) == 0
+    measures = json.loads((tmp_path / "measures.json").read_text())["measures"]
+    assert measures["windows"] == 2
+    assert measures["nll_gist_se"] is None
+    assert measures["nll_shuffled"] is None
+    assert "nan" not in capsys.readouterr().out
+
+
+def test_evaluate_refuses_what_it_cannot_use(workspace, pair, checkpoint, tmp_path, fails):
+    documents = workspace / "documents.jsonl"
+    assert "no such folder" in fails("evaluate", pair, "--dataset", documents, "--output", "missing/m.json")
+    assert "missing.txt does not exist" in fails("evaluate", pair, "--dataset", "missing.txt")
+    assert "needs either `text`" in fails("evaluate", pair, "--dataset", documents)
+    assert "holds no gist pair" in fails("evaluate", checkpoint, "--dataset", workspace / "article.txt")
+    assert "must be at least 1, got 0" in fails("evaluate", pair, "--dataset", documents, "--max_windows", 0)
+    (tmp_path / "short.txt").write_text("Too short.")
+    assert "1 too short" in fails("evaluate", pair, "--dataset", tmp_path / "short.txt")
+    assert "--dataset" in fails("evaluate", pair)
+
+
+# ---- compress and continue ----
+
+
+def test_compress_prints_a_gist_per_context(workspace, pair, capsys, monkeypatch):
+    text = (workspace / "article.txt").read_text()
+    gists = GistCompactor.from_pretrained(pair, device="cpu").compress_windows(text)
+    capsys.readouterr()
+    assert main(["compress", str(pair), str(workspace / "article.txt"), "--json"]) == 0
+    printed = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert printed == [dataclasses.asdict(gist) for gist in gists]
+
+    stdin_of(monkeypatch, text.encode())
+    assert main(["compress", str(pair)]) == 0
+    assert capsys.readouterr().out == "".join(f"{gist.text}\n" for gist in gists)
+
+    assert main(["compress", str(pair), str(workspace / "article.txt"), "--json", "--max_gist_length", "2"]) == 0
+    assert {len(json.loads(line)["token_ids"]) for line in capsys.readouterr().out.splitlines()} == {2}
+
+
+def test_continue_prints_the_continuation(workspace, pair, capsys, monkeypatch):
+    text = (workspace / "article.txt").read_text()
+    continuation = GistCompactor.from_pretrained(pair, device="cpu").continue_text(text, max_new_tokens=7)
+    capsys.readouterr()
+    assert main(["continue", str(pair), str(workspace / "article.txt"), "--max_new_tokens", "7"]) == 0
+    assert capsys.readouterr().out == continuation.text + "\n"
+
+    stdin_of(monkeypatch, text.encode())
+    assert main(["continue", str(pair), "-", "--max_new_tokens", "7", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == dataclasses.asdict(continuation)
+
+    sampled = ["continue", str(pair), str(workspace / "article.txt"), "--do_sample", "--seed"]
+    outputs = []
+    for seed in ("1", "1", "2"):
+        assert main([*sampled, seed]) == 0
+        outputs.append(capsys.readouterr().out)
+    assert outputs[0] == outputs[1] != outputs[2]
+
+
+@pytest.mark.parametrize("command", ["compress", "continue"])
+def test_unreadable_text_is_refused_before_the_pair_is_loaded(command, tmp_path, monkeypatch, fails):
+    assert "No such file or directory" in fails(command, "no-pair", tmp_path / "missing.txt")
+    assert "Is a directory" in fails(command, "no-pair", tmp_path)
+    stdin_of(monkeypatch, b"ab\xff")
+    assert "stdin is not UTF-8 text: byte 0xff at 2." in fails(command, "no-pair")
+    stdin_of(monkeypatch, b"")
+    assert "stdin is empty." in fails(command, "no-pair", "-")
+
+
+def test_a_damaged_pair_is_named(workspace, pair, tmp_path, fails):
+    article = workspace / "article.txt"
+    assert "no-pair is neither a folder nor a repository" in fails("compress", "./no-pair", article)
+    damaged = shutil.copytree(pair, tmp_path / "pair")
+    shutil.rmtree(damaged / "generator")
+    assert "The pair lacks its generator" in fails("continue", damaged, article)
+    (damaged / "gist_config.json").write_text("{")
+    assert "trl-gist continue: error: " in fails("continue", damaged, article)
+    assert "would need" in fails("continue", pair, article, "--max_new_tokens", 1000)
+
+
+# ---- the command itself ----
+
+
+def test_no_command_prints_help(capsys):
+    assert main([]) == 2
+    assert "COMMAND" in capsys.readouterr().err
+
+
+def test_the_installed_command_is_this_module():
+    setup = ConfigParser()
+    setup.read(ROOT / "setup.cfg")
+    assert setup["options.entry_points"]["console_scripts"].split() == ["trl-gist", "=", "trl_gist.cli:main"]
+
+
+def test_help_imports_no_torch():
+    code = (
+        "import sys\nfrom trl_gist.cli import main\ntry: main(['--help'])\nfinally: assert 'torch' not in sys.modules"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    for command in ("train", "evaluate", "compress", "continue"):
+        assert f"  {command} " in done.stdout
+
+
+def test_a_real_process_reads_a_pipe_and_survives_a_reader_that_leaves(workspace, pair):
+    command = [sys.executable, "-m", "trl_gist.cli", "compress", str(pair), "--json"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment
+    )
+    process.stdout.close()
+    _, error = process.communicate((workspace / "article.txt").read_bytes())
+    assert process.returncode == 1
+    assert b"Traceback" not in error and b"BrokenPipe" not in error
