@@ -12,6 +12,7 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
+import math
 import os
 from collections.abc import Callable
 from enum import Enum
@@ -26,7 +27,8 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_utils import get_last_checkpoint
 from trl import GRPOTrainer
-from trl.trainer.utils import RepeatSampler, get_config_model_id
+from trl.models import unwrap_model_for_generation
+from trl.trainer.utils import RepeatSampler, get_config_model_id, split_tensor_dict
 
 from . import __version__
 from .data import PositionLimits, prepare_windows
@@ -36,7 +38,8 @@ from .gist_config import GistConfig
 from .pair import GENERATOR_DIR, PairConfig, save_model_card
 from .prompts import GistPrompts, gist_from_completion
 from .rewards import length_penalty, log_prob_gain
-from .roles import check_same_tokenizer, load_roles
+from .roles import base_of, check_same_tokenizer, load_roles
+from .shared_prefix import sample_with_shared_prefill, shared_prefix_log_probs, why_not_shared
 
 
 logger = get_logger(__name__)
@@ -197,6 +200,10 @@ class GistTrainer(GRPOTrainer):
             optimizers=optimizers,
             peft_config=peft_config,
         )
+        reason = why_not_shared(base_of(self.model))
+        self.shares_prefix = reason is None
+        if reason is not None:
+            logger.warning(f"The gists of a context are padded into a row each, which is slower: {reason}.")
         # After S's adapter is drawn, so that a run with S alone draws the same one
         generator_peft_config = generator_peft_config or peft_config
         if generator_peft_config is not None and not isinstance(roles.generator, PeftModel):
@@ -234,10 +241,66 @@ class GistTrainer(GRPOTrainer):
         return [self.prompts.summarizer(row["context_ids"]) for row in self._rollout_rows], None, {}
 
     def _generate_single_turn(self, prompt_ids, images, multimodal_fields, num_generations, **kwargs):
-        # Evaluation is greedy: what `GistCompactor` writes, and no noise between evaluations
         if not self.use_vllm:
+            # Evaluation is greedy: what `GistCompactor` writes, and no noise between evaluations
             self.generation_config.do_sample = self.model.training
-        return super()._generate_single_turn(prompt_ids, images, multimodal_fields, num_generations, **kwargs)
+        if self.use_vllm or self.use_transformers_continuous_batching or not self.shares_prefix:
+            return super()._generate_single_turn(prompt_ids, images, multimodal_fields, num_generations, **kwargs)
+        with (
+            unwrap_model_for_generation(
+                self.model_wrapped,
+                self.accelerator,
+                generation_kwargs=self.generation_kwargs,
+                gradient_checkpointing_kwargs=self.args.gradient_checkpointing_kwargs,
+            ) as model,
+            torch.no_grad(),
+        ):
+            completion_ids_NC = sample_with_shared_prefill(
+                model, prompt_ids, self.generation_config, self._tokenizer.pad_token_id
+            )
+        return [self._through_eos(ids) for ids in completion_ids_NC.tolist()], None
+
+    def _through_eos(self, completion_ids):
+        return completion_ids[: len(gist_from_completion(completion_ids, self.eos_token_ids)) + 1]
+
+    def _prepare_inputs(self, generation_batch):
+        if not self.model.training or not self.shares_prefix:
+            return super()._prepare_inputs(generation_batch)
+        # As TRL's, but without its shuffle of rows, which would tear the gists of a context apart
+        if self._step % (self.args.steps_per_generation * self.num_iterations) == 0 or self._buffered_inputs is None:
+            rollout = self._generate_and_score_completions(generation_batch)
+            self._buffered_inputs = split_tensor_dict(rollout, self.args.steps_per_generation)
+        return self._buffered_inputs[self._step % self.args.steps_per_generation]
+
+    def _get_per_token_logps_and_entropies(
+        self, model, input_ids, attention_mask, logits_to_keep, batch_size=None, compute_aux_loss=False, **kwargs
+    ):
+        if not self.shares_prefix or compute_aux_loss:
+            return super()._get_per_token_logps_and_entropies(
+                model,
+                input_ids,
+                attention_mask,
+                logits_to_keep,
+                batch_size,
+                compute_aux_loss=compute_aux_loss,
+                **kwargs,
+            )
+        logps, entropies = [], []
+        size = batch_size or len(input_ids)
+        for ids, mask in zip(input_ids.split(size), attention_mask.split(size), strict=True):
+            with self.accelerator.autocast():
+                logps_NC, entropies_NC = shared_prefix_log_probs(
+                    model,
+                    base_of(self.accelerator.unwrap_model(model)),
+                    ids[:, :-logits_to_keep],
+                    mask[:, :-logits_to_keep],
+                    ids[:, -logits_to_keep:],
+                    mask[:, -logits_to_keep:],
+                    self.temperature,
+                )
+            logps.append(logps_NC)
+            entropies.append(entropies_NC)
+        return torch.cat(logps), torch.cat(entropies), None
 
     def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list):
         training = self.model.training
@@ -286,7 +349,8 @@ class GistTrainer(GRPOTrainer):
         # The Trainer calls this once S's engine is prepared: the moment to build G's
         scheduler = super().create_scheduler(num_training_steps, optimizer)
         micro_steps = self.args.steps_per_generation * self.num_iterations
-        rollouts = max(1, num_training_steps * self.args.gradient_accumulation_steps // micro_steps)
+        # Rounded up: a run may end inside its last rollout
+        rollouts = math.ceil(num_training_steps * self.args.gradient_accumulation_steps / micro_steps)
         self.generator_trainer.create_optimizer_and_scheduler(rollouts)
         return scheduler
 

@@ -102,12 +102,7 @@ class TargetScorer(nn.Module):
         for start in range(0, len(targets_P), _POSITIONS_PER_CHUNK):
             chunk = slice(start, start + _POSITIONS_PER_CHUNK)
             arguments = (hidden_PH[chunk], targets_P[chunk], None if teacher is None else teacher_PH[chunk], teacher)
-            # Recomputing a chunk's logits in the backward pass costs one LM head product and keeps none of them
-            logps_P, kl_P = (
-                checkpoint(self._score_chunk, *arguments, use_reentrant=False)
-                if torch.is_grad_enabled()
-                else self._score_chunk(*arguments)
-            )
+            logps_P, kl_P = _recomputed(self._score_chunk, *arguments)
             logps.append(logps_P)
             kls.append(kl_P)
         return _scatter(logps, rows.mask_NT), None if teacher is None else _scatter(kls, rows.mask_NT)
@@ -121,9 +116,7 @@ class TargetScorer(nn.Module):
 
     def log_probs(self, hidden_PH: torch.Tensor) -> torch.Tensor:
         """Log-probabilities of shape `(positions, vocabulary)`, in float32 or better."""
-        logits_PV = _logits(base_of(self.model), hidden_PH)
-        half = logits_PV.dtype in (torch.bfloat16, torch.float16)
-        return (logits_PV.float() if half else logits_PV).log_softmax(-1)
+        return _log_softmax(output_logits(base_of(self.model), hidden_PH))
 
     def _score_chunk(self, hidden_PH, targets_P, teacher_PH, teacher):
         log_q_PV = self.log_probs(hidden_PH)
@@ -270,6 +263,31 @@ class GistScorer:
             yield TargetRows.build(prompts[chunk], [row["target_ids"] for row in rows[chunk]], device)
 
 
+def token_log_probs(
+    logits_of: Callable[[torch.Tensor], torch.Tensor], hidden_PH: torch.Tensor, token_ids_P: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """
+    Log-probs of tokens and entropies of the distributions they came from, both of shape `(positions,)`, one chunk of
+    logits at a time. `logits_of` maps hidden states to logits.
+    """
+
+    def score_chunk(hidden_PH, token_ids_P):
+        log_p_PV = _log_softmax(logits_of(hidden_PH))
+        entropies_P = -(log_p_PV.exp() * log_p_PV).sum(-1)
+        return log_p_PV.gather(-1, token_ids_P.unsqueeze(-1)).squeeze(-1), entropies_P
+
+    chunks = [
+        _recomputed(
+            score_chunk,
+            hidden_PH[start : start + _POSITIONS_PER_CHUNK],
+            token_ids_P[start : start + _POSITIONS_PER_CHUNK],
+        )
+        for start in range(0, len(token_ids_P), _POSITIONS_PER_CHUNK)
+    ]
+    logps, entropies = zip(*chunks, strict=True)
+    return torch.cat(logps), torch.cat(entropies)
+
+
 def check_logits(model: nn.Module):
     """
     Raises `ValueError` if the model's own logits are not what scoring computes from its hidden states. Architectures
@@ -279,15 +297,16 @@ def check_logits(model: nn.Module):
     ids = torch.arange(4, device=base.get_input_embeddings().weight.device).unsqueeze(0)
     with torch.no_grad():
         own = base(input_ids=ids, use_cache=False).logits[0]
-        ours = _logits(base, base.base_model(input_ids=ids, use_cache=False).last_hidden_state[0])
+        ours = output_logits(base, base.base_model(input_ids=ids, use_cache=False).last_hidden_state[0])
     if not torch.allclose(own.float(), ours.float(), rtol=1e-3, atol=1e-3):
         raise ValueError(
             f"{type(base).__name__} post-processes its logits in a way that scoring does not know, so its "
-            "probabilities would be wrong. Use another architecture, or add its scaling to `scoring._logits`."
+            "probabilities would be wrong. Use another architecture, or add its scaling to `scoring.output_logits`."
         )
 
 
-def _logits(base, hidden_PH):
+def output_logits(base: nn.Module, hidden_PH: torch.Tensor) -> torch.Tensor:
+    """The model's logits of shape `(positions, vocabulary)` for last hidden states."""
     config = base.config.get_text_config().to_dict()
     logits_PV = base.get_output_embeddings()(hidden_PH)
     if config.get("logit_scale"):  # Cohere
@@ -298,6 +317,16 @@ def _logits(base, hidden_PH):
         cap = config["final_logit_softcapping"]
         logits_PV = (logits_PV / cap).tanh() * cap
     return logits_PV
+
+
+def _log_softmax(logits_PV):
+    half = logits_PV.dtype in (torch.bfloat16, torch.float16)
+    return (logits_PV.float() if half else logits_PV).log_softmax(-1)
+
+
+def _recomputed(function, *args):
+    """Recomputing a chunk's logits in the backward pass costs one LM head product and keeps none of them."""
+    return checkpoint(function, *args, use_reentrant=False) if torch.is_grad_enabled() else function(*args)
 
 
 def _scatter(chunks, mask_NT):
