@@ -24,10 +24,17 @@ import pytest
 from accelerate.data_loader import skip_first_batches
 from transformers import Trainer
 from trl import GRPOTrainer
+from trl.models import unwrap_model_for_generation
 from trl.trainer import grpo_trainer
-from trl.trainer.utils import RepeatSampler, create_model_from_path, disable_dropout_in_model, get_config_model_id
+from trl.trainer.utils import (
+    RepeatSampler,
+    create_model_from_path,
+    disable_dropout_in_model,
+    get_config_model_id,
+    split_tensor_dict,
+)
 
-from trl_gist import GistTrainer
+from trl_gist import GistTrainer, gist_trainer
 from trl_gist.gist_trainer import _EpochRepeatSampler
 
 
@@ -56,6 +63,12 @@ def source(function):
         "_log_completion_extra": ["column", "values"],
         "_get_train_sampler": ["dataset"],
         "_prepare_inputs": ["generation_batch"],
+        "_get_per_token_logps_and_entropies": [
+            *("model", "input_ids", "attention_mask", "logits_to_keep", "batch_size"),
+            *("compute_entropy", "compute_aux_loss", "pixel_values", "image_grid_thw", "num_images"),
+            *("pixel_attention_mask", "spatial_shapes", "num_tiles", "image_sizes", "token_type_ids"),
+            *("mm_token_type_ids", "image_position_ids"),
+        ],
         "prediction_step": ["model", "inputs", "prediction_loss_only", "ignore_keys"],
         "log": ["logs", "start_time"],
     }.items(),
@@ -90,15 +103,13 @@ def test_trainer_still_has(name, expected):
     assert parameters(getattr(Trainer, name)) == expected
 
 
-def test_every_override_of_a_private_name_still_overrides_something():
-    """A renamed hook would leave our method behind as dead code, and the run would go on without it."""
-    ours = {
-        name
-        for name, value in vars(GistTrainer).items()
-        if inspect.isfunction(value) and name.startswith("_") and name != "__init__"
-    }
-    inherited = {name for name in ours if hasattr(GRPOTrainer, name)}
-    assert ours - inherited == {"_check_rewards", "_readable_gists", "_pair_config", "_load_pair"}
+def test_every_private_method_overrides_something_or_is_called_by_us():
+    """A hook that TRL renames would leave our method behind as dead code, and the run would go on without it."""
+    ours = {name for name, value in vars(GistTrainer).items() if inspect.isfunction(value) and name.startswith("_")}
+    overrides = {name for name in ours if hasattr(GRPOTrainer, name)}
+    calls = inspect.getsource(gist_trainer)
+    assert {name for name in ours - overrides if f"self.{name}(" not in calls} == set()
+    assert "_calculate_rewards" in overrides and "_check_rewards" not in overrides
 
 
 def test_a_rollout_tokenizes_generates_rewards_and_then_takes_advantages():
@@ -124,6 +135,21 @@ def test_logged_advantages_are_a_bounded_queue_that_grows_by_a_rollout(make_trai
     logged = make_trainer()._logs["advantages"]
     assert hasattr(logged, "pop") and hasattr(logged, "extend")
     assert 'self._logs["advantages"].extend(' in source(GRPOTrainer._generate_and_score_completions)
+
+
+def test_training_inputs_are_slices_of_one_rollout():
+    """`_prepare_inputs` is TRL's without the shuffle; if TRL's does more one day, ours must too."""
+    body = source(GRPOTrainer._prepare_inputs)
+    steps = re.findall(r"(?:generation_batch|generation_batches|self\._buffered_inputs|inputs) = (.+)", body)
+    assert steps == [
+        "self._generate_and_score_completions(generation_batch)",
+        "split_pixel_values_by_grid(generation_batch)",
+        "shuffle_sequence_dict(generation_batch)",
+        "split_tensor_dict(generation_batch, self.args.steps_per_generation)",
+        "[unsplit_pixel_values_by_grid(batch) for batch in generation_batches]",
+        "self._buffered_inputs[self._step % self.args.steps_per_generation]",
+        "self._generate_and_score_completions(generation_batch)",
+    ]
 
 
 def test_a_rollout_happens_every_steps_per_generation_times_num_iterations():
@@ -152,6 +178,12 @@ def test_the_trainer_holds_the_attributes_that_we_read(make_trainer):
     for name in (
         "eos_token_ids",
         "generation_config",
+        "generation_kwargs",
+        "temperature",
+        "use_transformers_continuous_batching",
+        "_buffered_inputs",
+        "_tokenizer",
+        "model_wrapped",
         "use_vllm",
         "num_generations",
         "num_generations_eval",
@@ -211,6 +243,10 @@ def test_utilities_that_we_import_still_take_our_arguments():
     assert any(p.kind is p.VAR_KEYWORD for p in inspect.signature(create_model_from_path).parameters.values())
     assert parameters(disable_dropout_in_model) == ["model"]
     assert parameters(get_config_model_id) == ["config"]
+    assert parameters(split_tensor_dict) == ["tensor_dict", "num_chunks"]
+    assert {"model", "accelerator", "generation_kwargs", "gradient_checkpointing_kwargs"} <= set(
+        parameters(unwrap_model_for_generation)
+    )
 
 
 def test_the_fused_head_is_put_on_the_summarizer_alone(make_trainer, lora):

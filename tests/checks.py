@@ -1,0 +1,42 @@
+# Copyright 2026 The trl_gist authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""What the tests of the trainers ask of parameters."""
+
+import torch
+
+
+def snapshot(model) -> dict[str, torch.Tensor]:
+    """Copies of all parameters."""
+    return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+
+
+def moved(before: dict[str, torch.Tensor], model) -> set[str]:
+    """Names of the parameters that are not bit for bit what they were."""
+    after = dict(model.named_parameters())
+    assert after.keys() == before.keys()
+    return {name for name, value in before.items() if not torch.equal(value, after[name])}
+
+
+def trainable(model) -> set[str]:
+    return {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+def without_gradients(model) -> bool:
+    return all(parameter.grad is None or not parameter.grad.any() for parameter in model.parameters())
+
+
+def assert_equal_models(one, other):
+    """Bit for bit."""
+    assert not moved(snapshot(one), other)
