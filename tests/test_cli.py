@@ -13,6 +13,7 @@
 # limitations under the License.
 
 import dataclasses
+import gzip
 import io
 import json
 import math
@@ -30,6 +31,7 @@ from tiny import make_documents
 
 from trl_gist import GistCompactor
 from trl_gist.cli import main
+from trl_gist.scripts.documents import load_documents
 from trl_gist.scripts.train import make_parser
 
 
@@ -158,6 +160,7 @@ def test_train_refuses_a_folder_that_holds_another_run_and_resumes_it_if_asked(w
         (["--model_name_or_path", "x"], "Set one of `dataset_name` (a dataset on the Hub) and `dataset_path`"),
         (["--config", "RECIPE", "--no_such_flag", "1"], "--no_such_flag"),
         (["--config", "RECIPE", "--dataset_path", "missing.jsonl"], "missing.jsonl does not exist"),
+        (["--config", "RECIPE", "--dataset_path", "missing/folder"], "missing/folder does not exist"),
         (["--config", "RECIPE", "--dataset_path", "data.bin"], "data.bin is of no known kind"),
         (["--config", "RECIPE", "--dataset_path", "mixed"], "holds files of several kinds (json, text)"),
         (["--config", "RECIPE", "--dataset_path", "empty"], "empty holds no documents"),
@@ -194,6 +197,25 @@ def test_local_files_without_held_out_documents_cannot_be_evaluated(workspace, t
     del recipe["eval_documents"]
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     assert "Set `eval_documents`" in fails("train", "--config", tmp_path / "recipe.yaml")
+
+
+def test_a_recipe_may_name_one_reward_function(workspace, tmp_path, fails):
+    (tmp_path / "recipe.yaml").write_text((workspace / "recipe.yaml").read_text() + "reward_funcs: nope\n")
+    assert "Could not load reward function 'nope'" in fails("train", "--config", tmp_path / "recipe.yaml")
+
+
+def test_text_files_are_one_document_each_and_a_folder_is_searched(tmp_path):
+    for name, text in (("a.txt", "one\n\nstill one"), ("deep/b.md", "two"), (".git/x.txt", "x"), ("c.bin", "x")):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    assert load_documents([str(tmp_path)])["text"] == ["one\n\nstill one", "two"]
+    with gzip.open(tmp_path / "d.jsonl.gz", "wt") as file:
+        file.write('{"text": "old", "body": "three"}\n')
+    documents = load_documents(str(tmp_path / "d.jsonl.gz"), text_column="body", streaming=True)
+    assert list(documents) == [{"text": "three"}]
+    (tmp_path / "a.txt").write_bytes(b"\xff")
+    with pytest.raises(ValueError, match="cannot be read: 'utf-8' codec can't decode byte 0xff"):
+        load_documents([str(tmp_path / "a.txt")])
 
 
 def test_an_unknown_key_in_a_recipe_is_named(workspace, tmp_path, fails):

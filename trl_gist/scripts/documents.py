@@ -35,9 +35,9 @@ def load_documents(
 
     Args:
         source (`str` or `list[str]`):
-            Local files (`.txt` and `.md`: one document each; `.jsonl`, `.json`, `.parquet`: one document a row; also
-            gzipped) or folders of them, all of one kind; or, if it is one name and no such path exists, a dataset on
-            the Hub.
+            A list names local files (`.txt` and `.md`: one document each; `.jsonl`, `.json`, `.parquet`: one document
+            a row; also gzipped) or folders of them, all of one kind. A string may be such a path, or a dataset on the
+            Hub.
         config, split (`str`):
             Of the dataset on the Hub.
         streaming (`bool`, *optional*, defaults to `False`):
@@ -49,11 +49,10 @@ def load_documents(
         ValueError: if a path does not exist, files are of no known kind or of several, or cannot be read, or the
             column is missing.
     """
-    sources = [source] if isinstance(source, str) else list(source)
-    if len(sources) == 1 and not Path(sources[0]).exists() and _may_be_on_hub(sources[0]):
-        dataset = load_dataset(sources[0], name=config, split=split, streaming=streaming)
+    if isinstance(source, str) and not Path(source).exists() and _may_be_on_hub(source):
+        dataset = load_dataset(source, name=config, split=split, streaming=streaming)
     else:
-        dataset = _load_files(sources, streaming)
+        dataset = _load_files([source] if isinstance(source, str) else source, streaming)
     if text_column == "text":
         return dataset
     columns = dataset.column_names or list(next(iter(dataset), {}))
@@ -90,7 +89,13 @@ def _files(path):
         return [path]
     if not path.is_dir():
         raise ValueError(f"{path} does not exist.")
-    files = [file for file in sorted(path.rglob("*")) if file.is_file() and _builder(file) is not None]
+    files = [
+        file
+        for file in sorted(path.rglob("*"))
+        if file.is_file()
+        and _builder(file) is not None
+        and not any(part.startswith(".") for part in file.relative_to(path).parts)
+    ]
     if not files:
         raise ValueError(f"{path} holds no documents. They are read from {', '.join(_BUILDERS)} files.")
     return files

@@ -35,7 +35,8 @@ def evaluate(args: argparse.Namespace):
     if args.output and not Path(args.output).absolute().parent.is_dir():
         raise ValueError(f"`--output` ({args.output}): there is no such folder.")
     PartialState()  # the log of `prepare_windows` needs it
-    documents = load_documents(args.dataset, args.dataset_config, args.split, args.streaming, args.text_column)
+    source = args.dataset[0] if len(args.dataset) == 1 else args.dataset
+    documents = load_documents(source, args.dataset_config, args.split, args.streaming, args.text_column)
     if args.max_documents is not None:
         documents = documents.take(
             min(args.max_documents, len(documents)) if isinstance(documents, Dataset) else args.max_documents
@@ -56,18 +57,16 @@ def evaluate(args: argparse.Namespace):
     )
     windows = _choose_windows(windows, args.max_windows)
 
-    progress = Console(stderr=True)
-    rows = evaluate_pair(
-        compactor,
-        windows,
-        teacher,
-        args.batch_size,
-        track=lambda batches: track(batches, "Compressing and scoring", console=progress),
-    )
+    def show_progress(batches):
+        console = Console(stderr=True)
+        yield from track(batches, "Compressing and scoring", console=console)
+        console.print("Scoring the controls")
+
+    rows = evaluate_pair(compactor, windows, teacher, args.batch_size, track=show_progress)
     measures = summarize(rows)
     _print(measures, pair, f"{args.pair} on {' '.join(args.dataset)}")
     if skipped.total:
-        Console().print(f"{skipped}.", highlight=False)
+        print(f"{skipped}.")
     if args.output:
         report = {
             "pair": args.pair,
@@ -116,4 +115,4 @@ def _print(measures, pair, title):
         f"{measures['windows']} windows of {measures['documents']} documents; nats per target token ± standard error "
         "over documents",
     ):
-        console.print(line, highlight=False)
+        console.print(line, highlight=False, soft_wrap=True)

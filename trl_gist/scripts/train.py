@@ -93,6 +93,11 @@ class GistScriptArguments:
     )
 
     def __post_init__(self):
+        # A single value in YAML comes as a string
+        if isinstance(self.dataset_path, str):
+            self.dataset_path = [self.dataset_path]
+        if isinstance(self.reward_funcs, str):
+            self.reward_funcs = [self.reward_funcs]
         if (self.dataset_name is None) == (self.dataset_path is None):
             raise ValueError("Set one of `dataset_name` (a dataset on the Hub) and `dataset_path` (local files).")
         if self.eval_documents is not None and self.eval_documents < 1:
