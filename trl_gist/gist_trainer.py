@@ -12,6 +12,7 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
+import copy
 import math
 import os
 from collections.abc import Callable
@@ -105,7 +106,7 @@ class GistTrainer(GRPOTrainer):
         peft_config ([`~peft.PeftConfig`], *optional*):
             LoRA for the summarizer. `None` fine-tunes in full, or goes on with the adapter of a [`~peft.PeftModel`].
         generator_peft_config ([`~peft.PeftConfig`], *optional*):
-            LoRA for the generator. Defaults to `peft_config`.
+            LoRA for the generator. Defaults to the summarizer's.
         callbacks (`list`, *optional*):
             As in [`~transformers.Trainer`].
         optimizers (`tuple`, *optional*, defaults to `(None, None)`):
@@ -205,9 +206,19 @@ class GistTrainer(GRPOTrainer):
         if reason is not None:
             logger.warning(f"The gists of a context are padded into a row each, which is slower: {reason}.")
         # After S's adapter is drawn, so that a run with S alone draws the same one
-        generator_peft_config = generator_peft_config or peft_config
+        if generator_peft_config is None and isinstance(self.model, PeftModel):
+            generator_peft_config = self.model.active_peft_config
         if generator_peft_config is not None and not isinstance(roles.generator, PeftModel):
+            # A copy, because PEFT writes the base's name into it: S may stand on another base
+            generator_peft_config = copy.deepcopy(generator_peft_config)
+            generator_peft_config.base_model_name_or_path = None
             roles.generator = get_peft_model(roles.generator, generator_peft_config)
+        for role, trained in (("summarizer", self.model), ("generator", roles.generator)):
+            if not any(parameter.requires_grad for parameter in trained.parameters()):
+                raise ValueError(
+                    f"The {role} has no trainable parameters. Load its adapter with `is_trainable=True`, or pass a "
+                    "`peft_config`."
+                )
         self.generator_trainer = GeneratorTrainer(roles.generator, roles.teacher, self.prompts, args, self.accelerator)
         self.last_measures, self.last_gists = {}, []
 
