@@ -142,14 +142,26 @@ def test_a_partner_is_always_of_another_document_when_none_holds_over_half():
         documents = [rng.randrange(8) for _ in range(rng.randrange(2, 30))]
         if 2 * max(Counter(documents).values()) > len(documents):
             continue
-        partners = _other_documents(documents)
+        partners = _other_documents(_windows_of(documents))
         assert sorted(partners) == list(range(len(documents))), "each gist is lent once"
         assert all(documents[row] != documents[partner] for row, partner in enumerate(partners))
 
 
+def test_partners_do_not_depend_on_the_order_of_the_windows():
+    windows = _windows_of([0, 0, 1, 1, 2, 2, 2])
+    lent = {row: partner for row, partner in enumerate(_other_documents(windows))}
+    order = [4, 0, 6, 2, 1, 5, 3]
+    for row, partner in enumerate(_other_documents([windows[index] for index in order])):
+        assert order[partner] == lent[order[row]]
+
+
+def _windows_of(documents):
+    return [{"document_id": document, "context_ids": [index]} for index, document in enumerate(documents)]
+
+
 def test_where_one_document_holds_over_half_only_its_surplus_finds_no_partner():
     documents = ["a"] * 5 + ["b", "c"]
-    partners = _other_documents(documents)
+    partners = _other_documents(_windows_of(documents))
     same = [row for row in range(7) if documents[row] == documents[partners[row]]]
     assert len(same) == 3 and all(documents[row] == "a" for row in same)
 

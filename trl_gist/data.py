@@ -15,6 +15,7 @@
 from collections import Counter
 from dataclasses import dataclass, field
 
+from accelerate import PartialState
 from accelerate.logging import get_logger
 from datasets import Dataset, Features, IterableDataset, List, Value
 from transformers import PreTrainedTokenizerBase
@@ -94,7 +95,7 @@ class WindowSpec:
 def prepare_windows(
     dataset: Dataset | IterableDataset,
     tokenizer: PreTrainedTokenizerBase,
-    args: GistConfig,
+    args: "GistConfig | WindowSpec",
     limits: PositionLimits | None = None,
     name: str = "train",
 ) -> tuple[Dataset | IterableDataset, SkippedRows]:
@@ -108,7 +109,7 @@ def prepare_windows(
             token ids, of any length. Other columns are kept, for reward functions.
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
             The one tokenizer of all roles.
-        args ([`GistConfig`]):
+        args ([`GistConfig`] or [`WindowSpec`]):
             Window lengths, stride and windows per document.
         limits ([`PositionLimits`], *optional*):
             Windows that exceed them raise.
@@ -123,6 +124,7 @@ def prepare_windows(
         ValueError: if the dataset is empty, has neither set of columns, gives no window at all, or has a window that
             does not fit a model.
     """
+    PartialState()  # the logger asks it for the rank
     columns = _columns(dataset, name)
     if "text" in columns:
         to_windows, consumed = _cut_document, {"text"}

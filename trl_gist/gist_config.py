@@ -14,6 +14,7 @@
 
 from dataclasses import dataclass, field
 
+import torch
 from trl import GRPOConfig
 
 
@@ -159,6 +160,8 @@ class GistConfig(GRPOConfig):
     )
 
     def __post_init__(self):
+        if not torch.accelerator.is_available():
+            self.use_cpu = True  # TRL's default of bf16=True is refused on a machine without one unless it is said
         super().__post_init__()
         for name in ("context_length", "target_length", "last_k", "max_completion_length", "score_batch_size"):
             if getattr(self, name) < 1:
@@ -182,6 +185,11 @@ class GistConfig(GRPOConfig):
             raise ValueError(
                 "`disable_dropout` must be True: gists are sampled and scored in train mode, so dropout would make "
                 "the policy that samples differ from the policy that is trained."
+            )
+        if self.repetition_penalty != 1.0:
+            raise ValueError(
+                f"`repetition_penalty` must be 1.0, got {self.repetition_penalty}: the policy is trained on its plain "
+                "log-probs, and a saved pair writes gists without a penalty."
             )
         self._validate_rollouts()
 

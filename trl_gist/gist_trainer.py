@@ -16,27 +16,24 @@ import copy
 import math
 import os
 from collections.abc import Callable
-from enum import Enum
 from pathlib import Path
 
 import torch
 from accelerate.logging import get_logger
 from accelerate.utils import gather_object
 from datasets import Dataset, IterableDataset
-from peft import PeftConfig, PeftModel, get_peft_model, load_peft_weights, set_peft_model_state_dict
-from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
-from transformers.trainer import TRAINING_ARGS_NAME
+from peft import PeftConfig, PeftModel, get_peft_model
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback, TrainerState
 from transformers.trainer_utils import get_last_checkpoint
 from trl import GRPOTrainer
 from trl.models import unwrap_model_for_generation
 from trl.trainer.utils import RepeatSampler, get_config_model_id, split_tensor_dict
 
-from . import __version__
+from .checkpoints import PairCheckpoints
 from .data import PositionLimits, prepare_windows
 from .evaluation import add_controls, summarize
-from .generator_trainer import OPTIMIZER_FILE, GeneratorTrainer
+from .generator_trainer import GeneratorTrainer
 from .gist_config import GistConfig
-from .pair import GENERATOR_DIR, PairConfig, save_model_card
 from .prompts import GistPrompts, gist_from_completion
 from .rewards import length_penalty, log_prob_gain
 from .roles import base_of, check_same_tokenizer, load_roles
@@ -49,15 +46,9 @@ RewardFunc = Callable[..., list[float]]
 
 # What is logged of every rollout: means over its gists
 _SCORE_METRICS = ("teacher_kl", "null_teacher_kl", "log_prob_gain", "kl_gain", "gist_length")
-# The arguments that shape a result, for the model card
-_RECIPE = (
-    "context_length target_length last_k max_completion_length num_generations per_device_train_batch_size "
-    "gradient_accumulation_steps max_steps learning_rate generator_learning_rate lr_scheduler_type temperature "
-    "advantage scale_rewards loss_type beta num_iterations distillation_loss gist_dropout length_penalty seed"
-).split()
 
 
-class GistTrainer(GRPOTrainer):
+class GistTrainer(PairCheckpoints, GRPOTrainer):
     """
     Trainer for learned context compaction in plain tokens.
 
@@ -376,6 +367,18 @@ class GistTrainer(GRPOTrainer):
             seed=sampler.seed,
         )
 
+    def _init_training_state(self, max_steps, num_update_steps_per_epoch, num_train_epochs, checkpoint, trial):
+        position = super()._init_training_state(
+            max_steps, num_update_steps_per_epoch, num_train_epochs, checkpoint, trial
+        )
+        if checkpoint is None or self.args.ignore_data_skip or not isinstance(self.train_dataset, IterableDataset):
+            return position
+        # A stream has no length, so Trainer (5.23) takes the whole run for one epoch and would look for the position
+        # past the stream's end. The epoch it saved counts passes over the stream, in fractions of the run's batches.
+        saved = TrainerState.load_from_json(os.path.join(checkpoint, TRAINER_STATE_NAME))
+        passes, fraction = divmod(saved.epoch, 1)
+        return int(passes), round(fraction * saved.max_steps * self.args.gradient_accumulation_steps)
+
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if isinstance(self.train_dataset, IterableDataset) and self.model.training:
             logs["skipped_rows"] = self.skipped_rows["train"].total
@@ -406,74 +409,6 @@ class GistTrainer(GRPOTrainer):
             for row in rows[::step][:3]
         ]
 
-    # ---- Saving and resuming the pair ----
-
-    def save_model(self, output_dir: str | None = None, _internal_call: bool = False):
-        output_dir = output_dir or self.args.output_dir
-        super().save_model(output_dir, _internal_call=True)
-        if self.args.should_save:
-            # A pickle; gist_config.json holds the recipe
-            Path(output_dir, TRAINING_ARGS_NAME).unlink(missing_ok=True)
-            generator_dir = Path(output_dir, GENERATOR_DIR)
-            self.generator_trainer.save_model(generator_dir)
-            self.processing_class.save_pretrained(generator_dir)
-            pair = self._pair_config()
-            pair.save(output_dir)
-            save_model_card(output_dir, pair, Path(output_dir).name, self._tag_names)
-        # As in `Trainer.save_model`, but once both halves are there
-        if self.args.push_to_hub and not _internal_call:
-            self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
-
-    def create_model_card(self, *args, **kwargs):
-        # TRL writes its own card to `output_dir` at every checkpoint; ours is written where the pair is, in `save_model`
-        pass
-
-    def _pair_config(self):
-        return PairConfig(
-            context_length=self.args.context_length,
-            target_length=self.args.target_length,
-            last_k=self.args.last_k,
-            max_gist_length=self.args.max_completion_length,
-            summarizer_prompt=self.args.summarizer_prompt,
-            base_models=self.base_models,
-            recipe={name: _plain(getattr(self.args, name)) for name in _RECIPE},
-            measures=self.last_measures,
-            gists=self.last_gists,
-            step=self.state.global_step,
-            version=__version__,
-        )
-
-    def _save_optimizer_and_scheduler(self, output_dir: str):
-        super()._save_optimizer_and_scheduler(output_dir)
-        if self.args.should_save:
-            self.generator_trainer.save_checkpoint(Path(output_dir, GENERATOR_DIR))
-
-    def _load_optimizer_and_scheduler(self, checkpoint: str | None):
-        super()._load_optimizer_and_scheduler(checkpoint)
-        if checkpoint is not None:
-            self.generator_trainer.load_checkpoint(Path(checkpoint, GENERATOR_DIR))
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None):
-        generator_dir = Path(resume_from_checkpoint, GENERATOR_DIR)
-        if not Path(generator_dir, OPTIMIZER_FILE).is_file():
-            raise ValueError(
-                f"{resume_from_checkpoint} lacks the generator's half ({GENERATOR_DIR}/{OPTIMIZER_FILE}). Resume from "
-                "another checkpoint; a summarizer without its generator is not the pair that was trained."
-            )
-        self._load_pair(resume_from_checkpoint, model)
-
-    def _load_best_model(self):
-        self._load_pair(self.state.best_model_checkpoint)
-
-    def _load_pair(self, checkpoint, model=None):
-        model = self.model if model is None else model
-        if isinstance(model, PeftModel):
-            # Trainer (5.23) would take generator/ for a second adapter of S
-            set_peft_model_state_dict(model, load_peft_weights(checkpoint, device="cpu"))
-        else:
-            super()._load_from_checkpoint(checkpoint, model)
-        self.generator_trainer.load_model(Path(checkpoint, GENERATOR_DIR))
-
 
 class _EpochRepeatSampler(RepeatSampler):
     """`RepeatSampler` draws each epoch's order from where the last one left its generator, so a run resumed in a later
@@ -482,8 +417,3 @@ class _EpochRepeatSampler(RepeatSampler):
     def set_epoch(self, epoch: int):
         if self.shuffle:
             self.generator.manual_seed(self.seed + epoch)
-
-
-def _plain(value):
-    value = value.value if isinstance(value, Enum) else value
-    return value if value is None or isinstance(value, (bool, int, float, str)) else str(value)

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import torch
 from peft import PeftModel
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
-from trl.trainer.utils import create_model_from_path, disable_dropout_in_model
+from trl.trainer.utils import create_model_from_path
 
 
 @dataclass
@@ -77,8 +77,6 @@ def load_roles(
         teacher = clone(generator if summarizer_owns_base else summarizer)
     elif teacher is generator:
         teacher = clone(generator)
-    for role in (generator, teacher):
-        disable_dropout_in_model(role)
     teacher.requires_grad_(False)
     return Roles(summarizer, generator, teacher)
 

@@ -49,7 +49,7 @@ def add_controls(scorer: GistScorer, rows: list[dict]):
             `shuffled_log_prob` of NaN.
     """
     gists = [row["gist_ids"] for row in rows]
-    partners = _other_documents([row["document_id"] for row in rows])
+    partners = _other_documents(rows)
     shuffled = scorer.generator_log_probs(rows, [gists[partner] for partner in partners])
     last_k = scorer.teacher_log_probs(rows, [row["last_k_ids"] for row in rows])
     tails = [row["context_ids"][-(len(row["last_k_ids"]) + row["gist_length"]) :] for row in rows]
@@ -121,11 +121,12 @@ def _mean_and_error(numerator, denominator, documents):
     return float(ratio), float(np.sqrt(variance) / abs(denominator.sum()))
 
 
-def _other_documents(documents):
-    """For each row, a row of another document, each row used once; the same document only if one holds over half."""
-    order = sorted(range(len(documents)), key=lambda row: (str(documents[row]), row))
-    shift = max(Counter(documents).values())
-    partners = [0] * len(documents)
+def _other_documents(rows):
+    """For each row, a row of another document, each row used once; the same document only if one holds over half. The
+    contexts decide, not the order the rows come in."""
+    order = sorted(range(len(rows)), key=lambda row: (str(rows[row]["document_id"]), rows[row]["context_ids"]))
+    shift = max(Counter(row["document_id"] for row in rows).values())
+    partners = [0] * len(rows)
     for position, row in enumerate(order):
         partners[row] = order[(position + shift) % len(order)]
     return partners

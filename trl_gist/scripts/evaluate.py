@@ -17,7 +17,6 @@ import json
 import math
 from pathlib import Path
 
-from accelerate import PartialState
 from datasets import Dataset
 from rich import box
 from rich.console import Console
@@ -34,7 +33,6 @@ def evaluate(args: argparse.Namespace):
     """`trl-gist evaluate`: measures a pair on held-out documents, prints them and writes them to `args.output`."""
     if args.output and not Path(args.output).absolute().parent.is_dir():
         raise ValueError(f"`--output` ({args.output}): there is no such folder.")
-    PartialState()  # the log of `prepare_windows` needs it
     source = args.dataset[0] if len(args.dataset) == 1 else args.dataset
     documents = load_documents(source, args.dataset_config, args.split, args.streaming, args.text_column)
     if args.max_documents is not None:

@@ -1,0 +1,109 @@
+# Copyright 2026 The trl_gist authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+from enum import Enum
+from pathlib import Path
+
+from peft import PeftModel, load_peft_weights, set_peft_model_state_dict
+from transformers.trainer import TRAINING_ARGS_NAME
+
+from . import __version__
+from .generator_trainer import OPTIMIZER_FILE
+from .pair import GENERATOR_DIR, PairConfig, save_model_card
+
+
+# The arguments that shape a result, for the model card
+_RECIPE = (
+    "context_length target_length last_k max_completion_length num_generations per_device_train_batch_size "
+    "gradient_accumulation_steps max_steps learning_rate generator_learning_rate lr_scheduler_type temperature "
+    "advantage scale_rewards loss_type beta num_iterations distillation_loss gist_dropout length_penalty seed"
+).split()
+
+
+class PairCheckpoints:
+    """
+    The part of [`GistTrainer`] that saves and resumes both trainers as one. The names with a leading underscore are
+    those of [`~transformers.Trainer`] (5.23), which calls them before it rotates checkpoints and pushes to the Hub.
+    """
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False):
+        output_dir = output_dir or self.args.output_dir
+        super().save_model(output_dir, _internal_call=True)
+        if self.args.should_save:
+            # A pickle; gist_config.json holds the recipe
+            Path(output_dir, TRAINING_ARGS_NAME).unlink(missing_ok=True)
+            generator_dir = Path(output_dir, GENERATOR_DIR)
+            self.generator_trainer.save_model(generator_dir)
+            self.processing_class.save_pretrained(generator_dir)
+            pair = self._pair_config()
+            pair.save(output_dir)
+            save_model_card(output_dir, pair, Path(output_dir).name, self._tag_names)
+        # As in `Trainer.save_model`, but once both halves are there
+        if self.args.push_to_hub and not _internal_call:
+            self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
+
+    def create_model_card(self, *args, **kwargs):
+        # TRL writes its own card to `output_dir` at every checkpoint; ours is written where the pair is, in `save_model`
+        pass
+
+    def _pair_config(self):
+        return PairConfig(
+            context_length=self.args.context_length,
+            target_length=self.args.target_length,
+            last_k=self.args.last_k,
+            max_gist_length=self.args.max_completion_length,
+            summarizer_prompt=self.args.summarizer_prompt,
+            base_models=self.base_models,
+            recipe={name: _plain(getattr(self.args, name)) for name in _RECIPE},
+            measures=self.last_measures,
+            gists=self.last_gists,
+            step=self.state.global_step,
+            version=__version__,
+        )
+
+    def _save_optimizer_and_scheduler(self, output_dir: str):
+        super()._save_optimizer_and_scheduler(output_dir)
+        if self.args.should_save:
+            self.generator_trainer.save_checkpoint(Path(output_dir, GENERATOR_DIR))
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None):
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is not None:
+            self.generator_trainer.load_checkpoint(Path(checkpoint, GENERATOR_DIR))
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None):
+        generator_dir = Path(resume_from_checkpoint, GENERATOR_DIR)
+        if not Path(generator_dir, OPTIMIZER_FILE).is_file():
+            raise ValueError(
+                f"{resume_from_checkpoint} lacks the generator's half ({GENERATOR_DIR}/{OPTIMIZER_FILE}). Resume from "
+                "another checkpoint; a summarizer without its generator is not the pair that was trained."
+            )
+        self._load_pair(resume_from_checkpoint, model)
+
+    def _load_best_model(self):
+        self._load_pair(self.state.best_model_checkpoint)
+
+    def _load_pair(self, checkpoint, model=None):
+        model = self.model if model is None else model
+        if isinstance(model, PeftModel):
+            # Trainer (5.23) would take generator/ for a second adapter of S
+            set_peft_model_state_dict(model, load_peft_weights(checkpoint, device="cpu"))
+        else:
+            super()._load_from_checkpoint(checkpoint, model)
+        self.generator_trainer.load_model(Path(checkpoint, GENERATOR_DIR))
+
+
+def _plain(value):
+    value = value.value if isinstance(value, Enum) else value
+    return value if value is None or isinstance(value, (bool, int, float, str)) else str(value)

@@ -1,0 +1,137 @@
+# Copyright 2026 The trl_gist authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""Plots of a run. Matplotlib's object interface only: nothing here touches a user's own figures or backend."""
+
+import os
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+
+_GIST, _NULL, _NEUTRAL = "#1f6f8b", "#c8553d", "#555555"
+_READERS = {
+    "nll_teacher": "teacher, full context",
+    "nll_gist": "generator, gist",
+    "nll_tail": "teacher, last K+|Z| verbatim",
+    "nll_last_k": "teacher, last K",
+    "nll_shuffled": "generator, another document's gist",
+    "nll_null": "generator, empty gist",
+}
+
+
+def plot_training(log_history: list[dict], path: str | os.PathLike):
+    """
+    Draws the generator's distance to the teacher and what the gist buys, over the steps of a run.
+
+    Args:
+        log_history (`list[dict]`):
+            `trainer.state.log_history`.
+        path (`str` or `os.PathLike`):
+            Where to write it, without a suffix: a PNG and an SVG.
+    """
+    train = [log for log in log_history if "teacher_kl" in log]
+    held_out = [log for log in log_history if "eval_teacher_kl" in log]
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    kl, gain = figure.subplots(1, 2)
+    for axis, names in ((kl, ("teacher_kl", "null_teacher_kl")), (gain, ("log_prob_gain",))):
+        for name, color in zip(names, (_GIST, _NULL), strict=False):
+            _draw_smoothed(axis, [log["step"] for log in train], [log[name] for log in train], color)
+    for name, color, label in (("teacher_kl", _GIST, "with the gist"), ("null_teacher_kl", _NULL, "empty gist")):
+        _draw_held_out(kl, held_out, f"eval_{name}", color, label)
+    _draw_held_out(gain, held_out, "eval_gain_over_null", _GIST, "over an empty gist")
+    _draw_held_out(gain, held_out, "eval_gain_over_shuffled", _NEUTRAL, "over another document's gist")
+    _style(kl, "Distance to the teacher", "KL(teacher ‖ generator), nats per token")
+    _style(gain, "What the gist buys", "gain in log-prob, nats per token")
+    gain.axhline(0, color="black", linewidth=0.8)
+    for axis in (kl, gain):
+        axis.set_xlabel("step")
+        axis.set_ylim(bottom=min(0, axis.get_ylim()[0]))
+        axis.legend(frameon=False, fontsize=8, title="held out ± standard error", title_fontsize=8)
+    figure.suptitle("Lines: training rollouts, smoothed. Points: held-out documents.", fontsize=9, color=_NEUTRAL)
+    _save(figure, path)
+
+
+def plot_readers(before: dict | None, after: dict, path: str | os.PathLike):
+    """
+    Draws the held-out negative log-likelihood of the target under each reader, before and after training.
+
+    Args:
+        before, after (`dict`):
+            Measures of [`summarize`]. `before` may be `None`.
+        path (`str` or `os.PathLike`):
+            Where to write it, without a suffix: a PNG and an SVG.
+    """
+    figure = Figure(figsize=(7.5, 3.2), layout="constrained")
+    axis = figure.subplots()
+    names = sorted(_READERS, key=lambda name: after[name], reverse=True)
+    for row, name in enumerate(names):
+        color = _GIST if name == "nll_gist" else _NEUTRAL
+        if before is not None:
+            axis.errorbar(
+                before[name], row + 0.16, xerr=before[f"{name}_se"], fmt="o", mfc="white", color=color, markersize=5
+            )
+        axis.errorbar(after[name], row - 0.16, xerr=after[f"{name}_se"], fmt="o", color=color, markersize=6)
+        axis.annotate(
+            f"{after[name]:.3f}",
+            (after[name], row - 0.16),
+            (0, -11),
+            textcoords="offset points",
+            ha="center",
+            fontsize=7,
+        )
+    axis.set_yticks(range(len(names)), [_READERS[name] for name in names], fontsize=9)
+    axis.set_ylim(-0.7, len(names) - 0.4)
+    _style(axis, "How well each reader predicts the next tokens of unseen documents", "")
+    axis.set_xlabel("negative log-likelihood, nats per token (left is better) ± standard error over documents")
+    if before is not None:
+        axis.plot([], [], "o", mfc="white", color=_NEUTRAL, label="before training")
+        axis.plot([], [], "o", color=_NEUTRAL, label="after")
+        axis.legend(frameon=False, fontsize=8, loc="lower right")
+    _save(figure, path)
+
+
+def _draw_smoothed(axis, steps, values, color, window=5):
+    means = [
+        sum(values[max(0, i - window + 1) : i + 1]) / (i - max(0, i - window + 1) + 1) for i in range(len(values))
+    ]
+    axis.plot(steps, values, color=color, alpha=0.2, linewidth=0.8)
+    axis.plot(steps, means, color=color, alpha=0.7, linewidth=1.2)
+
+
+def _draw_held_out(axis, logs, name, color, label):
+    steps, values = [log["step"] for log in logs], [log[name] for log in logs]
+    axis.errorbar(
+        steps,
+        values,
+        yerr=[log[f"{name}_se"] for log in logs],
+        fmt="o",
+        color=color,
+        capsize=3,
+        markersize=5,
+        label=label,
+    )
+
+
+def _style(axis, title, ylabel):
+    axis.set_title(title, loc="left", fontsize=10, fontweight="bold")
+    axis.set_ylabel(ylabel, fontsize=9)
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.grid(axis="y", alpha=0.2)
+
+
+def _save(figure, path):
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    for suffix in (".png", ".svg"):
+        figure.savefig(Path(path).with_suffix(suffix), dpi=160)
