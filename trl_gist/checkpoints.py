@@ -15,8 +15,10 @@
 from enum import Enum
 from pathlib import Path
 
+from datasets import IterableDataset
 from peft import PeftModel, load_peft_weights, set_peft_model_state_dict
-from transformers.trainer import TRAINING_ARGS_NAME
+from transformers import TrainerState
+from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 
 from . import __version__
 from .generator_trainer import OPTIMIZER_FILE
@@ -90,6 +92,18 @@ class PairCheckpoints:
                 "another checkpoint; a summarizer without its generator is not the pair that was trained."
             )
         self._load_pair(resume_from_checkpoint, model)
+
+    def _init_training_state(self, max_steps, num_update_steps_per_epoch, num_train_epochs, checkpoint, trial):
+        position = super()._init_training_state(
+            max_steps, num_update_steps_per_epoch, num_train_epochs, checkpoint, trial
+        )
+        if checkpoint is None or self.args.ignore_data_skip or not isinstance(self.train_dataset, IterableDataset):
+            return position
+        # A stream has no length, so Trainer (5.23) takes the whole run for one epoch and would look for the position
+        # past the stream's end. The epoch it saved counts passes over the stream, in fractions of the run's batches.
+        saved = TrainerState.load_from_json(Path(checkpoint, TRAINER_STATE_NAME))
+        passes, fraction = divmod(saved.epoch, 1)
+        return int(passes), round(fraction * saved.max_steps * self.args.gradient_accumulation_steps)
 
     def _load_best_model(self):
         self._load_pair(self.state.best_model_checkpoint)

@@ -23,7 +23,7 @@ from accelerate.logging import get_logger
 from accelerate.utils import gather_object
 from datasets import Dataset, IterableDataset
 from peft import PeftConfig, PeftModel, get_peft_model
-from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback, TrainerState
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 from transformers.trainer_utils import get_last_checkpoint
 from trl import GRPOTrainer
 from trl.models import unwrap_model_for_generation
@@ -211,7 +211,7 @@ class GistTrainer(PairCheckpoints, GRPOTrainer):
                     "`peft_config`."
                 )
         self.generator_trainer = GeneratorTrainer(roles.generator, roles.teacher, self.prompts, args, self.accelerator)
-        self.last_measures, self.last_gists = {}, []
+        self.last_measures, self.last_gists, self.eval_rows = {}, [], []
 
     @property
     def generator(self) -> PreTrainedModel | PeftModel:
@@ -323,7 +323,7 @@ class GistTrainer(PairCheckpoints, GRPOTrainer):
             for name, value in self.generator_trainer.step().items():
                 self._log_metric(f"generator/{name}", value)
         else:
-            self._eval_rows += inputs
+            self.eval_rows += inputs
         return rewards_per_func
 
     def _check_rewards(self, rewards_per_func):
@@ -367,18 +367,6 @@ class GistTrainer(PairCheckpoints, GRPOTrainer):
             seed=sampler.seed,
         )
 
-    def _init_training_state(self, max_steps, num_update_steps_per_epoch, num_train_epochs, checkpoint, trial):
-        position = super()._init_training_state(
-            max_steps, num_update_steps_per_epoch, num_train_epochs, checkpoint, trial
-        )
-        if checkpoint is None or self.args.ignore_data_skip or not isinstance(self.train_dataset, IterableDataset):
-            return position
-        # A stream has no length, so Trainer (5.23) takes the whole run for one epoch and would look for the position
-        # past the stream's end. The epoch it saved counts passes over the stream, in fractions of the run's batches.
-        saved = TrainerState.load_from_json(os.path.join(checkpoint, TRAINER_STATE_NAME))
-        passes, fraction = divmod(saved.epoch, 1)
-        return int(passes), round(fraction * saved.max_steps * self.args.gradient_accumulation_steps)
-
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if isinstance(self.train_dataset, IterableDataset) and self.model.training:
             logs["skipped_rows"] = self.skipped_rows["train"].total
@@ -387,10 +375,10 @@ class GistTrainer(PairCheckpoints, GRPOTrainer):
     # ---- Evaluation ----
 
     def evaluation_loop(self, dataloader, description, *args, metric_key_prefix: str = "eval", **kwargs):
-        self._eval_rows = []
+        self.eval_rows = []
         output = super().evaluation_loop(dataloader, description, *args, metric_key_prefix=metric_key_prefix, **kwargs)
-        add_controls(self.generator_trainer.scorer, self._eval_rows)
-        rows = gather_object(self._eval_rows)
+        add_controls(self.generator_trainer.scorer, self.eval_rows)
+        self.eval_rows = rows = gather_object(self.eval_rows)
         self.last_measures = summarize(rows)
         output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in self.last_measures.items()})
         self.last_gists = self._readable_gists(rows)
