@@ -149,7 +149,7 @@ def test_a_partner_is_always_of_another_document_when_none_holds_over_half():
 
 def test_partners_do_not_depend_on_the_order_of_the_windows():
     windows = _windows_of([0, 0, 1, 1, 2, 2, 2])
-    lent = {row: partner for row, partner in enumerate(_other_documents(windows))}
+    lent = dict(enumerate(_other_documents(windows)))
     order = [4, 0, 6, 2, 1, 5, 3]
     for row, partner in enumerate(_other_documents([windows[index] for index in order])):
         assert order[partner] == lent[order[row]]

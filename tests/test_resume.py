@@ -18,6 +18,7 @@ import pytest
 import torch
 from checks import assert_equal_models, moved, snapshot
 from datasets import Dataset, IterableDataset
+from peft import LoraConfig
 from tiny import make_documents
 from transformers import TrainerCallback
 
@@ -116,3 +117,139 @@ def test_resume_after_kill_is_bit_identical(make_run, with_lora, streaming, kill
     resumed = kill_and_resume(make_run, kill_at, with_lora, streaming)
     assert resumed.state.global_step == 8
     assert_same_run(whole, resumed)
+
+
+def test_resume_with_evaluations_in_between_is_bit_identical(make_run):
+    args = {"eval_strategy": "steps", "eval_steps": 1}
+    whole = make_run("whole", True, **args)
+    whole.train()
+    resumed = kill_and_resume(make_run, 7, True, **args)
+    assert sum("eval_teacher_kl" in entry for entry in history(resumed)) == 8
+    assert_same_run(whole, resumed)
+
+
+def test_resume_between_rollouts_of_several_steps_is_bit_identical(make_run):
+    args = {"num_iterations": 2, "steps_per_generation": 2, "per_device_train_batch_size": 4, "save_steps": 4}
+    whole = make_run("whole", True, **args)
+    whole.train()
+    assert_same_run(whole, kill_and_resume(make_run, 7, True, **args))
+
+
+@pytest.mark.parametrize("streaming", [False, True], ids=["map-style", "streaming"])
+def test_resume_with_gradient_accumulation_is_bit_identical(make_run, streaming):
+    args = {"gradient_accumulation_steps": 2, "per_device_train_batch_size": 4}
+    whole = make_run("whole", True, streaming, **args)
+    whole.train()
+    assert_same_run(whole, kill_and_resume(make_run, 7, True, streaming, **args))
+
+
+def test_a_streams_position_survives_a_longer_schedule(make_run):
+    """The saved position must not be read in units of the new run's length."""
+    with pytest.raises(Killed):
+        make_run("killed", True, True, kill_at=7).train()
+    longer = make_run("killed", True, True, max_steps=12)
+    seen = documents_of_each_step(longer)
+    longer.train(resume_from_checkpoint=True)
+    whole = make_run("whole", True, True, max_steps=12)
+    expected = documents_of_each_step(whole)
+    whole.train()
+    assert seen == expected[6:]
+
+
+def documents_of_each_step(trainer):
+    seen, rollout = [], trainer._generate_and_score_completions
+
+    def watch(inputs):
+        seen.append([row["prompt"] for row in inputs])
+        return rollout(inputs)
+
+    trainer._generate_and_score_completions = watch
+    return seen
+
+
+def test_each_epoch_has_an_order_of_its_own(make_run):
+    trainer = make_run("whole", True)
+    seen = documents_of_each_step(trainer)
+    trainer.train()
+    first, second = sum(seen[:4], []), sum(seen[4:], [])
+    assert sorted(first) == sorted(second) and first != second
+
+
+def test_true_resumes_from_the_last_checkpoint_and_a_path_from_that_one(make_run, tmp_path):
+    whole = make_run("whole", True)
+    whole.train()
+    for source, expected in ((True, 8), (str(tmp_path / "whole" / "checkpoint-4"), 4)):
+        resumed = make_run("whole", True, max_steps=8, save_strategy="no")
+        started = []
+        resumed.add_callback(OnBegin(started))
+        resumed.train(resume_from_checkpoint=source)
+        assert started == [expected]
+        assert_equal_models(whole.model, resumed.model)
+        assert_equal_models(whole.generator, resumed.generator)
+
+
+class OnBegin(TrainerCallback):
+    def __init__(self, seen):
+        self.seen = seen
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.seen.append(state.global_step)
+
+
+# ---- Half a pair ----
+
+
+WEIGHTS = {True: "adapter_model.safetensors", False: "model.safetensors"}
+
+
+@pytest.mark.parametrize("with_lora", [True, False], ids=["lora", "full"])
+@pytest.mark.parametrize("half", ["generator", "summarizer"])
+@pytest.mark.parametrize("lost", ["weights", "optimizer.pt", "scheduler.pt"])
+def test_a_checkpoint_without_one_half_is_named_and_changes_nothing(make_run, tmp_path, with_lora, half, lost):
+    make_run("run", with_lora, max_steps=2).train()
+    checkpoint = tmp_path / "run" / "checkpoint-2"
+    directory = checkpoint / "generator" if half == "generator" else checkpoint
+    missing = directory / (WEIGHTS[with_lora] if lost == "weights" else lost)
+    missing.unlink()
+    trainer = make_run("run", with_lora)
+    before = snapshot(trainer.model), snapshot(trainer.generator)
+    with pytest.raises(ValueError, match=f"lacks the {half}'s half: {missing}"):
+        trainer.train(resume_from_checkpoint=True)
+    assert not moved(before[0], trainer.model) and not moved(before[1], trainer.generator)
+
+
+@pytest.mark.parametrize("role", ["summarizer", "generator"])
+@pytest.mark.parametrize("other", [{"r": 2}, {"target_modules": ["q_proj"]}], ids=["rank", "modules"])
+def test_a_checkpoint_of_another_adapter_is_refused(make_trainer, make_run, lora, tmp_path, role, other):
+    make_run("run", True, max_steps=2).train()
+    other = LoraConfig(**{"r": 4, "target_modules": "all-linear", "task_type": "CAUSAL_LM", **other})
+    configs = (other, lora) if role == "summarizer" else (lora, other)
+    trainer = make_trainer(
+        peft_config=configs[0], generator_peft_config=configs[1], args={"output_dir": str(tmp_path)}
+    )
+    before = snapshot(trainer.model), snapshot(trainer.generator)
+    with pytest.raises(ValueError, match=f"does not fit the {role}.*another `peft_config`"):
+        trainer.train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-2"))
+    assert not moved(before[0], trainer.model) and not moved(before[1], trainer.generator)
+
+
+# ---- Another run's directory ----
+
+
+def test_an_output_dir_that_holds_another_run_is_refused(make_run, tmp_path):
+    make_run("run", True, max_steps=2).train()
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(ValueError, match="holds another run, up to checkpoint-2.*resume_from_checkpoint=True"):
+        make_run("run", True).train()
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_an_output_dir_that_holds_a_saved_pair_is_refused(make_run):
+    make_run("run", True, save_strategy="no").save_model()
+    with pytest.raises(ValueError, match="holds the pair that another run saved"):
+        make_run("run", True).train()
+
+
+def test_nothing_to_resume_is_an_error(make_run):
+    with pytest.raises(ValueError, match="No valid checkpoint"):
+        make_run("run", True).train(resume_from_checkpoint=True)

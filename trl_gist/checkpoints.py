@@ -16,12 +16,14 @@ from enum import Enum
 from pathlib import Path
 
 from datasets import IterableDataset
-from peft import PeftModel, load_peft_weights, set_peft_model_state_dict
+from peft import PeftModel, set_peft_model_state_dict
+from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from transformers import TrainerState
 from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from . import __version__
-from .generator_trainer import OPTIMIZER_FILE
+from .generator_trainer import OPTIMIZER_FILE, SCHEDULER_FILE, read_adapter
 from .pair import GENERATOR_DIR, PairConfig, save_model_card
 
 
@@ -31,6 +33,9 @@ _RECIPE = (
     "gradient_accumulation_steps max_steps learning_rate generator_learning_rate lr_scheduler_type temperature "
     "advantage scale_rewards loss_type beta num_iterations distillation_loss gist_dropout length_penalty seed"
 ).split()
+
+_FULL_WEIGHTS = (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME)
+_PEFT_WEIGHTS = (SAFETENSORS_WEIGHTS_NAME,)
 
 
 class PairCheckpoints:
@@ -85,12 +90,18 @@ class PairCheckpoints:
             self.generator_trainer.load_checkpoint(Path(checkpoint, GENERATOR_DIR))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None):
-        generator_dir = Path(resume_from_checkpoint, GENERATOR_DIR)
-        if not Path(generator_dir, OPTIMIZER_FILE).is_file():
-            raise ValueError(
-                f"{resume_from_checkpoint} lacks the generator's half ({GENERATOR_DIR}/{OPTIMIZER_FILE}). Resume from "
-                "another checkpoint; a summarizer without its generator is not the pair that was trained."
-            )
+        # Before anything is loaded: half a pair is not what was trained
+        for directory, role, trained in (
+            (Path(resume_from_checkpoint), "summarizer", self.model),
+            (Path(resume_from_checkpoint, GENERATOR_DIR), "generator", self.generator),
+        ):
+            weights = _PEFT_WEIGHTS if isinstance(trained, PeftModel) else _FULL_WEIGHTS
+            for names in (weights, (OPTIMIZER_FILE,), (SCHEDULER_FILE,)):
+                if not any(Path(directory, name).is_file() for name in names):
+                    raise ValueError(
+                        f"{resume_from_checkpoint} lacks the {role}'s half: {directory / names[0]} is missing. Resume "
+                        "from another checkpoint; one half without the other is not the pair that was trained."
+                    )
         self._load_pair(resume_from_checkpoint, model)
 
     def _init_training_state(self, max_steps, num_update_steps_per_epoch, num_train_epochs, checkpoint, trial):
@@ -110,12 +121,15 @@ class PairCheckpoints:
 
     def _load_pair(self, checkpoint, model=None):
         model = self.model if model is None else model
+        generator_dir = Path(checkpoint, GENERATOR_DIR)
         if isinstance(model, PeftModel):
             # Trainer (5.23) would take generator/ for a second adapter of S
-            set_peft_model_state_dict(model, load_peft_weights(checkpoint, device="cpu"))
+            weights = read_adapter(model, checkpoint, "summarizer")
+            self.generator_trainer.load_model(generator_dir)
+            set_peft_model_state_dict(model, weights)
         else:
+            self.generator_trainer.load_model(generator_dir)
             super()._load_from_checkpoint(checkpoint, model)
-        self.generator_trainer.load_model(Path(checkpoint, GENERATOR_DIR))
 
 
 def _plain(value):

@@ -151,14 +151,7 @@ class GeneratorTrainer:
     def load_model(self, checkpoint_dir: str | os.PathLike):
         """Loads what [`~GeneratorTrainer.save_model`] wrote."""
         if isinstance(self.model, PeftModel):
-            weights = load_peft_weights(str(checkpoint_dir), device="cpu")
-            expected = get_peft_model_state_dict(self.model)
-            if weights.keys() != expected.keys():
-                raise ValueError(
-                    f"The adapter in {checkpoint_dir} does not fit the generator: it has {len(weights)} tensors where "
-                    f"{len(expected)} are expected. Was it trained with another `generator_peft_config`?"
-                )
-            set_peft_model_state_dict(self.model, weights)
+            set_peft_model_state_dict(self.model, read_adapter(self.model, checkpoint_dir, "generator"))
         elif Path(checkpoint_dir, SAFE_WEIGHTS_INDEX_NAME).is_file():
             load_sharded_checkpoint(self.model, str(checkpoint_dir), strict=False)
         else:
@@ -197,3 +190,16 @@ class GeneratorTrainer:
                     f"({row['prompt'][:80]!r}…); no step was taken. Remove the document, or resume from the last "
                     "checkpoint with a lower `generator_learning_rate`."
                 )
+
+
+def read_adapter(model: PeftModel, checkpoint_dir: str | os.PathLike, role: str) -> dict[str, torch.Tensor]:
+    """The weights of a saved adapter. Raises `ValueError` if they do not fit the model's."""
+    weights = load_peft_weights(str(checkpoint_dir), device="cpu")
+    saved = {name: weight.shape for name, weight in weights.items()}
+    expected = {name: weight.shape for name, weight in get_peft_model_state_dict(model).items()}
+    if saved != expected:
+        raise ValueError(
+            f"The adapter in {checkpoint_dir} does not fit the {role}: {len(saved.items() ^ expected.items())} tensors "
+            "differ in name or shape. Was it trained with another `peft_config` or `generator_peft_config`?"
+        )
+    return weights

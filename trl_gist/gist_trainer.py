@@ -34,6 +34,7 @@ from .data import PositionLimits, prepare_windows
 from .evaluation import add_controls, summarize
 from .generator_trainer import GeneratorTrainer
 from .gist_config import GistConfig
+from .pair import PAIR_CONFIG_NAME
 from .prompts import GistPrompts, gist_from_completion
 from .rewards import length_penalty, log_prob_gain
 from .roles import base_of, check_same_tokenizer, load_roles
@@ -338,12 +339,17 @@ class GistTrainer(PairCheckpoints, GRPOTrainer):
     # ---- The second trainer, through the first one's life cycle ----
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs):
-        if not resume_from_checkpoint and os.path.isdir(self.args.output_dir):
-            last = get_last_checkpoint(self.args.output_dir)
+        output_dir = self.args.output_dir
+        if not resume_from_checkpoint and os.path.isdir(output_dir):
+            last = get_last_checkpoint(output_dir)
             if last is not None:
                 raise ValueError(
-                    f"`output_dir` ({self.args.output_dir}) holds another run, up to {Path(last).name}. Pass "
+                    f"`output_dir` ({output_dir}) holds another run, up to {Path(last).name}. Pass "
                     "`resume_from_checkpoint=True` to continue it, or choose another `output_dir`."
+                )
+            if Path(output_dir, PAIR_CONFIG_NAME).is_file():
+                raise ValueError(
+                    f"`output_dir` ({output_dir}) holds the pair that another run saved. Choose another `output_dir`."
                 )
         return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
 
