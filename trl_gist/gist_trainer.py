@@ -312,8 +312,9 @@ class GistTrainer(PairCheckpoints, GRPOTrainer):
         scores = self.generator_trainer.score(inputs, gists, num_generations, distill=training)
         for row, score in zip(inputs, scores, strict=True):
             row.update(score)
-        for name in _SCORE_METRICS:
-            self._log_metric(name, sum(score[name] for score in scores) / len(scores))
+        if training:  # in evaluation `summarize` gives the measures; a mean of batch means would overwrite them
+            for name in _SCORE_METRICS:
+                self._log_metric(name, sum(score[name] for score in scores) / len(scores))
         self._log_completion_extra("teacher_kl", [score["teacher_kl"] for score in scores])
 
         rewards_per_func = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
