@@ -20,7 +20,7 @@ from pathlib import Path
 
 import torch
 from accelerate.logging import get_logger
-from accelerate.utils import gather_object
+from accelerate.utils import gather_object, parse_flag_from_env
 from datasets import Dataset, IterableDataset
 from peft import PeftConfig, PeftModel, get_peft_model
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
@@ -37,7 +37,7 @@ from .gist_config import GistConfig
 from .pair import PAIR_CONFIG_NAME
 from .prompts import GistPrompts, gist_from_completion
 from .rewards import length_penalty, log_prob_gain
-from .roles import base_of, check_same_tokenizer, load_roles
+from .roles import base_of, check_embeddings, check_same_tokenizer, load_roles
 from .shared_prefix import sample_with_shared_prefill, shared_prefix_log_probs, why_not_shared
 
 
@@ -130,14 +130,17 @@ class GistTrainer(PairCheckpoints, GRPOTrainer):
         model_id = model if isinstance(model, str) else get_config_model_id(model.config)
         if args is None:
             args = GistConfig(f"{model_id.split('/')[-1]}-Gist")
-        if args.deepspeed_plugin is not None or args.fsdp_plugin_args is not None:
+        fsdp = args.fsdp_plugin_args is not None or parse_flag_from_env("ACCELERATE_USE_FSDP")
+        if args.deepspeed_plugin is not None or fsdp:
             raise ValueError(
                 "GistTrainer trains two engines, which is supported on one process or with data parallelism (DDP); "
-                "DeepSpeed and FSDP are not. Launch without `--deepspeed` and `--fsdp`."
+                "DeepSpeed and FSDP are not. Launch without them."
             )
         if train_dataset is None:
             raise ValueError("`train_dataset` is required.")
         if processing_class is None:
+            if not model_id:
+                raise ValueError("The model does not say which checkpoint it came from: pass `processing_class`.")
             processing_class = AutoTokenizer.from_pretrained(model_id, trust_remote_code=args.trust_remote_code)
         for role, source in (("generator", generator), ("teacher", teacher)):
             if source is not None:
@@ -154,7 +157,7 @@ class GistTrainer(PairCheckpoints, GRPOTrainer):
             trust_remote_code=args.trust_remote_code,
         )
         args.model_init_kwargs = None  # used above; TRL would warn that it ignores them
-        check_same_tokenizer(processing_class, "summarizer", roles.summarizer)
+        check_embeddings(processing_class, "summarizer", roles.summarizer)
         self.base_models = {
             role: get_config_model_id(base.config) or type(base).__name__ for role, base in vars(roles).items()
         }
@@ -170,6 +173,13 @@ class GistTrainer(PairCheckpoints, GRPOTrainer):
             return dataset
 
         train_dataset = windows(train_dataset, "train")
+        contexts = args.generation_batch_size // args.num_generations
+        if isinstance(train_dataset, Dataset) and len(train_dataset) < contexts:
+            raise ValueError(
+                f"The train dataset gave {len(train_dataset)} windows, but a rollout takes {contexts} contexts, so "
+                "nothing would be trained. Lower `per_device_train_batch_size` or `steps_per_generation`, raise "
+                "`num_generations`, or give more documents."
+            )
         if isinstance(eval_dataset, dict):
             eval_dataset = {name: windows(dataset, name) for name, dataset in eval_dataset.items()}
         elif eval_dataset is not None:

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import torch
 from peft import PeftModel
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
-from trl.trainer.utils import create_model_from_path
+from trl.trainer.utils import create_model_from_path, get_config_model_id
 
 
 @dataclass
@@ -106,15 +106,26 @@ def check_same_tokenizer(tokenizer: PreTrainedTokenizerBase, role: str, model, t
     Raises `ValueError` if `model` (a checkpoint or a loaded model) was not trained on `tokenizer`'s vocabulary: a
     gist is written, read and scored as token ids, so all roles must mean the same by them.
     """
-    if isinstance(model, str):
-        other = AutoTokenizer.from_pretrained(model, trust_remote_code=trust_remote_code)
-        if other.get_vocab() != tokenizer.get_vocab():
-            raise ValueError(
-                f"The {role}'s tokenizer ({model}) differs from the summarizer's: {len(other)} against "
-                f"{len(tokenizer)} tokens, {_difference(tokenizer, other)}. All roles must share one tokenizer; use "
-                "checkpoints of one family."
-            )
-        return
+    loaded = not isinstance(model, str)
+    if loaded:
+        check_embeddings(tokenizer, role, model)
+    checkpoint = get_config_model_id(model.config) if loaded else model
+    try:
+        other = AutoTokenizer.from_pretrained(checkpoint, trust_remote_code=trust_remote_code, local_files_only=loaded)
+    except (OSError, ValueError):
+        if not loaded:
+            raise
+        return  # built in memory, or saved without its tokenizer: nothing to compare
+    if other.get_vocab() != tokenizer.get_vocab():
+        raise ValueError(
+            f"The {role}'s tokenizer ({checkpoint}) differs from the summarizer's: {len(other)} against "
+            f"{len(tokenizer)} tokens, {_difference(tokenizer, other)}. All roles must share one tokenizer; use "
+            "checkpoints of one family."
+        )
+
+
+def check_embeddings(tokenizer: PreTrainedTokenizerBase, role: str, model: PreTrainedModel | PeftModel):
+    """Raises `ValueError` if the model has no embedding for some of the tokens."""
     rows = model.get_input_embeddings().weight.shape[0]
     if rows < len(tokenizer):
         raise ValueError(

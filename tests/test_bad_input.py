@@ -1,0 +1,299 @@
+# Copyright 2026 The trl_gist authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""Bad input to the trainer gets a clear error before anything is trained. Errors in mid-run: test_failures.py."""
+
+import json
+from pathlib import Path
+
+import pytest
+from datasets import Dataset, IterableDataset
+from tiny import make_documents, make_model, make_tokenizer
+from transformers import AutoModelForCausalLM
+
+from trl_gist import GistConfig, GistTrainer
+
+
+both_ways = pytest.mark.parametrize("with_lora", [True, False], ids=["lora", "full"])
+
+
+# ---- Roles ----
+
+
+@pytest.fixture(scope="module")
+def foreign(tmp_path_factory):
+    """A checkpoint with as many tokens as ours, two of which mean something else."""
+    path = tmp_path_factory.mktemp("foreign")
+    tokenizer = make_tokenizer()
+    make_model(tokenizer, seed=1).save_pretrained(path)
+    tokenizer.save_pretrained(path)
+    file = Path(path, "tokenizer.json")
+    content = json.loads(file.read_text(encoding="utf-8"))
+    vocabulary = content["model"]["vocab"]
+    one, other = (token for token, index in vocabulary.items() if index in (70, 71))
+    vocabulary[one], vocabulary[other] = vocabulary[other], vocabulary[one]
+    file.write_text(json.dumps(content), encoding="utf-8")
+    return str(path)
+
+
+@pytest.mark.parametrize("loaded", [False, True], ids=["string", "loaded"])
+@pytest.mark.parametrize("role", ["generator", "teacher"])
+def test_a_role_with_another_tokenizer_is_named_with_the_first_difference(make_trainer, foreign, role, loaded):
+    source = AutoModelForCausalLM.from_pretrained(foreign) if loaded else foreign
+    with pytest.raises(ValueError, match=f"The {role}'s tokenizer .*differs.*first at id 70.*one tokenizer"):
+        make_trainer(**{role: source})
+
+
+@pytest.mark.parametrize("role", ["model", "generator", "teacher"])
+def test_a_loaded_role_with_too_few_embeddings_is_named(make_trainer, tokenizer, role):
+    small = make_model(tokenizer, vocab_size=200)
+    name = "summarizer" if role == "model" else role
+    with pytest.raises(ValueError, match=f"The {name} has 200 token embeddings but the tokenizer has 400 tokens"):
+        make_trainer(**{role: small, "processing_class": tokenizer})
+
+
+def test_a_model_that_knows_no_checkpoint_needs_a_tokenizer(make_trainer, tokenizer):
+    with pytest.raises(ValueError, match="pass `processing_class`"):
+        make_trainer(model=make_model(tokenizer))
+
+
+# ---- Positions ----
+
+
+@pytest.mark.parametrize(
+    ("role", "windows"),
+    [
+        ("summarizer", {"context_length": 120}),
+        ("teacher", {"context_length": 60, "target_length": 69}),
+        ("generator", {"context_length": 24, "last_k": 20, "target_length": 100}),
+    ],
+)
+def test_a_window_beyond_a_roles_positions_is_refused_and_the_role_named(make_trainer, tokenizer, role, windows):
+    roles = {"summarizer": "model", "generator": "generator", "teacher": "teacher"}
+    models = {name: make_model(tokenizer, max_position_embeddings=1024) for name in roles.values()}
+    models[roles[role]] = make_model(tokenizer, max_position_embeddings=128)
+    with pytest.raises(ValueError, match=rf"does not fit the {role}: \d+ tokens .*room for \d+ .*Lower"):
+        make_trainer(**models, processing_class=tokenizer, args={"summarizer_prompt": "Shorten: {context}", **windows})
+
+
+def test_a_window_that_just_fits_every_roles_positions_trains(make_trainer, tokenizer):
+    """The limits are not too strict either: at the last position of each role, training still runs."""
+    probe = make_trainer(args={"summarizer_prompt": "Shorten: {context}"})
+    summarizer = 24 + probe.prompts.summarizer_overhead + 6
+    generator = 4 + 8 + probe.prompts.generator_overhead + 6
+    limits = {"model": summarizer, "generator": generator, "teacher": 32}
+
+    def models(**less):
+        return {
+            name: make_model(tokenizer, max_position_embeddings=limit - less.get(name, 0))
+            for name, limit in limits.items()
+        }
+
+    args = {"summarizer_prompt": "Shorten: {context}"}
+    trainer = make_trainer(**models(), processing_class=tokenizer, args=args)
+    trainer.train()
+    assert trainer.state.global_step == 2
+    for name in limits:
+        with pytest.raises(ValueError, match="does not fit"):
+            make_trainer(**models(**{name: 1}), processing_class=tokenizer, args=args)
+
+
+@pytest.mark.parametrize("streaming", [False, True], ids=["map-style", "streaming"])
+def test_a_ready_window_that_does_not_fit_is_named_by_its_row(make_trainer, streaming):
+    rows = [{"context": [5, 6, 7], "target": [8]}] * 3 + [{"context": [5] * 600, "target": [8]}]
+    dataset = IterableDataset.from_generator(lambda: iter(rows)) if streaming else Dataset.from_list(rows)
+    with pytest.raises(ValueError, match="Row 3 of the train dataset does not fit the"):
+        make_trainer(train_dataset=dataset).train()
+
+
+# ---- Datasets ----
+
+
+def streams_too(values):
+    return [Dataset.from_list(values), IterableDataset.from_generator(lambda: iter(values))]
+
+
+@pytest.mark.parametrize("which", [0, 1], ids=["map-style", "streaming"])
+def test_an_empty_dataset_is_refused(make_trainer, which):
+    empty = [Dataset.from_dict({"text": []}), IterableDataset.from_generator(lambda: iter([]))][which]
+    with pytest.raises(ValueError, match="The train dataset is empty"):
+        make_trainer(train_dataset=empty)
+    with pytest.raises(ValueError, match="The eval dataset is empty"):
+        make_trainer(eval_dataset=empty)
+
+
+@pytest.mark.parametrize("which", [0, 1], ids=["map-style", "streaming"])
+def test_a_dataset_of_short_documents_is_refused_with_the_count_and_the_length_needed(make_trainer, which):
+    dataset = streams_too([{"text": "too short"}] * 5)[which]
+    with pytest.raises(
+        ValueError, match=r"no window: 5 rows skipped \(5 too short\).*context_length \+ target_length"
+    ):
+        make_trainer(train_dataset=dataset)
+
+
+def test_no_dataset_is_refused(checkpoint, make_args):
+    with pytest.raises(ValueError, match="`train_dataset` is required"):
+        GistTrainer(model=checkpoint, args=make_args())
+
+
+@pytest.mark.parametrize("which", [0, 1], ids=["map-style", "streaming"])
+@pytest.mark.parametrize("columns", [{"body": "words"}, {"context": "words"}, {"target": "words"}])
+def test_wrong_columns_are_listed_beside_the_right_ones(make_trainer, which, columns):
+    with pytest.raises(ValueError, match=rf"has columns \['{next(iter(columns))}'\]; it needs either `text`"):
+        make_trainer(train_dataset=streams_too([columns])[which])
+
+
+def test_a_prompt_completion_dataset_as_for_other_trl_trainers_is_refused(make_trainer):
+    with pytest.raises(ValueError, match="it needs either `text`, or `context` and `target`"):
+        make_trainer(train_dataset=Dataset.from_dict({"prompt": ["a"], "completion": ["b"]}))
+
+
+@both_ways
+def test_unusable_rows_are_skipped_counted_and_reported_and_the_rest_train(make_trainer, lora, caplog, with_lora):
+    texts = make_documents(12)
+    for index in (1, 4):
+        texts[index] = None
+    dataset = Dataset.from_dict({"text": texts})
+    with caplog.at_level("INFO", logger="trl_gist.data"):
+        trainer = make_trainer(train_dataset=dataset, peft_config=lora if with_lora else None)
+    assert trainer.skipped_rows["train"].counts == {"null": 2}
+    assert "train dataset: 50 windows from 12 rows, 2 rows skipped (2 null)." in caplog.text
+    trainer.train()
+    assert trainer.state.global_step == 2
+
+
+def test_null_non_string_and_undecodable_rows_of_a_stream_are_skipped_and_counted(make_trainer, lora):
+    good = make_documents(8)
+    bad = [None, 17, "lone surrogate \ud800 in it", ["a", "list"], good[0][:20] + "\udfff" + good[0][20:], 2.5]
+    rows = [{"text": text} for pair in zip(good, bad, strict=False) for text in pair]
+    rows += [{"text": text} for text in good[len(bad) :]]
+    trainer = make_trainer(
+        train_dataset=IterableDataset.from_generator(lambda: iter(rows)),
+        peft_config=lora,
+        args={"shuffle_dataset": False, "max_steps": 18},
+    )
+    trainer.train()
+    counts = trainer.skipped_rows["train"].counts
+    assert counts["null"] >= 1 and counts["undecodable"] >= 2 and counts["not a string"] >= 3
+    assert trainer.state.log_history[-2]["skipped_rows"] == sum(counts.values())
+
+
+def test_unusable_ready_rows_are_skipped_and_counted(make_trainer):
+    rows = [
+        {"context": "Broad Street", "target": " pump"},
+        {"context": None, "target": " pump"},
+        {"context": "Broad Street", "target": None},
+        {"context": "Broad \ud800", "target": " pump"},
+        {"context": "Broad Street", "target": 5},
+    ]
+    trainer = make_trainer(
+        train_dataset=IterableDataset.from_generator(lambda: iter(rows)), args={"max_steps": 1, "num_generations": 8}
+    )
+    list(trainer.train_dataset)
+    assert trainer.skipped_rows["train"].counts == {"null": 2, "undecodable": 1, "not a string": 1}
+
+
+def test_a_training_set_smaller_than_a_rollout_is_refused(make_trainer):
+    """Two windows for the three contexts of a rollout: TRL drops incomplete rollouts, so nothing would be trained."""
+    documents = Dataset.from_dict({"text": make_documents(2)})
+    with pytest.raises(ValueError, match="2 windows.*3 contexts"):
+        make_trainer(train_dataset=documents, args={"max_windows_per_document": 1, "per_device_train_batch_size": 12})
+
+
+# ---- Settings ----
+
+
+REFUSED = [
+    ({"last_k": 25}, r"`last_k` \(25\) must not exceed `context_length` \(24\)"),
+    ({"context_length": 0}, "`context_length` must be at least 1, got 0"),
+    ({"target_length": 0}, "`target_length` must be at least 1"),
+    ({"last_k": 0}, "`last_k` must be at least 1"),
+    ({"max_completion_length": 0}, "`max_completion_length` must be at least 1"),
+    ({"score_batch_size": 0}, "`score_batch_size` must be at least 1"),
+    ({"window_stride": 0}, "`window_stride` must be at least 1 or None"),
+    ({"max_windows_per_document": 0}, "`max_windows_per_document` must be at least 1 or None"),
+    ({"summarizer_prompt": "Shorten this."}, "must contain '{context}'"),
+    ({"advantage": "ppo"}, "`advantage` must be one of .*got 'ppo'"),
+    ({"distillation_loss": "reverse_kl"}, "`distillation_loss` must be one of .*got 'reverse_kl'"),
+    ({"gist_dropout": 1.1}, r"`gist_dropout` must be in \[0, 1\], got 1.1"),
+    ({"gist_dropout": -0.1}, r"`gist_dropout` must be in \[0, 1\]"),
+    ({"disable_dropout": False}, "`disable_dropout` must be True"),
+    ({"num_generations": 3}, "divisible by .*num_generations"),
+    (
+        {"per_device_train_batch_size": 2, "num_generations": 4, "steps_per_generation": 3},
+        r"divisible by .*num_generations",
+    ),
+    # A rollout of two optimizer steps, and a checkpoint after the first
+    (
+        {"num_iterations": 2, "save_strategy": "steps", "save_steps": 3, "max_steps": 6},
+        r"`save_steps` \(3\) must be a multiple of the 2 optimizer steps of one rollout",
+    ),
+    (
+        {"steps_per_generation": 4, "gradient_accumulation_steps": 2, "save_strategy": "steps", "save_steps": 1},
+        r"`save_steps` \(1\) must be a multiple of the 2",
+    ),
+    (
+        {"num_iterations": 2, "save_strategy": "steps", "save_steps": 2, "max_steps": 5},
+        r"`max_steps` \(5\) must be a multiple of the 2",
+    ),
+    (
+        {
+            **{"num_iterations": 2, "save_strategy": "best", "metric_for_best_model": "teacher_kl"},
+            **{"eval_strategy": "steps", "eval_steps": 3},
+        },
+        r"`eval_steps` \(3\) must be a multiple of the 2",
+    ),
+    (
+        {"steps_per_generation": 3, "gradient_accumulation_steps": 2, "per_device_train_batch_size": 4},
+        r"\(3\) and `gradient_accumulation_steps` \(2\) must divide one another",
+    ),
+]
+
+
+@pytest.mark.parametrize(("args", "message"), REFUSED, ids=[" ".join(args) for args, _ in REFUSED])
+def test_settings_that_cannot_work_are_refused_by_name(make_args, args, message):
+    with pytest.raises(ValueError, match=message):
+        make_args(**args)
+
+
+def test_the_same_settings_with_checkpoints_between_rollouts_are_taken(make_args):
+    taken = make_args(num_iterations=2, save_strategy="steps", save_steps=4, max_steps=6)
+    assert (taken.num_iterations, taken.save_steps) == (2, 4)
+
+
+def test_the_defaults_are_the_original_experiments_numbers():
+    config = GistConfig("run", bf16=False, use_cpu=True)
+    assert (config.context_length, config.target_length, config.last_k, config.max_completion_length) == (
+        512,
+        64,
+        64,
+        48,
+    )
+    assert (config.max_steps, config.learning_rate, config.generator_learning_rate) == (1500, 1e-5, 2e-5)
+    assert config.length_penalty == 1e-4 and config.gist_dropout == 0.1
+
+
+@pytest.mark.parametrize("engine", ["deepspeed_plugin", "fsdp_plugin_args"])
+def test_engines_that_are_not_supported_are_refused(checkpoint, documents, make_args, engine):
+    args = make_args()
+    setattr(args, engine, object())
+    with pytest.raises(ValueError, match="DeepSpeed and FSDP are not"):
+        GistTrainer(checkpoint, args, train_dataset=documents)
+
+
+def test_fsdp_by_accelerate_launch_is_refused_too(make_trainer, monkeypatch):
+    """`accelerate launch --use_fsdp` leaves no trace in the arguments."""
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(ValueError, match="DeepSpeed and FSDP are not"):
+        make_trainer()
