@@ -24,10 +24,10 @@ from transformers import PreTrainedModel, Trainer, get_scheduler
 from transformers.trainer_pt_utils import get_parameter_names
 from transformers.trainer_utils import load_sharded_checkpoint
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
-from trl.trainer.utils import disable_dropout_in_model
 
 from .gist_config import GistConfig
 from .prompts import GistPrompts
+from .roles import disable_dropout
 from .scoring import GistScorer, TargetScorer, check_logits
 
 
@@ -65,7 +65,7 @@ class GeneratorTrainer:
         self.accelerator: Accelerator = accelerator
         for role in (model, teacher):
             role.to(accelerator.device)
-            disable_dropout_in_model(role)  # the adapter's too
+            disable_dropout(role)  # the adapter's too
             check_logits(role)
         if args.gradient_checkpointing:
             model.gradient_checkpointing_enable(args.gradient_checkpointing_kwargs)

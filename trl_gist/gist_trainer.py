@@ -37,7 +37,7 @@ from .gist_config import GistConfig
 from .pair import PAIR_CONFIG_NAME
 from .prompts import GistPrompts, gist_from_completion
 from .rewards import length_penalty, log_prob_gain
-from .roles import base_of, check_embeddings, check_same_tokenizer, load_roles
+from .roles import base_of, check_embeddings, check_same_tokenizer, disable_dropout, load_roles
 from .shared_prefix import sample_with_shared_prefill, shared_prefix_log_probs, why_not_shared
 
 
@@ -203,6 +203,7 @@ class GistTrainer(PairCheckpoints, GRPOTrainer):
             optimizers=optimizers,
             peft_config=peft_config,
         )
+        disable_dropout(self.model)
         reason = why_not_shared(base_of(self.model))
         self.shares_prefix = reason is None
         if reason is not None:
@@ -339,12 +340,14 @@ class GistTrainer(PairCheckpoints, GRPOTrainer):
         return rewards_per_func
 
     def _check_rewards(self, rewards_per_func):
-        missing = torch.isnan(rewards_per_func)
-        if missing.any():
-            row, func = missing.nonzero()[0].tolist()
+        bad = ~torch.isfinite(rewards_per_func)
+        if bad.any():
+            row, func = bad.nonzero()[0].tolist()
+            value = rewards_per_func[row, func].item()
             raise ValueError(
-                f"The reward function '{self.reward_func_names[func]}' returned None or NaN for gist {row} of the "
-                "rollout. Return a finite number for every gist; the pair was not stepped."
+                f"The reward function '{self.reward_func_names[func]}' returned "
+                f"{'None or NaN' if math.isnan(value) else value} for gist {row} of the rollout. Return a finite number "
+                "for every gist; the pair was not stepped."
             )
 
     # ---- The second trainer, through the first one's life cycle ----

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import torch
 from peft import PeftModel
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
-from trl.trainer.utils import create_model_from_path, get_config_model_id
+from trl.trainer.utils import create_model_from_path, disable_dropout_in_model, get_config_model_id
 
 
 @dataclass
@@ -140,6 +140,14 @@ def _difference(tokenizer, other):
         if theirs.get(token) != index:
             return f"first at id {index} ({token!r})"
     return "and it has tokens the summarizer's lacks"
+
+
+def disable_dropout(model: torch.nn.Module):
+    """All dropout: also attention's, which is a number of the module in transformers, where TRL looks for layers."""
+    disable_dropout_in_model(model)
+    for module in model.modules():
+        if isinstance(getattr(module, "attention_dropout", None), float):
+            module.attention_dropout = 0.0
 
 
 def base_of(model: PreTrainedModel | PeftModel) -> PreTrainedModel:
