@@ -205,7 +205,7 @@ def train_one_step(make_trainer, tokenizer, monkeypatch):
             return step()
 
         def calculate_loss(model, inputs):
-            seen["advantages"] = inputs["advantages"]
+            seen.setdefault("advantages", []).append(inputs["advantages"])
             return compute_loss(model, inputs)
 
         step, compute_loss = trainer.generator_trainer.step, trainer._compute_loss
@@ -215,7 +215,7 @@ def train_one_step(make_trainer, tokenizer, monkeypatch):
         # TRL shuffles the rows of a rollout before the policy loss; the reference takes them as they come
         monkeypatch.setattr("trl.trainer.grpo_trainer.shuffle_sequence_dict", lambda batch: batch)
         trainer.train()
-        return Step(tokenizer, *before, **seen)
+        return Step(tokenizer, *before, **{**seen, "advantages": torch.cat(seen["advantages"])})
 
     return train
 
@@ -269,9 +269,17 @@ def test_scores_and_rewards_equal_the_reference(train_one_step, lora):
 
 
 @both_ways
-@pytest.mark.parametrize("advantage", ["group", "reward"])
-def test_advantages_and_policy_gradient_equal_the_reference(train_one_step, lora, advantage):
-    step = train_one_step(lora, advantage=advantage)
+@pytest.mark.parametrize(
+    ("advantage", "micro_batches"),
+    [("group", 1), ("reward", 1), ("group", 2), ("group", 4)],  # of six and three rows: groups of four are cut apart
+)
+def test_advantages_and_policy_gradient_equal_the_reference(train_one_step, lora, advantage, micro_batches):
+    step = train_one_step(
+        lora,
+        advantage=advantage,
+        per_device_train_batch_size=CONTEXTS * GISTS_EACH // micro_batches,
+        gradient_accumulation_steps=micro_batches,
+    )
     rewards = step.column("log_prob_gain") - PENALTY * step.column("gist_length")
     if advantage == "group":
         groups = rewards.view(CONTEXTS, GISTS_EACH)

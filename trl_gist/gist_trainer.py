@@ -397,8 +397,12 @@ class GistTrainer(PairCheckpoints, GRPOTrainer):
     def evaluation_loop(self, dataloader, description, *args, metric_key_prefix: str = "eval", **kwargs):
         self.eval_rows = []
         output = super().evaluation_loop(dataloader, description, *args, metric_key_prefix=metric_key_prefix, **kwargs)
-        add_controls(self.generator_trainer.scorer, self.eval_rows)
-        self.eval_rows = rows = gather_object(self.eval_rows)
+        # Data-parallel samplers repeat some windows to fill their last batch; each counts once
+        rows = list({_window(row): row for row in gather_object(self.eval_rows)}.values())
+        rank, ranks = self.accelerator.process_index, self.accelerator.num_processes
+        share = slice(len(rows) * rank // ranks, len(rows) * (rank + 1) // ranks)
+        add_controls(self.generator_trainer.scorer, rows, share)
+        self.eval_rows = rows = gather_object(rows[share])
         self.last_measures = summarize(rows)
         output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in self.last_measures.items()})
         self.last_gists = self._readable_gists(rows)
@@ -425,3 +429,8 @@ class _EpochRepeatSampler(RepeatSampler):
     def set_epoch(self, epoch: int):
         if self.shuffle:
             self.generator.manual_seed(self.seed + epoch)
+
+
+def _window(row):
+    """What tells a held-out window from another."""
+    return str(row["document_id"]), *(tuple(row[name]) for name in ("context_ids", "last_k_ids", "target_ids"))

@@ -37,7 +37,7 @@ from ..scoring import GistScorer
 CONTROLS = ("null", "shuffled", "last_k", "tail")
 
 
-def add_controls(scorer: GistScorer, rows: list[dict]):
+def add_controls(scorer: GistScorer, rows: list[dict], share: slice = slice(None)):
     """
     Adds the log-probs of the controls to scored rows, in place.
 
@@ -47,15 +47,17 @@ def add_controls(scorer: GistScorer, rows: list[dict]):
         rows (`list[dict]`):
             Windows with the columns of [`GistScorer.score`]. A row that finds no partner from another document gets a
             `shuffled_log_prob` of NaN.
+        share (`slice`, *optional*):
+            The rows to score, by default all; the others only lend their gists. For data parallelism.
     """
-    gists = [row["gist_ids"] for row in rows]
-    partners = _other_documents(rows)
-    shuffled = scorer.generator_log_probs(rows, [gists[partner] for partner in partners])
+    lenders = [rows[partner] for partner in _other_documents(rows)][share]
+    rows = rows[share]
+    shuffled = scorer.generator_log_probs(rows, [lender["gist_ids"] for lender in lenders])
     last_k = scorer.teacher_log_probs(rows, [row["last_k_ids"] for row in rows])
     tails = [row["context_ids"][-(len(row["last_k_ids"]) + row["gist_length"]) :] for row in rows]
     tail = scorer.teacher_log_probs(rows, tails)
     for index, row in enumerate(rows):
-        same = row["document_id"] == rows[partners[index]]["document_id"]
+        same = row["document_id"] == lenders[index]["document_id"]
         row["shuffled_log_prob"] = float("nan") if same else shuffled[index]
         row["last_k_log_prob"] = last_k[index]
         row["tail_log_prob"] = tail[index]
