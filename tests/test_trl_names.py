@@ -34,7 +34,8 @@ from trl.trainer.utils import (
     split_tensor_dict,
 )
 
-from trl_gist import GistTrainer, gist_trainer
+from trl_gist import GistTrainer
+from trl_gist.checkpoints import PairCheckpoints
 from trl_gist.gist_trainer import _EpochRepeatSampler
 
 
@@ -95,6 +96,9 @@ def test_grpo_trainer_still_has(name, expected):
         "_load_optimizer_and_scheduler": ["checkpoint"],
         "_load_from_checkpoint": ["resume_from_checkpoint", "model"],
         "_load_best_model": [],
+        "_init_training_state": [
+            *("max_steps", "num_update_steps_per_epoch", "num_train_epochs", "resume_from_checkpoint", "trial"),
+        ],
         "get_optimizer_cls_and_kwargs": ["args", "model"],
     }.items(),
 )
@@ -103,13 +107,13 @@ def test_trainer_still_has(name, expected):
     assert parameters(getattr(Trainer, name)) == expected
 
 
-def test_every_private_method_overrides_something_or_is_called_by_us():
+@pytest.mark.parametrize("ours", [GistTrainer, PairCheckpoints])
+def test_every_private_method_overrides_something_or_is_called_by_us(ours):
     """A hook that TRL renames would leave our method behind as dead code, and the run would go on without it."""
-    ours = {name for name, value in vars(GistTrainer).items() if inspect.isfunction(value) and name.startswith("_")}
-    overrides = {name for name in ours if hasattr(GRPOTrainer, name)}
-    calls = inspect.getsource(gist_trainer)
-    assert {name for name in ours - overrides if f"self.{name}(" not in calls} == set()
-    assert "_calculate_rewards" in overrides and "_check_rewards" not in overrides
+    private = {name for name, value in vars(ours).items() if inspect.isfunction(value) and name.startswith("_")}
+    overrides = {name for name in private if hasattr(GRPOTrainer, name)}
+    calls = inspect.getsource(inspect.getmodule(ours))
+    assert overrides and {name for name in private - overrides if f"self.{name}(" not in calls} == set()
 
 
 def test_a_rollout_tokenizes_generates_rewards_and_then_takes_advantages():
@@ -232,6 +236,18 @@ def test_trainer_calls_the_hooks_of_the_second_trainer():
     ), "G's folder is made by save_model"
     assert saving.index("self._save_optimizer_and_scheduler(output_dir)") < saving.index("rotate_checkpoints(")
     assert "self._load_best_model()" in source(Trainer._finalize_training)
+
+
+def test_a_streams_saved_epoch_counts_passes_in_fractions_of_the_runs_batches():
+    """How a stream finds its position again when a run resumes in a later pass over it."""
+    assert "self.state.epoch = epoch + (step + 1) / steps_in_epoch" in source(Trainer._run_epoch)
+    assert (
+        "steps_in_epoch = len_dataloader if len_dataloader is not None else max_steps * args.gradient_accumulation_steps"
+        in source(Trainer.set_initial_training_values)
+    )
+    assert "steps_trained_in_current_epoch *= self.args.gradient_accumulation_steps" in source(
+        Trainer._init_training_state
+    )
 
 
 def test_trl_writes_its_card_through_create_model_card():
