@@ -17,15 +17,16 @@ The main job, end to end, on two CPU cores and without the Hugging Face Hub: `ma
 
 Co-trains SmolLM2-135M-Instruct as summarizer and generator on Wikipedia articles, and measures the pair on articles it
 never saw. Everything is the real thing but smaller than the defaults, so that it ends in under 15 minutes: 128 tokens
-of context instead of 512, 32 of target instead of 64, gists of at most 24 instead of 48, 16 gists a step, 40 steps
+of context instead of 512, 32 of target instead of 64, gists of at most 24 instead of 48, 16 gists a step, 30 steps
 instead of 1,500. It takes learning rates ten times the defaults, because a run this short has no time.
 
 python examples/demo.py
-python examples/demo.py --max_steps 100     # any GistConfig field
+python examples/demo.py --max_steps 100
 """
 
 import argparse
 import time
+import warnings
 from pathlib import Path
 
 import torch
@@ -35,7 +36,7 @@ from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
-from transformers import ProgressCallback
+from transformers import PrinterCallback, ProgressCallback
 from transformers.utils import logging
 
 from trl_gist import GistCompactor, GistConfig, GistTrainer
@@ -58,6 +59,8 @@ READERS = {
 def main(max_steps: int, output_dir: str | None):
     console = Console(highlight=False)
     logging.set_verbosity_error()
+    logging.disable_progress_bar()  # of loading weights; training and evaluation keep theirs
+    warnings.filterwarnings("ignore", category=FutureWarning)  # transformers' own, about arguments TRL still passes
     started = time.time()
     checkpoint, articles = str(smollm2_checkpoint()), wikipedia_articles().shuffle(seed=0)
     held_out = articles.select(range(HELD_OUT_ARTICLES))
@@ -82,7 +85,7 @@ def main(max_steps: int, output_dir: str | None):
         bf16=False,  # the weights are; autocast would only add copies
         gradient_checkpointing=False,
         logging_steps=1,
-        save_steps=20,
+        save_steps=10,
         report_to="none",
     )
     trainer = GistTrainer(
@@ -92,23 +95,24 @@ def main(max_steps: int, output_dir: str | None):
         eval_dataset=spread_out(held_out),
         peft_config=LoraConfig(r=16, lora_alpha=32, target_modules="all-linear"),
     )
-    trainer.remove_callback(ProgressCallback)
+    for callback in (PrinterCallback, ProgressCallback):
+        trainer.remove_callback(callback)
     trainer.add_callback(GistProgressCallback())
 
     console.rule("[bold]Before training: held-out articles")
     before, rows_before, gists_before = evaluate(trainer)
-    print_gists(console, gists_before)
+    history = list(trainer.state.log_history)
     console.rule(f"[bold]Training {max_steps} steps")
     trainer.train()
     console.rule("[bold]After training: the same held-out articles")
     after, rows_after, gists_after = evaluate(trainer)
-    print_gists(console, gists_after)
+    print_gists(console, gists_before, gists_after)
     print_measures(console, before, after)
     print_verdicts(console, rows_before, rows_after)
 
     trainer.save_model()
-    plot_training(trainer.state.log_history, Path(output_dir, "plots", "training"))
-    plot_readers(before, after, Path(output_dir, "plots", "readers"))
+    plot_training(history + trainer.state.log_history, Path(output_dir, "plots", "training"))
+    plot_readers(rows_before, rows_after, Path(output_dir, "plots", "readers"))
 
     console.rule("[bold]One unseen article, compressed and continued")
     continue_article(console, output_dir, held_out[0])
@@ -154,9 +158,11 @@ def evaluate(trainer):
     return trainer.last_measures, trainer.eval_rows, trainer.last_gists
 
 
-def print_gists(console, gists):
-    for example in gists:
-        console.print(f"[dim]… {escape(example['context_end'])}[/dim]\n  gist: [bold]{escape(example['gist'])}[/bold]")
+def print_gists(console, before, after):
+    for old, new in zip(before, after, strict=True):
+        console.print(f"[dim]context: … {escape(old['context_end'])}[/dim]")
+        for label, example in (("before", old), ("after", new)):
+            console.print(f"  gist {label}: [bold]{escape(example['gist'])}[/bold]")
 
 
 def print_measures(console, before, after):
@@ -225,6 +231,6 @@ def continue_article(console, pair_dir, article):
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--max_steps", type=int, default=40, help="optimizer steps (default: 40)")
+    parser.add_argument("--max_steps", type=int, default=30, help="optimizer steps (default: 30)")
     parser.add_argument("--output_dir", help="where the run goes (default: the next free runs/demo-N)")
     main(**vars(parser.parse_args()))

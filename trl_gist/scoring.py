@@ -102,7 +102,7 @@ class TargetScorer(nn.Module):
         for start in range(0, len(targets_P), _POSITIONS_PER_CHUNK):
             chunk = slice(start, start + _POSITIONS_PER_CHUNK)
             arguments = (hidden_PH[chunk], targets_P[chunk], None if teacher is None else teacher_PH[chunk], teacher)
-            logps_P, kl_P = _recomputed(self._score_chunk, *arguments)
+            logps_P, kl_P = _per_position(self._score_chunk, base_of(self.model), *arguments)
             logps.append(logps_P)
             kls.append(kl_P)
         return _scatter(logps, rows.mask_NT), None if teacher is None else _scatter(kls, rows.mask_NT)
@@ -264,21 +264,22 @@ class GistScorer:
 
 
 def token_log_probs(
-    logits_of: Callable[[torch.Tensor], torch.Tensor], hidden_PH: torch.Tensor, token_ids_P: torch.Tensor
+    base: nn.Module, hidden_PH: torch.Tensor, token_ids_P: torch.Tensor, temperature: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """
-    Log-probs of tokens and entropies of the distributions they came from, both of shape `(positions,)`, one chunk of
-    logits at a time. `logits_of` maps hidden states to logits.
+    Log-probs of tokens and entropies of the distributions they came from, both of shape `(positions,)`, from a model's
+    last hidden states, one chunk of logits at a time.
     """
 
     def score_chunk(hidden_PH, token_ids_P):
-        log_p_PV = _log_softmax(logits_of(hidden_PH))
+        log_p_PV = _log_softmax(output_logits(base, hidden_PH) / temperature)
         entropies_P = -(log_p_PV.exp() * log_p_PV).sum(-1)
         return log_p_PV.gather(-1, token_ids_P.unsqueeze(-1)).squeeze(-1), entropies_P
 
     chunks = [
-        _recomputed(
+        _per_position(
             score_chunk,
+            base,
             hidden_PH[start : start + _POSITIONS_PER_CHUNK],
             token_ids_P[start : start + _POSITIONS_PER_CHUNK],
         )
@@ -324,9 +325,40 @@ def _log_softmax(logits_PV):
     return (logits_PV.float() if half else logits_PV).log_softmax(-1)
 
 
-def _recomputed(function, *args):
-    """Recomputing a chunk's logits in the backward pass costs one LM head product and keeps none of them."""
-    return checkpoint(function, *args, use_reentrant=False) if torch.is_grad_enabled() else function(*args)
+def _per_position(function, base, hidden_PH, *args):
+    """`function(hidden_PH, *args)`, two scores for each position, without keeping its logits for the backward pass."""
+    if not torch.is_grad_enabled():
+        return function(hidden_PH, *args)
+    if any(parameter.requires_grad for parameter in base.get_output_embeddings().parameters()):
+        # The head is trained: its gradient needs the logits again, recomputed for one LM head product
+        return checkpoint(function, hidden_PH, *args, use_reentrant=False)
+    return _KeepGradient.apply(hidden_PH, function, *args)
+
+
+class _KeepGradient(torch.autograd.Function):
+    """
+    Positions are independent, so the gradient of a position's score by its hidden state can be taken when the score
+    is, and kept (a vector of the hidden size) instead of the logits (one of the vocabulary's). As fused linear
+    cross-entropy kernels do.
+    """
+
+    @staticmethod
+    def forward(ctx, hidden_PH, function, *args):
+        with torch.enable_grad():
+            hidden_PH = hidden_PH.detach().requires_grad_()
+            first_P, second_P = function(hidden_PH, *args)
+            (first_gradient_PH,) = torch.autograd.grad(first_P.sum(), hidden_PH, retain_graph=True)
+            (second_gradient_PH,) = torch.autograd.grad(second_P.sum(), hidden_PH)
+        ctx.save_for_backward(first_gradient_PH, second_gradient_PH)
+        ctx.arguments = len(args)
+        return first_P.detach(), second_P.detach()
+
+    @staticmethod
+    def backward(ctx, by_first_P, by_second_P):
+        gradient_PH = 0.0
+        for by_P, saved_PH in zip((by_first_P, by_second_P), ctx.saved_tensors, strict=True):
+            gradient_PH = gradient_PH + by_P.unsqueeze(-1) * saved_PH
+        return gradient_PH.to(saved_PH.dtype), None, *[None] * ctx.arguments
 
 
 def _scatter(chunks, mask_NT):

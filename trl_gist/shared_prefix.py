@@ -27,7 +27,7 @@ from dataclasses import dataclass
 import torch
 from transformers import GenerationConfig, PreTrainedModel
 
-from .scoring import output_logits, token_log_probs
+from .scoring import token_log_probs
 
 
 @dataclass
@@ -140,9 +140,7 @@ def shared_prefix_log_probs(
         hook.remove()
     hidden_NCH = hidden[0][batch.context_N[:, None], batch.predicted_at_NC]
     keep_NC = completion_mask_NC.bool()
-    logps_P, entropies_P = token_log_probs(
-        lambda hidden_PH: output_logits(base, hidden_PH) / temperature, hidden_NCH[keep_NC], completion_ids_NC[keep_NC]
-    )
+    logps_P, entropies_P = token_log_probs(base, hidden_NCH[keep_NC], completion_ids_NC[keep_NC], temperature)
     zeros_NC = torch.zeros(keep_NC.shape, dtype=logps_P.dtype, device=logps_P.device)
     return zeros_NC.masked_scatter(keep_NC, logps_P), zeros_NC.masked_scatter(keep_NC, entropies_P)
 

@@ -19,15 +19,16 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
+from .measures import standard_error
+
 
 _GIST, _NULL, _NEUTRAL = "#1f6f8b", "#c8553d", "#555555"
 _READERS = {
-    "nll_teacher": "teacher, full context",
-    "nll_gist": "generator, gist",
-    "nll_tail": "teacher, last K+|Z| verbatim",
-    "nll_last_k": "teacher, last K",
-    "nll_shuffled": "generator, another document's gist",
-    "nll_null": "generator, empty gist",
+    "gist": "generator: gist + last K",
+    "tail": "teacher: last K+|Z| tokens, verbatim",
+    "last_k": "teacher: last K tokens",
+    "null": "generator: empty gist + last K",
+    "shuffled": "generator: another document's gist + last K",
 }
 
 
@@ -57,49 +58,56 @@ def plot_training(log_history: list[dict], path: str | os.PathLike):
     gain.axhline(0, color="black", linewidth=0.8)
     for axis in (kl, gain):
         axis.set_xlabel("step")
-        axis.set_ylim(bottom=min(0, axis.get_ylim()[0]))
-        axis.legend(frameon=False, fontsize=8, title="held out ± standard error", title_fontsize=8)
+        low, high = axis.get_ylim()
+        axis.set_ylim(min(0, low), high + 0.25 * (high - low))  # room for the legend
+        axis.legend(frameon=False, fontsize=8, title="held out ± standard error", title_fontsize=8, loc="upper right")
     figure.suptitle("Lines: training rollouts, smoothed. Points: held-out documents.", fontsize=9, color=_NEUTRAL)
     _save(figure, path)
 
 
-def plot_readers(before: dict | None, after: dict, path: str | os.PathLike):
+def plot_readers(before: list[dict] | None, after: list[dict], path: str | os.PathLike):
     """
-    Draws the held-out negative log-likelihood of the target under each reader, before and after training.
+    Draws what each reader loses against the teacher that saw the whole context, before and after training. The loss is
+    paired over windows: documents differ far more in difficulty than readers do.
 
     Args:
-        before, after (`dict`):
-            Measures of [`summarize`]. `before` may be `None`.
+        before, after (`list[dict]`):
+            Held-out windows after [`add_controls`]. `before` may be `None`.
         path (`str` or `os.PathLike`):
             Where to write it, without a suffix: a PNG and an SVG.
     """
-    figure = Figure(figsize=(7.5, 3.2), layout="constrained")
+    figure = Figure(figsize=(8, 3.4), layout="constrained")
     axis = figure.subplots()
-    names = sorted(_READERS, key=lambda name: after[name], reverse=True)
+    lost = {name: _lost(after, name) for name in _READERS}
+    names = sorted(_READERS, key=lambda name: lost[name][0])
     for row, name in enumerate(names):
-        color = _GIST if name == "nll_gist" else _NEUTRAL
-        if before is not None:
-            axis.errorbar(
-                before[name], row + 0.16, xerr=before[f"{name}_se"], fmt="o", mfc="white", color=color, markersize=5
-            )
-        axis.errorbar(after[name], row - 0.16, xerr=after[f"{name}_se"], fmt="o", color=color, markersize=6)
+        color = _GIST if name == "gist" else _NEUTRAL
+        mean, error = lost[name]
+        axis.errorbar(mean, row, xerr=error, fmt="o", color=color, markersize=7, capsize=3)
         axis.annotate(
-            f"{after[name]:.3f}",
-            (after[name], row - 0.16),
-            (0, -11),
-            textcoords="offset points",
-            ha="center",
-            fontsize=7,
+            f"{mean:.3f}", (mean, row), (0, 8), textcoords="offset points", ha="center", fontsize=8, color=color
         )
+        if before is not None and name in ("gist", "null", "shuffled"):  # the frozen teacher's readers do not change
+            mean, error = _lost(before, name)
+            axis.errorbar(mean, row, xerr=error, fmt="o", mfc="white", color=color, markersize=6, capsize=3)
     axis.set_yticks(range(len(names)), [_READERS[name] for name in names], fontsize=9)
-    axis.set_ylim(-0.7, len(names) - 0.4)
-    _style(axis, "How well each reader predicts the next tokens of unseen documents", "")
-    axis.set_xlabel("negative log-likelihood, nats per token (left is better) ± standard error over documents")
-    if before is not None:
-        axis.plot([], [], "o", mfc="white", color=_NEUTRAL, label="before training")
-        axis.plot([], [], "o", color=_NEUTRAL, label="after")
-        axis.legend(frameon=False, fontsize=8, loc="lower right")
+    axis.set_ylim(len(names) - 0.5, -0.7)
+    axis.set_xlim(left=0)
+    axis.set_xlabel(
+        "nats per token lost against the teacher that saw the whole context ± standard error over documents"
+    )
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.grid(axis="x", alpha=0.2)
+    title = "Predicting the next tokens of unseen documents"
+    figure.suptitle(
+        title + ("" if before is None else " (open: before training)"), x=0.01, ha="left", fontsize=10, weight="bold"
+    )
     _save(figure, path)
+
+
+def _lost(rows, name):
+    lost = [row["teacher_log_prob"] - row[f"{name}_log_prob"] for row in rows]
+    return sum(lost) / len(lost), standard_error(lost, [row["document_id"] for row in rows])
 
 
 def _draw_smoothed(axis, steps, values, color, window=5):
