@@ -93,8 +93,8 @@ def plot_readers(before: list[dict] | None, after: list[dict], path: str | os.Pa
     axis.set_yticks(range(len(names)), [_READERS[name] for name in names], fontsize=9)
     axis.set_ylim(len(names) - 0.5, -0.7)
     axis.set_xlim(left=0)
-    axis.set_xlabel(
-        "nats per token lost against the teacher that saw the whole context ± standard error over documents"
+    figure.supxlabel(
+        "nats per token lost against the teacher that saw the whole context ± standard error over documents", fontsize=9
     )
     axis.spines[["top", "right"]].set_visible(False)
     axis.grid(axis="x", alpha=0.2)
