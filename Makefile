@@ -5,6 +5,9 @@ BIN := $(VENV)/bin
 # Marks an environment that matches setup.cfg and constraints.txt; a change to either installs again
 READY := $(VENV)/.installed
 
+# Threads that spin while they wait are a little faster alone and far slower on shared cores
+export OMP_WAIT_POLICY ?= PASSIVE
+
 .PHONY: demo test lint clean
 
 demo: $(READY)

@@ -94,7 +94,8 @@ def plot_readers(before: list[dict] | None, after: list[dict], path: str | os.Pa
     axis.set_ylim(len(names) - 0.5, -0.7)
     axis.set_xlim(left=0)
     figure.supxlabel(
-        "nats per token lost against the teacher that saw the whole context ± standard error over documents", fontsize=9
+        "nats per token lost against the teacher that saw the whole context ± standard error over documents",
+        fontsize=9,
     )
     axis.spines[["top", "right"]].set_visible(False)
     axis.grid(axis="x", alpha=0.2)
