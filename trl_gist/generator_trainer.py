@@ -29,6 +29,7 @@ from .gist_config import GistConfig
 from .prompts import GistPrompts
 from .roles import disable_dropout
 from .scoring import GistScorer, TargetScorer, check_logits
+from .teacher_cache import TeacherCache
 
 
 OPTIMIZER_FILE = "optimizer.pt"
@@ -71,7 +72,12 @@ class GeneratorTrainer:
             model.gradient_checkpointing_enable(args.gradient_checkpointing_kwargs)
         model.train()
         self.scorer = GistScorer(
-            TargetScorer(model), TargetScorer(teacher.eval()), prompts, args.score_batch_size, accelerator.autocast
+            TargetScorer(model),
+            TargetScorer(teacher.eval()),
+            prompts,
+            args.score_batch_size,
+            accelerator.autocast,
+            None if args.teacher_cache_dir is None else TeacherCache(args.teacher_cache_dir, teacher, prompts),
         )
         self.optimizer = None
         self.lr_scheduler = None

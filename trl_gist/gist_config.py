@@ -79,6 +79,9 @@ class GistConfig(GRPOConfig):
             computed once per context for the reward anyway.
         score_batch_size (`int`, *optional*, defaults to `8`):
             Rows in one forward of the teacher or the generator. Bounds the memory of scoring, not its result.
+        teacher_cache_dir (`str`, *optional*):
+            Where the teacher's hidden states at each window's target are kept, for runs over several epochs. `None`
+            computes them anew each time.
     """
 
     _VALID_DICT_FIELDS = GRPOConfig._VALID_DICT_FIELDS
@@ -157,6 +160,10 @@ class GistConfig(GRPOConfig):
     )
     score_batch_size: int = field(
         default=8, metadata={"help": "Rows in one forward of the teacher or the generator. Bounds memory only."}
+    )
+    teacher_cache_dir: str | None = field(
+        default=None,
+        metadata={"help": "Where the teacher's hidden states are kept on disk, for runs over several epochs."},
     )
 
     def __post_init__(self):

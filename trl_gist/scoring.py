@@ -23,6 +23,7 @@ from torch.utils.checkpoint import checkpoint
 
 from .prompts import GistPrompts
 from .roles import base_of
+from .teacher_cache import TeacherCache
 
 
 # Positions whose logits exist at one time. 128 × a vocabulary of 152k in float32 is 78 MB a tensor.
@@ -148,6 +149,8 @@ class GistScorer:
             Rows in one forward.
         autocast (`Callable`, *optional*):
             Gives the context manager to run forwards in, as `accelerator.autocast`.
+        teacher_cache ([`TeacherCache`], *optional*):
+            Where the teacher's hidden states are looked up and kept.
     """
 
     def __init__(
@@ -157,12 +160,14 @@ class GistScorer:
         prompts: GistPrompts,
         batch_size: int = 8,
         autocast: Callable[[], AbstractContextManager] = nullcontext,
+        teacher_cache: TeacherCache | None = None,
     ):
         self.generator = generator
         self.teacher = teacher
         self.prompts = prompts
         self.batch_size = batch_size
         self.autocast = autocast
+        self.teacher_cache = teacher_cache
 
     def score(
         self,
@@ -216,14 +221,23 @@ class GistScorer:
         The teacher on each whole context: its hidden states at the target, of shape `(target positions, hidden)`, from
         which its distribution is recomputed where it is needed, and its mean log-prob of the target.
         """
-        hidden_D, log_prob_D = [], []
+        device = self._device()
+        cached_D = [None if self.teacher_cache is None else self.teacher_cache.get(row) for row in documents]
+        unread = [row for row, hidden_TH in zip(documents, cached_D, strict=True) if hidden_TH is None]
+        read, log_prob_D = [], []
         with torch.no_grad(), self.autocast():
-            for batch in self._batches(documents, [self.prompts.plain(row["context_ids"]) for row in documents]):
+            for batch in self._batches(unread, [self.prompts.plain(row["context_ids"]) for row in unread]):
                 hidden_NTH = self.teacher.hidden_states(batch)
-                for hidden_TH, ids_T, mask_T in zip(hidden_NTH, batch.target_ids_NT, batch.mask_NT, strict=True):
-                    log_p_TV = self.teacher.log_probs(hidden_TH[mask_T])
-                    hidden_D.append(hidden_TH[mask_T])
-                    log_prob_D.append(log_p_TV.gather(-1, ids_T[mask_T].unsqueeze(-1)).double().mean().item())
+                read += [hidden_TH[mask_T] for hidden_TH, mask_T in zip(hidden_NTH, batch.mask_NT, strict=True)]
+            if self.teacher_cache is not None:
+                for row, hidden_TH in zip(unread, read, strict=True):
+                    self.teacher_cache.put(row, hidden_TH)
+            new = iter(read)
+            hidden_D = [next(new) if hidden_TH is None else hidden_TH.to(device) for hidden_TH in cached_D]
+            for row, hidden_TH in zip(documents, hidden_D, strict=True):
+                target_T = torch.tensor(row["target_ids"], device=device)
+                logps_T = self.teacher.log_probs(hidden_TH).gather(-1, target_T.unsqueeze(-1))
+                log_prob_D.append(logps_T.double().mean().item())
         return hidden_D, log_prob_D
 
     def generator_log_probs(self, rows: list[dict], gists: list[list[int]]) -> list[float]:
@@ -257,10 +271,12 @@ class GistScorer:
         return means
 
     def _batches(self, rows, prompts):
-        device = self.teacher.model.get_input_embeddings().weight.device
         for start in range(0, len(rows), self.batch_size):
             chunk = slice(start, start + self.batch_size)
-            yield TargetRows.build(prompts[chunk], [row["target_ids"] for row in rows[chunk]], device)
+            yield TargetRows.build(prompts[chunk], [row["target_ids"] for row in rows[chunk]], self._device())
+
+    def _device(self):
+        return self.teacher.model.get_input_embeddings().weight.device
 
 
 def token_log_probs(
