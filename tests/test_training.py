@@ -53,7 +53,7 @@ def test_everything_trainable_moves_and_nothing_else(train, with_lora):
         assert moves[role] == trainable(model) != set()
         assert all("lora_" in name for name in moves[role]) == with_lora
         assert (moves[role] == {name for name, _ in model.named_parameters()}) != with_lora
-    assert moves["T"] == set()
+    assert moves["T"] == set() == trainable(trainer.teacher)
 
 
 @both_ways
