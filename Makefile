@@ -5,9 +5,6 @@ BIN := $(VENV)/bin
 # Marks an environment that matches setup.cfg and constraints.txt; a change to either installs again
 READY := $(VENV)/.installed
 
-# Threads that spin while they wait are a little faster alone and far slower on shared cores
-export OMP_WAIT_POLICY ?= PASSIVE
-
 .PHONY: demo test lint clean
 
 demo: $(READY)
@@ -25,8 +22,8 @@ $(READY): setup.cfg pyproject.toml constraints.txt
 	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11))" || \
 		{ echo "trl_gist needs Python 3.11 or newer; say which with: make $(MAKECMDGOALS) PYTHON=python3.12" >&2; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt torch
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[dev]"
 	touch $@
 
 clean:

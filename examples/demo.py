@@ -17,7 +17,7 @@ The main job, end to end, on two CPU cores and without the Hugging Face Hub: `ma
 
 Co-trains SmolLM2-135M-Instruct as summarizer and generator on Wikipedia articles, and measures the pair on articles it
 never saw. Everything is the real thing but smaller than the defaults, so that it ends in under 15 minutes: 128 tokens
-of context instead of 512, 32 of target instead of 64, gists of at most 24 instead of 48, 16 gists a step, 30 steps
+of context instead of 512, 32 of target instead of 64, gists of at most 24 instead of 48, 16 gists a step, 24 steps
 instead of 1,500. It takes learning rates ten times the defaults, because a run this short has no time.
 
 python examples/demo.py
@@ -85,7 +85,7 @@ def main(max_steps: int, output_dir: str | None):
         bf16=False,  # the weights are; autocast would only add copies
         gradient_checkpointing=False,
         logging_steps=1,
-        save_steps=10,
+        save_steps=12,
         report_to="none",
     )
     trainer = GistTrainer(
@@ -138,7 +138,7 @@ def next_run_dir():
     return f"runs/demo-{number}"
 
 
-def spread_out(articles, windows_per_article=4, characters=1200):
+def spread_out(articles, windows_per_article=3, characters=1200):
     """Pieces from all over each article: neighbouring windows say much the same."""
 
     def pieces(batch):
@@ -231,6 +231,6 @@ def continue_article(console, pair_dir, article):
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--max_steps", type=int, default=30, help="optimizer steps (default: 30)")
+    parser.add_argument("--max_steps", type=int, default=24, help="optimizer steps (default: 24)")
     parser.add_argument("--output_dir", help="where the run goes (default: the next free runs/demo-N)")
     main(**vars(parser.parse_args()))
