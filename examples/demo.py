@@ -108,7 +108,7 @@ def main(max_steps: int, output_dir: str | None):
     after, rows_after, gists_after = evaluate(trainer)
     print_gists(console, gists_before, gists_after)
     print_measures(console, before, after)
-    print_verdicts(console, rows_before, rows_after)
+    print_verdicts(console, rows_before, rows_after, trainer.generator_trainer.scorer)
 
     trainer.save_model()
     plot_training(history + trainer.state.log_history, Path(output_dir, "plots", "training"))
@@ -193,15 +193,20 @@ def print_measures(console, before, after):
     console.print(table)
 
 
-def print_verdicts(console, rows_before, rows_after):
+def print_verdicts(console, rows_before, rows_after, scorer):
     """Paired over windows: each held-out window with itself."""
     start = {key(row): row for row in rows_before}
+    # The untrained summarizer's gists through the trained generator: what is left is what the summarizer learned
+    untrained = scorer.generator_log_probs(rows_after, [start[key(row)]["gist_ids"] for row in rows_after])
     documents = [row["document_id"] for row in rows_after]
     for label, values in {
         "KL fell by": [start[key(row)]["teacher_kl"] - row["teacher_kl"] for row in rows_after],
         "the gist beats an empty gist by": [row["log_prob_gain"] for row in rows_after],
         "the gist beats another article's gist by": [
             row["gist_log_prob"] - row["shuffled_log_prob"] for row in rows_after
+        ],
+        "through the same generator, the gist beats the untrained summarizer's by": [
+            row["gist_log_prob"] - log_prob for row, log_prob in zip(rows_after, untrained, strict=True)
         ],
     }.items():
         mean, error = sum(values) / len(values), standard_error(values, documents)
