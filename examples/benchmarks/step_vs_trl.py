@@ -176,7 +176,8 @@ def build(kind, args, directory):
     common = {
         "output_dir": str(Path(directory, kind)),
         "num_generations": args.gists,
-        "per_device_train_batch_size": args.documents * args.gists,
+        "per_device_train_batch_size": args.gists,  # a document a micro-batch: a batch of 32 rows needs over 24 GB in TRL
+        "gradient_accumulation_steps": args.documents,
         "max_completion_length": args.gist,
         "generation_kwargs": {"min_new_tokens": args.gist},
         "temperature": 1.0,
@@ -262,7 +263,7 @@ def peak_memory(kind, args):
 
 
 def main(args):
-    console = Console(highlight=False)
+    console = Console(highlight=False, width=120)
     with tempfile.TemporaryDirectory() as directory:
         if args.measure_memory:
             build(args.measure_memory, args, directory).step()
