@@ -95,7 +95,7 @@ class WindowSpec:
 def prepare_windows(
     dataset: Dataset | IterableDataset,
     tokenizer: PreTrainedTokenizerBase,
-    args: "GistConfig | WindowSpec",
+    args: GistConfig | WindowSpec,
     limits: PositionLimits | None = None,
     name: str = "train",
 ) -> tuple[Dataset | IterableDataset, SkippedRows]:

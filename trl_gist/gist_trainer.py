@@ -305,7 +305,7 @@ class GistTrainer(PairCheckpoints, GRPOTrainer):
             with self.accelerator.autocast():
                 logps_NC, entropies_NC = shared_prefix_log_probs(
                     model,
-                    base_of(self.accelerator.unwrap_model(model)),
+                    base_of(self.model),
                     ids[:, :-logits_to_keep],
                     mask[:, :-logits_to_keep],
                     ids[:, -logits_to_keep:],

@@ -15,6 +15,7 @@
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import nn
@@ -96,17 +97,11 @@ class TargetScorer(nn.Module):
             `logps_NT`, log p(Y_t | ·), and `kl_NT`, KL(teacher ‖ model) over the full vocabulary (`None` without a
             teacher), in nats, 0 where `rows.mask_NT` is False.
         """
-        hidden_PH = self.hidden_states(rows)[rows.mask_NT]
-        targets_P = rows.target_ids_NT[rows.mask_NT]
-        teacher_PH = None if teacher is None else teacher_hidden_NTH[rows.mask_NT]
-        logps, kls = [], []
-        for start in range(0, len(targets_P), _POSITIONS_PER_CHUNK):
-            chunk = slice(start, start + _POSITIONS_PER_CHUNK)
-            arguments = (hidden_PH[chunk], targets_P[chunk], None if teacher is None else teacher_PH[chunk], teacher)
-            logps_P, kl_P = _per_position(self._score_chunk, base_of(self.model), *arguments)
-            logps.append(logps_P)
-            kls.append(kl_P)
-        return _scatter(logps, rows.mask_NT), None if teacher is None else _scatter(kls, rows.mask_NT)
+        columns = [self.hidden_states(rows)[rows.mask_NT], rows.target_ids_NT[rows.mask_NT]]
+        if teacher is not None:
+            columns.append(teacher_hidden_NTH[rows.mask_NT])
+        logps_P, kl_P = _per_position(partial(self._score_chunk, teacher), base_of(self.model), *columns)
+        return _scatter(logps_P, rows.mask_NT), None if teacher is None else _scatter(kl_P, rows.mask_NT)
 
     def hidden_states(self, rows: TargetRows) -> torch.Tensor:
         """Hidden states of shape `(rows, target positions, hidden)` from which the targets are predicted."""
@@ -119,11 +114,11 @@ class TargetScorer(nn.Module):
         """Log-probabilities of shape `(positions, vocabulary)`, in float32 or better."""
         return _log_softmax(output_logits(base_of(self.model), hidden_PH))
 
-    def _score_chunk(self, hidden_PH, targets_P, teacher_PH, teacher):
+    def _score_chunk(self, teacher, hidden_PH, targets_P, teacher_PH=None):
         log_q_PV = self.log_probs(hidden_PH)
         logps_P = log_q_PV.gather(-1, targets_P.unsqueeze(-1)).squeeze(-1)
         if teacher is None:
-            return logps_P, None
+            return logps_P, torch.zeros_like(logps_P)
         with torch.no_grad():
             log_p_PV = teacher.log_probs(teacher_PH)
             p_PV = log_p_PV.exp()
@@ -292,17 +287,7 @@ def token_log_probs(
         entropies_P = -(log_p_PV.exp() * log_p_PV).sum(-1)
         return log_p_PV.gather(-1, token_ids_P.unsqueeze(-1)).squeeze(-1), entropies_P
 
-    chunks = [
-        _per_position(
-            score_chunk,
-            base,
-            hidden_PH[start : start + _POSITIONS_PER_CHUNK],
-            token_ids_P[start : start + _POSITIONS_PER_CHUNK],
-        )
-        for start in range(0, len(token_ids_P), _POSITIONS_PER_CHUNK)
-    ]
-    logps, entropies = zip(*chunks, strict=True)
-    return torch.cat(logps), torch.cat(entropies)
+    return _per_position(score_chunk, base, hidden_PH, token_ids_P)
 
 
 def check_logits(model: nn.Module):
@@ -341,14 +326,21 @@ def _log_softmax(logits_PV):
     return (logits_PV.float() if half else logits_PV).log_softmax(-1)
 
 
-def _per_position(function, base, hidden_PH, *args):
-    """`function(hidden_PH, *args)`, two scores for each position, without keeping its logits for the backward pass."""
-    if not torch.is_grad_enabled():
-        return function(hidden_PH, *args)
-    if any(parameter.requires_grad for parameter in base.get_output_embeddings().parameters()):
-        # The head is trained: its gradient needs the logits again, recomputed for one LM head product
-        return checkpoint(function, hidden_PH, *args, use_reentrant=False)
-    return _KeepGradient.apply(hidden_PH, function, *args)
+def _per_position(function, base, hidden_PH, *columns_P):
+    """
+    `function(hidden_PH, *columns_P)`, which gives two scores for each position, one chunk of positions at a time and
+    without keeping their logits for the backward pass.
+    """
+    head_is_frozen = not any(parameter.requires_grad for parameter in base.get_output_embeddings().parameters())
+    scores = []
+    for chunk in zip(*(column.split(_POSITIONS_PER_CHUNK) for column in (hidden_PH, *columns_P)), strict=True):
+        if not torch.is_grad_enabled():
+            scores.append(function(*chunk))
+        elif head_is_frozen:
+            scores.append(_KeepGradient.apply(function, *chunk))
+        else:  # the head's gradient needs the logits again, recomputed for one LM head product
+            scores.append(checkpoint(function, *chunk, use_reentrant=False))
+    return tuple(torch.cat(score) for score in zip(*scores, strict=True))
 
 
 class _KeepGradient(torch.autograd.Function):
@@ -359,14 +351,14 @@ class _KeepGradient(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, hidden_PH, function, *args):
+    def forward(ctx, function, hidden_PH, *columns_P):
         with torch.enable_grad():
             hidden_PH = hidden_PH.detach().requires_grad_()
-            first_P, second_P = function(hidden_PH, *args)
+            first_P, second_P = function(hidden_PH, *columns_P)
             (first_gradient_PH,) = torch.autograd.grad(first_P.sum(), hidden_PH, retain_graph=True)
             (second_gradient_PH,) = torch.autograd.grad(second_P.sum(), hidden_PH)
         ctx.save_for_backward(first_gradient_PH, second_gradient_PH)
-        ctx.arguments = len(args)
+        ctx.columns = len(columns_P)
         return first_P.detach(), second_P.detach()
 
     @staticmethod
@@ -374,11 +366,10 @@ class _KeepGradient(torch.autograd.Function):
         gradient_PH = 0.0
         for by_P, saved_PH in zip((by_first_P, by_second_P), ctx.saved_tensors, strict=True):
             gradient_PH = gradient_PH + by_P.unsqueeze(-1) * saved_PH
-        return gradient_PH.to(saved_PH.dtype), None, *[None] * ctx.arguments
+        return None, gradient_PH.to(saved_PH.dtype), *[None] * ctx.columns
 
 
-def _scatter(chunks, mask_NT):
-    values_P = torch.cat(chunks)
+def _scatter(values_P, mask_NT):
     return torch.zeros(mask_NT.shape, dtype=values_P.dtype, device=values_P.device).masked_scatter(mask_NT, values_P)
 
 
