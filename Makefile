@@ -5,13 +5,20 @@ BIN := $(VENV)/bin
 # Marks an environment that matches setup.cfg and constraints.txt; a change to either installs again
 READY := $(VENV)/.installed
 
-.PHONY: demo test lint clean
+.PHONY: demo test bench lint clean
 
 demo: $(READY)
 	$(BIN)/python examples/demo.py $(ARGS)
 
 test: $(READY)
 	$(BIN)/python -m pytest $(ARGS)
+
+# What docs/PERFORMANCE.md reports: about an hour on two cores; tables on the terminal, numbers and plots in bench/
+bench: $(READY)
+	$(BIN)/python examples/benchmarks/step_vs_trl.py --output bench/step_lora.json
+	$(BIN)/python examples/benchmarks/step_vs_trl.py --full --repeats 1 --output bench/step_full.json
+	$(BIN)/python examples/benchmarks/growth.py --output bench/growth.json --plot bench/growth.png
+	$(BIN)/python examples/benchmarks/inference.py --output bench/inference.json --plot bench/inference.png
 
 lint: $(READY)
 	$(BIN)/ruff check .

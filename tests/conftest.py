@@ -25,7 +25,7 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 import pytest
 from datasets import Dataset
 from peft import LoraConfig
-from tiny import make_documents, make_model, make_tokenizer
+from tiny import FAMILIES, make_documents, make_model, make_tokenizer
 
 from trl_gist import GistConfig, GistTrainer
 
@@ -42,6 +42,12 @@ def checkpoint(tokenizer, tmp_path_factory):
     make_model(tokenizer).save_pretrained(path)
     tokenizer.save_pretrained(path)
     return str(path)
+
+
+@pytest.fixture(params=[f"{family}-{attention}" for family in FAMILIES for attention in ("sdpa", "eager")])
+def each_model(request, tokenizer):
+    family, attention = request.param.split("-")
+    return make_model(tokenizer, family=family, attention=attention)
 
 
 @pytest.fixture

@@ -125,20 +125,20 @@ def test_nan_in_the_generators_loss_names_the_document_before_the_step(make_trai
     trainer = make_trainer(peft_config=lora if with_lora else None, args={"max_steps": 3, "score_batch_size": 3})
     score, rollouts, poisoned = trainer.generator_trainer.scorer._score, [], []
 
-    def poison(rows, gists, hidden, backward):
-        """From the second rollout on, one row's teacher turns NaN."""
+    def poison(documents, gists, num_generations, hidden, backward):
+        """From the second rollout on, one document's teacher turns NaN."""
         if any(gists):
             rollouts.append(1)
         if len(rollouts) == 2 and any(gists):
-            poisoned.append(rows[5])
-            hidden = [*hidden[:5], torch.full_like(hidden[5], float("nan")), *hidden[6:]]
-        return score(rows, gists, hidden, backward)
+            poisoned.append(documents[1])
+            hidden = [hidden[0], torch.full_like(hidden[1], float("nan")), *hidden[2:]]
+        return score(documents, gists, num_generations, hidden, backward)
 
     monkeypatch.setattr(trainer.generator_trainer.scorer, "_score", poison)
     message = fail(trainer, FloatingPointError, "The generator's loss is nan on document .*no step was taken")
     (row,) = poisoned
     assert f"on document {row['document_id']} " in message and repr(row["prompt"][:80]) in message
-    assert without_gradients(trainer.generator), "the gradient of the rows before the poisoned one is dropped"
+    assert without_gradients(trainer.generator), "the gradient of the document before the poisoned one is dropped"
 
 
 @both_ways

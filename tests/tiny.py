@@ -18,7 +18,18 @@ import random
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
 
 
 PARAGRAPH = (
@@ -57,9 +68,32 @@ def make_tokenizer(bos: bool = False, chat_template: bool = True) -> PreTrainedT
     return wrapped
 
 
-def make_model(tokenizer, seed: int = 0, dtype=torch.float32, **overrides) -> LlamaForCausalLM:
+# A window of 5 is shorter than any prompt with its gist. Untied heads: a fresh tied one mostly repeats its last token
+FAMILIES = {
+    "llama": (LlamaConfig, LlamaForCausalLM, {}),
+    "qwen3": (Qwen3Config, Qwen3ForCausalLM, {"head_dim": 8, "tie_word_embeddings": False}),
+    "gemma3": (
+        Gemma3TextConfig,
+        Gemma3ForCausalLM,
+        {
+            "head_dim": 8,
+            "query_pre_attn_scalar": 8,
+            "layer_types": ["sliding_attention", "full_attention"],
+            "sliding_window": 5,
+            "tie_word_embeddings": False,
+        },
+    ),
+    "mistral": (MistralConfig, MistralForCausalLM, {"sliding_window": 5, "tie_word_embeddings": False}),
+}
+
+
+def make_model(
+    tokenizer, seed: int = 0, dtype=torch.float32, family: str = "llama", attention: str = "sdpa", **overrides
+) -> PreTrainedModel:
+    """Both layers of Mistral have a sliding window, and the first of Gemma 3."""
     torch.manual_seed(seed)
-    config = LlamaConfig(
+    config_class, model_class, family_values = FAMILIES[family]
+    config = config_class(
         **{
             "vocab_size": len(tokenizer),
             "hidden_size": 32,
@@ -73,10 +107,13 @@ def make_model(tokenizer, seed: int = 0, dtype=torch.float32, **overrides) -> Ll
             "pad_token_id": tokenizer.pad_token_id,
             "tie_word_embeddings": True,
             "initializer_range": 0.2,  # a fresh model at 0.02 is uniform: nothing would depend on its input
+            **family_values,
             **overrides,
         }
     )
-    return LlamaForCausalLM(config).to(dtype)
+    model = model_class(config).to(dtype)
+    model.set_attn_implementation(attention)
+    return model
 
 
 def make_documents(count: int, seed: int = 0) -> list[str]:

@@ -26,9 +26,10 @@ from transformers.trainer_utils import load_sharded_checkpoint
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from .gist_config import GistConfig
+from .lm_head import check_logits
 from .prompts import GistPrompts
 from .roles import disable_dropout
-from .scoring import GistScorer, TargetScorer, check_logits
+from .scoring import GistScorer, TargetScorer
 from .teacher_cache import TeacherCache
 
 
@@ -78,6 +79,7 @@ class GeneratorTrainer:
             args.score_batch_size,
             accelerator.autocast,
             None if args.teacher_cache_dir is None else TeacherCache(args.teacher_cache_dir, teacher, prompts),
+            args.distillation_loss,
         )
         self.optimizer = None
         self.lr_scheduler = None

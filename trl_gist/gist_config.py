@@ -198,6 +198,11 @@ class GistConfig(GRPOConfig):
                 f"`repetition_penalty` must be 1.0, got {self.repetition_penalty}: the policy is trained on its plain "
                 "log-probs, and a saved pair writes gists without a penalty."
             )
+        for name in ("num_beams", "num_return_sequences"):
+            if (self.generation_kwargs or {}).get(name, 1) != 1:
+                raise ValueError(
+                    f"`generation_kwargs` must not set `{name}`: gists are sampled, `num_generations` of each context."
+                )
         self._validate_rollouts()
 
     def _validate_rollouts(self):

@@ -29,6 +29,7 @@ from trl import GRPOTrainer
 from trl.models import unwrap_model_for_generation
 from trl.trainer.utils import RepeatSampler, get_config_model_id, split_tensor_dict
 
+from .attention import use_matmul_attention
 from .checkpoints import PairCheckpoints
 from .data import PositionLimits, prepare_windows
 from .evaluation import add_controls, summarize
@@ -38,7 +39,8 @@ from .pair import PAIR_CONFIG_NAME
 from .prompts import GistPrompts, gist_from_completion
 from .rewards import length_penalty, log_prob_gain
 from .roles import base_of, check_embeddings, check_same_tokenizer, disable_dropout, load_roles
-from .shared_prefix import sample_with_shared_prefill, shared_prefix_log_probs, why_not_shared
+from .sampling import sample_gists
+from .shared_prefix import shared_prefix_log_probs, why_not_shared
 
 
 logger = get_logger(__name__)
@@ -204,6 +206,9 @@ class GistTrainer(PairCheckpoints, GRPOTrainer):
             peft_config=peft_config,
         )
         disable_dropout(self.model)
+        if self.accelerator.device.type == "cpu":
+            for role in (self.model, roles.generator, roles.teacher):
+                use_matmul_attention(role)
         reason = why_not_shared(base_of(self.model))
         self.shares_prefix = reason is None
         if reason is not None:
@@ -268,10 +273,9 @@ class GistTrainer(PairCheckpoints, GRPOTrainer):
                 gradient_checkpointing_kwargs=self.args.gradient_checkpointing_kwargs,
             ) as model,
             torch.no_grad(),
+            self.accelerator.autocast(),  # the precision in which the policy's log-probs will be computed
         ):
-            completion_ids_NC = sample_with_shared_prefill(
-                model, prompt_ids, self.generation_config, self._tokenizer.pad_token_id
-            )
+            completion_ids_NC = sample_gists(model, prompt_ids, self.generation_config, self._tokenizer.pad_token_id)
         return [self._through_eos(ids) for ids in completion_ids_NC.tolist()], None
 
     def _through_eos(self, completion_ids):
@@ -311,6 +315,7 @@ class GistTrainer(PairCheckpoints, GRPOTrainer):
                     ids[:, -logits_to_keep:],
                     mask[:, -logits_to_keep:],
                     self.temperature,
+                    differentiable_entropies=self.args.entropy_coef != 0 or self.args.use_adaptive_entropy,
                 )
             logps.append(logps_NC)
             entropies.append(entropies_NC)

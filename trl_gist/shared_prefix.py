@@ -13,21 +13,22 @@
 # limitations under the License.
 
 """
-One pass over a context for all of its gists.
+One pass over a context for all of its gists, in training.
 
-The gists of a context share a long prompt. Padded into one row each, they pay for it G times, in sampling and in
-training. Here a context is prefilled once for sampling, and is one row for training: the prompt, then its gists side by
-side, each seeing the prompt and itself, with positions that restart where the prompt ends. At 552 tokens of prompt and
-8 gists of 48 tokens that is 936 tokens instead of 4,800. The numbers are the same; a test holds both paths together.
+The gists of a context share a long prompt. Padded into one row each, they pay for it G times. Here a context is one row:
+the prompt, then its gists side by side, each seeing the prompt and itself, with positions that restart where the prompt
+ends. At 552 tokens of prompt and 8 gists of 48 tokens that is 936 tokens instead of 4,800. The numbers are the same; a
+test holds both paths together. `sampling.py` grows the same row token by token.
 """
 
 import inspect
 from dataclasses import dataclass
 
 import torch
-from transformers import GenerationConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
-from .scoring import token_log_probs
+from .attention import ATTENTION_NAME, additive_mask
+from .lm_head import token_log_probs
 
 
 @dataclass
@@ -40,7 +41,7 @@ class SharedPrefixBatch:
             Prompt, then each gist in a slot of its own.
         position_ids_DS (`torch.LongTensor` of shape `(contexts, sequence)`):
             Restart at the prompt's length in each slot.
-        visible_D1SS (`torch.BoolTensor` of shape `(contexts, 1, sequence, sequence)`):
+        visible_DSS (`torch.BoolTensor` of shape `(contexts, sequence, sequence)`):
             Which position (last axis) each position sees.
         context_N (`torch.LongTensor` of shape `(rows,)`):
             The context of each gist.
@@ -50,7 +51,7 @@ class SharedPrefixBatch:
 
     input_ids_DS: torch.Tensor
     position_ids_DS: torch.Tensor
-    visible_D1SS: torch.Tensor
+    visible_DSS: torch.Tensor
     context_N: torch.Tensor
     predicted_at_NC: torch.Tensor
 
@@ -61,7 +62,7 @@ class SharedPrefixBatch:
         device = prompt_ids_NP.device
         rows, width = completion_ids_NC.shape
         prompt_width = prompt_ids_NP.shape[1]
-        context_N, slot_N = _adjacent_groups(prompt_ids_NP, prompt_mask_NP)
+        context_N, slot_N = adjacent_groups(prompt_ids_NP, prompt_mask_NP)
         contexts, slots = int(context_N[-1]) + 1, int(slot_N.max()) + 1
         first_D = torch.nonzero(slot_N == 0).squeeze(1)
 
@@ -87,11 +88,11 @@ class SharedPrefixBatch:
         causal_SS = same_branch_SS & (order_S[None, :] <= order_S[:, None])
         # Padding sees itself, so that no row of the softmax is empty
         own_SS = order_S[None, :] == order_S[:, None]
-        visible_D1SS = ((causal_SS & real_DS[:, None, :]) | own_SS).unsqueeze(1)
+        visible_DSS = (causal_SS & real_DS[:, None, :]) | own_SS
 
         predicted_at_NC = prompt_width + slot_N[:, None] * width + torch.arange(-1, width - 1, device=device)
         predicted_at_NC[:, 0] = prompt_width - 1
-        return cls(input_ids_DS, position_ids_DS, visible_D1SS, context_N, predicted_at_NC)
+        return cls(input_ids_DS, position_ids_DS, visible_DSS, context_N, predicted_at_NC)
 
 
 def shared_prefix_log_probs(
@@ -102,6 +103,7 @@ def shared_prefix_log_probs(
     completion_ids_NC: torch.Tensor,
     completion_mask_NC: torch.Tensor,
     temperature: float,
+    differentiable_entropies: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """
     Log-probs of the completions and the entropies of their distributions, as the padded batch gives them.
@@ -115,23 +117,20 @@ def shared_prefix_log_probs(
             TRL's padded rows; the rows of one context are adjacent.
         temperature (`float`):
             Logits are divided by it.
+        differentiable_entropies (`bool`, *optional*, defaults to `False`):
+            Whether entropies carry a gradient.
 
     Returns:
         `logps_NC` and `entropies_NC`, 0 at padding.
     """
     batch = SharedPrefixBatch.build(prompt_ids_NP, prompt_mask_NP, completion_ids_NC, completion_mask_NC)
-    mask = batch.visible_D1SS
-    if base.config._attn_implementation == "eager":  # adds its mask, where SDPA takes booleans
-        mask = torch.zeros(mask.shape, dtype=base.dtype, device=mask.device).masked_fill(
-            ~mask, torch.finfo(base.dtype).min
-        )
     hidden = []
     # The forward's own logits would be those of every position; only the gists' reach the head below
     hook = base.base_model.register_forward_hook(lambda module, args, output: hidden.append(output.last_hidden_state))
     try:
         model(
             input_ids=batch.input_ids_DS,
-            attention_mask=mask,
+            attention_mask=attention_masks(base, batch.visible_DSS, batch.position_ids_DS, batch.position_ids_DS),
             position_ids=batch.position_ids_DS,
             use_cache=False,
             logits_to_keep=1,
@@ -140,63 +139,78 @@ def shared_prefix_log_probs(
         hook.remove()
     hidden_NCH = hidden[0][batch.context_N[:, None], batch.predicted_at_NC]
     keep_NC = completion_mask_NC.bool()
-    logps_P, entropies_P = token_log_probs(base, hidden_NCH[keep_NC], completion_ids_NC[keep_NC], temperature)
+    logps_P, entropies_P = token_log_probs(
+        base, hidden_NCH[keep_NC], completion_ids_NC[keep_NC], temperature, differentiable_entropies
+    )
     zeros_NC = torch.zeros(keep_NC.shape, dtype=logps_P.dtype, device=logps_P.device)
     return zeros_NC.masked_scatter(keep_NC, logps_P), zeros_NC.masked_scatter(keep_NC, entropies_P)
 
 
-def sample_with_shared_prefill(
-    model: PreTrainedModel, prompt_ids: list[list[int]], generation_config: GenerationConfig, pad_token_id: int
-) -> torch.Tensor:
+def attention_masks(
+    base: PreTrainedModel, visible_DQK: torch.Tensor, query_positions_DQ: torch.Tensor, key_positions_DK: torch.Tensor
+) -> torch.Tensor | dict[str, torch.Tensor]:
     """
-    Samples a completion for each prompt, reading adjacent equal prompts once.
+    What a model takes as `attention_mask` so that each query sees the given keys, and in layers with a sliding window
+    only those inside it: a mask, or, for models that mix kinds of layers, one for each kind.
+    """
+    config = base.config.get_text_config()
+    kinds, window = _layer_kinds(config), config.to_dict().get("sliding_window")
+    # Eager attention must be given a mask to add; ours, where it is at work, would make one in every layer
+    attention = base.config._attn_implementation
+    adds = attention == "eager" or (attention == ATTENTION_NAME and base.dtype == torch.bfloat16)
 
-    Returns:
-        `torch.LongTensor` of shape `(rows, completion positions)`, as `generate` pads it.
-    """
-    device = model.get_input_embeddings().weight.device
-    width = max(len(ids) for ids in prompt_ids)
-    ids_NP = torch.full((len(prompt_ids), width), pad_token_id, device=device)
-    mask_NP = torch.zeros_like(ids_NP)
-    for row, ids in enumerate(prompt_ids):
-        ids_NP[row, width - len(ids) :] = torch.tensor(ids, device=device)
-        mask_NP[row, width - len(ids) :] = 1
-    context_N, slot_N = _adjacent_groups(ids_NP, mask_NP)
-    cache = None
-    if width > 1 and int(slot_N.max()) > 0:
-        first_D = torch.nonzero(slot_N == 0).squeeze(1)
-        prefix_mask_DP = mask_NP[first_D, :-1]
-        cache = model(
-            input_ids=ids_NP[first_D, :-1],
-            attention_mask=prefix_mask_DP,
-            position_ids=(prefix_mask_DP.cumsum(1) - 1).clamp(min=0),
-            use_cache=True,
-            logits_to_keep=1,
-        ).past_key_values
-        cache.batch_select_indices(context_N)
-    sampled = model.generate(
-        input_ids=ids_NP, attention_mask=mask_NP, past_key_values=cache, generation_config=generation_config
-    )
-    return sampled[:, width:]
+    def mask(kind):
+        visible = visible_DQK
+        if kind == "sliding_attention":
+            visible = visible & (key_positions_DK[:, None, :] > query_positions_DQ[:, :, None] - window)
+        visible = visible.unsqueeze(1)
+        return additive_mask(visible, base.dtype) if adds else visible
+
+    return {kind: mask(kind) for kind in kinds} if len(kinds) > 1 else mask(*kinds)
 
 
 def why_not_shared(model: PreTrainedModel) -> str | None:
     """Why a model must take the padded batch instead, or `None` if it can share prefixes."""
-    config = model.config.get_text_config().to_dict()
     attention = model.config._attn_implementation
-    if attention not in ("sdpa", "eager"):
+    if attention not in ("sdpa", "eager", ATTENTION_NAME):
         return f"its attention ({attention}) takes no 4D mask; load it with attn_implementation='sdpa'"
-    if any(kind != "full_attention" for kind in config.get("layer_types") or []):
-        return "it has sliding-window or linear-attention layers"
-    if config.get("sliding_window") and config.get("use_sliding_window", True):
-        return "it has sliding-window attention"
+    other = _layer_kinds(model.config.get_text_config()) - {"full_attention", "sliding_attention"}
+    if other:
+        return f"it has {', '.join(sorted(other))} layers"
     if "logits_to_keep" not in inspect.signature(model.forward).parameters:
         return "its forward takes no logits_to_keep"
-    return None
+    try:
+        agrees = _agrees_with_padded(model)
+    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        return f"its forward does not take the mask ({type(error).__name__}: {error})"
+    return None if agrees else "its probabilities come out different there"
 
 
-def _adjacent_groups(ids_NP, mask_NP):
-    """The context of each row, and its place among the rows of that context."""
+def _agrees_with_padded(model):
+    """Whether two short gists get the log-probs of a row each: a mask or positions that a model ignores do not fail."""
+    device = model.get_input_embeddings().weight.device
+    prompt_ids, completion_ids = torch.arange(4, device=device).repeat(2, 1), torch.arange(4, device=device).view(2, 2)
+    ones_NP, ones_NC = torch.ones_like(prompt_ids), torch.ones_like(completion_ids)
+    with torch.no_grad():
+        shared_NC, _ = shared_prefix_log_probs(model, model, prompt_ids, ones_NP, completion_ids, ones_NC, 1.0)
+        logits_NCV = model(input_ids=torch.cat([prompt_ids, completion_ids], 1), use_cache=False).logits[:, 3:-1]
+    padded_NC = logits_NCV.float().log_softmax(-1).gather(-1, completion_ids.unsqueeze(-1)).squeeze(-1)
+    tolerance = 1e-3 if model.dtype in (torch.float32, torch.float64) else 0.25
+    return torch.allclose(shared_NC.float(), padded_NC, atol=tolerance)
+
+
+def _layer_kinds(config):
+    """The kinds of attention in a model's layers."""
+    config = config.to_dict()
+    kinds = config.get("layer_types") or config.get("attention_layers")  # the latter in GPT-Neo
+    if kinds:
+        return set(kinds)
+    windowed = config.get("sliding_window") and config.get("use_sliding_window", True)
+    return {"sliding_attention" if windowed else "full_attention"}
+
+
+def adjacent_groups(ids_NP: torch.Tensor, mask_NP: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The context of each padded row, and its place among the adjacent rows with that same prompt."""
     same = ((ids_NP[1:] == ids_NP[:-1]) & (mask_NP[1:] == mask_NP[:-1])).all(dim=1)
     new_N = torch.cat([torch.ones(1, dtype=torch.bool, device=ids_NP.device), ~same])
     context_N = new_N.cumsum(0) - 1

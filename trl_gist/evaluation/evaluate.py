@@ -17,8 +17,9 @@ from transformers import PreTrainedModel
 from trl.trainer.utils import create_model_from_path
 
 from ..compaction import GistCompactor
+from ..lm_head import check_logits
 from ..roles import check_same_tokenizer, clone_with_shared_parameters
-from ..scoring import GistScorer, TargetScorer, check_logits
+from ..scoring import GistScorer, TargetScorer
 from .measures import add_controls
 
 

@@ -1,0 +1,136 @@
+# Copyright 2026 The trl_gist authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""examples/benchmarks on a tiny model: the counts are exact, the times add up."""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+
+sys.path[:0] = [str(Path(__file__).parents[1] / "examples" / folder) for folder in ("benchmarks", ".")]
+demo_assets = pytest.importorskip("demo_assets")
+
+
+@pytest.fixture
+def run(checkpoint, documents, tmp_path, monkeypatch):
+    import inference
+
+    monkeypatch.setattr(demo_assets, "wikipedia_articles", lambda: documents)
+    files = {"output": str(tmp_path / "out" / "costs.json"), "plot": str(tmp_path / "out" / "costs.svg")}
+
+    def run(**overrides):
+        settings = {"contexts": [32, 64], "tokens": 5, "gist": 4, "last_k": 8, "repeats": 2, "dtype": "float32"}
+        return inference.main(
+            argparse.Namespace(**{"model": checkpoint, "pair": None, **settings, **files, **overrides})
+        )
+
+    return run
+
+
+def test_inference_costs_count_the_cache_and_charge_the_gist_once(run, tmp_path, capsys):
+    report = run()
+    token_mib = 2 * 2 * 2 * 8 * 4 / 2**20  # keys and values, layers, heads, head size, bytes
+    for length, costs in report.items():
+        full, compress, gist = (costs[name] for name in ("full", "compress", "gist"))
+        assert full["tokens_read"] == [length] * 2
+        # The last token written is never read
+        for cost, written in ((full, 5), (compress, 4), (gist, 5)):
+            assert cost["kv_mib"] == [(read + written - 1) * token_mib for read in cost["tokens_read"]]
+            for first, speed, whole in zip(cost["first_token_s"], cost["tokens_per_s"], cost["whole_s"], strict=True):
+                assert first + (written - 1) / speed == pytest.approx(whole)
+        written_first = [a + b for a, b in zip(compress["whole_s"], gist["first_token_s"], strict=True)]
+        assert gist["written_first_s"] == written_first
+    saved = json.loads(Path(tmp_path, "out", "costs.json").read_text())["costs"]
+    assert saved == {str(length): costs for length, costs in report.items()}
+    assert "gist written first" in Path(tmp_path, "out", "costs.svg").read_text()
+    assert "continuations until time is saved" in capsys.readouterr().out
+
+
+def test_inference_refuses_a_context_beyond_the_positions(run):
+    with pytest.raises(SystemExit, match="takes .* positions.*the model has 512.*Leave this length out"):
+        run(contexts=[32, 508])
+
+
+def test_inference_times_a_saved_pair_at_its_own_window(make_trainer, run):
+    trainer = make_trainer()
+    trainer.save_model()
+    report = run(model=None, pair=trainer.args.output_dir, gist=None, last_k=None)
+    args, prompts = trainer.args, trainer.prompts
+    read = prompts.generator_overhead + args.max_completion_length + args.last_k
+    specials = args.max_completion_length  # an untrained gist may hold some, which never reach the generator
+    assert all(read - specials <= tokens <= read for tokens in report[32]["gist"]["tokens_read"])
+
+
+@pytest.fixture
+def arguments(checkpoint, documents, tmp_path, monkeypatch):
+    monkeypatch.setattr(demo_assets, "wikipedia_articles", lambda: documents)
+    sizes = {"context": 24, "target": 8, "last_k": 4, "gist": 6, "documents": 2, "gists": 4, "score_batch_size": 4}
+    report = str(tmp_path / "out" / "report.json")
+    return argparse.Namespace(
+        **sizes,
+        model=checkpoint,
+        dtype="float32",
+        repeats=1,
+        full=False,
+        output=report,
+        no_memory=True,
+        measure_memory=None,
+    )
+
+
+@pytest.mark.parametrize("full", [False, True], ids=["LoRA", "full"])
+def test_step_vs_trl_times_both_and_counts_their_token_passes(arguments, full, capsys):
+    import step_vs_trl
+
+    arguments.full = full
+    step_vs_trl.main(arguments)
+    report = json.loads(Path(arguments.output).read_text())
+    for kind in ("naive_s", "gist_s"):
+        (whole,) = report["phases"]["whole step"][kind]
+        assert whole == pytest.approx(sum(report["phases"][phase][kind][0] for phase in report["phases"]) - whole)
+    naive, ours = report["phases"]["policy"]["token_passes"]
+    assert naive - ours == 2 * (4 - 1) * (naive // (2 * 4) - 6)  # the prompt, read once instead of four times
+    assert "TRL + reward function" in capsys.readouterr().out
+
+
+def test_growth_measures_the_crossing_of_its_axes_once(arguments, tmp_path, monkeypatch):
+    import growth
+
+    measured = []
+    measure = growth.measure
+    monkeypatch.setattr(growth, "measure", lambda *args: measured.append(args) or measure(*args))
+    arguments = argparse.Namespace(
+        **{**vars(arguments), "documents": 1, "repeats": 1},
+        gists_axis=[2, 4],
+        context_axis=[16, 24],
+        gist_only=False,
+        naive_gists=2,
+        naive_context=16,
+        plot=str(tmp_path / "out" / "growth.svg"),
+    )
+    growth.main(arguments)
+    found = json.loads(Path(arguments.output).read_text())["seconds_a_document"]
+    assert [list(found[axis][kind]) for axis in found for kind in ("gist", "naive")] == [
+        ["2", "4"],
+        ["2"],
+        ["16", "24"],
+        ["16"],
+    ]
+    assert found["gists"]["gist"]["4"] == found["context"]["gist"]["24"]
+    assert len(measured) == 5
+    assert "tokens of a context" in Path(arguments.plot).read_text()
