@@ -90,6 +90,7 @@ def arguments(checkpoint, documents, tmp_path, monkeypatch):
         output=report,
         no_memory=True,
         measure_memory=None,
+        profile=False,
     )
 
 

@@ -15,10 +15,10 @@
 """
 Attention by plain matrix products, for bfloat16 on CPUs.
 
-torch's fused CPU kernel spends most of its time outside its matrix products in bfloat16: on two AVX-512 cores, 929
-positions of 9 heads take it 47 ms forward and backward, and this 26 ms. It also needs no copies of the keys and values
-for grouped queries: the queries that share a head become rows of one product. Queries are taken in blocks, and a block
-in the middle of a sequence only meets the keys before its end. On GPUs the fused kernels are the better choice.
+torch's fused CPU kernel spends most of its time outside its matrix products in bfloat16; written out, attention takes
+about half as long (`examples/benchmarks/cpu_attention.py`). It also needs no copies of the keys and values for grouped
+queries: the queries that share a head become rows of one product. Queries are taken in blocks, and a block in the
+middle of a sequence only meets the keys before its end. On GPUs the fused kernels are the better choice.
 """
 
 import torch

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import torch
 from accelerate.logging import get_logger
-from accelerate.utils import gather_object, parse_flag_from_env
+from accelerate.utils import parse_flag_from_env
 from datasets import Dataset, IterableDataset
 from peft import PeftConfig, PeftModel, get_peft_model
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
@@ -32,9 +32,9 @@ from trl.trainer.utils import RepeatSampler, get_config_model_id, split_tensor_d
 from .attention import use_matmul_attention
 from .checkpoints import PairCheckpoints
 from .data import PositionLimits, prepare_windows
-from .evaluation import add_controls, summarize
 from .generator_trainer import GeneratorTrainer
 from .gist_config import GistConfig
+from .held_out import HeldOutEvaluation
 from .pair import PAIR_CONFIG_NAME
 from .prompts import GistPrompts, gist_from_completion
 from .rewards import length_penalty, log_prob_gain
@@ -51,7 +51,7 @@ RewardFunc = Callable[..., list[float]]
 _SCORE_METRICS = ("teacher_kl", "null_teacher_kl", "log_prob_gain", "kl_gain", "gist_length")
 
 
-class GistTrainer(PairCheckpoints, GRPOTrainer):
+class GistTrainer(HeldOutEvaluation, PairCheckpoints, GRPOTrainer):
     """
     Trainer for learned context compaction in plain tokens.
 
@@ -397,35 +397,6 @@ class GistTrainer(PairCheckpoints, GRPOTrainer):
             logs["skipped_rows"] = self.skipped_rows["train"].total
         super().log(logs, start_time)
 
-    # ---- Evaluation ----
-
-    def evaluation_loop(self, dataloader, description, *args, metric_key_prefix: str = "eval", **kwargs):
-        self.eval_rows = []
-        output = super().evaluation_loop(dataloader, description, *args, metric_key_prefix=metric_key_prefix, **kwargs)
-        # Data-parallel samplers repeat some windows to fill their last batch; each counts once
-        rows = list({_window(row): row for row in gather_object(self.eval_rows)}.values())
-        rank, ranks = self.accelerator.process_index, self.accelerator.num_processes
-        share = slice(len(rows) * rank // ranks, len(rows) * (rank + 1) // ranks)
-        add_controls(self.generator_trainer.scorer, rows, share)
-        self.eval_rows = rows = gather_object(rows[share])
-        self.last_measures = summarize(rows)
-        output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in self.last_measures.items()})
-        self.last_gists = self._readable_gists(rows)
-        return output
-
-    def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys: list[str] | None = None):
-        # Samples, scores and logs; the policy's loss says nothing on held-out data and is not computed
-        self._prepare_inputs(inputs)
-        return None, None, None
-
-    def _readable_gists(self, rows):
-        decode = self.processing_class.decode
-        step = max(1, len(rows) // 3)
-        return [
-            {"context_end": decode(row["last_k_ids"]), "gist": decode(row["gist_ids"], skip_special_tokens=True)}
-            for row in rows[::step][:3]
-        ]
-
 
 class _EpochRepeatSampler(RepeatSampler):
     """`RepeatSampler` draws each epoch's order from where the last one left its generator, so a run resumed in a later
@@ -434,8 +405,3 @@ class _EpochRepeatSampler(RepeatSampler):
     def set_epoch(self, epoch: int):
         if self.shuffle:
             self.generator.manual_seed(self.seed + epoch)
-
-
-def _window(row):
-    """What tells a held-out window from another."""
-    return str(row["document_id"]), *(tuple(row[name]) for name in ("context_ids", "last_k_ids", "target_ids"))

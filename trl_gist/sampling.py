@@ -17,8 +17,7 @@ Sampling all gists of a context together.
 
 `generate` gives each gist a row, so the prompt's keys and values are kept, and read at every token, once per gist. Here
 a context is one row: its prompt is read once, and each step appends one token of every gist to the same cache, each
-seeing the prompt and its own past. On SmolLM2-135M, 4 contexts of 545 tokens × 8 gists on two cores, a step's forward
-takes 0.12 s instead of 0.42 s. Nothing is approximated: the distributions are those of a row per gist.
+seeing the prompt and its own past. Nothing is approximated: the distributions are those of a row per gist.
 """
 
 from functools import partial

@@ -95,6 +95,7 @@ def table(axis, by_kind, args):
 
 def plot(found, args):
     figure, panels = plt.subplots(1, 2, figsize=(9, 3.6), sharey=True, layout="constrained")
+    figure.get_layout_engine().set(wspace=0.06)
     for panel, (axis, by_kind) in zip(panels, found.items(), strict=True):
         values = list(by_kind["gist"])
         phases = [[by_kind["gist"][value][phase] for value in values] for phase in PHASES[:-1]]
@@ -113,7 +114,7 @@ def plot(found, args):
     if "naive" in found["gists"]:
         handles.insert(0, panels[0].lines[0])
         labels.insert(0, "TRL + reward function")
-    panels[0].legend(handles, labels, frameon=False, loc="upper left")
+    panels[1].legend(handles, labels, frameon=False, loc="upper right")
     panels[0].set_title(f"contexts of {args.context} tokens", fontsize=10, loc="left")
     panels[1].set_title(f"{args.gists} gists a context", fontsize=10, loc="left")
     figure.savefig(args.plot, dpi=160)

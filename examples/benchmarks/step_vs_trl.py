@@ -22,6 +22,7 @@ the peak memory of each in a process of its own. On a GPU the phases are timed b
 
 python examples/benchmarks/step_vs_trl.py                       # SmolLM2-135M, X=512, 4 documents × 8 gists, LoRA
 python examples/benchmarks/step_vs_trl.py --full --repeats 1    # full fine-tuning
+python examples/benchmarks/step_vs_trl.py --profile             # only: which operators GistTrainer's step spends it on
 """
 
 import argparse
@@ -49,6 +50,9 @@ def main(args):
         if args.measure_memory:
             build(args.measure_memory, args, directory).step()
             print(torch.cuda.max_memory_allocated() if torch.cuda.is_available() else peak_resident())
+            return
+        if args.profile:
+            show_profile(build("gist", args, directory))
             return
         trainers = {kind: build(kind, args, directory) for kind in NAMES}
         runs = {kind: [] for kind in NAMES}
@@ -113,6 +117,15 @@ def peak_resident():
         return next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmHWM"))
 
 
+def show_profile(timed):
+    """Time by operator, itself, without those it calls."""
+    timed.step()
+    with torch.profiler.profile() as profile:
+        timed.step()
+    by = "self_cuda_time_total" if torch.cuda.is_available() else "self_cpu_time_total"
+    print(profile.key_averages().table(sort_by=by, row_limit=15, max_name_column_width=60))
+
+
 def show(report, args):
     console = Console(highlight=False, width=120)
     table = Table(
@@ -147,5 +160,6 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_arguments(parser)
     parser.add_argument("--no_memory", action="store_true", help="leave out the two runs for peak memory")
+    parser.add_argument("--profile", action="store_true", help="profile a step of GistTrainer and nothing else")
     parser.add_argument("--measure_memory", choices=list(NAMES), help=argparse.SUPPRESS)
     main(parser.parse_args())
