@@ -153,8 +153,8 @@ def attention_masks(
     What a model takes as `attention_mask` so that each query sees the given keys, and in layers with a sliding window
     only those inside it: a mask, or, for models that mix kinds of layers, one for each kind.
     """
-    config = base.config.get_text_config()
-    kinds, window = _layer_kinds(config), config.to_dict().get("sliding_window")
+    config = base.config.get_text_config().to_dict()
+    kinds, window = _layer_kinds(config), config.get("sliding_window")
     # Eager attention must be given a mask to add; ours, where it is at work, would make one in every layer
     attention = base.config._attn_implementation
     adds = attention == "eager" or (attention == ATTENTION_NAME and base.dtype == torch.bfloat16)
@@ -174,7 +174,7 @@ def why_not_shared(model: PreTrainedModel) -> str | None:
     attention = model.config._attn_implementation
     if attention not in ("sdpa", "eager", ATTENTION_NAME):
         return f"its attention ({attention}) takes no 4D mask; load it with attn_implementation='sdpa'"
-    other = _layer_kinds(model.config.get_text_config()) - {"full_attention", "sliding_attention"}
+    other = _layer_kinds(model.config.get_text_config().to_dict()) - {"full_attention", "sliding_attention"}
     if other:
         return f"it has {', '.join(sorted(other))} layers"
     if "logits_to_keep" not in inspect.signature(model.forward).parameters:
@@ -201,7 +201,6 @@ def _agrees_with_padded(model):
 
 def _layer_kinds(config):
     """The kinds of attention in a model's layers."""
-    config = config.to_dict()
     kinds = config.get("layer_types") or config.get("attention_layers")  # the latter in GPT-Neo
     if kinds:
         return set(kinds)
