@@ -33,7 +33,8 @@ _RECIPE = (
     "context_length target_length last_k max_completion_length num_generations per_device_train_batch_size "
     "gradient_accumulation_steps max_steps learning_rate generator_learning_rate lr_scheduler_type temperature "
     "advantage scale_rewards loss_type beta num_iterations distillation_loss gist_dropout length_penalty "
-    "target_gist_length max_teacher_kl gist_length_range cold_start_steps cold_start_gists seed"
+    "length_penalty_learning_rate target_gist_length max_teacher_kl gist_length_range cold_start_steps "
+    "cold_start_learning_rate cold_start_gists seed"
 ).split()
 
 LENGTH_PENALTY_FILE = "length_penalty.json"

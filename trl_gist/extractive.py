@@ -43,7 +43,7 @@ class ExtractiveSummarizer:
         rule (`str`):
             The rule.
         contexts (`Iterable[list[int]]`):
-            Contexts from which the rules by tf-idf learn how rare a token is.
+            Contexts from which the rules by tf-idf learn how rare a token is; the others read none.
         teacher ([`TargetScorer`], *optional*):
             Whose surprise counts, for `"surprisal"`.
     """
@@ -52,7 +52,7 @@ class ExtractiveSummarizer:
         self.rule = rule
         self.teacher = teacher
         self.document_frequencies, self.documents = Counter(), 0
-        for context_ids in contexts:
+        for context_ids in contexts if rule in ("tf_idf", "mixed") else ():
             self.document_frequencies.update(set(context_ids))
             self.documents += 1
 

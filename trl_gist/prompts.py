@@ -170,14 +170,14 @@ def through_last_k(context_ids: list[int], last_k_ids: list[int]) -> list[int]:
     The text up to the target: X where L is its own end, as in windows cut from documents, and X followed by L where it
     is not, as where X is a passage and L a question about it.
     """
-    own_end = list(context_ids[-len(last_k_ids) :]) == list(last_k_ids)
-    return [*context_ids] if own_end else [*context_ids, *last_k_ids]
+    return [*before_last_k(context_ids, last_k_ids), *last_k_ids]
 
 
 def before_last_k(context_ids: list[int], last_k_ids: list[int]) -> list[int]:
     """What of X the generator does not see by itself: X up to L where L is its own end, else all of it."""
-    own_end = len(through_last_k(context_ids, last_k_ids)) == len(context_ids)
-    return [*context_ids[: len(context_ids) - len(last_k_ids)]] if own_end else [*context_ids]
+    before = len(context_ids) - len(last_k_ids)
+    own_end = before >= 0 and list(context_ids[before:]) == list(last_k_ids)
+    return list(context_ids[:before] if own_end else context_ids)
 
 
 def gist_from_completion(completion_ids: list[int], eos_token_ids: list[int]) -> list[int]:
