@@ -218,8 +218,9 @@ class GistScorer:
 
     def read_contexts(self, documents: list[dict]) -> tuple[list[torch.Tensor], list[float]]:
         """
-        The teacher on each whole context, and on L after it where L is not its end: its hidden states at the target, of shape `(target positions, hidden)`, from
-        which its distribution is recomputed where it is needed, and its mean log-prob of the target.
+        The teacher on each whole context, and on L after it where L is not its end: its hidden states at the target, of
+        shape `(target positions, hidden)`, from which its distribution is recomputed where it is needed, and its mean
+        log-prob of the target.
         """
         device = self._device()
         cached_D = [None if self.teacher_cache is None else self.teacher_cache.get(row) for row in documents]
@@ -240,6 +241,34 @@ class GistScorer:
                 logps_T = self.teacher.log_probs(hidden_TH).gather(-1, target_T.unsqueeze(-1))
                 log_prob_D.append(logps_T.double().mean().item())
         return hidden_D, log_prob_D
+
+    def read(
+        self, model: nn.Module, rows: list[dict], prompts: list[list[int]], teacher_hidden: list[torch.Tensor]
+    ) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """
+        What a model makes of each row's target after any prompt, without a gradient.
+
+        Args:
+            model ([`TargetScorer`]):
+                Who reads: the generator, the teacher, or another of the same vocabulary.
+            rows (`list[dict]`):
+                Windows with `target_ids`.
+            prompts (`list[list[int]]`):
+                Token ids before each target, as of [`GistPrompts.generator`] or [`GistPrompts.plain`].
+            teacher_hidden (`list[torch.Tensor]`):
+                Of [`read_contexts`], for the same rows.
+
+        Returns:
+            `list[tuple[torch.Tensor, torch.Tensor]]`: For each row the log-prob of every target token, and the KL
+            from the teacher on the whole context at it; in nats, float64, on the CPU.
+        """
+        readings = []
+        with torch.no_grad(), self.autocast():
+            for start, batch in zip(range(0, len(rows), self.batch_size), self._batches(rows, prompts), strict=True):
+                hidden_UH = torch.cat(teacher_hidden[start : start + self.batch_size])
+                logps_NT, kl_NT, _ = model(batch, hidden_UH, self.teacher)
+                readings += _by_row(logps_NT, kl_NT, batch.mask_NT)
+        return readings
 
     def generator_log_probs(self, rows: list[dict], gists: list[list[int]]) -> list[float]:
         """Mean log-prob of each row's target under the generator with the given gist."""
@@ -269,8 +298,7 @@ class GistScorer:
                 logps_NT, kl_NT, loss_NT = self.generator(batch, hidden_UH, self.teacher, loss)
             if backward is not None:
                 backward(loss_NT, [document for document, _ in of_batch])
-            measures_N2T = torch.stack((logps_NT, kl_NT), dim=1).double().cpu()
-            scored += [row_2T[:, mask_T] for row_2T, mask_T in zip(measures_N2T, batch.mask_NT.cpu(), strict=True)]
+            scored += _by_row(logps_NT.detach(), kl_NT.detach(), batch.mask_NT)
         return scored
 
     def _log_probs(self, scorer, rows, prompts):
@@ -297,6 +325,12 @@ def _gists_together(count, num_generations, batch_size):
     else:
         size = together = max(n for n in range(1, batch_size + 1) if num_generations % n == 0)
     return [(start, min(start + size, count), together) for start in range(0, count, size)]
+
+
+def _by_row(logps_NT, kl_NT, mask_NT):
+    """Both scores of each row's target tokens, in float64 on the CPU."""
+    scores_N2T = torch.stack((logps_NT, kl_NT), dim=1).double().cpu()
+    return [tuple(row_2T[:, mask_T]) for row_2T, mask_T in zip(scores_N2T, mask_NT.cpu(), strict=True)]
 
 
 def _to_rows(score_UG, mask_DT):
