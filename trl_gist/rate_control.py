@@ -26,6 +26,7 @@ from .gist_config import GistConfig
 # How fast old rollouts are forgotten: one of 4 contexts × 4 gists is off by 5 tokens, of which the brake below would make
 # more than of the trend
 _DECAY = 0.8
+_KL_DECAY = 0.9  # the KL of a few contexts is noisier than the length of their gists
 # Gains of the controller, in multiples of its integral's. A price moves the policy's logits, not the length, so length
 # answers with momentum: pure ascent (the integral alone) drives gists to the limit, then to nothing, and back. The
 # proportional part pulls, the derivative brakes.
@@ -39,9 +40,10 @@ class LengthPenalty:
     λ in nats per target token for each gist token: fixed, or by dual ascent on `target_gist_length` or `max_teacher_kl`.
 
     The violation e is relative: (length − target) / target, or (bound − KL) / bound, as a distance that is still allowed
-    is a reason to shorten; of moving averages. λ = I + η (50 e + 200 Δe), I ← I + η e, with η = `length_penalty_learning_rate`: a PID
-    controller (Stooke et al. 2020, https://huggingface.co/papers/2007.03964), whose integral alone is dual ascent. The
-    length constraint is an equality, so its λ may be negative and pay for tokens; the other is an inequality, and λ >= 0.
+    is a reason to shorten; a moving average of either. λ = I + η (50 e + 200 Δe), I ← I + η e, with η =
+    `length_penalty_learning_rate`: a PID controller (Stooke et al. 2020, https://huggingface.co/papers/2007.03964),
+    whose integral alone is dual ascent. The length constraint is an equality, so its λ may be negative and pay for
+    tokens; the other is an inequality, and λ >= 0.
 
     Args:
         value (`float`):
@@ -55,8 +57,7 @@ class LengthPenalty:
         self.max_teacher_kl = args.max_teacher_kl
         self.learning_rate = args.length_penalty_learning_rate
         self.integral = self.value = value
-        self.violation = None
-        self.average = None  # moving, of what is constrained
+        self.average = None  # of the violation, moving
 
     @property
     def is_fixed(self) -> bool:
@@ -69,22 +70,21 @@ class LengthPenalty:
         """
         if self.is_fixed:
             return self.value
-        held, lowest = (gist_length, float("-inf")) if self.target_length is not None else (teacher_kl, 0.0)
-        self.average = held if self.average is None else _DECAY * self.average + (1 - _DECAY) * held
         if self.target_length is not None:
-            violation = self.average / self.target_length - 1
+            violation, lowest = gist_length / self.target_length - 1, float("-inf")
         else:
-            violation = 1 - self.average / self.max_teacher_kl
-        change = 0.0 if self.violation is None else violation - self.violation
-        self.violation = violation
-        self.integral += self.learning_rate * max(-_WINDUP, min(_WINDUP, violation))
-        self.integral = max(lowest, self.integral)
-        step = self.learning_rate * (_PROPORTIONAL * violation + _DERIVATIVE * change)
-        self.value = max(lowest, self.integral + step)
+            violation, lowest = 1 - teacher_kl / self.max_teacher_kl, 0.0
+        decay = _DECAY if self.target_length is not None else _KL_DECAY
+        before = violation if self.average is None else self.average
+        self.average = decay * before + (1 - decay) * violation
+        step = _PROPORTIONAL * self.average + _DERIVATIVE * (self.average - before)
+        bounded = max(-_WINDUP, min(_WINDUP, self.average))
+        self.integral = max(lowest, self.integral + self.learning_rate * bounded)
+        self.value = max(lowest, self.integral + self.learning_rate * step)
         return self.value
 
     def state_dict(self) -> dict[str, float | None]:
-        return {name: getattr(self, name) for name in ("integral", "value", "violation", "average")}
+        return {name: getattr(self, name) for name in ("integral", "value", "average")}
 
     def load_state_dict(self, state: dict[str, float | None]):
         for name, value in state.items():

@@ -12,6 +12,8 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
+from contextlib import contextmanager
+
 import torch
 from trl.models import unwrap_model_for_generation
 from trl.trainer.utils import split_tensor_dict
@@ -72,30 +74,42 @@ class GistRollouts:
             self.generation_config.do_sample = self.model.training
         if self.use_vllm or self.use_transformers_continuous_batching or not self.shares_prefix:
             return super()._generate_single_turn(prompt_ids, images, multimodal_fields, num_generations, **kwargs)
+        with self.generating(self.generation_kwargs) as model:
+            completion_ids_NC = sample_gists(model, prompt_ids, self.generation_config, self._tokenizer.pad_token_id)
+        return [self._through_eos(ids) for ids in completion_ids_NC.tolist()], None
+
+    @contextmanager
+    def generating(self, generation_kwargs: dict):
+        """S as it generates on the transformers path, whatever wraps it."""
         with (
             unwrap_model_for_generation(
                 self.model_wrapped,
                 self.accelerator,
-                generation_kwargs=self.generation_kwargs,
+                generation_kwargs=generation_kwargs,
                 gradient_checkpointing_kwargs=self.args.gradient_checkpointing_kwargs,
             ) as model,
             torch.no_grad(),
             self.accelerator.autocast(),  # the precision in which the policy's log-probs will be computed
         ):
-            completion_ids_NC = sample_gists(model, prompt_ids, self.generation_config, self._tokenizer.pad_token_id)
-        return [self._through_eos(ids) for ids in completion_ids_NC.tolist()], None
+            yield model
 
     def _extractive_completions(self):
         completions = []
         for start in range(0, len(self._rollout_rows), self.num_generations):
             row, longest = self._rollout_rows[start], self.args.max_completion_length
-            length = row.get("budget") or self.args.tail_length
+            length = row.get("budget") or self._cold_start_length()
             for gist in self.extractive_summarizer.gists(row, [length] * self.num_generations):
                 # Where the limit cuts, S need not learn to stop
                 at_limit = len(gist) == (row.get("budget") or longest)
                 completions.append(gist if at_limit else [*gist, self.eos_token_ids[0]])
         # vLLM's log-probs correct what it samples; `None` stands for no correction
         return completions, [[None] * len(ids) for ids in completions] if self.use_vllm else None
+
+    def _cold_start_length(self):
+        if self.args.max_teacher_kl is None:
+            return self.args.tail_length
+        # The rate is S's to find: it needs the habit of stopping, and every length a chance
+        return torch.randint(1, self.args.max_completion_length + 1, ()).item()
 
     def _through_eos(self, completion_ids):
         return completion_ids[: len(gist_from_completion(completion_ids, self.eos_token_ids)) + 1]

@@ -40,7 +40,6 @@ import torch
 from accelerate.logging import get_logger
 from datasets import Dataset
 from transformers import GenerationConfig, TrainerCallback
-from trl.models import unwrap_model_for_generation
 
 from . import __version__
 from .prompts import gist_from_completion
@@ -168,16 +167,7 @@ class RunLog(TrainerCallback):
             "do_sample": False,
         }
         config = GenerationConfig(**generation_kwargs, disable_compile=True)
-        with (
-            unwrap_model_for_generation(
-                trainer.model_wrapped,
-                trainer.accelerator,
-                generation_kwargs=generation_kwargs,
-                gradient_checkpointing_kwargs=args.gradient_checkpointing_kwargs,
-            ) as model,
-            torch.no_grad(),
-            trainer.accelerator.autocast(),
-        ):
+        with trainer.generating(generation_kwargs) as model:
             if trainer.shares_prefix:
                 completions = sample_gists(model, prompt_ids, config, pad_token_id).tolist()
             else:

@@ -17,7 +17,7 @@ Does a run keep the rate it is asked for? The demo's recipe, on its held-out art
 
 python examples/benchmarks/rates.py target       gists of up to 48 tokens, `target_gist_length=24`, 16 steps
 python examples/benchmarks/rates.py budgets      `gist_length_range=[8, 24]`, 9 steps
-python examples/benchmarks/rates.py divergence   `max_teacher_kl=0.42`, 30 steps
+python examples/benchmarks/rates.py divergence   `max_teacher_kl=0.42`, 60 steps
 
 Prints length and λ at every step, then the held-out measures, and the mean length for each range of budgets.
 """
@@ -44,7 +44,7 @@ COLD_START = {"cold_start_gists": "tail", "cold_start_steps": 5, "temperature": 
 RUNS = {
     "target": {**COLD_START, "target_gist_length": 24, "max_completion_length": 48, "max_steps": 16},
     "budgets": {**COLD_START, "gist_length_range": [8, 24], "max_steps": 9},
-    "divergence": {"max_teacher_kl": 0.42, "max_steps": 30},
+    "divergence": {"max_teacher_kl": 0.42, "max_steps": 60},
 }
 
 
