@@ -116,6 +116,9 @@ class GistConfig(GRPOConfig):
             computed once per context for the reward anyway.
         score_batch_size (`int`, *optional*, defaults to `8`):
             Rows in one forward of the teacher or the generator. Bounds the memory of scoring, not its result.
+        generator_only (`bool`, *optional*, defaults to `False`):
+            Train the generator alone, on the gists of the trainer's `compressor` (empty ones by default), while the
+            summarizer stays as it is: the control that tells what G learns without S, in as many steps.
         teacher_cache_dir (`str`, *optional*):
             Where the teacher's hidden states at each window's target are kept, for runs over several epochs. `None`
             computes them anew each time.
@@ -242,6 +245,13 @@ class GistConfig(GRPOConfig):
     )
     score_batch_size: int = field(
         default=8, metadata={"help": "Rows in one forward of the teacher or the generator. Bounds memory only."}
+    )
+    generator_only: bool = field(
+        default=False,
+        metadata={
+            "help": "Train the generator alone, on the gists of a compressor (empty ones by default), while the "
+            "summarizer stays as it is."
+        },
     )
     teacher_cache_dir: str | None = field(
         default=None,

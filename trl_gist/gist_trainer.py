@@ -109,6 +109,9 @@ class GistTrainer(GistRollouts, HeldOutEvaluation, PairCheckpoints, GRPOTrainer)
             LoRA for the summarizer. `None` fine-tunes in full, or goes on with the adapter of a [`~peft.PeftModel`].
         generator_peft_config ([`~peft.PeftConfig`], *optional*):
             LoRA for the generator. Defaults to the summarizer's.
+        compressor (*optional*):
+            With `args.generator_only`: writes the gists that G learns to read, by `compress(contexts, budgets)` as
+            those of [`trl_gist.evaluation.compressors`]. `None` stands for empty gists.
         callbacks (`list`, *optional*):
             As in [`~transformers.Trainer`].
         optimizers (`tuple`, *optional*, defaults to `(None, None)`):
@@ -134,6 +137,7 @@ class GistTrainer(GistRollouts, HeldOutEvaluation, PairCheckpoints, GRPOTrainer)
         processing_class: PreTrainedTokenizerBase | None = None,
         peft_config: PeftConfig | None = None,
         generator_peft_config: PeftConfig | None = None,
+        compressor=None,
         callbacks: list[TrainerCallback] | None = None,
         optimizers: tuple[torch.optim.Optimizer | None, torch.optim.lr_scheduler.LRScheduler | None] = (None, None),
     ):
@@ -148,6 +152,9 @@ class GistTrainer(GistRollouts, HeldOutEvaluation, PairCheckpoints, GRPOTrainer)
             )
         if train_dataset is None:
             raise ValueError("`train_dataset` is required.")
+        if compressor is not None and not args.generator_only:
+            raise ValueError("`compressor` writes gists for a generator trained alone: set `generator_only=True`.")
+        self.compressor = compressor
         if processing_class is None:
             if not model_id:
                 raise ValueError("The model does not say which checkpoint it came from: pass `processing_class`.")
@@ -271,7 +278,8 @@ class GistTrainer(GistRollouts, HeldOutEvaluation, PairCheckpoints, GRPOTrainer)
 
     def _generate_and_score_completions(self, inputs: list[dict]) -> dict:
         self._rollout_rows = inputs
-        self._cold_start = self.model.training and self.state.global_step < self.args.cold_start_steps
+        in_cold_start = self.state.global_step < self.args.cold_start_steps and not self.args.generator_only
+        self._cold_start = self.model.training and in_cold_start
         self._set_budgets(inputs)
         output = super()._generate_and_score_completions(inputs)
         kind = "best" if self._cold_start else self.args.advantage
@@ -291,7 +299,11 @@ class GistTrainer(GistRollouts, HeldOutEvaluation, PairCheckpoints, GRPOTrainer)
         training = self.model.training
         gists = [gist_from_completion(ids, self.eos_token_ids) for ids in completion_ids_list]
         num_generations = self.num_generations if training else self.num_generations_eval
-        scores = self.generator_trainer.score(inputs, gists, num_generations, distill=training)
+        if self.args.generator_only:  # the gists of a context are one and the same
+            each = self.generator_trainer.score(inputs[::num_generations], gists[::num_generations], 1, training)
+            scores = [score for score in each for _ in range(num_generations)]
+        else:
+            scores = self.generator_trainer.score(inputs, gists, num_generations, distill=training)
         for row, score in zip(inputs, scores, strict=True):
             row.update(score)
         if training:  # in evaluation `summarize` gives the measures; a mean of batch means would overwrite them
@@ -314,6 +326,8 @@ class GistTrainer(GistRollouts, HeldOutEvaluation, PairCheckpoints, GRPOTrainer)
             self._log_metric(name, sum(row[name] for row in rows) / len(rows))
         self._log_metric("length_penalty", self.length_penalty.value)
         self._log_metric("cold_start", float(self._cold_start))
+        if self.args.generator_only:
+            return  # what follows is about S
         for name in ("log_prob_gain", "kl_gain"):
             signal = group_signal([row[f"token_{name}s"] for row in rows], self.num_generations)
             for measure, value in signal.items():

@@ -18,7 +18,7 @@ import torch
 from trl.models import unwrap_model_for_generation
 from trl.trainer.utils import split_tensor_dict
 
-from .prompts import gist_from_completion
+from .prompts import before_last_k, gist_from_completion
 from .roles import base_of
 from .sampling import sample_gists
 from .shared_prefix import shared_prefix_log_probs
@@ -30,7 +30,8 @@ _GOLDEN_RATIO = (5**0.5 - 1) / 2
 
 class GistRollouts:
     """
-    Where the gists of a rollout come from: S samples them, or in the cold start a rule cuts them out of the context; and
+    Where the gists of a rollout come from: S samples them, in the cold start a rule cuts them out of the context, or
+    where G alone is trained a compressor writes them; and
     how they stay together, so that their context is read once. Mixed into [`GistTrainer`]; the names with a leading
     underscore are those of TRL (1.16).
     """
@@ -58,6 +59,8 @@ class GistRollouts:
         return ids, None, {}
 
     def _generate_single_turn(self, prompt_ids, images, multimodal_fields, num_generations, **kwargs):
+        if self.args.generator_only:
+            return self._compressor_completions(), None
         if self._cold_start:
             return self._extractive_completions()
         completions, logprobs = self._sample(prompt_ids, images, multimodal_fields, num_generations, **kwargs)
@@ -104,6 +107,20 @@ class GistRollouts:
                 completions.append(gist if at_limit else [*gist, self.eos_token_ids[0]])
         # vLLM's log-probs correct what it samples; `None` stands for no correction
         return completions, [[None] * len(ids) for ids in completions] if self.use_vllm else None
+
+    def _compressor_completions(self):
+        size = self.num_generations if self.model.training else self.num_generations_eval
+        rows = self._rollout_rows[::size]
+        gists = [[] for _ in rows]
+        if self.compressor is not None:
+            contexts = [before_last_k(row["context_ids"], row["last_k_ids"]) for row in rows]
+            gists = self.compressor.compress(contexts, [row.get("budget") or self.args.tail_length for row in rows])
+        return [[*gist, self.eos_token_ids[0]] for gist in gists for _ in range(size)]
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        if self.args.generator_only:  # no gradient at all, rather than one of 0, so that not even weight decay moves S
+            return torch.zeros((), device=self.accelerator.device, requires_grad=True)
+        return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
 
     def _cold_start_length(self):
         if self.args.max_teacher_kl is None:

@@ -143,6 +143,8 @@ class RunLog(TrainerCallback):
         return self.windows
 
     def _sample(self, state):
+        if self.trainer.args.generator_only:
+            return
         self.sampled_step = state.global_step
         windows = self._windows()
         if windows:
