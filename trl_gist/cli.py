@@ -28,7 +28,7 @@ import sys
 _EPILOG = """\
 examples:
   trl-gist train --config configs/smollm2-135m_fineweb-edu.yaml --output_dir my-pair
-  trl-gist evaluate my-pair --dataset held_out.jsonl --output measures.json
+  trl-gist evaluate my-pair --dataset held_out.jsonl --last_k 64 128 256
   trl-gist compress my-pair article.txt --json
   cat article.txt | trl-gist continue my-pair --max_new_tokens 100
   trl-gist report my-pair
@@ -105,7 +105,30 @@ def make_parser() -> argparse.ArgumentParser:
     )
     _add_batch_size(evaluate)
     evaluate.add_argument("--teacher", metavar="NAME_OR_PATH", help="the frozen teacher (default: the pair's own)")
-    evaluate.add_argument("--output", metavar="FILE.json", help="also write the measures to this file")
+    evaluate.add_argument(
+        "--last_k",
+        type=_positive,
+        nargs="+",
+        metavar="K",
+        help="numbers of last tokens to measure with, as 64 128 256 (default: as trained)",
+    )
+    evaluate.add_argument(
+        "--budgets",
+        type=_positive,
+        nargs="+",
+        metavar="N",
+        help="most tokens of a gist to measure with (default: as trained)",
+    )
+    evaluate.add_argument(
+        "--generator_only", metavar="PAIR", help="a pair trained as long with `--generator_only`, as a control"
+    )
+    evaluate.add_argument(
+        "--output_dir",
+        metavar="DIR",
+        help="where rows, measures, plots and the page go; an evaluation that was cut off goes on from there (default: "
+        "PAIR/evaluation)",
+    )
+    evaluate.add_argument("--overwrite", action="store_true", help="remove an evaluation with other settings there")
 
     compress = commands.add_parser(
         "compress", help="write a gist of each context_length tokens of a text", allow_abbrev=False

@@ -53,7 +53,7 @@ class TeacherCache:
         self.directory.mkdir(parents=True, exist_ok=True)
         self.prompts = prompts
         self.hidden_size = teacher.config.get_text_config().hidden_size
-        self.key = _fingerprint(teacher)
+        self.key = fingerprint(teacher)
 
     def get(self, row: dict) -> torch.Tensor | None:
         """Hidden states of shape `(target positions, hidden)`, or `None` where they must be computed."""
@@ -93,9 +93,10 @@ class TeacherCache:
         return self.directory / name[:2] / f"{name}.hidden"
 
 
-def _fingerprint(teacher):
-    digest = hashlib.sha256(teacher.config.to_json_string().encode())
-    for name, parameter in sorted(teacher.named_parameters()):
+def fingerprint(model: torch.nn.Module) -> str:
+    """A digest of a model's configuration, dtype and a sample of every parameter."""
+    digest = hashlib.sha256(model.config.to_json_string().encode())
+    for name, parameter in sorted(model.named_parameters()):
         sample = parameter.detach().flatten()[:: max(1, parameter.numel() // 256)].double().cpu()
         digest.update(f"{name}{tuple(parameter.shape)}{parameter.dtype}".encode() + sample.numpy().tobytes())
     return digest.hexdigest()

@@ -12,8 +12,20 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-from .evaluate import evaluate_pair, load_teacher
-from .measures import add_controls, standard_error, summarize
+from .evaluate import evaluate_pair, load_generator_only, load_teacher
+from .measures import add_controls, ratio_and_error, standard_error, summarize
+from .quality import quality
+from .readings import PairReadings
 
 
-__all__ = ["add_controls", "evaluate_pair", "load_teacher", "standard_error", "summarize"]
+__all__ = [
+    "PairReadings",
+    "add_controls",
+    "evaluate_pair",
+    "load_generator_only",
+    "load_teacher",
+    "quality",
+    "ratio_and_error",
+    "standard_error",
+    "summarize",
+]

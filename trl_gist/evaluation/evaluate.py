@@ -17,10 +17,11 @@ from transformers import PreTrainedModel
 from trl.trainer.utils import create_model_from_path
 
 from ..compaction import GistCompactor
-from ..lm_head import check_logits
+from ..pair import GENERATOR_DIR, PairConfig
+from ..pair_loading import HalfLoader, local_directory
 from ..roles import check_same_tokenizer, clone_with_shared_parameters
-from ..scoring import GistScorer, TargetScorer
-from .measures import add_controls
+from .quality import with_means
+from .readings import PairReadings
 
 
 def load_teacher(
@@ -51,11 +52,29 @@ def load_teacher(
     return teacher.to(generator.device).eval().requires_grad_(False)
 
 
+def load_generator_only(directory: str, compactor: GistCompactor, trust_remote_code: bool = False):
+    """
+    The generator of another pair, as one trained with `generator_only`, to be read beside the compactor's own.
+
+    Raises:
+        ValueError: if the folder holds no pair, or one whose tokenizer or last tokens are not the compactor's.
+    """
+    directory = local_directory(directory, None)
+    pair = PairConfig.load(directory)
+    if pair.last_k != compactor.pair.last_k:
+        raise ValueError(
+            f"{directory} was trained on {pair.last_k} last tokens, the pair on {compactor.pair.last_k}: it is no control."
+        )
+    check_same_tokenizer(compactor.tokenizer, "generator_only", str(directory), trust_remote_code)
+    loader = HalfLoader(compactor.generator.device, compactor.generator.dtype, trust_remote_code)
+    return loader.load(directory / GENERATOR_DIR, "generator")
+
+
 def evaluate_pair(
-    compactor: GistCompactor, windows: list[dict], teacher: PreTrainedModel, batch_size: int = 8, track=iter
+    compactor: GistCompactor, windows: list[dict], teacher: PreTrainedModel, batch_size: int = 8, **settings
 ) -> list[dict]:
     """
-    Writes a gist of each window greedily and scores it against the teacher and the controls.
+    Writes a gist of each window greedily and lets every reader of [`readings`] predict its target.
 
     Args:
         compactor ([`GistCompactor`]):
@@ -65,21 +84,12 @@ def evaluate_pair(
         teacher ([`~transformers.PreTrainedModel`]):
             The frozen teacher; see [`load_teacher`].
         batch_size (`int`, *optional*, defaults to `8`):
-            Rows in one forward.
-        track (`Callable`, *optional*):
-            Wraps the list of batches to show progress, as [`~tqdm.tqdm`].
+            Windows in one forward.
+        settings:
+            `last_k`, `budgets` and `generator_only` of [`PairReadings`].
 
     Returns:
-        `list[dict]`: The windows with the columns of [`GistScorer.score`] and [`add_controls`], for [`summarize`].
+        `list[dict]`: The rows of [`PairReadings.read`] with the columns for [`quality`] and [`summarize`].
     """
-    for model in (compactor.generator, teacher):
-        check_logits(model)
-    scorer = GistScorer(TargetScorer(compactor.generator), TargetScorer(teacher), compactor.prompts, batch_size)
-    rows = []
-    for batch in track([windows[start : start + batch_size] for start in range(0, len(windows), batch_size)]):
-        contexts, last_k = ([row[name] for row in batch] for name in ("context_ids", "last_k_ids"))
-        gists = compactor.compress_batch(contexts, last_k=last_k, batch_size=batch_size)
-        scores = scorer.score(batch, [gist.token_ids for gist in gists])
-        rows += [{**row, **score} for row, score in zip(batch, scores, strict=True)]
-    add_controls(scorer, rows)
-    return rows
+    readings = PairReadings(compactor, teacher, batch_size, **settings)
+    return [with_means(row) for rows in readings.read(windows) for row in rows]

@@ -94,13 +94,15 @@ def shuffled_log_probs(scorer: GistScorer, rows: list[dict], share: slice = slic
     ]
 
 
-def summarize(rows: list[dict]) -> dict[str, float]:
+def summarize(rows: list[dict], controls: tuple[str, ...] = CONTROLS) -> dict[str, float]:
     """
     Means over windows, with standard errors over documents under the same name with `_se`.
 
     Args:
         rows (`list[dict]`):
             Windows after [`add_controls`].
+        controls (`tuple[str]`, *optional*):
+            Those that the rows have.
 
     Returns:
         `dict[str, float]`: In nats per target token: `teacher_kl`, `null_teacher_kl`, `nll_gist`, `nll_teacher` and
@@ -113,16 +115,16 @@ def summarize(rows: list[dict]) -> dict[str, float]:
         return np.array([row[name] for row in rows], dtype=float)
 
     values = {name: column(name) for name in ("teacher_kl", "null_teacher_kl")}
-    nll = {name: -column(f"{name}_log_prob") for name in ("gist", "teacher", *CONTROLS)}
+    nll = {name: -column(f"{name}_log_prob") for name in ("gist", "teacher", *controls)}
     values |= {f"nll_{name}": nll[name] for name in nll}
-    values |= {f"gain_over_{name}": nll[name] - nll["gist"] for name in CONTROLS}
+    values |= {f"gain_over_{name}": nll[name] - nll["gist"] for name in controls}
     values |= {name: column(name) for name in ("gist_length", "gist_rate", "total_rate")}
     measures = {}
     for name, value in values.items():
-        measures[name], measures[f"{name}_se"] = _mean_and_error(value, np.ones(len(rows)), documents)
-    for name in CONTROLS:
+        measures[name], measures[f"{name}_se"] = ratio_and_error(value, np.ones(len(rows)), documents)
+    for name in controls:
         gap = nll[name] - nll["teacher"]
-        measures[f"gap_closed_{name}"], measures[f"gap_closed_{name}_se"] = _mean_and_error(
+        measures[f"gap_closed_{name}"], measures[f"gap_closed_{name}_se"] = ratio_and_error(
             nll[name] - nll["gist"], gap, documents
         )
     return measures | {"windows": len(rows), "documents": len(set(documents))}
@@ -130,7 +132,7 @@ def summarize(rows: list[dict]) -> dict[str, float]:
 
 def standard_error(values, documents) -> float:
     """Standard error of the mean of `values`, one per window, over independent documents (cluster-robust)."""
-    return _mean_and_error(np.asarray(values, dtype=float), np.ones(len(values)), documents)[1]
+    return ratio_and_error(np.asarray(values, dtype=float), np.ones(len(values)), documents)[1]
 
 
 def other_documents(rows: list[dict]) -> list[int]:
@@ -144,8 +146,9 @@ def other_documents(rows: list[dict]) -> list[int]:
     return partners
 
 
-def _mean_and_error(numerator, denominator, documents):
-    """Σ numerator / Σ denominator and its linearised standard error over documents. Rows with NaN are left out."""
+def ratio_and_error(numerator: np.ndarray, denominator: np.ndarray, documents) -> tuple[float, float]:
+    """Σ numerator / Σ denominator over windows, and its linearised standard error over documents (cluster-robust).
+    Windows with a NaN are left out."""
     valid = ~(np.isnan(numerator) | np.isnan(denominator))
     numerator, denominator = numerator[valid], denominator[valid]
     if not len(numerator):

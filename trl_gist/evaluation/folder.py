@@ -1,0 +1,97 @@
+# Copyright 2026 The trl_gist authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+
+"""
+An evaluation on disk, written as it goes, so that one that was cut off goes on where it stopped.
+
+    settings.json   what was measured: the pair, the data, the readers
+    rows.jsonl      a line for each window and setting, as [`PairReadings.read`] gives them
+    measures.json, plots/, evaluation.html: made from the rows at the end, and anew whenever the rows are complete
+"""
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+
+SETTINGS_FILE, ROWS_FILE, MEASURES_FILE = "settings.json", "rows.jsonl", "measures.json"
+
+
+class EvaluationFolder:
+    """
+    Args:
+        path (`str` or `os.PathLike`):
+            Made if there is none.
+        settings (`dict`):
+            Everything that decides what the rows are, fit for JSON.
+        overwrite (`bool`, *optional*, defaults to `False`):
+            Whether another evaluation there is removed.
+
+    Raises:
+        ValueError: if the folder holds an evaluation with other settings, or files that are not an evaluation's.
+    """
+
+    def __init__(self, path: str | os.PathLike, settings: dict, overwrite: bool = False):
+        self.path = Path(path)
+        settings = json.loads(json.dumps(settings))
+        file = self.path / SETTINGS_FILE
+        if file.is_file() and not overwrite:
+            self._check_same(json.loads(file.read_text(encoding="utf-8")), settings)
+        elif file.is_file():
+            shutil.rmtree(self.path)
+        elif self.path.exists() and any(self.path.iterdir()):
+            raise ValueError(f"{self.path} holds other files. Choose a new `--output_dir`.")
+        self.path.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+    def rows(self, rows_per_window: int) -> list[dict]:
+        """What has been measured, whole windows only: the end of a line or a window that was cut off is dropped."""
+        file = self.path / ROWS_FILE
+        if not file.is_file():
+            return []
+        lines = file.read_bytes().splitlines(keepends=True)
+        rows = [json.loads(line) for line in lines if line.endswith(b"\n")]
+        kept = len(rows) - len(rows) % rows_per_window
+        os.truncate(file, sum(map(len, lines[:kept])))
+        return rows[:kept]
+
+    def append(self, rows: list[dict]):
+        with open(self.path / ROWS_FILE, "a", encoding="utf-8") as file:
+            file.write("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+    def write_measures(self, measures: dict):
+        content = json.dumps(_without_nan(measures), indent=2, ensure_ascii=False) + "\n"
+        (self.path / MEASURES_FILE).write_text(content, encoding="utf-8")
+
+    def _check_same(self, found, wanted):
+        different = [name for name in wanted if found.get(name) != wanted[name]]
+        if different:
+            name = different[0]
+            raise ValueError(
+                f"{self.path} holds an evaluation with other settings: `{name}` was {found.get(name)}, now "
+                f"{wanted[name]}. Choose another `--output_dir`, or pass `--overwrite`."
+            )
+
+
+def _without_nan(value):
+    """JSON has neither NaN nor infinity: `null`."""
+    if isinstance(value, dict):
+        return {name: _without_nan(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_without_nan(item) for item in value]
+    if isinstance(value, float) and (value != value or value in (float("inf"), float("-inf"))):
+        return None
+    return value
