@@ -102,6 +102,8 @@ def plot_comparison(summary: list[dict], path: str | os.PathLike):
         axis.set_title(_TITLES[reader], loc="left", fontsize=10)
         axis.spines[["top", "right"]].set_visible(False)
         axis.grid(axis="x", alpha=0.2)
+        axis.tick_params(axis="y", length=0)
+        axis.margins(x=0.12)  # for the last label
     for place in range(len(names), len(names) + len(missing)):
         axes[0].annotate(
             "not run", (0.01, place), xycoords=("axes fraction", "data"), va="center", fontsize=8, color=NEUTRAL
