@@ -28,11 +28,95 @@ from collections import Counter
 from collections.abc import Iterable
 
 import torch
+from torch import nn
 
 from .lm_head import token_log_probs
 from .prompts import before_last_k
 from .roles import base_of
 from .scoring import TargetScorer
+
+
+class TokenRarity:
+    """
+    How rare each token is among contexts.
+
+    Args:
+        contexts (`Iterable[list[int]]`):
+            The contexts to learn it from.
+    """
+
+    def __init__(self, contexts: Iterable[list[int]]):
+        self.document_frequencies, self.documents = Counter(), 0
+        for context_ids in contexts:
+            self.document_frequencies.update(set(context_ids))
+            self.documents += 1
+
+    def tf_idf(self, context_ids: list[int]) -> list[float]:
+        """For each token of a context: how often it comes in it, times the log of how rare it is in others."""
+        counts = Counter(context_ids)
+        return [
+            counts[token] * math.log((1 + self.documents) / (1 + self.document_frequencies[token]))
+            for token in context_ids
+        ]
+
+
+def surprisals(
+    model: nn.Module, sequences: list[list[int]], bos: tuple[int, ...] = (), batch_size: int = 8
+) -> list[list[float]]:
+    """
+    −log p of each token after those before it, in nats.
+
+    Args:
+        model (`torch.nn.Module`):
+            A causal language model, or one under an adapter.
+        sequences (`list[list[int]]`):
+            Token ids, none of them empty.
+        bos (`tuple[int, ...]`, *optional*):
+            What comes before each sequence. Without it there is nothing to expect a first token from, and its
+            surprisal is 0.
+        batch_size (`int`, *optional*, defaults to `8`):
+            Sequences in one forward.
+    """
+    base = base_of(model)
+    device = base.get_input_embeddings().weight.device
+    known = max(1, len(bos))
+    surprisals_N = []
+    for start in range(0, len(sequences), batch_size):
+        rows = [torch.tensor([*bos, *ids]) for ids in sequences[start : start + batch_size]]
+        # Padded on the right: causal attention never looks there
+        ids_NS = nn.utils.rnn.pad_sequence(rows, batch_first=True).to(device)
+        lengths = [len(row) - known for row in rows]
+        with torch.no_grad():
+            hidden_NSH = base.base_model(input_ids=ids_NS, use_cache=False).last_hidden_state[:, known - 1 :]
+            hidden_PH = torch.cat([row_SH[:length] for row_SH, length in zip(hidden_NSH, lengths, strict=True)])
+            token_ids_P = torch.cat([row[known:] for row in rows]).to(device)
+            logps_P, _ = token_log_probs(base, hidden_PH, token_ids_P, temperature=1.0)
+        first = [] if bos else [0.0]
+        surprisals_N += [[*first, *row_T] for row_T in (values_T.tolist() for values_T in (-logps_P).split(lengths))]
+    return surprisals_N
+
+
+def keywords_and_tail(token_ids: list[int], scores_T: list[float] | None, length: int, share: float) -> list[int]:
+    """
+    Positions of the tokens of a gist that is part keywords, part tail.
+
+    Args:
+        token_ids (`list[int]`):
+            The context.
+        scores_T (`list[float]`, *optional*):
+            How much each of its tokens is worth as a keyword; `None` where `share` is 0.
+        length (`int`):
+            Tokens of the gist, which is shorter only where the context has no more, or no more different ones.
+        share (`float`):
+            The keywords' share of it. They are the best-scored tokens before the tail, each at its first occurrence.
+    """
+    tail = min(round(length * (1 - share)), len(token_ids))
+    rest = len(token_ids) - tail
+    first = {}
+    for position in range(rest if length > tail else 0):
+        first.setdefault(token_ids[position], position)
+    keywords = sorted(first.values(), key=lambda position: -scores_T[position])[: length - tail]
+    return [*sorted(keywords), *range(rest, len(token_ids))]
 
 
 class ExtractiveSummarizer:
@@ -51,10 +135,7 @@ class ExtractiveSummarizer:
     def __init__(self, rule: str, contexts: Iterable[list[int]] = (), teacher: TargetScorer | None = None):
         self.rule = rule
         self.teacher = teacher
-        self.document_frequencies, self.documents = Counter(), 0
-        for context_ids in contexts if rule in ("tf_idf", "mixed") else ():
-            self.document_frequencies.update(set(context_ids))
-            self.documents += 1
+        self.rarity = TokenRarity(contexts if rule in ("tf_idf", "mixed") else ())
 
     def gists(self, row: dict, lengths_G: list[int]) -> list[list[int]]:
         """
@@ -72,38 +153,14 @@ class ExtractiveSummarizer:
         context_ids = before_last_k(row["context_ids"], row["last_k_ids"])
         shares = {"tail": (0, 0), "mixed": (0, 0.5)}.get(self.rule, (1, 1))
         shares_G = torch.linspace(*shares, len(lengths_G)).tolist()
-        scores_T = self._scores(context_ids) if shares != (0, 0) else None
-        gists = []
-        for length, share in zip(lengths_G, shares_G, strict=True):
-            tail = min(round(length * (1 - share)), len(context_ids))
-            rest = context_ids[: len(context_ids) - tail]
-            keywords = _best_in_order(rest, scores_T, length - tail) if length > tail and rest else []
-            gists.append(keywords + context_ids[len(rest) :])
-        return gists
+        scores_T = self._scores(context_ids) if shares != (0, 0) and context_ids else None
+        return [
+            [context_ids[position] for position in keywords_and_tail(context_ids, scores_T, length, share)]
+            for length, share in zip(lengths_G, shares_G, strict=True)
+        ]
 
     def _scores(self, context_ids):
         """How much each token of the context is worth keeping."""
         if self.rule == "surprisal":
-            return self._surprisals(context_ids)
-        counts = Counter(context_ids)
-        return [
-            counts[token] * math.log((1 + self.documents) / (1 + self.document_frequencies[token]))
-            for token in context_ids
-        ]
-
-    def _surprisals(self, context_ids):
-        base = base_of(self.teacher.model)
-        ids_T = torch.tensor(context_ids, device=base.get_input_embeddings().weight.device)
-        with torch.no_grad():
-            hidden_TH = base.base_model(input_ids=ids_T.unsqueeze(0), use_cache=False).last_hidden_state[0]
-            logps_T, _ = token_log_probs(base, hidden_TH[:-1], ids_T[1:], temperature=1.0)
-        return [0.0, *(-logps_T).tolist()]  # nothing comes before the first token to expect it from
-
-
-def _best_in_order(token_ids, scores_T, count):
-    """The best-scored tokens, each at its first occurrence, in the order they came."""
-    first = {}
-    for position, token in enumerate(token_ids):
-        first.setdefault(token, position)
-    best = sorted(first.values(), key=lambda position: -scores_T[position])[:count]
-    return [token_ids[position] for position in sorted(best)]
+            return surprisals(self.teacher.model, [context_ids])[0]
+        return self.rarity.tf_idf(context_ids)

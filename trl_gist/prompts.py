@@ -66,7 +66,7 @@ class GistPrompts:
         def ids(text):
             return tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
 
-        bos = _bos_ids(tokenizer)
+        bos = bos_ids(tokenizer)
         return cls(
             bos=bos,
             # A chat template writes its own bos as text; a plain prompt gets the tokenizer's
@@ -188,7 +188,7 @@ def gist_from_completion(completion_ids: list[int], eos_token_ids: list[int]) ->
     return list(completion_ids)
 
 
-def _bos_ids(tokenizer):
+def bos_ids(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
     """The tokens that the tokenizer itself puts before a text (Gemma and Llama have one, SmolLM2 and Qwen have none)."""
     with_special = tokenizer("a")["input_ids"]
     plain = tokenizer("a", add_special_tokens=False)["input_ids"]

@@ -1,0 +1,76 @@
+# Copyright 2026 The trl_gist authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+
+"""
+The trained summarizer of a pair, as one compressor among the others: the pair under test, or another of the same
+vocabulary.
+"""
+
+from collections import defaultdict
+from dataclasses import dataclass
+
+from ...compaction import GistCompactor
+
+
+@dataclass
+class TrainedSummarizer:
+    """
+    Greedy gists of a pair's summarizer ([`GistCompactor.compress_batch`]), cut off at the budget. A pair that was trained
+    with budgets is told its own.
+
+    Args:
+        compactor ([`GistCompactor`]):
+            The pair.
+        batch_size (`int`, *optional*, defaults to `8`):
+            Contexts in one forward.
+
+    Raises:
+        ValueError: if the summarizer's prompt shows L, which a compressor is not given: such a pair's gists come from
+            [`evaluate_pair`].
+    """
+
+    compactor: GistCompactor
+    batch_size: int = 8
+
+    def __post_init__(self):
+        if self.compactor.prompts.sees_last_k:
+            raise ValueError(
+                "The summarizer's prompt has `{last_k}`, and a compressor is given the context alone. Write its gists "
+                "with `evaluate_pair`, whose rows `compare_compressors` takes as they are."
+            )
+
+    def compress(self, contexts: list[list[int]], budgets: list[int]) -> list[list[int]]:
+        """See [`Compressor`]."""
+        return compress_by_budget(self.compactor, contexts, budgets, self.batch_size)
+
+
+def compress_by_budget(
+    compactor: GistCompactor, contexts: list[list[int]], budgets: list[int], batch_size: int
+) -> list[list[int]]:
+    """Greedy gists within budgets: those of one budget in one batch, if the prompt states it, else all."""
+    prompts = compactor.prompts
+    together = defaultdict(list)
+    for row, (context, budget) in enumerate(zip(contexts, budgets, strict=True)):
+        if context and budget:
+            together[budget if prompts.states_budget else None].append(row)
+    gists = [[] for _ in contexts]
+    for budget, rows in together.items():
+        # L is empty: what the context has of it was taken off before
+        written = compactor.compress_batch(
+            [contexts[row] for row in rows], budget, batch_size=batch_size, last_k=[[] for _ in rows]
+        )
+        for row, gist in zip(rows, written, strict=True):
+            gists[row] = [token for token in gist.token_ids if token not in prompts.special_ids][: budgets[row]]
+    return gists
