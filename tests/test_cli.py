@@ -324,6 +324,35 @@ def test_evaluate_leaves_plots_and_one_page_that_needs_nothing_else(workspace, p
         assert (folder / "plots" / f"{name}.png").stat().st_size > 5000
 
 
+def test_evaluate_compares_other_compressors_and_an_outside_system(workspace, pair, tmp_path, capsys, fails):
+    documents, flags = workspace / "documents.jsonl", ["--text_column", "body", "--max_windows", 5, "--compressors"]
+    evaluate(pair, documents, tmp_path / "first", *flags)
+    asked = [json.loads(line) for line in (tmp_path / "first" / "contexts.jsonl").read_text().splitlines()]
+    answers = [{"context_hash": row["context_hash"], "gist_ids": row["context_ids"][-6:]} for row in asked]
+    (tmp_path / "answers.jsonl").write_text("".join(json.dumps(answer) + "\n" for answer in answers))
+    flags += ["--gists", f"outside={tmp_path / 'answers.jsonl'}", "--own_generators", f"tail={pair}"]
+    capsys.readouterr()
+    report = evaluate(pair, documents, tmp_path / "second", *flags)
+    printed = capsys.readouterr().out
+    rows = {(row["compressor"], row.get("reader")): row for row in report["compressors"]}
+    assert "unavailable" in rows["token classifier", None] and "not run: token classifier" in printed
+    for reader in ("teacher", "generator"):  # the last 6 tokens, under two names
+        assert rows["outside", reader]["nll"] == rows["tail", reader]["nll"]
+        assert rows["trained summarizer", reader]["tokens"] == rows["tail", reader]["tokens"] == 6
+    assert rows["tail", "own generator"]["nll"] == pytest.approx(rows["tail", "generator"]["nll"], abs=1e-5)
+    (measures,) = report["measures"]
+    assert rows["trained summarizer", "generator"]["nll"] == pytest.approx(measures["nll_gist"], abs=1e-4)
+    assert "Other compressors" in (tmp_path / "second" / "evaluation.html").read_text()
+
+    lines = (tmp_path / "second" / "compressors.jsonl").read_bytes().splitlines(keepends=True)
+    (tmp_path / "second" / "compressors.jsonl").write_bytes(b"".join(lines[: len(lines) // 2]))
+    assert evaluate(pair, documents, tmp_path / "second", *flags)["compressors"] == report["compressors"]
+    flags[-3] = "outside"
+    assert "`--gists` takes NAME=PATH, got 'outside'" in fails(
+        "evaluate", pair, "--dataset", documents, "--output_dir", tmp_path / "third", *flags
+    )
+
+
 def test_an_evaluation_is_not_mixed_with_another(workspace, pair, tmp_path, fails):
     documents, folder = workspace / "article.txt", tmp_path / "evaluation"
     evaluate(pair, documents, folder, "--max_windows", 2)

@@ -123,6 +123,23 @@ def make_parser() -> argparse.ArgumentParser:
         "--generator_only", metavar="PAIR", help="a pair trained as long with `--generator_only`, as a control"
     )
     evaluate.add_argument(
+        "--compressors", action="store_true", help="also compare with other compressors at the same number of tokens"
+    )
+    evaluate.add_argument("--token_classifier", metavar="PATH", help="a checkpoint of LLMLingua-2's, as one more")
+    evaluate.add_argument(
+        "--gists",
+        nargs="+",
+        metavar="NAME=FILE",
+        help="gists that other systems wrote of contexts.jsonl in the output folder, as JSON lines with `context_hash` "
+        "and `gist`",
+    )
+    evaluate.add_argument(
+        "--own_generators",
+        nargs="+",
+        metavar="NAME=PAIR",
+        help="for a compressor, a pair trained as long with `--generator_only --compressor NAME`",
+    )
+    evaluate.add_argument(
         "--output_dir",
         metavar="DIR",
         help="where rows, measures, plots and the page go; an evaluation that was cut off goes on from there (default: "

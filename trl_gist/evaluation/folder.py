@@ -18,6 +18,7 @@ An evaluation on disk, written as it goes, so that one that was cut off goes on 
 
     settings.json   what was measured: the pair, the data, the readers
     rows.jsonl      a line for each window and setting, as [`PairReadings.read`] gives them
+    compressors.jsonl   the same of other compressors; contexts.jsonl is for outside systems, to write gists of
     measures.json, plots/, evaluation.html: made from the rows at the end, and anew whenever the rows are complete
 """
 
@@ -28,6 +29,7 @@ from pathlib import Path
 
 
 SETTINGS_FILE, ROWS_FILE, MEASURES_FILE = "settings.json", "rows.jsonl", "measures.json"
+COMPRESSORS_FILE, CONTEXTS_FILE = "compressors.jsonl", "contexts.jsonl"
 
 
 class EvaluationFolder:
@@ -57,9 +59,9 @@ class EvaluationFolder:
         self.path.mkdir(parents=True, exist_ok=True)
         file.write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
-    def rows(self, rows_per_window: int) -> list[dict]:
+    def rows(self, rows_per_window: int, name: str = ROWS_FILE) -> list[dict]:
         """What has been measured, whole windows only: the end of a line or a window that was cut off is dropped."""
-        file = self.path / ROWS_FILE
+        file = self.path / name
         if not file.is_file():
             return []
         lines = file.read_bytes().splitlines(keepends=True)
@@ -68,8 +70,8 @@ class EvaluationFolder:
         os.truncate(file, sum(map(len, lines[:kept])))
         return rows[:kept]
 
-    def append(self, rows: list[dict]):
-        with open(self.path / ROWS_FILE, "a", encoding="utf-8") as file:
+    def append(self, rows: list[dict], name: str = ROWS_FILE):
+        with open(self.path / name, "a", encoding="utf-8") as file:
             file.write("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
     def write_measures(self, measures: dict):

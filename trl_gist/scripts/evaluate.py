@@ -31,6 +31,7 @@ from ..evaluation.folder import EvaluationFolder
 from ..evaluation.page import write_page
 from ..evaluation.quality_plots import draw_quality
 from ..teacher_cache import fingerprint
+from .compare import compare
 from .documents import load_documents
 
 
@@ -85,6 +86,7 @@ def evaluate(args: argparse.Namespace):
         _print(measures[setting], setting, pair, f"{args.pair} on {' '.join(args.dataset)}")
     if skipped.total:
         print(f"{skipped}.")
+    compared = {"compressors": compare(args, readings, rows, folder)} if args.compressors else {}
     folder.write_measures(
         {
             "pair": args.pair,
@@ -95,6 +97,7 @@ def evaluate(args: argparse.Namespace):
                 {"last_k": last_k or pair.last_k, "budget": budget, **measures[last_k, budget]}
                 for last_k, budget in readings.settings
             ],
+            **compared,
         }
     )
     draw_quality(folder.path)
@@ -111,10 +114,12 @@ def _settings(args, readings):
     models |= {"teacher": readings.teacher}
     if readings.generator_only is not None:
         models["generator_only"] = readings.generator_only
-    names = "dataset dataset_config split text_column max_documents max_windows_per_document max_windows batch_size "
+    names = (
+        "pair dataset dataset_config split text_column max_documents max_windows_per_document max_windows batch_size last_k "
+        "budgets generator_only teacher compressors token_classifier gists own_generators"
+    )
     return {
-        "pair": args.pair,
-        **{name: getattr(args, name) for name in f"{names}last_k budgets generator_only teacher".split()},
+        **{name: getattr(args, name) for name in names.split()},
         "fingerprints": {role: fingerprint(model) for role, model in models.items()},
         "version": __version__,
     }

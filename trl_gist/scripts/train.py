@@ -63,6 +63,9 @@ class GistScriptArguments:
         reward_funcs (`list[str]`, *optional*):
             `"log_prob_gain"`, `"kl_gain"`, `"binary"`, `"number_recall"`, `"length_penalty"`, or any dotted import
             path (e.g., `"my_lib.rewards.my_reward"`). Defaults to `log_prob_gain length_penalty`.
+        compressor (`str`, *optional*):
+            With `generator_only`, whose gists the generator learns to read: a name of
+            [`~evaluation.compare.standard_compressors`]. Defaults to empty gists.
     """
 
     dataset_name: str | None = field(default=None, metadata={"help": "Dataset on the Hub."})
@@ -95,6 +98,13 @@ class GistScriptArguments:
         metadata={
             "help": "'log_prob_gain', 'kl_gain', 'binary', 'number_recall', 'length_penalty', or any dotted import "
             "path (e.g., 'my_lib.rewards.my_reward'). Defaults to log_prob_gain length_penalty."
+        },
+    )
+    compressor: str | None = field(
+        default=None,
+        metadata={
+            "help": "With `generator_only`, whose gists the generator learns to read, as 'tail' or 'tf-idf'. Defaults to "
+            "empty gists."
         },
     )
 

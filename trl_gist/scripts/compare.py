@@ -1,0 +1,78 @@
+# Copyright 2026 The trl_gist authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+
+"""`trl-gist evaluate --compressors`: other compressors on the windows that were read, and the table of them all."""
+
+import argparse
+from itertools import islice
+
+from rich.console import Console
+from rich.progress import track
+
+from ..evaluation import PairReadings, load_generator_only
+from ..evaluation.compare import compare_compressors, standard_compressors, summarize_comparison
+from ..evaluation.compare_report import comparison_tables, plot_comparison
+from ..evaluation.compressors import write_contexts
+from ..evaluation.folder import COMPRESSORS_FILE, CONTEXTS_FILE, EvaluationFolder
+
+
+_CHUNK = 16
+_IDF_CONTEXTS = 1000
+
+
+def compare(
+    args: argparse.Namespace, readings: PairReadings, rows: list[dict], folder: EvaluationFolder
+) -> list[dict]:
+    """Compares on the first setting, prints the tables and draws the plot; returns [`summarize_comparison`]."""
+    tokenizer = readings.compactor.tokenizer
+    rows = [row for row in rows if tuple(row["setting"]) == readings.settings[0]]
+    write_contexts(rows, [row["gist_length"] for row in rows], tokenizer, folder.path / CONTEXTS_FILE)
+    compressors = standard_compressors(
+        readings.compactor,
+        readings.teacher,
+        [row["context_ids"] for row in islice(rows, _IDF_CONTEXTS)],
+        args.token_classifier,
+        named(args.gists, "--gists"),
+        args.batch_size,
+    )
+    own = {
+        name: load_generator_only(path, readings.compactor, args.trust_remote_code)
+        for name, path in named(args.own_generators, "--own_generators").items()
+    }
+    missing = [{"compressor": name, "unavailable": why} for name, why in compressors.items() if isinstance(why, str)]
+    compressors = {name: compressor for name, compressor in compressors.items() if not isinstance(compressor, str)}
+    results = folder.rows(2 * (len(compressors) + 2) + len(own), COMPRESSORS_FILE)
+    done = len({row["window"] for row in results})
+    starts = range(done, len(rows), _CHUNK)
+    for start in track(starts, "Other compressors", console=Console(stderr=True)):
+        chunk = compare_compressors(readings.scorer, rows[start : start + _CHUNK], compressors, tokenizer, own)
+        # Of one window after the other, so that a file that was cut off ends with whole windows
+        chunk = sorted(({**row, "window": row["window"] + start} for row in chunk), key=lambda row: row["window"])
+        folder.append(chunk, COMPRESSORS_FILE)
+        results += chunk
+    summary = summarize_comparison([*results, *missing])
+    for table in comparison_tables(summary):
+        Console().print(table)
+    plot_comparison(summary, folder.path / "plots" / "compressors")
+    return summary
+
+
+def named(values: list[str] | None, flag: str) -> dict[str, str]:
+    """`NAME=PATH` arguments. Raises `ValueError` if one has no name."""
+    pairs = [value.partition("=") for value in values or []]
+    for name, _, path in pairs:
+        if not name or not path:
+            raise ValueError(f"`{flag}` takes NAME=PATH, got {name!r}.")
+    return {name: path for name, _, path in pairs}
