@@ -23,6 +23,8 @@ no time. What each setting bought is in docs/ABLATION.md.
 
 python examples/demo.py
 python examples/demo.py --max_steps 100
+python examples/demo.py --generator_only                      the control: G trained as long on empty gists
+python examples/demo.py --generator_only --compressor tail    or on another compressor's
 """
 
 import argparse
@@ -98,7 +100,7 @@ def make_trainer(output_dir: str, reward_funcs: list | None = None, **overrides)
         model=str(smollm2_checkpoint()),
         args=GistConfig(**recipe | overrides),
         train_dataset=articles.select(range(HELD_OUT_ARTICLES, len(articles))),
-        eval_dataset=spread_out(articles.select(range(HELD_OUT_ARTICLES))),
+        eval_dataset=held_out_pieces(),
         reward_funcs=reward_funcs or [kl_gain, length_penalty],  # less noise than log_prob_gain: docs/ABLATION.md
         peft_config=LoraConfig(r=16, lora_alpha=32, target_modules="all-linear"),
     )
@@ -115,6 +117,7 @@ def main(max_steps: int, output_dir: str | None):
     print_verdicts(console, before, after, trainer.generator_trainer.scorer)
 
     trainer.save_model()
+    held_out_pieces().to_json(Path(output_dir, "held_out.jsonl"))
     plot_training(before.log + after.log, Path(output_dir, "plots", "training"))
     plot_readers(before.rows, after.rows, Path(output_dir, "plots", "readers"))
     report = write_report(output_dir)
@@ -127,6 +130,7 @@ def main(max_steps: int, output_dir: str | None):
 The run on one page, to open in a browser: {report}
 
 What to run next:
+  .venv/bin/trl-gist evaluate {output_dir} --dataset {output_dir}/held_out.jsonl --compressors    against other compressors
   .venv/bin/trl-gist compress {output_dir} FILE --json          a gist for every {trainer.args.context_length} tokens of a text
   .venv/bin/trl-gist continue {output_dir} FILE                 go on from the gist
   .venv/bin/python examples/demo.py --max_steps 200            train longer
@@ -134,6 +138,11 @@ What to run next:
   less examples/minimal_loop.py                                the whole method in a hundred lines""",
         soft_wrap=True,
     )
+
+
+def held_out_pieces():
+    """What no run of the demo trains on."""
+    return spread_out(wikipedia_articles().shuffle(seed=0).select(range(HELD_OUT_ARTICLES)))
 
 
 def spread_out(articles, windows_per_article=3, characters=1200):

@@ -22,8 +22,8 @@ from checks import moved, snapshot
 from tiny import make_model
 
 from trl_gist.extractive import ExtractiveSummarizer
-from trl_gist.gist_trainer import best_of_group
 from trl_gist.scoring import TargetScorer
+from trl_gist.trainer_utils import best_of_group
 
 
 CONTEXT = [10, 11, 12, 10, 13, 14, 15, 16]

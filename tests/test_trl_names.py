@@ -36,7 +36,7 @@ from trl.trainer.utils import (
 
 from trl_gist import GistTrainer
 from trl_gist.checkpoints import PairCheckpoints
-from trl_gist.gist_trainer import _EpochRepeatSampler
+from trl_gist.trainer_utils import EpochRepeatSampler
 
 
 def parameters(function):
@@ -216,7 +216,7 @@ def test_set_epoch_reaches_the_sampler_through_skipped_batches(make_trainer):
     trainer = make_trainer()
     loader = trainer.get_train_dataloader()
     sampler = loader.batch_sampler.sampler
-    assert isinstance(sampler, _EpochRepeatSampler)
+    assert isinstance(sampler, EpochRepeatSampler)
     for wrapped in (loader, skip_first_batches(loader, 1)):
         seen = []
         for epoch in (0, 1):

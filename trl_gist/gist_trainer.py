@@ -16,7 +16,6 @@ import copy
 import math
 import os
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -24,11 +23,10 @@ from accelerate.logging import get_logger
 from accelerate.utils import parse_flag_from_env
 from datasets import Dataset, IterableDataset
 from peft import PeftConfig, PeftModel, get_peft_model
-from torch.optim.lr_scheduler import LambdaLR
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 from transformers.trainer_utils import get_last_checkpoint
 from trl import GRPOTrainer
-from trl.trainer.utils import RepeatSampler, get_config_model_id
+from trl.trainer.utils import get_config_model_id
 
 from .alarms import Alarms, StopOnAlarm
 from .attention import use_matmul_attention
@@ -47,6 +45,7 @@ from .rollouts import GistRollouts
 from .run_log import RunLog
 from .shared_prefix import why_not_shared
 from .signal import group_signal
+from .trainer_utils import EpochRepeatSampler, best_of_group, first_steps_times
 
 
 logger = get_logger(__name__)
@@ -389,7 +388,7 @@ class GistTrainer(GistRollouts, HeldOutEvaluation, PairCheckpoints, GRPOTrainer)
 
     def _get_train_sampler(self, dataset: Dataset | None = None):
         sampler = super()._get_train_sampler(dataset)
-        return _EpochRepeatSampler(
+        return EpochRepeatSampler(
             data_source=sampler.data_source,
             mini_repeat_count=sampler.mini_repeat_count,
             batch_size=sampler.batch_size,
@@ -402,32 +401,3 @@ class GistTrainer(GistRollouts, HeldOutEvaluation, PairCheckpoints, GRPOTrainer)
         if isinstance(self.train_dataset, IterableDataset) and self.model.training:
             logs["skipped_rows"] = self.skipped_rows["train"].total
         super().log(logs, start_time)
-
-
-def best_of_group(rewards_N: torch.Tensor, num_generations: int) -> torch.Tensor:
-    """Weights under which the policy loss is the cross-entropy of each group's best gist: a mean over groups."""
-    best_D = rewards_N.view(-1, num_generations).argmax(dim=1)
-    return torch.nn.functional.one_hot(best_D, num_generations).flatten().to(rewards_N) * num_generations
-
-
-def first_steps_times(factor: float, steps: int, scheduler: LambdaLR) -> LambdaLR:
-    """A fresh schedule with the learning rate of its first steps multiplied."""
-    if not isinstance(scheduler, LambdaLR):
-        raise ValueError(
-            f"`cold_start_learning_rate` needs a schedule that is a function of the step, got {type(scheduler).__name__}. "
-            "Choose another `lr_scheduler_type`, or leave it out."
-        )
-
-    def times(schedule, step):
-        return schedule(step) * (factor if step < steps else 1.0)
-
-    return LambdaLR(scheduler.optimizer, [partial(times, schedule) for schedule in scheduler.lr_lambdas])
-
-
-class _EpochRepeatSampler(RepeatSampler):
-    """`RepeatSampler` draws each epoch's order from where the last one left its generator, so a run resumed in a later
-    epoch would see the first one's order again. This one draws it from seed and epoch."""
-
-    def set_epoch(self, epoch: int):
-        if self.shuffle:
-            self.generator.manual_seed(self.seed + epoch)
