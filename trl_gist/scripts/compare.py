@@ -26,6 +26,7 @@ from ..evaluation.compare import compare_compressors, standard_compressors, summ
 from ..evaluation.compare_report import comparison_tables, plot_comparison
 from ..evaluation.compressors import write_contexts
 from ..evaluation.folder import COMPRESSORS_FILE, CONTEXTS_FILE, EvaluationFolder
+from ..evaluation.pool import plot_pool
 
 
 _CHUNK = 16
@@ -35,14 +36,20 @@ _IDF_CONTEXTS = 1000
 def compare(
     args: argparse.Namespace, readings: PairReadings, rows: list[dict], folder: EvaluationFolder
 ) -> list[dict]:
-    """Compares on the first setting, prints the tables and draws the plot; returns [`summarize_comparison`]."""
+    """
+    Compares at every budget, with the first number of last tokens; prints the tables and draws the plots.
+
+    Returns:
+        `list[dict]`: Of [`summarize_comparison`], each with its `budget`.
+    """
+    settings = [setting for setting in readings.settings if setting[0] == readings.settings[0][0]]
+    rows = [row for row in rows if tuple(row["setting"]) in settings]
     tokenizer = readings.compactor.tokenizer
-    rows = [row for row in rows if tuple(row["setting"]) == readings.settings[0]]
     write_contexts(rows, [row["gist_length"] for row in rows], tokenizer, folder.path / CONTEXTS_FILE)
     compressors = standard_compressors(
         readings.compactor,
         readings.teacher,
-        [row["context_ids"] for row in islice(rows, _IDF_CONTEXTS)],
+        [row["context_ids"] for row in islice(rows, 0, _IDF_CONTEXTS * len(settings), len(settings))],
         args.token_classifier,
         named(args.gists, "--gists"),
         args.batch_size,
@@ -58,15 +65,20 @@ def compare(
     starts = range(done, len(rows), _CHUNK)
     for start in track(starts, "Other compressors", console=Console(stderr=True)):
         chunk = compare_compressors(readings.scorer, rows[start : start + _CHUNK], compressors, tokenizer, own)
-        # Of one window after the other, so that a file that was cut off ends with whole windows
+        # One window after the other, so that a file that was cut off ends with whole windows
         chunk = sorted(({**row, "window": row["window"] + start} for row in chunk), key=lambda row: row["window"])
         folder.append(chunk, COMPRESSORS_FILE)
         results += chunk
-    summary = summarize_comparison([*results, *missing])
-    for table in comparison_tables(summary):
-        Console().print(table)
-    plot_comparison(summary, folder.path / "plots" / "compressors")
-    return summary
+    summaries = []
+    for index, (_, budget) in enumerate(settings):
+        of_budget = [row for row in results if row["window"] % len(settings) == index]
+        summary = summarize_comparison([*of_budget, *missing])
+        for table in comparison_tables(summary):
+            Console().print(table)
+        plot_comparison(summary, folder.path / "plots" / ("compressors" if index == 0 else f"compressors_{budget}"))
+        summaries += [{"budget": budget, **row} for row in summary]
+    plot_pool(results, [len(row["context_ids"]) for row in rows], len(settings), folder.path / "plots" / "pool")
+    return summaries
 
 
 def named(values: list[str] | None, flag: str) -> dict[str, str]:
