@@ -70,7 +70,9 @@ def main(pair: str, token_classifier: str | None, gists: list[str], batch_size: 
     console.rule(f"One window of {windows[0]['document_id']}")
     for row in results:
         if row.get("window") == 0 and row["reader"] == "teacher":
-            console.print(f"{row['compressor']:20} {row['tokens']:3} tokens  {row['gist']!r}", markup=False)
+            console.print(
+                f"{row['compressor']:20} {row['tokens']:3} tokens  {row['gist']!r}", markup=False, soft_wrap=True
+            )
     plot_comparison(summary, Path(pair, "plots", "compressors"))
     console.print(
         f"Plot: {pair}/plots/compressors.png. For an outside system to answer: {contexts_file}", markup=False

@@ -19,6 +19,7 @@ import os
 from pathlib import Path
 
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from rich import box
 from rich.markup import escape
 from rich.table import Table
@@ -104,6 +105,7 @@ def plot_comparison(summary: list[dict], path: str | os.PathLike):
         axis.grid(axis="x", alpha=0.2)
         axis.tick_params(axis="y", length=0)
         axis.margins(x=0.12)  # for the last label
+        axis.xaxis.set_major_locator(MaxNLocator(5))
     for place in range(len(names), len(names) + len(missing)):
         axes[0].annotate(
             "not run", (0.01, place), xycoords=("axes fraction", "data"), va="center", fontsize=8, color=NEUTRAL
