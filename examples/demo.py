@@ -40,6 +40,7 @@ from short_run import next_run_dir, print_gists, print_measures, print_verdicts,
 from trl_gist import GistCompactor, GistConfig, GistTrainer, kl_gain, length_penalty
 from trl_gist.evaluation.plots import plot_readers, plot_training
 from trl_gist.evaluation.report import write_report
+from trl_gist.scripts.train import load_compressor
 
 
 HELD_OUT_ARTICLES = 19
@@ -106,11 +107,13 @@ def make_trainer(output_dir: str, reward_funcs: list | None = None, **overrides)
     )
 
 
-def main(max_steps: int, output_dir: str | None):
+def main(max_steps: int, output_dir: str | None, generator_only: bool, compressor: str | None):
     console = quiet_console()
     started = time.time()
     output_dir = output_dir or next_run_dir("demo")
-    trainer = make_trainer(output_dir, max_steps=max_steps)
+    trainer = make_trainer(output_dir, max_steps=max_steps, generator_only=generator_only)
+    if compressor is not None:
+        trainer.compressor = load_compressor(compressor, trainer)
     before, after = train_and_evaluate(console, trainer, "held-out articles")
     print_gists(console, before, after)
     print_measures(console, before, after, *MEASURES)
@@ -179,5 +182,7 @@ def continue_article(console, pair_dir, article):
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--max_steps", type=int, default=24, help="optimizer steps (default: 24)")
+    parser.add_argument("--generator_only", action="store_true", help="train the generator alone, S stays as it is")
+    parser.add_argument("--compressor", help="whose gists it reads then, as tail (default: empty ones)")
     parser.add_argument("--output_dir", help="where the run goes (default: the next free runs/demo-N)")
     main(**vars(parser.parse_args()))

@@ -14,10 +14,15 @@
 
 """A generator trained alone: the control for what the summarizer adds."""
 
+import json
+
 import pytest
 from checks import moved, snapshot, trainable
+from tiny import make_documents
 
 from trl_gist import log_prob_gain
+from trl_gist.scripts.train import make_parser
+from trl_gist.scripts.train import make_trainer as make_script_trainer
 
 
 class Tail:
@@ -72,3 +77,38 @@ def test_evaluation_reads_the_compressors_gists_too(make_trainer, lora, document
 def test_a_compressor_needs_generator_only(make_trainer, lora):
     with pytest.raises(ValueError, match="`compressor` .* set `generator_only=True`"):
         make_trainer(peft_config=lora, compressor=Tail(), reward_funcs=[log_prob_gain])
+
+
+def test_the_command_line_trains_on_a_compressor_by_name(checkpoint, tmp_path):
+    (tmp_path / "documents.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in make_documents(8)))
+    flags = {
+        "model_name_or_path": checkpoint,
+        "dataset_path": tmp_path / "documents.jsonl",
+        "output_dir": tmp_path / "pair",
+        "context_length": 24,
+        "target_length": 8,
+        "last_k": 4,
+        "max_completion_length": 6,
+        "per_device_train_batch_size": 8,
+        "num_generations": 4,
+        "bf16": False,
+        "use_cpu": True,
+        "report_to": "none",
+    }
+    argv = [str(part) for name, value in flags.items() for part in (f"--{name}", value)]
+
+    def trainer(*more):
+        return make_script_trainer(*make_parser().parse_args_and_config([*argv, *more]))
+
+    context = list(range(40, 60))
+    tail = trainer("--generator_only", "true", "--compressor", "tail").compressor
+    assert tail.compress([context], [6]) == [context[-6:]]
+    for name in ("tf-idf", "self-information"):
+        trained = trainer("--generator_only", "true", "--compressor", name)
+        context = trained.train_dataset[0]["context_ids"]
+        (gist,) = trained.compressor.compress([context], [6])
+        assert 0 < len(gist) <= 6 and set(gist) <= set(context)
+    with pytest.raises(ValueError, match="`compressor` must be one of .*'tail'.*, got 'mine'"):
+        trainer("--generator_only", "true", "--compressor", "mine")
+    with pytest.raises(ValueError, match="set `generator_only` too"):
+        trainer("--compressor", "tail")

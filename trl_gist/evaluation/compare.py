@@ -86,10 +86,22 @@ def standard_compressors(
         `dict[str, Compressor | str]`: In place of a compressor that lacks what it needs, the reason.
     """
     tokenizer = compactor.tokenizer
-    rarity = TokenRarity(contexts)
     classifier = "no checkpoint given: pass LLMLingua-2's as `token_classifier`"
     if token_classifier is not None:
         classifier = TokenClassifier.from_pretrained(tokenizer, token_classifier, compactor.generator.device)
+    return {
+        **extractive_compressors(tokenizer, teacher, contexts, batch_size),
+        "token classifier": classifier,
+        "zero-shot summary": ZeroShot(compactor, batch_size=batch_size),
+        **{name: FromFile(tokenizer, path) for name, path in (gist_files or {}).items()},
+    }
+
+
+def extractive_compressors(
+    tokenizer: PreTrainedTokenizerBase, teacher: PreTrainedModel, contexts: Iterable[list[int]], batch_size: int = 8
+) -> dict[str, Compressor]:
+    """Those of [`standard_compressors`] that need no pair: tokens of the context, kept or dropped."""
+    rarity = TokenRarity(contexts)
     return {
         "head": Head(tokenizer),
         "tail": Tail(tokenizer),
@@ -99,9 +111,6 @@ def standard_compressors(
         "tf-idf, then tail": Keywords(tokenizer, rarity, share=0.5),
         "self-information": SelfInformation(tokenizer, teacher, batch_size),
         "perplexity pruning": PerplexityPruning(tokenizer, teacher, batch_size=batch_size),
-        "token classifier": classifier,
-        "zero-shot summary": ZeroShot(compactor, batch_size=batch_size),
-        **{name: FromFile(tokenizer, path) for name, path in (gist_files or {}).items()},
     }
 
 

@@ -22,6 +22,7 @@ from transformers.trainer_utils import IntervalStrategy
 from trl import ModelConfig, TrlParser, get_peft_config
 
 from .. import rewards
+from ..evaluation.compare import extractive_compressors
 from ..gist_config import GistConfig
 from ..gist_trainer import GistTrainer
 from .documents import load_documents
@@ -34,6 +35,8 @@ REWARD_FUNCS = {
     "number_recall": rewards.number_recall,
     "length_penalty": rewards.length_penalty,
 }
+
+_IDF_CONTEXTS = 1000
 
 
 @dataclass
@@ -65,7 +68,7 @@ class GistScriptArguments:
             path (e.g., `"my_lib.rewards.my_reward"`). Defaults to `log_prob_gain length_penalty`.
         compressor (`str`, *optional*):
             With `generator_only`, whose gists the generator learns to read: a name of
-            [`~evaluation.compare.standard_compressors`]. Defaults to empty gists.
+            [`~evaluation.compare.extractive_compressors`]. Defaults to empty gists.
     """
 
     dataset_name: str | None = field(default=None, metadata={"help": "Dataset on the Hub."})
@@ -165,7 +168,9 @@ def make_trainer(
     if peft_config is not None and model_args.model_revision != "main":
         peft_config.revision = model_args.model_revision  # so that the saved adapters find their base again
     train_dataset, eval_dataset = load_splits(script_args, training_args)
-    return GistTrainer(
+    if script_args.compressor is not None and not training_args.generator_only:
+        raise ValueError("`compressor` writes gists for a generator trained alone: set `generator_only` too.")
+    trainer = GistTrainer(
         model=model_args.model_name_or_path,
         args=training_args,
         generator=script_args.generator_name_or_path,
@@ -175,6 +180,20 @@ def make_trainer(
         reward_funcs=load_reward_funcs(script_args.reward_funcs),
         peft_config=peft_config,
     )
+    if script_args.compressor is not None:
+        trainer.compressor = load_compressor(script_args.compressor, trainer)
+    return trainer
+
+
+def load_compressor(name: str, trainer: GistTrainer):
+    """The compressor of that name, with the trainer's teacher; rarity is learned from its first training contexts."""
+    contexts = (row["context_ids"] for row in trainer.train_dataset.take(_IDF_CONTEXTS))
+    compressors = extractive_compressors(
+        trainer.processing_class, trainer.teacher, contexts, trainer.args.score_batch_size
+    )
+    if name not in compressors:
+        raise ValueError(f"`compressor` must be one of {list(compressors)}, got {name!r}.")
+    return compressors[name]
 
 
 def load_splits(script_args: GistScriptArguments, training_args: GistConfig):
