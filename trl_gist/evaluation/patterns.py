@@ -35,6 +35,7 @@ A date is an ISO date, a month with its day or year, or a year from 1000 to 2099
 """
 
 import calendar
+import functools
 import math
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
@@ -214,7 +215,7 @@ def gist_patterns(
           live on as copies; see [`text_survival`]
         - `bits_per_token`: −`log_prob` in bits, a token of the gist
     """
-    texts = Units(context), Units(gist)
+    texts = _units(context), _units(gist)
     counts = _style_counts(*texts) | _recall_counts(*texts, context, target) | _copy_counts(*texts)
     counts |= _survival_counts(*texts)
     known = gist_length is not None and max_gist_length is not None
@@ -283,7 +284,7 @@ def survival(rows: list[dict], bins: int = 24, by: str = "step") -> Survival:
     labels = sorted({row[by] for row in rows})
     kept_LB, units_LB = np.zeros((len(labels), bins)), np.zeros((len(labels), bins))
     for row in rows:
-        shares = text_survival(Units(row["context"]), Units(row["gist"]))
+        shares = text_survival(_units(row["context"]), _units(row["gist"]))
         places = np.arange(len(shares)) * bins // max(len(shares), 1)
         line = labels.index(row[by])
         kept_LB[line] += np.bincount(places, weights=shares, minlength=bins)
@@ -338,6 +339,8 @@ def _survival_counts(context, gist):
 
 
 # ---- Units ----
+
+_units = functools.lru_cache(maxsize=256)(Units)  # a context has a gist at every step
 
 
 def _kind(unit, names):
