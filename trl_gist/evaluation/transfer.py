@@ -121,12 +121,14 @@ def read_as_text(
             f"{type(tokenizer).__name__} is no fast tokenizer, and does not say where in the text its tokens lie. Load "
             "the reader's with `AutoTokenizer.from_pretrained`, which gives a fast one where there is one."
         )
-    scorer, bos = TargetScorer(model), GistPrompts.from_tokenizer(tokenizer, "{context}").bos
+    bos = GistPrompts.from_tokenizer(tokenizer, "{context}").bos
     found = [{"document_id": text["document_id"], "target_bytes": len(text["target"].encode())} for text in texts]
     for name in READINGS:
         prompts, targets = zip(*(_tokens(tokenizer, bos, text, _prefix(text, name)) for text in texts), strict=True)
         _check_positions(model, max(len(p) + len(t) for p, t in zip(prompts, targets, strict=True)), name)
-        for row, text, log_prob in zip(found, texts, _log_probs(scorer, prompts, targets, batch_size), strict=True):
+        for row, text, log_prob in zip(
+            found, texts, target_log_probs(model, prompts, targets, batch_size), strict=True
+        ):
             known = name != "shuffled" or text["gist_shuffled"] is not None
             row[f"{name}_nats"] = -log_prob if known else float("nan")
     return found
@@ -149,6 +151,19 @@ def read_by_pair(rows: list[dict], texts: list[dict]) -> list[dict]:
         | {f"{name}_nats": -row[f"{column}_log_prob"] * len(row["target_ids"]) for name, column in columns.items()}
         for row, text in zip(rows, texts, strict=True)
     ]
+
+
+def target_log_probs(
+    model: PreTrainedModel, prompts: list[list[int]], targets: list[list[int]], batch_size: int = 8
+) -> list[float]:
+    """Log-prob of each target after its prompt, both as token ids, summed over the target, in nats."""
+    scorer, device, sums = TargetScorer(model), model.get_input_embeddings().weight.device, []
+    with torch.no_grad():
+        for start in range(0, len(prompts), batch_size):
+            chunk = slice(start, start + batch_size)
+            batch = TargetRows.build(list(prompts[chunk]), list(targets[chunk]), 1, device)
+            sums += scorer(batch)[0].double().sum(-1).tolist()
+    return sums
 
 
 def summarize_transfer(readings: list[dict]) -> dict[str, float]:
@@ -226,17 +241,6 @@ def _tokens(tokenizer, bos, text, prefix):
             "to predict the target's first token from. Leave such windows out."
         )
     return prompt, ids[first:]
-
-
-def _log_probs(scorer, prompts, targets, batch_size):
-    """Summed log-prob of each target, in float64."""
-    sums, device = [], scorer.model.get_input_embeddings().weight.device
-    with torch.no_grad():
-        for start in range(0, len(prompts), batch_size):
-            chunk = slice(start, start + batch_size)
-            batch = TargetRows.build(list(prompts[chunk]), list(targets[chunk]), 1, device)
-            sums += scorer(batch)[0].double().sum(-1).tolist()
-    return sums
 
 
 def _check_positions(model, length, name):
