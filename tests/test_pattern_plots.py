@@ -87,16 +87,19 @@ def test_each_line_and_band_is_a_summary(summaries):
     (names, numbers) = panels["The target's facts kept"].lines
     assert list(names.get_xdata()) == list(numbers.get_xdata()) == [0, 5]
     assert list(names.get_ydata()) == list(numbers.get_ydata()) == [1, 0]
-    axis = panels["Copied from the context"]
-    for line, band, name in zip(
-        axis.lines, axis.collections, ("copy_rate_1", "copy_rate_2", "copy_rate_4"), strict=True
-    ):
+    axis = panels["What survives, by kind"]
+    names = [f"{kind}_survival" for kind in ("name", "number", "other", "function", "punctuation")]
+    for line, band, name in zip(axis.lines, axis.collections, names, strict=True):
         values, errors = (np.array([summaries[step][f"{name}{end}"] for step in (0, 5)]) for end in ("", "_se"))
         defined = np.isfinite(values)
         np.testing.assert_allclose(line.get_ydata(), values[defined])
-        edges = band.get_paths()[0].vertices[:, 1]
-        assert edges.max() == pytest.approx((values + np.nan_to_num(errors))[defined].max())
-    assert {text.get_text() for text in axis.texts} == {"words", "pairs", "fours"}
+        edges = band.get_paths()[0].vertices
+        for step, value, error in zip(
+            np.array([0, 5])[defined], values[defined], np.nan_to_num(errors[defined]), strict=True
+        ):
+            at_step = edges[edges[:, 0] == step, 1]
+            assert (at_step.min(), at_step.max()) == pytest.approx((max(value - error, 0), value + error))
+    assert {text.get_text() for text in axis.texts} == {"names", "numbers", "content", "function", "signs"}
 
 
 def test_labels_stay_apart_and_within_their_panel(summaries):
