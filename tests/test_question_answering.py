@@ -73,7 +73,7 @@ def test_a_passage_is_cut_and_a_question_whose_answer_went_with_the_rest_is_drop
     assert windows[0] == {
         "context": ids[:length],
         "last_k": f"\nQuestion: {question}\nAnswer:",
-        "target": " Snow",
+        "target": " Snow\n",
         "document_id": "Soho 0",
     }
 

@@ -262,7 +262,9 @@ def test_an_unchanged_gist_points_back_and_a_long_gallery_keeps_first_and_last(m
     assert len(heading) == 17 and heading[1] == "step 0" and heading[-1] == "step 395"
     assert "16 of 80 steps" in page.text
     page = page_of(make_folder(gists=gists[:2], windows=windows))
-    assert "as at step 0" in page.text and page.text.count("same") == 2  # the gist, and "The same held-out contexts"
+    assert (
+        "as at step 0" in page.text and page.text.count("same") == 3
+    )  # "The same held-out contexts", the gist, and it again beside its context
 
 
 # ---- Killed, running, evaluated, damaged ----

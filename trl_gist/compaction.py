@@ -18,12 +18,12 @@ from dataclasses import dataclass
 import torch
 from peft import PeftModel
 from tqdm.auto import tqdm
-from transformers import AutoTokenizer, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
-from trl.trainer.utils import pad
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from .generation import generate
 from .pair import GENERATOR_DIR, PairConfig
 from .pair_loading import HalfLoader, local_directory
-from .prompts import GistPrompts, gist_from_completion
+from .prompts import GistPrompts
 
 
 @dataclass(frozen=True)
@@ -298,45 +298,8 @@ class GistCompactor:
             for ids, last_ids, gist, log_prob in zip(contexts_ids, last_k_ids, gists, log_probs, strict=True)
         ]
 
-    def _generate(self, role, prompts, max_new_tokens, do_sample, **generation_kwargs):
-        """The completions, each up to its end-of-sequence token, and the raw logits of each step, if asked for."""
-        model = getattr(self, role)
-        if max_new_tokens < 1:
-            raise ValueError(f"At least 1 token must be asked of the {role}, got {max_new_tokens}.")
-        positions = model.config.get_text_config().to_dict().get("max_position_embeddings")
-        needed = max(len(prompt) for prompt in prompts) + max_new_tokens
-        if positions is not None and needed > positions:
-            raise ValueError(
-                f"The {role} would need {needed} positions for its prompt and {max_new_tokens} new tokens; it has "
-                f"{positions}. Give it less text, or ask for fewer tokens."
-            )
-        # GRPOTrainer's settings, so that a gist ends where it ended in training. Anything left out would be taken from
-        # the checkpoint, which may sample at another temperature.
-        eos_token_ids = _eos_token_ids(model, self.tokenizer)
-        pad_token_id = self.tokenizer.pad_token_id
-        sampling = {"temperature": 1.0, "top_p": 1.0, "top_k": 0} if do_sample else {}
-        config = {
-            "max_new_tokens": max_new_tokens,
-            "do_sample": do_sample,
-            "repetition_penalty": 1.0,
-            "pad_token_id": self.tokenizer.eos_token_id if pad_token_id is None else pad_token_id,
-            "bos_token_id": self.tokenizer.bos_token_id,
-            "eos_token_id": eos_token_ids,
-            "disable_compile": True,
-            "return_dict_in_generate": True,
-            **sampling,
-            **generation_kwargs,
-        }
-        tensors = [torch.tensor(prompt) for prompt in prompts]
-        with torch.no_grad():
-            output = model.generate(
-                input_ids=pad(tensors, config["pad_token_id"], padding_side="left").to(model.device),
-                attention_mask=pad([torch.ones_like(ids) for ids in tensors], 0, padding_side="left").to(model.device),
-                generation_config=GenerationConfig(**config),
-            )
-        width = max(len(prompt) for prompt in prompts)
-        completions = output.sequences[:, width:].tolist()
-        return [gist_from_completion(ids, eos_token_ids) for ids in completions], output.logits
+    def _generate(self, role, prompts, **generation_kwargs):
+        return generate(getattr(self, role), self.tokenizer, prompts, name=role, **generation_kwargs)
 
     def _token_ids(self, text, what, may_be_empty=False):
         if isinstance(text, str):
@@ -358,15 +321,6 @@ class GistCompactor:
 
     def _decode(self, ids):
         return self.tokenizer.decode(ids, skip_special_tokens=True)
-
-
-def _eos_token_ids(model, tokenizer):
-    # As GRPOTrainer (TRL 1.16): every end-of-sequence token that the model declares ends a completion
-    eos_token_ids = model.generation_config.eos_token_id
-    eos_token_ids = [eos_token_ids] if isinstance(eos_token_ids, int) else list(eos_token_ids or [])
-    if tokenizer.eos_token_id not in eos_token_ids:
-        eos_token_ids = [tokenizer.eos_token_id, *eos_token_ids]
-    return eos_token_ids
 
 
 def _summed_log_probs(logits_TNV, gists):

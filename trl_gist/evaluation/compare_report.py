@@ -16,7 +16,6 @@
 
 import math
 import os
-from pathlib import Path
 
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
@@ -25,7 +24,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from .compare import GENERATOR, NO_GIST, OWN_GENERATOR, READERS, TEACHER, TRAINED
-from .plots import GIST, NEUTRAL, NULL
+from .plots import GIST, NEUTRAL, NULL, save_figure
 
 
 _TITLES = {
@@ -120,7 +119,7 @@ def plot_comparison(summary: list[dict], path: str | os.PathLike):
     figure.suptitle(
         "What is left of a context after compression to the same length", x=0.01, ha="left", fontsize=11, weight="bold"
     )
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def _draw_row(axis, place, row, color):
@@ -153,9 +152,3 @@ def _trained_reader(reader):
 def _with_error(row, name, sign=""):
     error = row[f"{name}_se"]
     return f"{row[name]:{sign}.3f}" + ("" if math.isnan(error) else f" ± {error:.3f}")
-
-
-def _save(figure, path):
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    for suffix in (".png", ".svg"):
-        figure.savefig(Path(path).with_suffix(suffix), dpi=160)

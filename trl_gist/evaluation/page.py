@@ -58,13 +58,7 @@ _CONTROLS = {
 def write_page(directory: str | os.PathLike) -> Path:
     """Writes the page of an evaluation's folder, from its measures, its rows and its plots; returns its path."""
     directory = Path(directory)
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader(__package__, "."),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = page_environment()
     environment.filters["measure"] = _measure
     report = json.loads((directory / MEASURES_FILE).read_text(encoding="utf-8"))
     settings = json.loads((directory / SETTINGS_FILE).read_text(encoding="utf-8"))
@@ -83,6 +77,17 @@ def write_page(directory: str | os.PathLike) -> Path:
     path = directory / PAGE_FILE
     path.write_text(page, encoding="utf-8", errors="backslashreplace")
     return path
+
+
+def page_environment() -> jinja2.Environment:
+    """For this package's templates, which share a style."""
+    return jinja2.Environment(
+        loader=jinja2.PackageLoader(__package__, "."),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
 
 
 def _verdict(measures):

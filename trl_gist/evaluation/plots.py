@@ -62,7 +62,7 @@ def plot_training(log_history: list[dict], path: str | os.PathLike):
         axis.set_ylim(min(0, low), high + 0.25 * (high - low))  # room for the legend
         axis.legend(frameon=False, fontsize=8, title="held out ± standard error", title_fontsize=8, loc="upper right")
     figure.suptitle("Lines: training rollouts, smoothed. Points: held-out documents.", fontsize=9, color=NEUTRAL)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def plot_readers(before: list[dict] | None, after: list[dict], path: str | os.PathLike):
@@ -103,7 +103,7 @@ def plot_readers(before: list[dict] | None, after: list[dict], path: str | os.Pa
     figure.suptitle(
         title + ("" if before is None else " (open: before training)"), x=0.01, ha="left", fontsize=10, weight="bold"
     )
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def _lost(rows, name):
@@ -140,7 +140,8 @@ def _style(axis, title, ylabel):
     axis.grid(axis="y", alpha=0.2)
 
 
-def _save(figure, path):
+def save_figure(figure: Figure, path: str | os.PathLike):
+    """Writes a PNG and an SVG beside each other; `path` is without a suffix."""
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     for suffix in (".png", ".svg"):
         figure.savefig(Path(path).with_suffix(suffix), dpi=160)

@@ -23,7 +23,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from .folder import MEASURES_FILE
-from .plots import GIST, NEUTRAL, NULL, _save, _style
+from .plots import GIST, NEUTRAL, NULL, _style, save_figure
 
 
 READER_LABELS = {
@@ -48,7 +48,7 @@ def draw_quality(directory: str | os.PathLike) -> list[Path]:
     if len(settings) > 1:
         figures["rate"] = plot_rate(settings)
     for name, figure in figures.items():
-        _save(figure, Path(directory, "plots", name))
+        save_figure(figure, Path(directory, "plots", name))
     return [Path(directory, "plots", f"{name}.png") for name in figures]
 
 

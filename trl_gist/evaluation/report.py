@@ -23,12 +23,12 @@ import os
 import re
 import time
 from datetime import datetime, timedelta
-from importlib.resources import files
 from pathlib import Path
 
-import jinja2
-
 from .. import __version__
+from .page import page_environment
+from .pattern_plots import visible
+from .report_patterns import draw_gists, spread
 from .report_plots import draw_run, is_number, series, smoothing_window
 from .run_folder import Run, read_run
 
@@ -92,13 +92,12 @@ def write_report(run_dir: str | os.PathLike, output: str | os.PathLike | None = 
 
 def render(run: Run) -> str:
     """The page as HTML."""
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
+    environment = page_environment()
     environment.filters |= {"number": _number, "measure": _measure}
-    template = environment.from_string(files(__package__).joinpath("report.html.jinja").read_text(encoding="utf-8"))
+    template = environment.get_template("report.html.jinja")
     prefix = run.prefixes[0] if run.prefixes else "eval_"
     config = run.info.get("changed", {}) | run.info.get("recipe", {})
+    gists = _gists_at(run)
     return template.render(
         marker=MARKER,
         run=run,
@@ -110,7 +109,8 @@ def render(run: Run) -> str:
         plots=draw_run(run.train, run.held_out, prefix, config),
         smoothing=smoothing_window(len(run.train)),
         alarms=_alarms(run.train),
-        gallery=_gallery(run),
+        gallery=_gallery(run, gists),
+        patterns=draw_gists(run.info.get("windows", {}), gists, config.get("max_completion_length")),
         scalars=_scalars(run),
         version=__version__,
         now=time.strftime("%Y-%m-%d %H:%M %Z"),
@@ -261,17 +261,19 @@ def _scalars(run):
 # ---- Gists through training ----
 
 
-def _gallery(run):
+def _gists_at(run):
+    """The gist of each window at each step."""
     at = {}
     for gist in run.gists:
         known = at.get((gist["window"], gist["step"]), {})
         if "log_prob_gain" in gist or "log_prob_gain" not in known:  # an evaluation's comes with its scores
             at[gist["window"], gist["step"]] = gist
+    return at
+
+
+def _gallery(run, at):
     steps = sorted({step for _, step in at})
-    shown = steps
-    if len(steps) > _MAX_GALLERY_STEPS:
-        last = _MAX_GALLERY_STEPS - 1
-        shown = [steps[round(number * (len(steps) - 1) / last)] for number in range(_MAX_GALLERY_STEPS)]
+    shown = spread(steps, _MAX_GALLERY_STEPS)
     rows = []
     for name, window in run.info.get("windows", {}).items():
         words, cells, before = set(_words(window["context"])), [], None
@@ -280,15 +282,15 @@ def _gallery(run):
             cells.append(None if gist is None else _cell(gist, words, before))
             before = gist or before
         if any(cells):
-            context, last_k = (_visible(window[part]) for part in ("context", "last_k"))
+            context, last_k = (visible(window[part]) for part in ("context", "last_k"))
             rows.append(
                 {
-                    "document": _visible(str(window["document_id"])),
+                    "document": visible(str(window["document_id"])),
                     "context": context,
                     # The end of the context; what a question is about a passage, not its end, stands by itself
                     "end": re.sub(r"^\S*\s", "", context[-240:]),
                     "last_k": "" if context.endswith(last_k) else last_k,
-                    "target": _visible(window["target"]).strip(),
+                    "target": visible(window["target"]).strip(),
                     "cells": cells,
                 }
             )
@@ -296,7 +298,7 @@ def _gallery(run):
 
 
 def _cell(gist, context_words, before):
-    text = _visible(gist["gist"])
+    text = visible(gist["gist"])
     words = _words(gist["gist"])
     return {
         "pieces": [(piece, piece.casefold() in context_words) for piece in re.split(r"(\w+)", text) if piece],
@@ -310,13 +312,6 @@ def _cell(gist, context_words, before):
 
 def _words(text):
     return [word.casefold() for word in re.findall(r"\w+", text)]
-
-
-def _visible(text):
-    """Line ends and control characters as signs: a model may write anything."""
-    return re.sub(
-        r"[\x00-\x1f\x7f]", lambda char: "↵" if char[0] == "\n" else chr(0x2400 + min(ord(char[0]), 0x21)), text
-    )
 
 
 # ---- Numbers ----

@@ -31,14 +31,14 @@ from matplotlib.ticker import MaxNLocator
 from .plots import GIST, NEUTRAL, NULL
 
 
-_INK, _GRID, _PAPER = "#1b1f24", "#d9dde2", "#fefefe"
-_OCHRE, _PLUM, _GREEN = "#a5731b", "#6b4f9e", "#3d7a4a"
+INK, _GRID, _PAPER = "#1b1f24", "#d9dde2", "#fefefe"
+OCHRE, PLUM, GREEN = "#a5731b", "#6b4f9e", "#3d7a4a"
 _CSS = {
-    **{GIST: "gist", NULL: "null", NEUTRAL: "neutral", _INK: "ink", _GRID: "grid", _PAPER: "paper"},
-    **{_OCHRE: "ochre", _PLUM: "plum", _GREEN: "green"},
+    **{GIST: "gist", NULL: "null", NEUTRAL: "neutral", INK: "ink", _GRID: "grid", _PAPER: "paper"},
+    **{OCHRE: "ochre", PLUM: "plum", GREEN: "green"},
 }
-_CYCLE = (GIST, NULL, _OCHRE, _PLUM, _GREEN, NEUTRAL)
-_STYLE = {
+_CYCLE = (GIST, NULL, OCHRE, PLUM, GREEN, NEUTRAL)
+STYLE = {
     "svg.fonttype": "none",
     "svg.hashsalt": "trl_gist",
     "text.parse_math": False,  # a user's metric may have a $ in its name
@@ -50,7 +50,7 @@ _STYLE = {
     "legend.frameon": False,
     "legend.fontsize": 8,
     **dict.fromkeys(("figure.facecolor", "axes.facecolor", "savefig.facecolor"), "none"),
-    **dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), _INK),
+    **dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), INK),
     "grid.color": _GRID,
 }
 _MAX_POINTS = 250
@@ -89,7 +89,7 @@ def draw_run(train: list[dict], held_out: list[dict], prefix: str, config: dict)
             The run's recipe; of it `max_completion_length`, `target_gist_length` and `gist_length_range` are drawn.
     """
     page = _Page(train, held_out, prefix, config)
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         plots = [
             page.distance(),
             page.gain(),
@@ -116,6 +116,11 @@ def draw_run(train: list[dict], held_out: list[dict], prefix: str, config: dict)
     return [replace(plot, svg=_own_ids(plot.svg, f"plot{number}-")) for number, plot in enumerate(drawn)]
 
 
+def page_svg(figure: Figure, name: str) -> str:
+    """A figure drawn in `STYLE` as SVG for the page, in its colors; `name` tells its ids from those of others."""
+    return _own_ids(_svg(figure), f"{name}-")
+
+
 class _Page:
     def __init__(self, train, held_out, prefix, config):
         self.train, self.held_out, self.prefix, self.config = train, held_out, prefix, config
@@ -140,11 +145,11 @@ class _Page:
 
     def gain(self):
         axis = self._axis("gain in log-prob, nats per token")
-        axis.axhline(0, color=_INK, linewidth=0.8)
+        axis.axhline(0, color=INK, linewidth=0.8)
         drawn = [
             self._curve(axis, "log_prob_gain", GIST, "over an empty gist"),
             self._points(axis, "gain_over_null", GIST, "over an empty gist"),
-            self._points(axis, "gain_over_shuffled", _OCHRE, "over another document's gist"),
+            self._points(axis, "gain_over_shuffled", OCHRE, "over another document's gist"),
         ]
         return self._done(axis, drawn, "What the gist buys", "Zero would mean that the generator makes no use of it.")
 
@@ -166,7 +171,7 @@ class _Page:
         if not logs:
             return None
         axis = Figure(figsize=(5.4, 3.0), layout="constrained").subplots()
-        axis.axvline(0, color=_INK, linewidth=0.8)
+        axis.axvline(0, color=INK, linewidth=0.8)
         rows = [name for name in names if is_number(logs[-1].get(f"{self.prefix}gain_over_{name}"))]
         shown = [(logs[0], False), (logs[-1], True)] if len(logs) > 1 else [(logs[-1], True)]
         for row, name in enumerate(rows):
@@ -212,7 +217,7 @@ class _Page:
             if is_number(self.config.get(name)):
                 axis.axhline(self.config[name], color=NULL, linewidth=1, linestyle=line, label=label)
         if isinstance(self.config.get("gist_length_range"), list):
-            axis.axhspan(*self.config["gist_length_range"], color=_OCHRE, alpha=0.12, linewidth=0, label="budgets")
+            axis.axhspan(*self.config["gist_length_range"], color=OCHRE, alpha=0.12, linewidth=0, label="budgets")
         axis.set_ylim(bottom=0)
         return self._done(axis, drawn, "Gist length", "Shaded: the shortest and the longest gist of a rollout.")
 

@@ -1,0 +1,189 @@
+# Copyright 2026 The trl_gist authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""
+Question answering as a test of gists: the passage is the context, the question the last tokens, the answer the target.
+
+Two models answer, greedily: the frozen teacher T, which reads plain text, and the generator G, in its own prompt. Each
+is given
+
+    passage     all of it
+    gist        what the summarizer made of it (G only)
+    tail        as many tokens as the gist has, from the end of the passage, verbatim
+    nothing     the question alone
+
+in the place where G's gist stands, or for T before the question. G with the passage says what its prompt and its
+training cost it, beside T; G with nothing, what it guesses.
+
+Answers are compared as in SQuAD ([Rajpurkar et al. 2016](https://huggingface.co/papers/1606.05250)): without case,
+punctuation, articles and extra spaces, by exact match and by F1 over words. An answer ends at its first line break.
+"""
+
+import re
+import string
+from collections import Counter
+
+from rich import box
+from rich.table import Table
+from transformers import PreTrainedModel
+
+from ..compaction import GistCompactor
+from ..generation import generate
+from ..prompts import before_last_k
+from .measures import standard_error
+from .transfer import target_log_probs
+
+
+READERS = {
+    "teacher_passage": "T: the passage",
+    "generator_passage": "G: the passage",
+    "generator_gist": "G: its gist",
+    "generator_tail": "G: as many last tokens of it",
+    "teacher_tail": "T: as many last tokens of it",
+    "generator_nothing": "G: the question alone",
+    "teacher_nothing": "T: the question alone",
+}
+SCORES = ("nll", "exact_match", "f1")
+
+
+def normalize_answer(answer: str) -> str:
+    """As SQuAD's official script: lower case, no punctuation, no articles, single spaces."""
+    answer = "".join(char for char in answer.lower() if char not in string.punctuation)
+    return " ".join(re.sub(r"\b(a|an|the)\b", " ", answer).split())
+
+
+def exact_match(answer: str, references: list[str]) -> float:
+    """1.0 if the answer is one of the references, both normalised, else 0.0."""
+    return float(normalize_answer(answer) in {normalize_answer(reference) for reference in references})
+
+
+def f1(answer: str, references: list[str]) -> float:
+    """The best F1, from 0 to 1, of the answer's words against a reference's, both normalised and with repetitions."""
+    return max(_f1(normalize_answer(answer).split(), normalize_answer(reference).split()) for reference in references)
+
+
+def answer_questions(
+    compactor: GistCompactor,
+    teacher: PreTrainedModel,
+    windows: list[dict],
+    references: list[list[str]] | None = None,
+    max_new_tokens: int = 24,
+    batch_size: int = 8,
+) -> list[dict]:
+    """
+    Writes the gist of each passage and lets each of `READERS` answer.
+
+    Args:
+        compactor ([`GistCompactor`]):
+            The pair.
+        teacher ([`~transformers.PreTrainedModel`]):
+            The frozen teacher; see [`load_teacher`].
+        windows (`list[dict]`):
+            Rows of [`~data.prepare_windows`]: passage, question and answer as `context_ids`, `last_k_ids` and
+            `target_ids`, and `document_id`.
+        references (`list[list[str]]`, *optional*):
+            The right answers to each question; by default its target.
+        max_new_tokens (`int`, *optional*, defaults to `24`):
+            Longest answer.
+        batch_size (`int`, *optional*, defaults to `8`):
+            Rows in one forward.
+
+    Returns:
+        `list[dict]`: For each question its `document_id`, `references` and `gist`, and for each reader `{reader}_answer`,
+        `{reader}_nll` of the target in nats per token, `{reader}_exact_match` and `{reader}_f1`.
+    """
+    passages, questions, targets = (
+        [row[f"{part}_ids"] for row in windows] for part in ("context", "last_k", "target")
+    )
+    if references is None:
+        references = [[compactor.tokenizer.decode(target).strip()] for target in targets]
+    gists = compactor.compress_batch(passages, batch_size=batch_size, last_k=questions)
+    rows = [
+        {"document_id": window["document_id"], "references": right, "gist": gist.text}
+        for window, right, gist in zip(windows, references, gists, strict=True)
+    ]
+    models = {"teacher": teacher, "generator": compactor.generator}
+    for reader in READERS:
+        role, given = reader.split("_")
+        prompts = [
+            _prompt(compactor.prompts, role, given, window, gist.token_ids)
+            for window, gist in zip(windows, gists, strict=True)
+        ]
+        answers = _answers(models[role], compactor.tokenizer, prompts, max_new_tokens, batch_size)
+        log_probs = target_log_probs(models[role], prompts, targets, batch_size)
+        for row, answer, log_prob, target in zip(rows, answers, log_probs, targets, strict=True):
+            row[f"{reader}_answer"] = answer
+            row[f"{reader}_nll"] = -log_prob / len(target)
+            row[f"{reader}_exact_match"] = exact_match(answer, row["references"])
+            row[f"{reader}_f1"] = f1(answer, row["references"])
+    return rows
+
+
+def summarize_answers(rows: list[dict]) -> dict[str, float]:
+    """
+    Means over questions, with standard errors over documents under the same name with `_se`, of the columns
+    `{reader}_nll`, `{reader}_exact_match` and `{reader}_f1` of [`answer_questions`]; and the counts `questions` and
+    `documents`.
+    """
+    documents = [row["document_id"] for row in rows]
+    summary = {}
+    for name in (f"{reader}_{score}" for reader in READERS for score in SCORES):
+        values = [row[name] for row in rows]
+        summary[name], summary[f"{name}_se"] = sum(values) / len(values), standard_error(values, documents)
+    return summary | {"questions": len(rows), "documents": len({str(document) for document in documents})}
+
+
+def answers_table(rows: list[dict]) -> Table:
+    """The table of [`summarize_answers`], for [`rich.console.Console.print`]; exact match and F1 in percent."""
+    summary = summarize_answers(rows)
+    table = Table(
+        title=f"{summary['questions']} questions about {summary['documents']} documents, ± standard error over documents",
+        box=box.SIMPLE,
+        title_justify="left",
+    )
+    table.add_column("answered from")
+    for heading in ("answer's NLL, nats/token", "exact match, %", "F1, %"):
+        table.add_column(heading, justify="right")
+    for reader, label in READERS.items():
+        cells = []
+        for score, scale, digits in (("nll", 1, 3), ("exact_match", 100, 1), ("f1", 100, 1)):
+            value, error = (scale * summary[f"{reader}_{score}{end}"] for end in ("", "_se"))
+            cells.append(f"{value:.{digits}f} ± {error:.{digits}f}")
+        table.add_row(label, *cells, style="bold" if reader == "generator_gist" else None)
+    return table
+
+
+def _f1(answer, reference):
+    common = (Counter(answer) & Counter(reference)).total()
+    return 2 * common / (len(answer) + len(reference)) if common else 0.0
+
+
+def _prompt(prompts, role, given, window, gist_ids):
+    question = window["last_k_ids"]
+    passage = before_last_k(window["context_ids"], question)
+    read = {
+        "passage": passage,
+        "gist": gist_ids,
+        "tail": passage[max(0, len(passage) - len(gist_ids)) :],
+        "nothing": [],
+    }[given]
+    return prompts.generator(read, question) if role == "generator" else prompts.plain([*read, *question])
+
+
+def _answers(model, tokenizer, prompts, max_new_tokens, batch_size):
+    answers = []
+    for start in range(0, len(prompts), batch_size):
+        ids, _ = generate(model, tokenizer, prompts[start : start + batch_size], max_new_tokens)
+        answers += [tokenizer.decode(answer, skip_special_tokens=True).strip().partition("\n")[0] for answer in ids]
+    return answers

@@ -1,0 +1,104 @@
+# Copyright 2026 The trl_gist authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""Generation at inference, as it was in training."""
+
+import torch
+from peft import PeftModel
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from trl.trainer.utils import pad
+
+from .prompts import gist_from_completion
+
+
+def generate(
+    model: PreTrainedModel | PeftModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: list[list[int]],
+    max_new_tokens: int,
+    do_sample: bool = False,
+    name: str = "model",
+    **generation_kwargs,
+) -> tuple[list[list[int]], tuple[torch.Tensor, ...] | None]:
+    """
+    What a model writes after each prompt, in one batch.
+
+    Args:
+        model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
+            In eval mode.
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
+            For its special tokens.
+        prompts (`list[list[int]]`):
+            Token ids.
+        max_new_tokens (`int`):
+            Longest completion.
+        do_sample (`bool`, *optional*, defaults to `False`):
+            Whether to sample at temperature 1 instead of taking the likeliest tokens.
+        name (`str`, *optional*, defaults to `"model"`):
+            What errors call the model.
+        generation_kwargs:
+            For [`~transformers.GenerationConfig`].
+
+    Returns:
+        The completions, each up to its end-of-sequence token, and the raw logits of each step, if asked for with
+        `output_logits=True`.
+
+    Raises:
+        ValueError: if no token is asked for, or prompt and completion do not fit the model's positions.
+    """
+    if max_new_tokens < 1:
+        raise ValueError(f"At least 1 token must be asked of the {name}, got {max_new_tokens}.")
+    positions = model.config.get_text_config().to_dict().get("max_position_embeddings")
+    needed = max(len(prompt) for prompt in prompts) + max_new_tokens
+    if positions is not None and needed > positions:
+        raise ValueError(
+            f"The {name} would need {needed} positions for its prompt and {max_new_tokens} new tokens; it has "
+            f"{positions}. Give it less text, or ask for fewer tokens."
+        )
+    # GRPOTrainer's settings, so that a gist ends where it ended in training. Anything left out would be taken from
+    # the checkpoint, which may sample at another temperature.
+    eos_token_ids = _eos_token_ids(model, tokenizer)
+    pad_token_id = tokenizer.pad_token_id
+    sampling = {"temperature": 1.0, "top_p": 1.0, "top_k": 0} if do_sample else {}
+    config = {
+        "max_new_tokens": max_new_tokens,
+        "do_sample": do_sample,
+        "repetition_penalty": 1.0,
+        "pad_token_id": tokenizer.eos_token_id if pad_token_id is None else pad_token_id,
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": eos_token_ids,
+        "disable_compile": True,
+        "return_dict_in_generate": True,
+        **sampling,
+        **generation_kwargs,
+    }
+    tensors = [torch.tensor(prompt) for prompt in prompts]
+    with torch.no_grad():
+        output = model.generate(
+            input_ids=pad(tensors, config["pad_token_id"], padding_side="left").to(model.device),
+            attention_mask=pad([torch.ones_like(ids) for ids in tensors], 0, padding_side="left").to(model.device),
+            generation_config=GenerationConfig(**config),
+        )
+    width = max(len(prompt) for prompt in prompts)
+    completions = output.sequences[:, width:].tolist()
+    return [gist_from_completion(ids, eos_token_ids) for ids in completions], output.logits
+
+
+def _eos_token_ids(model, tokenizer):
+    # As GRPOTrainer (TRL 1.16): every end-of-sequence token that the model declares ends a completion
+    eos_token_ids = model.generation_config.eos_token_id
+    eos_token_ids = [eos_token_ids] if isinstance(eos_token_ids, int) else list(eos_token_ids or [])
+    if tokenizer.eos_token_id not in eos_token_ids:
+        eos_token_ids = [tokenizer.eos_token_id, *eos_token_ids]
+    return eos_token_ids
