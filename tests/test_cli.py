@@ -318,7 +318,7 @@ def test_evaluate_leaves_plots_and_one_page_that_needs_nothing_else(workspace, p
         pair, workspace / "documents.jsonl", folder, "--text_column", "body", "--max_windows", 6, "--budgets", 2, 4
     )
     page = (folder / "evaluation.html").read_text()
-    assert page.count("<svg") == 3
+    assert page.count("<svg") == 4
     assert "src=" not in page and "http" not in re.sub(r'"http://www\.w3\.org[^"]*"', "", page)
     for name in ("readers", "positions", "rate"):
         assert (folder / "plots" / f"{name}.png").stat().st_size > 5000

@@ -14,19 +14,19 @@
 
 """Gists as text through readers of other vocabularies: the same bytes scored, against a plain float64 reference."""
 
+import json
 import math
 import re
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from datasets import Dataset
 from rich.console import Console
 from tiny import FAMILIES, PARAGRAPH, make_documents, make_model, make_tokenizer
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
+from trl_gist.cli import main
 from trl_gist.evaluation.transfer import (
     READINGS,
     as_text,
@@ -201,24 +201,21 @@ def test_what_a_reader_cannot_read_raises(rows, pair_tokenizer, bytes_tokenizer)
         read_as_text(make_model(pair_tokenizer), pair_tokenizer, [text | {"last_k": ""} for text in texts])
 
 
-def test_the_example_prints_the_patterns_and_a_line_for_each_reader(
+def test_evaluate_prints_the_patterns_and_a_line_for_each_reader(
     make_trainer, checkpoint, tmp_path, capsys, monkeypatch
 ):
-    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "examples"))
-    import read_gists
-
     monkeypatch.setenv("COLUMNS", "200")
-    articles = Dataset.from_dict({"title": [f"article {index}" for index in range(20)], "text": make_documents(20)})
-    monkeypatch.setattr(read_gists, "wikipedia_articles", lambda: articles)
+    lines = [json.dumps({"text": text}) for text in make_documents(6)]
+    (tmp_path / "documents.jsonl").write_text("\n".join(lines))
     make_trainer().save_model()
-    read_gists.main(str(tmp_path / "run"), [checkpoint], max_windows=6)
+    argv = ["evaluate", tmp_path / "run", "--dataset", tmp_path / "documents.jsonl", "--max_windows", 6]
+    assert main([str(arg) for arg in [*argv, "--readers", checkpoint]]) == 0
     printed = capsys.readouterr().out
-    assert re.search(r"6 gists of [2-6] articles", printed) and re.search(r"bits_per_token +\d", printed)
-    readers = [line.split(",")[0].strip() for line in printed.splitlines() if "gist" in line and line.count("±") == 4]
-    assert readers == ["G", "T", "llama"]
+    assert "What the gists look like" in printed and re.search(r"bits a token under the summarizer +\d", printed)
     t, other = (
         [part.strip() for part in line.split("  ") if "±" in part]
         for line in printed.splitlines()
         if "as text" in line
     )
-    assert t == other  # the other reader is the teacher's own checkpoint
+    assert len(t) == 4 and t == other  # the other reader is the teacher's own checkpoint
+    assert "Who else can read them" in (tmp_path / "run" / "evaluation" / "evaluation.html").read_text()

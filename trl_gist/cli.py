@@ -123,6 +123,12 @@ def make_parser() -> argparse.ArgumentParser:
         "--generator_only", metavar="PAIR", help="a pair trained as long with `--generator_only`, as a control"
     )
     evaluate.add_argument(
+        "--readers",
+        nargs="*",
+        metavar="NAME_OR_PATH",
+        help="also have the gists read as plain text by the teacher, and by these unrelated language models",
+    )
+    evaluate.add_argument(
         "--compressors", action="store_true", help="also compare with other compressors at the same number of tokens"
     )
     evaluate.add_argument("--token_classifier", metavar="PATH", help="a checkpoint of LLMLingua-2's, as one more")

@@ -30,7 +30,10 @@ import numpy as np
 import torch
 
 from .folder import MEASURES_FILE, ROWS_FILE, SETTINGS_FILE
+from .pattern_plots import survival_html
+from .patterns import PATTERNS
 from .quality_plots import READER_LABELS, setting_label
+from .transfer import GAINS
 
 
 PAGE_FILE = "evaluation.html"
@@ -71,6 +74,15 @@ def write_page(directory: str | os.PathLike) -> Path:
         tables=[_table(setting) for setting in report["measures"]],
         plots=_plots(directory / "plots"),
         gallery=_gallery(rows),
+        patterns=[
+            (label, _measure(report["patterns"][name], report["patterns"][f"{name}_se"]))
+            for name, label in PATTERNS.items()
+        ],
+        transfer=[
+            (reader, [_measure(1e3 * gains[name], 1e3 * gains[f"{name}_se"], "+", 1) for name in GAINS])
+            for reader, gains in report.get("transfer", {}).items()
+        ],
+        transfer_headings=list(GAINS.values()),
         facts=_facts(report, settings),
         now=time.strftime("%Y-%m-%d %H:%M %Z"),
     )
@@ -157,12 +169,16 @@ def _gallery(rows):
     last = max(1, min(_GALLERY, len(ranked)) - 1)
     chosen = [ranked[round(index * (len(ranked) - 1) / last)] for index in range(min(_GALLERY, len(ranked)))]
     return [
-        {"document": str(row["document_id"]), "gain": gain, **{name: row[name] for name in _SHOWN}}
+        {
+            "document": str(row["document_id"]),
+            "gain": gain,
+            "length": row["gist_length"],
+            "last_k": row["last_k_text"],
+            "target": row["target"],
+            "context_and_gist": survival_html(row["context"], row["gist"]),
+        }
         for gain, row in chosen
     ]
-
-
-_SHOWN = ("context", "last_k_text", "target", "gist", "gist_length")
 
 
 def _facts(report, settings):

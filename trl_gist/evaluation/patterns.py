@@ -96,6 +96,26 @@ FUNCTION_WORDS = frozenset(
 )
 
 
+# What a table shows of them, in words
+PATTERNS = {
+    "copy_rate_1": "words found in the context",
+    "copy_rate_2": "… pairs of words",
+    "copy_rate_4": "… runs of four",
+    "number_recall": "numbers of the context kept",
+    "number_recall_in_target": "… of those that the target has too",
+    "name_recall": "names kept",
+    "name_recall_in_target": "… of those that the target has too",
+    "date_recall": "dates kept",
+    "function_words_dropped": "function words dropped, against the context's share",
+    "punctuation_share": "punctuation, of all words and signs",
+    "context_punctuation_share": "… in the context",
+    "cjk_share": "CJK characters",
+    "acronyms_coined": "acronyms coined, a gist",
+    "cut_mid_sentence": "gists cut mid-sentence",
+    "bits_per_token": "bits a token under the summarizer",
+}
+
+
 class Units:
     """
     A text, unit by unit.

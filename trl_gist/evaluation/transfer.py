@@ -47,7 +47,7 @@ from .measures import other_documents, standard_error
 
 
 READINGS = ("none", "gist", "shuffled", "tail", "full")
-_GAINS = {
+GAINS = {
     "gain_over_none": "gist over none",
     "gain_over_shuffled": "… over another document's",
     "gain_over_tail": "… over as many bytes verbatim",
@@ -209,10 +209,10 @@ def transfer_table(summaries: dict[str, dict[str, float]]) -> Table:
         title_justify="left",
     )
     table.add_column("reader")
-    for label in _GAINS.values():
+    for label in GAINS.values():
         table.add_column(label, justify="right")
     for reader, summary in summaries.items():
-        cells = [f"{1e3 * summary[name]:+.1f} ± {1e3 * summary[f'{name}_se']:.1f}" for name in _GAINS]
+        cells = [f"{1e3 * summary[name]:+.1f} ± {1e3 * summary[f'{name}_se']:.1f}" for name in GAINS]
         table.add_row(reader, *cells)
     return table
 

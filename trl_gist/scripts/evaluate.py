@@ -32,6 +32,7 @@ from ..evaluation.page import write_page
 from ..evaluation.quality_plots import draw_quality
 from ..teacher_cache import fingerprint
 from .compare import compare
+from .describe import ask_other_readers, describe_gists
 from .documents import load_documents
 
 
@@ -86,7 +87,11 @@ def evaluate(args: argparse.Namespace):
         _print(measures[setting], setting, pair, f"{args.pair} on {' '.join(args.dataset)}")
     if skipped.total:
         print(f"{skipped}.")
-    compared = {"compressors": compare(args, readings, rows, folder)} if args.compressors else {}
+    more = {"patterns": describe_gists(rows, readings, folder)}
+    if args.readers is not None:
+        more["transfer"] = ask_other_readers(args, rows, readings)
+    if args.compressors:
+        more["compressors"] = compare(args, readings, rows, folder)
     folder.write_measures(
         {
             "pair": args.pair,
@@ -97,7 +102,7 @@ def evaluate(args: argparse.Namespace):
                 {"last_k": last_k or pair.last_k, "budget": budget, **measures[last_k, budget]}
                 for last_k, budget in readings.settings
             ],
-            **compared,
+            **more,
         }
     )
     draw_quality(folder.path)
