@@ -283,3 +283,27 @@ def test_a_saved_pair_reads_the_prompt_that_training_and_its_log_showed(make_tra
 def test_settings_that_contradict_are_refused(make_args, args, message):
     with pytest.raises(ValueError, match=message):
         make_args(**args)
+
+
+def test_under_a_bound_on_the_kl_the_cold_start_has_gists_of_every_length(make_trainer, lora):
+    args = {"max_teacher_kl": 0.5, "cold_start_steps": 12, "max_steps": 12, "cold_start_gists": "tail"}
+    trainer = make_trainer(peft_config=lora, args=args)
+    assert trainer.args.length_penalty_learning_rate == 4e-4
+    lengths, ended, score = [], [], trainer.generator_trainer.score
+
+    def watched(rows, gists, *more, **kwargs):
+        lengths.extend(len(gist) for gist in gists)
+        return score(rows, gists, *more, **kwargs)
+
+    generate = trainer._generate_single_turn
+
+    def completions(*more, **kwargs):
+        output = generate(*more, **kwargs)
+        ended.extend(ids[-1] in trainer.eos_token_ids for ids in output[0])
+        return output
+
+    trainer.generator_trainer.score, trainer._generate_single_turn = watched, completions
+    trainer.train()
+    assert set(lengths) == {1, 2, 3, 4, 5, 6}
+    assert all(lengths[start : start + 4] == 4 * [lengths[start]] for start in range(0, len(lengths), 4))
+    assert ended == [length < 6 for length in lengths]  # where the limit cuts, S need not learn to stop

@@ -91,9 +91,10 @@ class GistConfig(GRPOConfig):
             Mean gist length to reach, in tokens: λ starts at `length_penalty` and follows by dual ascent.
         max_teacher_kl (`float`, *optional*):
             KL(T‖G) to stay below with gists as short as possible, in nats per target token: λ follows by dual ascent.
-        length_penalty_learning_rate (`float`, *optional*, defaults to `2e-3`):
+        length_penalty_learning_rate (`float`, *optional*):
             How fast λ follows, in nats per target token and gist token for each rollout and relative violation of 1;
-            see [`~rate_control.LengthPenalty`].
+            see [`~rate_control.LengthPenalty`]. Defaults to `2e-3` for `target_gist_length` and to `4e-4` for
+            `max_teacher_kl`, which is noisier.
         gist_length_range (`list[int]`, *optional*):
             Least and greatest budget, in tokens. Every context of a rollout draws one, the prompt states it (write
             `{budget}` into `summarizer_prompt`; the default prompt does) and the gist is cut there: one model for
@@ -220,8 +221,8 @@ class GistConfig(GRPOConfig):
         default=None,
         metadata={"help": "KL(T‖G) to stay below with gists as short as possible, in nats per target token."},
     )
-    length_penalty_learning_rate: float = field(
-        default=2e-3, metadata={"help": "How far λ moves in a rollout for a relative violation of 1."}
+    length_penalty_learning_rate: float | None = field(
+        default=None, metadata={"help": "How far λ moves in a rollout for a relative violation of 1."}
     )
     gist_length_range: list[int] | None = field(
         default=None,
@@ -334,6 +335,8 @@ class GistConfig(GRPOConfig):
         for name in (*targets, "length_penalty_learning_rate", "cold_start_learning_rate"):
             if getattr(self, name) is not None and not getattr(self, name) > 0:
                 raise ValueError(f"`{name}` must be above 0, got {getattr(self, name)}.")
+        if self.length_penalty_learning_rate is None:
+            self.length_penalty_learning_rate = 2e-3 if self.max_teacher_kl is None else 4e-4
         if all(getattr(self, name) is not None for name in targets):
             raise ValueError("Set one of `target_gist_length` and `max_teacher_kl`: one λ holds one constraint.")
         if self.target_gist_length is not None and self.target_gist_length >= self.max_completion_length:
