@@ -197,14 +197,14 @@ def summarize(experiment, teacher, arms, pair):
             readers.append(summarize_reader(f"positive, k = {k}", condition, rows))
     for (condition, k), rows in arms.items():
         if condition == "gist":
-            readers.append(summarize_reader(f"gist tokens, k = {k}", condition, rows, arms["negative", k]))
+            readers.append(summarize_reader(f"gist, k = {k}", condition, rows, arms["negative", k]))
     for (condition, k), rows in arms.items():
         if condition == "negative":
             readers.append(summarize_reader(f"negative, k = {k}", condition, rows))
     if pair:
-        readers.append(summarize_reader("text gist of the pair", "text", pair["text"], pair["null"]))
-        readers.append(summarize_reader("empty gist of the pair", "null", pair["null"]))
-    return [*readers, summarize_reader("T: nothing", "last_k", teacher["last_k"])]
+        readers.append(summarize_reader("text gist (pair)", "text", pair["text"], pair["null"]))
+        readers.append(summarize_reader("empty gist (pair)", "null", pair["null"]))
+    return [*readers, summarize_reader("T: nothing but L", "last_k", teacher["last_k"])]
 
 
 def main(
@@ -238,7 +238,7 @@ def main(
     (directory / "measures.json").write_text(json.dumps(recipe | {"readers": readers}, indent=2) + "\n")
     plot_gist_tokens(readers, directory / "gist_tokens")
     for table in gist_tokens_tables(readers):
-        console.print(table)
+        console.print(table, width=100, crop=False)
     console.print(f"In {output_dir}: measures.json, gist_tokens.png, gist_tokens.svg and a folder for each reader.")
     return readers
 

@@ -27,6 +27,7 @@ from peft import get_peft_model
 from tiny import make_documents, make_model, make_tokenizer
 from transformers import LlamaConfig
 
+from trl_gist.attention import use_matmul_attention
 from trl_gist.data import WindowSpec, prepare_windows
 from trl_gist.evaluation import standard_error
 from trl_gist.evaluation.gist_tokens import CONDITIONS, GistTokenModel, _leave_gradient, train_gist_tokens
@@ -234,6 +235,17 @@ def test_after_the_context_is_evicted_the_hidden_states_are_those_of_the_masked_
 
 
 @pytest.mark.parametrize("condition", CONDITIONS)
+def test_bfloat16_on_a_cpu_is_float32_up_to_rounding(condition, tokenizer, prompts, windows):
+    exact, rounded = make_model(tokenizer), make_model(tokenizer, dtype=torch.bfloat16)
+    use_matmul_attention(rounded)
+    exact, rounded = (gist_model(model, prompts, condition) for model in (exact, rounded))
+    assert rounded.gist_embeddings_KH.dtype == torch.float32
+    with torch.no_grad():
+        expected_NT, logps_NT = (model(model.rows(windows))[0] for model in (exact, rounded))
+    assert (expected_NT - logps_NT).abs().max() < 0.3 < expected_NT.std()
+
+
+@pytest.mark.parametrize("condition", CONDITIONS)
 def test_greedy_continuations_from_the_cache_are_those_of_recomputing_all_for_each_token(
     condition, tokenizer, prompts, windows
 ):
@@ -407,7 +419,7 @@ def test_gains_are_paired_with_the_negative_control_and_errors_are_over_document
     with pytest.raises(ValueError, match="not read on the same windows"):
         summarize_reader("k = 2", "gist", rows, negative[::-1])
     close, costs = gist_tokens_tables([reader, text])
-    assert f"{gains.mean():.3f} ± {by_hand:.3f}" in close.columns[3]._cells
+    assert f"{gains.mean():.3f} ± {by_hand:.3f}" in close.columns[4]._cells
     assert costs.columns[-1]._cells == ["no", "yes"]
     plot_gist_tokens([reader, text], tmp_path / "plot")
     assert Path(tmp_path, "plot.png").stat().st_size > 10_000

@@ -30,7 +30,7 @@ What was taken from the paper and from its authors' code:
 
 - the mask, and positions that continue counting over X' although it is gone;
 - gist embeddings that start at the mean of the vocabulary's. The authors repeat one token k times; here each position
-  learns its own embedding, which can only help;
+  learns an embedding of its own;
 - the *positive control*: no mask; what follows sees all of X' and the gist tokens.
 
 The paper's *negative control* hides X' and the gist tokens from what follows; where attention sees only distances it is one

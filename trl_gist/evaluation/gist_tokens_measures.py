@@ -25,11 +25,12 @@ teacher on L alone. Each gives rows of the same columns, one for each window:
     kv_bytes            of their keys and values, while they are read
     text_bytes          of the gist in UTF-8, which is all that must be stored or sent; None where there is no text
 
-ROUGE-L is over word stems, as in [the paper](https://huggingface.co/papers/2304.08467), which reports it for continuations
-of instructions. Ours is between two models' continuations of running text, which part ways at the first word that differs:
-expect values far below the paper's.
+ROUGE-L is over word stems, as in [the paper](https://huggingface.co/papers/2304.08467), which reports it for answers to
+instructions. Here it is between two models' continuations of running text, which part ways at the first word that
+differs: its values are not to be compared with the paper's.
 """
 
+import math
 import os
 
 import numpy as np
@@ -45,6 +46,9 @@ from ..scoring import GistScorer
 from .gist_tokens import GistTokenModel
 from .measures import standard_error
 from .plots import GIST, NEUTRAL, NULL, _save
+
+
+_CLOSE = ("teacher_kl", "kl_gain_over_negative", "nll", "gain_over_negative", "rouge_l")
 
 
 def read_gist_tokens(
@@ -214,7 +218,7 @@ def gist_tokens_tables(readers: list[dict]) -> tuple[Table, Table]:
     )
     costs = Table(title="What is kept of the context, beside L", box=box.SIMPLE, title_justify="left")
     for table, headings in (
-        (close, ("KL(T‖·)", "NLL", "gain over\nnegative", "ROUGE-L")),
+        (close, ("KL(T‖·)", "lower than\nnegative by", "NLL", "lower than\nnegative by", "ROUGE-L")),
         (costs, ("positions", "KV bytes", "bytes as text", "readable", "movable")),
     ):
         table.add_column("L is read after", no_wrap=True)
@@ -222,8 +226,7 @@ def gist_tokens_tables(readers: list[dict]) -> tuple[Table, Table]:
             table.add_column(heading, justify="right", no_wrap=True)
     for reader in readers:
         style = "bold" if reader["kind"] in ("gist", "text") else None
-        shown = (_value(reader, name) for name in ("teacher_kl", "nll", "gain_over_negative", "rouge_l"))
-        close.add_row(reader["name"], *shown, style=style)
+        close.add_row(reader["name"], *(_value(reader, name) for name in _CLOSE), style=style)
         costs.add_row(
             reader["name"],
             f"{reader['kept_tokens']:.1f}".removesuffix(".0"),
@@ -240,7 +243,8 @@ def gist_tokens_tables(readers: list[dict]) -> tuple[Table, Table]:
 
 def plot_gist_tokens(readers: list[dict], path: str | os.PathLike):
     """
-    Draws KL and ROUGE-L against the positions kept, with the readers that keep none, or all, as lines.
+    Draws KL against the positions kept, with the readers that keep none, or all, as lines; and how much lower it is than
+    the negative control's (of a text gist: an empty gist's), paired over windows.
 
     Args:
         readers (`list[dict]`):
@@ -248,47 +252,63 @@ def plot_gist_tokens(readers: list[dict], path: str | os.PathLike):
         path (`str` or `os.PathLike`):
             Where to write it, without a suffix: a PNG and an SVG.
     """
-    figure = Figure(figsize=(10, 4.2), layout="constrained")
-    kl, rouge = figure.subplots(1, 2)
-    _draw(kl, readers, "teacher_kl", "KL(teacher ‖ reader), nats per token")
-    _draw(rouge, readers, "rouge_l", "ROUGE-L against the teacher's continuation")
-    kl.set_title("Distance to the teacher that saw all of X", loc="left", fontsize=10, fontweight="bold")
-    rouge.set_title("How it goes on", loc="left", fontsize=10, fontweight="bold")
+    figure = Figure(figsize=(10.5, 4.2), layout="constrained")
+    kl, gain = figure.subplots(1, 2)
+    _draw(kl, readers, "gist", "teacher_kl", "gist tokens", GIST, 0.97)
+    _draw(kl, readers, "negative", "teacher_kl", "negative control", NULL, 1.03)
+    _draw(kl, readers, "text", "teacher_kl", "text gist", "black")
+    _draw_lines(kl, [reader for reader in readers if reader["kind"] not in ("gist", "negative", "text")])
+    _draw(gain, readers, "gist", "kl_gain_over_negative", "gist tokens,\nover their negative control", GIST)
+    _draw(gain, readers, "text", "kl_gain_over_negative", "text gist,\nover an empty one", "black")
+    gain.axhline(0, color="black", linewidth=0.8)
+    kl.set_ylim(bottom=0)
+    ticks = sorted({round(r["kept_tokens"]) for r in readers if r["kind"] in ("gist", "negative", "text")})
+    for axis, title, ylabel in (
+        (kl, "Distance to the teacher that saw all of X", "KL(teacher ‖ reader), nats per token"),
+        (gain, "What it knows of X", "KL lower than the control's by, nats per token"),
+    ):
+        axis.set_xscale("log")
+        axis.set_xlim(0.8 * ticks[0], 1.25 * ticks[-1])
+        axis.set_xticks(ticks, [str(tick) for tick in ticks])
+        axis.minorticks_off()
+        axis.set_xlabel("positions kept of the context, tokens", fontsize=9)
+        axis.set_ylabel(ylabel, fontsize=9)
+        axis.set_title(title, loc="left", fontsize=10, fontweight="bold")
+        axis.spines[["top", "right"]].set_visible(False)
+    figure.suptitle("± standard error over documents", fontsize=8.5, color=NEUTRAL, x=0.99, ha="right")
     _save(figure, path)
 
 
-def _draw(axis, readers, name, ylabel):
-    curves = {"gist": ("gist tokens", GIST, "o"), "negative": ("negative control", NULL, "o")}
-    for kind, (label, color, marker) in curves.items():
-        curve = sorted((r for r in readers if r["kind"] == kind), key=lambda reader: reader["kept_tokens"])
-        if curve:
-            x, y = [r["kept_tokens"] for r in curve], [r[name] for r in curve]
-            axis.errorbar(
-                x, y, [r[f"{name}_se"] for r in curve], fmt=f"{marker}-", color=color, capsize=3, markersize=5
-            )
-            _label(axis, x[0], y[0], label, color)
-    for reader in readers:
-        if reader["kind"] == "text":
-            axis.errorbar(reader["kept_tokens"], reader[name], reader[f"{name}_se"], fmt="s", color="black", capsize=3)
-            _label(axis, reader["kept_tokens"], reader[name], "text gist", "black")
-        elif reader["kind"] not in curves:
-            axis.axhline(reader[name], color=NEUTRAL, linewidth=0.9, linestyle="--", zorder=0)
-            axis.annotate(
-                reader["name"], (1.0, reader[name]), (0, 2), xycoords=("axes fraction", "data"),
-                textcoords="offset points", ha="right", va="bottom", fontsize=7.5, color=NEUTRAL,
-            )  # fmt: skip
-    ticks = sorted({round(r["kept_tokens"]) for r in readers if r["kind"] in (*curves, "text")})
-    axis.set_xscale("log")
-    axis.set_xticks(ticks, [str(tick) for tick in ticks])
-    axis.minorticks_off()
-    axis.set_ylim(bottom=0)
-    axis.set_xlabel("positions kept of the context, tokens")
-    axis.set_ylabel(ylabel, fontsize=9)
-    axis.spines[["top", "right"]].set_visible(False)
+def _draw(axis, readers, kind, name, label, color, shift=1.0):
+    """A curve; shifted sideways, so that error bars do not hide each other."""
+    curve = sorted(
+        (reader for reader in readers if reader["kind"] == kind and name in reader), key=lambda r: r["kept_tokens"]
+    )
+    if not curve:
+        return
+    x, y, error = ([r[column] for r in curve] for column in ("kept_tokens", name, f"{name}_se"))
+    x = [shift * value for value in x]
+    style = "s" if kind == "text" else "o-"
+    axis.errorbar(x, y, error, fmt=style, color=color, capsize=3, markersize=5, linewidth=1.3)
+    # By the first point, on the side where the other curve is not
+    below = kind == "text" or (kind == "gist" and name == "teacher_kl")
+    at, offset, anchor = (y[0] - error[0], -4, "top") if below else (y[0] + error[0], 4, "bottom")
+    axis.annotate(
+        label, (x[0], at), (0, offset), textcoords="offset points", fontsize=8.5, color=color, fontweight="bold",
+        ha="center" if kind == "text" else "left", va=anchor,
+    )  # fmt: skip
 
 
-def _label(axis, x, y, text, color):
-    axis.annotate(text, (x, y), (6, 6), textcoords="offset points", fontsize=8.5, color=color, fontweight="bold")
+def _draw_lines(axis, readers):
+    """Readers that no number of positions belongs to, named at the right edge, each clear of the one below."""
+    gap, lowest = 0.05 * max(reader["teacher_kl"] for reader in readers), -math.inf
+    for reader in sorted(readers, key=lambda reader: reader["teacher_kl"]):
+        axis.axhline(reader["teacher_kl"], color=NEUTRAL, linewidth=0.9, linestyle="--", zorder=0)
+        lowest = max(reader["teacher_kl"], lowest + gap)
+        axis.annotate(
+            reader["name"], (1.0, lowest), (4, 0), xycoords=("axes fraction", "data"), textcoords="offset points",
+            va="center", fontsize=8, color=NEUTRAL, annotation_clip=False,
+        )  # fmt: skip
 
 
 def _value(reader, name):
