@@ -301,7 +301,7 @@ def _draw(axis, readers, kind, name, label, color, shift=1.0):
 
 def _draw_lines(axis, readers):
     """Readers that no number of positions belongs to, named at the right edge, each clear of the one below."""
-    gap, lowest = 0.05 * max(reader["teacher_kl"] for reader in readers), -math.inf
+    gap, lowest = 0.05 * max((reader["teacher_kl"] for reader in readers), default=0.0), -math.inf
     for reader in sorted(readers, key=lambda reader: reader["teacher_kl"]):
         axis.axhline(reader["teacher_kl"], color=NEUTRAL, linewidth=0.9, linestyle="--", zorder=0)
         lowest = max(reader["teacher_kl"], lowest + gap)
