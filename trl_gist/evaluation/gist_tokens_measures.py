@@ -30,6 +30,7 @@ instructions. Here it is between two models' continuations of running text, whic
 differs: its values are not to be compared with the paper's.
 """
 
+import copy
 import math
 import os
 
@@ -41,7 +42,9 @@ from rich.table import Table
 from rouge_score.rouge_scorer import RougeScorer
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from ..lm_head import target_scores
 from ..prompts import gist_from_completion
+from ..roles import base_of
 from ..scoring import GistScorer
 from .gist_tokens import GistTokenModel
 from .measures import standard_error
@@ -55,13 +58,13 @@ def read_gist_tokens(
     model: GistTokenModel, windows: list[dict], scorer: GistScorer, tokenizer: PreTrainedTokenizerBase, track=iter
 ) -> list[dict]:
     """
-    Scores the targets under a model of gist tokens, and continues each window from its compressed context.
+    Scores the targets under a model of gist tokens, and continues each window; both from its compressed context alone.
 
     Args:
         model ([`GistTokenModel`]):
             In any condition.
         windows (`list[dict]`):
-            With `context_ids`, `last_k_ids`, `target_ids` and `document_id`.
+            With `context_ids`, `last_k_ids` (not empty), `target_ids` and `document_id`.
         scorer ([`GistScorer`]):
             Of the teacher; its `batch_size` is the rows of one forward.
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
@@ -75,19 +78,15 @@ def read_gist_tokens(
     rows = []
     for start in track(range(0, len(windows), scorer.batch_size)):
         batch = windows[start : start + scorer.batch_size]
-        hidden_D, _ = scorer.read_contexts(batch)
-        built = model.rows(batch)
-        with torch.no_grad():
-            logps_NT, kl_NT, _ = model(built, torch.cat(hidden_D), scorer.teacher)
-        contexts = model.compress(batch)
+        contexts, hidden_D = model.compress(batch), scorer.read_contexts(batch)[0]
         kept, nbytes = contexts.real_NC.sum(1).tolist(), contexts.nbytes / contexts.real_NC.numel()
-        length = max(len(row["target_ids"]) for row in batch)
-        written = model.continue_from(contexts, [row["last_k_ids"] for row in batch], length)
-        count_N = built.mask_NT.sum(1)
-        means = ((values_NT.double().sum(1) / count_N).tolist() for values_NT in (kl_NT, logps_NT))
-        for row, kl, log_prob, ids, tokens in zip(batch, *means, written, kept, strict=True):
-            ids = ids[: len(row["target_ids"])]
-            rows.append(_row(row, kl, log_prob, tokenizer.decode(ids), tokens, round(tokens * nbytes)))
+        logps, kl = _score_evicted(model, copy.deepcopy(contexts), batch, torch.cat(hidden_D), scorer)
+        lengths = [len(row["target_ids"]) for row in batch]
+        written = model.continue_from(contexts, [row["last_k_ids"] for row in batch], max(lengths))
+        for index, (row, length) in enumerate(zip(batch, lengths, strict=True)):
+            continuation = tokenizer.decode(written[index][:length])
+            of_row = (values[index].double().mean().item() for values in (kl, logps))
+            rows.append(_row(row, *of_row, continuation, kept[index], round(kept[index] * nbytes)))
     return rows
 
 
@@ -309,6 +308,25 @@ def _draw_lines(axis, readers):
             reader["name"], (1.0, lowest), (4, 0), xycoords=("axes fraction", "data"), textcoords="offset points",
             va="center", fontsize=8, color=NEUTRAL, annotation_clip=False,
         )  # fmt: skip
+
+
+@torch.no_grad()
+def _score_evicted(model, contexts, windows, teacher_hidden_UH, scorer):
+    """Log-probs and KLs of each window's target tokens, from no more than what is kept of its X'."""
+    rows = model.rows(windows)
+    hidden_NSH = model.extend(contexts, rows.input_ids_NS, torch.ones_like(rows.input_ids_NS, dtype=torch.bool))
+    hidden_UH = hidden_NSH.gather(1, rows.positions_NT.unsqueeze(-1).expand(-1, -1, hidden_NSH.shape[-1]))[
+        rows.mask_NT
+    ]
+    logps_U1, kl_U1, _ = target_scores(
+        base_of(model.model),
+        hidden_UH.unsqueeze(1),
+        rows.target_ids_NT[rows.mask_NT],
+        scorer.teacher.log_probs,
+        teacher_hidden_UH,
+    )
+    lengths = rows.mask_NT.sum(1).tolist()
+    return logps_U1.squeeze(1).split(lengths), kl_U1.squeeze(1).split(lengths)
 
 
 def _value(reader, name):
