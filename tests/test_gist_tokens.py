@@ -278,6 +278,27 @@ def test_training_moves_the_adapter_and_the_embeddings_and_nothing_else_and_lowe
     assert losses[-1] < 0.9 * losses[0]
 
 
+def test_gist_tokens_learn_what_their_negative_control_cannot(tokenizer, prompts, scorer):
+    """Contexts that differ before the same L and Y: the control can at best predict the mean of what the teacher says."""
+    rng = random.Random(1)
+    last_k_ids, target_ids = [7, 8], [9, 10, 11, 12]
+    windows = [
+        {"context_ids": [*(rng.randrange(5, 300) for _ in range(6)), *last_k_ids], "last_k_ids": last_k_ids,
+         "target_ids": target_ids}
+        for _ in range(4)
+    ]  # fmt: skip
+    hidden_D, _ = scorer.read_contexts(windows)
+    log_p_DTV = torch.stack([scorer.teacher.log_probs(hidden_TH) for hidden_TH in hidden_D]).double()
+    p_DTV = log_p_DTV.exp()
+    floor = (p_DTV * (log_p_DTV - p_DTV.mean(0).log())).sum(-1).mean().item()
+    losses = {}
+    for condition in ("gist", "negative"):
+        model = GistTokenModel(make_model(tokenizer), prompts, K, condition)
+        losses[condition] = train_gist_tokens(model, scorer, windows, 150, rows_per_step=4, learning_rate=5e-3)[-1]
+    assert losses["negative"] > 0.999 * floor
+    assert losses["gist"] < 0.5 * floor
+
+
 def test_without_an_adapter_the_whole_model_is_trained(tokenizer, prompts, windows, scorer):
     model = GistTokenModel(make_model(tokenizer), prompts, K)
     before = snapshot(model)
