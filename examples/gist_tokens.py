@@ -231,14 +231,14 @@ def main(
     experiment = prepare(checkpoint, windows, directory, batch_size=16, console=console)
     console.print(f"{len(experiment.train)} windows to train on, {len(experiment.held_out)} held out")
     teacher = read_teacher(experiment)
-    arms = [("positive", 1), *((condition, count) for count in k for condition in ("gist", "negative"))]
+    arms = [*((condition, count) for count in k for condition in ("gist", "negative")), ("positive", 1)]
     arms = {arm: run_arm(experiment, arm[1], arm[0], steps, rows, seed) for arm in arms}
     readers = summarize(experiment, teacher, arms, read_pair(experiment, pair) if pair else {})
 
     (directory / "measures.json").write_text(json.dumps(recipe | {"readers": readers}, indent=2) + "\n")
     plot_gist_tokens(readers, directory / "gist_tokens")
     for table in gist_tokens_tables(readers):
-        console.print(table, width=100, crop=False)
+        Console(highlight=False, width=max(100, console.width)).print(table)
     console.print(f"In {output_dir}: measures.json, gist_tokens.png, gist_tokens.svg and a folder for each reader.")
     return readers
 

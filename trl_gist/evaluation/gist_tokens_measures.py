@@ -257,8 +257,8 @@ def plot_gist_tokens(readers: list[dict], path: str | os.PathLike):
     _draw(kl, readers, "negative", "teacher_kl", "negative control", NULL, 1.03)
     _draw(kl, readers, "text", "teacher_kl", "text gist", "black")
     _draw_lines(kl, [reader for reader in readers if reader["kind"] not in ("gist", "negative", "text")])
-    _draw(gain, readers, "gist", "kl_gain_over_negative", "gist tokens,\nover their negative control", GIST)
-    _draw(gain, readers, "text", "kl_gain_over_negative", "text gist,\nover an empty one", "black")
+    _draw(gain, readers, "gist", "kl_gain_over_negative", "gist tokens, over their negative control", GIST)
+    _draw(gain, readers, "text", "kl_gain_over_negative", "text gist, over an empty one", "black")
     gain.axhline(0, color="black", linewidth=0.8)
     kl.set_ylim(bottom=0)
     ticks = sorted({round(r["kept_tokens"]) for r in readers if r["kind"] in ("gist", "negative", "text")})
@@ -274,6 +274,10 @@ def plot_gist_tokens(readers: list[dict], path: str | os.PathLike):
         axis.set_ylabel(ylabel, fontsize=9)
         axis.set_title(title, loc="left", fontsize=10, fontweight="bold")
         axis.spines[["top", "right"]].set_visible(False)
+        # Not labels at the curves: they cross, and where depends on the run
+        axis.legend(
+            frameon=False, fontsize=8.5, loc="lower right" if axis is gain else "lower left", borderaxespad=1.5
+        )
     figure.suptitle("± standard error over documents", fontsize=8.5, color=NEUTRAL, x=0.99, ha="right")
     _save(figure, path)
 
@@ -288,14 +292,7 @@ def _draw(axis, readers, kind, name, label, color, shift=1.0):
     x, y, error = ([r[column] for r in curve] for column in ("kept_tokens", name, f"{name}_se"))
     x = [shift * value for value in x]
     style = "s" if kind == "text" else "o-"
-    axis.errorbar(x, y, error, fmt=style, color=color, capsize=3, markersize=5, linewidth=1.3)
-    # By the first point, on the side where the other curve is not
-    below = kind == "text" or (kind == "gist" and name == "teacher_kl")
-    at, offset, anchor = (y[0] - error[0], -4, "top") if below else (y[0] + error[0], 4, "bottom")
-    axis.annotate(
-        label, (x[0], at), (0, offset), textcoords="offset points", fontsize=8.5, color=color, fontweight="bold",
-        ha="center" if kind == "text" else "left", va=anchor,
-    )  # fmt: skip
+    axis.errorbar(x, y, error, fmt=style, color=color, capsize=3, markersize=5, linewidth=1.3, label=label)
 
 
 def _draw_lines(axis, readers):
