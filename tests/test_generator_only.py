@@ -21,6 +21,7 @@ from checks import moved, snapshot, trainable
 from tiny import make_documents
 
 from trl_gist import log_prob_gain
+from trl_gist.callbacks import GistProgressCallback
 from trl_gist.scripts.train import make_parser
 from trl_gist.scripts.train import make_trainer as make_script_trainer
 
@@ -49,6 +50,12 @@ def test_only_the_generator_moves_and_reads_empty_gists(make_trainer, lora):
     logs = [log for log in trainer.state.log_history if "gist_length" in log]
     assert [log["gist_length"] for log in logs] == [0, 0]
     assert [log["log_prob_gain"] for log in logs] == [0, 0]
+
+
+def test_the_progress_bar_shows_what_there_is_to_show(make_trainer, lora):
+    trainer = make_trainer(peft_config=lora, callbacks=[GistProgressCallback()], args={"generator_only": True})
+    trainer.train()
+    assert trainer.state.global_step == 2
 
 
 def test_its_gradient_is_that_of_distillation_on_the_compressors_gists(make_trainer, lora):

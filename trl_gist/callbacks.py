@@ -24,4 +24,6 @@ class GistProgressCallback(ProgressCallback):
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         if self.training_bar is not None and logs is not None and "teacher_kl" in logs:
-            self.training_bar.set_postfix_str(", ".join(f"{label} {logs[name]:.3f}" for name, label in _SHOWN.items()))
+            self.training_bar.set_postfix_str(
+                ", ".join(f"{label} {logs[name]:.3f}" for name, label in _SHOWN.items() if name in logs)
+            )
