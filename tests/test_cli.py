@@ -330,7 +330,7 @@ def test_evaluate_compares_other_compressors_and_an_outside_system(workspace, pa
     asked = [json.loads(line) for line in (tmp_path / "first" / "contexts.jsonl").read_text().splitlines()]
     answers = [{"context_hash": row["context_hash"], "gist_ids": row["context_ids"][-6:]} for row in asked]
     (tmp_path / "answers.jsonl").write_text("".join(json.dumps(answer) + "\n" for answer in answers))
-    flags += ["--gists", f"outside={tmp_path / 'answers.jsonl'}", "--own_generators", f"tail={pair}"]
+    flags += ["--gists", f"outside={tmp_path / 'answers.jsonl'}", "--own_generators", f"tail={pair}", "--samples", 2]
     capsys.readouterr()
     report = evaluate(pair, documents, tmp_path / "second", *flags)
     printed = capsys.readouterr().out
@@ -340,6 +340,7 @@ def test_evaluate_compares_other_compressors_and_an_outside_system(workspace, pa
         assert rows["outside", reader]["nll"] == rows["tail", reader]["nll"]
         assert rows["trained summarizer", reader]["tokens"] == rows["tail", reader]["tokens"] == 6
     assert rows["tail", "own generator"]["nll"] == pytest.approx(rows["tail", "generator"]["nll"], abs=1e-5)
+    assert rows["sampled gist 1", "generator"]["nll"] != rows["sampled gist 2", "generator"]["nll"]
     (measures,) = report["measures"]
     assert rows["trained summarizer", "generator"]["nll"] == pytest.approx(measures["nll_gist"], abs=1e-4)
     assert "Other compressors" in (tmp_path / "second" / "evaluation.html").read_text()
@@ -347,7 +348,7 @@ def test_evaluate_compares_other_compressors_and_an_outside_system(workspace, pa
     lines = (tmp_path / "second" / "compressors.jsonl").read_bytes().splitlines(keepends=True)
     (tmp_path / "second" / "compressors.jsonl").write_bytes(b"".join(lines[: len(lines) // 2]))
     assert evaluate(pair, documents, tmp_path / "second", *flags)["compressors"] == report["compressors"]
-    flags[-3] = "outside"
+    flags[flags.index("--gists") + 1] = "outside"
     assert "`--gists` takes NAME=PATH, got 'outside'" in fails(
         "evaluate", pair, "--dataset", documents, "--output_dir", tmp_path / "third", *flags
     )

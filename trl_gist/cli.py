@@ -131,6 +131,13 @@ def make_parser() -> argparse.ArgumentParser:
     evaluate.add_argument(
         "--compressors", action="store_true", help="also compare with other compressors at the same number of tokens"
     )
+    evaluate.add_argument(
+        "--samples",
+        type=int,
+        default=0,
+        metavar="N",
+        help="with --compressors: also N gists that S samples (default: 0)",
+    )
     evaluate.add_argument("--token_classifier", metavar="PATH", help="a checkpoint of LLMLingua-2's, as one more")
     evaluate.add_argument(
         "--gists",

@@ -59,14 +59,14 @@ class EvaluationFolder:
         self.path.mkdir(parents=True, exist_ok=True)
         file.write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
-    def rows(self, rows_per_window: int, name: str = ROWS_FILE) -> list[dict]:
-        """What has been measured, whole windows only: the end of a line or a window that was cut off is dropped."""
+    def rows(self, unit: int, name: str = ROWS_FILE, total: int | None = None) -> list[dict]:
+        """What has been measured: all of it if that is `total` rows, else whole units. What was cut off is dropped."""
         file = self.path / name
         if not file.is_file():
             return []
         lines = file.read_bytes().splitlines(keepends=True)
         rows = [json.loads(line) for line in lines if line.endswith(b"\n")]
-        kept = len(rows) - len(rows) % rows_per_window
+        kept = len(rows) if len(rows) == total else len(rows) - len(rows) % unit
         os.truncate(file, sum(map(len, lines[:kept])))
         return rows[:kept]
 

@@ -24,7 +24,7 @@ from rich.progress import track
 from ..evaluation import PairReadings, load_generator_only
 from ..evaluation.compare import compare_compressors, standard_compressors, summarize_comparison
 from ..evaluation.compare_report import comparison_tables, plot_comparison
-from ..evaluation.compressors import write_contexts
+from ..evaluation.compressors import TrainedSummarizer, write_contexts
 from ..evaluation.folder import COMPRESSORS_FILE, CONTEXTS_FILE, EvaluationFolder
 from ..evaluation.pool import plot_pool
 
@@ -54,13 +54,16 @@ def compare(
         named(args.gists, "--gists"),
         args.batch_size,
     )
+    for number in range(1, args.samples + 1):
+        compressors[f"sampled gist {number}"] = TrainedSummarizer(readings.compactor, args.batch_size, seed=number)
     own = {
         name: load_generator_only(path, readings.compactor, args.trust_remote_code)
         for name, path in named(args.own_generators, "--own_generators").items()
     }
     missing = [{"compressor": name, "unavailable": why} for name, why in compressors.items() if isinstance(why, str)]
     compressors = {name: compressor for name, compressor in compressors.items() if not isinstance(compressor, str)}
-    results = folder.rows(2 * (len(compressors) + 2) + len(own), COMPRESSORS_FILE)
+    of_window = 2 * (len(compressors) + 2) + len(own)
+    results = folder.rows(_CHUNK * of_window, COMPRESSORS_FILE, total=len(rows) * of_window)
     done = len({row["window"] for row in results})
     starts = range(done, len(rows), _CHUNK)
     for start in track(starts, "Other compressors", console=Console(stderr=True)):

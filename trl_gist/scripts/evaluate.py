@@ -121,7 +121,7 @@ def _settings(args, readings):
         models["generator_only"] = readings.generator_only
     names = (
         "pair dataset dataset_config split text_column max_documents max_windows_per_document max_windows batch_size last_k "
-        "budgets generator_only teacher compressors token_classifier gists own_generators"
+        "budgets generator_only teacher compressors samples token_classifier gists own_generators"
     )
     return {
         **{name: getattr(args, name) for name in names.split()},

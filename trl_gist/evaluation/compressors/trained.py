@@ -18,8 +18,11 @@ The trained summarizer of a pair, as one compressor among the others: the pair u
 vocabulary.
 """
 
+import zlib
 from collections import defaultdict
 from dataclasses import dataclass
+
+import torch
 
 from ...compaction import GistCompactor
 
@@ -27,7 +30,7 @@ from ...compaction import GistCompactor
 @dataclass
 class TrainedSummarizer:
     """
-    Greedy gists of a pair's summarizer ([`GistCompactor.compress_batch`]), cut off at the budget. A pair that was trained
+    Gists of a pair's summarizer ([`GistCompactor.compress_batch`]), cut off at the budget. A pair that was trained
     with budgets is told its own.
 
     Args:
@@ -35,6 +38,8 @@ class TrainedSummarizer:
             The pair.
         batch_size (`int`, *optional*, defaults to `8`):
             Contexts in one forward.
+        seed (`int`, *optional*):
+            Sample at temperature 1, from this seed and the contexts, instead of writing greedily.
 
     Raises:
         ValueError: if the summarizer's prompt shows L, which a compressor is not given: such a pair's gists come from
@@ -43,6 +48,7 @@ class TrainedSummarizer:
 
     compactor: GistCompactor
     batch_size: int = 8
+    seed: int | None = None
 
     def __post_init__(self):
         if self.compactor.prompts.sees_last_k:
@@ -53,13 +59,17 @@ class TrainedSummarizer:
 
     def compress(self, contexts: list[list[int]], budgets: list[int]) -> list[list[int]]:
         """See [`Compressor`]."""
-        return compress_by_budget(self.compactor, contexts, budgets, self.batch_size)
+        if self.seed is None:
+            return compress_by_budget(self.compactor, contexts, budgets, self.batch_size)
+        with torch.random.fork_rng():
+            torch.manual_seed(zlib.crc32(repr((self.seed, contexts)).encode()))
+            return compress_by_budget(self.compactor, contexts, budgets, self.batch_size, do_sample=True)
 
 
 def compress_by_budget(
-    compactor: GistCompactor, contexts: list[list[int]], budgets: list[int], batch_size: int
+    compactor: GistCompactor, contexts: list[list[int]], budgets: list[int], batch_size: int, do_sample: bool = False
 ) -> list[list[int]]:
-    """Greedy gists within budgets: those of one budget in one batch, if the prompt states it, else all."""
+    """Gists within budgets: those of one budget in one batch, if the prompt states it, else all."""
     prompts = compactor.prompts
     together = defaultdict(list)
     for row, (context, budget) in enumerate(zip(contexts, budgets, strict=True)):
@@ -69,7 +79,7 @@ def compress_by_budget(
     for budget, rows in together.items():
         # L is empty: what the context has of it was taken off before
         written = compactor.compress_batch(
-            [contexts[row] for row in rows], budget, batch_size=batch_size, last_k=[[] for _ in rows]
+            [contexts[row] for row in rows], budget, do_sample, batch_size, last_k=[[] for _ in rows]
         )
         for row, gist in zip(rows, written, strict=True):
             gists[row] = [token for token in gist.token_ids if token not in prompts.special_ids][: budgets[row]]
