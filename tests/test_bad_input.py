@@ -247,6 +247,11 @@ REFUSED = [
     ({"score_batch_size": 0}, "`score_batch_size` must be at least 1"),
     ({"window_stride": 0}, "`window_stride` must be at least 1 or None"),
     ({"max_windows_per_document": 0}, "`max_windows_per_document` must be at least 1 or None"),
+    (
+        {"generator_prompt": "{last_k} {gist}"},
+        "`generator_prompt` must contain '{gist}' once and, after it, '{last_k}'",
+    ),
+    ({"generator_prompt": "{gist} {last_k} {gist}"}, "`generator_prompt` must contain '{gist}' once"),
     ({"summarizer_prompt": "Shorten this."}, "must contain '{context}'"),
     ({"summarizer_prompt": "{context} {before_last_k}"}, "must contain '{context}'.* or '{before_last_k}'"),
     ({"summarizer_prompt": "{context} and {context}"}, "must contain '{context}' once at most"),

@@ -19,6 +19,7 @@ from itertools import permutations
 import pytest
 from tiny import PARAGRAPH, make_tokenizer
 
+from trl_gist import GistCompactor
 from trl_gist.gist_config import SUMMARIZER_PROMPT
 from trl_gist.prompts import GistPrompts, gist_from_completion
 
@@ -253,3 +254,18 @@ def test_the_tail_is_what_a_gist_could_copy(tokenizer):
     assert prompts.summarizer([5, 9], [9]) == plain.summarizer([5], [5])
     longest = len(prompts.summarizer([5, 6, 7, 8, 9], [9])) - 4
     assert prompts.summarizer_overhead(2) == longest
+
+
+def test_the_generators_prompt_is_the_users(any_tokenizer):
+    prompts = GistPrompts.from_tokenizer(any_tokenizer, TEMPLATE, generator_prompt="Notes:{gist}\n{last_k}")
+    notes, line_end = (any_tokenizer(text, add_special_tokens=False)["input_ids"] for text in ("Notes:", "\n"))
+    assert prompts.generator([40, 41], [50]) == [*prompts.bos, *notes, 40, 41, *line_end, 50]
+
+
+def test_a_pair_keeps_the_prompt_its_generator_was_trained_with(make_trainer, lora):
+    trainer = make_trainer(peft_config=lora, args={"generator_prompt": "Notes:{gist}\n{last_k}", "max_steps": 1})
+    trainer.train()
+    trainer.save_model()
+    compactor = GistCompactor.from_pretrained(trainer.args.output_dir, device="cpu")
+    assert compactor.prompts.generator([40], [50]) == trainer.prompts.generator([40], [50])
+    assert compactor.prompts.generator([40], [50])[-1] == 50

@@ -75,6 +75,7 @@ class PairCheckpoints:
             last_k=self.args.last_k,
             max_gist_length=self.args.max_completion_length,
             tail_length=self.args.tail_length,
+            generator_prompt=self.args.generator_prompt,
             summarizer_prompt=self.args.summarizer_prompt,
             base_models=self.base_models,
             recipe={name: _plain(getattr(self.args, name)) for name in _RECIPE},

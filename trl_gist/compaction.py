@@ -108,7 +108,9 @@ class GistCompactor:
         self.generator = generator
         self.tokenizer = tokenizer
         self.pair = pair
-        self.prompts = GistPrompts.from_tokenizer(tokenizer, pair.summarizer_prompt, pair.tail_length)
+        self.prompts = GistPrompts.from_tokenizer(
+            tokenizer, pair.summarizer_prompt, pair.tail_length, pair.generator_prompt
+        )
 
     @classmethod
     def from_pretrained(

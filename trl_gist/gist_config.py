@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 import torch
 from trl import GRPOConfig
 
-from .prompts import PLACEHOLDERS
+from .prompts import GENERATOR_PROMPT, PLACEHOLDERS
 
 
 ADVANTAGES = ("group", "reward", "best")
@@ -102,6 +102,9 @@ class GistConfig(GRPOConfig):
 
         > Parameters that control the generator
 
+        generator_prompt (`str`, *optional*):
+            What the generator reads before the target: `{gist}` stands for the gist's tokens, `{last_k}` after it for the
+            last tokens L. Plain text, never rendered as a message.
         generator_learning_rate (`float`, *optional*, defaults to `2e-5`):
             Initial learning rate of the generator. Optimizer, schedule and gradient clipping are those of the
             summarizer.
@@ -230,6 +233,13 @@ class GistConfig(GRPOConfig):
     )
 
     # Parameters that control the generator
+    generator_prompt: str = field(
+        default=GENERATOR_PROMPT,
+        metadata={
+            "help": "What the generator reads before the target; `{gist}` stands for the gist's tokens, `{last_k}` after it "
+            "for the last tokens."
+        },
+    )
     generator_learning_rate: float = field(
         default=2e-5, metadata={"help": "The initial learning rate of the generator."}
     )
@@ -368,6 +378,11 @@ class GistConfig(GRPOConfig):
             raise ValueError(
                 "`summarizer_prompt` must contain '{context}', where the context's tokens go, or '{before_last_k}', for "
                 "those that the generator does not see by itself."
+            )
+        if re.findall("{gist}|{last_k}", self.generator_prompt) != ["{gist}", "{last_k}"]:
+            raise ValueError(
+                "`generator_prompt` must contain '{gist}' once and, after it, '{last_k}' once, where their tokens go; got "
+                f"{self.generator_prompt!r}."
             )
         for name in PLACEHOLDERS:
             if self.summarizer_prompt.count(f"{{{name}}}") > 1:

@@ -178,7 +178,9 @@ class GistTrainer(GistRollouts, HeldOutEvaluation, PairCheckpoints, GRPOTrainer)
             role: get_config_model_id(base.config) or type(base).__name__ for role, base in vars(roles).items()
         }
 
-        self.prompts = GistPrompts.from_tokenizer(processing_class, args.summarizer_prompt, args.tail_length)
+        self.prompts = GistPrompts.from_tokenizer(
+            processing_class, args.summarizer_prompt, args.tail_length, args.generator_prompt
+        )
         limits = PositionLimits.from_models(
             roles.summarizer, roles.generator, roles.teacher, self.prompts, args.max_completion_length
         )

@@ -22,6 +22,8 @@ from pathlib import Path
 
 from huggingface_hub import ModelCard, ModelCardData
 
+from .prompts import GENERATOR_PROMPT
+
 
 PAIR_CONFIG_NAME = "gist_config.json"
 GENERATOR_DIR = "generator"
@@ -37,7 +39,7 @@ class PairConfig:
             The window the pair was trained on, in tokens.
         tail_length (`int`):
             Tokens that the summarizer's prompt shows where it has `{tail}`.
-        summarizer_prompt (`str`):
+        summarizer_prompt, generator_prompt (`str`):
             See [`GistConfig`].
         base_models (`dict[str, str]`):
             Checkpoints that `summarizer`, `generator` and `teacher` started from.
@@ -65,6 +67,7 @@ class PairConfig:
     gists: list
     step: int
     version: str
+    generator_prompt: str = GENERATOR_PROMPT
 
     def save(self, directory: str | os.PathLike):
         path = Path(directory, PAIR_CONFIG_NAME)
@@ -77,7 +80,9 @@ class PairConfig:
         if not path.is_file():
             raise ValueError(f"{directory} holds no gist pair: {PAIR_CONFIG_NAME} is missing.")
         values = json.loads(path.read_text(encoding="utf-8"))
-        values.setdefault("tail_length", values.get("max_gist_length"))  # pairs written before there was one
+        # Pairs written before there were these
+        values.setdefault("tail_length", values.get("max_gist_length"))
+        values.setdefault("generator_prompt", GENERATOR_PROMPT)
         names = {field.name for field in dataclasses.fields(cls)}
         if values.keys() != names:
             raise ValueError(

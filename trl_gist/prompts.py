@@ -29,6 +29,8 @@ PLACEHOLDERS = {
     "budget": "\ue004",
 }
 
+GENERATOR_PROMPT = "GIST:{gist}\nLAST K TOKENS:{last_k}\nCONTINUE:"
+
 
 @dataclass(frozen=True)
 class GistPrompts:
@@ -60,21 +62,26 @@ class GistPrompts:
 
     @classmethod
     def from_tokenizer(
-        cls, tokenizer: PreTrainedTokenizerBase, summarizer_prompt: str, tail_length: int = 48
+        cls,
+        tokenizer: PreTrainedTokenizerBase,
+        summarizer_prompt: str,
+        tail_length: int = 48,
+        generator_prompt: str = GENERATOR_PROMPT,
     ) -> "GistPrompts":
         @functools.cache
         def ids(text):
             return tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
 
         bos = bos_ids(tokenizer)
+        before_gist, before_last_k, before_target = re.split("{gist}|{last_k}", generator_prompt)
         return cls(
             bos=bos,
             # A chat template writes its own bos as text; a plain prompt gets the tokenizer's
             summarizer_bos=() if tokenizer.chat_template else bos,
             summarizer_parts=_render(tokenizer, summarizer_prompt),
-            before_gist=bos + ids("GIST:"),
-            before_last_k=ids("\nLAST K TOKENS:"),
-            before_target=ids("\nCONTINUE:"),
+            before_gist=bos + ids(before_gist),
+            before_last_k=ids(before_last_k),
+            before_target=ids(before_target),
             special_ids=frozenset(tokenizer.all_special_ids),
             tokenize=ids,
             tail_length=tail_length,
