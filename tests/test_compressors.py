@@ -517,7 +517,7 @@ def test_every_reader_reads_every_gist(scorer, rows, teacher, tokenizer):
         for result in (result for result in results[1:] if result["window"] == index):
             gist = gists[result["compressor"]]
             prompted = [*tokenizer("GIST:")["input_ids"], *gist, *tokenizer("\nLAST K TOKENS:")["input_ids"]]
-            prompted += [*row["last_k_ids"], *tokenizer("\nCONTINUE:")["input_ids"]]
+            prompted += row["last_k_ids"]
             model, prompt = {
                 TEACHER: (teacher, gist + row["last_k_ids"]),
                 GENERATOR: (scorer.generator.model, prompted),

@@ -59,7 +59,7 @@ def test_a_gist_is_not_retokenised_even_where_its_text_has_a_shorter_spelling(to
     assert len(encode(tokenizer, tokenizer.decode(prompt))) < len(prompt), "the text alone would have been shorter"
 
 
-def test_generator_prompt_is_bos_gist_last_tokens_and_cue(any_tokenizer):
+def test_generator_prompt_ends_with_the_last_tokens_and_lets_the_target_follow(any_tokenizer):
     prompts = GistPrompts.from_tokenizer(any_tokenizer, SUMMARIZER_PROMPT)
     bos = any_tokenizer("")["input_ids"]
     expected = [
@@ -68,7 +68,6 @@ def test_generator_prompt_is_bos_gist_last_tokens_and_cue(any_tokenizer):
         *(40, 41),
         *encode(any_tokenizer, "\nLAST K TOKENS:"),
         *(50, 51, 52),
-        *encode(any_tokenizer, "\nCONTINUE:"),
     ]
     assert prompts.generator([40, 41], [50, 51, 52]) == expected
     assert prompts.generator_overhead == len(expected) - 5

@@ -34,6 +34,7 @@ from trl_gist.evaluation.question_answering import (
     summarize_answers,
 )
 from trl_gist.pair import PairConfig
+from trl_gist.prompts import GENERATOR_PROMPT
 
 
 @pytest.mark.parametrize(
@@ -79,7 +80,13 @@ def tokenizer():
 def compactor(tokenizer):
     pair = PairConfig(
         **{"context_length": 24, "target_length": 3, "last_k": 4, "max_gist_length": 5, "tail_length": 5},
-        **{"summarizer_prompt": "Compress: {context} Gist:", "base_models": {}, "recipe": {}, "measures": {}},
+        **{
+            "generator_prompt": GENERATOR_PROMPT,
+            "summarizer_prompt": "Compress: {context} Gist:",
+            "base_models": {},
+            "recipe": {},
+            "measures": {},
+        },
         **{"gists": [], "step": 0, "version": "0"},
     )
     summarizer, generator = (make_model(tokenizer, seed=seed, dtype=torch.float64).eval() for seed in (1, 2))
@@ -115,10 +122,7 @@ def answers(compactor, teacher, windows):
 
 def test_each_reader_answers_and_scores_as_a_plain_loop_does(compactor, teacher, windows, answers, tokenizer):
     bos = [tokenizer.bos_token_id]
-    ids = {
-        text: tokenizer(text, add_special_tokens=False)["input_ids"]
-        for text in ("GIST:", "\nLAST K TOKENS:", "\nCONTINUE:")
-    }
+    ids = {text: tokenizer(text, add_special_tokens=False)["input_ids"] for text in ("GIST:", "\nLAST K TOKENS:")}
     gists = [compactor.compress(window["context_ids"]).token_ids for window in windows]
     assert all(0 < len(gist) <= 5 for gist in gists)
     for window, gist, row in zip(windows, gists, answers, strict=True):
@@ -127,7 +131,7 @@ def test_each_reader_answers_and_scores_as_a_plain_loop_does(compactor, teacher,
         tail = passage[-len(gist) :]
 
         def in_prompt(read, question=question):
-            return bos + ids["GIST:"] + read + ids["\nLAST K TOKENS:"] + question + ids["\nCONTINUE:"]
+            return bos + ids["GIST:"] + read + ids["\nLAST K TOKENS:"] + question
 
         plain_gist = [token for token in gist if token not in tokenizer.all_special_ids]
         prompts = {

@@ -100,7 +100,7 @@ def generator_prompt(tokenizer, gist, last_k):
         return tokenizer.encode(text, add_special_tokens=False)
 
     words = [token for token in gist if token > IM_END]  # G never reads a special token
-    return ids("GIST:") + words + ids("\nLAST K TOKENS:") + last_k + ids("\nCONTINUE:")
+    return ids("GIST:") + words + ids("\nLAST K TOKENS:") + last_k
 
 
 def teacher_prompt(context, last_k):

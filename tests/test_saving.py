@@ -164,7 +164,7 @@ def test_a_pair_from_before_the_tail_and_the_generators_prompt_is_still_read(tra
     path = tmp_path / "pair" / "gist_config.json"
     values = json.loads(path.read_text())
     assert values.pop("tail_length") == 6
-    assert values.pop("generator_prompt") == "GIST:{gist}\nLAST K TOKENS:{last_k}\nCONTINUE:"
+    assert values.pop("generator_prompt") == "GIST:{gist}\nLAST K TOKENS:{last_k}"
     path.write_text(json.dumps(values))
     assert PairConfig.load(tmp_path / "pair").tail_length == 6
     assert PairConfig.load(tmp_path / "pair").generator_prompt == "GIST:{gist}\nLAST K TOKENS:{last_k}\nCONTINUE:"

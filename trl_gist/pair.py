@@ -22,7 +22,7 @@ from pathlib import Path
 
 from huggingface_hub import ModelCard, ModelCardData
 
-from .prompts import GENERATOR_PROMPT
+from .prompts import ORIGINAL_GENERATOR_PROMPT
 
 
 PAIR_CONFIG_NAME = "gist_config.json"
@@ -67,7 +67,7 @@ class PairConfig:
     gists: list
     step: int
     version: str
-    generator_prompt: str = GENERATOR_PROMPT
+    generator_prompt: str = ORIGINAL_GENERATOR_PROMPT
 
     def save(self, directory: str | os.PathLike):
         path = Path(directory, PAIR_CONFIG_NAME)
@@ -82,7 +82,7 @@ class PairConfig:
         values = json.loads(path.read_text(encoding="utf-8"))
         # Pairs written before there were these
         values.setdefault("tail_length", values.get("max_gist_length"))
-        values.setdefault("generator_prompt", GENERATOR_PROMPT)
+        values.setdefault("generator_prompt", ORIGINAL_GENERATOR_PROMPT)
         names = {field.name for field in dataclasses.fields(cls)}
         if values.keys() != names:
             raise ValueError(

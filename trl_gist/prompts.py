@@ -29,7 +29,10 @@ PLACEHOLDERS = {
     "budget": "\ue004",
 }
 
-GENERATOR_PROMPT = "GIST:{gist}\nLAST K TOKENS:{last_k}\nCONTINUE:"
+# L comes last, so that the target goes on where it ends, as in any text. The original's prompt puts a word between them,
+# and a target that goes on in the middle of a word, or of a sentence, then costs G far more than a gist can buy
+GENERATOR_PROMPT = "GIST:{gist}\nLAST K TOKENS:{last_k}"
+ORIGINAL_GENERATOR_PROMPT = GENERATOR_PROMPT + "\nCONTINUE:"
 
 
 @dataclass(frozen=True)
@@ -41,7 +44,7 @@ class GistPrompts:
     prompt would merge tokens across the seams, so each fixed part is tokenised once, alone, and then only concatenated.
 
         summarizer  <chat header> Compress the text below … X … Gist: <chat footer>        → Z
-        generator   <bos> GIST: Z \\n LAST K TOKENS: L \\n CONTINUE:                        → Y
+        generator   <bos> GIST: Z \\n LAST K TOKENS: L                                     → Y
         teacher     <bos> X, or X L where L is not the end of X                             → Y
 
     An empty Z gives the *null* prompt, the baseline of the reward. The summarizer's prompt holds X, or X without L, which

@@ -46,10 +46,12 @@ from trl_gist import length_penalty, log_prob_gain
 from trl_gist.evaluation import standard_error
 from trl_gist.extractive import ExtractiveSummarizer
 from trl_gist.gist_config import SUMMARIZER_PROMPT
+from trl_gist.prompts import ORIGINAL_GENERATOR_PROMPT
 
 
 WITHOUT_L = SUMMARIZER_PROMPT.replace("{context}", "{before_last_k}")
 LOG_PROB = {"reward_funcs": [log_prob_gain, length_penalty]}
+ORIGINAL = {"generator_prompt": ORIGINAL_GENERATOR_PROMPT}
 PLAIN = {"summarizer_prompt": SUMMARIZER_PROMPT, "cold_start_steps": 0, "temperature": 0.7, **LOG_PROB}
 TAIL = {"cold_start_gists": "tail", "cold_start_steps": 5, "temperature": 0.7}
 # Each is what it changes in the demo's recipe, which is the last
@@ -64,6 +66,7 @@ ARMS = {
     "mixed_groups_of_8": {"num_generations": 8},
     "mixed_kl": {},
 }
+ARMS = {name: ORIGINAL | changes for name, changes in ARMS.items()} | {"open_end": {}}
 
 
 def run(arm: str, seed: int, folder: Path):
