@@ -1,0 +1,190 @@
+# Copyright 2026 The trl_gist authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""What a reader loses on gists of the task's strings: exact expectations, D*(R), its check by a linear program, the plot."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+from reader import losses
+from scipy.optimize import linprog
+from scipy.sparse import coo_array
+from task import QUERIES, all_strings, answer_distribution, string_weights
+
+from trl_gist.evaluation.plots import GIST, NEUTRAL, NULL
+from trl_gist.evaluation.rate_distortion import QueryCurves, distortion_rate_curve, query_curves
+
+
+DISTORTIONS = {"log_loss": "log-loss, nats per answer", "error": "wrong answers, share"}
+
+
+@dataclass
+class Problem:
+    """All strings of the evaluated lengths with the exact weight of each with each query, and of its answers."""
+
+    lengths: range
+
+    def __post_init__(self):
+        self.strings = all_strings(self.lengths)
+        self.weights_XQ = string_weights(self.strings, self.lengths)
+        self.answers_XQA = np.stack([answer_distribution(bits) for bits in self.strings])
+        self.lengths_X = np.array([len(bits) for bits in self.strings])
+
+    def of_gists(self, loss_MQA: np.ndarray, gist_XQ: np.ndarray) -> np.ndarray:
+        """Expected loss of each string and query, when it is read as the row `gist_XQ` of a table of losses."""
+        return (self.answers_XQA * loss_MQA[gist_XQ, np.arange(len(QUERIES))]).sum(-1)
+
+    def of_candidates(self, loss_MQA: np.ndarray, query: int, candidate_lengths_M: np.ndarray) -> np.ndarray:
+        """Expected loss of every string read as every candidate that is no longer, infinite elsewhere: `(X, M)`."""
+        loss_XM = self.answers_XQA[:, query] @ loss_MQA[:, query].T
+        loss_XM[candidate_lengths_M[None] > self.lengths_X[:, None]] = np.inf
+        return loss_XM
+
+
+def reader_curves(model, tokenizer, problem: Problem, longest: int) -> dict[str, QueryCurves]:
+    """D*(R) of a frozen reader over all binary strings up to a length, the empty one too, in each of `DISTORTIONS`."""
+    candidates = all_strings(range(longest + 1))
+    candidate_lengths_M = np.array([len(bits) for bits in candidates])
+    curves = {}
+    for name, loss_MQA in losses(model, tokenizer, candidates).items():
+        tables = (problem.of_candidates(loss_MQA, query, candidate_lengths_M) for query in range(len(QUERIES)))
+        curves[name] = query_curves(problem.lengths_X, candidate_lengths_M, tables, problem.weights_XQ)
+    return curves
+
+
+def largest_difference_from_linprog(model, tokenizer, problem: Problem) -> float:
+    """
+    Between D*(R) and a linear program with a variable for every string and candidate, at R_min and four other rates, in
+    both distortions. For a problem of few strings.
+    """
+    candidates = all_strings(range(problem.lengths[-1] + 1))
+    lengths_M = np.array([len(bits) for bits in candidates])
+    weights_X, differences = problem.weights_XQ.sum(1), []
+    for loss_MQA in losses(model, tokenizer, candidates).values():
+        loss_XM = sum(
+            (problem.weights_XQ[:, query] / weights_X)[:, None] * problem.of_candidates(loss_MQA, query, lengths_M)
+            for query in range(len(QUERIES))
+        )
+        curve = distortion_rate_curve(problem.lengths_X, lengths_M, loss_XM, weights_X)
+        x_P, m_P = np.nonzero(np.isfinite(loss_XM))
+        of_string_XP = coo_array((np.ones(len(x_P)), (x_P, np.arange(len(x_P)))))
+        for rate in (curve.rates_B[0], 0.2, 0.4, 0.6, 0.8):
+            result = linprog(
+                weights_X[x_P] * loss_XM[x_P, m_P],
+                A_ub=(weights_X[x_P] * lengths_M[m_P] / problem.lengths_X[x_P])[None],
+                b_ub=[rate],
+                A_eq=of_string_XP,
+                b_eq=np.ones(len(weights_X)),
+                method="highs-ds",
+                options={"primal_feasibility_tolerance": 1e-10, "dual_feasibility_tolerance": 1e-10},
+            )
+            differences.append(abs(result.fun - curve(rate)))
+    return max(differences)
+
+
+def measure_gists(generator, tokenizer, problem: Problem, gists_XQ: np.ndarray, held_out_X: np.ndarray) -> dict:
+    """
+    Exact expectations over strings, queries and answers.
+
+    Args:
+        generator, tokenizer: who reads the gists.
+        problem ([`Problem`]):
+            The strings.
+        gists_XQ (`np.ndarray` of shape `(strings, 7)`):
+            The gist of each string for each query; where the encoder does not see the query, the same for all.
+        held_out_X (`np.ndarray` of shape `(strings,)`):
+            True at strings that training never saw.
+    """
+    longest = max(map(len, gists_XQ.flat))
+    read = all_strings(range(longest + 1))
+    row = {gist: index for index, gist in enumerate(read)}
+    gist_XQ = np.vectorize(row.__getitem__)(gists_XQ)
+    rate_XQ = np.vectorize(len)(gists_XQ) / problem.lengths_X[:, None]
+    weights_XQ = problem.weights_XQ
+    measures = {"rate": (weights_XQ * rate_XQ).sum(), "gists": len(np.unique(gists_XQ))}
+    best = reader_curves(generator, tokenizer, problem, longest)
+    for name, loss_MQA in losses(generator, tokenizer, read).items():
+        loss_XQ = problem.of_gists(loss_MQA, gist_XQ)
+        measures[name] = (weights_XQ * loss_XQ).sum()
+        measures[f"{name}_per_query"] = ((weights_XQ * loss_XQ).sum(0) / weights_XQ.sum(0)).tolist()
+        measures[f"{name}_held_out"] = (weights_XQ * loss_XQ)[held_out_X].sum() / weights_XQ[held_out_X].sum()
+        measures[f"{name}_empty_gist"] = (weights_XQ * problem.of_gists(loss_MQA, 0 * gist_XQ)).sum()
+        measures[f"{name}_best_encoder"] = best[name].agnostic(measures["rate"])
+    return measures
+
+
+def plot(curves: dict[str, QueryCurves], points: dict[str, list[dict]], path: Path):
+    """
+    D*(R) of the frozen reader, and the co-trained pairs, one panel for each distortion.
+
+    Args:
+        curves (`dict`):
+            Of [`reader_curves`].
+        points (`dict`):
+            `agnostic` or `aware` to a list of points with `rate`, and the mean and standard error of each distortion.
+        path (`Path`):
+            Without a suffix: a PNG and an SVG.
+    """
+    figure = Figure(figsize=(10, 4.2), layout="constrained")
+    for axis, (name, label) in zip(figure.subplots(1, 2), DISTORTIONS.items(), strict=True):
+        ceiling = curves[name].agnostic(0.0)
+        for kind, color, text, at in (
+            ("agnostic", NULL, "best possible encoder\nfor the frozen reader,\nD*(R)", 0.26),
+            ("aware", NEUTRAL, "D*(R), encoder\nsees the query", 0.11),
+        ):
+            curve = getattr(curves[name], kind)
+            rates = np.unique([*curve.rates_B, 1.0])
+            axis.plot(rates, curve(rates), color=color, linewidth=2 if kind == "agnostic" else 1.2)
+            axis.annotate(text, (at, curve(at)), (6, 4), textcoords="offset points", color=color, fontsize=8)
+        for kind, color in (("agnostic", GIST), ("aware", NEUTRAL)):
+            drawn = points.get(kind, [])
+            axis.errorbar(
+                [point["rate"] for point in drawn],
+                [point[name] for point in drawn],
+                yerr=[2 * point[f"{name}_se"] for point in drawn],
+                fmt="o-" if kind == "agnostic" else "s-",
+                color=color,
+                capsize=4,
+                markersize=5,
+                linewidth=1,
+            )
+        if points.get("agnostic"):
+            last = points["agnostic"][0]
+            text = "co-trained pair\n± 2 standard errors"
+            axis.annotate(
+                text,
+                (last["rate"], last[name]),
+                (4, -14),
+                textcoords="offset points",
+                color=GIST,
+                fontsize=8,
+                va="top",
+            )
+        axis.set_xlim(0, 1)
+        axis.set_ylim(0, ceiling)
+        axis.set_xlabel("rate |Z|/|X|, bits of gist per bit of string", fontsize=9)
+        axis.set_ylabel(label, fontsize=9)
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.grid(axis="y", alpha=0.2)
+    figure.suptitle(
+        "Seven questions about a binary string: a decoder trained with its encoder, against a frozen one",
+        x=0.01,
+        ha="left",
+        fontsize=10,
+        weight="bold",
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for suffix in (".png", ".svg"):
+        figure.savefig(path.with_suffix(suffix), dpi=160)
