@@ -46,6 +46,17 @@ class Problem:
         """Expected loss of each string and query, when it is read as the row `gist_XQ` of a table of losses."""
         return (self.answers_XQA * loss_MQA[gist_XQ, np.arange(len(QUERIES))]).sum(-1)
 
+    def best_decoding(self, gists_XQ: np.ndarray) -> dict[str, float]:
+        """Expected losses if each gist is answered from its exact posterior: no decoder of these gists does better."""
+        gists_Z, gist_XQ = np.unique(gists_XQ, return_inverse=True)
+        joint_ZQA = np.zeros((len(gists_Z), *self.answers_XQA.shape[1:]))
+        for query in range(len(QUERIES)):
+            weighted_XA = self.weights_XQ[:, query, None] * self.answers_XQA[:, query]
+            np.add.at(joint_ZQA, (gist_XQ.reshape(gists_XQ.shape)[:, query], query), weighted_XA)
+        posterior_ZQA = joint_ZQA / np.maximum(joint_ZQA.sum(-1, keepdims=True), np.finfo(float).tiny)
+        log_loss = -(joint_ZQA * np.log(np.where(joint_ZQA > 0, posterior_ZQA, 1.0))).sum()
+        return {"log_loss": float(log_loss), "error": float(1 - joint_ZQA.max(-1).sum())}
+
     def of_candidates(self, loss_MQA: np.ndarray, query: int, candidate_lengths_M: np.ndarray) -> np.ndarray:
         """Expected loss of every string read as every candidate that is no longer, infinite elsewhere: `(X, M)`."""
         loss_XM = self.answers_XQA[:, query] @ loss_MQA[:, query].T
@@ -96,10 +107,15 @@ def largest_difference_from_linprog(model, tokenizer, problem: Problem) -> float
 
 def measure_gists(generator, tokenizer, problem: Problem, gists_XQ: np.ndarray, held_out_X: np.ndarray) -> dict:
     """
-    Exact expectations over strings, queries and answers.
+    Exact expectations over strings, queries and answers: the rate, both distortions, each also per query and on held-out
+    strings, and what either half leaves: `_best_decoder` is the same gists decoded from their exact posterior,
+    `_best_encoder` D* of this generator at the rate, with gists no longer than its longest.
 
     Args:
-        generator, tokenizer: who reads the gists.
+        generator ([`~transformers.LlamaForCausalLM`]):
+            Who reads the gists.
+        tokenizer ([`~transformers.PreTrainedTokenizerFast`]):
+            Its tokenizer.
         problem ([`Problem`]):
             The strings.
         gists_XQ (`np.ndarray` of shape `(strings, 7)`):
@@ -114,72 +130,74 @@ def measure_gists(generator, tokenizer, problem: Problem, gists_XQ: np.ndarray, 
     rate_XQ = np.vectorize(len)(gists_XQ) / problem.lengths_X[:, None]
     weights_XQ = problem.weights_XQ
     measures = {"rate": (weights_XQ * rate_XQ).sum(), "gists": len(np.unique(gists_XQ))}
-    best = reader_curves(generator, tokenizer, problem, longest)
+    encoder = "agnostic" if (gists_XQ == gists_XQ[:, :1]).all() else "aware"
+    best_encoder, best_decoder = reader_curves(generator, tokenizer, problem, longest), problem.best_decoding(gists_XQ)
     for name, loss_MQA in losses(generator, tokenizer, read).items():
-        loss_XQ = problem.of_gists(loss_MQA, gist_XQ)
-        measures[name] = (weights_XQ * loss_XQ).sum()
-        measures[f"{name}_per_query"] = ((weights_XQ * loss_XQ).sum(0) / weights_XQ.sum(0)).tolist()
-        measures[f"{name}_held_out"] = (weights_XQ * loss_XQ)[held_out_X].sum() / weights_XQ[held_out_X].sum()
-        measures[f"{name}_empty_gist"] = (weights_XQ * problem.of_gists(loss_MQA, 0 * gist_XQ)).sum()
-        measures[f"{name}_best_encoder"] = best[name].agnostic(measures["rate"])
+        weighted_XQ = weights_XQ * problem.of_gists(loss_MQA, gist_XQ)
+        measures[name] = weighted_XQ.sum()
+        measures[f"{name}_per_query"] = (weighted_XQ.sum(0) / weights_XQ.sum(0)).tolist()
+        measures[f"{name}_held_out"] = weighted_XQ[held_out_X].sum() / weights_XQ[held_out_X].sum()
+        measures[f"{name}_best_encoder"] = getattr(best_encoder[name], encoder)(measures["rate"])
+        measures[f"{name}_best_decoder"] = best_decoder[name]
     return measures
 
 
-def plot(curves: dict[str, QueryCurves], points: dict[str, list[dict]], path: Path):
+def plot(curves: dict[str, QueryCurves], points: dict[str, list[dict]], controls: list[dict], path: Path):
     """
-    D*(R) of the frozen reader, and the co-trained pairs, one panel for each distortion.
+    D*(R) of the frozen reader, the co-trained pairs and the controls, one panel for each distortion.
 
     Args:
         curves (`dict`):
             Of [`reader_curves`].
         points (`dict`):
             `agnostic` or `aware` to a list of points with `rate`, and the mean and standard error of each distortion.
+        controls (`list[dict]`):
+            Points with `rate` and both distortions: no gist, and the cold start's rule, each with a perfect decoder.
         path (`Path`):
             Without a suffix: a PNG and an SVG.
     """
-    figure = Figure(figsize=(10, 4.2), layout="constrained")
+    figure = Figure(figsize=(10, 4.4), layout="constrained")
     for axis, (name, label) in zip(figure.subplots(1, 2), DISTORTIONS.items(), strict=True):
-        ceiling = curves[name].agnostic(0.0)
         for kind, color, text, at in (
-            ("agnostic", NULL, "best possible encoder\nfor the frozen reader,\nD*(R)", 0.26),
-            ("aware", NEUTRAL, "D*(R), encoder\nsees the query", 0.11),
+            ("agnostic", NULL, "frozen reader, best possible encoder: D*(R)", 0.16),
+            ("aware", NEUTRAL, "D*(R), encoder sees the query", 0.05),
         ):
             curve = getattr(curves[name], kind)
             rates = np.unique([*curve.rates_B, 1.0])
             axis.plot(rates, curve(rates), color=color, linewidth=2 if kind == "agnostic" else 1.2)
-            axis.annotate(text, (at, curve(at)), (6, 4), textcoords="offset points", color=color, fontsize=8)
-        for kind, color in (("agnostic", GIST), ("aware", NEUTRAL)):
-            drawn = points.get(kind, [])
+            _label(axis, text, at, curve(at), color, (7, 2))
+        axis.plot(
+            [point["rate"] for point in controls],
+            [point[name] for point in controls],
+            "x--",
+            color=NEUTRAL,
+            linewidth=0.8,
+            markersize=5,
+        )
+        _label(axis, "no gist,\nperfect decoder", 0, controls[0][name], NEUTRAL, (6, -16))
+        last = controls[-1]
+        _label(axis, "evenly spaced bits,\nperfect decoder", last["rate"], last[name], NEUTRAL, (8, -6))
+        for kind, drawn in points.items():
             axis.errorbar(
                 [point["rate"] for point in drawn],
                 [point[name] for point in drawn],
                 yerr=[2 * point[f"{name}_se"] for point in drawn],
-                fmt="o-" if kind == "agnostic" else "s-",
-                color=color,
+                fmt="o-" if kind == "agnostic" else "s:",
+                color=GIST,
                 capsize=4,
                 markersize=5,
-                linewidth=1,
+                linewidth=1.5,
             )
-        if points.get("agnostic"):
-            last = points["agnostic"][0]
-            text = "co-trained pair\n± 2 standard errors"
-            axis.annotate(
-                text,
-                (last["rate"], last[name]),
-                (4, -14),
-                textcoords="offset points",
-                color=GIST,
-                fontsize=8,
-                va="top",
-            )
-        axis.set_xlim(0, 1)
-        axis.set_ylim(0, ceiling)
-        axis.set_xlabel("rate |Z|/|X|, bits of gist per bit of string", fontsize=9)
+            text = "co-trained pair" + (", S sees the query" if kind == "aware" else "")
+            _label(axis, text, drawn[-1]["rate"], drawn[-1][name], GIST, (8, 4))
+        axis.set_xlim(-0.02, 1.02)
+        axis.set_ylim(0, curves[name].agnostic(0.0))
+        axis.set_xlabel("rate: bits of the gist / bits of the string", fontsize=9)
         axis.set_ylabel(label, fontsize=9)
         axis.spines[["top", "right"]].set_visible(False)
         axis.grid(axis="y", alpha=0.2)
     figure.suptitle(
-        "Seven questions about a binary string: a decoder trained with its encoder, against a frozen one",
+        "Seven questions about a binary string, answered from a shorter one (± 2 standard errors over seeds)",
         x=0.01,
         ha="left",
         fontsize=10,
@@ -187,4 +205,8 @@ def plot(curves: dict[str, QueryCurves], points: dict[str, list[dict]], path: Pa
     )
     path.parent.mkdir(parents=True, exist_ok=True)
     for suffix in (".png", ".svg"):
-        figure.savefig(path.with_suffix(suffix), dpi=160)
+        figure.savefig(path.with_suffix(suffix), dpi=130)
+
+
+def _label(axis, text, x, y, color, offset):
+    axis.annotate(text, (x, y), offset, textcoords="offset points", color=color, fontsize=8)

@@ -57,9 +57,14 @@ class EvenlySpacedBits:
     """The cold start's rule: a gist of bits at even distances, from the string's first to its last."""
 
     def gists(self, row: dict, lengths_G: list[int]) -> list[list[int]]:
-        bits = row["context_ids"]
-        positions_G = [np.linspace(len(bits) - 1, 0, length)[::-1].round().astype(int) for length in lengths_G]
-        return [[bits[position] for position in positions] for positions in positions_G]
+        return [evenly_spaced(row["context_ids"], length) for length in lengths_G]
+
+
+def evenly_spaced(bits, length: int):
+    """Of a string or a list; a single one is the last."""
+    positions = np.linspace(len(bits) - 1, 0, length)[::-1].round().astype(int)
+    kept = [bits[position] for position in positions]
+    return "".join(kept) if isinstance(bits, str) else kept
 
 
 def budget(length: int, rate: float) -> int:

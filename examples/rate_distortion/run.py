@@ -19,12 +19,15 @@ https://huggingface.co/papers/2407.15504) on their synthetic task, with a decode
 2. The distortion-rate function D*(R) of that frozen reader is computed exactly, over all binary strings as candidates: no
    encoder, however clever, goes below it.
 3. `GistTrainer` co-trains a summarizer, which can write bits only, and a generator, both of which start as
-   the frozen reader. The
-   gist's alphabet and length are those of the candidates, but the generator may learn another meaning of the bits. That is
-   the point: the frozen reader takes a shorter string for what it says, and is confidently wrong.
+   the frozen reader. The gist's alphabet and lengths are those of the candidates, but the generator may learn another
+   meaning of the bits. That is the point: the frozen reader takes a shorter string for what it says, and is confidently
+   wrong.
 
 Every figure is an exact expectation over all strings of 4-10 bits under the chain; errors are over seeds. A finished
 reader or run in the output folder is not trained again.
+
+Two controls say what of it is not the summarizer's: the best decoder without any gist, and the best decoder of the bits
+that the cold start's rule takes. Neither is trained: both are the exact posterior.
 
 python examples/rate_distortion/run.py
 python examples/rate_distortion/run.py --query_aware   # the summarizer also sees the query
@@ -42,8 +45,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported: the m
 
 import numpy as np
 import torch
-from curves import Problem, largest_difference_from_linprog, measure_gists, plot, reader_curves
-from pair import PairSizes, co_train, write_gists
+from curves import DISTORTIONS, Problem, largest_difference_from_linprog, measure_gists, plot, reader_curves
+from pair import PairSizes, budget, co_train, evenly_spaced, write_gists
 from reader import train_reader
 from rich import box
 from rich.console import Console
@@ -101,11 +104,18 @@ def main(output_dir: str, query_aware: bool, sizes: Sizes | None = None) -> dict
                     path.write_text(json.dumps(run, indent=1))
                 runs[kind].append(json.loads(path.read_text()) | {"asked": rate})
     points = {kind: [summarize_rate(runs[kind], rate, curves, kind) for rate in sizes.rates] for kind in kinds}
-    results = {"reader": whole, "linprog_difference": difference, "points": points, "curves": sampled(curves)}
+    controls = decoder_only(problem, sizes.rates)
+    results = {
+        "reader": whole,
+        "linprog_difference": difference,
+        "points": points,
+        "controls": controls,
+        "curves": sampled(curves),
+    }
     (directory / "results.json").write_text(json.dumps(results, indent=1))
-    plot(curves, points, directory / "rate_distortion")
+    plot(curves, points, controls, directory / "rate_distortion")
     for kind in kinds:
-        print_verdict(console, kind, points[kind])
+        print_verdict(console, kind, points[kind], controls)
     console.print(f"Done in {(time.time() - started) / 60:.1f} minutes. Plot and figures are in {directory}.")
     return results
 
@@ -144,9 +154,7 @@ def co_train_and_measure(reader, tokenizer, problem, held_out_X, excluded, rate,
     return {
         **measure_gists(trainer.generator.eval(), tokenizer, problem, gists_XQ, held_out_X),
         "minutes": (time.time() - started) / 60,
-        "gist_of": {
-            bits: list(dict.fromkeys(row)) for bits, row in zip(problem.strings, gists_XQ.tolist(), strict=True)
-        },
+        "gist_of": dict(zip(problem.strings, gists_XQ[:, : len(shown)].tolist(), strict=True)),
         "log": [
             {name: log[name] for name in ("step", "teacher_kl", "reward", "entropy")}
             for log in trainer.state.log_history
@@ -159,14 +167,29 @@ def summarize_rate(runs, asked, curves, kind) -> dict:
     """Means and standard errors over seeds, and how far below D* at each run's own rate."""
     runs = [run for run in runs if run["asked"] == asked]
     point = {"asked": asked, "rate": float(np.mean([run["rate"] for run in runs]))}
-    for name in ("log_loss", "error"):
+    for name in DISTORTIONS:
         curve = getattr(curves[name], kind)
         below = [curve(run["rate"]) - run[name] for run in runs]
         point["d_star_" + name] = curve(point["rate"])
-        for suffix in ("", "_best_encoder", "_empty_gist", "_held_out"):
+        for suffix in ("", "_best_encoder", "_best_decoder", "_held_out"):
             point[name + suffix], point[f"{name}{suffix}_se"] = mean_and_error([run[name + suffix] for run in runs])
         point[f"{name}_below"], point[f"{name}_below_se"] = mean_and_error(below)
     return point
+
+
+def decoder_only(problem, rates) -> list[dict]:
+    """What a perfect decoder makes of no gist, and of evenly spaced bits at each rate."""
+    controls = []
+    for rate in (0.0, *rates):
+        if rate:
+            gists = [evenly_spaced(bits, budget(len(bits), rate)) for bits in problem.strings]
+        else:
+            gists = [""] * len(problem.strings)
+        gists_XQ = np.array([gists] * len(QUERIES)).T
+        lengths_X = np.array([len(gist) for gist in gists])
+        mean_rate = float((problem.weights_XQ * (lengths_X / problem.lengths_X)[:, None]).sum())
+        controls.append({"rate": mean_rate, **problem.best_decoding(gists_XQ)})
+    return controls
 
 
 def mean_and_error(values) -> tuple[float, float]:
@@ -190,48 +213,41 @@ def sampled(curves) -> dict:
 
 def print_reader(console, whole):
     table = Table(box=box.SIMPLE)
-    for heading in ("", "all", *QUERIES, "held-out strings"):
+    for heading in ("", *DISTORTIONS.values()):
         table.add_column(heading, justify="left" if not heading else "right")
-    for name, label in (("log_loss", "log-loss, nats"), ("error", "wrong answers")):
-        values = [whole[name], *whole[f"{name}_per_query"], whole[f"{name}_held_out"]]
-        table.add_row(label, *(f"{value:.3f}" for value in values))
+    for index, query in enumerate(QUERIES):
+        table.add_row(query, *(f"{whole[f'{name}_per_query'][index]:.3f}" for name in DISTORTIONS))
+    table.add_section()
+    table.add_row("all", *(f"{whole[name]:.3f}" for name in DISTORTIONS))
+    table.add_row("all, on held-out strings", *(f"{whole[f'{name}_held_out']:.3f}" for name in DISTORTIONS))
     console.print(table)
 
 
-def print_verdict(console, kind, points):
-    table = Table(
-        box=box.SIMPLE, title=f"Query-{kind}: the co-trained pair against D*(R), ± standard error over seeds"
-    )
-    for heading in (
-        "rate",
-        "distortion",
-        "D*(R)",
-        "pair",
-        "below by",
-        "best encoder for its G",
-        "empty gist",
-        "verdict",
-    ):
-        table.add_column(heading, justify="right")
-    below = {"log_loss": [], "error": []}
-    for point in points:
-        for name in below:
+def print_verdict(console, kind, points, controls):
+    console.rule(f"[bold]Query-{kind} pairs against D*(R), ± standard error over seeds")
+    columns = ("rate", "D*(R)", "pair", "below by", "", "its code,\nperfect decoder", "its decoder,\nperfect encoder")
+    columns += ("even bits,\nperfect decoder",)
+    for name, label in DISTORTIONS.items():
+        table, below = Table(box=box.SIMPLE, title=label, title_justify="left"), []
+        for heading in columns:
+            table.add_column(heading, justify="right")
+        for point, control in zip(points, controls[1:], strict=True):
             gap, error = point[f"{name}_below"], point[f"{name}_below_se"]
-            if gap > 2 * error:
-                below[name].append(point["asked"])
+            beyond = gap > 2 * error
+            below += [point["asked"]] * beyond
             table.add_row(
                 f"{point['rate']:.3f}",
-                name,
                 f"{point['d_star_' + name]:.3f}",
                 f"{point[name]:.3f} ± {point[f'{name}_se']:.3f}",
                 f"{gap:.3f} ± {error:.3f}",
+                "[bold]below[/bold]" if beyond else "not below",
+                f"{point[f'{name}_best_decoder']:.3f}",
                 f"{point[f'{name}_best_encoder']:.3f}",
-                f"{point[f'{name}_empty_gist']:.3f}",
-                "below" if gap > 2 * error else "not below",
+                f"{control[name]:.3f}",
             )
-    console.print(table)
-    for name, rates in below.items():
-        console.print(f"{name}: below D*(R) by more than two standard errors at {rates or 'no rate'}")
+        console.print(table)
+        console.print(f"{label}: without a gist, a perfect decoder has {controls[0][name]:.3f}")
+        console.print(f"{label}: below D*(R) by more than two standard errors at {below or 'no rate'}", style="bold")
 
 
 if __name__ == "__main__":
