@@ -31,7 +31,7 @@ import pair  # noqa: E402
 import reader  # noqa: E402
 import run  # noqa: E402
 import task  # noqa: E402
-from curves import Problem  # noqa: E402
+from curves import Problem, lloyd_gists  # noqa: E402
 
 
 TINY = run.Sizes(
@@ -176,6 +176,16 @@ def test_the_best_decoder_is_the_posterior():
         "log_loss": pytest.approx(log_loss),
         "error": pytest.approx(1 - sum(answers.max() for answers in counts.values())),
     }
+
+
+def test_lloyds_code_fills_its_budgets_and_beats_evenly_spaced_bits():
+    problem = Problem(range(4, 7))
+    budgets = np.array([2 if len(bits) < 6 else 3 for bits in problem.strings])
+    even = [pair.evenly_spaced(bits, most) for bits, most in zip(problem.strings, budgets, strict=True)]
+    lloyd = lloyd_gists(problem, budgets)
+    assert list(map(len, lloyd)) == list(map(len, even)) == budgets.tolist()
+    lloyds, evens = (problem.best_decoding(np.array([gists] * 7).T) for gists in (lloyd, even))
+    assert lloyds["log_loss"] < evens["log_loss"] - 0.05
 
 
 def test_the_command_trains_measures_plots_and_goes_on_where_it_was(tmp_path, monkeypatch, capsys, bits_tokenizer):

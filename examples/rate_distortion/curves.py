@@ -64,6 +64,33 @@ class Problem:
         return loss_XM
 
 
+def lloyd_gists(problem: Problem, budgets_X: np.ndarray, restarts: int = 8, iterations: int = 25) -> list[str]:
+    """
+    What a code can be worth where the decoder is free: gists of exactly `budgets_X` bits by Lloyd's algorithm. Strings
+    move to the gist whose posterior expects their answers most, and posteriors follow. A local optimum in log-loss.
+    """
+    generator, gists = np.random.default_rng(0), [""] * len(problem.strings)
+    joint_XF = (problem.weights_XQ[:, :, None] * problem.answers_XQA).reshape(len(problem.strings), -1)
+    for bits in np.unique(budgets_X):
+        members, codes, best = np.flatnonzero(budgets_X == bits), 2**bits, np.inf
+        weights = problem.weights_XQ[members].sum(1)
+        for _ in range(restarts):
+            size = min(codes, len(members))
+            centre_ZF = joint_XF[generator.choice(members, size, replace=False, p=weights / weights.sum())]
+            for _ in range(iterations):
+                centre_ZQA = centre_ZF.reshape(len(centre_ZF), len(QUERIES), -1) + 1e-9
+                log_posterior_ZF = np.log(centre_ZQA / centre_ZQA.sum(-1, keepdims=True)).reshape(centre_ZF.shape)
+                cost_XZ = -joint_XF[members] @ log_posterior_ZF.T
+                code_X = cost_XZ.argmin(1)
+                centre_ZF = np.zeros_like(centre_ZF)
+                np.add.at(centre_ZF, code_X, joint_XF[members])
+            if cost_XZ.min(1).sum() < best:
+                best, best_code_X = cost_XZ.min(1).sum(), code_X
+        for member, code in zip(members, best_code_X, strict=True):
+            gists[member] = format(code, f"0{bits}b")
+    return gists
+
+
 def reader_curves(model, tokenizer, problem: Problem, longest: int) -> dict[str, QueryCurves]:
     """D*(R) of a frozen reader over all binary strings up to a length, the empty one too, in each of `DISTORTIONS`."""
     candidates = all_strings(range(longest + 1))
@@ -142,7 +169,7 @@ def measure_gists(generator, tokenizer, problem: Problem, gists_XQ: np.ndarray, 
     return measures
 
 
-def plot(curves: dict[str, QueryCurves], points: dict[str, list[dict]], controls: list[dict], path: Path):
+def plot(curves: dict[str, QueryCurves], points: dict[str, list[dict]], controls: dict[str, list[dict]], path: Path):
     """
     D*(R) of the frozen reader, the co-trained pairs and the controls, one panel for each distortion.
 
@@ -151,49 +178,22 @@ def plot(curves: dict[str, QueryCurves], points: dict[str, list[dict]], controls
             Of [`reader_curves`].
         points (`dict`):
             `agnostic` or `aware` to a list of points with `rate`, and the mean and standard error of each distortion.
-        controls (`list[dict]`):
-            Points with `rate` and both distortions: no gist, and the cold start's rule, each with a perfect decoder.
+        controls (`dict`):
+            A perfect decoder of `no gist`, of `evenly spaced bits` and of `Lloyd's code`: points with `rate` and both
+            distortions.
         path (`Path`):
             Without a suffix: a PNG and an SVG.
     """
     figure = Figure(figsize=(10, 4.4), layout="constrained")
-    for axis, (name, label) in zip(figure.subplots(1, 2), DISTORTIONS.items(), strict=True):
-        for kind, color, text, at in (
-            ("agnostic", NULL, "frozen reader, best possible encoder: D*(R)", 0.16),
-            ("aware", NEUTRAL, "D*(R), encoder sees the query", 0.05),
-        ):
-            curve = getattr(curves[name], kind)
-            rates = np.unique([*curve.rates_B, 1.0])
-            axis.plot(rates, curve(rates), color=color, linewidth=2 if kind == "agnostic" else 1.2)
-            _label(axis, text, at, curve(at), color, (7, 2))
-        axis.plot(
-            [point["rate"] for point in controls],
-            [point[name] for point in controls],
-            "x--",
-            color=NEUTRAL,
-            linewidth=0.8,
-            markersize=5,
-        )
-        _label(axis, "no gist,\nperfect decoder", 0, controls[0][name], NEUTRAL, (6, -16))
-        last = controls[-1]
-        _label(axis, "evenly spaced bits,\nperfect decoder", last["rate"], last[name], NEUTRAL, (8, -6))
+    for axis, name in zip(figure.subplots(1, 2), DISTORTIONS, strict=True):
+        _draw_curves(axis, curves[name])
+        _draw_controls(axis, controls, name)
         for kind, drawn in points.items():
-            axis.errorbar(
-                [point["rate"] for point in drawn],
-                [point[name] for point in drawn],
-                yerr=[2 * point[f"{name}_se"] for point in drawn],
-                fmt="o-" if kind == "agnostic" else "s:",
-                color=GIST,
-                capsize=4,
-                markersize=5,
-                linewidth=1.5,
-            )
-            text = "co-trained pair" + (", S sees the query" if kind == "aware" else "")
-            _label(axis, text, drawn[-1]["rate"], drawn[-1][name], GIST, (8, 4))
+            _draw_pairs(axis, drawn, name, kind)
         axis.set_xlim(-0.02, 1.02)
         axis.set_ylim(0, curves[name].agnostic(0.0))
         axis.set_xlabel("rate: bits of the gist / bits of the string", fontsize=9)
-        axis.set_ylabel(label, fontsize=9)
+        axis.set_ylabel(DISTORTIONS[name], fontsize=9)
         axis.spines[["top", "right"]].set_visible(False)
         axis.grid(axis="y", alpha=0.2)
     figure.suptitle(
@@ -206,6 +206,36 @@ def plot(curves: dict[str, QueryCurves], points: dict[str, list[dict]], controls
     path.parent.mkdir(parents=True, exist_ok=True)
     for suffix in (".png", ".svg"):
         figure.savefig(path.with_suffix(suffix), dpi=130)
+
+
+def _draw_curves(axis, curves):
+    for kind, color, text, at in (
+        ("agnostic", NULL, "frozen reader, best possible encoder: D*(R)", 0.16),
+        ("aware", NEUTRAL, "D*(R), encoder sees the query", 0.05),
+    ):
+        curve = getattr(curves, kind)
+        rates = np.unique([*curve.rates_B, 1.0])
+        axis.plot(rates, curve(rates), color=color, linewidth=2 if kind == "agnostic" else 1.2)
+        _label(axis, text, at, curve(at), color, (7, 2))
+
+
+def _draw_controls(axis, controls, name):
+    none = controls["no gist"][0]
+    for text, style in (("evenly spaced bits", "x--"), ("Lloyd's code", "x:")):
+        drawn = [none, *controls[text]]
+        rates, values = ([point[key] for point in drawn] for key in ("rate", name))
+        axis.plot(rates, values, style, color=NEUTRAL, linewidth=0.8, markersize=5)
+        _label(axis, f"{text},\nperfect decoder", rates[-1], values[-1], NEUTRAL, (8, -8))
+    _label(axis, "no gist,\nperfect decoder", 0, none[name], NEUTRAL, (6, -18))
+
+
+def _draw_pairs(axis, points, name, kind):
+    rates, values = ([point[key] for point in points] for key in ("rate", name))
+    errors = [2 * point[f"{name}_se"] for point in points]
+    style = "o-" if kind == "agnostic" else "s:"
+    axis.errorbar(rates, values, yerr=errors, fmt=style, color=GIST, capsize=4, markersize=5, linewidth=1.5)
+    text = "co-trained pair" + (", S sees the query" if kind == "aware" else "")
+    _label(axis, text, rates[-1], values[-1], GIST, (8, 4))
 
 
 def _label(axis, text, x, y, color, offset):

@@ -32,7 +32,7 @@ from trl_gist.rewards import kl_gain
 class PairSizes:
     """What a co-training run costs."""
 
-    steps: int = 160
+    steps: int = 200
     cold_start_steps: int = 50
     contexts: int = 64
     generations: int = 4
@@ -85,27 +85,9 @@ def training_windows(
     return Dataset.from_list(rows)
 
 
-def co_train(
-    reader: LlamaForCausalLM,
-    tokenizer: PreTrainedTokenizerFast,
-    lengths: range,
-    rate: float,
-    excluded: set[str],
-    sizes: PairSizes,
-    seed: int,
-    query_aware: bool,
-    output_dir: Path,
-) -> GistTrainer:
-    """
-    A trained pair whose gists have at most `rate` times the string's length in bits. Both models start as the frozen
-    reader, the summarizer with a head of its own.
-    """
-    torch.manual_seed(seed)
-    summarizer = copy_of(reader)
-    summarizer.lm_head = BitsHead(summarizer.lm_head, tokenizer)
+def pair_config(output_dir: Path, sizes: PairSizes, longest: int, seed: int, query_aware: bool) -> GistConfig:
     rows = sizes.contexts * sizes.generations
-    longest = budget(lengths[-1], rate)
-    args = GistConfig(
+    return GistConfig(
         output_dir=str(output_dir),
         # The budget's token stands between the string and the gist
         summarizer_prompt="{context}{last_k}<{budget}>" if query_aware else "{context}<{budget}>",
@@ -132,6 +114,27 @@ def co_train(
         report_to="none",
         seed=seed,
     )
+
+
+def co_train(
+    reader: LlamaForCausalLM,
+    tokenizer: PreTrainedTokenizerFast,
+    lengths: range,
+    rate: float,
+    excluded: set[str],
+    sizes: PairSizes,
+    seed: int,
+    query_aware: bool,
+    output_dir: Path,
+) -> GistTrainer:
+    """
+    A trained pair whose gists have at most `rate` times the string's length in bits. Both models start as the frozen
+    reader, the summarizer with a head of its own.
+    """
+    torch.manual_seed(seed)
+    summarizer = copy_of(reader)
+    summarizer.lm_head = BitsHead(summarizer.lm_head, tokenizer)
+    args = pair_config(output_dir, sizes, budget(lengths[-1], rate), seed, query_aware)
     trainer = GistTrainer(
         model=summarizer,
         args=args,

@@ -26,8 +26,8 @@ https://huggingface.co/papers/2407.15504) on their synthetic task, with a decode
 Every figure is an exact expectation over all strings of 4-10 bits under the chain; errors are over seeds. A finished
 reader or run in the output folder is not trained again.
 
-Two controls say what of it is not the summarizer's: the best decoder without any gist, and the best decoder of the bits
-that the cold start's rule takes. Neither is trained: both are the exact posterior.
+Three controls are decoded by the exact posterior, and none is trained: no gist at all and the bits that the cold start's
+rule takes say what of it is not the summarizer's; a code by Lloyd's algorithm says how much a code can be worth.
 
 python examples/rate_distortion/run.py
 python examples/rate_distortion/run.py --query_aware   # the summarizer also sees the query
@@ -45,7 +45,15 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported: the m
 
 import numpy as np
 import torch
-from curves import DISTORTIONS, Problem, largest_difference_from_linprog, measure_gists, plot, reader_curves
+from curves import (
+    DISTORTIONS,
+    Problem,
+    largest_difference_from_linprog,
+    lloyd_gists,
+    measure_gists,
+    plot,
+    reader_curves,
+)
 from pair import PairSizes, budget, co_train, evenly_spaced, write_gists
 from reader import train_reader
 from rich import box
@@ -104,7 +112,7 @@ def main(output_dir: str, query_aware: bool, sizes: Sizes | None = None) -> dict
                     path.write_text(json.dumps(run, indent=1))
                 runs[kind].append(json.loads(path.read_text()) | {"asked": rate})
     points = {kind: [summarize_rate(runs[kind], rate, curves, kind) for rate in sizes.rates] for kind in kinds}
-    controls = decoder_only(problem, sizes.rates)
+    controls = perfect_decoders(problem, sizes.rates)
     results = {
         "reader": whole,
         "linprog_difference": difference,
@@ -177,19 +185,23 @@ def summarize_rate(runs, asked, curves, kind) -> dict:
     return point
 
 
-def decoder_only(problem, rates) -> list[dict]:
-    """What a perfect decoder makes of no gist, and of evenly spaced bits at each rate."""
-    controls = []
-    for rate in (0.0, *rates):
-        if rate:
-            gists = [evenly_spaced(bits, budget(len(bits), rate)) for bits in problem.strings]
-        else:
-            gists = [""] * len(problem.strings)
+def perfect_decoders(problem, rates) -> dict[str, list[dict]]:
+    """What an exact posterior makes of no gist, and at each rate of the cold start's rule and of Lloyd's code."""
+
+    def point(gists):
         gists_XQ = np.array([gists] * len(QUERIES)).T
-        lengths_X = np.array([len(gist) for gist in gists])
-        mean_rate = float((problem.weights_XQ * (lengths_X / problem.lengths_X)[:, None]).sum())
-        controls.append({"rate": mean_rate, **problem.best_decoding(gists_XQ)})
-    return controls
+        rates_X = np.array([len(gist) for gist in gists]) / problem.lengths_X
+        return {"rate": float(problem.weights_XQ.sum(1) @ rates_X), **problem.best_decoding(gists_XQ)}
+
+    budgets = [np.array([budget(len(bits), rate) for bits in problem.strings]) for rate in rates]
+    return {
+        "no gist": [point([""] * len(problem.strings))],
+        "evenly spaced bits": [
+            point([evenly_spaced(bits, most) for bits, most in zip(problem.strings, budgets_X, strict=True)])
+            for budgets_X in budgets
+        ],
+        "Lloyd's code": [point(lloyd_gists(problem, budgets_X)) for budgets_X in budgets],
+    }
 
 
 def mean_and_error(values) -> tuple[float, float]:
@@ -226,12 +238,12 @@ def print_reader(console, whole):
 def print_verdict(console, kind, points, controls):
     console.rule(f"[bold]Query-{kind} pairs against D*(R), ± standard error over seeds")
     columns = ("rate", "D*(R)", "pair", "below by", "", "its code,\nperfect decoder", "its decoder,\nperfect encoder")
-    columns += ("even bits,\nperfect decoder",)
+    columns += ("even bits,\nperfect decoder", "Lloyd's code,\nperfect decoder")
     for name, label in DISTORTIONS.items():
         table, below = Table(box=box.SIMPLE, title=label, title_justify="left"), []
         for heading in columns:
             table.add_column(heading, justify="right")
-        for point, control in zip(points, controls[1:], strict=True):
+        for index, point in enumerate(points):
             gap, error = point[f"{name}_below"], point[f"{name}_below_se"]
             beyond = gap > 2 * error
             below += [point["asked"]] * beyond
@@ -243,10 +255,10 @@ def print_verdict(console, kind, points, controls):
                 "[bold]below[/bold]" if beyond else "not below",
                 f"{point[f'{name}_best_decoder']:.3f}",
                 f"{point[f'{name}_best_encoder']:.3f}",
-                f"{control[name]:.3f}",
+                *(f"{controls[control][index][name]:.3f}" for control in ("evenly spaced bits", "Lloyd's code")),
             )
         console.print(table)
-        console.print(f"{label}: without a gist, a perfect decoder has {controls[0][name]:.3f}")
+        console.print(f"{label}: without a gist, a perfect decoder has {controls['no gist'][0][name]:.3f}")
         console.print(f"{label}: below D*(R) by more than two standard errors at {below or 'no rate'}", style="bold")
 
 
