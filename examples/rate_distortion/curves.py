@@ -18,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
 from reader import losses
 from scipy.optimize import linprog
 from scipy.sparse import coo_array
@@ -28,6 +29,7 @@ from trl_gist.evaluation.rate_distortion import QueryCurves, distortion_rate_cur
 
 
 DISTORTIONS = {"log_loss": "log-loss, nats per answer", "error": "wrong answers, share"}
+TICKS = (0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5)
 
 
 @dataclass
@@ -190,8 +192,13 @@ def plot(curves: dict[str, QueryCurves], points: dict[str, list[dict]], controls
         _draw_controls(axis, controls, name)
         for kind, drawn in points.items():
             _draw_pairs(axis, drawn, name, kind)
-        axis.set_xlim(-0.02, 1.02)
-        axis.set_ylim(0, curves[name].agnostic(0.0))
+        axis.set_xlim(-0.16, 1.02)
+        axis.set_xticks(np.arange(6) / 5)
+        axis.set_yscale("log")
+        axis.set_ylim(bottom=0.75 * axis.get_ylim()[0])
+        axis.set_yticks([tick for tick in TICKS if tick < curves[name].agnostic(0.0)])
+        axis.yaxis.set_major_formatter("{x:g}")
+        axis.yaxis.set_minor_formatter(NullFormatter())
         axis.set_xlabel("rate: bits of the gist / bits of the string", fontsize=9)
         axis.set_ylabel(DISTORTIONS[name], fontsize=9)
         axis.spines[["top", "right"]].set_visible(False)
@@ -209,14 +216,14 @@ def plot(curves: dict[str, QueryCurves], points: dict[str, list[dict]], controls
 
 
 def _draw_curves(axis, curves):
-    for kind, color, text, at in (
-        ("agnostic", NULL, "frozen reader, best possible encoder: D*(R)", 0.16),
-        ("aware", NEUTRAL, "D*(R), encoder sees the query", 0.05),
+    for kind, color, text, at, offset, side in (
+        ("agnostic", NULL, "best encoder for the\nfrozen reader, D*(R)", 0.82, (0, 8), "left"),
+        ("aware", NEUTRAL, "D*(R), encoder sees the query", 1.0, (2, -12), "right"),
     ):
         curve = getattr(curves, kind)
         rates = np.unique([*curve.rates_B, 1.0])
-        axis.plot(rates, curve(rates), color=color, linewidth=2 if kind == "agnostic" else 1.2)
-        _label(axis, text, at, curve(at), color, (7, 2))
+        axis.plot(rates, curve(rates), color=color, linewidth=2 if kind == "agnostic" else 1)
+        _label(axis, text, at, curve(at), color, offset, side)
 
 
 def _draw_controls(axis, controls, name):
@@ -225,8 +232,9 @@ def _draw_controls(axis, controls, name):
         drawn = [none, *controls[text]]
         rates, values = ([point[key] for point in drawn] for key in ("rate", name))
         axis.plot(rates, values, style, color=NEUTRAL, linewidth=0.8, markersize=5)
-        _label(axis, f"{text},\nperfect decoder", rates[-1], values[-1], NEUTRAL, (8, -8))
-    _label(axis, "no gist,\nperfect decoder", 0, none[name], NEUTRAL, (6, -18))
+        label = text.replace(" ", "\n", 1) + ",\nperfect\ndecoder"
+        _label(axis, label, rates[-1], values[-1], NEUTRAL, (8, -30))
+    _label(axis, "no gist,\nperfect\ndecoder", 0, none[name], NEUTRAL, (-5, -16), "right")
 
 
 def _draw_pairs(axis, points, name, kind):
@@ -235,8 +243,9 @@ def _draw_pairs(axis, points, name, kind):
     style = "o-" if kind == "agnostic" else "s:"
     axis.errorbar(rates, values, yerr=errors, fmt=style, color=GIST, capsize=4, markersize=5, linewidth=1.5)
     text = "co-trained pair" + (", S sees the query" if kind == "aware" else "")
-    _label(axis, text, rates[-1], values[-1], GIST, (8, 4))
+    middle = len(rates) // 2
+    _label(axis, text, rates[middle], values[middle], GIST, (0, 8), "center")
 
 
-def _label(axis, text, x, y, color, offset):
-    axis.annotate(text, (x, y), offset, textcoords="offset points", color=color, fontsize=8)
+def _label(axis, text, x, y, color, offset, side="left"):
+    axis.annotate(text, (x, y), offset, textcoords="offset points", color=color, fontsize=8, ha=side)
