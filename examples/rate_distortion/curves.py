@@ -181,7 +181,7 @@ def plot(curves: dict[str, QueryCurves], points: dict[str, list[dict]], controls
         points (`dict`):
             `agnostic` or `aware` to a list of points with `rate`, and the mean and standard error of each distortion.
         controls (`dict`):
-            A perfect decoder of `no gist`, of `evenly spaced bits` and of `Lloyd's code`: points with `rate` and both
+            A perfect decoder of `no gist`, of `even bits` and of `Lloyd's code`: points with `rate` and both
             distortions.
         path (`Path`):
             Without a suffix: a PNG and an SVG.
@@ -204,7 +204,8 @@ def plot(curves: dict[str, QueryCurves], points: dict[str, list[dict]], controls
         axis.spines[["top", "right"]].set_visible(False)
         axis.grid(axis="y", alpha=0.2)
     figure.suptitle(
-        "Seven questions about a binary string, answered from a shorter one (± 2 standard errors over seeds)",
+        "Seven questions about a binary string, answered from a shorter one\n"
+        "± 2 standard errors over seeds; crosses: decoded by the exact posterior",
         x=0.01,
         ha="left",
         fontsize=10,
@@ -228,13 +229,12 @@ def _draw_curves(axis, curves):
 
 def _draw_controls(axis, controls, name):
     none = controls["no gist"][0]
-    for text, style in (("evenly spaced bits", "x--"), ("Lloyd's code", "x:")):
+    for text, style in (("even bits", "x--"), ("Lloyd's code", "x:")):
         drawn = [none, *controls[text]]
         rates, values = ([point[key] for point in drawn] for key in ("rate", name))
         axis.plot(rates, values, style, color=NEUTRAL, linewidth=0.8, markersize=5)
-        label = text.replace(" ", "\n", 1) + ",\nperfect\ndecoder"
-        _label(axis, label, rates[-1], values[-1], NEUTRAL, (8, -30))
-    _label(axis, "no gist,\nperfect\ndecoder", 0, none[name], NEUTRAL, (-5, -16), "right")
+        _label(axis, text, rates[-1], values[-1], NEUTRAL, (7, -3))
+    _label(axis, "no gist", 0, none[name], NEUTRAL, (-5, -3), "right")
 
 
 def _draw_pairs(axis, points, name, kind):

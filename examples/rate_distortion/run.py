@@ -196,7 +196,7 @@ def perfect_decoders(problem, rates) -> dict[str, list[dict]]:
     budgets = [np.array([budget(len(bits), rate) for bits in problem.strings]) for rate in rates]
     return {
         "no gist": [point([""] * len(problem.strings))],
-        "evenly spaced bits": [
+        "even bits": [
             point([evenly_spaced(bits, most) for bits, most in zip(problem.strings, budgets_X, strict=True)])
             for budgets_X in budgets
         ],
@@ -255,7 +255,7 @@ def print_verdict(console, kind, points, controls):
                 "[bold]below[/bold]" if beyond else "not below",
                 f"{point[f'{name}_best_decoder']:.3f}",
                 f"{point[f'{name}_best_encoder']:.3f}",
-                *(f"{controls[control][index][name]:.3f}" for control in ("evenly spaced bits", "Lloyd's code")),
+                *(f"{controls[control][index][name]:.3f}" for control in ("even bits", "Lloyd's code")),
             )
         console.print(table)
         console.print(f"{label}: without a gist, a perfect decoder has {controls['no gist'][0][name]:.3f}")
