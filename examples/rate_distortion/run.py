@@ -76,7 +76,7 @@ class Sizes:
     reader_steps: int = 1200
     reader_batch: int = 24
     reader_prefixes: int = 6
-    rates: tuple[float, ...] = (0.3, 0.5, 0.7)
+    rates: tuple[float, ...] = (0.3, 0.4, 0.5, 0.7)
     seeds: tuple[int, ...] = (0, 1, 2)
     pair: PairSizes = field(default_factory=PairSizes)
 
@@ -246,7 +246,7 @@ def print_verdict(console, kind, points, controls):
         for index, point in enumerate(points):
             gap, error = point[f"{name}_below"], point[f"{name}_below_se"]
             beyond = gap > 2 * error
-            below += [point["asked"]] * beyond
+            below += [round(point["rate"], 3)] * beyond
             table.add_row(
                 f"{point['rate']:.3f}",
                 f"{point['d_star_' + name]:.3f}",
