@@ -98,7 +98,8 @@ class GistConfig(GRPOConfig):
         gist_length_range (`list[int]`, *optional*):
             Least and greatest budget, in tokens. Every context of a rollout draws one, the prompt states it (write
             `{budget}` into `summarizer_prompt`; the default prompt does) and the gist is cut there: one model for
-            every rate in between. `max_completion_length` becomes the greatest.
+            every rate in between. A `budget` column of the dataset, where there is one, gives the budgets instead.
+            `max_completion_length` is the greatest.
 
         > Parameters that control the generator
 

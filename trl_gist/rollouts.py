@@ -37,12 +37,18 @@ class GistRollouts:
     """
 
     def _set_budgets(self, rows: list[dict]):
-        """The most tokens that each row's gist may have; all gists of a context share one."""
+        """The most tokens that each row's gist may have: its `budget` column, or one drawn for all gists of a context."""
         if self.args.gist_length_range is None:
             return
         least, greatest = self.args.gist_length_range
         for index, row in enumerate(rows):
-            if not self.model.training:  # spread evenly, and the same in every evaluation
+            if row.get("budget") is not None:  # a column of the dataset
+                if not least <= row["budget"] <= greatest:
+                    raise ValueError(
+                        f"The dataset's `budget` column has {row['budget']}, outside `gist_length_range` ({least}, "
+                        f"{greatest}). Widen the range, or change the column."
+                    )
+            elif not self.model.training:  # spread evenly, and the same in every evaluation
                 fraction = _GOLDEN_RATIO * (len(self.eval_rows) + index) % 1
                 row["budget"] = least + int(fraction * (greatest - least + 1))
             elif index % self.num_generations == 0:
