@@ -69,9 +69,8 @@ class Sizes:
     """What the whole command costs."""
 
     lengths: range = EVALUATED_LENGTHS
-    checked_lengths: range = range(
-        4, 7
-    )  # of the linear program, whose variables are all pairs of string and candidate
+    # Of the brute-force linear program, whose variables are all pairs of string and candidate
+    checked_lengths: range = range(4, 7)
     reader_lengths: range = range(2, MAX_LENGTH + 1)
     reader_steps: int = 1200
     reader_batch: int = 24
