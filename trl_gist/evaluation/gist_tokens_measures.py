@@ -48,7 +48,7 @@ from ..roles import base_of
 from ..scoring import GistScorer
 from .gist_tokens import GistTokenModel
 from .measures import standard_error
-from .plots import GIST, NEUTRAL, NULL, _save
+from .plots import GIST, NEUTRAL, NULL, save_figure
 
 
 _CLOSE = ("teacher_kl", "kl_gain_over_negative", "nll", "gain_over_negative", "rouge_l")
@@ -279,7 +279,7 @@ def plot_gist_tokens(readers: list[dict], path: str | os.PathLike):
             frameon=False, fontsize=8.5, loc="lower right" if axis is gain else "lower left", borderaxespad=1.5
         )
     figure.suptitle("± standard error over documents", fontsize=8.5, color=NEUTRAL, x=0.99, ha="right")
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def _draw(axis, readers, kind, name, label, color, shift=1.0):
