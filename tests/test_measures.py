@@ -24,7 +24,7 @@ import torch
 from tiny import make_model
 
 from trl_gist.evaluation import add_controls, standard_error, summarize
-from trl_gist.evaluation.measures import CONTROLS, _mean_and_error, other_documents
+from trl_gist.evaluation.measures import CONTROLS, other_documents, ratio_and_error
 from trl_gist.gist_config import SUMMARIZER_PROMPT
 from trl_gist.prompts import GistPrompts
 from trl_gist.scoring import GistScorer, TargetScorer
@@ -79,7 +79,7 @@ def test_uneven_documents_follow_the_cluster_formula_spelled_out():
     rng = np.random.default_rng(3)
     documents = rng.integers(0, 9, size=60)
     numerator, denominator = rng.normal(size=60), rng.uniform(0.5, 1.5, size=60)
-    ratio, error = _mean_and_error(numerator, denominator, documents)
+    ratio, error = ratio_and_error(numerator, denominator, documents)
     names = set(documents.tolist())
     squares = 0.0
     for name in names:
@@ -96,7 +96,7 @@ def test_error_of_a_ratio_agrees_with_leaving_documents_out():
     effect = rng.normal(0.3, 0.2, size=80)[documents]
     denominator = rng.uniform(0.5, 1.5, size=len(documents))
     numerator = effect * denominator + rng.normal(0, 0.05, size=len(documents))
-    _, error = _mean_and_error(numerator, denominator, documents)
+    _, error = ratio_and_error(numerator, denominator, documents)
     left_out = np.array(
         [numerator[documents != d].sum() / denominator[documents != d].sum() for d in range(80)], dtype=float
     )
@@ -115,17 +115,17 @@ def test_error_covers_the_truth_as_often_as_it_says():
 
 
 def test_one_document_alone_has_no_standard_error():
-    ratio, error = _mean_and_error(np.array([1.0, 2.0]), np.ones(2), ["a", "a"])
+    ratio, error = ratio_and_error(np.array([1.0, 2.0]), np.ones(2), ["a", "a"])
     assert ratio == 1.5 and math.isnan(error)
 
 
 def test_rows_without_a_value_are_left_out_of_it():
-    ratio, error = _mean_and_error(np.array([1.0, math.nan, 3.0]), np.ones(3), ["a", "b", "c"])
+    ratio, error = ratio_and_error(np.array([1.0, math.nan, 3.0]), np.ones(3), ["a", "b", "c"])
     assert (ratio, error) == (2.0, pytest.approx(1.0))
 
 
 def test_no_value_at_all_gives_nan_and_not_an_exception():
-    assert all(math.isnan(value) for value in _mean_and_error(np.array([math.nan]), np.ones(1), ["a"]))
+    assert all(math.isnan(value) for value in ratio_and_error(np.array([math.nan]), np.ones(1), ["a"]))
 
 
 @pytest.mark.parametrize("documents", [["a", "b", "b"], [1, "1b", "1b"], [None, 1, 1], [(1, 2), 3, 3]])
