@@ -388,7 +388,7 @@ def test_a_reward_for_one_word_raises_degenerate_vocabulary_and_ignores_context(
     def likes_one_token(gist_ids, **kwargs):
         return [gist.count(40) / max(1, len(gist)) for gist in gist_ids]
 
-    trainer = run(reward_funcs=likes_one_token, learning_rate=2e-2, max_steps=26)
+    trainer = run(reward_funcs=likes_one_token, learning_rate=2e-2, max_steps=40)
     seen = alarms_of(trainer)
     assert seen[:8] == [set()] * 8 and seen[-1] == {"degenerate_vocabulary", "ignores_context"}
     # Loops are seen at once; that gists are the same for all contexts takes a window of them
