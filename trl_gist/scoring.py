@@ -222,10 +222,9 @@ class GistScorer:
         shape `(target positions, hidden)`, from which its distribution is recomputed where it is needed, and its mean
         log-prob of the target.
         """
-        device = self._device()
         cached_D = [None if self.teacher_cache is None else self.teacher_cache.get(row) for row in documents]
         unread = [row for row, hidden_TH in zip(documents, cached_D, strict=True) if hidden_TH is None]
-        read, log_prob_D = [], []
+        read, device = [], self._device()
         with torch.no_grad(), self.autocast():
             prompts = [self.prompts.teacher(row["context_ids"], row["last_k_ids"]) for row in unread]
             for batch in self._batches(unread, prompts):
@@ -236,11 +235,17 @@ class GistScorer:
                     self.teacher_cache.put(row, hidden_TH)
             new = iter(read)
             hidden_D = [next(new) if hidden_TH is None else hidden_TH.to(device) for hidden_TH in cached_D]
-            for row, hidden_TH in zip(documents, hidden_D, strict=True):
-                target_T = torch.tensor(row["target_ids"], device=device)
-                logps_T = self.teacher.log_probs(hidden_TH).gather(-1, target_T.unsqueeze(-1))
-                log_prob_D.append(logps_T.double().mean().item())
-        return hidden_D, log_prob_D
+        return hidden_D, [logps_T.mean().item() for logps_T in self.teacher_readings(documents, hidden_D)]
+
+    def teacher_readings(self, documents: list[dict], teacher_hidden: list[torch.Tensor]) -> list[torch.Tensor]:
+        """The teacher's log-prob of every target token on the whole context, from what [`read_contexts`] gave of it."""
+        logps_D = []
+        with torch.no_grad(), self.autocast():
+            for row, hidden_TH in zip(documents, teacher_hidden, strict=True):
+                target_T = torch.tensor(row["target_ids"], device=hidden_TH.device)
+                logps_T = self.teacher.log_probs(hidden_TH).gather(-1, target_T.unsqueeze(-1)).squeeze(-1)
+                logps_D.append(logps_T.double())
+        return logps_D
 
     def read(
         self, model: nn.Module, rows: list[dict], prompts: list[list[int]], teacher_hidden: list[torch.Tensor]

@@ -81,11 +81,13 @@ class PairReadings:
     budgets: list[int] | None = None
     generator_only: PreTrainedModel | PeftModel | None = None
     _lenders: dict = field(default_factory=dict, repr=False)
+    _read: dict = field(default_factory=dict, repr=False)  # of one batch, by who reads what
 
     def __post_init__(self):
         models = [self.compactor.generator, self.teacher]
         for model in models if self.generator_only is None else [*models, self.generator_only]:
             check_logits(model)
+        self.alone = None if self.generator_only is None else TargetScorer(self.generator_only)
         self.scorer = GistScorer(
             TargetScorer(self.compactor.generator),
             TargetScorer(self.teacher),
@@ -126,6 +128,7 @@ class PairReadings:
 
     def _read_batch(self, windows):
         self.scorer.teacher_cache.clear()
+        self._read.clear()
         rows_by_setting = [self._read_setting(windows, *setting) for setting in self.settings]
         return [row for rows in zip(*rows_by_setting, strict=True) for row in rows]
 
@@ -141,20 +144,23 @@ class PairReadings:
             row |= self._texts(row)
         self._lend(rows, (last_k, budget))
         teacher_hidden, _ = self.scorer.read_contexts(rows)
-        for row in rows:
-            row["log_probs"], row["kls"] = {}, {}
+        for row, logps_T in zip(rows, self.scorer.teacher_readings(rows, teacher_hidden), strict=True):
+            row["log_probs"] = {"teacher": _rounded(logps_T)}
+            row["kls"] = {"teacher": [0.0] * len(logps_T)}
         for reader, (model, prompts) in self._prompts(rows, (last_k, budget)).items():
-            present = [index for index, prompt in enumerate(prompts) if prompt is not None]
-            readings = self.scorer.read(
-                model,
-                [rows[index] for index in present],
-                [prompts[index] for index in present],
-                [teacher_hidden[index] for index in present],
-            )
-            for index, (logps_T, kl_T) in zip(present, readings, strict=True):
-                rows[index]["log_probs"][reader] = [round(value, 5) for value in logps_T.tolist()]
-                rows[index]["kls"][reader] = [round(value, 5) for value in kl_T.tolist()]
+            for row, reading in zip(rows, self._read_once(model, rows, prompts, teacher_hidden), strict=True):
+                if reading is not None:
+                    row["log_probs"][reader], row["kls"][reader] = reading
         return rows
+
+    def _read_once(self, model, rows, prompts, teacher_hidden):
+        """Readings of a batch's prompts, `None` where there is none; what another setting has asked is not read again."""
+        keys = [None if ids is None else (id(model), row, *ids) for row, ids in enumerate(prompts)]
+        new = [row for row, key in enumerate(keys) if key is not None and key not in self._read]
+        of_new = ([column[row] for row in new] for column in (rows, prompts, teacher_hidden))
+        for row, (logps_T, kl_T) in zip(new, self.scorer.read(model, *of_new), strict=True):
+            self._read[keys[row]] = _rounded(logps_T), _rounded(kl_T)
+        return [self._read.get(key) for key in keys]
 
     def _with_last_k(self, window, last_k):
         row = {name: window[name] for name in ("document_id", "context_ids", "last_k_ids", "target_ids")}
@@ -197,7 +203,7 @@ class PairReadings:
         return {name: decode(ids) for name, ids in texts.items()}
 
     def _prompts(self, rows, setting):
-        """Who reads what: `{reader: (model, a prompt for each row or None)}`."""
+        """Who reads what, but for the teacher on X: `{reader: (model, a prompt for each row or None)}`."""
         prompts, generator, teacher = self.compactor.prompts, self.scorer.generator, self.scorer.teacher
         through = [through_last_k(row["context_ids"], row["last_k_ids"]) for row in rows]
 
@@ -209,7 +215,6 @@ class PairReadings:
 
         empty = [[] for _ in rows]
         readers = {
-            "teacher": (teacher, [prompts.plain(ids) for ids in through]),
             "gist": (generator, generated([row["gist_ids"] for row in rows])),
             "null": (generator, generated(empty)),
             "shuffled": (generator, generated([self._borrow(row, setting) for row in rows])),
@@ -225,7 +230,7 @@ class PairReadings:
             ),
         }
         if self.generator_only is not None:
-            readers["generator_only"] = (TargetScorer(self.generator_only), generated(empty))
+            readers["generator_only"] = (self.alone, generated(empty))
         return readers
 
     def _lend(self, rows, setting):
@@ -244,6 +249,10 @@ class PairReadings:
     def _ordinary_tokens(self):
         special = self.compactor.prompts.special_ids
         return [token for token in range(len(self.compactor.tokenizer)) if token not in special]
+
+
+def _rounded(values_T):
+    return [round(value, 5) for value in values_T.tolist()]
 
 
 class _MemoryCache(dict):
