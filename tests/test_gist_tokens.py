@@ -34,12 +34,12 @@ from trl_gist.evaluation.gist_tokens import CONDITIONS, GistTokenModel, _leave_g
 from trl_gist.evaluation.gist_tokens_measures import (
     add_rouge_l,
     gist_tokens_tables,
-    greedy_continuations,
     kv_bytes,
     plot_gist_tokens,
     read_gist_tokens,
     summarize_reader,
 )
+from trl_gist.generation import greedy_continuations
 from trl_gist.prompts import GistPrompts
 from trl_gist.roles import clone_with_shared_parameters
 from trl_gist.scoring import GistScorer, TargetScorer

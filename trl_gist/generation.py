@@ -95,6 +95,20 @@ def generate(
     return [gist_from_completion(ids, eos_token_ids) for ids in completions], output.logits
 
 
+def greedy_continuations(
+    model: PreTrainedModel | PeftModel,
+    prompts: list[list[int]],
+    max_new_tokens: int,
+    tokenizer: PreTrainedTokenizerBase,
+    batch_size: int = 8,
+) -> list[list[int]]:
+    """Token ids that a model goes on with after each of many prompts; see [`generate`]."""
+    written = []
+    for start in range(0, len(prompts), batch_size):
+        written += generate(model, tokenizer, prompts[start : start + batch_size], max_new_tokens)[0]
+    return written
+
+
 def _eos_token_ids(model, tokenizer):
     # As GRPOTrainer (TRL 1.16): every end-of-sequence token that the model declares ends a completion
     eos_token_ids = model.generation_config.eos_token_id

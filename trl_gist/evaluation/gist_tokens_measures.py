@@ -40,10 +40,10 @@ from matplotlib.figure import Figure
 from rich import box
 from rich.table import Table
 from rouge_score.rouge_scorer import RougeScorer
-from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
+from ..generation import greedy_continuations
 from ..lm_head import target_scores
-from ..prompts import gist_from_completion
 from ..roles import base_of
 from ..scoring import GistScorer
 from .gist_tokens import GistTokenModel
@@ -125,33 +125,6 @@ def read_prompts(
         continuation = tokenizer.decode(ids[:length])
         rows.append(_row(row, kl_T.mean().item(), logps_T.mean().item(), continuation, len(kept), nbytes, text))
     return rows
-
-
-def greedy_continuations(
-    model: PreTrainedModel,
-    prompts: list[list[int]],
-    max_new_tokens: int,
-    tokenizer: PreTrainedTokenizerBase,
-    batch_size: int = 8,
-) -> list[list[int]]:
-    """Token ids that a model goes on with after each prompt, up to, not including, the end of sequence."""
-    eos = model.generation_config.eos_token_id
-    eos = eos if isinstance(eos, list) else [eos]
-    written = []
-    for start in range(0, len(prompts), batch_size):
-        batch = tokenizer.pad(
-            {"input_ids": prompts[start : start + batch_size]}, padding_side="left", return_tensors="pt"
-        ).to(model.device)
-        with torch.no_grad():
-            ids_NS = model.generate(
-                input_ids=batch["input_ids"],
-                attention_mask=batch["attention_mask"],
-                max_new_tokens=max_new_tokens,
-                do_sample=False,
-                pad_token_id=tokenizer.pad_token_id,
-            )
-        written += [gist_from_completion(ids, eos) for ids in ids_NS[:, batch["input_ids"].shape[1] :].tolist()]
-    return written
 
 
 def add_rouge_l(rows: list[dict], references: list[str]):

@@ -39,7 +39,7 @@ from rich.table import Table
 from transformers import PreTrainedModel
 
 from ..compaction import GistCompactor
-from ..generation import generate
+from ..generation import greedy_continuations
 from ..prompts import before_last_k
 from .measures import standard_error
 from .transfer import target_log_probs
@@ -120,7 +120,8 @@ def answer_questions(
             _prompt(compactor.prompts, role, given, window, gist.token_ids)
             for window, gist in zip(windows, gists, strict=True)
         ]
-        answers = _answers(models[role], compactor.tokenizer, prompts, max_new_tokens, batch_size)
+        written = greedy_continuations(models[role], prompts, max_new_tokens, compactor.tokenizer, batch_size)
+        answers = [_first_line(compactor.tokenizer.decode(ids, skip_special_tokens=True)) for ids in written]
         log_probs = target_log_probs(models[role], prompts, targets, batch_size)
         for row, answer, log_prob, target in zip(rows, answers, log_probs, targets, strict=True):
             row[f"{reader}_answer"] = answer
@@ -181,9 +182,5 @@ def _prompt(prompts, role, given, window, gist_ids):
     return prompts.generator(read, question) if role == "generator" else prompts.plain([*read, *question])
 
 
-def _answers(model, tokenizer, prompts, max_new_tokens, batch_size):
-    answers = []
-    for start in range(0, len(prompts), batch_size):
-        ids, _ = generate(model, tokenizer, prompts[start : start + batch_size], max_new_tokens)
-        answers += [tokenizer.decode(answer, skip_special_tokens=True).strip().partition("\n")[0] for answer in ids]
-    return answers
+def _first_line(text):
+    return text.strip().partition("\n")[0]
