@@ -43,7 +43,7 @@ from dataclasses import dataclass
 import numpy as np
 import regex
 
-from .measures import standard_error
+from .measures import ratio_and_error
 
 
 KINDS = ("number", "name", "function", "punctuation", "other")
@@ -259,16 +259,10 @@ def summarize_patterns(rows: list[dict]) -> dict[str, float]:
         rows (`list[dict]`):
             [`gist_patterns`] of each, and its `document_id`.
     """
-    summary = {}
+    summary, documents = {}, [row["document_id"] for row in rows]
     for name in [name.removesuffix("_of") for name in rows[0] if name.endswith("_of")]:
-        defined = [row for row in rows if row[f"{name}_of"] > 0]
-        values, weights = (np.array([row[key] for row in defined]) for key in (name, f"{name}_of"))
-        if not defined:
-            summary[name] = summary[f"{name}_se"] = math.nan
-            continue
-        mean = float((values * weights).sum() / weights.sum())
-        residuals = (values - mean) * weights / weights.mean()
-        summary[name], summary[f"{name}_se"] = mean, standard_error(residuals, [row["document_id"] for row in defined])
+        values, weights = (np.array([row[key] for row in rows], dtype=float) for key in (name, f"{name}_of"))
+        summary[name], summary[f"{name}_se"] = ratio_and_error(values * weights, weights, documents)
     return summary | {"gists": len(rows), "documents": len({str(row["document_id"]) for row in rows})}
 
 

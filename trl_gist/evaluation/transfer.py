@@ -43,7 +43,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..prompts import GistPrompts, before_last_k
 from ..scoring import TargetRows, TargetScorer
-from .measures import other_documents, standard_error
+from .measures import other_documents, ratio_and_error
 
 
 READINGS = ("none", "gist", "shuffled", "tail", "full")
@@ -183,14 +183,9 @@ def summarize_transfer(readings: list[dict]) -> dict[str, float]:
     values |= {f"gain_over_{name}": values[name] - values["gist"] for name in ("none", "shuffled", "tail")}
     values["gain_of_full"] = values["none"] - values["full"]
     size = np.array([row["target_bytes"] for row in readings], dtype=float)
-    summary = {}
+    summary, documents = {}, [row["document_id"] for row in readings]
     for name, value in values.items():
-        valid = ~np.isnan(value)
-        mean = value[valid].sum() / size[valid].sum() if valid.any() else float("nan")
-        residuals = (value - mean * size)[valid] / size[valid].mean() if valid.any() else value[valid]
-        documents = [row["document_id"] for row, is_valid in zip(readings, valid, strict=True) if is_valid]
-        summary[name] = float(mean)
-        summary[f"{name}_se"] = standard_error(residuals, documents)
+        summary[name], summary[f"{name}_se"] = ratio_and_error(value, size, documents)
     return summary | {"windows": len(readings), "documents": len({str(row["document_id"]) for row in readings})}
 
 
