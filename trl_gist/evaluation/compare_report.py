@@ -24,6 +24,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from .compare import GENERATOR, NO_GIST, OWN_GENERATOR, READERS, TEACHER, TRAINED
+from .measures import with_error
 from .plots import GIST, NEUTRAL, NULL, save_figure
 
 
@@ -150,5 +151,4 @@ def _trained_reader(reader):
 
 
 def _with_error(row, name, sign=""):
-    error = row[f"{name}_se"]
-    return f"{row[name]:{sign}.3f}" + ("" if math.isnan(error) else f" ± {error:.3f}")
+    return with_error(row[name], row[f"{name}_se"], sign=sign)

@@ -47,7 +47,7 @@ from ..lm_head import target_scores
 from ..roles import base_of
 from ..scoring import GistScorer
 from .gist_tokens import GistTokenModel
-from .measures import standard_error
+from .measures import standard_error, with_error
 from .plots import GIST, NEUTRAL, NULL, save_figure
 
 
@@ -300,7 +300,7 @@ def _score_evicted(model, contexts, windows, teacher_hidden_UH, scorer):
 
 
 def _value(reader, name):
-    return f"{reader[name]:.3f} ± {reader[f'{name}_se']:.3f}" if name in reader else "–"
+    return with_error(reader.get(name), reader.get(f"{name}_se"))
 
 
 def _row(window, kl, log_prob, continuation, kept_tokens, nbytes, text_bytes=None):

@@ -135,6 +135,17 @@ def standard_error(values, documents) -> float:
     return ratio_and_error(np.asarray(values, dtype=float), np.ones(len(values)), documents)[1]
 
 
+def is_number(value) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and bool(np.isfinite(value))
+
+
+def with_error(value, error=None, digits: int = 3, sign: str = "") -> str:
+    """As text: `0.123 ± 0.045`, without the error where there is none, and a dash for what is no number."""
+    if not is_number(value):
+        return "–"
+    return f"{value:{sign}.{digits}f}" + (f" ± {error:.{digits}f}" if is_number(error) else "")
+
+
 def other_documents(rows: list[dict]) -> list[int]:
     """For each row, the index of a row of another document, each row used once; the same document only if one holds
     over half. The contexts decide, not the order the rows come in."""

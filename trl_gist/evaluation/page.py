@@ -30,6 +30,7 @@ import numpy as np
 import torch
 
 from .folder import MEASURES_FILE, ROWS_FILE, SETTINGS_FILE
+from .measures import is_number, with_error
 from .pattern_plots import survival_html
 from .patterns import PATTERNS
 from .quality_plots import READER_LABELS, setting_label
@@ -62,7 +63,7 @@ def write_page(directory: str | os.PathLike) -> Path:
     """Writes the page of an evaluation's folder, from its measures, its rows and its plots; returns its path."""
     directory = Path(directory)
     environment = page_environment()
-    environment.filters["measure"] = _measure
+    environment.filters["measure"] = measure
     report = json.loads((directory / MEASURES_FILE).read_text(encoding="utf-8"))
     settings = json.loads((directory / SETTINGS_FILE).read_text(encoding="utf-8"))
     with open(directory / ROWS_FILE, encoding="utf-8") as file:
@@ -75,11 +76,11 @@ def write_page(directory: str | os.PathLike) -> Path:
         plots=_plots(directory / "plots"),
         gallery=_gallery(rows),
         patterns=[
-            (label, _measure(report["patterns"][name], report["patterns"][f"{name}_se"]))
+            (label, measure(report["patterns"][name], report["patterns"][f"{name}_se"]))
             for name, label in PATTERNS.items()
         ],
         transfer=[
-            (reader, [_measure(1e3 * gains[name], 1e3 * gains[f"{name}_se"], "+", 1) for name in GAINS])
+            (reader, [measure(1e3 * gains[name], 1e3 * gains[f"{name}_se"], "+", 1) for name in GAINS])
             for reader, gains in report.get("transfer", {}).items()
         ],
         transfer_headings=list(GAINS.values()),
@@ -102,21 +103,40 @@ def page_environment() -> jinja2.Environment:
     )
 
 
+def measure(value, error=None, sign: str = "", digits: int = 3) -> str:
+    """[`with_error`] as it is printed on a page."""
+    return with_error(value, error, digits, sign).replace("-", "−")
+
+
+def gain_against(control: str, gain: float, error: float | None) -> tuple[str, tuple[str, str, str]]:
+    """What a gain over a control says, in words, and as a tile: its label, its figure and its grade."""
+    known = is_number(error)
+    clear = known and abs(gain) > 2 * error
+    if clear:
+        words = f"{'beats' if gain > 0 else 'loses to'} {control} by {measure(abs(gain), error)}"
+    elif known:
+        words = f"is within two standard errors of {control} ({measure(gain, error)})"
+    else:
+        words = f"is {measure(gain)} from {control} (standard error unknown)"
+    grade = ("good" if gain > 0 else "bad") if clear else "even"
+    return words, (f"gain over {control}", measure(gain, error, sign="+"), grade)
+
+
+def without_folders(name: str) -> str:
+    """A checkpoint's or a file's name without the folders of somebody's machine."""
+    return Path(name).name if os.path.isabs(name) else name
+
+
 def _verdict(measures):
     """The result in a sentence and in tiles."""
     parts, tiles = [], []
     for name, control in _CONTROLS.items():
         gain, error = measures.get(f"gain_over_{name}"), measures.get(f"gain_over_{name}_se")
-        if gain is None:
-            continue
-        clear = error is not None and abs(gain) > 2 * error
-        if clear:
-            parts.append(f"{'beats' if gain > 0 else 'loses to'} {control} by {_measure(abs(gain), error)}")
-        else:
-            parts.append(f"is not told from {control} ({_measure(gain, error)})")
-        grade = ("good" if gain > 0 else "bad") if clear else "even"
-        tiles.append((f"gain over {control}", _measure(gain, error, sign="+"), grade))
-    tiles.append(("KL from the teacher", _measure(measures["teacher_kl"], measures["teacher_kl_se"]), "plain"))
+        if gain is not None:
+            words, tile = gain_against(control, gain, error)
+            parts.append(words)
+            tiles.append(tile)
+    tiles.append(("KL from the teacher", measure(measures["teacher_kl"], measures["teacher_kl_se"]), "plain"))
     rate = f"{100 * measures['gist_rate']:.1f}% · {100 * measures['total_rate']:.1f}%"
     tiles.append(("of the context's tokens: the gist · all that G reads", rate, "plain"))
     sentence = (
@@ -133,12 +153,12 @@ def _table(measures):
             continue
         label = "T: whole context" if name == "teacher" else READER_LABELS[name]
         figures = [
-            _measure(measures.get(f"{kind}_{name}"), measures.get(f"{kind}_{name}_se"))
+            measure(measures.get(f"{kind}_{name}"), measures.get(f"{kind}_{name}_se"))
             for kind in ("nll", "bits_per_byte", "kl", "gain_over")
         ]
         gap = name in ("last_k", "null")  # the others leave no gap to close, or are not what a user has without a gist
         figures.append(
-            _measure(measures.get(f"gap_closed_{name}"), measures.get(f"gap_closed_{name}_se")) if gap else ""
+            measure(measures.get(f"gap_closed_{name}"), measures.get(f"gap_closed_{name}_se")) if gap else ""
         )
         rows.append((label, figures, name == "gist"))
     return {"label": setting_label(measures), "rows": rows, "measures": measures}
@@ -182,21 +202,12 @@ def _gallery(rows):
 
 
 def _facts(report, settings):
-    def shown(path):
-        return Path(path).name if os.path.isabs(path) else path  # without the folders of somebody's machine
-
     packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers", "peft", "trl"))
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine()
     return [
-        ("pair", shown(report["pair"])),
-        ("documents", ", ".join(shown(name) for name in report["dataset"])),
-        ("teacher", shown(report["teacher"])),
+        ("pair", without_folders(report["pair"])),
+        ("documents", ", ".join(without_folders(name) for name in report["dataset"])),
+        ("teacher", without_folders(report["teacher"])),
         ("windows", f"{settings['max_windows'] or 'all'}, in batches of {settings['batch_size']}"),
         ("made with", f"trl_gist {report['version']}, {packages}, Python {platform.python_version()} on {device}"),
     ]
-
-
-def _measure(value, error=None, sign="", digits=3):
-    if value is None:
-        return "–"
-    return f"{value:{sign}.{digits}f}".replace("-", "−") + ("" if error is None else f" ± {error:.{digits}f}")

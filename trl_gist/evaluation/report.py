@@ -26,10 +26,11 @@ from datetime import datetime, timedelta
 from pathlib import Path
 
 from .. import __version__
-from .page import page_environment
+from .measures import is_number
+from .page import gain_against, measure, page_environment, without_folders
 from .pattern_plots import visible
 from .report_patterns import draw_gists, spread
-from .report_plots import draw_run, is_number, series, smoothing_window
+from .report_plots import draw_run, series, smoothing_window
 from .run_folder import Run, read_run
 
 
@@ -93,7 +94,7 @@ def write_report(run_dir: str | os.PathLike, output: str | os.PathLike | None = 
 def render(run: Run) -> str:
     """The page as HTML."""
     environment = page_environment()
-    environment.filters |= {"number": _number, "measure": _measure}
+    environment.filters |= {"number": _number, "measure": measure}
     template = environment.get_template("report.html.jinja")
     prefix = run.prefixes[0] if run.prefixes else "eval_"
     config = run.info.get("changed", {}) | run.info.get("recipe", {})
@@ -139,7 +140,7 @@ def _status(run):
 
 
 def _facts(run, config):
-    models = {role: _short(name) for role, name in run.info.get("base_models", {}).items()}
+    models = {role: without_folders(name) for role, name in run.info.get("base_models", {}).items()}
     facts = []
     if models:
         same = len(set(models.values())) == 1
@@ -163,11 +164,6 @@ def _facts(run, config):
     return facts
 
 
-def _short(model):
-    """A checkpoint's name without the folders of somebody's machine."""
-    return Path(model).name if os.path.isabs(model) else model
-
-
 def _verdict(held_out, prefix):
     """The held-out result in a sentence and in four figures; `None` without an evaluation."""
     logs = [log for log in held_out if is_number(log.get(f"{prefix}gain_over_null"))]
@@ -177,25 +173,16 @@ def _verdict(held_out, prefix):
     parts, tiles = [], []
     for name, control in _CONTROLS.items():
         gain, error = (last.get(f"{prefix}gain_over_{name}{end}") for end in ("", "_se"))
-        if not is_number(gain):
-            continue
-        known = is_number(error)
-        clear = known and abs(gain) > 2 * error
-        if clear:
-            words = f"{'beats' if gain > 0 else 'loses to'} {control} by {_measure(abs(gain), error)}"
-        else:
-            words = f"is within two standard errors of {control} ({_measure(gain, error)})"
-            if not known:
-                words = f"is {_measure(gain, None)} from {control} (standard error unknown)"
-        parts.append(words)
-        grade = ("good" if gain > 0 else "bad") if clear else "even"
-        tiles.append((f"gain over {control}", _measure(gain, error, sign="+"), grade))
+        if is_number(gain):
+            words, tile = gain_against(control, gain, error)
+            parts.append(words)
+            tiles.append(tile)
     windows, documents = (_number(last.get(f"{prefix}{name}")) for name in ("windows", "documents"))
     sentence = (
         f"On {windows} held-out windows of {documents} documents the gist {'; it '.join(parts)}. "
         "In nats per target token, ± standard error over documents."
     )
-    kl, error = ([_measure(log.get(f"{prefix}teacher_kl{end}"), None) for log in (first, last)] for end in ("", "_se"))
+    kl, error = ([measure(log.get(f"{prefix}teacher_kl{end}"), None) for log in (first, last)] for end in ("", "_se"))
     if first["step"] < last["step"]:
         label = f"KL to the teacher (± {error[0]}, ± {error[1]}), steps {first['step']} and {last['step']}"
         tiles.append((label, f"{kl[0]} → {kl[1]}", "plain"))
@@ -214,7 +201,7 @@ def _held_out_table(held_out, prefix):
 
     def cells(log, names):
         return [
-            _measure(
+            measure(
                 log.get(f"{prefix}{name}"), log.get(f"{prefix}{name}_se"), digits=1 if name == "gist_length" else 3
             )
             for name in names
@@ -323,9 +310,3 @@ def _number(value):
     if float(value).is_integer() and abs(value) < 1e6:
         return f"{value:.0f}"
     return f"{value:.3f}" if 0.01 <= abs(value) < 1000 else f"{value:.3g}"
-
-
-def _measure(value, error, sign="", digits=3):
-    if not is_number(value):
-        return "–"
-    return f"{value:{sign}.{digits}f}".replace("-", "−") + (f" ± {error:.{digits}f}" if is_number(error) else "")

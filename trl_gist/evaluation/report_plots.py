@@ -28,6 +28,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from .measures import is_number
 from .plots import GIST, NEUTRAL, NULL
 
 
@@ -70,10 +71,6 @@ def series(logs: list[dict], name: str) -> tuple[np.ndarray, np.ndarray]:
     values = {log["step"]: log[name] for log in logs if is_number(log.get(name))}
     steps = sorted(values)
     return np.array(steps, dtype=float), np.array([values[step] for step in steps], dtype=float)
-
-
-def is_number(value) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and bool(np.isfinite(value))
 
 
 def draw_run(train: list[dict], held_out: list[dict], prefix: str, config: dict) -> list[Plot]:

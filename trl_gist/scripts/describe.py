@@ -16,7 +16,6 @@
 """What `trl-gist evaluate` says of the gists themselves: what they look like, and who else can read them."""
 
 import argparse
-import math
 
 from rich import box
 from rich.console import Console
@@ -25,6 +24,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from ..evaluation import PairReadings
 from ..evaluation.folder import EvaluationFolder
+from ..evaluation.measures import is_number, with_error
 from ..evaluation.pattern_plots import draw_survival
 from ..evaluation.patterns import PATTERNS, gist_patterns, summarize_patterns, survival
 from ..evaluation.plots import save_figure
@@ -49,9 +49,8 @@ def describe_gists(rows: list[dict], readings: PairReadings, folder: EvaluationF
     summary = summarize_patterns(patterns)
     table = Table(title="What the gists look like", box=box.SIMPLE, title_justify="left", show_header=False)
     for name, label in PATTERNS.items():
-        value, error = summary[name], summary[f"{name}_se"]
-        if not math.isnan(value):
-            table.add_row(label, f"{value:.3f}" + ("" if math.isnan(error) else f" ± {error:.3f}"))
+        if is_number(summary[name]):
+            table.add_row(label, with_error(summary[name], summary[f"{name}_se"]))
     Console().print(table)
     return summary
 

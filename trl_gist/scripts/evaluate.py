@@ -28,6 +28,7 @@ from ..compaction import GistCompactor
 from ..data import PositionLimits, WindowSpec, prepare_windows
 from ..evaluation import PairReadings, load_generator_only, load_teacher, quality
 from ..evaluation.folder import EvaluationFolder
+from ..evaluation.measures import with_error
 from ..evaluation.page import write_page
 from ..evaluation.quality_plots import draw_quality
 from ..teacher_cache import fingerprint
@@ -158,10 +159,7 @@ def _read(readings, windows, count, folder):
 
 def _print(measures, setting, pair, title):
     def value(name, digits=4):
-        if measures.get(name) is None or measures[name] != measures[name]:
-            return "–"
-        error = measures[f"{name}_se"]
-        return f"{measures[name]:.{digits}f}" + ("" if error != error else f" ± {error:.{digits}f}")
+        return with_error(measures.get(name), measures.get(f"{name}_se"), digits)
 
     last_k, budget = setting[0] or pair.last_k, setting[1]
     table = Table(title=title, box=box.SIMPLE, title_justify="left")
