@@ -360,12 +360,23 @@ def test_an_evaluation_is_not_mixed_with_another(workspace, pair, tmp_path, fail
     argv = ["evaluate", pair, "--dataset", documents, "--output_dir", folder, "--max_windows", 3]
     assert "`max_windows` was 2, now 3" in fails(*argv)
     assert len((folder / "rows.jsonl").read_text().splitlines()) == 2
+    (folder / "notes.txt").write_text("mine")
     assert main([str(arg) for arg in [*argv, "--overwrite"]]) == 0
     assert len((folder / "rows.jsonl").read_text().splitlines()) == 3
+    assert (folder / "notes.txt").read_text() == "mine"
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes.txt").write_text("mine")
     argv[argv.index(folder)] = tmp_path / "mine"
     assert "holds other files" in fails(*argv, "--overwrite")
+
+
+def test_a_generator_of_another_prompt_is_no_control(workspace, pair, tmp_path, fails):
+    other = shutil.copytree(pair, tmp_path / "other")
+    config = json.loads((other / "gist_config.json").read_text())
+    (other / "gist_config.json").write_text(json.dumps({**config, "generator_prompt": "{gist} {last_k}"}))
+    documents = workspace / "documents.jsonl"
+    message = fails("evaluate", pair, "--dataset", documents, "--generator_only", other, "--output_dir", tmp_path / "out")
+    assert "'{gist} {last_k}'" in message and "`generator_prompt`" in message
 
 
 def test_evaluate_refuses_what_it_cannot_use(workspace, pair, checkpoint, tmp_path, fails):

@@ -103,7 +103,7 @@ def make_parser() -> argparse.ArgumentParser:
         metavar="N",
         help="measure N windows, spread evenly over the documents (of a stream: the first N)",
     )
-    _add_batch_size(evaluate)
+    _add_batch_size(evaluate, default=32)
     evaluate.add_argument("--teacher", metavar="NAME_OR_PATH", help="the frozen teacher (default: the pair's own)")
     evaluate.add_argument(
         "--last_k",
@@ -205,9 +205,9 @@ def _add_pair(parser):
     parser.add_argument("--trust_remote_code", action="store_true", help="let checkpoints run their own code")
 
 
-def _add_batch_size(parser):
+def _add_batch_size(parser, default=8):
     parser.add_argument(
-        "--batch_size", type=_positive, default=8, metavar="N", help="rows in one forward (default: %(default)s)"
+        "--batch_size", type=_positive, default=default, metavar="N", help="rows in one forward (default: %(default)s)"
     )
 
 
@@ -251,6 +251,7 @@ def _train(argv):
 
 
 def _evaluate(args):
+    _check_matplotlib()
     from .scripts.evaluate import evaluate
 
     evaluate(args)
@@ -282,13 +283,17 @@ def _continue(args):
 
 
 def _report(args):
+    _check_matplotlib()
+    from .evaluation.report import write_report
+
+    print(write_report(args.run, args.output, args.overwrite))
+
+
+def _check_matplotlib():
     from importlib.util import find_spec
 
     if find_spec("matplotlib") is None:
         raise ValueError('matplotlib is missing, which draws the curves: pip install "trl_gist[eval]"')
-    from .evaluation.report import write_report
-
-    print(write_report(args.run, args.output, args.overwrite))
 
 
 _COMMANDS = {"evaluate": _evaluate, "compress": _compress, "continue": _continue, "report": _report}

@@ -36,6 +36,9 @@ from .roles import base_of
 from .scoring import TargetScorer
 
 
+IDF_CONTEXTS = 1000  # as many tell how rare a token is
+
+
 class TokenRarity:
     """
     How rare each token is among contexts.

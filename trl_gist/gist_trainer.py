@@ -32,7 +32,7 @@ from .alarms import Alarms, StopOnAlarm
 from .attention import use_matmul_attention
 from .checkpoints import PairCheckpoints
 from .data import PositionLimits, prepare_windows
-from .extractive import ExtractiveSummarizer
+from .extractive import IDF_CONTEXTS, ExtractiveSummarizer
 from .generator_trainer import GeneratorTrainer
 from .gist_config import GistConfig
 from .held_out import HeldOutEvaluation
@@ -52,7 +52,6 @@ logger = get_logger(__name__)
 
 RewardFunc = Callable[..., list[float]]
 
-_IDF_CONTEXTS = 1000
 
 # What is logged of every rollout: means over its gists
 _SCORE_METRICS = ("teacher_kl", "null_teacher_kl", "log_prob_gain", "kl_gain", "gist_length")
@@ -252,8 +251,8 @@ class GistTrainer(GistRollouts, HeldOutEvaluation, PairCheckpoints, GRPOTrainer)
                 )
         self.generator_trainer = GeneratorTrainer(roles.generator, roles.teacher, self.prompts, args, self.accelerator)
         self.last_measures, self.last_gists, self.eval_rows = {}, [], []
-        if args.cold_start_steps > 0:
-            sample = (row["context_ids"] for row in train_dataset.take(_IDF_CONTEXTS))
+        if args.cold_start_steps > 0 and not args.generator_only:
+            sample = (row["context_ids"] for row in train_dataset.take(IDF_CONTEXTS))
             self.extractive_summarizer = ExtractiveSummarizer(
                 args.cold_start_gists, sample, self.generator_trainer.scorer.teacher
             )

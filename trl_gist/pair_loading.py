@@ -25,6 +25,7 @@ from transformers import PreTrainedModel
 from transformers.utils import CONFIG_NAME as MODEL_CONFIG_NAME
 from trl.trainer.utils import create_model_from_path
 
+from .attention import use_matmul_attention
 from .pair import PAIR_CONFIG_NAME
 from .roles import clone_with_shared_parameters
 
@@ -44,14 +45,16 @@ class HalfLoader:
             adapter = PeftConfig.from_pretrained(str(directory))
             # PEFT replaces modules in the tree that it is given, so each half gets its own over the same parameters
             base = clone_with_shared_parameters(self._base(adapter, directory))
-            model = PeftModel.from_pretrained(base, str(directory), config=adapter).to(self.device)
+            # PEFT would keep half-precision adapters in float32, for training; at inference that triples their cost
+            model = PeftModel.from_pretrained(base, str(directory), config=adapter, autocast_adapter_dtype=False)
+            model = model.to(self.device)
         elif Path(directory, MODEL_CONFIG_NAME).is_file():
             model = create_model_from_path(str(directory), **self.init_kwargs).to(self.device)
         else:
             raise ValueError(
                 f"The pair lacks its {role}: {directory} holds neither {MODEL_CONFIG_NAME} nor {ADAPTER_CONFIG_NAME}."
             )
-        return model.eval().requires_grad_(False)
+        return for_inference(model)
 
     def _base(self, adapter, directory):
         key = (adapter.base_model_name_or_path, adapter.revision)
@@ -67,6 +70,13 @@ class HalfLoader:
                 ) from error
             self.bases[key] = base.to(self.device)
         return self.bases[key]
+
+
+def for_inference(model: PreTrainedModel | PeftModel) -> PreTrainedModel | PeftModel:
+    """In eval mode, frozen, and with the attention that its device computes fastest."""
+    if model.device.type == "cpu":
+        use_matmul_attention(model)
+    return model.eval().requires_grad_(False)
 
 
 def local_directory(pretrained_pair: str | os.PathLike, revision: str | None) -> Path:

@@ -226,7 +226,7 @@ class RunLog(TrainerCallback):
             }
             for name, window in self._windows().items()
         }
-        _replace(self.directory / RUN_FILE, json.dumps(_finite(self.run), indent=2, ensure_ascii=False, default=str))
+        _replace(self.directory / RUN_FILE, json.dumps(finite(self.run), indent=2, ensure_ascii=False, default=str))
 
     def _resume(self, state):
         """Takes up the log of the run that the checkpoint is of, up to the checkpoint's step."""
@@ -354,13 +354,13 @@ def _replace(path, text):
 
 
 def _to_json(entry):
-    return json.dumps(_finite(entry), ensure_ascii=False, default=str)
+    return json.dumps(finite(entry), ensure_ascii=False, default=str)
 
 
-def _finite(value):
+def finite(value):
     """JSON has no NaN; null stands for it."""
     if isinstance(value, dict):
-        return {key: _finite(inner) for key, inner in value.items()}
+        return {key: finite(inner) for key, inner in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_finite(inner) for inner in value]
+        return [finite(inner) for inner in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -18,7 +18,7 @@ from trl.trainer.utils import create_model_from_path
 
 from ..compaction import GistCompactor
 from ..pair import GENERATOR_DIR, PairConfig
-from ..pair_loading import HalfLoader, local_directory
+from ..pair_loading import HalfLoader, for_inference, local_directory
 from ..roles import check_same_tokenizer, clone_with_shared_parameters
 from .quality import with_means
 from .readings import PairReadings
@@ -49,7 +49,7 @@ def load_teacher(
     teacher = create_model_from_path(
         checkpoint, dtype=generator.dtype, device_map=None, trust_remote_code=trust_remote_code
     )
-    return teacher.to(generator.device).eval().requires_grad_(False)
+    return for_inference(teacher.to(generator.device))
 
 
 def load_generator_only(directory: str, compactor: GistCompactor, trust_remote_code: bool = False):
@@ -57,13 +57,19 @@ def load_generator_only(directory: str, compactor: GistCompactor, trust_remote_c
     The generator of another pair, as one trained with `generator_only`, to be read beside the compactor's own.
 
     Raises:
-        ValueError: if the folder holds no pair, or one whose tokenizer or last tokens are not the compactor's.
+        ValueError: if the folder holds no pair, or one whose tokenizer, last tokens or generator's prompt are not the
+            compactor's.
     """
     directory = local_directory(directory, None)
     pair = PairConfig.load(directory)
     if pair.last_k != compactor.pair.last_k:
         raise ValueError(
             f"{directory} was trained on {pair.last_k} last tokens, the pair on {compactor.pair.last_k}: it is no control."
+        )
+    if pair.generator_prompt != compactor.pair.generator_prompt:
+        raise ValueError(
+            f"{directory} was trained on the prompt {pair.generator_prompt!r}, the pair on "
+            f"{compactor.pair.generator_prompt!r}: it is no control. Train it with the pair's `generator_prompt`."
         )
     check_same_tokenizer(compactor.tokenizer, "generator_only", str(directory), trust_remote_code)
     loader = HalfLoader(compactor.generator.device, compactor.generator.dtype, trust_remote_code)

@@ -27,9 +27,12 @@ import os
 import shutil
 from pathlib import Path
 
+from ..run_log import finite
+
 
 SETTINGS_FILE, ROWS_FILE, MEASURES_FILE = "settings.json", "rows.jsonl", "measures.json"
 COMPRESSORS_FILE, CONTEXTS_FILE = "compressors.jsonl", "contexts.jsonl"
+PAGE_FILE, PLOTS_DIR = "evaluation.html", "plots"
 
 
 class EvaluationFolder:
@@ -53,7 +56,7 @@ class EvaluationFolder:
         if file.is_file() and not overwrite:
             self._check_same(json.loads(file.read_text(encoding="utf-8")), settings)
         elif file.is_file():
-            shutil.rmtree(self.path)
+            self._remove()
         elif self.path.exists() and any(self.path.iterdir()):
             raise ValueError(f"{self.path} holds other files. Choose a new `--output_dir`.")
         self.path.mkdir(parents=True, exist_ok=True)
@@ -75,8 +78,14 @@ class EvaluationFolder:
             file.write("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
     def write_measures(self, measures: dict):
-        content = json.dumps(_without_nan(measures), indent=2, ensure_ascii=False) + "\n"
+        content = json.dumps(finite(measures), indent=2, ensure_ascii=False) + "\n"
         (self.path / MEASURES_FILE).write_text(content, encoding="utf-8")
+
+    def _remove(self):
+        """The evaluation, and nothing else that somebody has put beside it."""
+        for name in (ROWS_FILE, COMPRESSORS_FILE, CONTEXTS_FILE, MEASURES_FILE, PAGE_FILE, SETTINGS_FILE):
+            (self.path / name).unlink(missing_ok=True)
+        shutil.rmtree(self.path / PLOTS_DIR, ignore_errors=True)
 
     def _check_same(self, found, wanted):
         different = [name for name in wanted if found.get(name) != wanted[name]]
@@ -86,14 +95,3 @@ class EvaluationFolder:
                 f"{self.path} holds an evaluation with other settings: `{name}` was {found.get(name)}, now "
                 f"{wanted[name]}. Choose another `--output_dir`, or pass `--overwrite`."
             )
-
-
-def _without_nan(value):
-    """JSON has neither NaN nor infinity: `null`."""
-    if isinstance(value, dict):
-        return {name: _without_nan(item) for name, item in value.items()}
-    if isinstance(value, list):
-        return [_without_nan(item) for item in value]
-    if isinstance(value, float) and (value != value or value in (float("inf"), float("-inf"))):
-        return None
-    return value

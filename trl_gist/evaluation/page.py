@@ -29,15 +29,13 @@ import jinja2
 import numpy as np
 import torch
 
-from .folder import MEASURES_FILE, ROWS_FILE, SETTINGS_FILE
+from .folder import MEASURES_FILE, PAGE_FILE, PLOTS_DIR, ROWS_FILE, SETTINGS_FILE
 from .measures import is_number, with_error
 from .pattern_plots import survival_html
 from .patterns import PATTERNS
 from .quality_plots import READER_LABELS, setting_label
 from .transfer import GAINS
 
-
-PAGE_FILE = "evaluation.html"
 
 _GALLERY = 6
 _CAPTIONS = {
@@ -73,7 +71,7 @@ def write_page(directory: str | os.PathLike) -> Path:
         report=report,
         verdict=_verdict(report["measures"][0]),
         tables=[_table(setting) for setting in report["measures"]],
-        plots=_plots(directory / "plots"),
+        plots=_plots(directory / PLOTS_DIR),
         gallery=_gallery(rows),
         patterns=[
             (label, measure(report["patterns"][name], report["patterns"][f"{name}_se"]))

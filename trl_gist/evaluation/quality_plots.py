@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
-from .folder import MEASURES_FILE
+from .folder import MEASURES_FILE, PLOTS_DIR
 from .plots import GIST, NEUTRAL, NULL, _style, save_figure
 
 
@@ -48,8 +48,8 @@ def draw_quality(directory: str | os.PathLike) -> list[Path]:
     if len(settings) > 1:
         figures["rate"] = plot_rate(settings)
     for name, figure in figures.items():
-        save_figure(figure, Path(directory, "plots", name))
-    return [Path(directory, "plots", f"{name}.png") for name in figures]
+        save_figure(figure, Path(directory, PLOTS_DIR, name))
+    return [Path(directory, PLOTS_DIR, f"{name}.png") for name in figures]
 
 
 def plot_readers_by_k(settings: list[dict]) -> Figure:

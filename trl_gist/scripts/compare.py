@@ -25,12 +25,12 @@ from ..evaluation import PairReadings, load_generator_only
 from ..evaluation.compare import compare_compressors, standard_compressors, summarize_comparison
 from ..evaluation.compare_report import comparison_tables, plot_comparison
 from ..evaluation.compressors import TrainedSummarizer, write_contexts
-from ..evaluation.folder import COMPRESSORS_FILE, CONTEXTS_FILE, EvaluationFolder
+from ..evaluation.folder import COMPRESSORS_FILE, CONTEXTS_FILE, PLOTS_DIR, EvaluationFolder
 from ..evaluation.pool import plot_pool
+from ..extractive import IDF_CONTEXTS
 
 
 _CHUNK = 16
-_IDF_CONTEXTS = 1000
 
 
 def compare(
@@ -49,7 +49,7 @@ def compare(
     compressors = standard_compressors(
         readings.compactor,
         readings.teacher,
-        [row["context_ids"] for row in islice(rows, 0, _IDF_CONTEXTS * len(settings), len(settings))],
+        [row["context_ids"] for row in islice(rows, 0, IDF_CONTEXTS * len(settings), len(settings))],
         args.token_classifier,
         named(args.gists, "--gists"),
         args.batch_size,
@@ -67,6 +67,7 @@ def compare(
     done = len({row["window"] for row in results})
     starts = range(done, len(rows), _CHUNK)
     for start in track(starts, "Other compressors", console=Console(stderr=True)):
+        readings.scorer.teacher_cache.clear()  # or it would grow to the hidden states of every window
         chunk = compare_compressors(readings.scorer, rows[start : start + _CHUNK], compressors, tokenizer, own)
         # One window after the other, so that a file that was cut off ends with whole windows
         chunk = sorted(({**row, "window": row["window"] + start} for row in chunk), key=lambda row: row["window"])
@@ -78,9 +79,9 @@ def compare(
         summary = summarize_comparison([*of_budget, *missing])
         for table in comparison_tables(summary):
             Console().print(table)
-        plot_comparison(summary, folder.path / "plots" / ("compressors" if index == 0 else f"compressors_{budget}"))
+        plot_comparison(summary, folder.path / PLOTS_DIR / ("compressors" if index == 0 else f"compressors_{budget}"))
         summaries += [{"budget": budget, **row} for row in summary]
-    plot_pool(results, [len(row["context_ids"]) for row in rows], len(settings), folder.path / "plots" / "pool")
+    plot_pool(results, [len(row["context_ids"]) for row in rows], len(settings), folder.path / PLOTS_DIR / "pool")
     return summaries
 
 

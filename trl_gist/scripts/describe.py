@@ -23,7 +23,7 @@ from rich.table import Table
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from ..evaluation import PairReadings
-from ..evaluation.folder import EvaluationFolder
+from ..evaluation.folder import PLOTS_DIR, EvaluationFolder
 from ..evaluation.measures import is_number, with_error
 from ..evaluation.pattern_plots import draw_survival
 from ..evaluation.patterns import PATTERNS, gist_patterns, summarize_patterns, survival
@@ -45,7 +45,7 @@ def describe_gists(rows: list[dict], readings: PairReadings, folder: EvaluationF
                 row["context"], row["gist"], row["target"], row["gist_length"], most, row["summarizer_log_prob"]
             )
             patterns.append({"document_id": row["document_id"], **found})
-    save_figure(draw_survival(survival(labelled, by="label"), ylabel=""), folder.path / "plots" / "survival")
+    save_figure(draw_survival(survival(labelled, by="label"), ylabel=""), folder.path / PLOTS_DIR / "survival")
     summary = summarize_patterns(patterns)
     table = Table(title="What the gists look like", box=box.SIMPLE, title_justify="left", show_header=False)
     for name, label in PATTERNS.items():

@@ -23,6 +23,7 @@ from trl import ModelConfig, TrlParser, get_peft_config
 
 from .. import rewards
 from ..evaluation.compare import extractive_compressors
+from ..extractive import IDF_CONTEXTS
 from ..gist_config import GistConfig
 from ..gist_trainer import GistTrainer
 from .documents import load_documents
@@ -35,8 +36,6 @@ REWARD_FUNCS = {
     "number_recall": rewards.number_recall,
     "length_penalty": rewards.length_penalty,
 }
-
-_IDF_CONTEXTS = 1000
 
 
 @dataclass
@@ -187,7 +186,7 @@ def make_trainer(
 
 def load_compressor(name: str, trainer: GistTrainer):
     """The compressor of that name, with the trainer's teacher; rarity is learned from its first training contexts."""
-    contexts = (row["context_ids"] for row in trainer.train_dataset.take(_IDF_CONTEXTS))
+    contexts = (row["context_ids"] for row in trainer.train_dataset.take(IDF_CONTEXTS))
     compressors = extractive_compressors(
         trainer.processing_class, trainer.teacher, contexts, trainer.args.score_batch_size
     )
