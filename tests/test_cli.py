@@ -375,7 +375,9 @@ def test_a_generator_of_another_prompt_is_no_control(workspace, pair, tmp_path, 
     config = json.loads((other / "gist_config.json").read_text())
     (other / "gist_config.json").write_text(json.dumps({**config, "generator_prompt": "{gist} {last_k}"}))
     documents = workspace / "documents.jsonl"
-    message = fails("evaluate", pair, "--dataset", documents, "--generator_only", other, "--output_dir", tmp_path / "out")
+    message = fails(
+        "evaluate", pair, "--dataset", documents, "--generator_only", other, "--output_dir", tmp_path / "out"
+    )
     assert "'{gist} {last_k}'" in message and "`generator_prompt`" in message
 
 

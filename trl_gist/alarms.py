@@ -267,7 +267,7 @@ class Alarms:
         lenders = everyone if len(everyone) > 1 else everyone + self.previous
         self.previous = everyone[-1:]
         start = self.accelerator.process_index * len(own)
-        return shuffled_log_probs(self.scorer, lenders, slice(start, start + len(own)))
+        return shuffled_log_probs(self.scorer, lenders, list(range(start, start + len(own))))
 
     def _parroted_share(self, gists, context_ids):
         """Mean over the gists long enough to have an n-gram, or NaN."""

@@ -54,8 +54,9 @@ class PairCheckpoints:
         if self.args.should_save:
             # A pickle; gist_config.json holds the recipe
             Path(output_dir, TRAINING_ARGS_NAME).unlink(missing_ok=True)
-            generator_dir = Path(output_dir, GENERATOR_DIR)
-            self.generator_trainer.save_model(generator_dir)
+        generator_dir = Path(output_dir, GENERATOR_DIR)
+        self.generator_trainer.save_model(generator_dir)
+        if self.args.should_save:
             self.processing_class.save_pretrained(generator_dir)
             pair = self._pair_config()
             pair.save(output_dir)
@@ -87,8 +88,8 @@ class PairCheckpoints:
 
     def _save_optimizer_and_scheduler(self, output_dir: str):
         super()._save_optimizer_and_scheduler(output_dir)
+        self.generator_trainer.save_checkpoint(Path(output_dir, GENERATOR_DIR))
         if self.args.should_save:
-            self.generator_trainer.save_checkpoint(Path(output_dir, GENERATOR_DIR))
             state = json.dumps(self.length_penalty.state_dict(), indent=2)
             Path(output_dir, LENGTH_PENALTY_FILE).write_text(state + "\n", encoding="utf-8")
             self.alarms.save(output_dir)
@@ -135,7 +136,12 @@ class PairCheckpoints:
         return int(passes), round(fraction * saved.max_steps * self.args.gradient_accumulation_steps)
 
     def _load_best_model(self):
-        self._load_pair(self.state.best_model_checkpoint)
+        checkpoint = self.state.best_model_checkpoint
+        if self.is_deepspeed_enabled:  # whose checkpoints hold optimizer and weights in one
+            super()._load_best_model()
+            self.generator_trainer.load_checkpoint(Path(checkpoint, GENERATOR_DIR))
+        else:
+            self._load_pair(checkpoint)
 
     def _load_pair(self, checkpoint, model=None):
         model = self.model if model is None else model

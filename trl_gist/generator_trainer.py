@@ -13,6 +13,7 @@
 # limitations under the License.
 
 import copy
+import math
 import os
 from pathlib import Path
 
@@ -21,10 +22,13 @@ from accelerate import Accelerator
 from peft import PeftModel, get_peft_model_state_dict, load_peft_weights, set_peft_model_state_dict
 from safetensors.torch import load_model as load_safetensors
 from transformers import PreTrainedModel, Trainer, get_scheduler
+from transformers.integrations.deepspeed import deepspeed_load_checkpoint
 from transformers.trainer_pt_utils import get_parameter_names
 from transformers.trainer_utils import load_sharded_checkpoint
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
+from trl.models.utils import prepare_deepspeed
 
+from .engines import deepspeed_engine, keep_on_every_rank, uses_deepspeed, whole_state_dict, zero_stage
 from .gist_config import GistConfig
 from .lm_head import check_logits
 from .prompts import GistPrompts
@@ -35,6 +39,8 @@ from .teacher_cache import TeacherCache
 
 OPTIMIZER_FILE = "optimizer.pt"
 SCHEDULER_FILE = "scheduler.pt"
+
+_RESUME = "Resume from the last checkpoint with a lower `generator_learning_rate`."
 
 
 class GeneratorTrainer:
@@ -81,6 +87,7 @@ class GeneratorTrainer:
             None if args.teacher_cache_dir is None else TeacherCache(args.teacher_cache_dir, teacher, prompts),
             args.distillation_loss,
         )
+        self.engine = None  # DeepSpeed's
         self.optimizer = None
         self.lr_scheduler = None
 
@@ -101,7 +108,10 @@ class GeneratorTrainer:
             {"params": [p for name, p in trainable if name not in decayed], "weight_decay": 0.0},
         ]
         self.optimizer = optimizer_cls([group for group in groups if group["params"]], **optimizer_kwargs)
-        self.scorer.generator = self.accelerator.prepare_model(TargetScorer(self.model))
+        if uses_deepspeed(self.accelerator):
+            self._create_engines()
+        else:
+            self.scorer.generator = self.accelerator.prepare_model(TargetScorer(self.model))
         self.lr_scheduler = get_scheduler(
             args.lr_scheduler_type,
             optimizer=self.optimizer,
@@ -109,6 +119,19 @@ class GeneratorTrainer:
             num_training_steps=num_training_steps,
             scheduler_specific_kwargs=args.lr_scheduler_kwargs,
         )
+
+    def _create_engines(self):
+        accelerator, teacher = self.accelerator, self.scorer.teacher.model
+        scorer, max_norm = TargetScorer(self.model), self.args.max_grad_norm
+        self.engine, self.optimizer = deepspeed_engine(scorer, self.optimizer, accelerator, max_norm)
+        self.scorer.generator = self.engine
+        # As TRL does with a reference model: sharded under ZeRO-3, else whole on every rank. It hooks into `teacher`.
+        self.teacher_engine = prepare_deepspeed(teacher, accelerator)
+        if zero_stage(accelerator) == 3:
+            summarizer = accelerator.deepspeed_engine_wrapped.engine
+            for engine in (summarizer, self.engine, self.teacher_engine):
+                model = next(module for module in engine.modules() if isinstance(module, PreTrainedModel))
+                keep_on_every_rank(engine, model.get_output_embeddings().parameters())
 
     def score(self, rows: list[dict], gists: list[list[int]], num_generations: int, distill: bool) -> list[dict]:
         """
@@ -132,29 +155,49 @@ class GeneratorTrainer:
 
     def step(self) -> dict[str, float]:
         """One optimizer step on the accumulated gradient. Returns the gradient norm and the learning rate used."""
+        learning_rate = self.lr_scheduler.get_last_lr()[0]
+        grad_norm = self._step() if self.engine is None else self._step_engine()
+        self.lr_scheduler.step()
+        return {"grad_norm": grad_norm, "learning_rate": learning_rate}
+
+    def _step(self):
         parameters = [p for p in self.model.parameters() if p.requires_grad]
         max_norm = self.args.max_grad_norm if self.args.max_grad_norm > 0 else float("inf")
-        grad_norm = torch.nn.utils.clip_grad_norm_(parameters, max_norm)
-        if not torch.isfinite(grad_norm):
-            raise FloatingPointError(
-                f"The generator's gradient norm is {grad_norm.item()}; no step was taken. Resume from the last "
-                "checkpoint with a lower `generator_learning_rate`."
-            )
-        learning_rate = self.lr_scheduler.get_last_lr()[0]
+        grad_norm = torch.nn.utils.clip_grad_norm_(parameters, max_norm).item()
+        if not math.isfinite(grad_norm):
+            raise FloatingPointError(f"The generator's gradient norm is {grad_norm}; no step was taken. {_RESUME}")
         self.optimizer.step()
-        self.lr_scheduler.step()
         self.optimizer.zero_grad()
-        return {"grad_norm": grad_norm.item(), "learning_rate": learning_rate}
+        return grad_norm
+
+    def _step_engine(self):
+        self.engine.step()
+        grad_norm = float(self.engine.get_global_grad_norm())
+        if not math.isfinite(grad_norm):
+            raise FloatingPointError(
+                f"The generator's gradient norm was {grad_norm}, and DeepSpeed has taken the step. {_RESUME}"
+            )
+        return grad_norm
 
     def save_model(self, output_dir: str | os.PathLike):
-        """Writes the generator so that plain transformers or peft loads it."""
-        self.model.save_pretrained(output_dir)
+        """Writes the generator so that plain transformers or peft loads it. Under DeepSpeed all ranks call it."""
+        lora = isinstance(self.model, PeftModel)
+        state_dict = None if self.engine is None else whole_state_dict(self.model, trainable_only=lora)
+        if self.args.should_save:
+            self.model.save_pretrained(output_dir, state_dict=state_dict)
 
     def save_checkpoint(self, output_dir: str | os.PathLike):
-        """Writes optimizer and schedule beside the model that [`~GeneratorTrainer.save_model`] wrote."""
+        """
+        Writes optimizer and schedule beside the model that [`~GeneratorTrainer.save_model`] wrote. Under DeepSpeed all
+        ranks call it, each for its shard.
+        """
         Path(output_dir).mkdir(parents=True, exist_ok=True)
-        torch.save(self.optimizer.state_dict(), Path(output_dir, OPTIMIZER_FILE))
-        torch.save(self.lr_scheduler.state_dict(), Path(output_dir, SCHEDULER_FILE))
+        if self.engine is not None:
+            self.engine.save_checkpoint(str(output_dir), exclude_frozen_parameters=isinstance(self.model, PeftModel))
+        elif self.args.should_save:
+            torch.save(self.optimizer.state_dict(), Path(output_dir, OPTIMIZER_FILE))
+        if self.args.should_save:
+            torch.save(self.lr_scheduler.state_dict(), Path(output_dir, SCHEDULER_FILE))
 
     def load_model(self, checkpoint_dir: str | os.PathLike):
         """Loads what [`~GeneratorTrainer.save_model`] wrote."""
@@ -167,7 +210,12 @@ class GeneratorTrainer:
 
     def load_checkpoint(self, checkpoint_dir: str | os.PathLike):
         """Loads what [`~GeneratorTrainer.save_checkpoint`] wrote. Raises `ValueError` if a file is missing."""
-        for name, target in ((OPTIMIZER_FILE, self.optimizer), (SCHEDULER_FILE, self.lr_scheduler)):
+        targets = {OPTIMIZER_FILE: self.optimizer, SCHEDULER_FILE: self.lr_scheduler}
+        if self.engine is not None:  # which holds the weights too
+            del targets[OPTIMIZER_FILE]
+            lora = isinstance(self.model, PeftModel)
+            deepspeed_load_checkpoint(self.engine, str(checkpoint_dir), load_module_strict=not lora)
+        for name, target in targets.items():
             path = Path(checkpoint_dir, name)
             if not path.is_file():
                 raise ValueError(
@@ -184,7 +232,8 @@ class GeneratorTrainer:
     def _backward(self, weight):
         def backward(loss_NT, rows):
             self._check_finite(loss_NT, rows)
-            (weight * loss_NT.sum()).backward()
+            loss = weight * loss_NT.sum()
+            loss.backward() if self.engine is None else self.engine.backward(loss)
 
         return backward
 

@@ -32,6 +32,7 @@ from .alarms import Alarms, StopOnAlarm
 from .attention import use_matmul_attention
 from .checkpoints import PairCheckpoints
 from .data import PositionLimits, prepare_windows
+from .engines import check_deepspeed_config
 from .extractive import IDF_CONTEXTS, ExtractiveSummarizer
 from .generator_trainer import GeneratorTrainer
 from .gist_config import GistConfig
@@ -142,12 +143,18 @@ class GistTrainer(GistRollouts, HeldOutEvaluation, PairCheckpoints, GRPOTrainer)
         model_id = model if isinstance(model, str) else get_config_model_id(model.config)
         if args is None:
             args = GistConfig(f"{model_id.split('/')[-1]}-Gist")
-        fsdp = args.fsdp_plugin_args is not None or parse_flag_from_env("ACCELERATE_USE_FSDP")
-        if args.deepspeed_plugin is not None or fsdp:
+        if args.fsdp_plugin_args is not None or parse_flag_from_env("ACCELERATE_USE_FSDP"):
             raise ValueError(
-                "GistTrainer trains two engines, which is supported on one process or with data parallelism (DDP); "
-                "DeepSpeed and FSDP are not. Launch without them."
+                "GistTrainer trains two engines, and FSDP shards the summarizer's alone. Launch it with DeepSpeed "
+                "(`trl-gist train --accelerate_config zero3` shards all three models), or with DDP (`multi_gpu`)."
             )
+        if args.deepspeed_plugin is not None:
+            check_deepspeed_config(args.deepspeed_plugin.deepspeed_config)
+            if args.deepspeed_plugin.zero_stage == 3 and args.teacher_cache_dir is not None:
+                raise ValueError(
+                    "`teacher_cache_dir` lets each rank skip forwards of its own, but under ZeRO-3 ranks gather the "
+                    "teacher's layers together. Leave it out, or launch with ZeRO-2."
+                )
         if train_dataset is None:
             raise ValueError("`train_dataset` is required.")
         if compressor is not None and not args.generator_only:

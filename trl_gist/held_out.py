@@ -12,6 +12,8 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
+import math
+
 from accelerate.utils import gather_object
 
 from .evaluation import add_controls, summarize
@@ -34,10 +36,12 @@ class HeldOutEvaluation:
         output = super().evaluation_loop(dataloader, description, *args, metric_key_prefix=metric_key_prefix, **kwargs)
         # Data-parallel samplers repeat some windows to fill their last batch; each counts once
         rows = list({_window(row): row for row in gather_object(self.eval_rows)}.values())
-        rank, ranks = self.accelerator.process_index, self.accelerator.num_processes
-        share = slice(len(rows) * rank // ranks, len(rows) * (rank + 1) // ranks)
-        add_controls(self.generator_trainer.scorer, rows, share)
-        self.eval_rows = rows = gather_object(rows[share])
+        # Under ZeRO-3 each rank must run as many forwards as the others: the last ones score the first rows once more
+        share = math.ceil(len(rows) / self.accelerator.num_processes)
+        start = share * self.accelerator.process_index
+        mine = [(start + index) % len(rows) for index in range(share)]
+        add_controls(self.generator_trainer.scorer, rows, mine)
+        self.eval_rows = rows = gather_object([rows[index] for index in mine])[: len(rows)]
         self.last_measures = summarize(rows)
         output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in self.last_measures.items()})
         self.last_gists = self._readable_gists(rows)

@@ -20,6 +20,8 @@ from peft import PeftModel
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from trl.trainer.utils import create_model_from_path, disable_dropout_in_model, get_config_model_id
 
+from .engines import is_partitioned, whole_shape
+
 
 @dataclass
 class Roles:
@@ -93,7 +95,10 @@ def clone_with_shared_parameters(model: PreTrainedModel | PeftModel) -> PreTrain
 
 
 def copy_without_adapter(model: PreTrainedModel | PeftModel) -> PreTrainedModel:
-    """A copy with parameters of its own, for full fine-tuning."""
+    """A copy with parameters of its own, for full fine-tuning. Where ZeRO-3 has sharded the model, it is loaded again."""
+    if any(is_partitioned(parameter) for parameter in model.parameters()):
+        attention, config = model.config._attn_implementation, model.config
+        return create_model_from_path(get_config_model_id(config), dtype=model.dtype, attn_implementation=attention)
     return _without_adapter(copy.deepcopy(model))
 
 
@@ -126,7 +131,7 @@ def check_same_tokenizer(tokenizer: PreTrainedTokenizerBase, role: str, model, t
 
 def check_embeddings(tokenizer: PreTrainedTokenizerBase, role: str, model: PreTrainedModel | PeftModel):
     """Raises `ValueError` if the model has no embedding for some of the tokens."""
-    rows = model.get_input_embeddings().weight.shape[0]
+    rows = whole_shape(model.get_input_embeddings().weight)[0]
     if rows < len(tokenizer):
         raise ValueError(
             f"The {role} has {rows} token embeddings but the tokenizer has {len(tokenizer)} tokens. All roles must "

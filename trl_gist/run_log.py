@@ -83,24 +83,14 @@ class RunLog(TrainerCallback):
             self._append(METRICS_FILE, [{**logs, "step": state.global_step, "time": round(time.time(), 3)}])
 
     def on_train_begin(self, args, state, control, **kwargs):
-        if not state.is_world_process_zero:
-            return
-        with self._costing_only_the_log():
-            if state.global_step > 0:
-                self._resume(state)
-            elif self.directory.exists() and (self.run is None or self.trained):
-                self._set_aside()
-            self._write_run(max_steps=state.max_steps, ended=None)
-            held, self.held = self.held, []
-            for name, entries in held:
-                self._append(name, entries)
+        if state.is_world_process_zero:
+            self._open(state)
         self.trained = True
         if args.gist_samples_steps is not None:
             self._sample(state)
 
     def on_step_end(self, args, state, control, **kwargs):
-        due = args.gist_samples_steps is not None and state.global_step % args.gist_samples_steps == 0
-        if state.is_world_process_zero and due:
+        if args.gist_samples_steps is not None and state.global_step % args.gist_samples_steps == 0:
             self._sample(state)
 
     def on_evaluate(self, args, state, control, **kwargs):
@@ -117,12 +107,22 @@ class RunLog(TrainerCallback):
             self._append(GISTS_FILE, entries)
 
     def on_train_end(self, args, state, control, **kwargs):
-        if not state.is_world_process_zero:
-            return
         if args.gist_samples_steps is not None and self.sampled_step != state.global_step:
             self._sample(state)
+        if state.is_world_process_zero:
+            with self._costing_only_the_log():
+                self._write_run(ended={"step": state.global_step, "time": _now()})
+
+    def _open(self, state):
         with self._costing_only_the_log():
-            self._write_run(ended={"step": state.global_step, "time": _now()})
+            if state.global_step > 0:
+                self._resume(state)
+            elif self.directory.exists() and (self.run is None or self.trained):
+                self._set_aside()
+            self._write_run(max_steps=state.max_steps, ended=None)
+            held, self.held = self.held, []
+            for name, entries in held:
+                self._append(name, entries)
 
     # ---- Gists of fixed held-out windows ----
 
@@ -143,16 +143,16 @@ class RunLog(TrainerCallback):
         return self.windows
 
     def _sample(self, state):
+        """Every process writes the gists, because ZeRO-3 gathers the summarizer from all of them; the main one keeps them."""
         if self.trainer.args.generator_only:
             return
         self.sampled_step = state.global_step
         windows = self._windows()
         if windows:
             gists = self._greedy_gists(list(windows.values()))
-            self._append(
-                GISTS_FILE,
-                [self._entry(state, name, windows[name], ids) for name, ids in zip(windows, gists, strict=True)],
-            )
+            entries = [self._entry(state, name, windows[name], ids) for name, ids in zip(windows, gists, strict=True)]
+            if state.is_world_process_zero:
+                self._append(GISTS_FILE, entries)
 
     def _greedy_gists(self, windows):
         trainer, args = self.trainer, self.trainer.args

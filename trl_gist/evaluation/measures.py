@@ -39,7 +39,7 @@ from ..scoring import GistScorer
 CONTROLS = ("null", "shuffled", "last_k", "tail")
 
 
-def add_controls(scorer: GistScorer, rows: list[dict], share: slice = slice(None)):
+def add_controls(scorer: GistScorer, rows: list[dict], share: list[int] | None = None):
     """
     Adds the log-probs of the controls to scored rows, in place.
 
@@ -49,11 +49,11 @@ def add_controls(scorer: GistScorer, rows: list[dict], share: slice = slice(None
         rows (`list[dict]`):
             Windows with the columns of [`GistScorer.score`]. A row that finds no partner from another document gets a
             `shuffled_log_prob` of NaN.
-        share (`slice`, *optional*):
-            The rows to score, by default all; the others only lend their gists. For data parallelism.
+        share (`list[int]`, *optional*):
+            Indices of the rows to score, by default all; the others only lend their gists. For data parallelism.
     """
     shuffled = shuffled_log_probs(scorer, rows, share)
-    rows = rows[share]
+    rows = rows if share is None else [rows[index] for index in share]
     last_k = scorer.teacher_log_probs(rows, [row["last_k_ids"] for row in rows])
     tails = [
         through_last_k(row["context_ids"], row["last_k_ids"])[-(len(row["last_k_ids"]) + row["gist_length"]) :]
@@ -69,7 +69,7 @@ def add_controls(scorer: GistScorer, rows: list[dict], share: slice = slice(None
         row["total_rate"] = prompt_length / len(row["context_ids"])
 
 
-def shuffled_log_probs(scorer: GistScorer, rows: list[dict], share: slice = slice(None)) -> list[float]:
+def shuffled_log_probs(scorer: GistScorer, rows: list[dict], share: list[int] | None = None) -> list[float]:
     """
     Mean log-prob of each row's target under the same generator with another document's gist.
 
@@ -79,14 +79,16 @@ def shuffled_log_probs(scorer: GistScorer, rows: list[dict], share: slice = slic
         rows (`list[dict]`):
             Windows with `document_id`, `context_ids` and `gist_ids`; those of the share with `last_k_ids` and
             `target_ids` too.
-        share (`slice`, *optional*):
-            The rows to score, by default all; the others only lend their gists.
+        share (`list[int]`, *optional*):
+            Indices of the rows to score, by default all; the others only lend their gists.
 
     Returns:
         `list[float]`: In nats, for each row of the share. NaN for one that finds no partner from another document.
     """
-    lenders = [rows[partner] for partner in other_documents(rows)][share]
-    rows = rows[share]
+    share = range(len(rows)) if share is None else share
+    partners = other_documents(rows)
+    lenders = [rows[partners[index]] for index in share]
+    rows = [rows[index] for index in share]
     shuffled = scorer.generator_log_probs(rows, [lender["gist_ids"] for lender in lenders])
     return [
         float("nan") if row["document_id"] == lender["document_id"] else log_prob

@@ -1,0 +1,152 @@
+# Copyright 2026 The trl_gist authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""
+DeepSpeed beside the one engine that an `Accelerator` drives: the generator's own, the teacher's, and what ZeRO-3, which
+leaves every rank a shard of each parameter, asks of code that reads parameters itself.
+
+Ranks under ZeRO-3 gather a layer when they come to it, all of them together: each must run the same forwards in the same
+order. The LM head is the exception, because how often it runs depends on how many target tokens a rank has. So it stays
+whole on every rank, and is called past DeepSpeed's hooks.
+"""
+
+import copy
+from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedType
+from accelerate.utils.deepspeed import map_pytorch_optim_to_deepspeed
+from torch import nn
+
+
+def uses_deepspeed(accelerator: Accelerator) -> bool:
+    return accelerator.distributed_type == DistributedType.DEEPSPEED
+
+
+def zero_stage(accelerator: Accelerator) -> int:
+    """0 without DeepSpeed."""
+    return accelerator.state.deepspeed_plugin.zero_stage if uses_deepspeed(accelerator) else 0
+
+
+def check_deepspeed_config(config: dict):
+    """Raises `ValueError` for what two engines cannot share."""
+    for section in ("optimizer", "scheduler"):
+        if section in config:
+            raise ValueError(
+                f"The DeepSpeed config has a section `{section}`, which would be the summarizer's alone. Remove it: both "
+                "optimizers and schedules come from GistConfig (`optim`, `learning_rate`, `generator_learning_rate`, "
+                "`lr_scheduler_type`)."
+            )
+
+
+def deepspeed_engine(
+    model: nn.Module, optimizer: torch.optim.Optimizer, accelerator: Accelerator, max_grad_norm: float
+) -> tuple[nn.Module, torch.optim.Optimizer]:
+    """
+    A second engine, beside the one that the accelerator drives and with its settings, offloading included.
+
+    Args:
+        model (`torch.nn.Module`):
+            What to train. May share frozen parameters with the first engine's model.
+        optimizer (`torch.optim.Optimizer`):
+            Over its trainable parameters.
+        accelerator ([`~accelerate.Accelerator`]):
+            After it has prepared the first engine, which fills in what the config leaves to `"auto"`.
+        max_grad_norm (`float`):
+            Gradients are clipped to it; 0 for no clipping.
+
+    Returns:
+        The engine, whose `backward` may be called any number of times before a `step`, and the optimizer that it
+        steps, whose `param_groups` a schedule may set.
+    """
+    import deepspeed  # not at the top: importing it initializes its backend
+
+    config = copy.deepcopy(accelerator.state.deepspeed_plugin.deepspeed_config)
+    zero = config["zero_optimization"]
+    config["gradient_clipping"] = max_grad_norm
+    # As many backward passes a step as there are chunks of gists (DeepSpeed 0.19)
+    config["managed_gradient_accumulation"] = False
+    config["gradient_accumulation_steps"] = 1
+    config["train_batch_size"] = config["train_micro_batch_size_per_gpu"] * accelerator.num_processes
+    config["zero_allow_untested_optimizer"] = True
+    if zero["stage"] < 2:
+        zero["overlap_comm"] = False  # which such passes do not know below stage 2
+    # As accelerate (1.13) does for the first engine
+    offloads = zero.get("offload_optimizer", {}).get("device", "none") != "none"
+    if offloads and config.get("zero_force_ds_cpu_optimizer", True):
+        optimizer = map_pytorch_optim_to_deepspeed(optimizer)
+    engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config)
+    return engine, optimizer
+
+
+def keep_on_every_rank(engine: nn.Module, parameters: Iterable[nn.Parameter]):
+    """ZeRO-3: these parameters stay whole between their uses."""
+    for parameter in parameters:
+        if is_partitioned(parameter) and not parameter.ds_persist:
+            parameter.ds_persist = True
+            # What the engine gathers after a step, when every shard is new (DeepSpeed 0.19)
+            engine.optimizer.persistent_parameters.append(parameter)
+
+
+def head_logits(head: nn.Module, hidden: torch.Tensor) -> torch.Tensor:
+    """An LM head's output, gathered first where generation or a checkpoint has left a shard of it."""
+    if not any(is_partitioned(parameter) for parameter in head.parameters()):
+        return head(hidden)
+    for parameter in head.parameters():
+        if parameter.numel() != parameter.ds_numel:
+            parameter.all_gather()
+    return head.forward(hidden)  # past the hooks, which would count the calls of each rank
+
+
+def is_partitioned(parameter: nn.Parameter) -> bool:
+    """Whether ZeRO-3 has sharded a parameter."""
+    return hasattr(parameter, "ds_id")
+
+
+def whole_shape(parameter: nn.Parameter) -> torch.Size:
+    """The shape of a parameter of which this rank may hold a shard."""
+    return parameter.ds_shape if is_partitioned(parameter) else parameter.shape
+
+
+def gathered(parameters: Iterable[nn.Parameter], modifier_rank: int | None = None) -> AbstractContextManager:
+    """In it the parameters are whole; what the process `modifier_rank` writes into them reaches all. All ranks enter."""
+    parameters = [parameter for parameter in parameters if is_partitioned(parameter)]
+    if not parameters:
+        return nullcontext()
+    from deepspeed.zero import GatheredParameters
+
+    return GatheredParameters(parameters, modifier_rank=modifier_rank)
+
+
+def whole_state_dict(model: nn.Module, trainable_only: bool = False) -> dict[str, torch.Tensor]:
+    """
+    A model's weights on the CPU, one of them gathered at a time; all ranks call it. Tied weights stay tied.
+
+    Args:
+        model (`torch.nn.Module`):
+            Sharded or not.
+        trainable_only (`bool`, *optional*, defaults to `False`):
+            Leaves out what is frozen.
+    """
+    copies, state_dict = {}, {}
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if trainable_only and not tensor.requires_grad:
+            continue
+        if id(tensor) not in copies:
+            with gathered([tensor]):
+                copies[id(tensor)] = tensor.detach().cpu().clone()
+        state_dict[name] = copies[id(tensor)]
+    return state_dict
