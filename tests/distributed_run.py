@@ -28,6 +28,7 @@ from peft import LoraConfig
 from tiny import make_documents, make_model, make_tokenizer
 
 from trl_gist import GistConfig, GistTrainer
+from trl_gist.engines import whole_shape, whole_state_dict
 
 
 WAYS = ("lora", "full")
@@ -56,16 +57,21 @@ def make_trainer(output_dir: str, processes: int, with_lora: bool, dtype: str = 
     checkpoint = str(Path(output_dir).parent / "checkpoint")
     defaults = {
         **{"context_length": 24, "target_length": 8, "last_k": 4, "max_completion_length": 6},
-        **{"num_generations": 4, "per_device_train_batch_size": 8 // processes, "cold_start_steps": 0},
+        **{"num_generations": 4, "cold_start_steps": 0},
         **{"learning_rate": 1e-2, "generator_learning_rate": 1e-2, "optim": "sgd", "logging_steps": 1, "max_steps": 3},
         **{"per_device_eval_batch_size": 2, "eval_strategy": "steps", "save_strategy": "steps"},
         **{"report_to": "none", "bf16": False, "use_cpu": True, "gradient_checkpointing": False},
         **{"disable_tqdm": True, "ddp_find_unused_parameters": False, "model_init_kwargs": {"dtype": dtype}},
     }
+    micro_batches = settings.get("gradient_accumulation_steps", 1)
+    settings = {"per_device_train_batch_size": 8 // (processes * micro_batches), **settings}
+    args = GistConfig(output_dir=output_dir, **{**defaults, **settings})
+    if args.deepspeed_plugin is not None:  # parameters as small as these would not be sharded otherwise
+        args.deepspeed_plugin.deepspeed_config["zero_optimization"]["stage3_param_persistence_threshold"] = 0
     torch.manual_seed(0)
     trainer = GistTrainer(
         model=checkpoint,
-        args=GistConfig(output_dir=output_dir, **{**defaults, **settings}),
+        args=args,
         train_dataset=ready_windows(),
         eval_dataset=Dataset.from_dict({"text": make_documents(3, seed=9)}),
         peft_config=LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM") if with_lora else None,
@@ -94,10 +100,13 @@ def make_trainer(output_dir: str, processes: int, with_lora: bool, dtype: str = 
 
 def result(trainer: GistTrainer) -> dict:
     """What was logged, step by step, and the parameters of the three roles."""
-    from trl_gist.engines import whole_state_dict
-
     roles = {"S": trainer.model, "G": trainer.generator, "T": trainer.teacher}
+    sharded = {
+        name: sum(parameter.numel() < whole_shape(parameter).numel() for parameter in role.parameters())
+        for name, role in roles.items()
+    }
     return {
+        "sharded": sharded,
         **{name: whole_state_dict(role) for name, role in roles.items()},
         "logged": [log for log in trainer.state.log_history if "reward" in log],
         "measures": [log for log in trainer.state.log_history if "eval_windows" in log],
@@ -105,9 +114,12 @@ def result(trainer: GistTrainer) -> dict:
 
 
 if __name__ == "__main__":
-    directory, processes, *settings = sys.argv[1:]
+    directory, processes, settings = sys.argv[1:]
+    settings = json.loads(settings)
     for way in WAYS:
-        trainer = make_trainer(f"{directory}/{way}", int(processes), way == "lora", **json.loads(*settings))
-        trainer.train()
-        torch.save(result(trainer), f"{directory}/{way}-{trainer.args.process_index}.pt")
-        trainer.accelerator.free_memory()
+        checkpoint = f"{directory}/{way}/checkpoint-{settings['save_steps']}"
+        for name, resume in ((way, None), (f"{way}-resumed", checkpoint)):
+            trainer = make_trainer(f"{directory}/{way}", int(processes), way == "lora", **settings)
+            trainer.train(resume_from_checkpoint=resume)
+            torch.save(result(trainer), f"{directory}/{name}-{trainer.args.process_index}.pt")
+            trainer.accelerator.free_memory()

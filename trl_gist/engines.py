@@ -126,9 +126,9 @@ def gathered(parameters: Iterable[nn.Parameter], modifier_rank: int | None = Non
     parameters = [parameter for parameter in parameters if is_partitioned(parameter)]
     if not parameters:
         return nullcontext()
-    from deepspeed.zero import GatheredParameters
+    import deepspeed
 
-    return GatheredParameters(parameters, modifier_rank=modifier_rank)
+    return deepspeed.zero.GatheredParameters(parameters, modifier_rank=modifier_rank)
 
 
 def whole_state_dict(model: nn.Module, trainable_only: bool = False) -> dict[str, torch.Tensor]:
@@ -150,3 +150,13 @@ def whole_state_dict(model: nn.Module, trainable_only: bool = False) -> dict[str
                 copies[id(tensor)] = tensor.detach().cpu().clone()
         state_dict[name] = copies[id(tensor)]
     return state_dict
+
+
+def build_cpu_operators():
+    """Compiles what DeepSpeed compiles at its first use on a CPU. To be called before ranks start: two that compile at
+    once can fail."""
+    from deepspeed.accelerator import get_accelerator
+
+    accelerator = get_accelerator()
+    if accelerator.device_name() == "cpu":
+        accelerator.create_op_builder("ShareMemCommBuilder").load(verbose=False)

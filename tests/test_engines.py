@@ -1,0 +1,142 @@
+# Copyright 2026 The trl_gist authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""
+Two processes under DDP and under each ZeRO stage take the very steps that one process takes on the whole batch, in both
+halves; what they save is the pair, and they go on from it.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from distributed_run import WAYS, make_trainer, result, save_checkpoint
+
+from trl_gist import GistCompactor
+
+
+ROOT = Path(__file__).parent.parent
+SETTINGS = {
+    **{"dtype": "float32", "max_steps": 5, "gradient_accumulation_steps": 2, "save_steps": 3, "eval_steps": 5},
+    # A larger epsilon than its own: of a gradient that is rounding alone, Adam would make a whole step
+    **{"optim": "adamw_torch", "adam_epsilon": 1e-6},
+}
+LOGGED = ("reward", "teacher_kl", "null_teacher_kl", "kl_gain", "loss", "grad_norm", "generator/grad_norm")
+LOGGED += ("learning_rate", "generator/learning_rate", "gain_over_shuffled", "gain_over_last_k", "last_k_excess")
+LOGGED += ("gist_length", "parroted_share", "degenerate_share")
+MEASURES = ("windows", "teacher_kl", "teacher_kl_se", "gain_over_shuffled", "nll_tail", "gap_closed_null_se")
+ZERO = ("zero1", "zero2", "zero3")
+
+
+@pytest.fixture(scope="module")
+def built_op(tmp_path_factory):
+    """DeepSpeed compiles an operator at its first use on a CPU, and two ranks that do so at once can fail."""
+    build = "from trl_gist.engines import build_cpu_operators; build_cpu_operators()"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", build], env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+@pytest.fixture(scope="module")
+def one_process(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("one")
+    save_checkpoint(directory)
+    results = {}
+    for way in WAYS:
+        trainer = make_trainer(str(directory / way), 1, way == "lora", **SETTINGS)
+        trainer.train()
+        results[way] = result(trainer)
+    return results
+
+
+@pytest.fixture(scope="module", params=["ddp", *ZERO])
+def two_processes(request, built_op, tmp_path_factory):
+    """Where two processes have trained both ways."""
+    directory = tmp_path_factory.mktemp(request.param)
+    save_checkpoint(directory)
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    if request.param in ZERO:
+        config = str(ROOT / "configs" / "accelerate" / f"{request.param}.yaml")
+        launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", config]
+        launch += ["--num_processes", "2", "--mixed_precision", "no", "--main_process_port", "0"]
+    done = subprocess.run(
+        [*launch, str(Path(__file__).parent / "distributed_run.py"), str(directory), "2", json.dumps(SETTINGS)],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join((str(ROOT / "tests"), str(ROOT))), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=400,
+    )
+    assert done.returncode == 0, done.stderr[-6000:]
+    return request.param, directory
+
+
+def ranks_of(directory, name):
+    return [torch.load(directory / f"{name}-{rank}.pt", weights_only=True) for rank in range(2)]
+
+
+def assert_same_parameters(found, expected, tolerance):
+    for role in ("S", "G"):
+        for name, parameter in expected[role].items():
+            torch.testing.assert_close(
+                found[role][name], parameter, rtol=0, atol=tolerance, msg=f"{role}: {name}", check_dtype=False
+            )
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_two_processes_take_the_steps_of_one(two_processes, one_process, way):
+    setting, directory = two_processes
+    ranks, one = ranks_of(directory, way), one_process[way]
+    assert len(one["logged"]) == 5
+    for step, (found, expected) in enumerate(zip(ranks[0]["logged"], one["logged"], strict=True), start=1):
+        for name in LOGGED:
+            assert found[name] == pytest.approx(expected[name], abs=1e-4), f"{name} at step {step}"
+    for name in MEASURES:
+        assert ranks[0]["measures"][-1][f"eval_{name}"] == pytest.approx(one["measures"][-1][f"eval_{name}"], abs=1e-4)
+    assert one["measures"][-1]["eval_windows"] == 15, "an odd number, which two processes cannot share evenly"
+    for role in ("S", "G"):
+        for name, parameter in ranks[0][role].items():
+            assert torch.equal(ranks[1][role][name], parameter), f"the ranks disagree on {role}'s {name}"
+    for rank in ranks:
+        assert_same_parameters(rank, one, 1e-4)
+        for name, parameter in one["T"].items():
+            assert torch.equal(rank["T"][name], parameter), f"the teacher's {name} has changed"
+    if setting == "zero3":  # all but the output head, where it has not been released since
+        assert all(rank["sharded"][role] >= 19 for rank in ranks for role in "SGT")
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_what_two_processes_saved_goes_on_as_if_never_stopped(two_processes, way):
+    setting, directory = two_processes
+    for resumed, straight in zip(ranks_of(directory, f"{way}-resumed"), ranks_of(directory, way), strict=True):
+        assert_same_parameters(resumed, straight, 1e-6)
+        last, expected = resumed["logged"][-1], straight["logged"][-1]
+        assert {name: last[name] for name in LOGGED} == pytest.approx(
+            {name: expected[name] for name in LOGGED}, abs=1e-6
+        )
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_what_two_processes_saved_is_the_pair(two_processes, way):
+    setting, directory = two_processes
+    trained = ranks_of(directory, way)[0]
+    compactor = GistCompactor.from_pretrained(directory / way / "checkpoint-5", device="cpu")
+    for role, model in (("S", compactor.summarizer), ("G", compactor.generator)):
+        saved = model.state_dict()
+        assert saved.keys() == trained[role].keys()
+        for name, parameter in trained[role].items():
+            assert torch.equal(saved[name], parameter), f"{role}: {name}"
