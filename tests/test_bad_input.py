@@ -17,6 +17,7 @@
 import json
 from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from datasets import Dataset, IterableDataset
@@ -323,16 +324,30 @@ def test_the_defaults_are_the_original_experiments_numbers():
     assert config.length_penalty == 1e-4 and config.gist_dropout == 0.1
 
 
-@pytest.mark.parametrize("engine", ["deepspeed_plugin", "fsdp_plugin_args"])
-def test_engines_that_are_not_supported_are_refused(checkpoint, documents, make_args, engine):
+def test_fsdp_is_refused(checkpoint, documents, make_args):
     args = make_args()
-    setattr(args, engine, object())
-    with pytest.raises(ValueError, match="DeepSpeed and FSDP are not"):
+    args.fsdp_plugin_args = object()
+    with pytest.raises(ValueError, match="--accelerate_config zero3"):
+        GistTrainer(checkpoint, args, train_dataset=documents)
+
+
+@pytest.mark.parametrize("section", ["optimizer", "scheduler"])
+def test_an_optimizer_that_deepspeed_would_make_is_refused(checkpoint, documents, make_args, section):
+    args = make_args()
+    args.deepspeed_plugin = SimpleNamespace(deepspeed_config={section: {}}, zero_stage=2)
+    with pytest.raises(ValueError, match=f"section `{section}`"):
+        GistTrainer(checkpoint, args, train_dataset=documents)
+
+
+def test_a_teacher_cache_under_zero3_is_refused(checkpoint, documents, make_args, tmp_path):
+    args = make_args(teacher_cache_dir=str(tmp_path))
+    args.deepspeed_plugin = SimpleNamespace(deepspeed_config={}, zero_stage=3)
+    with pytest.raises(ValueError, match="`teacher_cache_dir` .* ZeRO-2"):
         GistTrainer(checkpoint, args, train_dataset=documents)
 
 
 def test_fsdp_by_accelerate_launch_is_refused_too(make_trainer, monkeypatch):
     """`accelerate launch --use_fsdp` leaves no trace in the arguments."""
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
-    with pytest.raises(ValueError, match="DeepSpeed and FSDP are not"):
+    with pytest.raises(ValueError, match="--accelerate_config zero3"):
         make_trainer()

@@ -26,8 +26,10 @@ from pathlib import Path
 import pytest
 import torch
 from distributed_run import WAYS, make_trainer, result, save_checkpoint
+from tiny import make_documents
 
 from trl_gist import GistCompactor
+from trl_gist.scripts.launch import config_names, config_path, split_launch_flags
 
 
 ROOT = Path(__file__).parent.parent
@@ -73,7 +75,7 @@ def two_processes(request, built_op, tmp_path_factory):
     if request.param in ZERO:
         config = str(ROOT / "configs" / "accelerate" / f"{request.param}.yaml")
         launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", config]
-        launch += ["--num_processes", "2", "--mixed_precision", "no", "--main_process_port", "0"]
+        launch += ["--num_processes", "2", "--main_process_port", "0"]
     done = subprocess.run(
         [*launch, str(Path(__file__).parent / "distributed_run.py"), str(directory), "2", json.dumps(SETTINGS)],
         env={**os.environ, "PYTHONPATH": os.pathsep.join((str(ROOT / "tests"), str(ROOT))), "OMP_NUM_THREADS": "1"},
@@ -140,3 +142,44 @@ def test_what_two_processes_saved_is_the_pair(two_processes, way):
         assert saved.keys() == trained[role].keys()
         for name, parameter in trained[role].items():
             assert torch.equal(saved[name], parameter), f"{role}: {name}"
+
+
+def test_the_command_line_launches_by_name(built_op, checkpoint, tmp_path):
+    (tmp_path / "documents.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in make_documents(6)))
+    settings = {
+        **{"model_name_or_path": checkpoint, "dataset_path": "documents.jsonl", "output_dir": "pair", "max_steps": 2},
+        **{"context_length": 24, "target_length": 8, "last_k": 4, "max_completion_length": 6, "num_generations": 2},
+        **{"per_device_train_batch_size": 2, "bf16": "false", "report_to": "none", "cold_start_steps": 0},
+    }
+    flags = [part for name, value in settings.items() for part in (f"--{name}", str(value))]
+    command = [sys.executable, "-m", "trl_gist.cli", "train", "--accelerate_config", "zero2", "--num_processes", "2"]
+    done = subprocess.run(
+        [*command, *flags],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-6000:]
+    assert done.stdout.count("Pair saved to pair.") == 1
+    assert "'num_tokens'" in done.stdout  # trained, and said so
+    environment = json.loads((tmp_path / "pair" / "run_log" / "run.json").read_text())["environment"]
+    assert environment["processes"] == 2
+    assert GistCompactor.from_pretrained(tmp_path / "pair", device="cpu").compress("The pump in Broad Street").text
+
+
+def test_launch_flags_are_told_from_settings():
+    flags, rest = split_launch_flags(["--max_steps", "2", "--num_processes=2", "--accelerate_config", "zero1"])
+    assert (flags.accelerate_config, flags.num_processes, rest) == ("zero1", "2", ["--max_steps", "2"])
+    with pytest.raises(ValueError, match="`--num_processes` launches processes: .* `--accelerate_config` .* zero3"):
+        split_launch_flags(["--num_processes", "2"])
+
+
+def test_a_launch_takes_a_name_or_a_path(tmp_path):
+    assert config_names() == ["multi_gpu", "single", "zero1", "zero2", "zero3"]
+    assert config_path("zero2").name == "zero2.yaml"
+    (tmp_path / "mine.yaml").write_text("distributed_type: 'NO'\n")
+    assert config_path(str(tmp_path / "mine.yaml")) == tmp_path / "mine.yaml"
+    with pytest.raises(ValueError, match="multi_gpu, single, zero1, zero2, zero3 or the path of a file, got 'zero4'"):
+        config_path("zero4")

@@ -28,6 +28,7 @@ import sys
 _EPILOG = """\
 examples:
   trl-gist train --config configs/smollm2-135m_fineweb-edu.yaml --output_dir my-pair
+  trl-gist train --accelerate_config zero2 --config configs/qwen3-4b_fineweb-edu.yaml --output_dir my-pair
   trl-gist evaluate my-pair --dataset held_out.jsonl --last_k 64 128 256
   trl-gist compress my-pair article.txt --json
   cat article.txt | trl-gist continue my-pair --max_new_tokens 100
@@ -232,12 +233,17 @@ def _positive(value):
 def _train(argv):
     import yaml
 
+    from .scripts.launch import launch, split_launch_flags
     from .scripts.train import make_parser, make_trainer, train
 
     prog = "trl-gist train"
     if argv[-1:] == ["--config"]:
         _exit(prog, "--config needs a file.")  # `TrlParser` (TRL 1.16) would raise IndexError
     try:
+        flags, rest = split_launch_flags(argv)
+        if flags.accelerate_config is not None:
+            launch(flags, rest)
+            return 0
         trainer = make_trainer(*make_parser(prog).parse_args_and_config(argv))
     except (ValueError, OSError, yaml.YAMLError) as error:
         _exit(prog, error)

@@ -1,0 +1,84 @@
+# Copyright 2026 The trl_gist authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""`trl-gist train --accelerate_config NAME`: training on several processes, by `accelerate launch`."""
+
+import argparse
+from importlib.resources import files
+from pathlib import Path
+
+import torch
+import yaml
+from accelerate.commands.launch import launch_command, launch_command_parser
+
+from ..engines import build_cpu_operators
+
+
+CONFIGS = Path(str(files("trl_gist") / "accelerate_configs"))
+# Those of accelerate's that say where a run takes place; what is trained is said by `trl-gist train`'s own
+_FLAGS = ("num_processes", "num_machines", "machine_rank", "main_process_ip", "main_process_port")
+
+
+def split_launch_flags(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
+    """
+    The flags of the launch, `accelerate_config` and accelerate's `num_processes`, `num_machines`, `machine_rank`,
+    `main_process_ip` and `main_process_port`, and the others.
+
+    Raises:
+        ValueError: if there is one without `accelerate_config`.
+    """
+    parser = argparse.ArgumentParser(prog="trl-gist train", add_help=False, allow_abbrev=False)
+    for name in ("accelerate_config", *_FLAGS):
+        parser.add_argument(f"--{name}")
+    flags, rest = parser.parse_known_args(argv)
+    given = [name for name in _FLAGS if getattr(flags, name) is not None]
+    if given and flags.accelerate_config is None:
+        raise ValueError(
+            f"`--{given[0]}` launches processes: say how they share the work, with `--accelerate_config` and one of "
+            f"{', '.join(config_names())} or a file of accelerate's."
+        )
+    return flags, rest
+
+
+def launch(flags: argparse.Namespace, argv: list[str]):
+    """
+    Launches `trl-gist train ARGV` as the flags say. Without `num_processes`, one process for each accelerator here.
+
+    Raises:
+        ValueError: if `accelerate_config` is neither a file nor a name.
+    """
+    config = config_path(flags.accelerate_config)
+    if flags.num_processes is None and config.parent == CONFIGS and config.stem != "single":
+        flags.num_processes = str(max(1, torch.accelerator.device_count()))
+    if "DEEPSPEED" in str(yaml.safe_load(config.read_text(encoding="utf-8")).get("distributed_type")):
+        build_cpu_operators()
+    chosen = [(f"--{name}", getattr(flags, name)) for name in _FLAGS if getattr(flags, name) is not None]
+    launch_args = ["--config_file", str(config), *(part for flag in chosen for part in flag)]
+    launch_command(launch_command_parser().parse_args([*launch_args, "--module", "trl_gist.cli", "train", *argv]))
+
+
+def config_names() -> list[str]:
+    return sorted(path.stem for path in CONFIGS.glob("*.yaml"))
+
+
+def config_path(name: str) -> Path:
+    """The file of one of accelerate's configs, by its path or, of those that come with the package, by its name."""
+    packaged = CONFIGS / f"{name}.yaml"
+    if packaged.is_file():
+        return packaged
+    if Path(name).is_file():
+        return Path(name)
+    raise ValueError(
+        f"`--accelerate_config` must be one of {', '.join(config_names())} or the path of a file, got {name!r}."
+    )
