@@ -27,6 +27,7 @@ from .prompts import ORIGINAL_GENERATOR_PROMPT
 
 PAIR_CONFIG_NAME = "gist_config.json"
 GENERATOR_DIR = "generator"
+PLOTS_DIR = "plots"
 
 
 @dataclass
@@ -127,6 +128,10 @@ nats per target token ± standard error over documents.
 None: the run had no `eval_dataset`.
 {%- endif %}
 
+{% if plot -%}
+![Distance to the teacher and what the gist buys, over training]({{ plot }})
+
+{% endif -%}
 ## Gists
 {% for example in pair.gists %}
 > …{{ example.context_end }}
@@ -148,7 +153,7 @@ Trained from {{ pair.base_models.summarizer }} (summarizer), {{ pair.base_models
 
 
 def save_model_card(directory: str | os.PathLike, pair: PairConfig, model_name: str, tags: list[str]):
-    """Writes `README.md`: how to use the pair, its held-out measures, three gists and the recipe."""
+    """Writes `README.md`: how to use the pair, its held-out measures, plot (if it is there), three gists and recipe."""
     base = pair.base_models["summarizer"]
     card_data = ModelCardData(
         base_model=None if os.path.isdir(base) else base or None,
@@ -161,7 +166,15 @@ def save_model_card(directory: str | os.PathLike, pair: PairConfig, model_name: 
         for name, value in pair.measures.items()
         if not name.endswith("_se") and name not in ("windows", "documents")
     ]
-    card = ModelCard.from_template(card_data, template_str=_CARD, pair=pair, model_name=model_name, measures=measures)
+    plot = f"{PLOTS_DIR}/training.png"
+    card = ModelCard.from_template(
+        card_data,
+        template_str=_CARD,
+        pair=pair,
+        model_name=model_name,
+        measures=measures,
+        plot=plot if Path(directory, plot).is_file() else None,
+    )
     card.save(Path(directory, "README.md"))
 
 
