@@ -179,8 +179,10 @@ class PairHub:
         try:
             commit = self._commit(stage, commit_message, token, revision)
         except Exception as error:  # huggingface_hub (2.4) raises OSError, RuntimeError, ValueError and httpx's own
+            # A file's own RuntimeError says which, and its cause says why
+            said = f"{error} {error.__cause__}" if isinstance(error, RuntimeError) else error
             raise ConnectionError(
-                f"The push to {self.hub_model_id} failed: {error} {error.__cause__ or ''}\nThe repository is as it was, "
+                f"The push to {self.hub_model_id} failed: {said}\nThe repository is as it was, "
                 f"and what is saved in {self.args.output_dir} is whole. `trainer.push_to_hub()` pushes again; what has "
                 "arrived is not sent twice."
             ) from error
