@@ -38,11 +38,12 @@ LARGE = (".safetensors", ".bin", ".pt", ".pth", ".png", ".model")
 
 @dataclass
 class Commit:
-    """A commit: its id, its message, and all files as bytes by path."""
+    """A commit: its id, its message, all files as bytes by path, and the parent that the client asked for."""
 
     id: str
     message: str
     files: dict[str, bytes]
+    parent: str | None
 
 
 @dataclass
@@ -88,10 +89,10 @@ class Hub:
         commits = [commit for branch in self.branches[repo].values() for commit in branch]
         return next((commit for commit in commits if commit.id == revision), None)
 
-    def add_commit(self, repo, branch, message, files):
+    def add_commit(self, repo, branch, message, files, parent=None):
         commits = self.branches[repo][branch]
         digest = hashlib.sha1(f"{repo} {branch} {len(commits)}".encode()).hexdigest()
-        commits.append(Commit(digest, message, files))
+        commits.append(Commit(digest, message, files, parent))
         return commits[-1]
 
     def failure(self, request: str) -> Failure | None:
@@ -364,7 +365,7 @@ class _Handler(BaseHTTPRequestHandler):
                     raise _Refused(404, "A file with this name doesn't exist", "EntryNotFound")
             else:
                 raise _Refused(400, f"unknown operation {line['key']}")
-        commit = self.hub.add_commit(repo, branch, header["summary"], files)
+        commit = self.hub.add_commit(repo, branch, header["summary"], files, header.get("parentCommit"))
         self._send(
             200, {"success": True, "commitOid": commit.id, "commitUrl": f"{self.hub.url}/{repo}/commit/{commit.id}"}
         )

@@ -14,11 +14,15 @@
 
 """What the Hub holds of a run is one pair, and loads elsewhere; through huggingface_hub's own client and a loopback server."""
 
+import errno
 import json
 import os
+import shutil
 import subprocess
 import sys
+from concurrent.futures import Future
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -277,6 +281,14 @@ def test_each_commit_holds_both_halves_of_one_step(world, strategy):
             assert first != last
 
 
+def test_each_commit_asks_for_the_parent_that_it_was_made_for(world):
+    """Unchanged files are left out of a commit: on another parent it could join halves of two pairs."""
+    hub, _, _ = world
+    for repo, branch in [*((repo_of(strategy), "main") for strategy in RUNS), (OUTAGE, "trial")]:
+        commits = hub.branches[repo][branch]
+        assert [commit.parent for commit in commits[1:]] == [commit.id for commit in commits[:-1]]
+
+
 @pytest.mark.parametrize("strategy", RUNS)
 def test_the_repository_holds_the_saved_pair_its_plots_and_nothing_else(world, strategy):
     hub, directory, _ = world
@@ -451,6 +463,72 @@ def test_a_run_goes_on_from_the_pushed_checkpoint_as_if_it_had_stayed(found):
 )
 def test_a_repository_that_is_no_pair_is_refused(found, repo, message):
     assert found[repo].startswith(repo) and message in found[repo]
+
+
+# ---- Staging ----
+
+
+@pytest.fixture
+def staging(make_trainer, tmp_path, monkeypatch):
+    """A trainer whose next checkpoint would be pushed, and that checkpoint."""
+    monkeypatch.setattr("trl_gist.hub.find_spec", lambda name: None)
+    trainer = make_trainer(args={"hub_strategy": "checkpoint"})
+    trainer.hub_model_id, trainer.push_in_progress = f"{USER}/pair", None
+    trainer.save_model(str(tmp_path / "run" / "checkpoint-1"))
+    return trainer, tmp_path / "run" / "checkpoint-1"
+
+
+def test_a_stage_takes_no_room_and_outlives_its_checkpoint(staging):
+    trainer, saved = staging
+    stage = trainer._stage(saved, "checkpoint-1", "last-checkpoint")
+    expected = files_in(saved)
+    for weights in ("model.safetensors", "generator/model.safetensors"):
+        assert (stage / weights).samefile(saved / weights)
+        assert (stage / "last-checkpoint" / weights).samefile(saved / weights)
+    shutil.rmtree(saved)
+    assert files_in(stage / "last-checkpoint") == expected
+
+
+def test_where_there_are_no_hard_links_a_stage_is_a_copy(staging, monkeypatch):
+    trainer, saved = staging
+
+    def refuse(*args):
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr("os.link", refuse)
+    stage = trainer._stage(saved, "checkpoint-1", "last-checkpoint")
+    assert files_in(stage / "last-checkpoint") == files_in(saved)
+    assert not (stage / "model.safetensors").samefile(saved / "model.safetensors")
+
+
+def test_a_disk_too_full_to_stage_on_costs_the_push_and_a_warning(staging, monkeypatch, caplog):
+    trainer, saved = staging
+    before = files_in(saved)
+
+    def refuse(*args):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("trl_gist.hub._link", refuse)
+    trainer._push_from_checkpoint(str(saved))
+    assert f"{saved} is not pushed: it could not be staged in _hub/. [Errno 28] No space left" in caplog.text
+    assert trainer.push_in_progress is None and files_in(saved) == before
+
+
+def test_a_push_is_left_out_while_the_one_before_goes_on(staging, monkeypatch):
+    trainer, saved = staging
+    jobs = []
+    monkeypatch.setattr(
+        "trl_gist.hub.hf_api", lambda: SimpleNamespace(run_as_future=lambda *_: jobs.append(Future()) or jobs[-1])
+    )
+    trainer._push_from_checkpoint(str(saved))
+    trainer._push_from_checkpoint(str(saved))
+    assert len(jobs) == 1
+    jobs[0].set_result(None)
+    trainer._push_from_checkpoint(str(saved))
+    assert len(jobs) == 2
+    trainer.args.hub_always_push = True
+    trainer._push_from_checkpoint(str(saved))
+    assert len(jobs) == 3 and trainer.push_in_progress.jobs == jobs[1:]
 
 
 # ---- What a push deletes ----
