@@ -17,6 +17,7 @@
 import errno
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -121,7 +122,7 @@ def push(directory):
 
 def pull(directory):
     """On another machine: only the Hub is there. Writes what it found as JSON."""
-    from huggingface_hub import snapshot_download
+    from huggingface_hub import hf_hub_download, snapshot_download
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
@@ -148,10 +149,12 @@ def pull(directory):
         )
     for strategy, way in RUNS.items():
         repo = repo_of(strategy)
-        if way == "full":
-            plain = AutoModelForCausalLM.from_pretrained(repo, subfolder="generator")
-        else:
-            plain = AutoModelForCausalLM.from_pretrained(repo, adapter_kwargs={"subfolder": "generator"})
+        card = Path(hf_hub_download(repo, "README.md")).read_text(encoding="utf-8")
+        found[f"card {strategy}"] = re.search(
+            r"^generator = (AutoModelForCausalLM.from_pretrained.*)$", card, re.M
+        ).group(1)
+        plain = eval(found[f"card {strategy}"])
+        if way == "lora":
             base = AutoModelForCausalLM.from_pretrained(BASE)
             peft = PeftModel.from_pretrained(base, repo, subfolder="generator")
             found[f"peft {strategy}"] = same_logits(peft, plain)
@@ -438,8 +441,9 @@ def test_a_revision_is_the_pair_of_that_commit(found):
 
 
 @pytest.mark.parametrize("strategy", RUNS)
-def test_plain_transformers_loads_the_generator_alone(found, strategy):
-    """By `subfolder="generator"`, or under LoRA, with peft installed, by `adapter_kwargs={"subfolder": "generator"}`."""
+def test_plain_transformers_loads_the_generator_alone_as_the_card_says(found, strategy):
+    how = 'subfolder="generator"' if RUNS[strategy] == "full" else 'adapter_kwargs={"subfolder": "generator"}'
+    assert found[f"card {strategy}"] == f'AutoModelForCausalLM.from_pretrained("{repo_of(strategy)}", {how})'
     assert found[f"plain {strategy}"] and not found[f"other half {strategy}"]
 
 
@@ -449,7 +453,7 @@ def test_peft_puts_the_generators_adapter_on_its_base(found, strategy):
 
 
 def test_transformers_refuses_an_adapters_subfolder_rather_than_load_the_other_half(found):
-    """transformers 5.23 looks for the subfolder in the base's repository. Should it load one day, the README may say so."""
+    """transformers 5.23 looks for the subfolder in the base's repository. Should it load one day, the card may say so."""
     assert found["adapter by subfolder"].startswith(f"Unrecognized model in {BASE}")
 
 
