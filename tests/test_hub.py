@@ -493,6 +493,22 @@ def test_a_stage_takes_no_room_and_outlives_its_checkpoint(staging):
     assert files_in(stage / "last-checkpoint") == expected
 
 
+def test_what_is_pushed_in_the_background_stays_what_was_saved(staging, monkeypatch):
+    trainer, _ = staging
+    monkeypatch.setattr("trl_gist.hub.hf_api", lambda: SimpleNamespace(run_as_future=lambda *_: Future()))
+    trainer.push_to_hub(blocking=False)
+    output_dir = Path(trainer.args.output_dir)
+    stage = output_dir / "_hub" / "pair"
+    before = files_in(stage)
+    assert not (stage / "model.safetensors").samefile(output_dir / "model.safetensors")
+    with torch.no_grad():
+        for model in (trainer.model, trainer.generator):
+            next(model.parameters()).add_(1)
+    trainer.save_model()
+    assert files_in(stage) == before
+    assert before["model.safetensors"] != (output_dir / "model.safetensors").read_bytes()
+
+
 def test_where_there_are_no_hard_links_a_stage_is_a_copy(staging, monkeypatch):
     trainer, saved = staging
 

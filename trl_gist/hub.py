@@ -108,7 +108,9 @@ class PairHub:
         if not self.is_world_process_zero():
             return None
         self._finish_current_push()
-        stage = self._stage(self.args.output_dir, "pair")
+        # The next `save_model` writes where these files are (safetensors 0.8 replaces a file, others write into it), and an
+        # upload in the background may not have read them by then
+        stage = self._stage(self.args.output_dir, "pair", by_copy=not blocking)
         token = token if token is not None else self.args.hub_token
         revision = revision if revision is not None else self.args.hub_revision
         if blocking:
@@ -144,22 +146,23 @@ class PairHub:
             self.push_in_progress = PushInProgress([])
         self.push_in_progress.jobs.append(job)
 
-    def _stage(self, source, name, resume_dir=None) -> Path:
+    def _stage(self, source, name, resume_dir=None, by_copy=False) -> Path:
         """A folder with what one commit will hold: the pair in `source` and, under `resume_dir`, all of `source`."""
+        place = shutil.copy2 if by_copy else _link
         stage = Path(self.args.output_dir, STAGING_DIR, name)
         shutil.rmtree(stage, ignore_errors=True)
         for half in ("", GENERATOR_DIR):
             Path(stage, half).mkdir(parents=True)
             for path in Path(source, half).iterdir():
                 if path.suffix == ".safetensors" or path.name in _MODEL_CONFIGS:
-                    _link(path, Path(stage, half, path.name))
+                    place(path, Path(stage, half, path.name))
             self.processing_class.save_pretrained(Path(stage, half))
         pair = PairConfig.load(source)
         pair.save(stage)
         self._draw(stage)
         save_model_card(stage, pair, self.hub_model_id, self._tag_names)
         if resume_dir is not None:
-            shutil.copytree(source, stage / resume_dir, copy_function=_link)
+            shutil.copytree(source, stage / resume_dir, copy_function=place)
         return stage
 
     def _draw(self, stage):
@@ -235,7 +238,7 @@ def outdated(held: list[str], pushed: list[str]) -> list[str]:
 
 
 def _link(source, target):
-    """A hard link: no checkpoint's file is written to once it is there. A copy on a filesystem without links."""
+    """A hard link, or a copy on a filesystem without links. Nothing writes to a checkpoint's files once they are there."""
     try:
         os.link(source, target)
     except OSError:
