@@ -190,7 +190,7 @@ class PairHub:
                 "arrived is not sent twice."
             ) from error
         finally:
-            shutil.rmtree(stage)
+            shutil.rmtree(stage, ignore_errors=True)
         self.hub_url = str(commit.repo_url)
         return commit
 
