@@ -37,6 +37,7 @@ from .extractive import IDF_CONTEXTS, ExtractiveSummarizer
 from .generator_trainer import GeneratorTrainer
 from .gist_config import GistConfig
 from .held_out import HeldOutEvaluation
+from .hub import PairHub
 from .pair import PAIR_CONFIG_NAME
 from .prompts import GistPrompts, gist_from_completion
 from .rate_control import LengthPenalty
@@ -58,7 +59,7 @@ RewardFunc = Callable[..., list[float]]
 _SCORE_METRICS = ("teacher_kl", "null_teacher_kl", "log_prob_gain", "kl_gain", "gist_length")
 
 
-class GistTrainer(GistRollouts, HeldOutEvaluation, PairCheckpoints, GRPOTrainer):
+class GistTrainer(GistRollouts, HeldOutEvaluation, PairCheckpoints, PairHub, GRPOTrainer):
     """
     Trainer for learned context compaction in plain tokens.
 

@@ -21,12 +21,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from huggingface_hub import ModelCard, ModelCardData
+from peft.utils import CONFIG_NAME as ADAPTER_CONFIG_NAME
 
 from .prompts import ORIGINAL_GENERATOR_PROMPT
 
 
 PAIR_CONFIG_NAME = "gist_config.json"
 GENERATOR_DIR = "generator"
+PLOTS_DIR = "plots"
 
 
 @dataclass
@@ -112,6 +114,14 @@ print(gist.text, gist.gist_rate)
 print(compactor.continue_text(text, max_new_tokens=64).text)
 ```
 
+Each half is a model of its own. The generator alone:
+
+```python
+from transformers import AutoModelForCausalLM
+
+generator = AutoModelForCausalLM.from_pretrained("{{ model_name }}", {{ subfolder }})
+```
+
 ## Measures
 
 {% if measures -%}
@@ -127,6 +137,10 @@ nats per target token ± standard error over documents.
 None: the run had no `eval_dataset`.
 {%- endif %}
 
+{% if plot -%}
+![Distance to the teacher and what the gist buys, over training]({{ plot }})
+
+{% endif -%}
 ## Gists
 {% for example in pair.gists %}
 > …{{ example.context_end }}
@@ -148,7 +162,7 @@ Trained from {{ pair.base_models.summarizer }} (summarizer), {{ pair.base_models
 
 
 def save_model_card(directory: str | os.PathLike, pair: PairConfig, model_name: str, tags: list[str]):
-    """Writes `README.md`: how to use the pair, its held-out measures, three gists and the recipe."""
+    """Writes `README.md`: how to use the pair in `directory`, its held-out measures, plot, three gists and recipe."""
     base = pair.base_models["summarizer"]
     card_data = ModelCardData(
         base_model=None if os.path.isdir(base) else base or None,
@@ -161,7 +175,19 @@ def save_model_card(directory: str | os.PathLike, pair: PairConfig, model_name: 
         for name, value in pair.measures.items()
         if not name.endswith("_se") and name not in ("windows", "documents")
     ]
-    card = ModelCard.from_template(card_data, template_str=_CARD, pair=pair, model_name=model_name, measures=measures)
+    plot = f"{PLOTS_DIR}/training.png"
+    # transformers (5.23) takes a `subfolder` for one of the adapter's base as well
+    is_adapter = Path(directory, GENERATOR_DIR, ADAPTER_CONFIG_NAME).is_file()
+    subfolder = f'adapter_kwargs={{"subfolder": "{GENERATOR_DIR}"}}' if is_adapter else f'subfolder="{GENERATOR_DIR}"'
+    card = ModelCard.from_template(
+        card_data,
+        template_str=_CARD,
+        pair=pair,
+        model_name=model_name,
+        measures=measures,
+        plot=plot if Path(directory, plot).is_file() else None,
+        subfolder=subfolder,
+    )
     card.save(Path(directory, "README.md"))
 
 

@@ -40,20 +40,26 @@ class HalfLoader:
         self.bases = {}
 
     def load(self, directory: Path, role: str) -> PreTrainedModel | PeftModel:
-        """The model in eval mode, frozen. Raises `ValueError` if it or its base is missing."""
-        if Path(directory, ADAPTER_CONFIG_NAME).is_file():
+        """The model in eval mode, frozen. Raises `ValueError` if it or its base is missing, or its weights are pickled."""
+        is_adapter = Path(directory, ADAPTER_CONFIG_NAME).is_file()
+        if not is_adapter and not Path(directory, MODEL_CONFIG_NAME).is_file():
+            raise ValueError(
+                f"The pair lacks its {role}: {directory} holds neither {MODEL_CONFIG_NAME} nor {ADAPTER_CONFIG_NAME}."
+            )
+        if not any(directory.glob("*.safetensors")):
+            raise ValueError(
+                f"The pair's {role} has no weights: {directory} holds no *.safetensors. Weights in another format, as "
+                "*.bin, are pickles, which can run code, and are not read; `GistTrainer.save_model` writes safetensors."
+            )
+        if is_adapter:
             adapter = PeftConfig.from_pretrained(str(directory))
             # PEFT replaces modules in the tree that it is given, so each half gets its own over the same parameters
             base = clone_with_shared_parameters(self._base(adapter, directory))
             # PEFT would keep half-precision adapters in float32, for training; at inference that triples their cost
             model = PeftModel.from_pretrained(base, str(directory), config=adapter, autocast_adapter_dtype=False)
             model = model.to(self.device)
-        elif Path(directory, MODEL_CONFIG_NAME).is_file():
-            model = create_model_from_path(str(directory), **self.init_kwargs).to(self.device)
         else:
-            raise ValueError(
-                f"The pair lacks its {role}: {directory} holds neither {MODEL_CONFIG_NAME} nor {ADAPTER_CONFIG_NAME}."
-            )
+            model = create_model_from_path(str(directory), **self.init_kwargs).to(self.device)
         return for_inference(model)
 
     def _base(self, adapter, directory):

@@ -258,5 +258,5 @@ def train(trainer: GistTrainer):
     trainer.save_model(args.output_dir)
     trainer.accelerator.print(f"💾 Pair saved to {args.output_dir}.")
     if args.push_to_hub:
-        trainer.accelerator.print(f"🤗 Pair pushed to the Hub in https://huggingface.co/{trainer.hub_model_id}.")
+        trainer.accelerator.print(f"🤗 Pair pushed to {trainer.hub_url}.")
     trainer.end()
