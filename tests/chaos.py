@@ -49,6 +49,7 @@ from checks import TIMING, assert_same, history
 from datasets import Dataset
 from peft import LoraConfig
 from tiny import make_documents, make_model, make_tokenizer
+from transformers import TrainerCallback
 
 from trl_gist import GistConfig, GistTrainer
 from trl_gist.manifest import MANIFEST_FILE, STAGING_DIR, Manifest
@@ -65,8 +66,19 @@ SETTINGS = {
 }
 
 
+class SayWhere(TrainerCallback):
+    """Tells the parent from which step this attempt goes on."""
+
+    def on_epoch_begin(self, args, state, control, **kwargs):
+        path = Path(args.output_dir, "started")
+        if not path.exists():
+            draft = path.with_name("started.tmp")
+            draft.write_text(str(state.global_step))
+            draft.rename(path)
+
+
 def train(output_dir: Path, with_lora: bool, resume: bool):
-    """One attempt at the run, in the process that is killed. Its first act is to say where it starts."""
+    """One attempt at the run, in the process that is killed."""
     tokenizer = make_tokenizer()
     rows = Dataset.from_list([{"text": text} for text in make_documents(5)])
     trainer = GistTrainer(
@@ -77,14 +89,7 @@ def train(output_dir: Path, with_lora: bool, resume: bool):
         processing_class=tokenizer,
         peft_config=LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM") if with_lora else None,
     )
-    run_epoch = trainer._run_epoch
-
-    def say_where(*args, **kwargs):
-        Path(output_dir, "started").write_text(str(trainer.state.global_step))
-        trainer._run_epoch = run_epoch
-        return run_epoch(*args, **kwargs)
-
-    trainer._run_epoch = say_where
+    trainer.add_callback(SayWhere())
     trainer.train(resume_from_checkpoint=resume)
     trainer.save_model()
     torch.save(result(trainer), output_dir / "result.pt")
@@ -202,7 +207,7 @@ def chaos(directory: Path, kills: int, seed: int, with_lora: bool) -> list[str]:
                 with contextlib.suppress(ChildProcessError):
                     os.waitpid(child, 0)
                 done = True
-            started = int((output_dir / "started").read_text() or 0)
+            started = int((output_dir / "started").read_text())
             resumed += bool(kept)
             if started != (kept[-1] if kept else 0):
                 losses.append(f"run {runs} went on from step {started}, but step {kept[-1]} was saved")

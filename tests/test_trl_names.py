@@ -36,6 +36,7 @@ from trl.trainer.utils import (
 
 from trl_gist import GistTrainer
 from trl_gist.checkpoints import PairCheckpoints
+from trl_gist.durable import DurableCheckpoints
 from trl_gist.trainer_utils import EpochRepeatSampler
 
 
@@ -100,6 +101,10 @@ def test_grpo_trainer_still_has(name, expected):
             *("max_steps", "num_update_steps_per_epoch", "num_train_epochs", "resume_from_checkpoint", "trial"),
         ],
         "get_optimizer_cls_and_kwargs": ["args", "model"],
+        "_get_output_dir": ["trial"],
+        "_save_checkpoint": ["model", "trial"],
+        "_push_from_checkpoint": ["checkpoint_folder"],
+        "_finalize_training": ["trial", "num_train_samples", "start_time"],
     }.items(),
 )
 def test_trainer_still_has(name, expected):
@@ -107,7 +112,7 @@ def test_trainer_still_has(name, expected):
     assert parameters(getattr(Trainer, name)) == expected
 
 
-@pytest.mark.parametrize("ours", [GistTrainer, PairCheckpoints])
+@pytest.mark.parametrize("ours", [GistTrainer, PairCheckpoints, DurableCheckpoints])
 def test_every_private_method_overrides_something_or_is_called_by_us(ours):
     """A hook that TRL renames would leave our method behind as dead code, and the run would go on without it."""
     private = {name for name, value in vars(ours).items() if inspect.isfunction(value) and name.startswith("_")}
@@ -236,6 +241,30 @@ def test_trainer_calls_the_hooks_of_the_second_trainer():
     ), "G's folder is made by save_model"
     assert saving.index("self._save_optimizer_and_scheduler(output_dir)") < saving.index("rotate_checkpoints(")
     assert "self._load_best_model()" in source(Trainer._finalize_training)
+
+
+def test_a_checkpoint_is_written_where_get_output_dir_says_and_pushed_by_us():
+    """It is written beside its place, and renamed, pushed and rotated after."""
+    saving = source(Trainer._save_checkpoint)
+    assert 'checkpoint_folder = f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"' in saving
+    assert re.search(
+        r"run_dir = self\._get_output_dir\(trial=trial\)\s+output_dir = os\.path\.join\(run_dir, checkpoint_folder\)",
+        saving,
+    )
+    assert saving.count("run_dir") == 4, "beside these, the best checkpoint's folder and the rotation"
+    assert re.search(r"if self\.args\.push_to_hub:\s+self\._push_from_checkpoint\(output_dir\)", saving)
+    assert "self._get_output_dir(trial=trial)" in source(GRPOTrainer._save_checkpoint)
+
+
+def test_a_loop_asks_whether_the_run_is_over_only_after_a_step():
+    """If it asks before one day, `_run_epoch` need not."""
+    epoch = source(Trainer._run_epoch)
+    assert epoch.index("self.training_step(") < epoch.index("self.control.should_training_stop")
+    assert "self.control.should_training_stop" in source(Trainer._inner_training_loop)
+
+
+def test_the_end_of_a_run_removes_all_but_the_best_checkpoint_only_with_a_limit_of_one():
+    assert "self.args.save_total_limit == 1" in source(Trainer._finalize_training)
 
 
 def test_a_streams_saved_epoch_counts_passes_in_fractions_of_the_runs_batches():

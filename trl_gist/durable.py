@@ -19,6 +19,7 @@ from pathlib import Path
 from accelerate.logging import get_logger
 from accelerate.utils import broadcast_object_list
 from peft import PeftModel
+from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from safetensors import safe_open
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoint
@@ -88,6 +89,13 @@ class DurableCheckpoints:
                 f"`output_dir` ({output_dir}) holds the pair that another run saved. Choose another `output_dir`."
             )
 
+    def _run_epoch(self, *args, **kwargs):
+        if self.state.global_step < self.state.max_steps:
+            super()._run_epoch(*args, **kwargs)
+        else:
+            # `Trainer` looks at the step's number after a step: from a run's last checkpoint it would take one too many
+            self.control.should_training_stop = True
+
     # ---- Written beside and renamed ----
 
     def _get_output_dir(self, trial):
@@ -128,7 +136,7 @@ class DurableCheckpoints:
             yield staging
 
     @contextmanager
-    def _replacing(self, output_dir):
+    def replacing(self, output_dir):
         """Yields a folder of the same name to save a pair in, whose files then replace those of `output_dir`."""
         with self._written_beside(output_dir, "The pair") as staging:
             staged = staging / Path(output_dir).resolve().name
@@ -230,6 +238,10 @@ class DurableCheckpoints:
 def check_fits(model, directory: Path, role: str):
     """Raises `ValueError` if the weights in a folder have other names or shapes than the model's."""
     if isinstance(model, PeftModel):
+        if not Path(directory, SAFETENSORS_WEIGHTS_NAME).is_file():  # PEFT would look for it on the Hub
+            raise ValueError(
+                f"{directory} does not fit the {role}: it holds no adapter. Was it trained without a `peft_config`?"
+            )
         read_adapter(model, directory, role)
         return
     expected = {name: tuple(parameter.shape) for name, parameter in model.state_dict().items()}
