@@ -40,6 +40,7 @@ import traceback
 from pathlib import Path
 
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # the parent must have no threads when it forks
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 

@@ -184,6 +184,13 @@ def test_trl_gist_train_exits_with_0_on_sigterm_and_resumes(checkpoint, tmp_path
     assert_complete(tmp_path / "run" / saved)
     assert main([*argv, "--max_steps", str(step + 2), "--resume_from_checkpoint", "true"]) == 0
     assert PairConfig.load(tmp_path / "run").step == step + 2
+    last = tmp_path / "run" / f"checkpoint-{step + 2}"
+    (last / "generator" / "optimizer.pt").unlink()
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as refusal:
+        main([*argv, "--max_steps", str(step + 3), "--resume_from_checkpoint", str(last)])
+    assert refusal.value.code == 2
+    assert f"error: {last} lacks the generator's half: {last}/generator/optimizer.pt" in capsys.readouterr().err
 
 
 # ---- A full disk ----
@@ -231,6 +238,32 @@ def test_writes_that_the_system_cuts_off_leave_the_checkpoint_before(make_run, t
     resumed = make_run(with_lora=False)
     resumed.train(resume_from_checkpoint=True)
     assert resumed.state.global_step == 6
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 400 KiB, on which one checkpoint of the tiny pair and half of another fit."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=400k", "tmpfs", str(disk)]
+    if not shutil.which("mount") or subprocess.run(mount, capture_output=True).returncode != 0:
+        pytest.skip("mounting a file system takes rights that this user lacks")
+    yield disk
+    subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_a_disk_that_is_full_keeps_the_checkpoint_before_and_the_run_goes_on_where_there_is_room(
+    make_run, small_disk, tmp_path
+):
+    with pytest.raises(OSError, match=f"step 4 could not be written to {small_disk}.*checkpoint-2 .* whole"):
+        make_run("disk").train()
+    assert names(small_disk) == ["checkpoint-2"]
+    shutil.copytree(small_disk / "checkpoint-2", tmp_path / "roomy" / "checkpoint-2")
+    resumed = make_run("roomy")
+    resumed.train(resume_from_checkpoint=True)
+    whole = make_run("whole")
+    whole.train()
+    assert_same_end(resumed, whole)
 
 
 def test_a_pair_that_cannot_be_written_leaves_the_one_that_was_there(make_run, tmp_path, monkeypatch):
@@ -308,6 +341,24 @@ def test_the_newest_checkpoint_is_the_last_that_was_saved_not_the_one_of_the_lat
     again.train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-2"))
     assert names(tmp_path / "run") == ["checkpoint-2", "checkpoint-4", "checkpoint-6"]
     assert again._newest_complete() == tmp_path / "run" / "checkpoint-4"
+
+
+def test_what_is_pushed_to_the_hub_is_the_complete_checkpoint(make_run, tmp_path, monkeypatch):
+    pushed = []
+
+    def push(trainer, folder):
+        assert_complete(Path(folder))
+        pushed.append((folder, names(tmp_path / "run")))
+
+    monkeypatch.setattr(GistTrainer, "_push_from_checkpoint", push)
+    trainer = make_run(max_steps=4, save_total_limit=1)
+    trainer.args.push_to_hub = True
+    trainer.train()
+    assert trainer.args.push_to_hub
+    assert pushed == [
+        (str(tmp_path / "run" / "checkpoint-2"), ["checkpoint-2"]),
+        (str(tmp_path / "run" / "checkpoint-4"), ["checkpoint-2", "checkpoint-4"]),
+    ]
 
 
 # ---- Several processes ----

@@ -50,7 +50,8 @@ class DurableCheckpoints:
     before anything of it is loaded. The names with a leading underscore are those of [`~transformers.Trainer`] (5.23).
     """
 
-    _staging_dir = None
+    _staging_dir = None  # while a checkpoint is written
+    _stands_on = None  # what its manifest says of the run
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs):
         """
@@ -63,13 +64,14 @@ class DurableCheckpoints:
         if self.is_world_process_zero():
             recover(self.args.output_dir)
         self.accelerator.wait_for_everyone()
-        roles = {"summarizer": self.model, "generator": self.generator, "teacher": self.teacher}
-        self._stands_on = {
-            "world_size": self.args.world_size,
-            "base_models": self.base_models,
-            "frozen_weights": {role: frozen_digest(model) for role, model in roles.items()},
-            "vocabulary": vocabulary_of(self.processing_class),
-        }
+        if self._stands_on is None:  # while the weights are as they were loaded: no engine has sharded them yet
+            roles = {"summarizer": self.model, "generator": self.generator, "teacher": self.teacher}
+            self._stands_on = {
+                "world_size": self.args.world_size,
+                "base_models": self.base_models,
+                "frozen_weights": {role: frozen_digest(model) for role, model in roles.items()},
+                "vocabulary": vocabulary_of(self.processing_class),
+            }
         if resume_from_checkpoint:
             resume_from_checkpoint = self._verified_on_all_ranks(resume_from_checkpoint)
         else:

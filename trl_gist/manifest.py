@@ -257,7 +257,9 @@ def rotate(directory: str | os.PathLike, limit: int | None, kept: set[Path]):
     checkpoints = newest_first(directory)
     if not limit or len(checkpoints) <= limit:
         return
-    removable = sorted((path for path in checkpoints if path not in kept), key=lambda path: _saved_at(path, 0.0))
+    kept = {path.resolve() for path in kept}  # the best one's path is as the run that saved it wrote `output_dir`
+    removable = [path for path in checkpoints if path.resolve() not in kept]
+    removable.sort(key=lambda path: _saved_at(path, otherwise=0.0))
     staging = Path(directory, STAGING_DIR)
     for path in removable[: len(checkpoints) - max(limit, len(kept))]:
         # A kill in the middle must not leave half of it under its name
