@@ -283,7 +283,7 @@ def test_a_pair_that_cannot_be_written_leaves_the_one_that_was_there(make_run, t
     with monkeypatch.context() as patch:
         patch.setattr(checkpoints, "save_model_card", fail)
         with pytest.raises(OSError, match=f"The pair could not be written to {pair}, where .* No space left"):
-            trainer.save_model(pair)
+            trainer.save_model(pair, _internal_call=True)  # as `push_to_hub` does
     assert read() == before
     trainer.save_model(pair)
     assert {path for path, content in read().items() if content != before[path]} > {

@@ -13,7 +13,6 @@
 # limitations under the License.
 
 import json
-from contextlib import nullcontext
 from enum import Enum
 from pathlib import Path
 
@@ -47,8 +46,7 @@ class PairCheckpoints:
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False):
         output_dir = output_dir or self.args.output_dir
-        # A checkpoint's folder is itself written beside its place
-        with nullcontext(output_dir) if _internal_call else self.replacing(output_dir) as directory:
+        with self.replacing(output_dir) as directory:
             super().save_model(directory, _internal_call=True)
             if self.args.should_save:
                 # A pickle; gist_config.json holds the recipe

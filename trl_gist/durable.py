@@ -140,6 +140,9 @@ class DurableCheckpoints:
     @contextmanager
     def replacing(self, output_dir):
         """Yields a folder of the same name to save a pair in, whose files then replace those of `output_dir`."""
+        if self._staging_dir is not None:  # a checkpoint is itself written beside its place
+            yield output_dir
+            return
         with self._written_beside(output_dir, "The pair") as staging:
             staged = staging / Path(output_dir).resolve().name
             yield str(staged)
