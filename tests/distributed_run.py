@@ -14,7 +14,8 @@
 
 """
 A short training whose data, gists and parameters do not depend on how many processes share them, for the tests that
-compare. Launched, it trains both ways and leaves each rank's results: `distributed_run.py DIRECTORY SETTING...`.
+compare. Launched, it trains both ways, straight on and from a checkpoint again, and leaves each rank's results:
+`distributed_run.py DIRECTORY PROCESSES SETTINGS straight resumed`.
 """
 
 import json
@@ -114,12 +115,15 @@ def result(trainer: GistTrainer) -> dict:
 
 
 if __name__ == "__main__":
-    directory, processes, settings = sys.argv[1:]
+    directory, processes, settings, *names = sys.argv[1:]
     settings = json.loads(settings)
     for way in WAYS:
         checkpoint = f"{directory}/{way}/checkpoint-{settings['save_steps']}"
-        for name, resume in ((way, None), (f"{way}-resumed", checkpoint)):
+        for name in names:
             trainer = make_trainer(f"{directory}/{way}", int(processes), way == "lora", **settings)
-            trainer.train(resume_from_checkpoint=resume)
-            torch.save(result(trainer), f"{directory}/{name}-{trainer.args.process_index}.pt")
+            try:
+                trainer.train(resume_from_checkpoint=None if name == "straight" else checkpoint)
+                torch.save(result(trainer), f"{directory}/{way}-{name}-{trainer.args.process_index}.pt")
+            except ValueError as error:
+                Path(f"{directory}/{way}-{name}.txt").write_text(str(error))
             trainer.accelerator.free_memory()

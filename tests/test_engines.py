@@ -71,24 +71,30 @@ def two_processes(request, built_op, tmp_path_factory):
     """Where two processes have trained both ways."""
     directory = tmp_path_factory.mktemp(request.param)
     save_checkpoint(directory)
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    if request.param in ZERO:
-        config = str(ROOT / "configs" / "accelerate" / f"{request.param}.yaml")
-        launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", config]
-        launch += ["--num_processes", "2", "--main_process_port", "0"]
+    launch(request.param, 2, directory, "straight", "resumed")
+    return request.param, directory
+
+
+def launch(setting, processes, directory, *names):
+    if setting in ZERO:
+        config = str(ROOT / "configs" / "accelerate" / f"{setting}.yaml")
+        launcher = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", config]
+        launcher += ["--num_processes", str(processes), "--main_process_port", "0"]
+    else:
+        launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+    script = [str(ROOT / "tests" / "distributed_run.py"), str(directory), str(processes), json.dumps(SETTINGS), *names]
     done = subprocess.run(
-        [*launch, str(Path(__file__).parent / "distributed_run.py"), str(directory), "2", json.dumps(SETTINGS)],
+        [*launcher, *script],
         env={**os.environ, "PYTHONPATH": os.pathsep.join((str(ROOT / "tests"), str(ROOT))), "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
         timeout=400,
     )
     assert done.returncode == 0, done.stderr[-6000:]
-    return request.param, directory
 
 
-def ranks_of(directory, name):
-    return [torch.load(directory / f"{name}-{rank}.pt", weights_only=True) for rank in range(2)]
+def ranks_of(directory, way, name="straight"):
+    return [torch.load(directory / f"{way}-{name}-{rank}.pt", weights_only=True) for rank in range(2)]
 
 
 def assert_same_parameters(found, expected, tolerance):
@@ -124,12 +130,26 @@ def test_two_processes_take_the_steps_of_one(two_processes, one_process, way):
 @pytest.mark.parametrize("way", WAYS)
 def test_what_two_processes_saved_goes_on_as_if_never_stopped(two_processes, way):
     setting, directory = two_processes
-    for resumed, straight in zip(ranks_of(directory, f"{way}-resumed"), ranks_of(directory, way), strict=True):
+    for resumed, straight in zip(ranks_of(directory, way, "resumed"), ranks_of(directory, way), strict=True):
         assert_same_parameters(resumed, straight, 1e-6)
         last, expected = resumed["logged"][-1], straight["logged"][-1]
         assert {name: last[name] for name in LOGGED} == pytest.approx(
             {name: expected[name] for name in LOGGED}, abs=1e-6
         )
+
+
+def test_one_process_goes_on_where_two_stopped(two_processes):
+    """By DeepSpeed's universal checkpoint, which leaves out some of what ZeRO-3 keeps of a whole model: refused."""
+    setting, directory = two_processes
+    launch(setting, 1, directory, "alone")
+    for way in WAYS:
+        if setting == "zero3" and way == "full":
+            refusal = (directory / "full-alone.txt").read_text()
+            assert "saved by 2 processes" in refusal and "`--num_processes 2`" in refusal
+        else:
+            alone = torch.load(directory / f"{way}-alone-0.pt", weights_only=True)
+            assert_same_parameters(alone, ranks_of(directory, way)[0], 1e-5)
+        assert not (directory / way / "_resharding").exists()
 
 
 @pytest.mark.parametrize("way", WAYS)

@@ -38,6 +38,7 @@ from trl.trainer.utils import (
 
 from trl_gist import GistTrainer
 from trl_gist.checkpoints import PairCheckpoints
+from trl_gist.durable import DurableCheckpoints
 from trl_gist.hub import PairHub
 from trl_gist.trainer_utils import EpochRepeatSampler
 
@@ -107,6 +108,9 @@ def test_grpo_trainer_still_has(name, expected):
         "push_to_hub": ["commit_message", "blocking", "token", "revision", "private", "kwargs"],
         "_push_from_checkpoint": ["checkpoint_folder"],
         "_finish_current_push": [],
+        "_get_output_dir": ["trial"],
+        "_save_checkpoint": ["model", "trial"],
+        "_finalize_training": ["trial", "num_train_samples", "start_time"],
     }.items(),
 )
 def test_trainer_still_has(name, expected):
@@ -114,7 +118,7 @@ def test_trainer_still_has(name, expected):
     assert parameters(getattr(Trainer, name)) == expected
 
 
-@pytest.mark.parametrize("ours", [GistTrainer, PairCheckpoints, PairHub])
+@pytest.mark.parametrize("ours", [GistTrainer, PairCheckpoints, DurableCheckpoints, PairHub])
 def test_every_private_method_overrides_something_or_is_called_by_us(ours):
     """A hook that TRL renames would leave our method behind as dead code, and the run would go on without it."""
     private = {name for name, value in vars(ours).items() if inspect.isfunction(value) and name.startswith("_")}
@@ -267,6 +271,30 @@ def test_a_push_is_one_commit_on_the_head_that_was_looked_at():
         parameters(HfApi.create_commit)
     )
     assert source(HfApi.create_commit).count("_send_commit(") == 1
+
+
+def test_a_checkpoint_is_written_where_get_output_dir_says_and_pushed_by_us():
+    """It is written beside its place, and renamed, pushed and rotated after."""
+    saving = source(Trainer._save_checkpoint)
+    assert 'checkpoint_folder = f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"' in saving
+    assert re.search(
+        r"run_dir = self\._get_output_dir\(trial=trial\)\s+output_dir = os\.path\.join\(run_dir, checkpoint_folder\)",
+        saving,
+    )
+    assert saving.count("run_dir") == 4, "beside these, the best checkpoint's folder and the rotation"
+    assert re.search(r"if self\.args\.push_to_hub:\s+self\._push_from_checkpoint\(output_dir\)", saving)
+    assert "self._get_output_dir(trial=trial)" in source(GRPOTrainer._save_checkpoint)
+
+
+def test_a_loop_asks_whether_the_run_is_over_only_after_a_step():
+    """If it asks before one day, `_run_epoch` need not."""
+    epoch = source(Trainer._run_epoch)
+    assert epoch.index("self.training_step(") < epoch.index("self.control.should_training_stop")
+    assert "self.control.should_training_stop" in source(Trainer._inner_training_loop)
+
+
+def test_the_end_of_a_run_removes_all_but_the_best_checkpoint_only_with_a_limit_of_one():
+    assert "self.args.save_total_limit == 1" in source(Trainer._finalize_training)
 
 
 def test_a_streams_saved_epoch_counts_passes_in_fractions_of_the_runs_batches():

@@ -20,6 +20,7 @@ from transformers.utils.import_utils import _LazyModule
 __version__ = "0.1.0"
 
 _import_structure = {
+    "callbacks": ["SaveOnSignal"],
     "compaction": ["Gist", "GistCompactor"],
     "generator_trainer": ["GeneratorTrainer"],
     "gist_config": ["GistConfig"],
@@ -28,6 +29,7 @@ _import_structure = {
 }
 
 if TYPE_CHECKING:
+    from .callbacks import SaveOnSignal
     from .compaction import Gist, GistCompactor
     from .generator_trainer import GeneratorTrainer
     from .gist_config import GistConfig

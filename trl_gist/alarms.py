@@ -220,12 +220,8 @@ class Alarms:
         Path(checkpoint_dir, ALARMS_FILE).write_text(json.dumps(self.state_dict()), encoding="utf-8")
 
     def load(self, checkpoint_dir: str | os.PathLike):
-        """Loads what [`~Alarms.save`] wrote; of a checkpoint from before there were alarms, nothing."""
-        path = Path(checkpoint_dir, ALARMS_FILE)
-        if not path.is_file():
-            logger.warning(f"{path} is missing: the alarms start anew.")
-            return
-        state = json.loads(path.read_text(encoding="utf-8"))
+        """Loads what [`~Alarms.save`] wrote."""
+        state = json.loads(Path(checkpoint_dir, ALARMS_FILE).read_text(encoding="utf-8"))
         for name, mean in self.means.items():
             mean.rollouts = state["means"][name]
         self.lowest_excess, self.previous, self.on = state["lowest_excess"], state["previous"], set(state["on"])

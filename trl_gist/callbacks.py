@@ -12,7 +12,12 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-from transformers import ProgressCallback
+import signal
+
+import torch
+from accelerate import PartialState
+from accelerate.utils import reduce
+from transformers import ProgressCallback, TrainerCallback
 
 
 _SHOWN = {"teacher_kl": "KL(T‖G)", "log_prob_gain": "gain", "gist_length": "tokens", "entropy": "entropy"}
@@ -27,3 +32,55 @@ class GistProgressCallback(ProgressCallback):
             self.training_bar.set_postfix_str(
                 ", ".join(f"{label} {logs[name]:.3f}" for name, label in _SHOWN.items() if name in logs)
             )
+
+
+class SaveOnSignal(TrainerCallback):
+    """
+    Ends a run with a checkpoint when the machine is about to be taken away: at the end of the rollout in which a signal
+    arrives, on all processes alike.
+
+    It listens inside its `with` block; then whoever listened before does again.
+
+    Example:
+
+    ```python
+    with SaveOnSignal() as save_on_signal:
+        trainer.add_callback(save_on_signal)
+        trainer.train(resume_from_checkpoint=True)
+    if save_on_signal.stopped_at is None:
+        trainer.save_model()
+    ```
+
+    Args:
+        signals (`tuple[signal.Signals, ...]`, *optional*, defaults to `(signal.SIGTERM,)`):
+            What schedulers send before they kill. Each process has to get it, or one of them.
+
+    Attributes:
+        stopped_at (`int` or `None`):
+            The step of the checkpoint with which it ended a run. `None` if the run came to its own end.
+    """
+
+    def __init__(self, signals: tuple[signal.Signals, ...] = (signal.SIGTERM,)):
+        self.signals = signals
+        self.received = False
+        self.stopped_at = None
+
+    def __enter__(self):
+        self._previous = {each: signal.signal(each, self._note) for each in self.signals}
+        return self
+
+    def __exit__(self, *error):
+        for each, handler in self._previous.items():
+            signal.signal(each, handler)
+
+    def _note(self, number, frame):
+        self.received = True
+
+    def on_step_end(self, args, state, control, **kwargs):
+        # Inside a rollout there is no checkpoint, and a run at its end is saved as such
+        if state.global_step % args.steps_per_rollout != 0 or state.global_step >= state.max_steps:
+            return
+        received = torch.tensor(float(self.received), device=PartialState().device)
+        if reduce(received, reduction="sum").item() > 0:
+            self.stopped_at = state.global_step
+            control.should_log = control.should_save = control.should_training_stop = True

@@ -18,13 +18,11 @@ from pathlib import Path
 
 from datasets import IterableDataset
 from peft import PeftModel, set_peft_model_state_dict
-from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from transformers import TrainerState
 from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
-from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from . import __version__
-from .generator_trainer import OPTIMIZER_FILE, SCHEDULER_FILE, read_adapter
+from .generator_trainer import read_adapter
 from .pair import GENERATOR_DIR, PairConfig, save_model_card
 
 
@@ -38,8 +36,6 @@ _RECIPE = (
 ).split()
 
 LENGTH_PENALTY_FILE = "length_penalty.json"
-_FULL_WEIGHTS = (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME)
-_PEFT_WEIGHTS = (SAFETENSORS_WEIGHTS_NAME,)
 
 
 class PairCheckpoints:
@@ -50,17 +46,18 @@ class PairCheckpoints:
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False):
         output_dir = output_dir or self.args.output_dir
-        super().save_model(output_dir, _internal_call=True)
-        if self.args.should_save:
-            # A pickle; gist_config.json holds the recipe
-            Path(output_dir, TRAINING_ARGS_NAME).unlink(missing_ok=True)
-        generator_dir = Path(output_dir, GENERATOR_DIR)
-        self.generator_trainer.save_model(generator_dir)
-        if self.args.should_save:
-            self.processing_class.save_pretrained(generator_dir)
-            pair = self._pair_config()
-            pair.save(output_dir)
-            save_model_card(output_dir, pair, Path(output_dir).name, self._tag_names)
+        with self.replacing(output_dir) as directory:
+            super().save_model(directory, _internal_call=True)
+            if self.args.should_save:
+                # A pickle; gist_config.json holds the recipe
+                Path(directory, TRAINING_ARGS_NAME).unlink(missing_ok=True)
+            generator_dir = Path(directory, GENERATOR_DIR)
+            self.generator_trainer.save_model(generator_dir)
+            if self.args.should_save:
+                self.processing_class.save_pretrained(generator_dir)
+                pair = self._pair_config()
+                pair.save(directory)
+                save_model_card(directory, pair, Path(directory).name, self._tag_names)
         # As in `Trainer.save_model`, but once both halves are there
         if self.args.push_to_hub and not _internal_call:
             self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
@@ -99,28 +96,12 @@ class PairCheckpoints:
         if checkpoint is not None:
             self.generator_trainer.load_checkpoint(Path(checkpoint, GENERATOR_DIR))
             if not self.length_penalty.is_fixed:
-                path = Path(checkpoint, LENGTH_PENALTY_FILE)
-                if not path.is_file():
-                    raise ValueError(
-                        f"{path} is missing: the checkpoint does not say where λ stood. Resume from another."
-                    )
-                self.length_penalty.load_state_dict(json.loads(path.read_text(encoding="utf-8")))
+                state = Path(checkpoint, LENGTH_PENALTY_FILE).read_text(encoding="utf-8")
+                self.length_penalty.load_state_dict(json.loads(state))
                 self._apply_length_penalty()
             self.alarms.load(checkpoint)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None):
-        # Before anything is loaded: half a pair is not what was trained
-        for directory, role, trained in (
-            (Path(resume_from_checkpoint), "summarizer", self.model),
-            (Path(resume_from_checkpoint, GENERATOR_DIR), "generator", self.generator),
-        ):
-            weights = _PEFT_WEIGHTS if isinstance(trained, PeftModel) else _FULL_WEIGHTS
-            for names in (weights, (OPTIMIZER_FILE,), (SCHEDULER_FILE,)):
-                if not any(Path(directory, name).is_file() for name in names):
-                    raise ValueError(
-                        f"{resume_from_checkpoint} lacks the {role}'s half: {directory / names[0]} is missing. Resume "
-                        "from another checkpoint; one half without the other is not the pair that was trained."
-                    )
         self._load_pair(resume_from_checkpoint, model)
 
     def _init_training_state(self, max_steps, num_update_steps_per_epoch, num_train_epochs, checkpoint, trial):

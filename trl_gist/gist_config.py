@@ -338,6 +338,12 @@ class GistConfig(GRPOConfig):
                 raise ValueError(
                     f"`generation_kwargs` must not set `{name}`: gists are sampled, `num_generations` of each context."
                 )
+        if self.enable_jit_checkpoint:
+            raise ValueError(
+                "`enable_jit_checkpoint` saves in the middle of a step, when the generator is a step ahead of the "
+                "summarizer. Leave it out: `trl-gist train` saves on SIGTERM by itself, and a script does with "
+                "`trl_gist.SaveOnSignal`."
+            )
         self._validate_prompt()
         self._validate_rollouts()
 

@@ -14,9 +14,7 @@
 
 import copy
 import math
-import os
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 from accelerate.logging import get_logger
@@ -24,7 +22,6 @@ from accelerate.utils import parse_flag_from_env
 from datasets import Dataset, IterableDataset
 from peft import PeftConfig, PeftModel, get_peft_model
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
-from transformers.trainer_utils import get_last_checkpoint
 from trl import GRPOTrainer
 from trl.trainer.utils import get_config_model_id
 
@@ -32,13 +29,13 @@ from .alarms import Alarms, StopOnAlarm
 from .attention import use_matmul_attention
 from .checkpoints import PairCheckpoints
 from .data import PositionLimits, prepare_windows
+from .durable import DurableCheckpoints
 from .engines import check_deepspeed_config
 from .extractive import IDF_CONTEXTS, ExtractiveSummarizer
 from .generator_trainer import GeneratorTrainer
 from .gist_config import GistConfig
 from .held_out import HeldOutEvaluation
 from .hub import PairHub
-from .pair import PAIR_CONFIG_NAME
 from .prompts import GistPrompts, gist_from_completion
 from .rate_control import LengthPenalty
 from .rewards import length_penalty, log_prob_gain
@@ -59,7 +56,7 @@ RewardFunc = Callable[..., list[float]]
 _SCORE_METRICS = ("teacher_kl", "null_teacher_kl", "log_prob_gain", "kl_gain", "gist_length")
 
 
-class GistTrainer(GistRollouts, HeldOutEvaluation, PairCheckpoints, PairHub, GRPOTrainer):
+class GistTrainer(GistRollouts, HeldOutEvaluation, DurableCheckpoints, PairCheckpoints, PairHub, GRPOTrainer):
     """
     Trainer for learned context compaction in plain tokens.
 
@@ -367,21 +364,6 @@ class GistTrainer(GistRollouts, HeldOutEvaluation, PairCheckpoints, PairHub, GRP
             )
 
     # ---- The second trainer, through the first one's life cycle ----
-
-    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs):
-        output_dir = self.args.output_dir
-        if not resume_from_checkpoint and os.path.isdir(output_dir):
-            last = get_last_checkpoint(output_dir)
-            if last is not None:
-                raise ValueError(
-                    f"`output_dir` ({output_dir}) holds another run, up to {Path(last).name}. Pass "
-                    "`resume_from_checkpoint=True` to continue it, or choose another `output_dir`."
-                )
-            if Path(output_dir, PAIR_CONFIG_NAME).is_file():
-                raise ValueError(
-                    f"`output_dir` ({output_dir}) holds the pair that another run saved. Choose another `output_dir`."
-                )
-        return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
 
     def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None):
         # The Trainer calls this once S's engine is prepared: the moment to build G's

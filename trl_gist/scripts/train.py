@@ -17,11 +17,13 @@ import logging
 import os
 import sys
 from dataclasses import dataclass, field
+from pathlib import Path
 
-from transformers.trainer_utils import IntervalStrategy
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, IntervalStrategy
 from trl import ModelConfig, TrlParser, get_peft_config
 
 from .. import rewards
+from ..callbacks import SaveOnSignal
 from ..evaluation.compare import extractive_compressors
 from ..extractive import IDF_CONTEXTS
 from ..gist_config import GistConfig
@@ -249,14 +251,28 @@ def load_reward_funcs(names: list[str] | None):
 
 
 def train(trainer: GistTrainer):
-    """Trains, saves the pair and, with `push_to_hub`, uploads it."""
+    """
+    Trains, saves the pair and, with `push_to_hub`, uploads it. A run that SIGTERM cuts short ends with a checkpoint
+    instead; see [`SaveOnSignal`].
+    """
     args = trainer.args
     resume = args.resume_from_checkpoint
-    # A flag or a YAML value: true means the last checkpoint in `output_dir`
+    # A flag or a YAML value: true means the newest complete checkpoint in `output_dir`
     resume = {"true": True, "false": None}.get(str(resume).lower(), resume)
-    trainer.train(resume_from_checkpoint=resume)
-    trainer.save_model(args.output_dir)
-    trainer.accelerator.print(f"💾 Pair saved to {args.output_dir}.")
-    if args.push_to_hub:
-        trainer.accelerator.print(f"🤗 Pair pushed to {trainer.hub_url}.")
+    with SaveOnSignal() as save_on_signal:
+        trainer.add_callback(save_on_signal)
+        trainer.train(resume_from_checkpoint=resume)
+        stopped_at = save_on_signal.stopped_at
+        if stopped_at is None:
+            trainer.save_model(args.output_dir)
+    if stopped_at is not None:
+        trainer.accelerator.print(
+            f"⏸️ Stopped by SIGTERM after step {stopped_at} of {trainer.state.max_steps}, saved as "
+            f"{Path(args.output_dir, f'{PREFIX_CHECKPOINT_DIR}-{stopped_at}')}. To go on, run the same command with "
+            "--resume_from_checkpoint true."
+        )
+    else:
+        trainer.accelerator.print(f"💾 Pair saved to {args.output_dir}.")
+        if args.push_to_hub:
+            trainer.accelerator.print(f"🤗 Pair pushed to {trainer.hub_url}.")
     trainer.end()
