@@ -138,6 +138,18 @@ def test_what_two_processes_saved_goes_on_as_if_never_stopped(two_processes, way
         )
 
 
+@pytest.mark.parametrize("way", WAYS)
+def test_what_two_processes_saved_is_the_pair(two_processes, way):
+    setting, directory = two_processes
+    trained = ranks_of(directory, way)[0]
+    compactor = GistCompactor.from_pretrained(directory / way / "checkpoint-5", device="cpu")
+    for role, model in (("S", compactor.summarizer), ("G", compactor.generator)):
+        saved = model.state_dict()
+        assert saved.keys() == trained[role].keys()
+        for name, parameter in trained[role].items():
+            assert torch.equal(saved[name], parameter), f"{role}: {name}"
+
+
 def test_one_process_goes_on_where_two_stopped(two_processes):
     """By DeepSpeed's universal checkpoint, which leaves out some of what ZeRO-3 keeps of a whole model: refused."""
     setting, directory = two_processes
@@ -150,18 +162,6 @@ def test_one_process_goes_on_where_two_stopped(two_processes):
             alone = torch.load(directory / f"{way}-alone-0.pt", weights_only=True)
             assert_same_parameters(alone, ranks_of(directory, way)[0], 1e-5)
         assert not (directory / way / "_resharding").exists()
-
-
-@pytest.mark.parametrize("way", WAYS)
-def test_what_two_processes_saved_is_the_pair(two_processes, way):
-    setting, directory = two_processes
-    trained = ranks_of(directory, way)[0]
-    compactor = GistCompactor.from_pretrained(directory / way / "checkpoint-5", device="cpu")
-    for role, model in (("S", compactor.summarizer), ("G", compactor.generator)):
-        saved = model.state_dict()
-        assert saved.keys() == trained[role].keys()
-        for name, parameter in trained[role].items():
-            assert torch.equal(saved[name], parameter), f"{role}: {name}"
 
 
 def test_the_command_line_launches_by_name(built_op, checkpoint, tmp_path):
