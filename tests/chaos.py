@@ -17,11 +17,13 @@ Kills a run with `kill -9` at random moments, while it saves too, and resumes it
 
     python tests/chaos.py
     python tests/chaos.py --kills 40 --seed 1 --full
+    python tests/chaos.py --zero2
 
 What must come out of it is, bit for bit, what a run that nobody disturbed comes to: the parameters of both halves, both
 optimizers and schedules, λ and every logged figure. A resume must also start from the newest checkpoint that was
 complete when its run was killed. Prints the kills, how many of them fell into saving, and what was lost; exits with 1 if
-anything was.
+anything was. With `--zero2` two processes train under DeepSpeed and are killed together; the shards of their optimizers
+show in the steps that follow.
 
 Each attempt is forked off a parent that has imported everything, so that it costs a second and not ten.
 """
@@ -33,6 +35,7 @@ import os
 import random
 import shutil
 import signal
+import socket
 import sys
 import tempfile
 import time
@@ -53,6 +56,7 @@ from tiny import make_documents, make_model, make_tokenizer
 from transformers import TrainerCallback
 
 from trl_gist import GistConfig, GistTrainer
+from trl_gist.engines import build_cpu_operators
 from trl_gist.manifest import MANIFEST_FILE, STAGING_DIR, Manifest
 
 
@@ -67,24 +71,34 @@ SETTINGS = {
 }
 
 
+ZERO2 = {
+    "per_device_train_batch_size": 4,
+    "deepspeed": {
+        "zero_optimization": {"stage": 2},
+        **{"train_batch_size": "auto", "train_micro_batch_size_per_gpu": "auto", "gradient_clipping": "auto"},
+    },
+}
+
+
 class SayWhere(TrainerCallback):
     """Tells the parent from which step this attempt goes on."""
 
     def on_epoch_begin(self, args, state, control, **kwargs):
         path = Path(args.output_dir, "started")
-        if not path.exists():
+        if state.is_world_process_zero and not path.exists():
             draft = path.with_name("started.tmp")
             draft.write_text(str(state.global_step))
             draft.rename(path)
 
 
-def train(output_dir: Path, with_lora: bool, resume: bool):
+def train(output_dir: Path, with_lora: bool, resume: bool, ranks: int):
     """One attempt at the run, in the process that is killed."""
+    settings = SETTINGS if ranks == 1 else {**SETTINGS, **ZERO2}
     tokenizer = make_tokenizer()
     rows = Dataset.from_list([{"text": text} for text in make_documents(5)])
     trainer = GistTrainer(
         model=make_model(tokenizer),
-        args=GistConfig(output_dir=str(output_dir), **SETTINGS),
+        args=GistConfig(output_dir=str(output_dir), **settings),
         train_dataset=rows,
         eval_dataset=rows.select(range(2)),
         processing_class=tokenizer,
@@ -93,30 +107,39 @@ def train(output_dir: Path, with_lora: bool, resume: bool):
     trainer.add_callback(SayWhere())
     trainer.train(resume_from_checkpoint=resume)
     trainer.save_model()
-    torch.save(result(trainer), output_dir / "result.pt")
+    if trainer.is_world_process_zero():
+        torch.save(result(trainer), output_dir / "result.pt")
 
 
 def result(trainer) -> dict:
     halves = {"summarizer": trainer, "generator": trainer.generator_trainer}
     return {
         "parameters": {role: dict(half.model.state_dict()) for role, half in halves.items()},
-        "optimizers": {role: half.optimizer.state_dict() for role, half in halves.items()},
+        "optimizers": {
+            role: half.optimizer.state_dict() for role, half in halves.items() if not trainer.is_deepspeed_enabled
+        },
         "schedules": {role: half.lr_scheduler.state_dict() for role, half in halves.items()},
         "length_penalty": trainer.length_penalty.state_dict(),
         "history": history(trainer),
     }
 
 
-def fork(*args) -> int:
-    """Trains in a child; returns its process id."""
+def fork(output_dir: Path, with_lora: bool, resume: bool, ranks: int) -> int:
+    """Trains in a child and, for more ranks, in children of its own; returns its process id, which is its group's."""
+    port = free_port()
     child = os.fork()
     if child == 0:
+        os.setpgid(0, 0)
+        rank = next((rank for rank in range(1, ranks) if os.fork() == 0), 0)
+        if ranks > 1:
+            os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks)}
+            os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
         code = 1
         try:
-            with open(args[0].with_suffix(".log"), "a") as log:
+            with open(output_dir.with_suffix(".log"), "a") as log:
                 os.dup2(log.fileno(), 1)
                 os.dup2(log.fileno(), 2)
-                train(*args)
+                train(output_dir, with_lora, resume, ranks)
             code = 0
         except BaseException:
             traceback.print_exc()
@@ -124,6 +147,12 @@ def fork(*args) -> int:
             sys.stderr.flush()
             os._exit(code)
     return child
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
 
 
 def ended(child: int) -> int | None:
@@ -155,7 +184,7 @@ def kill_once(output_dir: Path, child: int, rng: random.Random, duration: float)
             if ended(child) is not None:
                 return False
         time.sleep(rng.uniform(0, 0.06))
-    os.kill(child, signal.SIGKILL)
+    os.killpg(child, signal.SIGKILL)
     os.waitpid(child, 0)
     return True
 
@@ -183,11 +212,11 @@ def differences(output_dir: Path, reference: Path) -> list[str]:
     return different
 
 
-def chaos(directory: Path, kills: int, seed: int, with_lora: bool) -> list[str]:
+def chaos(directory: Path, kills: int, seed: int, with_lora: bool, ranks: int) -> list[str]:
     """Prints what happened; returns what was lost."""
     rng, losses = random.Random(seed), []
     reference = directory / "reference"
-    if (code := os.waitstatus_to_exitcode(os.waitpid(fork(reference, with_lora, False), 0)[1])) != 0:
+    if (code := os.waitstatus_to_exitcode(os.waitpid(fork(reference, with_lora, False, ranks), 0)[1])) != 0:
         raise RuntimeError(f"The reference ended with {code}:\n{reference.with_suffix('.log').read_text()[-2000:]}")
     metrics = [json.loads(line) for line in (reference / "run_log" / "metrics.jsonl").read_text().splitlines()]
     duration = metrics[-1]["time"] - metrics[0]["time"]
@@ -200,7 +229,7 @@ def chaos(directory: Path, kills: int, seed: int, with_lora: bool) -> list[str]:
             kept = complete_steps(output_dir)
             with contextlib.suppress(FileNotFoundError):
                 (output_dir / "started").unlink()
-            child = fork(output_dir, with_lora, bool(kept))
+            child = fork(output_dir, with_lora, bool(kept), ranks)
             if killed < kills and kill_once(output_dir, child, rng, duration / 2):
                 killed += 1
                 in_saving += (output_dir / STAGING_DIR).exists()
@@ -227,10 +256,13 @@ def main():
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--full", action="store_true", help="full fine-tuning in place of LoRA")
+    parser.add_argument("--zero2", action="store_true", help="two processes under DeepSpeed ZeRO-2")
     args = parser.parse_args()
+    if args.zero2:
+        build_cpu_operators()
     directory = Path(tempfile.mkdtemp(prefix="chaos-"))
     datasets.config.HF_DATASETS_CACHE = directory / "datasets"
-    losses = chaos(directory, args.kills, args.seed, not args.full)
+    losses = chaos(directory, args.kills, args.seed, not args.full, 2 if args.zero2 else 1)
     print("\n".join(losses))
     if losses:
         print(f"The runs and their logs are in {directory}.")

@@ -33,8 +33,9 @@ from trl_gist.scripts.launch import config_names, config_path, split_launch_flag
 
 
 ROOT = Path(__file__).parent.parent
+# Four steps are an epoch: a run resumes inside the second
 SETTINGS = {
-    **{"dtype": "float32", "max_steps": 5, "gradient_accumulation_steps": 2, "save_steps": 3, "eval_steps": 5},
+    **{"dtype": "float32", "max_steps": 7, "gradient_accumulation_steps": 2, "save_steps": 5, "eval_steps": 7},
     # A larger epsilon than its own: of a gradient that is rounding alone, Adam would make a whole step
     **{"optim": "adamw_torch", "adam_epsilon": 1e-6},
 }
@@ -109,7 +110,7 @@ def assert_same_parameters(found, expected, tolerance):
 def test_two_processes_take_the_steps_of_one(two_processes, one_process, way):
     setting, directory = two_processes
     ranks, one = ranks_of(directory, way), one_process[way]
-    assert len(one["logged"]) == 5
+    assert len(one["logged"]) == 7
     for step, (found, expected) in enumerate(zip(ranks[0]["logged"], one["logged"], strict=True), start=1):
         for name in LOGGED:
             assert found[name] == pytest.approx(expected[name], abs=1e-4), f"{name} at step {step}"
@@ -142,7 +143,7 @@ def test_what_two_processes_saved_goes_on_as_if_never_stopped(two_processes, way
 def test_what_two_processes_saved_is_the_pair(two_processes, way):
     setting, directory = two_processes
     trained = ranks_of(directory, way)[0]
-    compactor = GistCompactor.from_pretrained(directory / way / "checkpoint-5", device="cpu")
+    compactor = GistCompactor.from_pretrained(directory / way / "checkpoint-7", device="cpu")
     for role, model in (("S", compactor.summarizer), ("G", compactor.generator)):
         saved = model.state_dict()
         assert saved.keys() == trained[role].keys()

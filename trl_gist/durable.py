@@ -96,9 +96,11 @@ class DurableCheckpoints:
                 f"`output_dir` ({output_dir}) holds the pair that another run saved. Choose another `output_dir`."
             )
 
-    def _run_epoch(self, *args, **kwargs):
+    def _run_epoch(self, model, epoch, train_dataloader, *args, **kwargs):
         if self.state.global_step < self.state.max_steps:
-            super()._run_epoch(*args, **kwargs)
+            # Where processes share the batches and some are skipped, accelerate (1.15) does not pass it on
+            train_dataloader.set_epoch(epoch)
+            super()._run_epoch(model, epoch, train_dataloader, *args, **kwargs)
         else:
             # `Trainer` looks at the step's number after a step: from a run's last checkpoint it would take one too many
             self.control.should_training_stop = True
