@@ -232,13 +232,18 @@ def _positive(value):
 def _train(argv):
     import yaml
 
+    from .scripts.memory import print_memory
     from .scripts.train import make_parser, make_trainer, train
 
     prog = "trl-gist train"
     if argv[-1:] == ["--config"]:
         _exit(prog, "--config needs a file.")  # `TrlParser` (TRL 1.16) would raise IndexError
     try:
-        trainer = make_trainer(*make_parser(prog).parse_args_and_config(argv))
+        arguments = make_parser(prog).parse_args_and_config(argv)
+        if arguments[0].dry_run:
+            print_memory(*arguments)
+            return 0
+        trainer = make_trainer(*arguments)
     except (ValueError, OSError, yaml.YAMLError) as error:
         _exit(prog, error)
     try:
