@@ -117,7 +117,7 @@ def _notes(training_args, tokenizer, estimate):
 
 def _print(estimate: MemoryEstimate, title: str, notes: list[str]):
     console = Console()
-    table = _table(f"{title} (GiB)", "", "parameters", "gradients", "optimizer", "largest activation")
+    table = _table(f"{title} (GiB)", "", "parameters", "gradients", "optimizer", "activations")
     for name, role in estimate.roles.items():
         values = (role.parameters, role.gradients, role.optimizer, estimate.largest_activation(name))
         table.add_row(_ROLES[name], *map(_gib, values))
@@ -134,9 +134,11 @@ def _print(estimate: MemoryEstimate, title: str, notes: list[str]):
     console.print(table)
     always = f"{_gib(estimate.resident)} GiB of it all the time"
     buffers = f", with {_gib(estimate.buffers)} of buffers for gradients" if estimate.buffers else ""
-    console.print(f"Peak: {_gib(estimate.peak)} GiB, {always}{buffers}. The device's own context comes on top.")
+    console.print(
+        f"Peak: {_gib(estimate.peak)} GiB, {always}{buffers}. The device's own context comes on top.", soft_wrap=True
+    )
     for note in notes:
-        console.print(note)
+        console.print(note, soft_wrap=True)
 
 
 def _table(title, *headings):
