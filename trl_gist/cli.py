@@ -233,7 +233,8 @@ def _positive(value):
 def _train(argv):
     import yaml
 
-    from .scripts.launch import launch, split_launch_flags
+    from .scripts.launch import launch, size_of_launch, split_launch_flags
+    from .scripts.memory import print_memory
     from .scripts.train import make_parser, make_trainer, train
 
     prog = "trl-gist train"
@@ -241,10 +242,16 @@ def _train(argv):
         _exit(prog, "--config needs a file.")  # `TrlParser` (TRL 1.16) would raise IndexError
     try:
         flags, rest = split_launch_flags(argv)
-        if flags.accelerate_config is not None:
+        if flags.accelerate_config is not None and any(part.startswith("--dry_run") for part in rest):
+            rest = [*rest, *size_of_launch(flags)]
+        elif flags.accelerate_config is not None:
             launch(flags, rest)
             return 0
-        trainer = make_trainer(*make_parser(prog).parse_args_and_config(argv))
+        arguments = make_parser(prog).parse_args_and_config(rest)
+        if arguments[0].dry_run:
+            print_memory(*arguments)
+            return 0
+        trainer = make_trainer(*arguments)
     except (ValueError, OSError, yaml.YAMLError) as error:
         _exit(prog, error)
     try:

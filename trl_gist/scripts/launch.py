@@ -68,6 +68,13 @@ def launch(flags: argparse.Namespace, argv: list[str]):
     launch_command(launch_command_parser().parse_args([*launch_args, "--module", "trl_gist.cli", "train", *argv]))
 
 
+def size_of_launch(flags: argparse.Namespace) -> list[str]:
+    """What `--dry_run` takes of such a launch: its `--world_size` and `--zero_stage`."""
+    config = yaml.safe_load(config_path(flags.accelerate_config).read_text(encoding="utf-8"))
+    stage = config.get("deepspeed_config", {}).get("zero_stage", 0)
+    return ["--world_size", str(flags.num_processes or config.get("num_processes", 1)), "--zero_stage", str(stage)]
+
+
 def config_names() -> list[str]:
     return sorted(path.stem for path in CONFIGS.glob("*.yaml"))
 

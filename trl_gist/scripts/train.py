@@ -70,6 +70,13 @@ class GistScriptArguments:
         compressor (`str`, *optional*):
             With `generator_only`, whose gists the generator learns to read: a name of
             [`~evaluation.compare.extractive_compressors`]. Defaults to empty gists.
+        dry_run (`bool`, *optional*, defaults to `False`):
+            Print what the recipe takes on each rank instead of training; see [`~scripts.memory.print_memory`]. Neither
+            weights nor data are loaded.
+        world_size (`int`, *optional*):
+            With `dry_run`, the number of ranks. Defaults to this launch's.
+        zero_stage (`int`, *optional*):
+            With `dry_run`, DeepSpeed's stage, 0 for none. Defaults to this launch's.
     """
 
     dataset_name: str | None = field(default=None, metadata={"help": "Dataset on the Hub."})
@@ -111,6 +118,15 @@ class GistScriptArguments:
             "empty gists."
         },
     )
+    dry_run: bool = field(
+        default=False, metadata={"help": "Print the memory that the recipe takes on each rank instead of training."}
+    )
+    world_size: int | None = field(
+        default=None, metadata={"help": "With `dry_run`, the number of ranks. Defaults to this launch's."}
+    )
+    zero_stage: int | None = field(
+        default=None, metadata={"help": "With `dry_run`, DeepSpeed's stage, 0 for none. Defaults to this launch's."}
+    )
 
     def __post_init__(self):
         # A single value in YAML comes as a string
@@ -122,6 +138,13 @@ class GistScriptArguments:
             raise ValueError("Set one of `dataset_name` (a dataset on the Hub) and `dataset_path` (local files).")
         if self.eval_documents is not None and self.eval_documents < 1:
             raise ValueError(f"`eval_documents` must be at least 1 or None, got {self.eval_documents}.")
+        for name in ("world_size", "zero_stage"):
+            if getattr(self, name) is not None and not self.dry_run:
+                raise ValueError(f"`{name}` is of `dry_run` alone; what trains is what was launched. Set `dry_run`.")
+        if self.world_size is not None and self.world_size < 1:
+            raise ValueError(f"`world_size` must be at least 1, got {self.world_size}.")
+        if self.zero_stage not in (None, 0, 1, 2, 3):
+            raise ValueError(f"`zero_stage` must be 0, 1, 2 or 3, got {self.zero_stage}.")
 
 
 @dataclass
