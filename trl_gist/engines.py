@@ -116,6 +116,11 @@ def is_partitioned(parameter: nn.Parameter) -> bool:
     return hasattr(parameter, "ds_id")
 
 
+def is_sharded(model: nn.Module) -> bool:
+    """Whether ZeRO-3 has sharded a model while it was loaded: it runs only once it is in an engine."""
+    return any(is_partitioned(parameter) for parameter in model.parameters())
+
+
 def whole_shape(parameter: nn.Parameter) -> torch.Size:
     """The shape of a parameter of which this rank may hold a shard."""
     return parameter.ds_shape if is_partitioned(parameter) else parameter.shape

@@ -28,7 +28,14 @@ from transformers.trainer_utils import load_sharded_checkpoint
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 from trl.models.utils import prepare_deepspeed
 
-from .engines import deepspeed_engine, keep_on_every_rank, uses_deepspeed, whole_state_dict, zero_stage
+from .engines import (
+    deepspeed_engine,
+    is_sharded,
+    keep_on_every_rank,
+    uses_deepspeed,
+    whole_state_dict,
+    zero_stage,
+)
 from .gist_config import GistConfig
 from .lm_head import check_logits
 from .prompts import GistPrompts
@@ -74,7 +81,8 @@ class GeneratorTrainer:
         for role in (model, teacher):
             role.to(accelerator.device)
             disable_dropout(role)  # the adapter's too
-            check_logits(role)
+            if not is_sharded(role):
+                check_logits(role)
         if args.gradient_checkpointing:
             model.gradient_checkpointing_enable(args.gradient_checkpointing_kwargs)
         model.train()
@@ -132,6 +140,8 @@ class GeneratorTrainer:
             for engine in (summarizer, self.engine, self.teacher_engine):
                 model = next(module for module in engine.modules() if isinstance(module, PreTrainedModel))
                 keep_on_every_rank(engine, model.get_output_embeddings().parameters())
+            for role in (self.model, teacher):  # which could not run before
+                check_logits(role)
 
     def score(self, rows: list[dict], gists: list[list[int]], num_generations: int, distill: bool) -> list[dict]:
         """

@@ -30,7 +30,7 @@ from .attention import use_matmul_attention
 from .checkpoints import PairCheckpoints
 from .data import PositionLimits, prepare_windows
 from .durable import DurableCheckpoints
-from .engines import check_deepspeed_config
+from .engines import check_deepspeed_config, is_sharded
 from .extractive import IDF_CONTEXTS, ExtractiveSummarizer
 from .generator_trainer import GeneratorTrainer
 from .gist_config import GistConfig
@@ -236,10 +236,8 @@ class GistTrainer(GistRollouts, HeldOutEvaluation, DurableCheckpoints, PairCheck
         if self.accelerator.device.type == "cpu":
             for role in (self.model, roles.generator, roles.teacher):
                 use_matmul_attention(role)
-        reason = why_not_shared(base_of(self.model))
-        self.shares_prefix = reason is None
-        if reason is not None:
-            logger.warning(f"The gists of a context are padded into a row each, which is slower: {reason}.")
+        if not is_sharded(self.model):
+            self._choose_layout()
         # After S's adapter is drawn, so that a run with S alone draws the same one
         if generator_peft_config is None and isinstance(self.model, PeftModel):
             generator_peft_config = self.model.active_peft_config
@@ -375,7 +373,15 @@ class GistTrainer(GistRollouts, HeldOutEvaluation, DurableCheckpoints, PairCheck
         # Rounded up: a run may end inside its last rollout
         rollouts = math.ceil(num_training_steps * self.args.gradient_accumulation_steps / micro_steps)
         self.generator_trainer.create_optimizer_and_scheduler(rollouts)
+        if is_sharded(self.model):
+            self._choose_layout()
         return scheduler
+
+    def _choose_layout(self):
+        reason = why_not_shared(base_of(self.model))
+        self.shares_prefix = reason is None
+        if reason is not None:
+            logger.warning(f"The gists of a context are padded into a row each, which is slower: {reason}.")
 
     def _get_train_sampler(self, dataset: Dataset | None = None):
         sampler = super()._get_train_sampler(dataset)

@@ -32,6 +32,11 @@ class HeldOutEvaluation:
     last_gists: list[dict[str, str]]
 
     def evaluation_loop(self, dataloader, description, *args, metric_key_prefix: str = "eval", **kwargs):
+        if self.is_deepspeed_enabled and self.generator_trainer.engine is None:
+            raise ValueError(
+                "Under DeepSpeed the generator's engine is made when training begins: evaluate with `eval_on_start=True`, "
+                "or after training."
+            )
         self.eval_rows = []
         output = super().evaluation_loop(dataloader, description, *args, metric_key_prefix=metric_key_prefix, **kwargs)
         # Data-parallel samplers repeat some windows to fill their last batch; each counts once

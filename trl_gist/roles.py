@@ -20,7 +20,7 @@ from peft import PeftModel
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from trl.trainer.utils import create_model_from_path, disable_dropout_in_model, get_config_model_id
 
-from .engines import is_partitioned, whole_shape
+from .engines import is_sharded, whole_shape
 
 
 @dataclass
@@ -96,7 +96,7 @@ def clone_with_shared_parameters(model: PreTrainedModel | PeftModel) -> PreTrain
 
 def copy_without_adapter(model: PreTrainedModel | PeftModel) -> PreTrainedModel:
     """A copy with parameters of its own, for full fine-tuning. Where ZeRO-3 has sharded the model, it is loaded again."""
-    if any(is_partitioned(parameter) for parameter in model.parameters()):
+    if is_sharded(model):
         attention, config = model.config._attn_implementation, model.config
         return create_model_from_path(get_config_model_id(config), dtype=model.dtype, attn_implementation=attention)
     return _without_adapter(copy.deepcopy(model))

@@ -28,7 +28,6 @@ import torch
 from transformers import PreTrainedModel
 
 from .attention import ATTENTION_NAME, additive_mask
-from .engines import gathered
 from .lm_head import token_log_probs
 
 
@@ -192,7 +191,7 @@ def _agrees_with_padded(model):
     device = model.get_input_embeddings().weight.device
     prompt_ids, completion_ids = torch.arange(4, device=device).repeat(2, 1), torch.arange(4, device=device).view(2, 2)
     ones_NP, ones_NC = torch.ones_like(prompt_ids), torch.ones_like(completion_ids)
-    with torch.no_grad(), gathered(model.parameters()):
+    with torch.no_grad():
         shared_NC, _ = shared_prefix_log_probs(model, model, prompt_ids, ones_NP, completion_ids, ones_NC, 1.0)
         logits_NCV = model(input_ids=torch.cat([prompt_ids, completion_ids], 1), use_cache=False).logits[:, 3:-1]
     padded_NC = logits_NCV.float().log_softmax(-1).gather(-1, completion_ids.unsqueeze(-1)).squeeze(-1)
