@@ -154,6 +154,8 @@ def test_what_two_processes_saved_is_the_pair(two_processes, way):
 def test_one_process_goes_on_where_two_stopped(two_processes):
     """By DeepSpeed's universal checkpoint, which leaves out some of what ZeRO-3 keeps of a whole model: refused."""
     setting, directory = two_processes
+    if setting == "zero1":
+        pytest.skip("its checkpoints are converted as ZeRO-2's are")
     launch(setting, 1, directory, "alone")
     for way in WAYS:
         if setting == "zero3" and way == "full":
