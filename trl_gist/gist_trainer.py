@@ -47,6 +47,7 @@ from .rollouts import GistRollouts
 from .run_log import RunLog
 from .shared_prefix import why_not_shared
 from .signal import group_signal
+from .streams import StreamsByRank
 from .trainer_utils import EpochRepeatSampler, best_of_group, first_steps_times
 
 
@@ -59,7 +60,7 @@ RewardFunc = Callable[..., list[float]]
 _SCORE_METRICS = ("teacher_kl", "null_teacher_kl", "log_prob_gain", "kl_gain", "gist_length")
 
 
-class GistTrainer(GistRollouts, HeldOutEvaluation, PairCheckpoints, PairHub, GRPOTrainer):
+class GistTrainer(GistRollouts, HeldOutEvaluation, PairCheckpoints, PairHub, StreamsByRank, GRPOTrainer):
     """
     Trainer for learned context compaction in plain tokens.
 
