@@ -13,19 +13,37 @@
 # limitations under the License.
 
 import torch
-from datasets import IterableDataset
+from datasets import Dataset, IterableDataset
+
+from .trainer_utils import EpochRepeatSampler
 
 
-class StreamsByRank:
+class DataLoading:
     """
-    The part of [`GistTrainer`] that reads streaming datasets. `_get_dataloader` is
-    [`~transformers.Trainer`]'s (5.23), which TRL hands the stream with each context repeated.
+    The part of [`GistTrainer`] that says which rank reads what and when. `_get_train_sampler` is TRL's (1.16);
+    `_get_dataloader` is [`~transformers.Trainer`]'s (5.23), which TRL hands a stream with each context repeated.
     """
+
+    def _get_train_sampler(self, dataset: Dataset | None = None):
+        sampler = super()._get_train_sampler(dataset)
+        return EpochRepeatSampler(
+            data_source=sampler.data_source,
+            mini_repeat_count=sampler.mini_repeat_count,
+            batch_size=sampler.batch_size,
+            repeat_count=sampler.repeat_count,
+            shuffle=sampler.shuffle,
+            seed=sampler.seed,
+        )
 
     def _get_dataloader(self, dataset, *args, **kwargs):
         if isinstance(dataset, IterableDataset):
             dataset = OneStream(dataset)
         return super()._get_dataloader(dataset, *args, **kwargs)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if isinstance(self.train_dataset, IterableDataset) and self.model.training:
+            logs["skipped_rows"] = self.skipped_rows["train"].total
+        super().log(logs, start_time)
 
 
 class OneStream(torch.utils.data.IterableDataset):
