@@ -175,7 +175,9 @@ def make_run(vllm, make_trainer, lora):
     """A trainer whose gists come from the stand-in; with LoRA, adapters that change the model from the start."""
 
     def make(mode, with_lora=True, **kwargs):
-        args = {"use_vllm": True, "vllm_mode": mode, **kwargs.pop("args", {})}
+        # What the stand-in calls its log-probs is not S's: uncut, the correction would leave next to no gradient
+        correction = {"vllm_importance_sampling_mode": "token_truncate", "vllm_importance_sampling_clip_min": 0.5}
+        args = {"use_vllm": True, "vllm_mode": mode, **correction, **kwargs.pop("args", {})}
         trainer = make_trainer(peft_config=lora if with_lora else None, args=args, **kwargs)
         with torch.no_grad():
             torch.manual_seed(1)
@@ -379,7 +381,11 @@ def test_an_engine_answers_with_a_row_for_every_gist(make_run, vllm):
 @pytest.mark.parametrize("is_level", ["token_truncate", "sequence_truncate"])
 def test_log_probs_come_along_for_importance_sampling(make_run, mode, is_level):
     trainer = make_run(
-        mode, args={"vllm_importance_sampling_mode": is_level, "vllm_importance_sampling_clip_max": 1e9}
+        mode,
+        args={
+            **{"vllm_importance_sampling_mode": is_level, "vllm_importance_sampling_clip_max": 1e9},
+            **{"vllm_importance_sampling_clip_min": None},
+        },
     )
     rollouts = watch_rollouts(trainer)
     trainer.train()
