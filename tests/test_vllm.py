@@ -17,16 +17,19 @@ What passes between the trainer and vLLM: weights one way, prompts and gists the
 two objects that TRL (1.16) talks to: the engine in the process and the client of a server.
 """
 
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 from checks import moved, snapshot
 from datasets import Dataset
+from safetensors.torch import load_file
 from tiny import make_documents, make_model
 from transformers import AutoModelForCausalLM
 from trl.generation import vllm_generation
 
+from trl_gist.engines import whole_state_dict
 from trl_gist.roles import storage_pointers
 
 
@@ -152,17 +155,22 @@ class Client:
         }
 
 
-@pytest.fixture
-def vllm(monkeypatch):
+def stand_in_for_vllm(monkeypatch) -> VLLM:
     stand_in = VLLM()
     monkeypatch.setattr(vllm_generation, "is_vllm_available", lambda: True)
     monkeypatch.setattr(vllm_generation, "SamplingParams", SamplingParams, raising=False)
     monkeypatch.setattr(vllm_generation, "LLM", lambda **settings: Engine(stand_in, **settings), raising=False)
     monkeypatch.setattr(vllm_generation, "VLLMClient", lambda **settings: Client(stand_in, **settings))
     monkeypatch.setattr(vllm_generation, "empty_cache", lambda: None)
-    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
-        monkeypatch.delenv(name, raising=False)  # TRL sets them for vLLM; what is deleted here is restored
     return stand_in
+
+
+@pytest.fixture
+def vllm(monkeypatch):
+    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.setenv(name, "")  # TRL sets them for vLLM; so they are gone again after the test
+        monkeypatch.delenv(name)
+    return stand_in_for_vllm(monkeypatch)
 
 
 @pytest.fixture(params=MODES)
@@ -216,19 +224,18 @@ def without_eos(ids):
 
 
 def merged_weights(model, checkpoint):
-    """S's weights by the names of a plain model, in float64: base + scaling · B · A."""
-    base = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float64)
-    weights = dict(base.named_parameters())
-    state = {name: value.double() for name, value in model.state_dict().items()}
+    """S's weights by the names of a plain model, in float64: base + scaling · B · A. All ranks call it."""
+    weights = load_file(Path(checkpoint, "model.safetensors"))  # a tied head is there once, as it is handed over
+    state = whole_state_dict(model)
     for name in weights:
         prefix = f"base_model.model.{name.removesuffix('.weight')}"
         if f"{prefix}.lora_A.default.weight" in state:
             scaling = model.peft_config["default"].lora_alpha / model.peft_config["default"].r
-            a, b = (state[f"{prefix}.lora_{factor}.default.weight"] for factor in "AB")
-            weights[name] = weights[name] + scaling * b @ a
+            a, b = (state[f"{prefix}.lora_{factor}.default.weight"].double() for factor in "AB")
+            weights[name] = weights[name].double() + scaling * b @ a
         elif not hasattr(model, "peft_config"):
             weights[name] = state[name]
-    return weights
+    return {name: weight.double() for name, weight in weights.items()}
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
