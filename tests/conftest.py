@@ -13,6 +13,9 @@
 # limitations under the License.
 
 import os
+import subprocess
+import sys
+from pathlib import Path
 
 
 # Set before torch is imported: the tiny models gain nothing from a second thread, and where cores are shared two
@@ -43,6 +46,15 @@ def checkpoint(tokenizer, tmp_path_factory):
     make_model(tokenizer).save_pretrained(path)
     tokenizer.save_pretrained(path)
     return str(path)
+
+
+@pytest.fixture(scope="session")
+def built_op():
+    """DeepSpeed compiles an operator at its first use on a CPU, and two ranks that do so at once can fail."""
+    build = "from trl_gist.engines import build_cpu_operators; build_cpu_operators()"
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
+    done = subprocess.run([sys.executable, "-c", build], env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
 
 
 @pytest.fixture(params=[f"{family}-{attention}" for family in FAMILIES for attention in ("sdpa", "eager")])

@@ -47,15 +47,6 @@ ZERO = ("zero1", "zero2", "zero3")
 
 
 @pytest.fixture(scope="module")
-def built_op(tmp_path_factory):
-    """DeepSpeed compiles an operator at its first use on a CPU, and two ranks that do so at once can fail."""
-    build = "from trl_gist.engines import build_cpu_operators; build_cpu_operators()"
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run([sys.executable, "-c", build], env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-3000:]
-
-
-@pytest.fixture(scope="module")
 def one_process(tmp_path_factory):
     directory = tmp_path_factory.mktemp("one")
     save_checkpoint(directory)

@@ -21,11 +21,12 @@ import inspect
 import re
 
 import pytest
-from accelerate.data_loader import skip_first_batches
+from accelerate.data_loader import IterableDatasetShard, prepare_data_loader, skip_first_batches
 from huggingface_hub import HfApi
 from transformers import Trainer
 from transformers.utils.hub import PushInProgress, hf_api
 from trl import GRPOTrainer
+from trl.generation.vllm_generation import VLLMGeneration
 from trl.models import unwrap_model_for_generation
 from trl.trainer import grpo_trainer
 from trl.trainer.utils import (
@@ -38,6 +39,7 @@ from trl.trainer.utils import (
 
 from trl_gist import GistTrainer
 from trl_gist.checkpoints import PairCheckpoints
+from trl_gist.data_loading import DataLoading
 from trl_gist.durable import DurableCheckpoints
 from trl_gist.hub import PairHub
 from trl_gist.trainer_utils import EpochRepeatSampler
@@ -107,6 +109,9 @@ def test_grpo_trainer_still_has(name, expected):
         "init_hf_repo": ["token", "private"],
         "push_to_hub": ["commit_message", "blocking", "token", "revision", "private", "kwargs"],
         "_push_from_checkpoint": ["checkpoint_folder"],
+        "_get_dataloader": [
+            *("dataset", "description", "batch_size", "sampler_fn", "is_training", "dataloader_key"),
+        ],
         "_finish_current_push": [],
         "_get_output_dir": ["trial"],
         "_save_checkpoint": ["model", "trial"],
@@ -118,7 +123,7 @@ def test_trainer_still_has(name, expected):
     assert parameters(getattr(Trainer, name)) == expected
 
 
-@pytest.mark.parametrize("ours", [GistTrainer, PairCheckpoints, DurableCheckpoints, PairHub])
+@pytest.mark.parametrize("ours", [GistTrainer, PairCheckpoints, DurableCheckpoints, PairHub, DataLoading])
 def test_every_private_method_overrides_something_or_is_called_by_us(ours):
     """A hook that TRL renames would leave our method behind as dead code, and the run would go on without it."""
     private = {name for name, value in vars(ours).items() if inspect.isfunction(value) and name.startswith("_")}
@@ -307,6 +312,33 @@ def test_a_streams_saved_epoch_counts_passes_in_fractions_of_the_runs_batches():
     assert "steps_trained_in_current_epoch *= self.args.gradient_accumulation_steps" in source(
         Trainer._init_training_state
     )
+
+
+def test_a_stream_that_is_not_of_datasets_is_sliced_by_batches_and_told_its_epoch():
+    """What `OneStream` relies on (accelerate 1.15), and what it keeps accelerate from doing."""
+    prepare = source(prepare_data_loader)
+    by_files = prepare.index("new_dataset = new_dataset.shard(num_shards=num_processes, index=process_index)")
+    assert prepare.rindex("isinstance(new_dataset, DatasetsIterableDataset)", 0, by_files) < by_files
+    assert by_files < prepare.index("new_dataset = IterableDatasetShard(")
+    shard = IterableDatasetShard(range(8), batch_size=2, num_processes=2, process_index=1)
+    assert list(shard) == [2, 3, 6, 7]
+    assert "self.dataset.set_epoch(epoch)" in source(IterableDatasetShard.set_epoch)
+    for get_dataloader in (GRPOTrainer.get_train_dataloader, GRPOTrainer.get_eval_dataloader):
+        assert "self._get_dataloader(" in source(get_dataloader)
+
+
+def test_vllm_is_reached_where_we_reach_in():
+    sync, generate = source(VLLMGeneration.sync_weights), source(VLLMGeneration.generate)
+    assert parameters(VLLMGeneration._iter_named_params) == []
+    assert sync.count("self._iter_named_params()") == 4, "every weight that is handed over comes through it"
+    assert "temperature = self.temperature" in generate, "read at every request"
+    assert "self.llm.generate(vllm_prompts, sampling_params=sampling_params, use_tqdm=False)" in generate
+    assert "output.token_ids for outputs in all_outputs for output in outputs.outputs" in generate
+    assert "slice(local_rank_in_group * orig_size, (local_rank_in_group + 1) * orig_size)" in generate
+    assert "all_prompts[::num_generations]" in generate, "a server is asked once a context"
+    turn = source(GRPOTrainer._generate_single_turn)
+    assert "if self.state.global_step != self._last_loaded_step:" in turn
+    assert "num_generations=num_generations," in turn
 
 
 def test_trl_writes_its_card_through_create_model_card():

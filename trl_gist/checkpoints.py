@@ -123,6 +123,7 @@ class PairCheckpoints:
             self.generator_trainer.load_checkpoint(Path(checkpoint, GENERATOR_DIR))
         else:
             self._load_pair(checkpoint)
+        self._last_loaded_step = -1  # or vLLM (TRL 1.16) would go on with the last weights until a step is taken
 
     def _load_pair(self, checkpoint, model=None):
         model = self.model if model is None else model

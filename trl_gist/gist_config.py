@@ -333,7 +333,7 @@ class GistConfig(GRPOConfig):
                 f"`repetition_penalty` must be 1.0, got {self.repetition_penalty}: the policy is trained on its plain "
                 "log-probs, and a saved pair writes gists without a penalty."
             )
-        for name in ("num_beams", "num_return_sequences"):
+        for name in ("num_beams", "num_return_sequences", "n"):  # the last is vLLM's name for it
             if (self.generation_kwargs or {}).get(name, 1) != 1:
                 raise ValueError(
                     f"`generation_kwargs` must not set `{name}`: gists are sampled, `num_generations` of each context."

@@ -29,6 +29,7 @@ from .alarms import Alarms, StopOnAlarm
 from .attention import use_matmul_attention
 from .checkpoints import PairCheckpoints
 from .data import PositionLimits, prepare_windows
+from .data_loading import DataLoading
 from .durable import DurableCheckpoints
 from .engines import check_deepspeed_config, is_sharded
 from .extractive import IDF_CONTEXTS, ExtractiveSummarizer
@@ -44,7 +45,8 @@ from .rollouts import GistRollouts
 from .run_log import RunLog
 from .shared_prefix import why_not_shared
 from .signal import group_signal
-from .trainer_utils import EpochRepeatSampler, best_of_group, first_steps_times
+from .trainer_utils import best_of_group, first_steps_times
+from .vllm_sampling import VLLMSampling, check_vllm_settings
 
 
 logger = get_logger(__name__)
@@ -56,7 +58,16 @@ RewardFunc = Callable[..., list[float]]
 _SCORE_METRICS = ("teacher_kl", "null_teacher_kl", "log_prob_gain", "kl_gain", "gist_length")
 
 
-class GistTrainer(GistRollouts, HeldOutEvaluation, DurableCheckpoints, PairCheckpoints, PairHub, GRPOTrainer):
+class GistTrainer(
+    GistRollouts,
+    HeldOutEvaluation,
+    DurableCheckpoints,
+    PairCheckpoints,
+    PairHub,
+    DataLoading,
+    VLLMSampling,
+    GRPOTrainer,
+):
     """
     Trainer for learned context compaction in plain tokens.
 
@@ -153,6 +164,8 @@ class GistTrainer(GistRollouts, HeldOutEvaluation, DurableCheckpoints, PairCheck
                     "`teacher_cache_dir` lets each rank skip forwards of its own, but under ZeRO-3 ranks gather the "
                     "teacher's layers together. Leave it out, or launch with ZeRO-2."
                 )
+        if args.use_vllm:
+            check_vllm_settings(args, model)
         if train_dataset is None:
             raise ValueError("`train_dataset` is required.")
         if compressor is not None and not args.generator_only:
@@ -232,6 +245,8 @@ class GistTrainer(GistRollouts, HeldOutEvaluation, DurableCheckpoints, PairCheck
             optimizers=optimizers,
             peft_config=peft_config,
         )
+        if self.use_vllm:
+            self._prepare_vllm()
         disable_dropout(self.model)
         if self.accelerator.device.type == "cpu":
             for role in (self.model, roles.generator, roles.teacher):
@@ -382,19 +397,3 @@ class GistTrainer(GistRollouts, HeldOutEvaluation, DurableCheckpoints, PairCheck
         self.shares_prefix = reason is None
         if reason is not None:
             logger.warning(f"The gists of a context are padded into a row each, which is slower: {reason}.")
-
-    def _get_train_sampler(self, dataset: Dataset | None = None):
-        sampler = super()._get_train_sampler(dataset)
-        return EpochRepeatSampler(
-            data_source=sampler.data_source,
-            mini_repeat_count=sampler.mini_repeat_count,
-            batch_size=sampler.batch_size,
-            repeat_count=sampler.repeat_count,
-            shuffle=sampler.shuffle,
-            seed=sampler.seed,
-        )
-
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        if isinstance(self.train_dataset, IterableDataset) and self.model.training:
-            logs["skipped_rows"] = self.skipped_rows["train"].total
-        super().log(logs, start_time)

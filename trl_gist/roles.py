@@ -73,10 +73,14 @@ def load_roles(
     teacher = summarizer if teacher is None else load(teacher)
     # Clones are taken before any adapter is added: PEFT replaces modules in the tree that it is given
     clone = clone_with_shared_parameters if share_base else copy_without_adapter
-    if generator is summarizer:
+    generator_is_other = generator is not summarizer
+    if not generator_is_other:
         generator = copy_without_adapter(summarizer) if summarizer_owns_base else clone(summarizer)
     if teacher is summarizer:
-        teacher = clone(generator if summarizer_owns_base else summarizer)
+        if summarizer_owns_base and generator_is_other:
+            teacher = copy_without_adapter(summarizer)
+        else:
+            teacher = clone(generator if summarizer_owns_base else summarizer)
     elif teacher is generator:
         teacher = clone(generator)
     teacher.requires_grad_(False)

@@ -78,10 +78,11 @@ class GistRollouts:
         return completions, logprobs
 
     def _sample(self, prompt_ids, images, multimodal_fields, num_generations, **kwargs):
-        if not self.use_vllm:
-            # Evaluation is greedy: what `GistCompactor` writes, and no noise between evaluations
-            self.generation_config.do_sample = self.model.training
-        if self.use_vllm or self.use_transformers_continuous_batching or not self.shares_prefix:
+        # Evaluation is greedy: what `GistCompactor` writes, and no noise between evaluations
+        if self.use_vllm:
+            return self._sample_with_vllm(prompt_ids, images, multimodal_fields, num_generations, **kwargs)
+        self.generation_config.do_sample = self.model.training
+        if self.use_transformers_continuous_batching or not self.shares_prefix:
             return super()._generate_single_turn(prompt_ids, images, multimodal_fields, num_generations, **kwargs)
         with self.generating(self.generation_kwargs) as model:
             completion_ids_NC = sample_gists(model, prompt_ids, self.generation_config, self._tokenizer.pad_token_id)

@@ -1,0 +1,70 @@
+# Copyright 2026 The trl_gist authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+import torch
+from datasets import Dataset, IterableDataset
+
+from .trainer_utils import EpochRepeatSampler
+
+
+class DataLoading:
+    """
+    The part of [`GistTrainer`] that says which rank reads what and when. `_get_train_sampler` is TRL's (1.16);
+    `_get_dataloader` is [`~transformers.Trainer`]'s (5.23), which TRL hands a stream with each context repeated.
+    """
+
+    def _get_train_sampler(self, dataset: Dataset | None = None):
+        sampler = super()._get_train_sampler(dataset)
+        return EpochRepeatSampler(
+            data_source=sampler.data_source,
+            mini_repeat_count=sampler.mini_repeat_count,
+            batch_size=sampler.batch_size,
+            repeat_count=sampler.repeat_count,
+            shuffle=sampler.shuffle,
+            seed=sampler.seed,
+        )
+
+    def _get_dataloader(self, dataset, *args, **kwargs):
+        if isinstance(dataset, IterableDataset):
+            dataset = OneStream(dataset)
+        return super()._get_dataloader(dataset, *args, **kwargs)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if isinstance(self.train_dataset, IterableDataset) and self.model.training:
+            logs["skipped_rows"] = self.skipped_rows["train"].total
+        super().log(logs, start_time)
+
+
+class OneStream(torch.utils.data.IterableDataset):
+    """
+    A stream whose files are not to be dealt out to ranks: each reads all of it, and takes its slice of every batch.
+
+    accelerate (1.15) gives each rank files of its own, where there are enough of them. But TRL's stream (1.16) repeats
+    the contexts of a rollout of all ranks as often as the rollout is stepped on. A rank that reads it alone is out of
+    step with that: with two ranks and two steps a rollout, it would sample half of its contexts twice and the others
+    never. Nor would the order be that of one process, whatever the number of ranks.
+
+    Args:
+        dataset ([`~datasets.IterableDataset`]):
+            The stream.
+    """
+
+    def __init__(self, dataset: IterableDataset):
+        self.dataset = dataset
+
+    def __iter__(self):
+        return iter(self.dataset)
+
+    def set_epoch(self, epoch: int):
+        self.dataset.set_epoch(epoch)
