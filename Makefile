@@ -11,7 +11,7 @@ demo: $(READY)
 	$(BIN)/python examples/demo.py $(ARGS)
 
 test: $(READY)
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 # Five minutes: 20 times kill -9 of one process, then of two under DeepSpeed, while saving too; nothing is lost
 chaos: $(READY)
