@@ -14,6 +14,7 @@
 
 import copy
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from peft import PeftModel
@@ -72,13 +73,14 @@ def load_roles(
     generator = summarizer if generator is None else load(generator)
     teacher = summarizer if teacher is None else load(teacher)
     # Clones are taken before any adapter is added: PEFT replaces modules in the tree that it is given
-    clone = clone_with_shared_parameters if share_base else copy_without_adapter
+    copy_of = partial(copy_without_adapter, **model_init_kwargs)
+    clone = clone_with_shared_parameters if share_base else copy_of
     generator_is_other = generator is not summarizer
     if not generator_is_other:
-        generator = copy_without_adapter(summarizer) if summarizer_owns_base else clone(summarizer)
+        generator = copy_of(summarizer) if summarizer_owns_base else clone(summarizer)
     if teacher is summarizer:
         if summarizer_owns_base and generator_is_other:
-            teacher = copy_without_adapter(summarizer)
+            teacher = copy_of(summarizer)
         else:
             teacher = clone(generator if summarizer_owns_base else summarizer)
     elif teacher is generator:
@@ -98,11 +100,13 @@ def clone_with_shared_parameters(model: PreTrainedModel | PeftModel) -> PreTrain
     return _without_adapter(copy.deepcopy(model, memo=memo))
 
 
-def copy_without_adapter(model: PreTrainedModel | PeftModel) -> PreTrainedModel:
-    """A copy with parameters of its own, for full fine-tuning. Where ZeRO-3 has sharded the model, it is loaded again."""
+def copy_without_adapter(model: PreTrainedModel | PeftModel, **model_init_kwargs) -> PreTrainedModel:
+    """
+    A copy with parameters of its own, for full fine-tuning. Where ZeRO-3 has sharded the model, its checkpoint is loaded
+    again, with `model_init_kwargs`.
+    """
     if is_sharded(model):
-        attention, config = model.config._attn_implementation, model.config
-        return create_model_from_path(get_config_model_id(config), dtype=model.dtype, attn_implementation=attention)
+        return create_model_from_path(get_config_model_id(model.config), **model_init_kwargs)
     return _without_adapter(copy.deepcopy(model))
 
 
