@@ -20,13 +20,17 @@ python examples/benchmarks/memory.py                             # LoRA and full
 python examples/benchmarks/memory.py --context 256 --cases lora full
 
 Measured is the most that was resident in each phase of the second step, when optimizer states are there (VmHWM, reset
-where a phase begins), less what was before anything was loaded: so it holds what the estimate leaves out, the scratch space of kernels and the
-libraries that are loaded on the way.
+where a phase begins), less what a run with next to no model leaves resident: libraries and the interpreter. So it holds
+what the estimate leaves out of a model's own, as the scratch space of kernels.
 """
 
 import argparse
+import copy
+import ctypes
+import gc
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -114,12 +118,31 @@ def measure(args, full, gradient_checkpointing):
             {"context": context, "last_k": context[-config.last_k :], "target": target}
             for context, target in windows(tokenizer, args)
         ]
+        rows = Dataset.from_list(rows)
+        load_libraries(model_config, tokenizer, copy.deepcopy(config), rows, copy.deepcopy(lora))
         before = status("VmRSS")
-        trainer = GistTrainer(checkpoint, config, train_dataset=Dataset.from_list(rows), peft_config=lora)
+        trainer = GistTrainer(checkpoint, config, train_dataset=rows, peft_config=lora)
         phases = PhasePeaks(trainer)
         trainer.train()
     measured = {name: peak - before for name, peak in phases.peaks.items() if name in estimate.phases}
     return {name: [estimate.resident + estimate.phases[name].total, measured[name]] for name in measured}
+
+
+def load_libraries(model_config, tokenizer, config, rows, lora):
+    """The same run with next to no model: what libraries, their caches and the interpreter take is no model's memory."""
+    from transformers import AutoModelForCausalLM
+
+    from trl_gist import GistTrainer
+
+    heads = {"num_attention_heads": 1, "num_key_value_heads": 1, "head_dim": 16}
+    tiny = {**model_config.to_dict(), "num_hidden_layers": 1, "hidden_size": 16, "intermediate_size": 16, **heads}
+    model = AutoModelForCausalLM.from_config(type(model_config).from_dict(tiny))
+    trainer = GistTrainer(model, config, train_dataset=rows, processing_class=tokenizer, peft_config=lora)
+    trainer.train()
+    shutil.rmtree(config.output_dir)
+    del trainer, model
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
 
 
 class PhasePeaks:

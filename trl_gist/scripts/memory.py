@@ -62,7 +62,9 @@ def print_memory(script_args, training_args: GistConfig, model_args) -> MemoryEs
     )
     tokenizer = None
     if not Path(name).is_file():
-        tokenizer = AutoTokenizer.from_pretrained(name, revision=model_args.model_revision)
+        tokenizer = AutoTokenizer.from_pretrained(
+            name, revision=model_args.model_revision, trust_remote_code=training_args.trust_remote_code
+        )
     world_size = script_args.world_size or training_args.world_size
     zero = _zero_settings(script_args.zero_stage, training_args, model_config)
     estimate = memory_per_rank(
