@@ -15,17 +15,21 @@
 """`trl-gist train --accelerate_config NAME`: training on several processes, by `accelerate launch`."""
 
 import argparse
+import os
+import tempfile
 from importlib.resources import files
 from pathlib import Path
 
 import torch
 import yaml
 from accelerate.commands.launch import launch_command, launch_command_parser
+from torch.distributed.elastic.multiprocessing import SignalException
 
 from ..engines import build_cpu_operators
 
 
 CONFIGS = Path(str(files("trl_gist") / "accelerate_configs"))
+STOPPED_FILE = "TRL_GIST_STOPPED_FILE"  # names, in the environment, the file by which a run says that it was saved
 # Those of accelerate's that say where a run takes place; what is trained is said by `trl-gist train`'s own
 _FLAGS = ("num_processes", "num_machines", "machine_rank", "main_process_ip", "main_process_port")
 
@@ -54,18 +58,29 @@ def split_launch_flags(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
 def launch(flags: argparse.Namespace, argv: list[str]):
     """
     Launches `trl-gist train ARGV` as the flags say. Without `num_processes`, one process for each accelerator here.
+    Returns when the run has ended, or has been saved on a signal.
 
     Raises:
         ValueError: if `accelerate_config` is neither a file nor a name.
+        SignalException: if a signal ended the run and it could not be saved.
     """
     config = config_path(flags.accelerate_config)
     if flags.num_processes is None and config.parent == CONFIGS and config.stem != "single":
         flags.num_processes = str(max(1, torch.accelerator.device_count()))
     if "DEEPSPEED" in str(yaml.safe_load(config.read_text(encoding="utf-8")).get("distributed_type")):
         build_cpu_operators()
+    # SIGTERM reaches the launcher, which hands it on: give the run the time to end its rollout and save
+    os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "600")
     chosen = [(f"--{name}", getattr(flags, name)) for name in _FLAGS if getattr(flags, name) is not None]
     launch_args = ["--config_file", str(config), *(part for flag in chosen for part in flag)]
-    launch_command(launch_command_parser().parse_args([*launch_args, "--module", "trl_gist.cli", "train", *argv]))
+    args = launch_command_parser().parse_args([*launch_args, "--module", "trl_gist.cli", "train", *argv])
+    with tempfile.TemporaryDirectory() as directory:
+        stopped = os.environ[STOPPED_FILE] = os.path.join(directory, "stopped")
+        try:
+            launch_command(args)
+        except SignalException:
+            if not os.path.exists(stopped):
+                raise
 
 
 def size_of_launch(flags: argparse.Namespace) -> list[str]:

@@ -29,6 +29,7 @@ from ..extractive import IDF_CONTEXTS
 from ..gist_config import GistConfig
 from ..gist_trainer import GistTrainer
 from .documents import load_documents
+from .launch import STOPPED_FILE
 
 
 REWARD_FUNCS = {
@@ -294,6 +295,8 @@ def train(trainer: GistTrainer):
             f"{Path(args.output_dir, f'{PREFIX_CHECKPOINT_DIR}-{stopped_at}')}. To go on, run the same command with "
             "--resume_from_checkpoint true."
         )
+        if STOPPED_FILE in os.environ and trainer.is_world_process_zero():
+            Path(os.environ[STOPPED_FILE]).touch()
     else:
         trainer.accelerator.print(f"💾 Pair saved to {args.output_dir}.")
         if args.push_to_hub:
