@@ -15,6 +15,7 @@
 import os
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import torch
 from peft import PeftModel
@@ -27,6 +28,10 @@ from .gist import Continuation, Gist
 from .pair import GENERATOR_DIR, PairConfig
 from .pair_loading import HalfLoader, local_directory
 from .prompts import GistPrompts
+
+
+if TYPE_CHECKING:
+    from .chat import CompactedChat
 
 
 class GistCompactor:
@@ -258,6 +263,31 @@ class GistCompactor:
             "generator", [prompt], max_new_tokens=max_new_tokens, do_sample=do_sample, **generation_kwargs
         )
         return Continuation(self._decode(token_ids), token_ids, gist)
+
+    def compact_messages(
+        self, messages: list[dict[str, str]], max_tokens: int, keep=None, tools: list | None = None
+    ) -> "CompactedChat":
+        """
+        A chat within `max_tokens` tokens of the tokenizer's chat template: the system prompt, the tools and the newest
+        turns as they are, the oldest turns as one gist, a user's message; see [`trl_gist.chat`].
+
+        Args:
+            messages (`list[dict]`):
+                The chat: `role`, `content` and what else the template reads.
+            max_tokens (`int`):
+                The most tokens of the whole chat, tools and the header of the next answer included.
+            keep (`str`, pattern or a list of them, *optional*):
+                As in [`~GistCompactor.compress`], what the gist must have of each window that is compacted.
+            tools (`list`, *optional*):
+                As for `apply_chat_template`.
+
+        Raises:
+            ValueError: if a message has an unknown role or no text, the tokenizer has no chat template or it refuses
+                the messages, or system prompt, last turn and a gist do not fit `max_tokens`.
+        """
+        from .chat import compact_messages
+
+        return compact_messages(self, messages, max_tokens, keep, tools)
 
     def _windows(self, text):
         ids, length = self._token_ids(text, "The text"), self.pair.context_length
