@@ -19,10 +19,10 @@ import pytest
 import regex
 import torch
 from peft import LoraConfig, get_peft_model
-from tiny import PARAGRAPH, make_documents, make_model
+from tiny import FAMILIES, PARAGRAPH, make_documents, make_model
 
 from trl_gist import GistCompactor
-from trl_gist.certify import expected_kls, full_context_reader
+from trl_gist.certify import _draw, expected_kls, full_context_reader
 from trl_gist.evaluation.patterns import gist_patterns
 from trl_gist.gist_config import GENERATOR_PROMPT, SUMMARIZER_PROMPT
 from trl_gist.keep import SEPARATOR, find_spans, parse_keep, with_spans
@@ -219,10 +219,10 @@ def test_windows_keep_each_its_own_and_come_as_they_are_written(compactor, monke
 # ---- certify ----
 
 
-def full_and_gist_logits(compactor, context, gist, continuations):
+def full_and_gist_logits(compactor, context, gist, continuations, last_k):
     """Logits in float64 of the teacher on the context and of the generator on the gist, as plain forwards."""
     reader, prompts = full_context_reader(compactor), compactor.prompts
-    last = context[-LAST_K:]
+    last = context[-last_k:]
     for name, model, prompt in (
         ("full", reader.model, reader.prompt(context, last)),
         ("gist", compactor.generator, prompts.generator(gist, last)),
@@ -232,8 +232,8 @@ def full_and_gist_logits(compactor, context, gist, continuations):
         model.float()
 
 
-def kl_of(compactor, context, gist, continuations):
-    logs = dict(full_and_gist_logits(compactor, context, gist, continuations))
+def kl_of(compactor, context, gist, continuations, last_k=LAST_K):
+    logs = dict(full_and_gist_logits(compactor, context, gist, continuations, last_k))
     return (logs["full"].exp() * (logs["full"] - logs["gist"])).sum(-1), logs["full"]
 
 
@@ -265,7 +265,24 @@ def test_over_two_tokens_it_estimates_the_kl_over_all_continuations(request, whi
     assert 0 < cost["expected_kl_se"] < 0.2 * cost["expected_kl"]
 
 
-def test_a_gist_that_costs_nothing_is_certified_with_nothing(compactor, monkeypatch):
+@pytest.mark.parametrize("family", FAMILIES)
+def test_it_is_the_kl_of_plain_forwards_along_the_continuations(tokenizer, family):
+    models = [in_eval(make_model(tokenizer, seed, family=family)) for seed in (0, 1)]
+    pair = GistCompactor(*models, tokenizer, make_pair())
+    context, gist = ids_of(tokenizer, PARAGRAPH)[:90], ids_of(tokenizer, "cholera, Snow 1854")
+    reader, last = full_context_reader(pair), context[-1:]  # windows of 5 see nothing of a gist before a longer L
+    targets, _ = _draw(reader.model, tokenizer, reader.prompt(context, last), samples=5, length=7, seed=3)
+    assert len({tuple(target) for target in targets}) == 5
+    kls = [kl_of(pair, context, gist, [target[:-1]], last_k=1)[0].sum().item() for target in targets]
+    tokens = [len(target) for target in targets]
+    (cost,) = expected_kls(pair, [context], [last], [gist], samples=5, seed=3, target_length=7)
+    assert cost["expected_kl"] == pytest.approx(sum(kls) / sum(tokens), rel=1e-4) and sum(kls) > 0.1
+    if len(set(tokens)) == 1:  # then the linearised error is that of the mean
+        error = torch.tensor(kls).std().item() / 5**0.5 / 7
+        assert cost["expected_kl_se"] == pytest.approx(error, rel=1e-3)
+
+
+def test_a_gist_that_costs_nothing_is_certified_with_nothing(compactor):
     context = compactor.tokenizer(PARAGRAPH)["input_ids"][:100]
     (cost,) = expected_kls(compactor, [context], [context], [[]])  # G reads all of the context beside an empty gist
     assert cost["expected_kl"] == pytest.approx(0, abs=1e-6)

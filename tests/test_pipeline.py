@@ -19,6 +19,7 @@ import sys
 
 import pytest
 import torch
+from huggingface_hub import ResolvedRevision
 from peft import LoraConfig, get_peft_model
 from test_keep import make_pair
 from tiny import make_documents, make_model
@@ -126,6 +127,14 @@ def test_what_is_no_pair_is_refused_and_not_loaded_as_a_model(pair_dir, checkpoi
     shutil.rmtree(damaged / "generator")
     with pytest.raises(PipelineException, match="The pair lacks its generator"):
         pipeline("gist-compaction", model=str(damaged), device="cpu")
+
+
+def test_a_pair_of_adapters_is_not_looked_for_at_its_bases_commit(compactor, monkeypatch):
+    asked = []
+    monkeypatch.setattr(GistCompactor, "from_pretrained", lambda *args, **kwargs: asked.append(kwargs) or compactor)
+    resolved = ResolvedRevision("0" * 40, "v1", "someone/base")  # what the pipeline passes on, of the adapter's base
+    GistPair.from_pretrained("someone/pair", revision=resolved)
+    assert type(asked[0]["revision"]) is str and asked[0]["revision"] == "v1"
 
 
 def test_importing_the_package_stays_light_and_importing_the_pipeline_registers_it():

@@ -34,10 +34,11 @@ from typing import TYPE_CHECKING
 
 import torch
 from peft import PeftModel
-from transformers import PreTrainedModel
+from torch.nn.functional import kl_div
+from transformers import DynamicCache, PreTrainedModel
 
 from .generation import generate
-from .lm_head import check_logits
+from .lm_head import check_logits, log_softmax
 from .prompts import through_last_k
 from .roles import clone_with_shared_parameters
 from .scoring import TargetRows, TargetScorer
@@ -105,41 +106,62 @@ def expected_kls(
         as one; `expected_kl_se`, its linearised standard error over the continuations; `expected_kl_reader`.
 
     Raises:
-        ValueError: if a context and its continuation do not fit the reader's positions, or a model's logits are capped
-            or scaled in a way that scoring does not know.
+        ValueError: if a context and its continuation do not fit the reader's positions, or the generator's logits are
+            capped or scaled in a way that scoring does not know.
     """
-    reader = full_context_reader(compactor)
-    for model in (reader.model, compactor.generator):
-        check_logits(model)
+    reader, scorer = full_context_reader(compactor), TargetScorer(compactor.generator)
+    check_logits(compactor.generator)
     length = compactor.pair.target_length if target_length is None else target_length
     costs = []
     for context_ids, last_ids, gist in zip(contexts_ids, last_k_ids, gists, strict=True):
-        prompts = [reader.prompt(context_ids, last_ids)] * samples
-        targets = _draw(reader.model, compactor.tokenizer, prompts, length, seed)
-        kl_ST = _kls(reader.model, prompts, compactor.generator, compactor.prompts.generator(gist, last_ids), targets)
+        prompt = reader.prompt(context_ids, last_ids)
+        targets, logits_TSV = _draw(reader.model, compactor.tokenizer, prompt, samples, length, seed)
+        kl_ST = _kls(logits_TSV, scorer, compactor.prompts.generator(gist, last_ids), targets)
         mean, error = _mean_and_error(kl_ST, torch.tensor([len(target) for target in targets]))
         costs.append({"expected_kl": mean, "expected_kl_se": error, "expected_kl_reader": reader.name})
     return costs
 
 
-def _draw(model, tokenizer, prompts, length, seed):
-    """Continuations at temperature 1, those that end before `length` with their end-of-sequence token."""
+def _draw(model, tokenizer, prompt, samples, length, seed):
+    """Continuations at temperature 1, those that end before `length` with their end-of-sequence token, and the logits of
+    each step. The prompt is read once."""
+    cache = None
+    if len(prompt) > 1:
+        cache = DynamicCache(config=model.config.get_text_config())
+        start = torch.tensor([prompt[:-1]], device=model.device)
+        with torch.no_grad():
+            model(input_ids=start, past_key_values=cache, use_cache=True, logits_to_keep=1)
+        cache.batch_repeat_interleave(samples)
     on_cpu = model.device.type == "cpu"
     with torch.random.fork_rng([] if on_cpu else [model.device], device_type="cuda" if on_cpu else model.device.type):
         torch.manual_seed(seed)
-        continuations, _ = generate(model, tokenizer, prompts, length, do_sample=True, name="full-context reader")
-    return [ids if len(ids) == length else [*ids, tokenizer.eos_token_id] for ids in continuations]
+        continuations, logits_TSV = generate(
+            model,
+            tokenizer,
+            [prompt] * samples,
+            length,
+            do_sample=True,
+            name="full-context reader",
+            past_key_values=cache,
+            output_logits=True,
+        )
+    targets = [ids if len(ids) == length else [*ids, tokenizer.eos_token_id] for ids in continuations]
+    return targets, logits_TSV
 
 
 @torch.no_grad()
-def _kls(reader, reader_prompts, generator, generator_prompt, targets):
+def _kls(logits_TSV, scorer, prompt, targets):
     """KL(reader ‖ generator) at each token of each continuation, 0 where there is none: `(samples, tokens)`, float64."""
-    reader = TargetScorer(reader)
-    rows = TargetRows.build(reader_prompts, targets, 1, reader.model.device)
-    hidden_UH = reader.hidden_states(rows)[rows.mask_NT]
-    rows = TargetRows.build([generator_prompt] * len(targets), targets, 1, generator.device)
-    _, kl_ST, _ = TargetScorer(generator)(rows, hidden_UH, reader)
-    return kl_ST.double().cpu()
+    rows = TargetRows.build([prompt] * len(targets), targets, 1, scorer.model.device)
+    hidden_STH = scorer.hidden_states(rows)
+    kl_ST = torch.zeros(rows.mask_NT.shape, dtype=torch.float64)
+    for position, mask_S in enumerate(rows.mask_NT.T):  # all positions at once would multiply the logits' memory
+        reader_SV = log_softmax(logits_TSV[position][mask_S])
+        generator_SV = scorer.log_probs(hidden_STH[mask_S, position])
+        kl_ST[mask_S.cpu(), position] = (
+            kl_div(generator_SV, reader_SV, reduction="none", log_target=True).sum(-1).double().cpu()
+        )
+    return kl_ST
 
 
 def _mean_and_error(kl_ST, tokens_S):

@@ -66,11 +66,15 @@ class GistPair(torch.nn.Module):
     ) -> "GistPair":
         """
         [`GistCompactor.from_pretrained`] as `transformers.pipeline` calls it. Both halves are loaded on one device, to
-        which the pipeline then moves them, so there is nothing to do for its other arguments.
+        which the pipeline then moves them, so there is nothing to do for its other arguments. A `revision` of a pair of
+        adapters is looked for in the base's repository as well: load such a pair with [`GistCompactor.from_pretrained`].
 
         Raises:
             PipelineException: if it is not a pair, lacks the generator, or its base model cannot be loaded.
         """
+        # For adapters the pipeline (transformers 5.23) has resolved it to a commit of the base's repository. As a plain
+        # string it is what was asked for (huggingface_hub 2.4)
+        revision = None if revision is None else str(revision)
         try:
             return cls(
                 GistCompactor.from_pretrained(
