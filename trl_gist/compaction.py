@@ -138,7 +138,7 @@ class GistCompactor:
                 Spans of the context that the gist must have, within the same budget: `"numbers"`, `"names"`,
                 `"dates"`, `"regex:..."`, a compiled pattern, or a literal string; see [`trl_gist.keep`].
             certify (`bool`, *optional*, defaults to `False`):
-                Whether to measure what the gist is expected to cost against the whole context. It takes some ten
+                Whether to measure what the gist is expected to cost against the whole context. It takes some five
                 times the time of the gist itself; see [`trl_gist.certify`].
 
         Raises:
