@@ -418,6 +418,20 @@ def test_compress_prints_a_gist_per_context(workspace, pair, capsys, monkeypatch
     assert printed == [dataclasses.asdict(gist) for gist in asked] and printed[0]["total_rate"] != gists[0].total_rate
 
 
+def test_compress_keeps_and_certifies(workspace, pair, capsys, fails):
+    article = workspace / "article.txt"
+    settings = {"budget": 9, "keep": ["numbers", "regex:chol.ra"], "certify": True}
+    gists = GistCompactor.from_pretrained(pair, device="cpu").compress_windows(article.read_text(), **settings)
+    capsys.readouterr()
+    flags = ["--budget", "9", "--keep", "numbers", "regex:chol.ra", "--certify", "--json"]
+    assert main(["compress", str(pair), str(article), *flags]) == 0
+    printed = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert printed == [dataclasses.asdict(gist) for gist in gists]
+    assert any(gist["kept"] for gist in printed) and all(gist["expected_kl"] > 0 for gist in printed)
+    assert "--certify measures what only --json prints" in fails("compress", pair, article, "--certify")
+    assert "'regex:(', which is no valid pattern" in fails("compress", pair, article, "--keep", "regex:(")
+
+
 def test_continue_prints_the_continuation(workspace, pair, capsys, monkeypatch):
     text = (workspace / "article.txt").read_text()
     continuation = GistCompactor.from_pretrained(pair, device="cpu").continue_text(text, max_new_tokens=7)

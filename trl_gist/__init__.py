@@ -25,6 +25,7 @@ _import_structure = {
     "generator_trainer": ["GeneratorTrainer"],
     "gist_config": ["GistConfig"],
     "gist_trainer": ["GistTrainer"],
+    "pipeline": ["GistCompactionPipeline", "GistPair"],
     "rewards": ["binary", "kl_gain", "length_penalty", "log_prob_gain", "number_recall"],
 }
 
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from .generator_trainer import GeneratorTrainer
     from .gist_config import GistConfig
     from .gist_trainer import GistTrainer
+    from .pipeline import GistCompactionPipeline, GistPair
     from .rewards import binary, kl_gain, length_penalty, log_prob_gain, number_recall
 else:
     import sys

@@ -169,6 +169,18 @@ def make_parser() -> argparse.ArgumentParser:
     compress.add_argument(
         "--budget", type=_positive, metavar="N", help="the most tokens a gist may have (default: as trained)"
     )
+    compress.add_argument(
+        "--keep",
+        nargs="+",
+        metavar="WHAT",
+        help="what a gist must have of its context, within its budget: numbers, names, dates, regex:PATTERN or a literal "
+        "string",
+    )
+    compress.add_argument(
+        "--certify",
+        action="store_true",
+        help="with --json: also measure what each gist is expected to cost against its whole context",
+    )
     _add_batch_size(compress)
     compress.add_argument(
         "--json", action="store_true", help="one JSON object per gist: text, ids, log-prob and rates"
@@ -275,9 +287,11 @@ def _compress(args):
     import json
 
     text = _read(args.file)
-    gists = _load(args).compress_windows(text, args.budget, batch_size=args.batch_size, last_k=args.last_k)
-    for gist in gists:
-        print(json.dumps(dataclasses.asdict(gist), ensure_ascii=False) if args.json else gist.text)
+    if args.certify and not args.json:
+        raise ValueError("--certify measures what only --json prints: add --json.")
+    settings = {"last_k": args.last_k, "keep": args.keep, "certify": args.certify}
+    for gist in _load(args).iter_windows(text, args.budget, batch_size=args.batch_size, **settings):
+        print(json.dumps(dataclasses.asdict(gist), ensure_ascii=False) if args.json else gist.text, flush=True)
 
 
 def _continue(args):

@@ -13,64 +13,25 @@
 # limitations under the License.
 
 import os
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import torch
 from peft import PeftModel
 from tqdm.auto import tqdm
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from .certify import expected_kls
 from .generation import generate
+from .gist import Continuation, Gist
 from .pair import GENERATOR_DIR, PairConfig
 from .pair_loading import HalfLoader, local_directory
 from .prompts import GistPrompts
 
 
-@dataclass(frozen=True)
-class Gist:
-    """
-    A gist and what it cost.
-
-    Attributes:
-        text (`str`):
-            The gist as text, without special tokens.
-        token_ids (`list[int]`):
-            Every token the summarizer wrote up to, not including, its end-of-sequence token.
-        log_prob (`float`):
-            Log-prob of these tokens under the summarizer at temperature 1, summed, in nats.
-        context_tokens (`int`):
-            Tokens of the context, |X|.
-        gist_rate (`float`):
-            |Z| / |X|.
-        total_rate (`float`):
-            (|Z| + |L| + template) / |X|: all that the generator reads against the context it stands for.
-    """
-
-    text: str
-    token_ids: list[int]
-    log_prob: float
-    context_tokens: int
-    gist_rate: float
-    total_rate: float
-
-
-@dataclass(frozen=True)
-class Continuation:
-    """
-    What the generator wrote.
-
-    Attributes:
-        text (`str`):
-            The continuation as text, without special tokens.
-        token_ids (`list[int]`):
-            Its tokens up to, not including, the end-of-sequence token.
-        gist ([`Gist`] or `str`):
-            The gist it was written from; its `context_tokens` says how much of the text it stands for.
-    """
-
-    text: str
-    token_ids: list[int]
-    gist: Gist | str
+if TYPE_CHECKING:
+    from .chat import CompactedChat
 
 
 class GistCompactor:
@@ -155,6 +116,8 @@ class GistCompactor:
         budget: int | None = None,
         do_sample: bool = False,
         last_k: str | list[int] | None = None,
+        keep=None,
+        certify: bool = False,
     ) -> Gist:
         """
         Writes the gist of one context.
@@ -163,20 +126,27 @@ class GistCompactor:
             context (`str` or `list[int]`):
                 Text or token ids, at most the `context_length` the pair was trained on.
             budget (`int`, *optional*):
-                The most tokens the gist may have. Defaults to what the pair was trained on. A pair trained with
-                `gist_length_range` is told, and writes what is worth most within it; any other is cut off there.
+                The most tokens the gist may have; it never has more. Defaults to what the pair was trained on. A pair
+                trained with `gist_length_range` is told, and writes what is worth most within it; any other is cut
+                off there.
             do_sample (`bool`, *optional*, defaults to `False`):
                 Whether to sample at temperature 1, as in training, instead of taking the likeliest tokens.
             last_k (`str` or `list[int]`, *optional*):
                 What the generator will read beside the gist, as a question about the context. Defaults to the last
                 `last_k` tokens of the context. The summarizer sees it if its prompt has `{last_k}`.
+            keep (`str`, pattern or a list of them, *optional*):
+                Spans of the context that the gist must have, within the same budget: `"numbers"`, `"names"`,
+                `"dates"`, `"regex:..."`, a compiled pattern, or a literal string; see [`trl_gist.keep`].
+            certify (`bool`, *optional*, defaults to `False`):
+                Whether to measure what the gist is expected to cost against the whole context. It takes some five
+                times the time of the gist itself; see [`trl_gist.certify`].
 
         Raises:
             ValueError: if the context is empty, not text, longer than the pair's contexts, or does not fit the
-                summarizer's positions.
+                summarizer's positions; if `keep` holds what cannot be looked for.
         """
         last_k = None if last_k is None else [last_k]
-        return self.compress_batch([context], budget, do_sample, last_k=last_k)[0]
+        return self.compress_batch([context], budget, do_sample, last_k=last_k, keep=keep, certify=certify)[0]
 
     def compress_batch(
         self,
@@ -185,6 +155,8 @@ class GistCompactor:
         do_sample: bool = False,
         batch_size: int = 8,
         last_k: list[str | list[int]] | None = None,
+        keep=None,
+        certify: bool = False,
     ) -> list[Gist]:
         """As [`~GistCompactor.compress`], for many contexts, `batch_size` of them in one forward."""
         contexts_ids = []
@@ -201,15 +173,9 @@ class GistCompactor:
             last_k_ids = [ids[-self.pair.last_k :] for ids in contexts_ids]
         else:
             last_k_ids = [self._token_ids(text, "`last_k`", may_be_empty=True) for text in last_k]
-        gists = []
-        with tqdm(
-            total=len(contexts), desc="Compressing", unit=" contexts", disable=len(contexts) <= batch_size
-        ) as bar:
-            for start in range(0, len(contexts), batch_size):
-                batch = slice(start, start + batch_size)
-                gists += self._write_gists(contexts_ids[batch], last_k_ids[batch], budget, do_sample)
-                bar.update(len(gists) - start)
-        return gists
+        gists = self._iter_gists(contexts_ids, last_k_ids, budget, do_sample, batch_size, keep, certify)
+        hidden = len(contexts) <= batch_size
+        return list(tqdm(gists, total=len(contexts), desc="Compressing", unit=" contexts", disable=hidden))
 
     def compress_windows(
         self,
@@ -218,16 +184,34 @@ class GistCompactor:
         do_sample: bool = False,
         batch_size: int = 8,
         last_k: str | list[int] | None = None,
+        keep=None,
+        certify: bool = False,
     ) -> list[Gist]:
         """
         One gist for each `context_length` tokens of a text of any length; the last context may be shorter. A `last_k`,
         as in [`~GistCompactor.compress`], is the same for all of them.
         """
-        ids = self._token_ids(text, "The text")
-        length = self.pair.context_length
-        windows = [ids[start : start + length] for start in range(0, len(ids), length)]
+        windows = self._windows(text)
         last_k = None if last_k is None else [last_k] * len(windows)
-        return self.compress_batch(windows, budget, do_sample, batch_size, last_k)
+        return self.compress_batch(windows, budget, do_sample, batch_size, last_k, keep, certify)
+
+    def iter_windows(
+        self,
+        text: str | list[int],
+        budget: int | None = None,
+        do_sample: bool = False,
+        batch_size: int = 8,
+        last_k: str | list[int] | None = None,
+        keep=None,
+        certify: bool = False,
+    ) -> Iterator[Gist]:
+        """As [`~GistCompactor.compress_windows`], each batch of gists as soon as it is written."""
+        windows = self._windows(text)
+        if last_k is None:
+            last_k_ids = [window[-self.pair.last_k :] for window in windows]
+        else:
+            last_k_ids = [self._token_ids(last_k, "`last_k`", may_be_empty=True)] * len(windows)
+        return self._iter_gists(windows, last_k_ids, budget, do_sample, batch_size, keep, certify)
 
     def continue_text(
         self,
@@ -280,15 +264,62 @@ class GistCompactor:
         )
         return Continuation(self._decode(token_ids), token_ids, gist)
 
-    def _write_gists(self, contexts_ids, last_k_ids, budget, do_sample):
+    def compact_messages(
+        self, messages: list[dict[str, str]], max_tokens: int, keep=None, tools: list | None = None
+    ) -> "CompactedChat":
+        """
+        A chat within `max_tokens` tokens of the tokenizer's chat template: the system prompt, the tools and the newest
+        turns as they are, the oldest turns as one gist, a user's message; see [`trl_gist.chat`].
+
+        Args:
+            messages (`list[dict]`):
+                The chat: `role`, `content` and what else the template reads.
+            max_tokens (`int`):
+                The most tokens of the whole chat, tools and the header of the next answer included.
+            keep (`str`, pattern or a list of them, *optional*):
+                As in [`~GistCompactor.compress`], what the gist must have of each window that is compacted.
+            tools (`list`, *optional*):
+                As for `apply_chat_template`.
+
+        Raises:
+            ValueError: if a message has an unknown role or no text, the tokenizer has no chat template or it refuses
+                the messages, or system prompt, last turn and a gist do not fit `max_tokens`.
+        """
+        from .chat import compact_messages
+
+        return compact_messages(self, messages, max_tokens, keep, tools)
+
+    def _windows(self, text):
+        ids, length = self._token_ids(text, "The text"), self.pair.context_length
+        return [ids[start : start + length] for start in range(0, len(ids), length)]
+
+    def _iter_gists(self, contexts_ids, last_k_ids, budget, do_sample, batch_size, keep, certify):
+        # Its patterns are evaluation's own, and evaluation imports this module
+        from .keep import parse_keep
+
+        requests = [] if keep is None else parse_keep(keep)
+        starts = range(0, len(contexts_ids), batch_size)
+        batches = [
+            (contexts_ids[start : start + batch_size], last_k_ids[start : start + batch_size]) for start in starts
+        ]
+        return (gist for batch in batches for gist in self._write_gists(*batch, budget, do_sample, requests, certify))
+
+    def _write_gists(self, contexts_ids, last_k_ids, budget, do_sample, requests, certify):
+        from .keep import keep_in_gists
+
         shown = self.pair.tail_length if budget is None else budget
         prompts = [self.prompts.summarizer(*ids, shown) for ids in zip(contexts_ids, last_k_ids, strict=True)]
         budget = self.pair.max_gist_length if budget is None else budget
         gists, logits = self._generate(
             "summarizer", prompts, max_new_tokens=budget, do_sample=do_sample, output_logits=True
         )
-        log_probs = _summed_log_probs(logits, gists)
-        return [
+        log_probs, found = _summed_log_probs(logits, gists), [{}] * len(gists)
+        if requests:
+            texts = [self._decode(ids) for ids in contexts_ids]
+            gists, log_probs, found = keep_in_gists(
+                gists, log_probs, texts, prompts, requests, budget, self.summarizer, self.tokenizer
+            )
+        written = [
             Gist(
                 text=self._decode(gist),
                 token_ids=gist,
@@ -296,9 +327,16 @@ class GistCompactor:
                 context_tokens=len(ids),
                 gist_rate=len(gist) / len(ids),
                 total_rate=len(self.prompts.generator(gist, last_ids)) / len(ids),
+                **kept,
             )
-            for ids, last_ids, gist, log_prob in zip(contexts_ids, last_k_ids, gists, log_probs, strict=True)
+            for ids, last_ids, gist, log_prob, kept in zip(
+                contexts_ids, last_k_ids, gists, log_probs, found, strict=True
+            )
         ]
+        if not certify:
+            return written
+        measured = expected_kls(self, contexts_ids, last_k_ids, gists)
+        return [replace(gist, **costs) for gist, costs in zip(written, measured, strict=True)]
 
     def _generate(self, role, prompts, **generation_kwargs):
         return generate(getattr(self, role), self.tokenizer, prompts, name=role, **generation_kwargs)

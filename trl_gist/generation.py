@@ -16,7 +16,7 @@
 
 import torch
 from peft import PeftModel
-from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import Cache, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 from trl.trainer.utils import pad
 
 from .prompts import gist_from_completion
@@ -29,6 +29,7 @@ def generate(
     max_new_tokens: int,
     do_sample: bool = False,
     name: str = "model",
+    past_key_values: Cache | None = None,
     **generation_kwargs,
 ) -> tuple[list[list[int]], tuple[torch.Tensor, ...] | None]:
     """
@@ -47,6 +48,8 @@ def generate(
             Whether to sample at temperature 1 instead of taking the likeliest tokens.
         name (`str`, *optional*, defaults to `"model"`):
             What errors call the model.
+        past_key_values ([`~transformers.Cache`], *optional*):
+            Of a start that all prompts have in common, repeated for each of them. The prompts are then equally long.
         generation_kwargs:
             For [`~transformers.GenerationConfig`].
 
@@ -89,6 +92,7 @@ def generate(
             input_ids=pad(tensors, config["pad_token_id"], padding_side="left").to(model.device),
             attention_mask=pad([torch.ones_like(ids) for ids in tensors], 0, padding_side="left").to(model.device),
             generation_config=GenerationConfig(**config),
+            past_key_values=past_key_values,
         )
     width = max(len(prompt) for prompt in prompts)
     completions = output.sequences[:, width:].tolist()

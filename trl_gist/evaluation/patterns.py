@@ -70,7 +70,7 @@ _SENTENCE_START = regex.compile(
 _MONTHS = [*calendar.month_name[1:], *calendar.month_abbr[1:], "Sept"]
 _DAYS = [*calendar.day_name, *calendar.day_abbr]
 _MONTH, _DAY, _YEAR = rf"(?:{'|'.join(_MONTHS)})\b\.?", r"\d{1,2}(?:st|nd|rd|th)?\b", r"(?:1\d{3}|20\d{2})\b"
-_DATE = regex.compile(
+DATE = regex.compile(
     rf"\b(?:\d{{4}}-\d{{2}}-\d{{2}}\b|{_DAY}\s+(?:of\s+)?{_MONTH}(?:,?\s+{_YEAR})?"
     rf"|{_MONTH}\s+{_DAY}(?:,?\s+{_YEAR})?|{_MONTH},?\s+{_YEAR}|(?<![\d.,-]){_YEAR}(?![.,-]\d))"
 )
@@ -332,7 +332,7 @@ def _recall_counts(units, gist, context, target):
         for kind in ("number", "name")
     }
     counts = {}
-    for name, wanted in {**items, "date": _dates(context)}.items():
+    for name, wanted in {**items, "date": {date_parts(match[0]) for match in DATE.finditer(context)}}.items():
         in_target = {item for item in wanted if item <= useful}
         counts[f"{name}_recall"] = (sum(item <= kept for item in wanted), len(wanted))
         counts[f"{name}_recall_in_target"] = (sum(item <= kept for item in in_target), len(in_target))
@@ -379,10 +379,9 @@ def _is_name(match):
     return _SENTENCE_START.search(match.string[max(0, match.start() - 16) : match.start()]) is None
 
 
-def _dates(text):
-    """Each date as the words and numbers it consists of."""
-    dates = [Units(match[0]).folded for match in _DATE.finditer(text)]
-    return {frozenset(part for part in date if part != "of" and not _SIGN.fullmatch(part)) for date in dates}
+def date_parts(date: str) -> frozenset[str]:
+    """The words and numbers that a date, a match of `DATE`, consists of."""
+    return frozenset(part for part in Units(date).folded if part != "of" and not _SIGN.fullmatch(part))
 
 
 def _ngrams(units, n):

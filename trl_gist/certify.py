@@ -1,0 +1,173 @@
+# Copyright 2026 The trl_gist authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""
+What a gist is expected to cost, where no target is there to measure it on.
+
+An evaluation knows what came next and measures KL(T(·|X) ‖ G(·|Z,L)) along it. At inference the reader of the whole
+context says what it holds for likely: continuations are drawn from it, of up to `target_length` tokens, and along each the
+KL from it to the generator on the gist is taken over the full vocabulary. Its mean estimates, without bias up to the ratio
+of two means, the KL between the two distributions over continuations, per token.
+
+The reader is the pair's teacher where the generator is an adapter of it, so that it is in memory already. Elsewhere it is
+the generator on the whole context in the place of L, with an empty gist: prompts that it was not trained on, so that the
+cost is then against what this generator would make of the context, no more.
+
+It is not the cost on the text that really follows, which no model knows; nor a bound: its standard error counts the few
+continuations, not a reader that is wrong. The two are only comparable between gists of the same pair and reader.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from peft import PeftModel
+from torch.nn.functional import kl_div
+from transformers import DynamicCache, PreTrainedModel
+
+from .generation import generate
+from .lm_head import check_logits, log_softmax
+from .prompts import through_last_k
+from .roles import clone_with_shared_parameters
+from .scoring import TargetRows, TargetScorer
+
+
+if TYPE_CHECKING:
+    from .compaction import GistCompactor
+
+
+@dataclass(frozen=True)
+class Reader:
+    """
+    Who reads the whole context.
+
+    Attributes:
+        name (`str`):
+            `"teacher"` or `"generator"`.
+        model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
+            The model.
+        prompt (`Callable`):
+            Its prompt of X and L, as token ids.
+    """
+
+    name: str
+    model: PreTrainedModel | PeftModel
+    prompt: Callable[[list[int], list[int]], list[int]]
+
+
+def full_context_reader(compactor: "GistCompactor") -> Reader:
+    """The pair's teacher if it is the base of the generator's adapter, else the generator."""
+    generator, prompts = compactor.generator, compactor.prompts
+    teacher = compactor.pair.base_models["teacher"]
+    if isinstance(generator, PeftModel) and generator.active_peft_config.base_model_name_or_path == teacher:
+        return Reader("teacher", clone_with_shared_parameters(generator), prompts.teacher)
+    return Reader("generator", generator, lambda *ids: prompts.generator([], through_last_k(*ids)))
+
+
+def expected_kls(
+    compactor: "GistCompactor",
+    contexts_ids: list[list[int]],
+    last_k_ids: list[list[int]],
+    gists: list[list[int]],
+    samples: int = 8,
+    seed: int = 0,
+    target_length: int | None = None,
+) -> list[dict[str, float | str]]:
+    """
+    The expected cost of gists, in nats per token.
+
+    Args:
+        compactor ([`GistCompactor`]):
+            The pair.
+        contexts_ids, last_k_ids, gists (`list[list[int]]`):
+            X, L and Z of each.
+        samples (`int`, *optional*, defaults to `8`):
+            Continuations of each context, at least 2; all are in one forward.
+        seed (`int`, *optional*, defaults to `0`):
+            Of the continuations of each context, which do not depend on the others of a batch. The random state outside
+            is left as it is.
+        target_length (`int`, *optional*):
+            Most tokens of a continuation. Defaults to what the pair was trained on.
+
+    Returns:
+        `list[dict]`: `expected_kl`, the KL summed over the continuations / their tokens, an end-of-sequence token counted
+        as one; `expected_kl_se`, its linearised standard error over the continuations; `expected_kl_reader`.
+
+    Raises:
+        ValueError: if a context and its continuation do not fit the reader's positions, or the generator's logits are
+            capped or scaled in a way that scoring does not know.
+    """
+    reader, scorer = full_context_reader(compactor), TargetScorer(compactor.generator)
+    check_logits(compactor.generator)
+    length = compactor.pair.target_length if target_length is None else target_length
+    costs = []
+    for context_ids, last_ids, gist in zip(contexts_ids, last_k_ids, gists, strict=True):
+        prompt = reader.prompt(context_ids, last_ids)
+        targets, logits_TSV = _draw(reader.model, compactor.tokenizer, prompt, samples, length, seed)
+        kl_ST = _kls(logits_TSV, scorer, compactor.prompts.generator(gist, last_ids), targets)
+        mean, error = _mean_and_error(kl_ST, torch.tensor([len(target) for target in targets]))
+        costs.append({"expected_kl": mean, "expected_kl_se": error, "expected_kl_reader": reader.name})
+    return costs
+
+
+def _draw(model, tokenizer, prompt, samples, length, seed):
+    """Continuations at temperature 1, those that end before `length` with their end-of-sequence token, and the logits of
+    each step. The prompt is read once."""
+    cache = None
+    if len(prompt) > 1:
+        cache = DynamicCache(config=model.config.get_text_config())
+        start = torch.tensor([prompt[:-1]], device=model.device)
+        with torch.no_grad():
+            model(input_ids=start, past_key_values=cache, use_cache=True, logits_to_keep=1)
+        cache.batch_repeat_interleave(samples)
+    on_cpu = model.device.type == "cpu"
+    with torch.random.fork_rng([] if on_cpu else [model.device], device_type="cuda" if on_cpu else model.device.type):
+        torch.manual_seed(seed)
+        continuations, logits_TSV = generate(
+            model,
+            tokenizer,
+            [prompt] * samples,
+            length,
+            do_sample=True,
+            name="full-context reader",
+            past_key_values=cache,
+            output_logits=True,
+        )
+    targets = [ids if len(ids) == length else [*ids, tokenizer.eos_token_id] for ids in continuations]
+    return targets, logits_TSV
+
+
+@torch.no_grad()
+def _kls(logits_TSV, scorer, prompt, targets):
+    """KL(reader ‖ generator) at each token of each continuation, 0 where there is none: `(samples, tokens)`, float64."""
+    rows = TargetRows.build([prompt] * len(targets), targets, 1, scorer.model.device)
+    hidden_STH = scorer.hidden_states(rows)
+    kl_ST = torch.zeros(rows.mask_NT.shape, dtype=torch.float64)
+    for position, mask_S in enumerate(rows.mask_NT.T):  # all positions at once would multiply the logits' memory
+        reader_SV = log_softmax(logits_TSV[position][mask_S])
+        generator_SV = scorer.log_probs(hidden_STH[mask_S, position])
+        kl_ST[mask_S.cpu(), position] = (
+            kl_div(generator_SV, reader_SV, reduction="none", log_target=True).sum(-1).double().cpu()
+        )
+    return kl_ST
+
+
+def _mean_and_error(kl_ST, tokens_S):
+    """Ratio of sums, and its standard error by linearisation, in nats per token."""
+    samples, kl_S = len(tokens_S), kl_ST.sum(-1)
+    mean = kl_S.sum() / tokens_S.sum()
+    residuals_S = kl_S - mean * tokens_S
+    error = (residuals_S.square().sum() * samples / (samples - 1)).sqrt() / tokens_S.sum()
+    return mean.item(), error.item()
