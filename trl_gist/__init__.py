@@ -26,6 +26,7 @@ _import_structure = {
     "gist_config": ["GistConfig"],
     "gist_trainer": ["GistTrainer"],
     "rewards": ["binary", "kl_gain", "length_penalty", "log_prob_gain", "number_recall"],
+    "session": ["Session"],
 }
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from .gist_config import GistConfig
     from .gist_trainer import GistTrainer
     from .rewards import binary, kl_gain, length_penalty, log_prob_gain, number_recall
+    from .session import Session
 else:
     import sys
 
