@@ -65,7 +65,7 @@ def generate(
     """
     if max_new_tokens < 1:
         raise ValueError(f"At least 1 token must be asked of the {name}, got {max_new_tokens}.")
-    positions = model.config.get_text_config().to_dict().get("max_position_embeddings")
+    positions = max_positions(model)
     needed = max(len(prompt) for prompt in prompts) + max_new_tokens
     if positions is not None and needed > positions:
         raise ValueError(
@@ -116,6 +116,11 @@ def greedy_continuations(
     return written
 
 
+def max_positions(model: PreTrainedModel | PeftModel) -> int | None:
+    """The longest sequence that the model has positions for, if its configuration knows of one."""
+    return model.config.get_text_config().to_dict().get("max_position_embeddings")
+
+
 def end_token_ids(model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """As GRPOTrainer (TRL 1.16): every end-of-sequence token that the model declares ends a completion."""
     eos_token_ids = model.generation_config.eos_token_id
@@ -137,7 +142,6 @@ class TokenTee(BaseStreamer):
         self.streamer = streamer
         self.end_token_ids = end_token_ids
         self.prompt_comes_next = True
-        self.ended = False
 
     def put(self, value: torch.Tensor):
         if self.prompt_comes_next:
@@ -145,7 +149,6 @@ class TokenTee(BaseStreamer):
             return
         (token,) = value.tolist()
         if token in self.end_token_ids:
-            self.ended = True
             return
         self.add(token)
         if self.streamer is not None:

@@ -25,9 +25,9 @@ from .compaction import Continuation, GistCompactor
 from .generation import TokenTee, end_token_ids
 from .recursion import RECURSIONS, SEPARATOR, StoredGist, join
 from .session_cost import CostMeter
-from .session_files import SavedSession, TokenFile, pair_name, read_session
+from .session_files import SavedSession, TokenFile, check_unused, read_session, state_of
 from .session_state import Compaction, CompactionPlan, SessionSettings
-from .session_window import LiveToken, LiveWindow, spans_of
+from .session_window import LiveToken, LiveWindow
 
 
 class Session:
@@ -109,10 +109,8 @@ class Session:
         after_compaction: Callable | None = None,
     ):
         settings = SessionSettings.resolve(compactor, window, last_k, recursion, budget, gist_budget, measure)
-        if autosave is not None and Path(autosave).exists():
-            raise ValueError(
-                f"`autosave` ({autosave}) exists already: go on with it by `compactor.load_session`, or name a new file."
-            )
+        if autosave is not None:
+            check_unused(autosave)
         self._start(compactor, settings, autosave, keep_history, before_compaction, after_compaction)
         if self._tokens is not None:
             self._tokens.create()
@@ -125,7 +123,7 @@ class Session:
         self.after_compaction = after_compaction
         self.position = 0  # tokens of the stream so far
         self.gists: list[StoredGist] = []
-        self.live = LiveWindow()
+        self.live = LiveWindow(settings.protectable)
         self.history: list[Compaction] = []
         self._meter = CostMeter(compactor)
         self._separator_ids = list(compactor.prompts.tokenize(SEPARATOR))
@@ -179,7 +177,7 @@ class Session:
         """
         ids = self.compactor._token_ids(text, "The text")
         if protected:
-            self._check_protectable(len(ids))
+            self.live.check_protectable(len(ids))
         start = 0
         while start < len(ids):
             self._make_room()
@@ -229,16 +227,19 @@ class Session:
         try:
             if streamer is not None:
                 streamer.put(torch.empty(1, 0, dtype=torch.long))
-            while len(written) < max_new_tokens and not tee.ended:
+            goes_on = True
+            while goes_on and len(written) < max_new_tokens:
                 self._make_room()
+                up_to = min(len(written) + self.room, max_new_tokens)
                 self.compactor._generate(
                     "generator",
                     [self.token_ids],
-                    max_new_tokens=min(self.room, max_new_tokens - len(written)),
+                    max_new_tokens=up_to - len(written),
                     do_sample=do_sample,
                     streamer=tee,
                     **generation_kwargs,
                 )
+                goes_on = len(written) == up_to
                 self._measure_due()
         finally:
             if streamer is not None:
@@ -248,22 +249,11 @@ class Session:
 
     def protect(self, start: int, stop: int):
         """Keeps the live tokens at these positions of the stream verbatim. Raises `ValueError` as `append` does."""
-        self._check_protectable(self.live.unprotected_in(start, stop))
         self.live.mark(start, stop, True)
 
     def unprotect(self, start: int, stop: int):
         """Lets them be folded again."""
         self.live.mark(start, stop, False)
-
-    def _check_protectable(self, more):
-        protected = self.live.protected
-        most = self.settings.protectable(self.compactor.prompts.generator_overhead)
-        if protected + more > most:
-            raise ValueError(
-                f"`window` ({self.settings.window}) leaves {most} tokens for protected text beside the template, the "
-                f"gists and `last_k`; {protected} are protected, and {more} more do not fit. Unprotect some, protect "
-                "less, or open a session with a larger window."
-            )
 
     def _add(self, ids, protected=False):
         self.live.append(ids, self.position, protected)
@@ -305,14 +295,7 @@ class Session:
 
     def _plan(self):
         chunk, following = self.live.oldest(self.settings.chunk_length, self.settings.last_k)
-        return CompactionPlan(
-            index=len(self.history),
-            position=self.position,
-            spans=spans_of(chunk),
-            chunk_ids=[token.token_id for token in chunk],
-            last_k_ids=[token.token_id for token in following],
-            gists=list(self.gists),
-        )
+        return CompactionPlan(len(self.history), self.position, chunk, following, list(self.gists))
 
     def _fold(self, plan):
         """The gists after a planned compaction, and its record."""
@@ -367,17 +350,7 @@ class Session:
             self._saved, self._unsaved = SavedSession(Path(path)), list(self.history)
         if self._tokens is not None:
             self._tokens.sync()
-        state = {
-            "fingerprint": self.compactor.fingerprint,
-            "pair": pair_name(self.compactor),
-            "settings": dataclasses.asdict(self.settings),
-            "position": self.position,
-            "gists": [dataclasses.asdict(gist) for gist in self.gists],
-            "live": self.live.tokens,
-            "pending": [dataclasses.asdict(pending) for pending in self._meter.pending],
-            "keep_history": None if self._tokens is None else str(self._tokens.path),
-        }
-        self._saved.write(state, self._unsaved)
+        self._saved.write(state_of(self), self._unsaved)
         self._unsaved = []
 
     @classmethod
@@ -404,12 +377,14 @@ class Session:
             ValueError: if the file holds no session, is damaged, or is of another pair.
         """
         state, history = read_session(path, compactor, compactor.fingerprint)
+        if autosave is not None and Path(autosave) != Path(path):
+            check_unused(autosave)
         session = cls.__new__(cls)
         settings = SessionSettings(**state["settings"])
         session._start(compactor, settings, autosave, state["keep_history"], before_compaction, after_compaction)
         session.position = state["position"]
         session.gists = [StoredGist(**gist) for gist in state["gists"]]
-        session.live = LiveWindow(LiveToken(*token) for token in state["live"])
+        session.live.tokens = [LiveToken(*token) for token in state["live"]]
         session.history = history
         session._meter = CostMeter(compactor, state["pending"])
         if session._tokens is not None:

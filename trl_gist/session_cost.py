@@ -16,6 +16,7 @@ import dataclasses
 
 import torch
 
+from .generation import max_positions
 from .scoring import TargetRows, TargetScorer
 
 
@@ -64,12 +65,17 @@ class CostMeter:
         return [(pending.index, self._cost(pending)) for pending in due]
 
     @property
+    def state(self) -> list[dict]:
+        """For `pending` of another meter."""
+        return [dataclasses.asdict(pending) for pending in self.pending]
+
+    @property
     def _length(self):
         return self.compactor.pair.target_length
 
     def _cost(self, pending):
         generator, next_ids = self.compactor.generator, pending.next_ids
-        positions = generator.config.get_text_config().to_dict().get("max_position_embeddings")
+        positions = max_positions(generator)
         if positions is not None and max(map(len, pending.prompts)) + len(next_ids) > positions:
             return None
         rows = TargetRows.build(pending.prompts, [next_ids] * 2, 1, generator.device)

@@ -30,9 +30,14 @@ from .session_state import Compaction
 
 if TYPE_CHECKING:
     from .compaction import GistCompactor
+    from .session import Session
 
 
 FORMAT = "trl_gist session 1"
+STATE_NAMES = (
+    *("fingerprint", "pair", "settings", "position", "gists", "live", "pending", "keep_history"),
+    *("log", "log_bytes"),
+)
 
 
 def pair_fingerprint(compactor: "GistCompactor") -> str:
@@ -58,6 +63,28 @@ def pair_name(compactor: "GistCompactor") -> str:
         f"{bases.get('summarizer')} and {bases.get('generator')} after {pair.step} steps, "
         f"{pair.context_length} tokens to {pair.max_gist_length}"
     )
+
+
+def check_unused(autosave: str | os.PathLike):
+    """Raises `ValueError` rather than let a session replace what is there."""
+    if Path(autosave).exists():
+        raise ValueError(
+            f"`autosave` ({autosave}) exists already: go on with it by `compactor.load_session`, or name a new file."
+        )
+
+
+def state_of(session: "Session") -> dict:
+    """All that a session goes on from, but its `history`; no longer for a longer stream."""
+    return {
+        "fingerprint": session.compactor.fingerprint,
+        "pair": pair_name(session.compactor),
+        "settings": dataclasses.asdict(session.settings),
+        "position": session.position,
+        "gists": [dataclasses.asdict(gist) for gist in session.gists],
+        "live": session.live.tokens,
+        "pending": session._meter.state,
+        "keep_history": None if session._tokens is None else str(session._tokens.path),
+    }
 
 
 class SavedSession:
@@ -110,6 +137,9 @@ def read_session(
         raise ValueError(f"{path} holds no session: it is not JSON. ({error})") from error
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise ValueError(f"{path} holds no session that this version reads: its `format` is not {FORMAT!r}.")
+    missing = [name for name in STATE_NAMES if name not in state]
+    if missing:
+        raise ValueError(f"{path} is damaged: it lacks {missing}.")
     if state["fingerprint"] != fingerprint:
         raise ValueError(
             f"{path} is a session of another pair ({state['pair']}; fingerprint {state['fingerprint'][:12]}), and this "

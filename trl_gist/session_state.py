@@ -15,7 +15,9 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from .generation import max_positions
 from .recursion import RECURSIONS, SEPARATOR, StoredGist
+from .session_window import LiveToken, spans_of
 
 
 if TYPE_CHECKING:
@@ -32,11 +34,9 @@ class CompactionPlan:
             Its place in `session.history`.
         position (`int`):
             Tokens of the stream so far.
-        spans (`list[tuple[int, int]]`):
-            Positions of the chunk in the stream, `(first, one past the last)`; more than one around protected tokens.
-        chunk_ids (`list[int]`):
-            The chunk: the oldest live tokens that are not protected.
-        last_k_ids (`list[int]`):
+        chunk (`list[LiveToken]`):
+            The oldest live tokens that are not protected.
+        following (`list[LiveToken]`):
             The unprotected tokens after it, which S sees as L and which stay live.
         gists (`list[StoredGist]`):
             What stands for all that was folded before.
@@ -44,10 +44,22 @@ class CompactionPlan:
 
     index: int
     position: int
-    spans: list[tuple[int, int]]
-    chunk_ids: list[int]
-    last_k_ids: list[int]
+    chunk: list[LiveToken]
+    following: list[LiveToken]
     gists: list[StoredGist]
+
+    @property
+    def chunk_ids(self) -> list[int]:
+        return [token.token_id for token in self.chunk]
+
+    @property
+    def last_k_ids(self) -> list[int]:
+        return [token.token_id for token in self.following]
+
+    @property
+    def spans(self) -> list[tuple[int, int]]:
+        """Positions of the chunk, `(first, one past the last)`; more than one around protected tokens."""
+        return spans_of(self.chunk)
 
 
 @dataclass(frozen=True)
@@ -105,8 +117,9 @@ class SessionSettings:
     The sizes of a session, in tokens; see [`~session.Session`].
 
     Attributes:
-        window, last_k, gist_length, gist_budget, chunk_length (`int`):
-            All that G reads; what stays verbatim; the most of one gist, of all gists together, and of one chunk.
+        window, last_k, gist_length, gist_budget, chunk_length, protectable (`int`):
+            All that G reads; what stays verbatim; the most of one gist, of all gists together, of one chunk, and of
+            protected text, so that there is always a token to fold.
         budget (`int` or `None`):
             What S is asked for: `None` is what the pair was trained on.
         recursion (`str`):
@@ -122,6 +135,7 @@ class SessionSettings:
     gist_length: int
     gist_budget: int
     chunk_length: int
+    protectable: int
     measure: bool
 
     @classmethod
@@ -166,8 +180,10 @@ class SessionSettings:
             )
         if window is None:
             window = prompts.generator_overhead + gist_budget + chunk_length + last_k
-        settings = cls(window, last_k, recursion, budget, gist_length, gist_budget, chunk_length, measure)
+        protectable = window - prompts.generator_overhead - gist_budget - last_k - 1
+        settings = cls(window, last_k, recursion, budget, gist_length, gist_budget, chunk_length, protectable, measure)
         settings._check_window(compactor)
+        settings._check_summarizer(compactor)
         return settings
 
     def _check_window(self, compactor):
@@ -179,12 +195,20 @@ class SessionSettings:
                 f"({self.gist_budget}), `last_k` ({self.last_k}) and a new token need {least}. Raise it, or lower "
                 "`budget` or `last_k`."
             )
-        positions = compactor.generator.config.get_text_config().to_dict().get("max_position_embeddings")
+        positions = max_positions(compactor.generator)
         if positions is not None and self.window > positions:
             raise ValueError(
                 f"`window` ({self.window}) exceeds the generator's {positions} positions: lower it to {positions}."
             )
 
-    def protectable(self, overhead: int) -> int:
-        """The most tokens that may be protected at once, so that there is always a token to fold."""
-        return self.window - overhead - self.gist_budget - self.last_k - 1
+    def _check_summarizer(self, compactor):
+        # As long as its prompts get: what the tokens are does not matter
+        shown = compactor.pair.tail_length if self.budget is None else self.budget
+        context_ids = [0] * compactor.pair.context_length
+        needed = len(compactor.prompts.summarizer(context_ids, [0] * self.last_k, shown)) + self.gist_length
+        positions = max_positions(compactor.summarizer)
+        if positions is not None and needed > positions:
+            raise ValueError(
+                f"`budget` ({self.gist_length}) is too large: with its prompt the summarizer would need {needed} "
+                f"positions, and it has {positions}. Lower it."
+            )

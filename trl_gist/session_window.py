@@ -25,9 +25,10 @@ class LiveToken(NamedTuple):
 
 
 class LiveWindow:
-    """The live tokens of a session, in the order of the stream."""
+    """The live tokens of a session, in the order of the stream; at most `protectable` of them may be protected."""
 
-    def __init__(self, tokens: Iterable[LiveToken] = ()):
+    def __init__(self, protectable: int, tokens: Iterable[LiveToken] = ()):
+        self.protectable = protectable
         self.tokens = list(tokens)
 
     def __len__(self) -> int:
@@ -37,27 +38,37 @@ class LiveWindow:
     def token_ids(self) -> list[int]:
         return [token.token_id for token in self.tokens]
 
-    @property
-    def protected(self) -> int:
-        """How many are protected."""
-        return sum(token.protected for token in self.tokens)
-
     def append(self, token_ids: list[int], position: int, protected: bool):
         for offset, token_id in enumerate(token_ids):
             self.tokens.append(LiveToken(token_id, position + offset, protected))
 
-    def unprotected_in(self, start: int, stop: int) -> int:
-        """How many of the tokens at these positions of the stream are not protected."""
-        return sum(start <= token.position < stop and not token.protected for token in self.tokens)
+    def check_protectable(self, more: int):
+        """Raises `ValueError` if so many more tokens cannot be protected."""
+        protected = sum(token.protected for token in self.tokens)
+        if protected + more > self.protectable:
+            raise ValueError(
+                f"The window leaves {self.protectable} tokens for protected text beside the template, the gists and "
+                f"`last_k`; {protected} are protected, and {more} more do not fit. Unprotect some, protect less, or open "
+                "a session with a larger `window`."
+            )
 
     def mark(self, start: int, stop: int, protected: bool):
-        """Protects a span of the stream, or not. Raises `ValueError` if it is empty or not all of it is live."""
+        """
+        Protects a span of the stream, or not.
+
+        Raises:
+            ValueError: if it is empty, not all of it is live, or it cannot be protected as well.
+        """
         live = {token.position for token in self.tokens}
         missing = [position for position in range(start, stop) if position not in live]
         if missing or start >= stop:
             raise ValueError(
                 f"`start` ({start}) and `stop` ({stop}) must be a span of the stream that is live: "
                 f"{f'position {missing[0]} is not' if missing else 'this one is empty'}."
+            )
+        if protected:
+            self.check_protectable(
+                sum(start <= token.position < stop and not token.protected for token in self.tokens)
             )
         self.tokens = [
             token._replace(protected=protected) if start <= token.position < stop else token for token in self.tokens
@@ -81,7 +92,7 @@ class LiveWindow:
 
     def without(self, spans: list[tuple[int, int]]) -> "LiveWindow":
         folded = {position for span in spans for position in range(*span)}
-        return LiveWindow(token for token in self.tokens if token.position not in folded)
+        return LiveWindow(self.protectable, (token for token in self.tokens if token.position not in folded))
 
 
 def spans_of(tokens: list[LiveToken]) -> list[tuple[int, int]]:
