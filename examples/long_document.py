@@ -114,7 +114,7 @@ def main():
     ids = article_tokens(compactor, args.tokens)
     session = compactor.session(window=args.window, recursion=args.recursion, measure=args.measure)
     rows = read(session, ids, args.step)
-    print(f"The document goes on: {session.generate(args.new_tokens).text!r}" if args.new_tokens else "")
+    print(f"The document goes on: {session.generate(args.new_tokens).text!r}")
     print_compactions(session)
     print_summary(session, rows)
     if args.plot:
