@@ -27,6 +27,7 @@ _import_structure = {
     "gist_trainer": ["GistTrainer"],
     "pipeline": ["GistCompactionPipeline", "GistPair"],
     "rewards": ["binary", "kl_gain", "length_penalty", "log_prob_gain", "number_recall"],
+    "session": ["Session"],
 }
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from .gist_trainer import GistTrainer
     from .pipeline import GistCompactionPipeline, GistPair
     from .rewards import binary, kl_gain, length_penalty, log_prob_gain, number_recall
+    from .session import Session
 else:
     import sys
 

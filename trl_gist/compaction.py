@@ -12,7 +12,9 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
+import functools
 import os
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -28,10 +30,12 @@ from .gist import Continuation, Gist
 from .pair import GENERATOR_DIR, PairConfig
 from .pair_loading import HalfLoader, local_directory
 from .prompts import GistPrompts
+from .session_files import pair_fingerprint
 
 
 if TYPE_CHECKING:
     from .chat import CompactedChat
+    from .session import Session
 
 
 class GistCompactor:
@@ -72,6 +76,8 @@ class GistCompactor:
         self.prompts = GistPrompts.from_tokenizer(
             tokenizer, pair.summarizer_prompt, pair.tail_length, pair.generator_prompt
         )
+        # One model call at a time. Reentrant, because a streamer may use another session from within one
+        self.lock = threading.RLock()
 
     @classmethod
     def from_pretrained(
@@ -264,6 +270,23 @@ class GistCompactor:
         )
         return Continuation(self._decode(token_ids), token_ids, gist)
 
+    def session(self, **settings) -> "Session":
+        """A stream of any length that the pair goes on reading and writing in one window; see [`~session.Session`]."""
+        from .session import Session  # which needs this class
+
+        return Session(self, **settings)
+
+    def load_session(self, path: str | os.PathLike, **settings) -> "Session":
+        """The session that [`~session.Session.save`] wrote; see [`~session.Session.load`]."""
+        from .session import Session
+
+        return Session.load(path, self, **settings)
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """By which a saved session knows its pair."""
+        return pair_fingerprint(self)
+
     def compact_messages(
         self, messages: list[dict[str, str]], max_tokens: int, keep=None, tools: list | None = None
     ) -> "CompactedChat":
@@ -339,7 +362,8 @@ class GistCompactor:
         return [replace(gist, **costs) for gist, costs in zip(written, measured, strict=True)]
 
     def _generate(self, role, prompts, **generation_kwargs):
-        return generate(getattr(self, role), self.tokenizer, prompts, name=role, **generation_kwargs)
+        with self.lock:
+            return generate(getattr(self, role), self.tokenizer, prompts, name=role, **generation_kwargs)
 
     def _token_ids(self, text, what, may_be_empty=False):
         if isinstance(text, str):

@@ -14,9 +14,12 @@
 
 """Generation at inference, as it was in training."""
 
+from collections.abc import Callable
+
 import torch
 from peft import PeftModel
 from transformers import Cache, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.generation.streamers import BaseStreamer
 from trl.trainer.utils import pad
 
 from .prompts import gist_from_completion
@@ -30,6 +33,7 @@ def generate(
     do_sample: bool = False,
     name: str = "model",
     past_key_values: Cache | None = None,
+    streamer: BaseStreamer | None = None,
     **generation_kwargs,
 ) -> tuple[list[list[int]], tuple[torch.Tensor, ...] | None]:
     """
@@ -50,6 +54,8 @@ def generate(
             What errors call the model.
         past_key_values ([`~transformers.Cache`], *optional*):
             Of a start that all prompts have in common, repeated for each of them. The prompts are then equally long.
+        streamer ([`~transformers.generation.streamers.BaseStreamer`], *optional*):
+            Gets the prompt, then the tokens as they are chosen; for one prompt only.
         generation_kwargs:
             For [`~transformers.GenerationConfig`].
 
@@ -62,7 +68,7 @@ def generate(
     """
     if max_new_tokens < 1:
         raise ValueError(f"At least 1 token must be asked of the {name}, got {max_new_tokens}.")
-    positions = model.config.get_text_config().to_dict().get("max_position_embeddings")
+    positions = max_positions(model)
     needed = max(len(prompt) for prompt in prompts) + max_new_tokens
     if positions is not None and needed > positions:
         raise ValueError(
@@ -71,7 +77,7 @@ def generate(
         )
     # GRPOTrainer's settings, so that a gist ends where it ended in training. Anything left out would be taken from
     # the checkpoint, which may sample at another temperature.
-    eos_token_ids = _eos_token_ids(model, tokenizer)
+    eos_token_ids = end_token_ids(model, tokenizer)
     pad_token_id = tokenizer.pad_token_id
     sampling = {"temperature": 1.0, "top_p": 1.0, "top_k": 0} if do_sample else {}
     config = {
@@ -93,6 +99,7 @@ def generate(
             attention_mask=pad([torch.ones_like(ids) for ids in tensors], 0, padding_side="left").to(model.device),
             generation_config=GenerationConfig(**config),
             past_key_values=past_key_values,
+            streamer=streamer,
         )
     width = max(len(prompt) for prompt in prompts)
     completions = output.sequences[:, width:].tolist()
@@ -113,10 +120,43 @@ def greedy_continuations(
     return written
 
 
-def _eos_token_ids(model, tokenizer):
-    # As GRPOTrainer (TRL 1.16): every end-of-sequence token that the model declares ends a completion
+def max_positions(model: PreTrainedModel | PeftModel) -> int | None:
+    """The longest sequence that the model has positions for, if its configuration knows of one."""
+    return model.config.get_text_config().to_dict().get("max_position_embeddings")
+
+
+def end_token_ids(model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """As GRPOTrainer (TRL 1.16): every end-of-sequence token that the model declares ends a completion."""
     eos_token_ids = model.generation_config.eos_token_id
     eos_token_ids = [eos_token_ids] if isinstance(eos_token_ids, int) else list(eos_token_ids or [])
     if tokenizer.eos_token_id not in eos_token_ids:
         eos_token_ids = [tokenizer.eos_token_id, *eos_token_ids]
     return eos_token_ids
+
+
+class TokenTee(BaseStreamer):
+    """
+    For [`generate`]: hands each new token to `add` as soon as it is there, and passes it on to another streamer; not the
+    prompt, and not an end-of-sequence token. One tee may be given to several calls, of which each goes on where the one
+    before ended; the other streamer is then one stream, whose `end` is the caller's to call.
+    """
+
+    def __init__(self, add: Callable[[int], None], streamer: BaseStreamer | None, end_token_ids: list[int]):
+        self.add = add
+        self.streamer = streamer
+        self.end_token_ids = end_token_ids
+        self.prompt_comes_next = True
+
+    def put(self, value: torch.Tensor):
+        if self.prompt_comes_next:
+            self.prompt_comes_next = False
+            return
+        (token,) = value.tolist()
+        if token in self.end_token_ids:
+            return
+        self.add(token)
+        if self.streamer is not None:
+            self.streamer.put(value)
+
+    def end(self):
+        self.prompt_comes_next = True

@@ -1,0 +1,125 @@
+# Copyright 2026 The trl_gist authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""
+A long document through a session of a trained pair: memory and time as it grows, and every compaction listed.
+
+python examples/long_document.py PAIR                                   4,096 tokens of Wikipedia articles
+python examples/long_document.py PAIR --tokens 65536 --recursion tree --measure --plot long_document.png
+"""
+
+import argparse
+import time
+
+import psutil
+from demo_assets import wikipedia_articles
+
+from trl_gist import GistCompactor
+
+
+def article_tokens(compactor: GistCompactor, count: int) -> list[int]:
+    """The first `count` tokens of the demo's articles, one after the other."""
+    ids = []
+    for article in wikipedia_articles():
+        ids += compactor.tokenizer(article["text"] + "\n\n", add_special_tokens=False, verbose=False)["input_ids"]
+        if len(ids) >= count:
+            return ids[:count]
+    raise ValueError(f"`--tokens` ({count}): the articles have {len(ids)}. Ask for fewer.")
+
+
+def read(session, ids: list[int], step: int) -> list[dict]:
+    """Appends the tokens, `step` at a time, and notes time and resident memory."""
+    process, rows = psutil.Process(), []
+    for start in range(0, len(ids), step):
+        started = time.perf_counter()
+        piece = ids[start : start + step]
+        session.append(piece)
+        rows.append(
+            {
+                "tokens": session.position,
+                "seconds_per_1k": 1000 * (time.perf_counter() - started) / len(piece),
+                "rss_mb": process.memory_info().rss / 1e6,
+                "compactions": len(session.history),
+            }
+        )
+        print("{tokens:>7,} tokens  {seconds_per_1k:6.2f} s/1k  {rss_mb:7.1f} MB  {compactions:>4}".format(**rows[-1]))
+    return rows
+
+
+def print_compactions(session):
+    for row in session.history:
+        spans = ", ".join(f"{start:,}-{stop:,}" for start, stop in row.spans)
+        cost = "" if row.cost is None else f"  {row.cost:+.3f} nats/token"
+        print(f"{row.index:>4}  {spans:>15} → {row.gist_tokens:>3} tokens  {row.seconds:5.2f} s{cost}  {row.gist!r}")
+
+
+def print_summary(session, rows: list[dict]):
+    # The first steps fill the window and the allocator's pools
+    settled = rows[min(2, len(rows) - 1) :]
+    memory = [row["rss_mb"] for row in settled]
+    half = len(settled) // 2
+    early, late = (
+        sum(row["seconds_per_1k"] for row in part) / max(1, len(part)) for part in (settled[:half], settled[half:])
+    )
+    folded = sum(row.tokens_in for row in session.history)
+    print(f"{session.position:,} tokens: {folded:,} in {len(session.history)} compactions, {len(session.live)} live")
+    print(f"resident memory after the first steps: {min(memory):.1f} to {max(memory):.1f} MB, "
+          f"{max(memory) / memory[0] - 1:+.1%} over where it started")  # fmt: skip
+    print(f"seconds per 1k tokens: {early:.2f} in the first half of them, {late:.2f} in the second")
+    costs = [row.cost for row in session.history if row.cost is not None]
+    if costs:
+        mean = sum(costs) / len(costs)
+        error = (sum((cost - mean) ** 2 for cost in costs) / max(1, len(costs) - 1) / len(costs)) ** 0.5
+        print(f"cost of a compaction: {mean:+.3f} ± {error:.3f} nats per token over {len(costs)}")
+
+
+def plot(rows: list[dict], path: str):
+    import matplotlib.pyplot as plt
+
+    figure, (above, below) = plt.subplots(2, sharex=True, figsize=(7, 5), layout="constrained")
+    tokens = [row["tokens"] for row in rows]
+    above.plot(tokens, [row["rss_mb"] for row in rows])
+    above.set(ylabel="resident memory, MB", ylim=(0, None))
+    below.plot(tokens, [row["seconds_per_1k"] for row in rows])
+    below.set(ylabel="seconds per 1,000 tokens", xlabel="tokens read", ylim=(0, None))
+    figure.savefig(path)
+    print(f"plotted in {path}")
+
+
+def main():
+    parser = argparse.ArgumentParser(
+        description=__doc__.strip().splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    parser.add_argument("pair", help="a folder that `GistTrainer.save_model` wrote")
+    parser.add_argument("--tokens", type=int, default=4096, help="length of the document")
+    parser.add_argument("--step", type=int, default=1024, help="tokens appended at a time")
+    parser.add_argument("--recursion", choices=("rolling", "chain", "tree"), default="rolling")
+    parser.add_argument("--window", type=int, help="the most tokens that the generator reads")
+    parser.add_argument("--measure", action="store_true", help="measure what each compaction cost")
+    parser.add_argument("--new_tokens", type=int, default=32, help="that the generator writes in the end")
+    parser.add_argument("--plot", metavar="FILE", help="plot memory and time")
+    args = parser.parse_args()
+    compactor = GistCompactor.from_pretrained(args.pair)
+    ids = article_tokens(compactor, args.tokens)
+    session = compactor.session(window=args.window, recursion=args.recursion, measure=args.measure)
+    rows = read(session, ids, args.step)
+    print(f"The document goes on: {session.generate(args.new_tokens).text!r}")
+    print_compactions(session)
+    print_summary(session, rows)
+    if args.plot:
+        plot(rows, args.plot)
+
+
+if __name__ == "__main__":
+    main()
