@@ -89,10 +89,14 @@ def plot(rows: list[dict], path: str):
 
     figure, (above, below) = plt.subplots(2, sharex=True, figsize=(7, 5), layout="constrained")
     tokens = [row["tokens"] for row in rows]
-    above.plot(tokens, [row["rss_mb"] for row in rows])
-    above.set(ylabel="resident memory, MB", ylim=(0, None))
-    below.plot(tokens, [row["seconds_per_1k"] for row in rows])
-    below.set(ylabel="seconds per 1,000 tokens", xlabel="tokens read", ylim=(0, None))
+    for axes, name, label in (
+        (above, "rss_mb", "resident memory, MB"),
+        (below, "seconds_per_1k", "seconds per 1,000 tokens"),
+    ):
+        values = [row[name] for row in rows]
+        axes.plot(tokens, values)
+        axes.set(ylabel=label, ylim=(0, 1.1 * max(values)))
+    below.set(xlabel="tokens read")
     figure.savefig(path)
     print(f"plotted in {path}")
 
