@@ -61,7 +61,7 @@ class GistPair(torch.nn.Module):
         pretrained_pair: str,
         dtype: str | torch.dtype | None = None,
         revision: str | None = None,
-        trust_remote_code: bool | None = None,
+        trust_remote_code: bool | None = False,
         **kwargs,
     ) -> "GistPair":
         """
