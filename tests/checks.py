@@ -15,6 +15,7 @@
 """What the tests of the trainers ask of parameters."""
 
 import torch
+from transformers import TrainerCallback
 
 
 TIMING = ("runtime", "per_second", "step_time", "preparation_time", "train_loss", "total_flos")
@@ -69,3 +70,24 @@ def assert_same(one, other):
             assert_same(left, right)
     else:
         assert one == other
+
+
+class AtStep(TrainerCallback):
+    """Calls a function when a step is done, with the trainer's state still warm."""
+
+    def __init__(self, step, action):
+        self.step, self.action = step, action
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step == self.step:
+            self.action()
+
+
+@torch.no_grad()
+def draw_adapters(trainer):
+    """Adapters that change both models from the start."""
+    torch.manual_seed(1)
+    for role in (trainer.model, trainer.generator):
+        for name, parameter in role.named_parameters():
+            if "lora_" in name:
+                parameter.normal_(std=0.1)

@@ -24,6 +24,7 @@ import sys
 from pathlib import Path
 
 import torch
+from checks import draw_adapters
 from datasets import Dataset
 from peft import LoraConfig
 from tiny import make_documents, make_model, make_tokenizer
@@ -78,12 +79,7 @@ def make_trainer(output_dir: str, processes: int, with_lora: bool, dtype: str = 
         peft_config=LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM") if with_lora else None,
     )
     if with_lora:
-        with torch.no_grad():
-            torch.manual_seed(1)
-            for role in (trainer.model, trainer.generator):
-                for name, parameter in role.named_parameters():
-                    if "lora_" in name:
-                        parameter.normal_(std=0.1)
+        draw_adapters(trainer)
     generate = trainer._generate_single_turn
 
     def sample(prompts, *args, **kwargs):

@@ -26,10 +26,9 @@ import time
 from pathlib import Path
 
 import pytest
-from checks import assert_equal_models, assert_same, history
+from checks import AtStep, assert_equal_models, assert_same, history
 from datasets import Dataset
 from tiny import make_documents, make_model, make_tokenizer
-from transformers import TrainerCallback
 
 from trl_gist import GistConfig, GistTrainer, SaveOnSignal, checkpoints
 from trl_gist.cli import main
@@ -37,17 +36,6 @@ from trl_gist.generator_trainer import GeneratorTrainer
 from trl_gist.manifest import MANIFEST_FILE, Manifest
 from trl_gist.pair import PairConfig
 from trl_gist.scripts.train import train
-
-
-class AtStep(TrainerCallback):
-    """Calls a function when a step is done."""
-
-    def __init__(self, step, action):
-        self.step, self.action = step, action
-
-    def on_step_end(self, args, state, control, **kwargs):
-        if state.global_step == self.step:
-            self.action()
 
 
 def sigterm():
@@ -340,7 +328,7 @@ def test_the_newest_checkpoint_is_the_last_that_was_saved_not_the_one_of_the_lat
     again = make_run(max_steps=4, seed=8)
     again.train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-2"))
     assert names(tmp_path / "run") == ["checkpoint-2", "checkpoint-4", "checkpoint-6"]
-    assert again._newest_complete() == tmp_path / "run" / "checkpoint-4"
+    assert again._newest_complete()[0] == tmp_path / "run" / "checkpoint-4"
 
 
 def test_what_is_pushed_to_the_hub_is_the_complete_checkpoint(make_run, tmp_path, monkeypatch):

@@ -22,18 +22,17 @@ import os
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 import torch
 from distributed_run import WAYS, make_trainer, result, save_checkpoint
+from launching import ROOT, launch
 from tiny import make_documents
 
 from trl_gist import GistCompactor
 from trl_gist.scripts.launch import config_names, config_path, split_launch_flags
 
 
-ROOT = Path(__file__).parent.parent
 # Four steps are an epoch: a run resumes inside the second
 SETTINGS = {
     **{"dtype": "float32", "max_steps": 7, "gradient_accumulation_steps": 2, "save_steps": 5, "eval_steps": 7},
@@ -64,26 +63,13 @@ def two_processes(request, built_op, tmp_path_factory):
     """Where two processes have trained both ways."""
     directory = tmp_path_factory.mktemp(request.param)
     save_checkpoint(directory)
-    launch(request.param, 2, directory, "straight", "resumed")
+    train(request.param, 2, directory, "straight", "resumed")
     return request.param, directory
 
 
-def launch(setting, processes, directory, *names):
-    if setting in ZERO:
-        config = str(ROOT / "configs" / "accelerate" / f"{setting}.yaml")
-        launcher = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", config]
-        launcher += ["--num_processes", str(processes), "--main_process_port", "0"]
-    else:
-        launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
-    script = [str(ROOT / "tests" / "distributed_run.py"), str(directory), str(processes), json.dumps(SETTINGS), *names]
-    done = subprocess.run(
-        [*launcher, *script],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join((str(ROOT / "tests"), str(ROOT))), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=400,
-    )
-    assert done.returncode == 0, done.stderr[-6000:]
+def train(setting, processes, directory, *names):
+    script = [ROOT / "tests" / "distributed_run.py", str(directory), str(processes), json.dumps(SETTINGS), *names]
+    launch(*script, processes=processes, config=setting if setting in ZERO else None)
 
 
 def ranks_of(directory, way, name="straight"):
@@ -148,7 +134,7 @@ def test_one_process_goes_on_where_two_stopped(two_processes):
     setting, directory = two_processes
     if setting == "zero1":
         pytest.skip("its checkpoints are converted as ZeRO-2's are")
-    launch(setting, 1, directory, "alone")
+    train(setting, 1, directory, "alone")
     for way in WAYS:
         if setting == "zero3" and way == "full":
             refusal = (directory / "full-alone.txt").read_text()

@@ -16,7 +16,7 @@
 
 import pytest
 import torch
-from checks import moved, snapshot, without_gradients
+from checks import AtStep, moved, snapshot, without_gradients
 from peft import LoraConfig
 from tiny import make_model
 from transformers import TrainerCallback
@@ -25,17 +25,6 @@ from trl_gist.gist_config import DISTILLATION_LOSSES
 
 
 both_ways = pytest.mark.parametrize("with_lora", [True, False], ids=["lora", "full"])
-
-
-class AtStep(TrainerCallback):
-    """Calls a function when a step is done, with the trainer's state still warm."""
-
-    def __init__(self, step, action):
-        self.step, self.action = step, action
-
-    def on_step_end(self, args, state, control, **kwargs):
-        if state.global_step == self.step:
-            self.action()
 
 
 def states(trainer):

@@ -528,7 +528,7 @@ def test_a_disk_too_full_to_stage_on_costs_the_push_and_a_warning(staging, monke
     def refuse(*args):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("trl_gist.hub._link", refuse)
+    monkeypatch.setattr("trl_gist.hub.link_or_copy", refuse)
     trainer._push_from_checkpoint(str(saved))
     assert f"{saved} is not pushed: it could not be staged in _hub/. [Errno 28] No space left" in caplog.text
     assert trainer.push_in_progress is None and files_in(saved) == before

@@ -21,19 +21,18 @@ goes on from a checkpoint reads on where it stopped. Launched, it trains and lea
 import json
 import os
 import random
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from datasets import IterableDataset
 from distributed_run import save_checkpoint
+from launching import launch
 from peft import LoraConfig
 
 from trl_gist import GistConfig, GistTrainer
 
 
-ROOT = Path(__file__).parent.parent
 DOCUMENTS, GISTS = 12, 4
 # By name: the stream's files and the settings of a run that ends in the second pass over it
 WAYS = {
@@ -102,15 +101,7 @@ def two_processes(tmp_path_factory):
     """For each run, what the two ranks have scored."""
     directory = tmp_path_factory.mktemp("two")
     save_checkpoint(directory)
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    done = subprocess.run(
-        [*launch, __file__, str(directory)],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join((str(ROOT / "tests"), str(ROOT))), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr[-6000:]
+    launch(__file__, str(directory))
     ranks = [json.loads((directory / f"{rank}.json").read_text()) for rank in range(2)]
     return {name: [rank[name] for rank in ranks] for name in ranks[0]}
 

@@ -22,7 +22,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from checks import moved, snapshot
+from checks import draw_adapters, moved, snapshot
 from datasets import Dataset
 from safetensors.torch import load_file
 from tiny import make_documents, make_model
@@ -187,12 +187,7 @@ def make_run(vllm, make_trainer, lora):
         correction = {"vllm_importance_sampling_mode": "token_truncate", "vllm_importance_sampling_clip_min": 0.5}
         args = {"use_vllm": True, "vllm_mode": mode, **correction, **kwargs.pop("args", {})}
         trainer = make_trainer(peft_config=lora if with_lora else None, args=args, **kwargs)
-        with torch.no_grad():
-            torch.manual_seed(1)
-            for role in (trainer.model, trainer.generator):
-                for name, parameter in role.named_parameters():
-                    if "lora_" in name:
-                        parameter.normal_(std=0.1)
+        draw_adapters(trainer)
         return trainer
 
     return make

@@ -19,19 +19,16 @@ process. Launched, it trains and leaves what each rank has seen: `test_vllm_rank
 
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
 from distributed_run import make_trainer, save_checkpoint
+from launching import launch
 from test_vllm import MODES, gist_of, merged_weights, stand_in_for_vllm, watch_rollouts, without_eos
 
 from trl_gist.engines import whole_state_dict
-
-
-ROOT = Path(__file__).parent.parent
 
 
 def run(directory, mode) -> dict:
@@ -79,17 +76,7 @@ def run(directory, mode) -> dict:
 def two_ranks(built_op, tmp_path_factory):
     directory = tmp_path_factory.mktemp("zero3")
     save_checkpoint(directory)
-    launch = [sys.executable, "-m", "accelerate.commands.launch"]
-    launch += ["--config_file", str(ROOT / "configs" / "accelerate" / "zero3.yaml")]
-    launch += ["--num_processes", "2", "--main_process_port", "0"]
-    done = subprocess.run(
-        [*launch, __file__, str(directory)],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join((str(ROOT / "tests"), str(ROOT))), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr[-6000:]
+    launch(__file__, str(directory), config="zero3")
     return [json.loads((directory / f"{rank}.json").read_text()) for rank in range(2)]
 
 

@@ -32,6 +32,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from peft import PeftModel
 from torch.nn.functional import kl_div
@@ -40,7 +41,7 @@ from transformers import DynamicCache, PreTrainedModel
 from .generation import generate
 from .lm_head import check_logits, log_softmax
 from .prompts import through_last_k
-from .roles import clone_with_shared_parameters
+from .roles import base_if_adapted
 from .scoring import TargetRows, TargetScorer
 
 
@@ -70,9 +71,9 @@ class Reader:
 def full_context_reader(compactor: "GistCompactor") -> Reader:
     """The pair's teacher if it is the base of the generator's adapter, else the generator."""
     generator, prompts = compactor.generator, compactor.prompts
-    teacher = compactor.pair.base_models["teacher"]
-    if isinstance(generator, PeftModel) and generator.active_peft_config.base_model_name_or_path == teacher:
-        return Reader("teacher", clone_with_shared_parameters(generator), prompts.teacher)
+    teacher = base_if_adapted(generator, compactor.pair.base_models["teacher"])
+    if teacher is not None:
+        return Reader("teacher", teacher, prompts.teacher)
     return Reader("generator", generator, lambda *ids: prompts.generator([], through_last_k(*ids)))
 
 
@@ -109,6 +110,8 @@ def expected_kls(
         ValueError: if a context and its continuation do not fit the reader's positions, or the generator's logits are
             capped or scaled in a way that scoring does not know.
     """
+    from .evaluation.measures import ratio_and_error  # evaluation imports the compactor, which imports this module
+
     reader, scorer = full_context_reader(compactor), TargetScorer(compactor.generator)
     check_logits(compactor.generator)
     length = compactor.pair.target_length if target_length is None else target_length
@@ -117,7 +120,8 @@ def expected_kls(
         prompt = reader.prompt(context_ids, last_ids)
         targets, logits_TSV = _draw(reader.model, compactor.tokenizer, prompt, samples, length, seed)
         kl_ST = _kls(logits_TSV, scorer, compactor.prompts.generator(gist, last_ids), targets)
-        mean, error = _mean_and_error(kl_ST, torch.tensor([len(target) for target in targets]))
+        tokens_S = np.array([len(target) for target in targets])
+        mean, error = ratio_and_error(kl_ST.sum(-1).numpy(), tokens_S, range(samples))
         costs.append({"expected_kl": mean, "expected_kl_se": error, "expected_kl_reader": reader.name})
     return costs
 
@@ -162,12 +166,3 @@ def _kls(logits_TSV, scorer, prompt, targets):
             kl_div(generator_SV, reader_SV, reduction="none", log_target=True).sum(-1).double().cpu()
         )
     return kl_ST
-
-
-def _mean_and_error(kl_ST, tokens_S):
-    """Ratio of sums, and its standard error by linearisation, in nats per token."""
-    samples, kl_S = len(tokens_S), kl_ST.sum(-1)
-    mean = kl_S.sum() / tokens_S.sum()
-    residuals_S = kl_S - mean * tokens_S
-    error = (residuals_S.square().sum() * samples / (samples - 1)).sqrt() / tokens_S.sum()
-    return mean.item(), error.item()

@@ -187,7 +187,7 @@ def _turns(messages):
 
 def _first_turn_to_stay(compactor, template, head, turns, max_tokens):
     """From the newest turn backwards: where the next older one would leave too little room for the gists of the rest."""
-    lengths = [len(_tokenize(compactor, as_text(turn))) for turn in turns]
+    lengths = [len(compactor._token_ids(as_text(turn), "The turn", may_be_empty=True)) for turn in turns]
     first = len(turns) - 1
     for split in range(len(turns) - 1, 0, -1):
         new = [message for turn in turns[split:] for message in turn]
@@ -202,10 +202,10 @@ def _fold(compactor, text, room, keep):
     """A gist of at most `room` tokens of a text of any length: gists of its windows, and gists of these where needed."""
     # A window of gists must hold more than one, or there would be no end
     longest = min(compactor.pair.max_gist_length, compactor.pair.context_length // 2 - 1)
-    ids = _tokenize(compactor, text)
+    ids = compactor._token_ids(text, "The chat", may_be_empty=True)
     while len(ids) > compactor.pair.context_length and _gists_tokens(compactor, len(ids)) > room:
         gists = compactor.compress_windows(ids, longest, keep=keep)
-        ids = _tokenize(compactor, "\n".join(gist.text for gist in gists))
+        ids = compactor._token_ids("\n".join(gist.text for gist in gists), "The gists", may_be_empty=True)
     gists = compactor.compress_windows(ids, min(compactor.pair.max_gist_length, room), keep=keep) if ids else []
     return "\n".join(gist.text for gist in gists)
 
@@ -213,7 +213,3 @@ def _fold(compactor, text, room, keep):
 def _gists_tokens(compactor, length):
     """Most tokens of the gists of a text of `length` tokens, with what separates them."""
     return -(-length // compactor.pair.context_length) * (compactor.pair.max_gist_length + 1)
-
-
-def _tokenize(compactor, text):
-    return compactor.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]

@@ -175,10 +175,7 @@ class GistCompactor:
                     f"{self.pair.context_length}. Use `compress_windows`, which cuts a text into such contexts."
                 )
             contexts_ids.append(ids)
-        if last_k is None:
-            last_k_ids = [ids[-self.pair.last_k :] for ids in contexts_ids]
-        else:
-            last_k_ids = [self._token_ids(text, "`last_k`", may_be_empty=True) for text in last_k]
+        last_k_ids = self._last_k_ids(contexts_ids, last_k)
         gists = self._iter_gists(contexts_ids, last_k_ids, budget, do_sample, batch_size, keep, certify)
         hidden = len(contexts) <= batch_size
         return list(tqdm(gists, total=len(contexts), desc="Compressing", unit=" contexts", disable=hidden))
@@ -213,10 +210,7 @@ class GistCompactor:
     ) -> Iterator[Gist]:
         """As [`~GistCompactor.compress_windows`], each batch of gists as soon as it is written."""
         windows = self._windows(text)
-        if last_k is None:
-            last_k_ids = [window[-self.pair.last_k :] for window in windows]
-        else:
-            last_k_ids = [self._token_ids(last_k, "`last_k`", may_be_empty=True)] * len(windows)
+        last_k_ids = self._last_k_ids(windows, None if last_k is None else [last_k] * len(windows))
         return self._iter_gists(windows, last_k_ids, budget, do_sample, batch_size, keep, certify)
 
     def continue_text(
@@ -315,6 +309,11 @@ class GistCompactor:
     def _windows(self, text):
         ids, length = self._token_ids(text, "The text"), self.pair.context_length
         return [ids[start : start + length] for start in range(0, len(ids), length)]
+
+    def _last_k_ids(self, contexts_ids, last_k):
+        if last_k is None:
+            return [ids[-self.pair.last_k :] for ids in contexts_ids]
+        return [self._token_ids(text, "`last_k`", may_be_empty=True) for text in last_k]
 
     def _iter_gists(self, contexts_ids, last_k_ids, budget, do_sample, batch_size, keep, certify):
         # Its patterns are evaluation's own, and evaluation imports this module

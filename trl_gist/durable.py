@@ -30,7 +30,7 @@ from .engines import whole_shape, zero_stage
 from .generator_trainer import OPTIMIZER_FILE, SCHEDULER_FILE, read_adapter
 from .manifest import (
     Manifest,
-    frozen_digest,
+    frozen_digests,
     newest_first,
     publish,
     recover,
@@ -72,7 +72,7 @@ class DurableCheckpoints:
                 "world_size": self.args.world_size,
                 "engine": f"zero{zero_stage(self.accelerator)}" if self.is_deepspeed_enabled else "accelerate",
                 "base_models": self.base_models,
-                "frozen_weights": {role: frozen_digest(model) for role, model in roles.items()},
+                "frozen_weights": frozen_digests(roles),
                 "vocabulary": vocabulary_of(self.processing_class),
             }
         if resume_from_checkpoint:
@@ -174,14 +174,14 @@ class DurableCheckpoints:
         outcome = [None, False, None]
         if self.is_world_process_zero():
             try:
-                checkpoint = resume_from_checkpoint
-                if checkpoint is True:
-                    checkpoint = self._newest_complete()
+                if resume_from_checkpoint is True:
+                    checkpoint, manifest = self._newest_complete()
                 else:
-                    self._verify(Path(checkpoint))
-                universal = self.is_deepspeed_enabled and self._is_of_another_size(Path(checkpoint))
+                    checkpoint = Path(resume_from_checkpoint)
+                    manifest = self._verify(checkpoint)
+                universal = self.is_deepspeed_enabled and manifest.world_size != self.args.world_size
                 if universal:
-                    checkpoint = universal_checkpoint(Path(checkpoint), Path(self.args.output_dir))
+                    checkpoint = universal_checkpoint(checkpoint, Path(self.args.output_dir))
                 outcome[:2] = str(checkpoint), universal
             except ValueError as error:
                 outcome[2] = str(error)
@@ -189,9 +189,6 @@ class DurableCheckpoints:
         if refusal is not None:
             raise ValueError(refusal)
         return checkpoint, universal
-
-    def _is_of_another_size(self, checkpoint):
-        return Manifest.load(checkpoint).world_size != self.args.world_size
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None):
         super()._load_optimizer_and_scheduler(checkpoint)
@@ -203,19 +200,19 @@ class DurableCheckpoints:
         output_dir, refusals = self.args.output_dir, []
         for checkpoint in newest_first(output_dir):
             try:
-                self._verify(checkpoint)
+                manifest = self._verify(checkpoint)
             except ValueError as error:
                 logger.warning(f"Skipped {checkpoint.name}: {error}")
                 refusals.append(str(error))
                 continue
             logger.info(f"Resuming from {checkpoint}, the newest complete checkpoint.")
-            return checkpoint
+            return checkpoint, manifest
         raise ValueError(
             "\n".join([f"No valid checkpoint found in `output_dir` ({output_dir}) to resume from.", *refusals])
         )
 
     def _verify(self, checkpoint: Path):
-        """Raises `ValueError` that names what is wrong with a checkpoint; loads nothing into either model."""
+        """The manifest of a checkpoint. Raises `ValueError` that names what is wrong with it; loads nothing."""
         manifest = Manifest.load(checkpoint)
         manifest.check_files(checkpoint)
         self._check_parts(checkpoint, manifest)
@@ -248,6 +245,7 @@ class DurableCheckpoints:
                 f"{checkpoint} was saved by {manifest.world_size} processes, and {self.args.world_size} go on: what is "
                 "sampled from here on is not what they would have sampled."
             )
+        return manifest
 
     def _check_parts(self, checkpoint, manifest):
         """What a checkpoint needs beside what its manifest lists: it may have been saved as a model only."""

@@ -126,14 +126,14 @@ def whole_shape(parameter: nn.Parameter) -> torch.Size:
     return parameter.ds_shape if is_partitioned(parameter) else parameter.shape
 
 
-def gathered(parameters: Iterable[nn.Parameter], modifier_rank: int | None = None) -> AbstractContextManager:
-    """In it the parameters are whole; what the process `modifier_rank` writes into them reaches all. All ranks enter."""
+def gathered(parameters: Iterable[nn.Parameter]) -> AbstractContextManager:
+    """In it the parameters are whole, to be read. All ranks enter."""
     parameters = [parameter for parameter in parameters if is_partitioned(parameter)]
     if not parameters:
         return nullcontext()
     import deepspeed
 
-    return deepspeed.zero.GatheredParameters(parameters, modifier_rank=modifier_rank)
+    return deepspeed.zero.GatheredParameters(parameters)
 
 
 def whole_state_dict(model: nn.Module, trainable_only: bool = False) -> dict[str, torch.Tensor]:

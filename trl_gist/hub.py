@@ -14,7 +14,6 @@
 
 """The pair on the Hub: what is pushed, when, and that it is always one pair."""
 
-import os
 import shutil
 from concurrent.futures import Future
 from importlib.util import find_spec
@@ -27,6 +26,7 @@ from transformers.trainer_utils import HubStrategy, SaveStrategy
 from transformers.utils import CONFIG_NAME, GENERATION_CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME
 from transformers.utils.hub import PushInProgress, hf_api
 
+from .manifest import link_or_copy
 from .pair import GENERATOR_DIR, PLOTS_DIR, PairConfig, save_model_card
 
 
@@ -148,7 +148,7 @@ class PairHub:
 
     def _stage(self, source, name, resume_dir=None, by_copy=False) -> Path:
         """A folder with what one commit will hold: the pair in `source` and, under `resume_dir`, all of `source`."""
-        place = shutil.copy2 if by_copy else _link
+        place = shutil.copy2 if by_copy else link_or_copy
         stage = Path(self.args.output_dir, STAGING_DIR, name)
         shutil.rmtree(stage, ignore_errors=True)
         for half in ("", GENERATOR_DIR):
@@ -235,12 +235,3 @@ def outdated(held: list[str], pushed: list[str]) -> list[str]:
             or ("/" not in name and name.endswith(".safetensors"))
         )
     ]
-
-
-def _link(source, target):
-    """A hard link, or a copy on a filesystem without links. Nothing writes to a checkpoint's files once they are there."""
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copy2(source, target)
-    return target

@@ -38,6 +38,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoin
 
 from . import __version__
 from .engines import gathered, whole_shape
+from .roles import sample_of
 
 
 logger = logging.getLogger(__name__)
@@ -62,7 +63,7 @@ class Manifest:
         base_models (`dict[str, str]`):
             Checkpoints that `summarizer`, `generator` and `teacher` started from.
         frozen_weights (`dict[str, str]`):
-            For each role, [`frozen_digest`]: a checkpoint does not hold frozen weights, but means nothing on others.
+            [`frozen_digests`] of the roles: a checkpoint does not hold frozen weights, but means nothing on others.
         vocabulary (`dict`):
             [`vocabulary_of`] the tokenizer.
         files (`dict[str, dict]`):
@@ -150,18 +151,22 @@ class Manifest:
 # ---- What a checkpoint stands on ----
 
 
-def frozen_digest(model: torch.nn.Module) -> str:
+def frozen_digests(models: dict[str, torch.nn.Module]) -> dict[str, str]:
     """
-    A digest of a sample of every frozen parameter: what a checkpoint stands on and does not hold. Where ZeRO-3 has
-    sharded the model, all ranks call it.
+    For each model a digest of a sample of every frozen parameter: what a checkpoint stands on and does not hold. Where
+    ZeRO-3 has sharded them all ranks call it, and what models share is gathered once.
     """
-    digest = hashlib.sha256()
-    for parameter in model.parameters():  # without their names, in which PEFT writes which modules have an adapter
-        if not parameter.requires_grad:
-            with gathered([parameter]):
-                sample = parameter.detach().flatten()[:: max(1, parameter.numel() // 256)].double().cpu()
-            digest.update(f"{tuple(whole_shape(parameter))}".encode() + sample.numpy().tobytes())
-    return digest.hexdigest()
+    samples, digests = {}, {}
+    for role, model in models.items():
+        digest = hashlib.sha256()
+        for parameter in model.parameters():  # without their names, in which PEFT writes which modules have an adapter
+            if not parameter.requires_grad:
+                if id(parameter) not in samples:
+                    with gathered([parameter]):
+                        samples[id(parameter)] = sample_of(parameter).double().cpu().numpy().tobytes()
+                digest.update(f"{tuple(whole_shape(parameter))}".encode() + samples[id(parameter)])
+        digests[role] = digest.hexdigest()
+    return digests
 
 
 def vocabulary_of(tokenizer: PreTrainedTokenizerBase) -> dict:
@@ -298,6 +303,15 @@ def _files(directory):
     for path in directory.rglob("*"):
         if path.is_file() and not any(part.startswith(".") for part in path.relative_to(directory).parts):
             yield path
+
+
+def link_or_copy(source: str | os.PathLike, target: str | os.PathLike) -> str | os.PathLike:
+    """A hard link, or a copy on a filesystem without links. Nothing writes to a checkpoint's files once they are there."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
+    return target
 
 
 def _map_files(directory, paths, sync=False):

@@ -19,7 +19,6 @@ Each process has saved its shard of the optimizer; the universal form holds ever
 any size takes its shards from it.
 """
 
-import os
 import shutil
 import subprocess
 import sys
@@ -27,6 +26,7 @@ from pathlib import Path
 
 from accelerate import Accelerator
 
+from .manifest import link_or_copy
 from .pair import GENERATOR_DIR
 
 
@@ -50,7 +50,7 @@ def universal_checkpoint(checkpoint: Path, output_dir: Path) -> Path:
     """
     copy = output_dir / RESHARDING_DIR / checkpoint.name
     shutil.rmtree(copy.parent, ignore_errors=True)
-    shutil.copytree(checkpoint, copy, copy_function=_link)
+    shutil.copytree(checkpoint, copy, copy_function=link_or_copy)
     for half in (copy, copy / GENERATOR_DIR):
         (shards,) = half.glob(_SHARDS)
         # Its own process: it works on files alone, in processes of its own, and prints a lot
@@ -73,10 +73,3 @@ def load_universal(accelerator: Accelerator):
 
 def remove_universal(output_dir: Path):
     shutil.rmtree(output_dir / RESHARDING_DIR, ignore_errors=True)
-
-
-def _link(source, target):
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copy2(source, target)

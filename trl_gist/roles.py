@@ -168,6 +168,18 @@ def base_of(model: PreTrainedModel | PeftModel) -> PreTrainedModel:
     return model.get_base_model() if isinstance(model, PeftModel) else model
 
 
+def sample_of(parameter: torch.Tensor) -> torch.Tensor:
+    """Some 256 of a parameter's elements, evenly spread: for digests that tell one model from another."""
+    return parameter.detach().flatten()[:: max(1, parameter.numel() // 256)]
+
+
+def base_if_adapted(model: PreTrainedModel | PeftModel, checkpoint: str) -> PreTrainedModel | None:
+    """The checkpoint, over the parameters that are in memory already, if the model is an adapter of it; else `None`."""
+    if isinstance(model, PeftModel) and model.active_peft_config.base_model_name_or_path == checkpoint:
+        return clone_with_shared_parameters(model)
+    return None
+
+
 def storage_pointers(model: torch.nn.Module) -> set[int]:
     """Where the model's parameters lie in memory; two roles share what is in both sets."""
     return {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .manifest import vocabulary_of
+from .roles import sample_of
 from .session_state import Compaction
 
 
@@ -50,7 +51,7 @@ def pair_fingerprint(compactor: "GistCompactor") -> str:
     digest = hashlib.sha256(json.dumps(described).encode())
     for model in (compactor.summarizer, compactor.generator):
         for name, parameter in sorted(model.named_parameters()):
-            sample = parameter.detach().flatten()[:: max(1, parameter.numel() // 256)].bfloat16().float().cpu()
+            sample = sample_of(parameter).bfloat16().float().cpu()
             digest.update(f"{name}{tuple(parameter.shape)}".encode() + sample.numpy().tobytes())
     return digest.hexdigest()
 

@@ -31,6 +31,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 
 from .prompts import GistPrompts
+from .roles import sample_of
 
 
 class TeacherCache:
@@ -97,6 +98,6 @@ def fingerprint(model: torch.nn.Module) -> str:
     """A digest of a model's configuration, dtype and a sample of every parameter."""
     digest = hashlib.sha256(model.config.to_json_string().encode())
     for name, parameter in sorted(model.named_parameters()):
-        sample = parameter.detach().flatten()[:: max(1, parameter.numel() // 256)].double().cpu()
+        sample = sample_of(parameter).double().cpu()
         digest.update(f"{name}{tuple(parameter.shape)}{parameter.dtype}".encode() + sample.numpy().tobytes())
     return digest.hexdigest()

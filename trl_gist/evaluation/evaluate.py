@@ -12,14 +12,13 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-from peft import PeftModel
 from transformers import PreTrainedModel
 from trl.trainer.utils import create_model_from_path
 
 from ..compaction import GistCompactor
 from ..pair import GENERATOR_DIR, PairConfig
 from ..pair_loading import HalfLoader, for_inference, local_directory
-from ..roles import check_same_tokenizer, clone_with_shared_parameters
+from ..roles import base_if_adapted, check_same_tokenizer
 from .quality import with_means
 from .readings import PairReadings
 
@@ -43,8 +42,9 @@ def load_teacher(
     """
     checkpoint = checkpoint or compactor.pair.base_models["teacher"]
     generator = compactor.generator
-    if isinstance(generator, PeftModel) and generator.active_peft_config.base_model_name_or_path == checkpoint:
-        return clone_with_shared_parameters(generator)
+    shared = base_if_adapted(generator, checkpoint)
+    if shared is not None:
+        return shared
     check_same_tokenizer(compactor.tokenizer, "teacher", checkpoint, trust_remote_code)
     teacher = create_model_from_path(
         checkpoint, dtype=generator.dtype, device_map=None, trust_remote_code=trust_remote_code
