@@ -39,21 +39,26 @@ def article_tokens(compactor: GistCompactor, count: int) -> list[int]:
 
 
 def read(session, ids: list[int], step: int) -> list[dict]:
-    """Appends the tokens, `step` at a time, and notes time and resident memory."""
+    """Appends the tokens, `step` at a time, and notes resident memory, time, and time of all cores in this process, which
+    other work on the machine does not lengthen."""
     process, rows = psutil.Process(), []
     for start in range(0, len(ids), step):
-        started = time.perf_counter()
+        started, cpu_started = time.perf_counter(), time.process_time()
         piece = ids[start : start + step]
         session.append(piece)
         rows.append(
             {
                 "tokens": session.position,
                 "seconds_per_1k": 1000 * (time.perf_counter() - started) / len(piece),
+                "cpu_seconds_per_1k": 1000 * (time.process_time() - cpu_started) / len(piece),
                 "rss_mb": process.memory_info().rss / 1e6,
                 "compactions": len(session.history),
             }
         )
-        print("{tokens:>7,} tokens  {seconds_per_1k:6.2f} s/1k  {rss_mb:7.1f} MB  {compactions:>4}".format(**rows[-1]))
+        line = (
+            "{tokens:>7,} tokens  {seconds_per_1k:6.2f} s/1k  {cpu_seconds_per_1k:6.2f} CPU s/1k  {rss_mb:7.1f} MB  "
+        )
+        print((line + "{compactions:>4}").format(**rows[-1]), flush=True)
     return rows
 
 
@@ -69,14 +74,13 @@ def print_summary(session, rows: list[dict]):
     settled = rows[min(2, len(rows) - 1) :]
     memory = [row["rss_mb"] for row in settled]
     half = len(settled) // 2
-    early, late = (
-        sum(row["seconds_per_1k"] for row in part) / max(1, len(part)) for part in (settled[:half], settled[half:])
-    )
     folded = sum(row.tokens_in for row in session.history)
     print(f"{session.position:,} tokens: {folded:,} in {len(session.history)} compactions, {len(session.live)} live")
     print(f"resident memory after the first steps: {min(memory):.1f} to {max(memory):.1f} MB, "
           f"{max(memory) / memory[0] - 1:+.1%} over where it started")  # fmt: skip
-    print(f"seconds per 1k tokens: {early:.2f} in the first half of them, {late:.2f} in the second")
+    for name, label in (("seconds_per_1k", "seconds"), ("cpu_seconds_per_1k", "CPU seconds")):
+        early, late = (sum(row[name] for row in part) / max(1, len(part)) for part in (settled[:half], settled[half:]))
+        print(f"{label} per 1k tokens: {early:.2f} in the first half of them, {late:.2f} in the second")
     costs = [row.cost for row in session.history if row.cost is not None]
     if costs:
         mean = sum(costs) / len(costs)
@@ -91,7 +95,7 @@ def plot(rows: list[dict], path: str):
     tokens = [row["tokens"] for row in rows]
     for axes, name, label in (
         (above, "rss_mb", "resident memory, MB"),
-        (below, "seconds_per_1k", "seconds per 1,000 tokens"),
+        (below, "cpu_seconds_per_1k", "CPU seconds per 1,000 tokens"),
     ):
         values = [row[name] for row in rows]
         axes.plot(tokens, values)

@@ -264,6 +264,7 @@ def test_scores_and_rewards_equal_the_reference(train_one_step, lora):
                 "kl_gain": (kl(log_p, log_null) - kl(log_p, log_gist)).mean(),
                 "token_log_prob_gains": pick(log_gist, target) - pick(log_null, target),
                 "token_kl_gains": kl(log_p, log_null) - kl(log_p, log_gist),
+                **dict.fromkeys(("later_log_prob_gain", "later_kl_gain"), torch.zeros((), dtype=torch.float64)),
             }
             for name, value in row.items():
                 expected[name].append(value)

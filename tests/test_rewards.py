@@ -69,7 +69,7 @@ def test_number_recall_is_the_share_of_different_numbers_kept(context, gist, sha
 def test_each_row_is_rewarded_for_itself():
     assert number_recall(prompts=["a 1", "b 2", "c 1"], completions=["1", "1", "2"]) == [1.0, 0.0, 0.0]
     assert binary(log_prob_gain=[0.3, -0.3, 0.0, 1e-9], kl_gain=[-1.0] * 4) == [1.0, 0.0, 0.0, 1.0]
-    assert kl_gain(kl_gain=[0.25, -0.5], log_prob_gain=[9.0, 9.0]) == [0.25, -0.5]
+    assert kl_gain(kl_gain=[0.25, -0.5], later_kl_gain=[0.0, 0.25], log_prob_gain=[9.0, 9.0]) == [0.25, -0.25]
 
 
 def test_every_built_in_reward_can_be_named_on_the_command_line():

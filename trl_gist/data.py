@@ -22,11 +22,15 @@ from transformers import PreTrainedTokenizerBase
 
 from .gist_config import GistConfig
 from .prompts import GistPrompts, through_last_k
+from .recursion import SEPARATOR
+from .walks import WalkSpec
 
 
 logger = get_logger(__name__)
 
 WINDOW_COLUMNS = ("prompt", "context_ids", "last_k_ids", "target_ids", "document_id")
+# The text of a walk over several windows; the other columns are then its first window
+WALK_COLUMN = "walk_ids"
 
 
 @dataclass
@@ -71,20 +75,25 @@ class PositionLimits:
             summarizer_sees_last_k=prompts.sees_last_k,
         )
 
-    def check(self, window: dict[str, list[int]], what: str):
-        """Raises `ValueError` if a window, with `context_ids`, `last_k_ids` and `target_ids`, does not fit."""
+    def check(self, window: dict[str, list[int]], what: str, longest_context: int = 0):
+        """
+        Raises `ValueError` if a window, with `context_ids`, `last_k_ids` and `target_ids`, does not fit; or a walk, with
+        `walk_ids` too, whose contexts have at most `longest_context` tokens.
+        """
         context_ids, last_k_ids = window["context_ids"], window["last_k_ids"]
         last_k, target = len(last_k_ids), len(window["target_ids"])
+        seen = window.get(WALK_COLUMN) or [*through_last_k(context_ids, last_k_ids), *window["target_ids"]]
+        read = max(len(context_ids), longest_context)
         for role, length, limit in (
-            ("summarizer", len(context_ids) + last_k * self.summarizer_sees_last_k, self.summarizer),
-            ("teacher", len(through_last_k(context_ids, last_k_ids)) + target, self.teacher),
+            ("summarizer", read + last_k * self.summarizer_sees_last_k, self.summarizer),
+            ("teacher", len(seen), self.teacher),
             ("generator", last_k + target, self.generator),
         ):
             if limit is not None and length > limit:
                 raise ValueError(
                     f"{what} does not fit the {role}: {length} tokens where its positions leave room for {limit} "
-                    "beside prompt and gist. Lower `context_length`, `target_length` or `last_k`, or use a model with "
-                    "more positions."
+                    "beside prompt and gist. Lower `context_length`, `windows_per_document`, `target_length` or `last_k`, "
+                    "or use a model with more positions."
                 )
 
 
@@ -97,6 +106,12 @@ class WindowSpec:
     last_k: int
     window_stride: int | None
     max_windows_per_document: int | None
+    walk: WalkSpec | None = None
+
+    @property
+    def length(self) -> int:
+        """Tokens of a document that a window, or a walk over several, takes."""
+        return self.context_length + self.target_length if self.walk is None else self.walk.length
 
 
 def prepare_windows(
@@ -126,7 +141,8 @@ def prepare_windows(
 
     Returns:
         The windows, with columns `prompt` (the context as text, for logs), `context_ids`, `last_k_ids`, `target_ids`
-        and `document_id`; and the count of rows that gave none: too short, null, not a string, undecodable.
+        and `document_id`, and, of walks over several, `walk_ids`, the text of them all; and the count of rows that gave
+        none: too short, null, not a string, undecodable.
 
     Raises:
         ValueError: if the dataset is empty, has neither set of columns, gives no window at all, or has a window that
@@ -146,21 +162,27 @@ def prepare_windows(
     carried = sorted(columns - consumed - set(WINDOW_COLUMNS) - {"skipped"})
     carries_document_id = "document_id" in columns
     # Only what shapes a window goes into the closure: `datasets` hashes it to find cached results
-    spec = WindowSpec(
-        args.context_length, args.target_length, args.last_k, args.window_stride, args.max_windows_per_document
-    )
+    spec = args if isinstance(args, WindowSpec) else _window_spec(args, tokenizer)
+    if spec.walk is not None and to_windows is _ready_window:
+        raise ValueError(
+            f"The {name} dataset has ready windows, and `windows_per_document` ({spec.walk.windows}) walks along documents: "
+            "give a `text` column, or set it to 1."
+        )
+    window_columns = WINDOW_COLUMNS if spec.walk is None else (*WINDOW_COLUMNS, WALK_COLUMN)
+    id_columns = [column for column in window_columns if column.endswith("_ids")]
+    longest_context = 0 if spec.walk is None else spec.context_length
     vocab_size = len(tokenizer)
 
     def windows_of_batch(batch, indices):
-        out = {column: [] for column in (*WINDOW_COLUMNS, "skipped", *carried)}
+        out = {column: [] for column in (*window_columns, "skipped", *carried)}
         for row, index in enumerate(indices):
             windows, reason = to_windows({column: batch[column][row] for column in batch}, tokenizer, spec)
             if any(not 0 <= token < vocab_size for window in windows for ids in window.values() for token in ids):
                 windows, reason = [], "with ids outside the vocabulary"
             # A skipped row stays one row until it is counted, so that cached and parallel maps count alike
-            for window in windows or [{"context_ids": [], "last_k_ids": [], "target_ids": []}]:
+            for window in windows or [{column: [] for column in id_columns}]:
                 if limits is not None and windows:
-                    limits.check(window, what=f"Row {index} of the {name} dataset")
+                    limits.check(window, f"Row {index} of the {name} dataset", longest_context)
                 out["prompt"].append(tokenizer.decode(window["context_ids"]))
                 for column, ids in window.items():
                     out[column].append(ids)
@@ -183,7 +205,7 @@ def prepare_windows(
         )
         windows = windows.filter(counted).remove_columns("skipped")
         if next(iter(windows), None) is None:
-            raise ValueError(f"The {name} dataset gave no window: {skipped}. {_length_hint(args)}")
+            raise ValueError(f"The {name} dataset gave no window: {skipped}. {_length_hint(spec)}")
         skipped.counts.clear()
         return windows, skipped
 
@@ -191,7 +213,7 @@ def prepare_windows(
     features = Features(
         {
             "prompt": Value("string"),
-            **{column: List(Value("int32")) for column in ("context_ids", "last_k_ids", "target_ids")},
+            **{column: List(Value("int32")) for column in id_columns},
             "document_id": dataset.features["document_id"] if carries_document_id else Value("int64"),
             "skipped": Value("string"),
             **{column: dataset.features[column] for column in carried},
@@ -207,7 +229,7 @@ def prepare_windows(
     )
     skipped.counts.update(reason for reason in windows["skipped"] if reason)
     if skipped.total == len(windows):
-        raise ValueError(f"The {name} dataset gave no window: {skipped}. {_length_hint(args)}")
+        raise ValueError(f"The {name} dataset gave no window: {skipped}. {_length_hint(spec)}")
     keep = [row for row, reason in enumerate(windows["skipped"]) if not reason]
     windows = windows.select(keep).remove_columns("skipped")
     logger.info(f"{name} dataset: {len(windows)} windows from {len(dataset)} rows, {skipped}.")
@@ -221,9 +243,23 @@ def _columns(dataset, name):
     return set(first)
 
 
-def _length_hint(args):
+def _window_spec(args, tokenizer):
+    walk = None
+    if args.windows_per_document > 1:
+        walk = WalkSpec.from_args(args, len(tokenizer(SEPARATOR, add_special_tokens=False)["input_ids"]))
+    return WindowSpec(
+        args.context_length, args.target_length, args.last_k, args.window_stride, args.max_windows_per_document, walk
+    )
+
+
+def _length_hint(spec):
+    if spec.walk is not None:
+        return (
+            f"A document needs at least {spec.length} tokens for a walk over {spec.walk.windows} windows. Lower "
+            "`windows_per_document` or `context_length`, or use longer documents."
+        )
     return (
-        f"A document needs at least context_length + target_length = {args.context_length} + {args.target_length} "
+        f"A document needs at least context_length + target_length = {spec.context_length} + {spec.target_length} "
         "tokens. Lower them, or use longer documents."
     )
 
@@ -250,16 +286,19 @@ def _cut_document(row, tokenizer, spec):
     if reason:
         return [], reason
     ids = _tokenize(tokenizer, row["text"])
-    length = spec.context_length + spec.target_length
-    starts = range(0, len(ids) - length + 1, spec.window_stride or length)
+    starts = range(0, len(ids) - spec.length + 1, spec.window_stride or spec.length)
     windows = []
     for start in starts[: spec.max_windows_per_document]:
+        if spec.walk is not None:
+            walk_ids = ids[start : start + spec.length]
+            windows.append({**spec.walk.first_window(walk_ids), WALK_COLUMN: walk_ids})
+            continue
         context_ids = ids[start : start + spec.context_length]
         windows.append(
             {
                 "context_ids": context_ids,
                 "last_k_ids": context_ids[-spec.last_k :],
-                "target_ids": ids[start + spec.context_length : start + length],
+                "target_ids": ids[start + spec.context_length : start + spec.length],
             }
         )
     return windows, None if windows else "too short"

@@ -151,13 +151,15 @@ class GeneratorTrainer:
         Raises:
             FloatingPointError: if a loss is not finite; names the document. No step has been taken then.
         """
+        walk = {"windows": self.args.windows_per_document, "discount": self.args.gist_discount}
         if not distill:
-            return self.scorer.score(rows, gists, num_generations)
+            return self.scorer.score(rows, gists, num_generations, **walk)
         weight, dropout = self._token_weight(rows), self.args.gist_dropout
         return self.scorer.score(
             rows,
             gists,
             num_generations,
+            **walk,
             backward=self._backward(weight * (1 - dropout)) if dropout < 1 else None,
             # One null forward stands for the dropped gists of all its context's rows
             null_backward=self._backward(weight * dropout * num_generations) if dropout > 0 else None,

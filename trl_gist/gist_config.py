@@ -55,7 +55,18 @@ class GistConfig(GRPOConfig):
             Tokens between the starts of two windows of a document. Defaults to `context_length + target_length`, so
             that windows do not overlap.
         max_windows_per_document (`int`, *optional*):
-            At most this many windows are cut from a document. `None` takes all that fit.
+            At most this many windows, or walks, are cut from a document. `None` takes all that fit.
+
+        > Parameters that control walks over several windows
+
+        windows_per_document (`int`, *optional*, defaults to `1`):
+            Consecutive windows of a document that a rollout walks, as a `rolling` session does: each gist is written from
+            one of the gists before it and the next chunk; see [`walks`]. A document gives as many walks as fit, each of
+            which starts without a gist. A rollout has that many times the rows that the batch sizes say, and so has each
+            of its forward-backward passes. The teacher reads the walk's text from its beginning.
+        gist_discount (`float`, *optional*, defaults to `0.5`):
+            In a walk: what a gist gains in the window after its own counts that much in its reward, in the window after
+            that the square of it, and so on. 0 rewards a gist for its own window alone.
 
         > Parameters that control the summarizer
 
@@ -180,7 +191,21 @@ class GistConfig(GRPOConfig):
         },
     )
     max_windows_per_document: int | None = field(
-        default=None, metadata={"help": "At most this many windows are cut from a document. None takes all that fit."}
+        default=None,
+        metadata={"help": "At most this many windows, or walks, are cut from a document. None takes all that fit."},
+    )
+
+    # Parameters that control walks over several windows
+    windows_per_document: int = field(
+        default=1,
+        metadata={
+            "help": "Consecutive windows of a document that a rollout walks, each gist written from one before it and the "
+            "next chunk."
+        },
+    )
+    gist_discount: float = field(
+        default=0.5,
+        metadata={"help": "How much a gist's gain in the next window counts in its reward, in [0, 1]."},
     )
 
     # Parameters that control the summarizer
@@ -300,6 +325,7 @@ class GistConfig(GRPOConfig):
             "max_completion_length",
             "score_batch_size",
             "gist_samples",
+            "windows_per_document",
         ):
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
@@ -321,8 +347,9 @@ class GistConfig(GRPOConfig):
             if getattr(self, name) not in choices:
                 raise ValueError(f"`{name}` must be one of {choices}, got {getattr(self, name)!r}.")
         self._validate_rate()
-        if not 0.0 <= self.gist_dropout <= 1.0:
-            raise ValueError(f"`gist_dropout` must be in [0, 1], got {self.gist_dropout}.")
+        for name in ("gist_dropout", "gist_discount"):
+            if not 0.0 <= getattr(self, name) <= 1.0:
+                raise ValueError(f"`{name}` must be in [0, 1], got {getattr(self, name)}.")
         if not self.disable_dropout:
             raise ValueError(
                 "`disable_dropout` must be True: gists are sampled and scored in train mode, so dropout would make "

@@ -47,6 +47,7 @@ from .shared_prefix import why_not_shared
 from .signal import group_signal
 from .trainer_utils import best_of_group, first_steps_times
 from .vllm_sampling import VLLMSampling, check_vllm_settings
+from .walks import Walk, sample_walks
 
 
 logger = get_logger(__name__)
@@ -247,6 +248,10 @@ class GistTrainer(
         )
         if self.use_vllm:
             self._prepare_vllm()
+        self.walk = None
+        if args.windows_per_document > 1:
+            self.walk = Walk(self.prompts, args, processing_class.decode)
+            self.rollout_func = sample_walks  # set here, because the argument warns that TRL may change it
         disable_dropout(self.model)
         if self.accelerator.device.type == "cpu":
             for role in (self.model, roles.generator, roles.teacher):
@@ -295,6 +300,8 @@ class GistTrainer(
     # a leading underscore are TRL 1.16's; tests/test_trl_names.py fails when one goes.
 
     def _generate_and_score_completions(self, inputs: list[dict]) -> dict:
+        if self.walk is not None:
+            inputs = self.walk.rows(inputs, self.num_generations if self.model.training else self.num_generations_eval)
         self._rollout_rows = inputs
         in_cold_start = self.state.global_step < self.args.cold_start_steps and not self.args.generator_only
         self._cold_start = self.model.training and in_cold_start
@@ -306,9 +313,10 @@ class GistTrainer(
             advantages = rewards if kind == "reward" else best_of_group(rewards, self.num_generations)
             start = self.accelerator.process_index * len(inputs)
             output["advantages"] = advantages[start : start + len(inputs)]
-            for _ in rewards:
-                self._logs["advantages"].pop()
-            self._logs["advantages"].extend(advantages.tolist())
+            logged = self._logs["advantages"]
+            for _ in range(min(len(rewards), len(logged))):  # it keeps the newest alone
+                logged.pop()
+            logged.extend(advantages.tolist())
         if self.model.training and not self._cold_start:  # gists cut by a rule do not answer to a price
             self._update_length_penalty(inputs)
         return output
@@ -342,6 +350,9 @@ class GistTrainer(
     def _log_rollout(self, rows, completions):
         for name in _SCORE_METRICS:
             self._log_metric(name, sum(row[name] for row in rows) / len(rows))
+        if self.walk is not None:
+            for name, value in self.walk.measures(rows).items():
+                self._log_metric(name, value)
         self._log_metric("length_penalty", self.length_penalty.value)
         self._log_metric("cold_start", float(self._cold_start))
         if self.args.generator_only:

@@ -306,10 +306,12 @@ def _trace(roles, args, lengths, zero) -> dict[tuple[str, str], Peak]:
     peaks = {}
     for phase, sizes in samplings.items():
         peaks[phase, "prefill"], peaks[phase, "decode"] = trace.prefill(*sizes), trace.decode(*sizes)
-    peaks["teacher", ""] = trace.read(contexts)
-    peaks["distillation", ""] = trace.score(contexts)
+    windows = args.windows_per_document
+    peaks["teacher", ""] = trace.read(contexts)  # the windows of a walk in one row
+    peaks["distillation", ""] = trace.score(contexts * windows)
     if not args.generator_only:
-        peaks["policy", ""] = trace.policy(args.per_device_train_batch_size, args.gradient_accumulation_steps)
+        rows = args.per_device_train_batch_size * windows
+        peaks["policy", ""] = trace.policy(rows, args.gradient_accumulation_steps)
     return peaks
 
 

@@ -34,9 +34,11 @@ from transformers import DynamicCache, PreTrainedTokenizerBase
 from .gist_config import GistConfig
 from .lm_head import target_scores, token_log_probs
 from .prompts import GistPrompts
+from .recursion import SEPARATOR
 from .roles import Roles, base_of
 from .scoring import TargetRows, TargetScorer
 from .shared_prefix import attention_masks
+from .walks import WalkSpec
 
 
 # Tokens of the templates beside X, L and the gist, where there is no tokenizer to count them: those of SmolLM2 and Qwen
@@ -57,12 +59,16 @@ class PromptLengths:
 def prompt_lengths(args: GistConfig, tokenizer: PreTrainedTokenizerBase | None = None) -> PromptLengths:
     """Tokens of the prompts of a full window; without a tokenizer the templates are taken to be of common length."""
     context, last_k, gist = args.context_length, args.last_k, args.max_completion_length
+    walks = args.windows_per_document > 1
     if tokenizer is None:
         summarizer = context + _SUMMARIZER_OVERHEAD + ("{tail}" in args.summarizer_prompt) * args.tail_length
         if "{before_last_k}" in args.summarizer_prompt:
             summarizer -= last_k
         return PromptLengths(
-            summarizer, _GENERATOR_OVERHEAD + gist + last_k, _GENERATOR_OVERHEAD + last_k, context + 1
+            summarizer,
+            _GENERATOR_OVERHEAD + gist + last_k,
+            _GENERATOR_OVERHEAD + last_k,
+            1 + (_longest_seen(args, 1) if walks else context),
         )
     prompts = GistPrompts.from_tokenizer(tokenizer, args.summarizer_prompt, args.tail_length, args.generator_prompt)
     context_ids = list(range(context))
@@ -72,8 +78,13 @@ def prompt_lengths(args: GistConfig, tokenizer: PreTrainedTokenizerBase | None =
         len(prompts.summarizer(context_ids, last_k_ids, gist)),
         null + gist,
         null,
-        len(prompts.teacher(context_ids, last_k_ids)),
+        len(prompts.bos) + (_longest_seen(args, len(prompts.tokenize(SEPARATOR))) if walks else context),
     )
+
+
+def _longest_seen(args, separator_length):
+    walk = WalkSpec.from_args(args, separator_length)
+    return walk.length - walk.target_length
 
 
 @dataclass(frozen=True)

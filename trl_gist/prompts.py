@@ -183,6 +183,11 @@ def through_last_k(context_ids: list[int], last_k_ids: list[int]) -> list[int]:
     return [*before_last_k(context_ids, last_k_ids), *last_k_ids]
 
 
+def seen_ids(row: dict) -> list[int]:
+    """The text that T reads up to L's end, where L is its end: X, and in a walk all that came before it too."""
+    return row["seen_ids"] if "seen_ids" in row else row["context_ids"]
+
+
 def before_last_k(context_ids: list[int], last_k_ids: list[int]) -> list[int]:
     """What of X the generator does not see by itself: X up to L where L is its own end, else all of it."""
     before = len(context_ids) - len(last_k_ids)

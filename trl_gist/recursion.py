@@ -80,6 +80,11 @@ def tree(gists: list[StoredGist], chunk_ids: list[int], write: Write, fits: Fits
 RECURSIONS = {"rolling": rolling, "chain": chain, "tree": tree}
 
 
+def rolling_chunk_length(context_length: int, last_k: int, gist_length: int, separator_length: int) -> int:
+    """Tokens of a chunk with which S reads its longest previous gist, and L, in one context; below 1 if none fits."""
+    return context_length - last_k - gist_length - separator_length
+
+
 def join(parts: list[list[int]], separator_ids: list[int]) -> list[int]:
     """Token ids one after the other, with the separator's between those that are not empty."""
     joined = []

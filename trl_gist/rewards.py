@@ -24,6 +24,7 @@ said:
 | `log_prob_gain` | log p_G(Y\\|Z,L) − log p_G(Y\\|L) |
 | `kl_gain` | KL(T‖G(·\\|L)) − KL(T‖G(·\\|Z,L)) |
 | `token_log_prob_gains`, `token_kl_gains` | the same for each of the target's tokens, as a list |
+| `later_log_prob_gain`, `later_kl_gain` | what it would gain, read as it is, in later windows of a walk: discounted sum |
 | `teacher_kl`, `null_teacher_kl` | KL(T‖G) with the gist and with an empty one |
 | `gist_log_prob`, `null_log_prob`, `teacher_log_prob` | log p of Y under G with the gist, G without, T |
 | `gist_length`, `gist_ids` | the gist, every token up to the end-of-sequence token |
@@ -41,17 +42,18 @@ import re
 _NUMBER = re.compile(r"\d{1,3}(?:,\d{3})+(?!\d)(?:\.\d+)?|\d+(?:\.\d+)?")
 
 
-def log_prob_gain(log_prob_gain: list[float], **kwargs) -> list[float]:
-    """What the gist bought over the last k tokens alone, in nats per target token."""
-    return log_prob_gain
+def log_prob_gain(log_prob_gain: list[float], later_log_prob_gain: list[float], **kwargs) -> list[float]:
+    """What the gist bought over the last k tokens alone, in nats per target token, and still buys in later windows."""
+    return [sum(gains) for gains in zip(log_prob_gain, later_log_prob_gain, strict=True)]
 
 
-def kl_gain(kl_gain: list[float], **kwargs) -> list[float]:
+def kl_gain(kl_gain: list[float], later_kl_gain: list[float], **kwargs) -> list[float]:
     """
     How much closer the gist brought the generator to the teacher than the last k tokens alone, in nats per target
-    token: `log_prob_gain` in expectation over the teacher's distribution instead of on the one token that came.
+    token, and still brings it in later windows: `log_prob_gain` in expectation over the teacher's distribution instead
+    of on the one token that came.
     """
-    return kl_gain
+    return [sum(gains) for gains in zip(kl_gain, later_kl_gain, strict=True)]
 
 
 def binary(log_prob_gain: list[float], **kwargs) -> list[float]:

@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 from .lm_head import log_softmax, output_logits, target_scores
-from .prompts import GistPrompts
+from .prompts import GistPrompts, seen_ids
 from .roles import base_of
 from .teacher_cache import TeacherCache
 
@@ -173,11 +173,14 @@ class GistScorer:
         num_generations: int = 1,
         backward: Callable | None = None,
         null_backward: Callable | None = None,
+        windows: int = 1,
+        discount: float = 0.0,
     ) -> list[dict]:
         """
         Args:
             rows (`list[dict]`):
-                Windows with `context_ids`, `last_k_ids` and `target_ids`; the rows of one context are adjacent.
+                Windows with `context_ids`, `last_k_ids` and `target_ids`; the rows of one context are adjacent, and the
+                contexts of one walk, in their order.
             gists (`list[list[int]]`):
                 A gist per row.
             num_generations (`int`, *optional*, defaults to `1`):
@@ -185,6 +188,10 @@ class GistScorer:
             backward, null_backward (`Callable`, *optional*):
                 Called as `backward(loss_NT, rows)` after each forward of the generator with gists, and with the empty
                 gist. Gradients are enabled where it is given.
+            windows (`int`, *optional*, defaults to `1`):
+                Contexts of one walk.
+            discount (`float`, *optional*, defaults to `0.0`):
+                How much a gist's gain counts one window after its own, for `later_log_prob_gain` and `later_kl_gain`.
 
         Returns:
             `list[dict]`: The scored columns of each row, in nats, as listed in [`trl_gist.rewards`].
@@ -193,6 +200,7 @@ class GistScorer:
         hidden_D, teacher_log_prob_D = self.read_contexts(documents)
         null_D = self._score(documents, [[]] * len(documents), 1, hidden_D, null_backward)
         gist_N = self._score(documents, gists, num_generations, hidden_D, backward)
+        later_N2 = self._later_gains(documents, gists, num_generations, hidden_D, null_D, windows, discount)
         columns = []
         for row, (logps_T, kl_T) in enumerate(gist_N):
             null_logps_T, null_kl_T = null_D[row // num_generations]
@@ -212,30 +220,62 @@ class GistScorer:
                     "null_teacher_kl": null_teacher_kl,
                     "kl_gain": null_teacher_kl - teacher_kl,
                     "token_kl_gains": (null_kl_T - kl_T).tolist(),
+                    "later_log_prob_gain": later_N2[row, 0].item(),
+                    "later_kl_gain": later_N2[row, 1].item(),
                 }
             )
         return columns
+
+    def _later_gains(self, documents, gists_N, num_generations, hidden_D, null_D, windows, discount):
+        """What each gist would gain, as log-prob and as KL, were it read as it is in the later windows of its walk; a sum
+        over them, discounted."""
+        gains_N2 = torch.zeros(len(gists_N), 2, dtype=torch.float64)
+        for lag in range(1, windows if discount > 0 else 1):
+            own = [index for index in range(len(documents)) if index % windows + lag < windows]
+            gist_rows = [index * num_generations + gist for index in own for gist in range(num_generations)]
+            read = self._score(
+                [documents[index + lag] for index in own],
+                [gists_N[row] for row in gist_rows],
+                num_generations,
+                [hidden_D[index + lag] for index in own],
+                None,
+            )
+            for row, (logps_T, kl_T) in zip(gist_rows, read, strict=True):
+                null_logps_T, null_kl_T = null_D[row // num_generations + lag]
+                gains = (logps_T - null_logps_T).mean(), (null_kl_T - kl_T).mean()
+                gains_N2[row] += discount**lag * torch.stack(gains)
+        return gains_N2
 
     def read_contexts(self, documents: list[dict]) -> tuple[list[torch.Tensor], list[float]]:
         """
         The teacher on each whole context, and on L after it where L is not its end: its hidden states at the target, of
         shape `(target positions, hidden)`, from which its distribution is recomputed where it is needed, and its mean
-        log-prob of the target.
+        log-prob of the target. The windows of a walk are read in one row.
         """
         cached_D = [None if self.teacher_cache is None else self.teacher_cache.get(row) for row in documents]
         unread = [row for row, hidden_TH in zip(documents, cached_D, strict=True) if hidden_TH is None]
         read, device = [], self._device()
         with torch.no_grad(), self.autocast():
-            prompts = [self.prompts.teacher(row["context_ids"], row["last_k_ids"]) for row in unread]
-            for batch in self._batches(unread, prompts):
-                hidden_NTH = self.teacher.hidden_states(batch)
-                read += [hidden_TH[mask_T] for hidden_TH, mask_T in zip(hidden_NTH, batch.mask_NT, strict=True)]
+            for walks in _split(_by_walk(unread), self.batch_size):
+                read += self._read_walks(walks)
             if self.teacher_cache is not None:
                 for row, hidden_TH in zip(unread, read, strict=True):
                     self.teacher_cache.put(row, hidden_TH)
             new = iter(read)
             hidden_D = [next(new) if hidden_TH is None else hidden_TH.to(device) for hidden_TH in cached_D]
         return hidden_D, [logps_T.mean().item() for logps_T in self.teacher_readings(documents, hidden_D)]
+
+    def _read_walks(self, walks):
+        """The teacher's hidden states at each window's target; a context by itself is a walk of one window."""
+        prompts = [self.prompts.teacher(seen_ids(walk[0]), walk[0]["last_k_ids"]) for walk in walks]
+        # From the first window's target on to the end of the last one's
+        texts = [[*seen_ids(walk[-1])[len(seen_ids(walk[0])) :], *walk[-1]["target_ids"]] for walk in walks]
+        hidden_NTH = self.teacher.hidden_states(TargetRows.build(prompts, texts, 1, self._device()))
+        return [
+            hidden_TH[len(seen_ids(row)) - len(seen_ids(walk[0])) :][: len(row["target_ids"])].clone()
+            for walk, hidden_TH in zip(walks, hidden_NTH, strict=True)
+            for row in walk
+        ]
 
     def teacher_readings(self, documents: list[dict], teacher_hidden: list[torch.Tensor]) -> list[torch.Tensor]:
         """The teacher's log-prob of every target token on the whole context, from what [`read_contexts`] gave of it."""
@@ -314,13 +354,28 @@ class GistScorer:
         return means
 
     def _batches(self, rows, prompts):
-        for start in range(0, len(rows), self.batch_size):
-            chunk = slice(start, start + self.batch_size)
-            targets = [row["target_ids"] for row in rows[chunk]]
-            yield TargetRows.build(prompts[chunk], targets, 1, self._device())
+        for some in _split(list(zip(rows, prompts, strict=True)), self.batch_size):
+            targets = [row["target_ids"] for row, _ in some]
+            yield TargetRows.build([prompt for _, prompt in some], targets, 1, self._device())
 
     def _device(self):
         return self.teacher.model.get_input_embeddings().weight.device
+
+
+def _split(values, size):
+    return [values[start : start + size] for start in range(0, len(values), size)]
+
+
+def _by_walk(rows):
+    """Windows of one walk together, in their order: the text of each begins with that of the one before."""
+    walks = []
+    for row in rows:
+        last = walks[-1][-1] if walks else {}
+        if "walk_ids" in last and last["window"] < row["window"] and last["walk_ids"] == row["walk_ids"]:
+            walks[-1].append(row)
+        else:
+            walks.append([row])
+    return walks
 
 
 def _gists_together(count, num_generations, batch_size):

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from .generation import max_positions
-from .recursion import RECURSIONS, SEPARATOR, StoredGist
+from .recursion import RECURSIONS, SEPARATOR, StoredGist, rolling_chunk_length
 from .session_window import LiveToken, spans_of
 
 
@@ -171,7 +171,8 @@ class SessionSettings:
             raise ValueError(
                 f"`gist_budget` ({gist_budget}) must hold at least one gist of `budget` ({gist_length}) tokens: raise it."
             )
-        chunk_length = pair.context_length - last_k - (gist_length + separator if rolls else 0)
+        read_besides = (gist_length, separator) if rolls else (0, 0)
+        chunk_length = rolling_chunk_length(pair.context_length, last_k, *read_besides)
         if chunk_length < 1 or (not rolls and 2 * gist_length + separator + last_k > pair.context_length):
             raise ValueError(
                 f"`last_k` ({last_k}) and `budget` ({gist_length}) are too large for `recursion={recursion!r}`: the "

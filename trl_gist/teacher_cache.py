@@ -30,7 +30,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 
-from .prompts import GistPrompts
+from .prompts import GistPrompts, seen_ids
 from .roles import sample_of
 
 
@@ -86,7 +86,7 @@ class TeacherCache:
             warnings.warn(f"The teacher's hidden states could not be kept in {self.directory}: {error}")
 
     def _name(self, row):
-        prompt = self.prompts.teacher(row["context_ids"], row["last_k_ids"])
+        prompt = self.prompts.teacher(seen_ids(row), row["last_k_ids"])
         window = json.dumps([self.key, prompt, row["target_ids"]])
         return hashlib.sha256(window.encode()).hexdigest()
 

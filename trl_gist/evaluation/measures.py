@@ -32,7 +32,7 @@ from collections import Counter
 
 import numpy as np
 
-from ..prompts import through_last_k
+from ..prompts import seen_ids, through_last_k
 from ..scoring import GistScorer
 
 
@@ -64,9 +64,9 @@ def add_controls(scorer: GistScorer, rows: list[dict], share: list[int] | None =
         row["shuffled_log_prob"] = shuffled[index]
         row["last_k_log_prob"] = last_k[index]
         row["tail_log_prob"] = tail[index]
-        row["gist_rate"] = row["gist_length"] / len(row["context_ids"])
+        row["gist_rate"] = row["gist_length"] / len(seen_ids(row))
         prompt_length = len(scorer.prompts.generator(row["gist_ids"], row["last_k_ids"]))
-        row["total_rate"] = prompt_length / len(row["context_ids"])
+        row["total_rate"] = prompt_length / len(seen_ids(row))
 
 
 def shuffled_log_probs(scorer: GistScorer, rows: list[dict], share: list[int] | None = None) -> list[float]:

@@ -1,0 +1,171 @@
+# Copyright 2026 The trl_gist authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""
+Walks over consecutive windows of a document, for training on what a `rolling` session does.
+
+```text
+chunk 0        → Z0 → G continues from Z0, L0
+Z0, chunk 1    → Z1 → G continues from Z1, L1          L: the tokens after a chunk, with which the next chunk begins
+Z1, chunk 2    → Z2 → …
+```
+
+All gists of a window are written from the same context: of the gists of the window before it, one drawn at random is
+carried on, as a session carries on the one it has. So a group still differs in its gists alone, and advantages compare
+gists of one document and window; a context is still read once for all its gists. What a gist is worth later on is
+measured by letting G read it, as it is, in the later windows; how S then carries it on has no part in that, and is what
+the later gists are rewarded for.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from .prompts import GistPrompts, gist_from_completion
+from .recursion import SEPARATOR, join, rolling_chunk_length
+
+
+@dataclass(frozen=True)
+class WalkSpec:
+    """
+    How a document's text is cut into the windows of a walk, in tokens.
+
+    Attributes:
+        windows (`int`):
+            Windows of a walk.
+        chunk_length (`int`):
+            What a gist takes in: the longest previous gist, a chunk and L fill a context.
+        last_k, target_length (`int`):
+            L and Y, which follow a chunk, and with which the next chunk begins.
+    """
+
+    windows: int
+    chunk_length: int
+    last_k: int
+    target_length: int
+
+    @classmethod
+    def from_args(cls, args, separator_length: int) -> "WalkSpec":
+        """Of a [`GistConfig`]. Raises `ValueError` if a context has no room for a chunk."""
+        gist_length = args.max_completion_length
+        chunk_length = rolling_chunk_length(args.context_length, args.last_k, gist_length, separator_length)
+        if chunk_length < 1:
+            raise ValueError(
+                f"`windows_per_document` ({args.windows_per_document}): a context of `context_length` "
+                f"({args.context_length}) tokens must hold a gist (`max_completion_length`, {gist_length}), a "
+                f"separator ({separator_length}), `last_k` ({args.last_k}) and a chunk. Raise `context_length`."
+            )
+        return cls(args.windows_per_document, chunk_length, args.last_k, args.target_length)
+
+    @property
+    def length(self) -> int:
+        """Tokens of a walk. A target may reach beyond the next chunk."""
+        return self.windows * self.chunk_length + self.last_k + self.target_length
+
+    def window(self, walk_ids: list[int], index: int) -> dict[str, list[int]]:
+        """Chunk, L and target of one window, and `seen_ids`, all text up to the target."""
+        stop = (index + 1) * self.chunk_length
+        target = stop + self.last_k
+        return {
+            "chunk_ids": walk_ids[stop - self.chunk_length : stop],
+            "last_k_ids": walk_ids[stop:target],
+            "target_ids": walk_ids[target : target + self.target_length],
+            "seen_ids": walk_ids[:target],
+        }
+
+    def first_window(self, walk_ids: list[int]) -> dict[str, list[int]]:
+        """The first window as one by itself, whose context is all text so far."""
+        window = self.window(walk_ids, 0)
+        return {"context_ids": window["seen_ids"], **{name: window[name] for name in ("last_k_ids", "target_ids")}}
+
+
+class Walk:
+    """
+    The walks of a rollout, as rows: walk after walk, in each its windows, in each the gists of its context.
+
+    Args:
+        prompts ([`GistPrompts`]):
+            How roles are prompted.
+        args ([`GistConfig`]):
+            Lengths and windows.
+        decode (`Callable`):
+            Of the tokenizer, for the `prompt` column that TRL logs.
+    """
+
+    def __init__(self, prompts: GistPrompts, args, decode: Callable[[list[int]], str]):
+        self.separator_ids = list(prompts.tokenize(SEPARATOR))
+        self.special_ids = prompts.special_ids
+        self.spec = WalkSpec.from_args(args, len(self.separator_ids))
+        self.decode = decode
+
+    def rows(self, inputs: list[dict], num_generations: int) -> list[dict]:
+        """A row for each window of each input, with its `window`; inputs with the same walk are adjacent."""
+        rows = []
+        for start in range(0, len(inputs), num_generations):
+            for index in range(self.spec.windows):
+                window = self.spec.window(inputs[start]["walk_ids"], index)
+                # The context waits for the gist before it
+                window |= {"window": index, "prompt": self.decode(window["chunk_ids"] + window["last_k_ids"])}
+                rows += [{**row, **window} for row in inputs[start : start + num_generations]]
+        return rows
+
+    def context_ids(self, row: dict, gist_ids: list[int]) -> list[int]:
+        """What S reads of a window: the gist carried on, chunk, L."""
+        gist_ids = [token for token in gist_ids if token not in self.special_ids]
+        return join([gist_ids, row["chunk_ids"]], self.separator_ids) + row["last_k_ids"]
+
+    def measures(self, rows: list[dict]) -> dict[str, float]:
+        """Means over the gists of each window, to log."""
+        names = "log_prob_gain", "teacher_kl"
+        means = {"later_log_prob_gain": _mean(rows, "later_log_prob_gain")}
+        for index in range(self.spec.windows):
+            of_window = [row for row in rows if row["window"] == index]
+            means |= {f"window_{index}/{name}": _mean(of_window, name) for name in names}
+        return means
+
+
+def sample_walks(prompts: list[str], trainer) -> dict[str, list]:
+    """
+    TRL's `rollout_func` for a [`GistTrainer`] that walks: window after window, for all walks at once. In evaluation,
+    which is greedy, the first gist is carried on.
+    """
+    rows, walk, training = trainer._rollout_rows, trainer.walk, trainer.model.training
+    size = trainer.num_generations if training else trainer.num_generations_eval
+    output = {name: [None] * len(rows) for name in ("prompt_ids", "completion_ids", "logprobs")}
+    carried = [[] for _ in range(len(rows) // (walk.spec.windows * size))]
+    for index in range(walk.spec.windows):
+        where = [place for place, row in enumerate(rows) if row["window"] == index]
+        trainer._rollout_rows = of_window = [rows[place] for place in where]
+        for place, row in enumerate(of_window):
+            row["context_ids"] = walk.context_ids(row, carried[place // size])
+        prompt_ids, _, _ = trainer._tokenize_prompts(prompts)
+        completions, logprobs = trainer._generate_single_turn(prompt_ids, None, {}, size)
+        for place, *values in zip(where, prompt_ids, completions, logprobs or [None] * len(where), strict=True):
+            for name, value in zip(output, values, strict=True):
+                output[name][place] = value
+        chosen = [group * size + (_draw(size) if training else 0) for group in range(len(carried))]
+        carried = [gist_from_completion(completions[place], trainer.eos_token_ids) for place in chosen]
+    trainer._rollout_rows = rows
+    if output["logprobs"][0] is None:
+        output["logprobs"] = None
+    return output
+
+
+def _draw(count):
+    return torch.randint(count, ()).item()
+
+
+def _mean(rows, name):
+    return sum(row[name] for row in rows) / len(rows)
