@@ -29,7 +29,7 @@ from datasets import Dataset
 from peft import LoraConfig
 from tiny import make_documents, make_model, make_tokenizer
 
-from trl_gist import GistConfig, GistTrainer
+from trl_gist import GistConfig, GistTrainer, walks
 from trl_gist.engines import whole_shape, whole_state_dict
 
 
@@ -45,6 +45,10 @@ def ready_windows():
 
     lengths = (2, 11, 1, 9, 3, 7, 12, 1)
     return Dataset.from_list([{"context": ids(20), "last_k": ids(4), "target": ids(length)} for length in lengths])
+
+
+def documents():
+    return Dataset.from_dict({"text": make_documents(8)})
 
 
 def save_checkpoint(directory: Path):
@@ -74,7 +78,7 @@ def make_trainer(output_dir: str, processes: int, with_lora: bool, dtype: str = 
     trainer = GistTrainer(
         model=checkpoint,
         args=args,
-        train_dataset=ready_windows(),
+        train_dataset=documents() if args.windows_per_document > 1 else ready_windows(),
         eval_dataset=Dataset.from_dict({"text": make_documents(3, seed=9)}),
         peft_config=LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM") if with_lora else None,
     )
@@ -92,6 +96,7 @@ def make_trainer(output_dir: str, processes: int, with_lora: bool, dtype: str = 
         return completions, None
 
     trainer._generate_single_turn = sample
+    walks._draw = lambda count: 1  # the gist that is carried on: each process draws its own
     return trainer
 
 
@@ -113,7 +118,7 @@ def result(trainer: GistTrainer) -> dict:
 if __name__ == "__main__":
     directory, processes, settings, *names = sys.argv[1:]
     settings = json.loads(settings)
-    for way in WAYS:
+    for way in settings.pop("ways", WAYS):
         checkpoint = f"{directory}/{way}/checkpoint-{settings['save_steps']}"
         for name in names:
             trainer = make_trainer(f"{directory}/{way}", int(processes), way == "lora", **settings)

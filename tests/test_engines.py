@@ -67,8 +67,8 @@ def two_processes(request, built_op, tmp_path_factory):
     return request.param, directory
 
 
-def train(setting, processes, directory, *names):
-    script = [ROOT / "tests" / "distributed_run.py", str(directory), str(processes), json.dumps(SETTINGS), *names]
+def train(setting, processes, directory, *names, settings=SETTINGS):
+    script = [ROOT / "tests" / "distributed_run.py", str(directory), str(processes), json.dumps(settings), *names]
     launch(*script, processes=processes, config=setting if setting in ZERO else None)
 
 
@@ -104,6 +104,25 @@ def test_two_processes_take_the_steps_of_one(two_processes, one_process, way):
             assert torch.equal(rank["T"][name], parameter), f"the teacher's {name} has changed"
     if setting == "zero3":  # all but the output head, where it has not been released since
         assert all(rank["sharded"][role] >= 19 for rank in ranks for role in "SGT")
+
+
+@pytest.mark.parametrize("setting", ["ddp", "zero3"])
+def test_two_processes_walk_as_one_does(setting, built_op, tmp_path):
+    settings = {**SETTINGS, "windows_per_document": 2, "max_windows_per_document": 1, "max_steps": 2, "eval_steps": 2}
+    save_checkpoint(tmp_path)
+    trainer = make_trainer(str(tmp_path / "one"), 1, True, **settings)
+    trainer.train()
+    one = result(trainer)
+    train(setting, 2, tmp_path, "straight", settings={**settings, "ways": ["lora"]})
+    ranks = ranks_of(tmp_path, "lora")
+    for step, (found, expected) in enumerate(zip(ranks[0]["logged"], one["logged"], strict=True), start=1):
+        for name in (*LOGGED, "later_log_prob_gain", "window_0/log_prob_gain", "window_1/teacher_kl"):
+            assert found[name] == pytest.approx(expected[name], abs=1e-4), f"{name} at step {step}"
+    assert one["measures"][-1]["eval_windows"] == 6
+    for name in MEASURES:
+        assert ranks[0]["measures"][-1][f"eval_{name}"] == pytest.approx(one["measures"][-1][f"eval_{name}"], abs=1e-4)
+    for rank in ranks:
+        assert_same_parameters(rank, one, 1e-4)
 
 
 @pytest.mark.parametrize("way", WAYS)
