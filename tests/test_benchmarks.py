@@ -174,3 +174,68 @@ def test_the_ablation_table_pairs_windows_and_averages_seeds(tmp_path, capsys, m
         == "without_l 1 0.500 ± 0.000 0.000 ± 0.000 0.500 ± 0.100 0.400 ± 0.100 0.200 ± 0.000 0.25 0.50"
     )
     assert set(lines) == {"held-out", "base", "without_l"}
+
+
+@pytest.fixture
+def tiny_pair(make_trainer, tmp_path):
+    make_trainer(args={"output_dir": str(tmp_path / "pair")}).save_model()
+    return str(tmp_path / "pair")
+
+
+def test_compressing_is_timed_beside_reading(tiny_pair, documents, tmp_path, monkeypatch, capsys):
+    import compress
+
+    monkeypatch.setattr(compress, "wikipedia_articles", lambda: documents)
+    output = tmp_path / "rates.json"
+    argv = ["compress.py", tiny_pair, "--contexts", "5", "--batch_sizes", "1", "4", "--repeats", "1"]
+    monkeypatch.setattr(sys, "argv", [*argv, "--output", str(output)])
+    compress.main()
+    rates = json.loads(output.read_text())
+    assert set(rates) == {"1", "4"}
+    for row in rates.values():
+        assert 0 < row["overhead"] < 1
+        assert 0 < row["gist_tokens"] <= 6
+    assert "merely read" in capsys.readouterr().out
+
+
+def test_the_clock_counts_the_models_seconds_alone():
+    import time
+
+    import compress
+    import torch
+
+    class Slow(torch.nn.Linear):
+        device = torch.device("cpu")
+
+        def forward(self, x):
+            time.sleep(0.05)
+            return super().forward(x)
+
+    model = Slow(2, 2)
+    clock = compress.ForwardClock(model)
+    for _ in range(3):
+        model(torch.zeros(1, 2))
+        time.sleep(0.05)
+    clock.remove()
+    model(torch.zeros(1, 2))
+    assert clock.forwards == 3
+    assert 0.15 <= clock.seconds < 0.28, "the sleeps between forwards are not the model's"
+
+
+def test_the_long_document_lists_every_compaction(tiny_pair, documents, tmp_path, monkeypatch, capsys):
+    import long_document
+
+    monkeypatch.setattr(long_document, "wikipedia_articles", lambda: documents)
+    plot = tmp_path / "long.png"
+    argv = ["long_document.py", tiny_pair, "--tokens", "200", "--step", "50", "--new_tokens", "4", "--measure"]
+    monkeypatch.setattr(sys, "argv", [*argv, "--plot", str(plot)])
+    long_document.main()
+    lines = capsys.readouterr().out.splitlines()
+    steps = [line for line in lines if "CPU s/1k" in line]
+    assert [int(line.split()[0]) for line in steps] == [50, 100, 150, 200]
+    compactions = int(steps[-1].split()[-1])
+    listed = [line for line in lines if "→" in line]
+    # What G writes in the end may fold once more
+    assert compactions <= len(listed) <= compactions + 1
+    assert compactions >= (200 - 24) // 13
+    assert plot.stat().st_size > 1000

@@ -154,6 +154,14 @@ def _facts(run, config):
                 f"the generator also sees the last {config['last_k']}; {config['target_length']} tokens of target",
             )
         )
+    if config.get("windows_per_document", 1) > 1:
+        facts.append(
+            (
+                "walks",
+                f"{config['windows_per_document']} consecutive windows, each gist from one before it and the next chunk; "
+                f"gains in later windows discounted by {config['gist_discount']}",
+            )
+        )
     times = [log["time"] for log in run.train if is_number(log.get("time"))]
     if run.info.get("started"):
         took = f", {timedelta(seconds=round(max(times) - min(times)))} from the first to the last log" if times else ""
