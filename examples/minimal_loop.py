@@ -28,8 +28,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from trl_gist.gist_config import SUMMARIZER_PROMPT
-from trl_gist.prompts import GistPrompts, gist_from_completion
+from trl_gist.prompts import SUMMARIZER_PROMPT, GistPrompts, gist_from_completion
 
 
 X, Y, K, MAX_GIST, GISTS, DOCUMENTS = (

@@ -31,7 +31,7 @@ from peft import LoraConfig
 from tiny import FAMILIES, make_documents, make_model, make_tokenizer
 
 from trl_gist import GistConfig, GistTrainer
-from trl_gist.gist_config import SUMMARIZER_PROMPT
+from trl_gist.prompts import SUMMARIZER_PROMPT
 
 
 @pytest.fixture(scope="session")

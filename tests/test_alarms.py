@@ -31,8 +31,7 @@ from tiny import make_documents, make_model
 from transformers import TrainerCallback
 
 from trl_gist.alarms import LOG_PROB_CONTEXTS, SETTLED, WHAT_TO_DO, Alarms, RunningMean, is_degenerate
-from trl_gist.gist_config import SUMMARIZER_PROMPT
-from trl_gist.prompts import GistPrompts
+from trl_gist.prompts import SUMMARIZER_PROMPT, GistPrompts
 from trl_gist.scoring import GistScorer, TargetScorer
 
 

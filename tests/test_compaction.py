@@ -26,7 +26,7 @@ from transformers import AutoModelForCausalLM
 
 from trl_gist import GistCompactor, GistConfig, GistTrainer
 from trl_gist.compaction import Gist
-from trl_gist.gist_config import SUMMARIZER_PROMPT
+from trl_gist.prompts import SUMMARIZER_PROMPT
 from trl_gist.roles import base_of, storage_pointers
 
 

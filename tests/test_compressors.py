@@ -54,8 +54,7 @@ from trl_gist.evaluation.compressors import (
 from trl_gist.evaluation.compressors.base import split_words
 from trl_gist.evaluation.compressors.zero_shot import PROMPT
 from trl_gist.extractive import ExtractiveSummarizer, TokenRarity
-from trl_gist.gist_config import SUMMARIZER_PROMPT_WITH_TAIL
-from trl_gist.prompts import GistPrompts
+from trl_gist.prompts import SUMMARIZER_PROMPT_WITH_TAIL, GistPrompts
 from trl_gist.scoring import GistScorer, TargetScorer
 
 

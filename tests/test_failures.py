@@ -21,7 +21,7 @@ from peft import LoraConfig
 from tiny import make_model
 from transformers import TrainerCallback
 
-from trl_gist.gist_config import DISTILLATION_LOSSES
+from trl_gist.config_checks import DISTILLATION_LOSSES
 
 
 both_ways = pytest.mark.parametrize("with_lora", [True, False], ids=["lora", "full"])

@@ -53,7 +53,7 @@ def make_trainer(directory, name, way, **args):
     from peft import LoraConfig
 
     from trl_gist import GistConfig, GistTrainer
-    from trl_gist.gist_config import SUMMARIZER_PROMPT
+    from trl_gist.prompts import SUMMARIZER_PROMPT
 
     return GistTrainer(
         model=BASE,

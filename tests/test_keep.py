@@ -24,9 +24,9 @@ from tiny import FAMILIES, PARAGRAPH, make_documents, make_model
 from trl_gist import GistCompactor
 from trl_gist.certify import _draw, expected_kls, full_context_reader
 from trl_gist.evaluation.patterns import gist_patterns
-from trl_gist.gist_config import GENERATOR_PROMPT, SUMMARIZER_PROMPT
 from trl_gist.keep import SEPARATOR, find_spans, parse_keep, with_spans
 from trl_gist.pair import PairConfig
+from trl_gist.prompts import GENERATOR_PROMPT, SUMMARIZER_PROMPT
 
 
 LAST_K = 8

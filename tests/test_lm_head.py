@@ -22,7 +22,7 @@ import torch
 from tiny import make_model
 
 from trl_gist import lm_head
-from trl_gist.gist_config import DISTILLATION_LOSSES
+from trl_gist.config_checks import DISTILLATION_LOSSES
 from trl_gist.lm_head import output_logits, target_scores, token_log_probs
 
 

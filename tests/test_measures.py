@@ -25,8 +25,7 @@ from tiny import make_model
 
 from trl_gist.evaluation import add_controls, standard_error, summarize
 from trl_gist.evaluation.measures import CONTROLS, other_documents, ratio_and_error
-from trl_gist.gist_config import SUMMARIZER_PROMPT
-from trl_gist.prompts import GistPrompts
+from trl_gist.prompts import SUMMARIZER_PROMPT, GistPrompts
 from trl_gist.scoring import GistScorer, TargetScorer
 
 

@@ -20,8 +20,7 @@ import pytest
 from tiny import PARAGRAPH, make_tokenizer
 
 from trl_gist import GistCompactor
-from trl_gist.gist_config import SUMMARIZER_PROMPT
-from trl_gist.prompts import GistPrompts, gist_from_completion
+from trl_gist.prompts import SUMMARIZER_PROMPT, GistPrompts, gist_from_completion
 
 
 PAD, BOS, EOS, IM_START, IM_END = range(5)

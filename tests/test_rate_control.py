@@ -24,7 +24,7 @@ from tiny import make_documents
 
 from trl_gist import GistCompactor, length_penalty, log_prob_gain, run_log
 from trl_gist.checkpoints import LENGTH_PENALTY_FILE
-from trl_gist.gist_config import SUMMARIZER_PROMPT_WITH_TAIL
+from trl_gist.prompts import SUMMARIZER_PROMPT_WITH_TAIL
 from trl_gist.rate_control import LengthPenalty
 
 

@@ -30,7 +30,7 @@ from torch.func import functional_call
 from transformers import TrainerCallback
 
 from trl_gist import length_penalty, log_prob_gain
-from trl_gist.gist_config import DISTILLATION_LOSSES
+from trl_gist.config_checks import DISTILLATION_LOSSES
 
 
 TOLERANCE = 1e-6

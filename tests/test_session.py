@@ -24,9 +24,8 @@ from tiny import PARAGRAPH, make_model, make_tokenizer
 from transformers import TextIteratorStreamer, TextStreamer
 
 from trl_gist import GistCompactor
-from trl_gist.gist_config import SUMMARIZER_PROMPT
 from trl_gist.pair import PairConfig
-from trl_gist.prompts import GENERATOR_PROMPT
+from trl_gist.prompts import GENERATOR_PROMPT, SUMMARIZER_PROMPT
 from trl_gist.session import Session
 
 

@@ -12,24 +12,13 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-import re
 from dataclasses import dataclass, field
 
 import torch
 from trl import GRPOConfig
 
-from .prompts import GENERATOR_PROMPT, PLACEHOLDERS
-
-
-ADVANTAGES = ("group", "reward", "best")
-EXTRACTIVE_RULES = ("tail", "tf_idf", "surprisal", "mixed")
-DISTILLATION_LOSSES = ("forward_kl", "reverse_kl", "jsd", "cross_entropy")
-SUMMARIZER_PROMPT = (
-    "Compress the text below into a short gist that lets someone who sees only the gist predict how the text goes on. "
-    "Keep names, numbers and key terms. Write no full sentences.\n\n{context}\n\nGist:"
-)
-# The default. Measured against the plain one, and with a cold start, in docs/ABLATION.md
-SUMMARIZER_PROMPT_WITH_TAIL = SUMMARIZER_PROMPT.replace("{context}", "{before_last_k}\n\nIts end:\n{tail}")
+from .config_checks import check_config
+from .prompts import GENERATOR_PROMPT, SUMMARIZER_PROMPT_WITH_TAIL
 
 
 @dataclass
@@ -318,117 +307,7 @@ class GistConfig(GRPOConfig):
         if not torch.accelerator.is_available():
             self.use_cpu = True  # TRL's default of bf16=True is refused on a machine without one unless it is said
         super().__post_init__()
-        for name in (
-            "context_length",
-            "target_length",
-            "last_k",
-            "max_completion_length",
-            "score_batch_size",
-            "gist_samples",
-            "windows_per_document",
-        ):
-            if getattr(self, name) < 1:
-                raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
-        for name in ("window_stride", "max_windows_per_document", "gist_samples_steps"):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise ValueError(f"`{name}` must be at least 1 or None, got {getattr(self, name)}.")
-        if self.last_k > self.context_length:
-            raise ValueError(
-                f"`last_k` ({self.last_k}) must not exceed `context_length` ({self.context_length}): the last tokens "
-                "are taken from the context. Lower `last_k` or raise `context_length`."
-            )
-        if self.cold_start_steps < 0:
-            raise ValueError(f"`cold_start_steps` must be at least 0, got {self.cold_start_steps}.")
-        for name, choices in (
-            ("advantage", ADVANTAGES),
-            ("cold_start_gists", EXTRACTIVE_RULES),
-            ("distillation_loss", DISTILLATION_LOSSES),
-        ):
-            if getattr(self, name) not in choices:
-                raise ValueError(f"`{name}` must be one of {choices}, got {getattr(self, name)!r}.")
-        self._validate_rate()
-        for name in ("gist_dropout", "gist_discount"):
-            if not 0.0 <= getattr(self, name) <= 1.0:
-                raise ValueError(f"`{name}` must be in [0, 1], got {getattr(self, name)}.")
-        if not self.disable_dropout:
-            raise ValueError(
-                "`disable_dropout` must be True: gists are sampled and scored in train mode, so dropout would make "
-                "the policy that samples differ from the policy that is trained."
-            )
-        if self.repetition_penalty != 1.0:
-            raise ValueError(
-                f"`repetition_penalty` must be 1.0, got {self.repetition_penalty}: the policy is trained on its plain "
-                "log-probs, and a saved pair writes gists without a penalty."
-            )
-        for name in ("num_beams", "num_return_sequences", "n"):  # the last is vLLM's name for it
-            if (self.generation_kwargs or {}).get(name, 1) != 1:
-                raise ValueError(
-                    f"`generation_kwargs` must not set `{name}`: gists are sampled, `num_generations` of each context."
-                )
-        if self.enable_jit_checkpoint:
-            raise ValueError(
-                "`enable_jit_checkpoint` saves in the middle of a step, when the generator is a step ahead of the "
-                "summarizer. Leave it out: `trl-gist train` saves on SIGTERM by itself, and a script does with "
-                "`trl_gist.SaveOnSignal`."
-            )
-        self._validate_prompt()
-        self._validate_rollouts()
-
-    def _validate_rate(self):
-        targets = ("target_gist_length", "max_teacher_kl")
-        for name in (*targets, "length_penalty_learning_rate", "cold_start_learning_rate"):
-            if getattr(self, name) is not None and not getattr(self, name) > 0:
-                raise ValueError(f"`{name}` must be above 0, got {getattr(self, name)}.")
-        if self.length_penalty_learning_rate is None:
-            self.length_penalty_learning_rate = 2e-3 if self.max_teacher_kl is None else 4e-4
-        if all(getattr(self, name) is not None for name in targets):
-            raise ValueError("Set one of `target_gist_length` and `max_teacher_kl`: one λ holds one constraint.")
-        if self.target_gist_length is not None and self.target_gist_length >= self.max_completion_length:
-            raise ValueError(
-                f"`target_gist_length` ({self.target_gist_length}) must be below `max_completion_length` "
-                f"({self.max_completion_length}): no price is needed to stay within it."
-            )
-        if self.gist_length_range is None:
-            if "{budget}" in self.summarizer_prompt:
-                raise ValueError("`summarizer_prompt` states a '{budget}': set `gist_length_range`, to draw it from.")
-            return
-        if self.target_gist_length is not None:
-            raise ValueError("Set one of `gist_length_range` and `target_gist_length`: both say how long gists are.")
-        least, greatest = self.gist_length_range
-        if not 1 <= least <= greatest or greatest != self.max_completion_length:
-            raise ValueError(
-                f"`gist_length_range` ({least}, {greatest}) must ascend from at least 1 to `max_completion_length` "
-                f"({self.max_completion_length})."
-            )
-        if self.summarizer_prompt in (SUMMARIZER_PROMPT, SUMMARIZER_PROMPT_WITH_TAIL):
-            self.summarizer_prompt = self.summarizer_prompt.replace("Gist:", "Gist of at most {budget} tokens:")
-        if "{budget}" not in self.summarizer_prompt:
-            raise ValueError(
-                "`gist_length_range` is set: `summarizer_prompt` must contain '{budget}', for S to see it."
-            )
-
-    def _validate_prompt(self):
-        if ("{context}" in self.summarizer_prompt) + ("{before_last_k}" in self.summarizer_prompt) != 1:
-            raise ValueError(
-                "`summarizer_prompt` must contain '{context}', where the context's tokens go, or '{before_last_k}', for "
-                "those that the generator does not see by itself."
-            )
-        if re.findall("{gist}|{last_k}", self.generator_prompt) != ["{gist}", "{last_k}"]:
-            raise ValueError(
-                "`generator_prompt` must contain '{gist}' once and, after it, '{last_k}' once, where their tokens go; got "
-                f"{self.generator_prompt!r}."
-            )
-        for name in PLACEHOLDERS:
-            if self.summarizer_prompt.count(f"{{{name}}}") > 1:
-                raise ValueError(f"`summarizer_prompt` must contain '{{{name}}}' once at most.")
-        # A bare name in single braces was meant to be replaced; JSON and doubled braces were not
-        for name in re.findall(r"{([A-Za-z_]\w*)}(?!})", self.summarizer_prompt):
-            if name not in PLACEHOLDERS:
-                raise ValueError(
-                    f"`summarizer_prompt` has '{{{name}}}', which stands for nothing: only '{{context}}', "
-                    f"'{{before_last_k}}', '{{tail}}', '{{last_k}}' and '{{budget}}' are replaced. If the braces are "
-                    f"meant as text, write '{{ {name} }}'."
-                )
+        check_config(self)
 
     @property
     def tail_length(self) -> int:
@@ -439,31 +318,3 @@ class GistConfig(GRPOConfig):
     def steps_per_rollout(self) -> int:
         """Optimizer steps of the summarizer on one rollout; at least 1."""
         return max(1, self.steps_per_generation * self.num_iterations // self.gradient_accumulation_steps)
-
-    def _validate_rollouts(self):
-        per_device = self.per_device_train_batch_size * self.steps_per_generation
-        if per_device % self.num_generations != 0:
-            raise ValueError(
-                f"`per_device_train_batch_size` × `steps_per_generation` ({self.per_device_train_batch_size} × "
-                f"{self.steps_per_generation} = {per_device}) must be divisible by `num_generations` "
-                f"({self.num_generations}), so that all gists of a context are scored on one device."
-            )
-        # One rollout is `micro_steps` forward-backward passes, and the generator steps once per rollout. A checkpoint
-        # holds no half-used rollout, so it must fall between two.
-        micro_steps = self.steps_per_generation * self.num_iterations
-        if micro_steps % self.gradient_accumulation_steps != 0 and self.gradient_accumulation_steps % micro_steps != 0:
-            raise ValueError(
-                f"`steps_per_generation` × `num_iterations` ({micro_steps}) and `gradient_accumulation_steps` "
-                f"({self.gradient_accumulation_steps}) must divide one another, so that a rollout ends with an "
-                "optimizer step."
-            )
-        steps_per_rollout = self.steps_per_rollout
-        saving = {"steps": ("save_steps", "max_steps"), "best": ("eval_steps",)}.get(self.save_strategy, ())
-        for name in saving if steps_per_rollout > 1 else ():
-            value = getattr(self, name)
-            if value is not None and value > 0 and value % steps_per_rollout != 0:
-                raise ValueError(
-                    f"`{name}` ({value}) must be a multiple of the {steps_per_rollout} optimizer steps of one rollout "
-                    "(`steps_per_generation` × `num_iterations` / `gradient_accumulation_steps`), so that no "
-                    "checkpoint falls inside a rollout."
-                )

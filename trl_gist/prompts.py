@@ -29,6 +29,13 @@ PLACEHOLDERS = {
     "budget": "\ue004",
 }
 
+SUMMARIZER_PROMPT = (
+    "Compress the text below into a short gist that lets someone who sees only the gist predict how the text goes on. "
+    "Keep names, numbers and key terms. Write no full sentences.\n\n{context}\n\nGist:"
+)
+# The default. Measured against the plain one, and with a cold start, in docs/ABLATION.md
+SUMMARIZER_PROMPT_WITH_TAIL = SUMMARIZER_PROMPT.replace("{context}", "{before_last_k}\n\nIts end:\n{tail}")
+
 # L comes last, so that the target goes on where it ends, as in any text. The original's prompt puts a word between them,
 # and a target that goes on in the middle of a word, or of a sentence, then costs G far more than a gist can buy
 GENERATOR_PROMPT = "GIST:{gist}\nLAST K TOKENS:{last_k}"

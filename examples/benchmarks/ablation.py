@@ -45,8 +45,7 @@ from short_run import quiet_console
 from trl_gist import length_penalty, log_prob_gain
 from trl_gist.evaluation import standard_error
 from trl_gist.extractive import ExtractiveSummarizer
-from trl_gist.gist_config import SUMMARIZER_PROMPT
-from trl_gist.prompts import ORIGINAL_GENERATOR_PROMPT
+from trl_gist.prompts import ORIGINAL_GENERATOR_PROMPT, SUMMARIZER_PROMPT
 
 
 WITHOUT_L = SUMMARIZER_PROMPT.replace("{context}", "{before_last_k}")

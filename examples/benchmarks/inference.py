@@ -49,8 +49,8 @@ from transformers.generation import BaseStreamer
 from transformers.utils import logging
 
 from trl_gist import GistCompactor, __version__
-from trl_gist.gist_config import SUMMARIZER_PROMPT
 from trl_gist.pair import PairConfig
+from trl_gist.prompts import SUMMARIZER_PROMPT
 from trl_gist.roles import clone_with_shared_parameters
 
 

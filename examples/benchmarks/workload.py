@@ -29,8 +29,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import GRPOConfig, GRPOTrainer
 
 from trl_gist import GistConfig, GistTrainer
-from trl_gist.gist_config import SUMMARIZER_PROMPT
-from trl_gist.prompts import GistPrompts, gist_from_completion
+from trl_gist.prompts import SUMMARIZER_PROMPT, GistPrompts, gist_from_completion
 
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
