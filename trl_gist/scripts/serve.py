@@ -52,7 +52,8 @@ def serve(args: argparse.Namespace, load: Callable[[argparse.Namespace], GistCom
     names = ("max_body_bytes", "max_context_tokens", "max_new_tokens", "max_requests", "request_seconds")
     config = ServingConfig(**{name: getattr(args, name) for name in (*names, "window", "chat_window", "recursion")})
     address = bind(args.host, args.port)  # before the minutes that a pair may take to load
-    app = make_app(load(args), args.served_name or Path(args.pair).name, config, api_key)
+    name = args.served_name or Path(args.pair).name
+    app = make_app(load(args), name, config, api_key)
     server = uvicorn.Server(
         uvicorn.Config(
             app,
@@ -64,6 +65,10 @@ def serve(args: argparse.Namespace, load: Callable[[argparse.Namespace], GistCom
     )
     # uvicorn (0.54) raises the signal that ended it once more, and to have ended as asked is no failure
     signal.signal(signal.SIGTERM, lambda number, frame: None)
+    address.listen(server.config.backlog)
+    # uvicorn (0.54) says where it is only of a socket of its own
+    host, port = address.getsockname()[:2]
+    print(f"Serving {name} at http://{f'[{host}]' if ':' in host else host}:{port}/v1", flush=True)
     server.run(sockets=[address])
 
 

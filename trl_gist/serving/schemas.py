@@ -20,7 +20,7 @@ that it does not, since clients send them unasked. Any other field is refused ra
 import json
 from typing import Annotated, Literal, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
 
 from .errors import ApiError
 
@@ -153,6 +153,12 @@ class ChatRequest(Generation):
     functions: Nothing = None
     top_logprobs: Nothing = None
 
+    @model_validator(mode="after")
+    def _one_length(self):
+        if self.max_tokens is not None and self.max_completion_tokens is not None:
+            raise ValueError("`max_tokens` and `max_completion_tokens` mean the same: leave one of the two out")
+        return self
+
     @property
     def new_tokens(self) -> int | None:
         return self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
@@ -228,7 +234,8 @@ def parse(body: bytes, schema: type[Request]) -> Request:
             raise ApiError(
                 400, f"Unrecognized request argument supplied: {name}.", "unknown_parameter", name
             ) from error
-        raise ApiError(400, f"`{param or 'The body'}`: {_short(first['msg'])}.", param=param) from error
+        what = "The body" if param is None else f"`{param}`"
+        raise ApiError(400, f"{what}: {_short(first['msg'])}.", param=param) from error
 
 
 def _field_names(schema):
