@@ -27,6 +27,8 @@ from serving_run import NAME, metrics_of, running, slowed, until
 from test_session import make_compactor
 from tiny import PARAGRAPH
 
+from trl_gist import GistCompactor
+
 
 SHORT = "In 1854 the physician John Snow marked on a map"
 LONG = PARAGRAPH * 3
@@ -102,13 +104,13 @@ def test_a_long_prompt_is_compacted_as_in_a_session_and_the_answer_says_so(clien
     read = len(session.token_ids)
     expected = session.generate(60)
     prompts = []
-    generate = compactor._generate
+    generate = GistCompactor._generate
 
-    def record(role, given, **kwargs):
+    def record(self, role, given, **kwargs):
         prompts.append((role, max(map(len, given))))
-        return generate(role, given, **kwargs)
+        return generate(self, role, given, **kwargs)
 
-    monkeypatch.setattr(compactor, "_generate", record)
+    monkeypatch.setattr(GistCompactor, "_generate", record)
     completion = client.completions.create(prompt=LONG, max_tokens=60, **GREEDY)
     assert completion.choices[0].text == expected.text
     assert completion.gist == {
@@ -149,6 +151,31 @@ def test_a_long_chat_is_compacted_by_turns_and_the_answer_says_so(client, compac
     assert answer.gist["tokens_out"] == length(compactor, chat.gist) < answer.gist["tokens_in"]
     same = client.chat.completions.create(messages=chat.messages, max_tokens=8, **GREEDY)
     assert same.choices[0].message.content == answer.choices[0].message.content and same.gist is None
+
+
+def test_a_history_that_grew_is_compacted_from_where_it_was(compactor):
+    written = []
+    hook = compactor.summarizer.lm_head.register_forward_hook(
+        lambda head, inputs, logits_NTV: written.append(logits_NTV.shape[0])
+    )
+
+    def tokens_for(ask):
+        written.clear()
+        ask()
+        return sum(written)
+
+    def complete(text):
+        return lambda: client.completions.create(prompt=text, max_tokens=1, **GREEDY)
+
+    def chat(turns):
+        return lambda: client.chat.completions.create(messages=long_chat(turns), max_tokens=1, **GREEDY)
+
+    with running(compactor) as url, client_of(url) as client:
+        first, again, grown = (tokens_for(complete(text)) for text in (LONG, LONG, LONG + PARAGRAPH[:200]))
+        assert again == 0 < grown < first / 3
+        first, again, grown = (tokens_for(chat(turns)) for turns in (14, 14, 15))
+        assert again == 0 < grown < first / 2
+    hook.remove()
 
 
 def test_streams_say_the_same_piece_by_piece(client):

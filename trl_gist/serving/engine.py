@@ -21,6 +21,7 @@ import torch
 from ..chat import ChatTooLong, as_text
 from ..compaction import GistCompactor
 from ..generation import TokenTee, end_token_ids
+from .compactor import ServedCompactor
 from .config import ServingConfig
 from .errors import ApiError, ContextTooLong
 from .schemas import ChatRequest, CompletionRequest, CompressRequest, Generation, as_list
@@ -28,7 +29,6 @@ from .text_stream import StopReached, TextStream
 
 
 Emit = Callable[[str], None]
-BATCH_SIZE = 8  # that of the compactor
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ class Engine:
     """
 
     def __init__(self, compactor: GistCompactor, config: ServingConfig):
-        self.compactor = compactor
+        self.compactor = ServedCompactor(compactor)
         self.config = config
 
     def complete(self, request: CompletionRequest, emit: Emit) -> Answer:
@@ -171,11 +171,8 @@ class Engine:
         length = self.compactor.pair.context_length
         places = [(index, start) for index, text in enumerate(ids) for start in range(0, len(text), length)]
         contexts = [ids[index][start : start + length] for index, start in places]
-        gists = []
         try:
-            for start in range(0, len(contexts), BATCH_SIZE):
-                batch = contexts[start : start + BATCH_SIZE]
-                gists += self.compactor.compress_batch(batch, request.budget, keep=keep, certify=bool(request.certify))
+            gists = self.compactor.compress_batch(contexts, request.budget, keep=keep, certify=bool(request.certify))
         except ValueError as error:
             raise ApiError(400, str(error)) from error
         data = [
