@@ -153,6 +153,15 @@ def test_a_long_chat_is_compacted_by_turns_and_the_answer_says_so(client, compac
     assert same.choices[0].message.content == answer.choices[0].message.content and same.gist is None
 
 
+def test_a_chat_keeps_what_it_is_asked_to_keep(client, compactor):
+    messages = long_chat(12)
+    chat = compactor.compact_messages(messages, 150, keep=["Soho"])
+    answer = client.chat.completions.create(messages=messages, max_tokens=1, extra_body={"keep": ["Soho"]}, **GREEDY)
+    plain = client.chat.completions.create(messages=messages, max_tokens=1, **GREEDY)
+    assert answer.gist["text"] == chat.gist != plain.gist["text"]
+    assert "Soho" in chat.gist and chat.kept == ["Soho"]
+
+
 def test_a_history_that_grew_is_compacted_from_where_it_was(compactor):
     written = []
     hook = compactor.summarizer.lm_head.register_forward_hook(

@@ -13,7 +13,6 @@
 # limitations under the License.
 
 import hashlib
-from array import array
 from collections import OrderedDict
 
 from ..compaction import GistCompactor
@@ -51,9 +50,9 @@ class ServedCompactor(GistCompactor):
 
     def _write_gists(self, contexts_ids, last_k_ids, budget, do_sample, requests, certify):
         settings = (budget, do_sample, requests, certify)
-        if do_sample or requests or certify:
+        if do_sample or certify:
             return super()._write_gists(contexts_ids, last_k_ids, *settings)
-        keys = [_key(*ids, budget) for ids in zip(contexts_ids, last_k_ids, strict=True)]
+        keys = [_key(*ids, budget, requests) for ids in zip(contexts_ids, last_k_ids, strict=True)]
         new = [row for row, key in enumerate(keys) if key not in self.gists]
         known = {key: self.gists[key] for key in keys if key in self.gists}
         if new:
@@ -69,6 +68,5 @@ class ServedCompactor(GistCompactor):
         return [known[key] for key in keys]
 
 
-def _key(context_ids, last_k_ids, budget):
-    ids = array("q", [-1 if budget is None else budget, len(context_ids), *context_ids, *last_k_ids])
-    return hashlib.sha256(ids.tobytes()).digest()
+def _key(*parts):
+    return hashlib.sha256(repr(parts).encode()).digest()

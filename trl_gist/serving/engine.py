@@ -121,7 +121,7 @@ class Engine:
         messages = [message.as_dict() for message in request.messages]
         self._check_context(self._count(as_text(messages)), "messages")
         try:
-            chat = compactor.compact_messages(messages, self.config.chat_window)
+            chat = compactor.compact_messages(messages, self.config.chat_window, request.keep)
         except ChatTooLong as error:
             raise ContextTooLong(
                 f"The system prompt and the last turn, which are not compacted, leave no room in the {self.config.chat_window} "
@@ -155,12 +155,6 @@ class Engine:
 
     def compress(self, request: CompressRequest, emit: Emit) -> Compressed:
         """The contexts of all texts, in batches; a text of more than one context has as many gists."""
-        keep = [request.keep] if isinstance(request.keep, str) else request.keep
-        if any(what.startswith("regex:") for what in keep or []):
-            # Matching can take exponential time, holds the interpreter's lock and cannot be interrupted
-            raise ApiError(
-                400, "`keep` takes no patterns here: name what is to be kept, or use the library.", None, "keep"
-            )
         if request.budget is not None and request.budget > self.config.max_new_tokens:
             raise ApiError(400, f"`budget` is at most {self.config.max_new_tokens} tokens here.", None, "budget")
         texts = as_list(request.input)
@@ -172,7 +166,9 @@ class Engine:
         places = [(index, start) for index, text in enumerate(ids) for start in range(0, len(text), length)]
         contexts = [ids[index][start : start + length] for index, start in places]
         try:
-            gists = self.compactor.compress_batch(contexts, request.budget, keep=keep, certify=bool(request.certify))
+            gists = self.compactor.compress_batch(
+                contexts, request.budget, keep=request.keep, certify=bool(request.certify)
+            )
         except ValueError as error:
             raise ApiError(400, str(error)) from error
         data = [

@@ -32,9 +32,16 @@ def _nothing(value):
 
 
 def _temperature(value):
-    if value is not None and 0 < value < 0.01:
+    if 0 < value < 0.01:
         raise ValueError("must be 0, which takes the likeliest tokens, or at least 0.01")
     return value
+
+
+def _no_pattern(keep):
+    # Matching can take exponential time, holds the interpreter's lock and cannot be interrupted
+    if any(what.startswith("regex:") for what in ([keep] if isinstance(keep, str) else keep)):
+        raise ValueError("patterns are not matched for clients: name what is to be kept")
+    return keep
 
 
 One = Annotated[int, Field(ge=1, le=1)]
@@ -43,6 +50,7 @@ Nothing = Annotated[bool | int | float | dict | list | str | None, AfterValidato
 Seed = Annotated[int, Field(ge=-(2**63), lt=2**63)]
 NonEmpty = Annotated[str, Field(min_length=1)]
 Tokens = Annotated[int, Field(ge=1)]
+Keep = Annotated[NonEmpty | list[NonEmpty], AfterValidator(_no_pattern)]
 Stop = NonEmpty | Annotated[list[NonEmpty], Field(max_length=4)]
 
 
@@ -152,6 +160,7 @@ class ChatRequest(Generation):
     parallel_tool_calls: bool | None = None
     functions: Nothing = None
     top_logprobs: Nothing = None
+    keep: Keep | None = None  # this server's own: what the gist of the older turns must have
 
     @model_validator(mode="after")
     def _one_length(self):
@@ -196,7 +205,7 @@ class CompressRequest(Strict):
     input: Texts
     model: str | None = None
     budget: Tokens | None = None
-    keep: NonEmpty | list[NonEmpty] | None = None
+    keep: Keep | None = None
     certify: bool | None = None
 
 
