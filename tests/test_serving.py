@@ -23,9 +23,10 @@ from concurrent.futures import ThreadPoolExecutor
 import httpx
 import openai
 import pytest
+from peft import LoraConfig, get_peft_model
 from serving_run import NAME, metrics_of, running, slowed, until
 from test_session import make_compactor
-from tiny import PARAGRAPH
+from tiny import PARAGRAPH, make_model
 
 from trl_gist import GistCompactor
 
@@ -403,6 +404,32 @@ def test_a_model_that_fails_is_a_500_without_a_trace_and_the_server_goes_on(clie
     assert "Traceback" not in str(caught.value.body) and "numbers" not in caught.value.body["message"]
     assert "logits are not numbers" in caplog.text and "Traceback" in caplog.text
     assert client.completions.create(prompt=SHORT, max_tokens=3, **GREEDY).usage.completion_tokens == 3
+
+
+def test_adapters_are_watched_as_well(compactor):
+    tokenizer = compactor.tokenizer
+    halves = [
+        get_peft_model(make_model(tokenizer, seed), LoraConfig(r=2, target_modules="all-linear")).eval()
+        for seed in (1, 2)
+    ]
+    with running(GistCompactor(*halves, tokenizer, compactor.pair)) as url, client_of(url) as client:
+        assert client.completions.create(prompt=LONG, max_tokens=3, **GREEDY).gist["compactions"] > 3
+        for half, prompt in zip(halves, (LONG[1:], "a"), strict=True):
+            next(half.parameters()).data.fill_(float("nan"))
+            with pytest.raises(openai.InternalServerError):
+                client.completions.create(prompt=prompt, max_tokens=3, **GREEDY)
+
+
+def test_one_servers_clients_do_not_stop_anothers(compactor):
+    with running(compactor) as one, running(compactor) as other, slowed(compactor.generator, 0.01):
+        with client_of(other) as client, ThreadPoolExecutor(1) as pool:
+            answers = pool.submit(
+                lambda: [client.completions.create(prompt=SHORT, max_tokens=10, **GREEDY) for _ in range(10)]
+            )
+            while not answers.done():
+                with pytest.raises(httpx.ReadTimeout):
+                    httpx.post(f"{one}/v1/completions", json={"prompt": SHORT, "max_tokens": 60}, timeout=0.1)
+            assert len({answer.choices[0].text for answer in answers.result()}) == 1
 
 
 def test_a_failure_in_mid_stream_ends_it_with_an_error(client, compactor):

@@ -14,6 +14,7 @@
 
 """`trl-gist serve` as a process, and the rooms that need no socket."""
 
+import importlib.util
 import os
 import random
 import re
@@ -72,7 +73,9 @@ def test_a_server_answers_finishes_what_it_began_at_sigterm_and_exits_with_0(pai
         url = re.fullmatch(r"Serving my-pair at (http://127\.0\.0\.1:\d+)/v1\n", line)[1]
         assert httpx.get(f"{url}/health").status_code == 200
         client = openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)
-        stream = client.completions.create(model="my-pair", prompt="John Snow", max_tokens=300, stream=True)
+        stream = client.completions.create(
+            model="my-pair", prompt="John Snow", max_tokens=300, temperature=0, stream=True
+        )
         first = next(stream)
         process.send_signal(signal.SIGTERM)
         chunks = [first, *stream]
@@ -105,6 +108,12 @@ def test_keys_come_from_a_file_or_the_environment(tmp_path, monkeypatch):
         (tmp_path / "key").write_text(content)
         with pytest.raises(ValueError, match="key holds no API key"):
             read_api_key(str(tmp_path / "key"))
+
+
+def test_without_its_packages_it_says_what_to_install(capsys, monkeypatch):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "uvicorn" else find(name))
+    assert 'uvicorn: missing, which the server needs: pip install "trl_gist[serve]"' in refusal(capsys, "no-pair")
 
 
 def test_an_address_that_is_taken_is_said_before_the_pair_is_loaded(capsys, monkeypatch):

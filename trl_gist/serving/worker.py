@@ -18,7 +18,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 
 from ..compaction import GistCompactor
 from .errors import ApiError
@@ -144,8 +144,7 @@ class Worker:
         started = time.perf_counter()
         try:
             # Who else uses the models has to wait, so that the hook is called for this job only
-            with self.lock:
-                self.job = job
+            with self.lock, self._current(job):
                 job.put(work(job.put))
         except Stopped:
             logger.info("A request was given up after %.1f s.", time.perf_counter() - started)
@@ -154,5 +153,11 @@ class Worker:
         except Exception:
             logger.exception("A request failed.")
             job.put(ApiError(500, "The server failed on this request; its log says why.", "internal_error"))
+
+    @contextmanager
+    def _current(self, job):
+        self.job = job
+        try:
+            yield
         finally:
             self.job = None
