@@ -283,10 +283,9 @@ def test_concurrent_requests_get_what_they_get_alone(client):
 
 def test_health_answers_while_the_models_are_busy(url, compactor):
     with slowed(compactor.generator, 0.05), ThreadPoolExecutor(1) as pool, client_of(url) as client:
-        busy = pool.submit(client.completions.create, prompt=SHORT, max_tokens=30, **GREEDY)
-        started = time.monotonic()
-        assert httpx.get(f"{url}/health").json() == {"status": "ok"}
-        assert time.monotonic() - started < 0.5 and not busy.done()
+        busy = pool.submit(client.completions.create, prompt=SHORT, max_tokens=60, **GREEDY)
+        until(lambda: in_flight(url) == 1)
+        assert httpx.get(f"{url}/health").json() == {"status": "ok"} and not busy.done()
 
 
 def test_what_is_more_than_the_places_is_told_to_come_again(compactor):
@@ -343,7 +342,7 @@ def test_a_client_that_leaves_stops_the_summarizer_as_well(compactor):
 
 
 def test_a_request_may_take_so_long_and_no_longer(compactor):
-    with running(compactor, request_seconds=0.5) as url, client_of(url) as client, slowed(compactor.generator, 0.05):
+    with running(compactor, request_seconds=1) as url, client_of(url) as client, slowed(compactor.generator, 0.05):
         with pytest.raises(openai.InternalServerError) as caught:
             client.completions.create(prompt=SHORT, max_tokens=60, **GREEDY)
         assert caught.value.status_code == 504
@@ -483,5 +482,5 @@ def test_closing_the_server_ends_what_runs_and_leaves_the_models_as_they_were(co
 
     hooks = len(compactor.generator.lm_head._forward_hooks)
     with slowed(compactor.generator, 0.05):
-        assert asyncio.run(close_while_busy()) < 1
+        assert asyncio.run(close_while_busy()) < 5
     assert len(compactor.generator.lm_head._forward_hooks) == hooks

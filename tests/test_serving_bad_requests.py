@@ -55,6 +55,7 @@ UNSUPPORTED = {
         ("response_format", {"type": "json_object"}),
     ],
 }
+HEAD = "POST /v1/completions HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\nContent-Length: 100\r\n\r\n"
 JSON = {"Content-Type": "application/json"}
 
 
@@ -321,12 +322,19 @@ def test_a_message_that_is_wrong_is_named(url):
 
 
 def test_a_client_that_leaves_in_the_middle_of_its_body_holds_no_place(url):
-    head = "POST /v1/completions HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\nContent-Length: 100\r\n\r\n"
     for _ in range(20):
         with socket.create_connection(("127.0.0.1", int(url.rsplit(":", 1)[1]))) as connection:
-            connection.sendall(head.encode() + b'{"prompt": "a')
+            connection.sendall(HEAD.encode() + b'{"prompt": "a')
     assert httpx.post(f"{url}/v1/completions", json={"prompt": "a", "max_tokens": 1}).status_code == 200
     until(lambda: metrics_of(httpx.get(f"{url}/metrics").text)[("trl_gist_requests_in_flight",)] == 0)
+
+
+def test_a_body_that_trickles_in_holds_a_place_for_a_time_only():
+    with running(make_compactor(), request_seconds=0.3) as url:
+        with socket.create_connection(("127.0.0.1", int(url.rsplit(":", 1)[1])), timeout=10) as connection:
+            connection.sendall(HEAD.encode() + b'{"prompt": "a')
+            assert connection.recv(1000).startswith(b"HTTP/1.1 408 ")
+        until(lambda: metrics_of(httpx.get(f"{url}/metrics").text)[("trl_gist_requests_in_flight",)] == 0)
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -30,7 +31,7 @@ NEW_TOKENS = 90
 
 # Says each token that G writes and each forward of S, so that it can be killed at one of them
 VICTIM = """
-import sys, time
+import sys
 from test_session_kill import NEW_TOKENS, Teller, open_session
 from test_session import make_compactor
 
@@ -46,6 +47,7 @@ class Teller:
     @staticmethod
     def say(what):
         print(what, flush=True)
+        time.sleep(0.01)  # in which it can be killed
 
     def put(self, value):
         if value.numel():

@@ -37,6 +37,8 @@ from .worker import Disconnected, Job, Worker
 
 
 MODEL_ROUTES = ("/v1/chat/completions", "/v1/completions", "/v1/compress")
+# A body that trickles in holds a place that another request could have
+BODY_SECONDS = 30
 OTHER_ROUTES = ("/v1/models", "/health", "/metrics")
 
 
@@ -119,7 +121,7 @@ class Server:
         if int(length) > most:
             raise too_large
         try:
-            async with asyncio.timeout(self.config.request_seconds):
+            async with asyncio.timeout(min(BODY_SECONDS, self.config.request_seconds)):
                 async for piece in request.stream():
                     body += piece
                     if len(body) > most:
