@@ -25,14 +25,6 @@ from transformers import TextStreamer, set_seed
 from ..compaction import GistCompactor
 
 
-class PlainStreamer(TextStreamer):
-    """Prints text as it is written. The text that goes out is what a text's continuation is, so no word is held back."""
-
-    def on_finalized_text(self, text: str, stream_end: bool = False):
-        sys.stdout.write(text + ("\n" if stream_end else ""))
-        sys.stdout.flush()
-
-
 def continue_text(args: argparse.Namespace, text: str, load: Callable[[argparse.Namespace], GistCompactor]):
     """Prints what follows a text, token by token; with `--json`, one object at the end."""
     if args.last_k is not None and (args.window is not None or args.recursion != "rolling" or args.verbose):
@@ -52,7 +44,7 @@ def continue_text(args: argparse.Namespace, text: str, load: Callable[[argparse.
         window=args.window, recursion=args.recursion, after_compaction=_report if args.verbose else None
     )
     session.append(text)
-    streamer = None if args.json else PlainStreamer(compactor.tokenizer, skip_special_tokens=True)
+    streamer = None if args.json else TextStreamer(compactor.tokenizer, skip_special_tokens=True)
     continuation = session.generate(args.tokens, args.do_sample, streamer, **sampling)
     if args.json:
         compactions = [dataclasses.asdict(compaction) for compaction in session.history]
