@@ -432,16 +432,24 @@ def test_compress_keeps_and_certifies(workspace, pair, capsys, fails):
     assert "'regex:(', which is no valid pattern" in fails("compress", pair, article, "--keep", "regex:(")
 
 
-def test_continue_prints_the_continuation(workspace, pair, capsys, monkeypatch):
+def test_continue_streams_what_a_session_writes(workspace, pair, capsys, monkeypatch):
     text = (workspace / "article.txt").read_text()
-    continuation = GistCompactor.from_pretrained(pair, device="cpu").continue_text(text, max_new_tokens=7)
+    session = GistCompactor.from_pretrained(pair, device="cpu").session()
+    session.append(text)
+    continuation = session.generate(40)  # longer than there is room in the window
     capsys.readouterr()
-    assert main(["continue", str(pair), str(workspace / "article.txt"), "--max_new_tokens", "7"]) == 0
-    assert capsys.readouterr().out == continuation.text + "\n"
+    assert main(["continue", str(pair), str(workspace / "article.txt"), "--tokens", "40", "--verbose"]) == 0
+    printed = capsys.readouterr()
+    assert printed.out == continuation.text + "\n"
+    assert printed.err.count("compaction ") == len(session.history) > 3
+    assert f"-> {session.history[-1].gist_tokens}: {session.gist!r}" in printed.err.splitlines()[-1]
 
     stdin_of(monkeypatch, text.encode())
-    assert main(["continue", str(pair), "-", "--max_new_tokens", "7", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out) == dataclasses.asdict(continuation)
+    assert main(["continue", str(pair), "-", "--max_new_tokens", "40", "--json"]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    compactions = printed.pop("compactions")
+    assert printed == dataclasses.asdict(continuation)
+    assert [row["gist"] for row in compactions] == [row.gist for row in session.history]
 
     sampled = ["continue", str(pair), str(workspace / "article.txt"), "--do_sample", "--seed"]
     outputs = []
@@ -449,6 +457,17 @@ def test_continue_prints_the_continuation(workspace, pair, capsys, monkeypatch):
         assert main([*sampled, seed]) == 0
         outputs.append(capsys.readouterr().out)
     assert outputs[0] == outputs[1] != outputs[2]
+
+
+def test_continue_with_a_question_goes_on_from_one_gist_and_the_question(workspace, pair, capsys, fails):
+    article, question = workspace / "article.txt", "Who had the handle taken off?"
+    compactor = GistCompactor.from_pretrained(pair, device="cpu")
+    continuation = compactor.continue_text(article.read_text(), max_new_tokens=7, last_k=question)
+    capsys.readouterr()
+    assert main(["continue", str(pair), str(article), "--tokens", "7", "--last_k", question, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == dataclasses.asdict(continuation)
+    assert "leave one of the two out" in fails("continue", pair, article, "--last_k", question, "--window", 99)
+    assert "`window` (9) is too small" in fails("continue", pair, article, "--window", 9)
 
 
 @pytest.mark.parametrize("command", ["compress", "continue"])
@@ -469,7 +488,7 @@ def test_a_damaged_pair_is_named(workspace, pair, tmp_path, fails):
     assert "The pair lacks its generator" in fails("continue", damaged, article)
     (damaged / "gist_config.json").write_text("{")
     assert "trl-gist continue: error: " in fails("continue", damaged, article)
-    assert "would need" in fails("continue", pair, article, "--max_new_tokens", 1000)
+    assert "would need" in fails("continue", pair, article, "--last_k", "Who?", "--tokens", 1000)
 
 
 # ---- the command itself ----
@@ -492,7 +511,7 @@ def test_help_imports_no_torch():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr
-    for command in ("train", "evaluate", "compress", "continue", "report"):
+    for command in ("train", "evaluate", "compress", "continue", "serve", "report"):
         assert f"  {command} " in done.stdout
 
 

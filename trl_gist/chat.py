@@ -46,6 +46,10 @@ ROLES = ("system", "developer", "user", "assistant", "tool")
 GIST_MESSAGE = "Gist of the earlier conversation: {gist}"
 
 
+class ChatTooLong(ValueError):
+    """What may not be compacted does not fit."""
+
+
 @dataclass(frozen=True)
 class CompactedChat:
     """
@@ -103,7 +107,7 @@ def compact_messages(
             return CompactedChat(compacted, old, gist, tokens, before, kept, not_kept)
         # The gist's text is more tokens in the template than it was written in
         room -= tokens - max_tokens
-    raise ValueError(
+    raise ChatTooLong(
         f"`max_tokens` ({max_tokens}) is too small: the system prompt, the tools and the last turn take "
         f"{template.tokens([*head, *turns[-1]])} tokens in the chat template, and with a gist of what came before at "
         f"least {smallest + 1}. Allow more tokens, or shorten the last turn."

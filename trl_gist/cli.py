@@ -13,7 +13,7 @@
 # limitations under the License.
 
 """
-The command line: `trl-gist train | evaluate | compress | continue | report`.
+The command line: `trl-gist train | evaluate | compress | continue | serve | report`.
 
 Nothing heavy is imported before a command runs, so that help and usage errors come at once. What a user got wrong (a
 path, a file, a setting) ends in one line on stderr and exit code 2; a run that fails after training began keeps its
@@ -24,6 +24,8 @@ import argparse
 import os
 import sys
 
+from .scripts.flags import add_continue_flags, add_serve_flags, positive
+
 
 _EPILOG = """\
 examples:
@@ -31,7 +33,8 @@ examples:
   trl-gist train --accelerate_config zero2 --config configs/qwen3-4b_fineweb-edu.yaml --output_dir my-pair
   trl-gist evaluate my-pair --dataset held_out.jsonl --last_k 64 128 256
   trl-gist compress my-pair article.txt --json
-  cat article.txt | trl-gist continue my-pair --max_new_tokens 100
+  cat article.txt | trl-gist continue my-pair --tokens 100
+  trl-gist serve my-pair --port 8000
   trl-gist report my-pair
 """
 
@@ -91,16 +94,16 @@ def make_parser() -> argparse.ArgumentParser:
     )
     evaluate.add_argument(
         "--max_documents",
-        type=_positive,
+        type=positive,
         metavar="N",
         help="read the first N documents; after training with `eval_documents: N`, those that were held out",
     )
     evaluate.add_argument(
-        "--max_windows_per_document", type=_positive, metavar="N", help="cut at most N windows from a document"
+        "--max_windows_per_document", type=positive, metavar="N", help="cut at most N windows from a document"
     )
     evaluate.add_argument(
         "--max_windows",
-        type=_positive,
+        type=positive,
         metavar="N",
         help="measure N windows, spread evenly over the documents (of a stream: the first N)",
     )
@@ -108,14 +111,14 @@ def make_parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--teacher", metavar="NAME_OR_PATH", help="the frozen teacher (default: the pair's own)")
     evaluate.add_argument(
         "--last_k",
-        type=_positive,
+        type=positive,
         nargs="+",
         metavar="K",
         help="numbers of last tokens to measure with, as 64 128 256 (default: as trained)",
     )
     evaluate.add_argument(
         "--budgets",
-        type=_positive,
+        type=positive,
         nargs="+",
         metavar="N",
         help="most tokens of a gist to measure with (default: as trained)",
@@ -167,7 +170,7 @@ def make_parser() -> argparse.ArgumentParser:
     _add_pair(compress)
     _add_file(compress)
     compress.add_argument(
-        "--budget", type=_positive, metavar="N", help="the most tokens a gist may have (default: as trained)"
+        "--budget", type=positive, metavar="N", help="the most tokens a gist may have (default: as trained)"
     )
     compress.add_argument(
         "--keep",
@@ -187,17 +190,17 @@ def make_parser() -> argparse.ArgumentParser:
     )
 
     continue_ = commands.add_parser(
-        "continue", help="continue a text from the gist of its last context_length tokens", allow_abbrev=False
+        "continue", help="continue a text of any length, compacting whenever the window is full", allow_abbrev=False
     )
     _add_pair(continue_)
-    _add_file(continue_)
-    continue_.add_argument(
-        "--max_new_tokens", type=_positive, default=64, metavar="N", help="longest continuation (default: %(default)s)"
+    _add_file(continue_, "instead of a session: a gist of the text's last context_length tokens, and this beside it")
+    add_continue_flags(continue_)
+
+    serve = commands.add_parser(
+        "serve", help="answer chats and completions over HTTP, as OpenAI's API does", allow_abbrev=False
     )
-    continue_.add_argument("--do_sample", action="store_true", help="sample instead of taking the likeliest tokens")
-    continue_.add_argument("--temperature", type=float, default=1.0, help="of the sampling (default: %(default)s)")
-    continue_.add_argument("--seed", type=int, help="of the sampling")
-    continue_.add_argument("--json", action="store_true", help="one JSON object: text, ids and the gist")
+    _add_pair(serve)
+    add_serve_flags(serve)
 
     report = commands.add_parser(
         "report", help="write one HTML page of a run, finished, killed or still going on", allow_abbrev=False
@@ -220,26 +223,15 @@ def _add_pair(parser):
 
 def _add_batch_size(parser, default=8):
     parser.add_argument(
-        "--batch_size", type=_positive, default=default, metavar="N", help="rows in one forward (default: %(default)s)"
+        "--batch_size", type=positive, default=default, metavar="N", help="rows in one forward (default: %(default)s)"
     )
 
 
-def _add_file(parser):
+def _add_file(parser, last_k_help="what the generator reads beside the gist, as a question (default: the text's end)"):
     parser.add_argument(
         "file", metavar="FILE", nargs="?", default="-", help="a UTF-8 text file; '-' or nothing reads stdin"
     )
-    parser.add_argument(
-        "--last_k",
-        metavar="TEXT",
-        help="what the generator reads beside the gist, as a question (default: the text's end)",
-    )
-
-
-def _positive(value):
-    number = int(value)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, got {number}")
-    return number
+    parser.add_argument("--last_k", metavar="TEXT", help=last_k_help)
 
 
 def _train(argv):
@@ -295,18 +287,20 @@ def _compress(args):
 
 
 def _continue(args):
-    import dataclasses
-    import json
+    from .scripts.continue_ import continue_text
 
-    from transformers import set_seed
+    continue_text(args, _read(args.file), _load)
 
-    text = _read(args.file)
-    compactor = _load(args)
-    if args.seed is not None:
-        set_seed(args.seed)
-    sampling = {"temperature": args.temperature} if args.do_sample else {}
-    continuation = compactor.continue_text(text, args.max_new_tokens, args.do_sample, args.last_k, **sampling)
-    print(json.dumps(dataclasses.asdict(continuation), ensure_ascii=False) if args.json else continuation.text)
+
+def _serve(args):
+    from importlib.util import find_spec
+
+    missing = [name for name in ("starlette", "pydantic", "uvicorn", "prometheus_client") if find_spec(name) is None]
+    if missing:
+        raise ValueError(f'{", ".join(missing)}: missing, which the server needs: pip install "trl_gist[serve]"')
+    from .scripts.serve import serve
+
+    serve(args, _load)
 
 
 def _report(args):
@@ -323,7 +317,7 @@ def _check_matplotlib():
         raise ValueError('matplotlib is missing, which draws the curves: pip install "trl_gist[eval]"')
 
 
-_COMMANDS = {"evaluate": _evaluate, "compress": _compress, "continue": _continue, "report": _report}
+_COMMANDS = {"evaluate": _evaluate, "compress": _compress, "continue": _continue, "serve": _serve, "report": _report}
 
 
 def _load(args):

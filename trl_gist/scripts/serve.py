@@ -1,0 +1,97 @@
+# Copyright 2026 The trl_gist authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""What `trl-gist serve` runs."""
+
+import argparse
+import os
+import signal
+import socket
+from collections.abc import Callable
+from pathlib import Path
+
+import uvicorn
+
+from ..compaction import GistCompactor
+from ..serving.app import make_app
+from ..serving.config import ServingConfig, check_host
+
+
+API_KEY_VARIABLE = "TRL_GIST_API_KEY"
+# Orchestrators give a process some 30 s after SIGTERM
+SHUTDOWN_SECONDS = 25
+
+
+def serve(args: argparse.Namespace, load: Callable[[argparse.Namespace], GistCompactor]):
+    """
+    Serves a pair until SIGTERM or SIGINT: requests that are being answered then have 25 seconds left.
+
+    Args:
+        args (`argparse.Namespace`):
+            Of the command line.
+        load (`Callable`):
+            Loads the pair.
+
+    Raises:
+        ValueError: if the host needs a key and there is none, or the limits do not fit the pair.
+        OSError: if the address is taken.
+    """
+    api_key = read_api_key(args.api_key_file)
+    check_host(args.host, api_key)
+    names = ("max_body_bytes", "max_context_tokens", "max_new_tokens", "max_requests", "request_seconds")
+    config = ServingConfig(**{name: getattr(args, name) for name in (*names, "window", "chat_window", "recursion")})
+    address = bind(args.host, args.port)  # before the minutes that a pair may take to load
+    name = args.served_name or Path(args.pair).name
+    app = make_app(load(args), name, config, api_key)
+    server = uvicorn.Server(
+        uvicorn.Config(
+            app,
+            timeout_graceful_shutdown=SHUTDOWN_SECONDS,
+            server_header=False,
+            # Between two requests of one connection, and so between two of a client's
+            timeout_keep_alive=60,
+        )
+    )
+    # uvicorn (0.54) raises the signal that ended it once more, and to have ended as asked is no failure
+    signal.signal(signal.SIGTERM, lambda number, frame: None)
+    address.listen(server.config.backlog)
+    # uvicorn (0.54) says where it is only of a socket of its own
+    host, port = address.getsockname()[:2]
+    print(f"Serving {name} at http://{f'[{host}]' if ':' in host else host}:{port}/v1", flush=True)
+    server.run(sockets=[address])
+
+
+def read_api_key(file: str | None) -> str | None:
+    """From a file or the environment. Raises `ValueError` if it is none that a header can carry."""
+    source = API_KEY_VARIABLE if file is None else file
+    key = os.environ.get(API_KEY_VARIABLE) if file is None else Path(file).read_text(encoding="utf-8").strip()
+    if key is None:
+        return None
+    if not key or not all(33 <= ord(character) < 127 for character in key):
+        raise ValueError(f"{source} holds no API key: it must be one line of printable ASCII without spaces.")
+    return key
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """
+    The address, held but not yet listening, so that a client is refused rather than kept waiting while the pair loads.
+    """
+    family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    bound = socket.socket(family, socket.SOCK_STREAM)
+    bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        bound.bind(address)
+    except OSError as error:
+        raise OSError(f"Cannot bind to {host} port {port}: {error.strerror}.") from error
+    return bound

@@ -1,0 +1,72 @@
+# Copyright 2026 The trl_gist authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+import hashlib
+from collections import OrderedDict
+
+from ..compaction import GistCompactor
+from ..gist import Gist
+
+
+REMEMBERED = 4096  # gists: some tens of megabytes at most
+
+
+class ServedCompactor(GistCompactor):
+    """
+    A compactor that remembers its gists. A client of a stateless API sends its whole history with each turn, and what
+    was compacted for the turn before is compacted once more: the same contexts from the start on, and S is greedy.
+
+    Args:
+        compactor ([`GistCompactor`]):
+            Whose models and lock it shares.
+    """
+
+    def __init__(self, compactor: GistCompactor):
+        super().__init__(compactor.summarizer, compactor.generator, compactor.tokenizer, compactor.pair)
+        self.lock = compactor.lock
+        self.gists: OrderedDict[bytes, Gist] = OrderedDict()
+
+    def compress_batch(
+        self, contexts, budget=None, do_sample=False, batch_size=8, last_k=None, keep=None, certify=False
+    ) -> list[Gist]:
+        """As [`GistCompactor.compress_batch`], without its progress bar, which is no line of a log."""
+        gists = []
+        for start in range(0, len(contexts), batch_size):
+            rows = slice(start, start + batch_size)
+            last = None if last_k is None else last_k[rows]
+            gists += super().compress_batch(contexts[rows], budget, do_sample, batch_size, last, keep, certify)
+        return gists
+
+    def _write_gists(self, contexts_ids, last_k_ids, budget, do_sample, requests, certify):
+        settings = (budget, do_sample, requests, certify)
+        if do_sample or certify:
+            return super()._write_gists(contexts_ids, last_k_ids, *settings)
+        keys = [_key(*ids, budget, requests) for ids in zip(contexts_ids, last_k_ids, strict=True)]
+        new = [row for row, key in enumerate(keys) if key not in self.gists]
+        known = {key: self.gists[key] for key in keys if key in self.gists}
+        if new:
+            written = super()._write_gists(
+                [contexts_ids[row] for row in new], [last_k_ids[row] for row in new], *settings
+            )
+            known |= {keys[row]: gist for row, gist in zip(new, written, strict=True)}
+        for key in keys:
+            self.gists[key] = known[key]
+            self.gists.move_to_end(key)
+        while len(self.gists) > REMEMBERED:
+            self.gists.popitem(last=False)
+        return [known[key] for key in keys]
+
+
+def _key(*parts):
+    return hashlib.sha256(repr(parts).encode()).digest()

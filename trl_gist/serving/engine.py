@@ -1,0 +1,212 @@
+# Copyright 2026 The trl_gist authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from ..chat import ChatTooLong, as_text
+from ..compaction import GistCompactor
+from ..generation import TokenTee, end_token_ids
+from .compactor import ServedCompactor
+from .config import ServingConfig
+from .errors import ApiError, ContextTooLong
+from .schemas import ChatRequest, CompletionRequest, CompressRequest, Generation, as_list
+from .text_stream import StopReached, TextStream
+
+
+Emit = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """
+    What is to be said of an answer beside its text.
+
+    Attributes:
+        finish_reason (`str`):
+            `"length"` if it was cut off, `"stop"` if it ended.
+        prompt_tokens, completion_tokens (`int`):
+            Of the prompt as it was sent, and of what was generated up to the end-of-sequence token.
+        gist (`dict` or `None`):
+            What was compacted, if anything was: `text`, of the gist that stood for it at the end; `tokens_in` and
+            `tokens_out`, of what it stood for and of itself; `compactions`; `prompt_tokens`, of all that the generator
+            read before its first token.
+    """
+
+    finish_reason: str
+    prompt_tokens: int
+    completion_tokens: int
+    gist: dict | None
+
+
+@dataclass(frozen=True)
+class Compressed:
+    """
+    Gists.
+
+    Attributes:
+        data (`list[dict]`):
+            The fields of each [`Gist`]; `index` of its text and `window` within that.
+        prompt_tokens, completion_tokens (`int`):
+            Of all texts, and of all gists.
+    """
+
+    data: list[dict]
+    prompt_tokens: int
+    completion_tokens: int
+
+
+class Engine:
+    """
+    Answers requests with a pair, one at a time.
+
+    Args:
+        compactor ([`GistCompactor`]):
+            The pair.
+        config ([`ServingConfig`]):
+            Resolved for this pair.
+    """
+
+    def __init__(self, compactor: GistCompactor, config: ServingConfig):
+        self.compactor = ServedCompactor(compactor)
+        self.config = config
+
+    def complete(self, request: CompletionRequest, emit: Emit) -> Answer:
+        """A text is read and gone on with in a [`~session.Session`], so that both may have any length."""
+        prompts = as_list(request.prompt)
+        if len(prompts) > 1:
+            raise ApiError(
+                400, f"`prompt` has {len(prompts)} texts: this server completes one a request.", None, "prompt"
+            )
+        ids = self._token_ids(prompts[0], "prompt")
+        self._check_context(len(ids), "prompt")
+        # As OpenAI's default
+        new_tokens = self._new_tokens(request, default=min(16, self.config.max_new_tokens))
+        session = self.compactor.session(window=self.config.window, recursion=self.config.recursion)
+        session.append(ids)
+        read = len(session.token_ids)
+        text = TextStream(self.compactor.tokenizer, emit, request.stops)
+        finish_reason = self._generate(
+            text, request, new_tokens, lambda **sampling: session.generate(new_tokens, streamer=text, **sampling)
+        )
+        gist = None
+        if session.history:
+            gist = {
+                "text": session.gist,
+                "tokens_in": sum(row.tokens_in for row in session.history),
+                "tokens_out": len(session.gist_ids),
+                "compactions": len(session.history),
+                "prompt_tokens": read,
+            }
+        return Answer(finish_reason, len(ids), len(text.token_ids), gist)
+
+    def chat(self, request: ChatRequest, emit: Emit) -> Answer:
+        """The oldest turns of a chat that has outgrown its window become a gist; then G answers in the chat template."""
+        compactor, tokenizer = self.compactor, self.compactor.tokenizer
+        new_tokens = self._new_tokens(request, default=self.config.max_new_tokens)
+        messages = [message.as_dict() for message in request.messages]
+        self._check_context(self._count(as_text(messages)), "messages")
+        try:
+            chat = compactor.compact_messages(messages, self.config.chat_window, request.keep)
+        except ChatTooLong as error:
+            raise ContextTooLong(
+                f"The system prompt and the last turn, which are not compacted, leave no room in the {self.config.chat_window} "
+                "tokens that the generator reads of a chat. Shorten them.",
+                "messages",
+            ) from error
+        except ValueError as error:
+            raise ApiError(400, str(error), None, "messages") from error
+        prompt = tokenizer.apply_chat_template(chat.messages, tokenize=False, add_generation_prompt=True)
+        ids = tokenizer(prompt, add_special_tokens=False, verbose=False)["input_ids"]
+        text = TextStream(tokenizer, emit, request.stops)
+        tee = TokenTee(text.add, None, end_token_ids(compactor.generator, tokenizer))
+        finish_reason = self._generate(
+            text,
+            request,
+            new_tokens,
+            lambda **sampling: compactor._generate(
+                "generator", [ids], max_new_tokens=new_tokens, streamer=tee, **sampling
+            ),
+        )
+        gist = None
+        if chat.compacted:
+            gist = {
+                "text": chat.gist,
+                "tokens_in": self._count(as_text(chat.compacted)),
+                "tokens_out": self._count(chat.gist),
+                "compactions": 1,
+                "prompt_tokens": len(ids),
+            }
+        return Answer(finish_reason, chat.tokens_before, len(text.token_ids), gist)
+
+    def compress(self, request: CompressRequest, emit: Emit) -> Compressed:
+        """The contexts of all texts, in batches; a text of more than one context has as many gists."""
+        if request.budget is not None and request.budget > self.config.max_new_tokens:
+            raise ApiError(400, f"`budget` is at most {self.config.max_new_tokens} tokens here.", None, "budget")
+        texts = as_list(request.input)
+        ids = [
+            self._token_ids(text, f"input.{index}" if len(texts) > 1 else "input") for index, text in enumerate(texts)
+        ]
+        self._check_context(sum(map(len, ids)), "input")
+        length = self.compactor.pair.context_length
+        places = [(index, start) for index, text in enumerate(ids) for start in range(0, len(text), length)]
+        contexts = [ids[index][start : start + length] for index, start in places]
+        try:
+            gists = self.compactor.compress_batch(
+                contexts, request.budget, keep=request.keep, certify=bool(request.certify)
+            )
+        except ValueError as error:
+            raise ApiError(400, str(error)) from error
+        data = [
+            {"object": "gist", "index": index, "window": start // length, **dataclasses.asdict(gist)}
+            for (index, start), gist in zip(places, gists, strict=True)
+        ]
+        return Compressed(data, sum(map(len, ids)), sum(len(gist.token_ids) for gist in gists))
+
+    def _generate(self, text, request: Generation, new_tokens: int, generate) -> str:
+        """Runs `generate`; returns the reason for which it ended."""
+        if request.seed is None:
+            torch.seed()
+        else:
+            torch.manual_seed(request.seed)
+        try:
+            generate(**request.sampling)
+            text.finish()
+        except StopReached:
+            return "stop"
+        return "stop" if len(text.token_ids) < new_tokens else "length"
+
+    def _new_tokens(self, request, default):
+        most = self.config.max_new_tokens
+        asked = default if request.new_tokens is None else request.new_tokens
+        if asked > most:
+            raise ApiError(400, f"`max_tokens` ({asked:.6g}) is more than this server's {most}.", None, "max_tokens")
+        return asked
+
+    def _token_ids(self, text, param):
+        try:
+            return self.compactor._token_ids(text, f"`{param}`")
+        except ValueError as error:
+            raise ApiError(400, str(error), None, param) from error
+
+    def _check_context(self, tokens, param):
+        most = self.config.max_context_tokens
+        if tokens > most:
+            raise ContextTooLong(f"`{param}` has {tokens} tokens; this server takes {most}.", param)
+
+    def _count(self, text):
+        return len(self.compactor.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
