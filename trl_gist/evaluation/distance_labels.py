@@ -68,10 +68,10 @@ def verdict_sentences(report: dict, walker: str) -> list[str]:
             sentence += f": NOT BELOW IT from window {found['since'] + 1} on"
         sentences.append(f"{sentence}.")
     slope = report["slopes"][walker]
-    per_100 = [None if slope[name] is None else 100 * slope[name] for name in ("slope", "slope_se")]
+    per_1000 = [None if slope[name] is None else 1e3 * slope[name] for name in ("slope", "slope_se")]
     sentences.append(
-        f"{label}: its gain over its own sliding window changes by {with_error(*per_100, sign='+')} nats per token in 100 "
-        f"windows, {_direction(slope)} (within {slope['documents']} documents)."
+        f"{label}: its gain over its own sliding window changes by {with_error(*per_1000, digits=2, sign='+')} · 10⁻³ nats "
+        f"per token with each window, {_direction(slope)} (within {slope['documents']} documents)."
     )
     return sentences
 

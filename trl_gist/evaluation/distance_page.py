@@ -26,8 +26,8 @@ from .page import inline_plots, measure, page_environment, without_folders
 
 _GALLERY = 6
 _CAPTIONS = {
-    "distance_loss": "By tokens before the target, windows taken together as in the table; bands are standard errors. T on "
-    "all text so far is there as far as T has positions.",
+    "distance_loss": "By tokens before the target, windows taken together as in the table; bands are standard errors (left, "
+    "where nothing is paired, the pair's alone). T on all text so far is there as far as T has positions.",
     "distance_advantage": "Each gist against the same reader without it. Points are single windows.",
     "distance_facts": "Left: of all facts said so far, those that the newest gist still has. Right: their tokens in the "
     "target, where they are not among the last tokens too. Small counts say little.",

@@ -43,6 +43,7 @@ from .evaluate import held_out_documents
 # Of the other kind of evaluation
 _UNUSED = "last_k budgets generator_only readers compressors samples token_classifier gists own_generators"
 _UNUSED += " max_windows max_windows_per_document"
+_WIDTH = 150
 
 
 def evaluate_distance(args: argparse.Namespace):
@@ -60,16 +61,15 @@ def evaluate_distance(args: argparse.Namespace):
         {name: _load(args, path) for name, path in paths.items()},
         args.batch_size,
     )
-    skipped = SkippedRows()
 
-    def documents():
-        skipped.counts.clear()
+    def documents(skipped=None):
         return long_documents(
             held_out_documents(args), compactor, readings.geometry, args.windows, args.join_documents, skipped
         )
 
+    skipped = SkippedRows()
     folder = EvaluationFolder(args.output_dir or _default_folder(args.pair), _settings(args, readings), args.overwrite)
-    rows = _walk(readings, documents(), args.windows, folder)
+    rows = _walk(readings, documents(skipped), args.windows, folder)
     if not rows:
         raise ValueError(
             f"No document has one window of {readings.geometry.length(1)} tokens: {skipped}. Use longer documents, or "
@@ -149,7 +149,8 @@ def _costs(readings, documents, rows, folder):
 
 
 def _print(report):
-    console = Console()
+    # In a file, and in a narrow terminal, whole lines are better than figures cut short
+    console = Console(width=max(Console().width, _WIDTH))
     labels = arm_labels(report)
     for name, title, arms in (
         ("nll", "NLL, nats per token", list(labels)),
@@ -175,7 +176,7 @@ def _table(report, name, title, labels):
         table.add_column(stretch_label(stretch), justify="right", no_wrap=True)
     slopes = name == "advantage"
     if slopes:
-        table.add_column("per 100 windows", justify="right", no_wrap=True)
+        table.add_column("10⁻³ a window", justify="right", no_wrap=True)
     table.add_row("tokens before the target", *(f"{stretch['tokens']:,.0f}" for stretch in report["stretches"]))
     table.add_row("documents", *(str(stretch["documents"]) for stretch in report["stretches"]))
     for arm, label in labels.items():
@@ -185,7 +186,7 @@ def _table(report, name, title, labels):
         ]
         if slopes:
             slope = report["slopes"][arm]
-            cells.append(with_error(100 * slope["slope"], 100 * slope["slope_se"], sign="+"))
+            cells.append(with_error(1e3 * slope["slope"], 1e3 * slope["slope_se"], 2, sign="+"))
         table.add_row(label, *cells, style="bold" if arm in report["verdicts"] else None)
     return table
 
@@ -195,10 +196,10 @@ def _facts_table(report):
     table = Table(
         title="Numbers and names, by how many windows ago they were said last", box=box.SIMPLE, title_justify="left"
     )
-    table.add_column("")
+    table.add_column("", no_wrap=True)
     for first, last in facts["ages"]:
         table.add_column(f"{first}" if first == last else f"{first}-{last}", justify="right", no_wrap=True)
-    table.add_column("never", justify="right")
+    table.add_column("never", justify="right", no_wrap=True)
     for writer, found in facts["since_last"].items():
         name = "zero-shot summary" if writer == "zero_shot" else f"{writer} gist"
         table.add_row(f"share in the {name}", *map(with_error, found["share"], found["share_se"]))
@@ -215,7 +216,7 @@ def _facts_table(report):
 def _costs_table(costs):
     table = Table(title="Cost of the next token, by length", box=box.SIMPLE, title_justify="left")
     for heading in ("tokens", "read", "written", "cache", "memory", "T: read", "written", "cache", "memory"):
-        table.add_column(heading, justify="right")
+        table.add_column(heading, justify="right", no_wrap=True)
     shown = sorted({round(index * (len(costs) - 1) / 7) for index in range(8)})
     for row in (costs[index] for index in shown):
         cells = [f"{row['tokens']:,}"]
