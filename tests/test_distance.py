@@ -237,7 +237,7 @@ def test_joined_documents_come_in_order_and_each_in_one_stream(compactor):
 
 
 def test_other_pairs_must_fold_as_the_pair_does(compactor, teacher, other):
-    with pytest.raises(ValueError, match="'tail', which is an arm"):
+    with pytest.raises(ValueError, match="'tail', which is taken"):
         DistanceReadings(compactor, teacher, {"tail": other})
     wider = make_compactor(seed=5)
     wider.pair.context_length += 1

@@ -249,9 +249,8 @@ class DistanceReadings:
                 gists = [row["gist_ids"] for row in earlier]
                 rows = []
             else:
-                gists = self._write(
-                    [documents[index]["ids"] for index in present], window, [states[i] for i in present]
-                )
+                ids_D = [documents[index]["ids"] for index in present]
+                gists = self._write(ids_D, window, [states[index] for index in present])
                 rows = self._read(documents, present, window, gists, states, hidden, texts)[len(earlier) :]
             for index, gist_ids in zip(present, gists, strict=True):
                 states[index] = {"first": states[index].get("first", gist_ids["pair"]), **gist_ids}
@@ -263,16 +262,22 @@ class DistanceReadings:
         chunks = [self.geometry.chunk(ids, window) for ids in ids_D]
         last_ks = [self.geometry.last(ids, window) for ids in ids_D]
         written = {
-            name: self._fold(writer, [state.get(name, []) for state in states], chunks, last_ks)
+            name: self.fold(writer, [state.get(name, []) for state in states], chunks, last_ks)
             for name, writer in self.writers.items()
         }
         # With nothing before, they are the same
         alone = [[] for _ in ids_D]
-        written["single"] = written["pair"] if window == 0 else self._fold(self.compactor, alone, chunks, last_ks)
+        written["single"] = written["pair"] if window == 0 else self.fold(self.compactor, alone, chunks, last_ks)
         return [{name: gists[row] for name, gists in written.items()} for row in range(len(ids_D))]
 
-    def _fold(self, writer, previous, chunks, last_ks):
-        """As a session folds: the special tokens of a gist reach nobody."""
+    def fold(
+        self,
+        writer: GistCompactor,
+        previous: list[list[int]],
+        chunks: list[list[int]],
+        last_ks: list[list[int]],
+    ) -> list[list[int]]:
+        """The gists of previous gists and chunks, as a session writes them: special tokens reach nobody."""
         separator = list(writer.prompts.tokenize(SEPARATOR))
         contexts = [
             join([gist, chunk], separator) + last_k
@@ -356,10 +361,8 @@ class DistanceReadings:
         return zip(logps_NT, kl_NT, strict=True)
 
     def _check_other(self, name, other):
-        if name in self.arms[: len(ARMS)] or not name.isidentifier() or name.endswith("_null"):
-            raise ValueError(
-                f"`--pairs` names a pair {name!r}, which is an arm or no plain word. Choose another name."
-            )
+        if name in (*ARMS, "teacher", "first") or not name.isidentifier() or name.endswith("_null"):
+            raise ValueError(f"`--pairs` names a pair {name!r}, which is taken or no plain word. Choose another name.")
         found = Geometry.of_pair(other)
         if found != self.geometry:
             raise ValueError(

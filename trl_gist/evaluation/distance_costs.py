@@ -62,7 +62,7 @@ def _pair_costs(readings, ids, windows):
     geometry, prompts, gist = readings.geometry, readings.compactor.prompts, []
     for window in range(windows):
         started = time.perf_counter()
-        (gist,) = readings._fold(
+        (gist,) = readings.fold(
             readings.compactor, [gist], [geometry.chunk(ids, window)], [geometry.last(ids, window)]
         )
         folded = time.perf_counter() - started
