@@ -46,7 +46,7 @@ def stretch_label(stretch: dict) -> str:
 def verdict_sentences(report: dict, walker: str) -> list[str]:
     """
     Where a pair's rolling gist is worth something, where it is not, and whether that shrinks: one sentence for each of
-    the two sliding windows, its own generator's and the teacher's, and one for the slope.
+    the two sliding windows, its own generator's and the teacher's, one for the slope, and one for the other arms.
     """
     label, sentences = arm_labels(report)[walker], []
     for control, found in report["verdicts"][walker].items():
@@ -73,6 +73,12 @@ def verdict_sentences(report: dict, walker: str) -> list[str]:
         f"{label}: its gain over its own sliding window changes by {with_error(*per_1000, digits=2, sign='+')} · 10⁻³ nats "
         f"per token with each window, {_direction(slope)} (within {slope['documents']} documents)."
     )
+    gains = report["gains"][walker]
+    others = ("single" if walker == "pair" else "pair", "stale", "zero_shot", "tail", "window")
+    against = "; ".join(
+        f"{with_error(gains[arm], gains[f'{arm}_se'], sign='+')} over {arm_labels(report)[arm]}" for arm in others
+    )
+    sentences.append(f"{label}: from the second window on {against}.")
     return sentences
 
 

@@ -120,21 +120,28 @@ def plot_facts(report: dict) -> Figure:
         _band(left, x, mean, error, _color(writer, report), labels[writer], writer in report["verdicts"])
     arms = ("window", "zero_shot", "stale", "pair", *report["pairs"])
     for offset, arm in enumerate(arms):
-        mean, error = (np.array(gains[arm][name], dtype=float) for name in ("gain", "gain_se"))
-        place = x + 0.14 * (offset - (len(arms) - 1) / 2)
+        mean, error = (np.array(gains[arm][k] + gains[arm]["new"][k], dtype=float) for k in ("gain", "gain_se"))
+        place = np.arange(len(ages) + 1) + 0.14 * (offset - (len(arms) - 1) / 2)
         right.errorbar(
             place, mean, yerr=error, fmt="o", color=_color(arm, report), capsize=2, markersize=5, label=labels[arm]
         )
     right.axhline(0, color="black", linewidth=0.8)
     left.set_ylim(bottom=0)
-    for axis, counts in ((left, report["facts"]["since_last"]["pair"]["of"]), (right, gains["pair"]["of"])):
-        names = [f"{first}" if first == last else f"{first}-{last}" for first, last in ages]
-        axis.set_xticks(x, [f"{name}\n({count:,})" for name, count in zip(names, counts, strict=True)], fontsize=8)
+    names = [f"{first}" if first == last else f"{first}-{last}" for first, last in ages]
+    for axis, names, counts in (
+        (left, names, report["facts"]["since_last"]["pair"]["of"]),
+        (right, [*names, "never"], gains["pair"]["of"] + gains["pair"]["new"]["of"]),
+    ):
+        axis.set_xticks(
+            np.arange(len(names)),
+            [f"{name}\n({count:,})" for name, count in zip(names, counts, strict=True)],
+            fontsize=8,
+        )
         axis.set_xlabel("windows since it was said last (how many facts)", fontsize=9)
     _style(left, "Numbers and names still in the gist", "share")
     _style(right, "Where they come again", "gain over the sliding window, nats per token")
-    for axis, arms_there in ((left, 2), (right, 2)):
-        axis.legend(frameon=False, fontsize=7.5, ncols=arms_there, loc="upper right")
+    for axis in (left, right):
+        axis.legend(frameon=False, fontsize=7.5, ncols=2, loc="upper right")
         low, high = axis.get_ylim()
         axis.set_ylim(low, high + 0.3 * (high - low))  # room for the legend
     return figure

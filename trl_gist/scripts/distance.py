@@ -194,7 +194,10 @@ def _table(report, name, title, labels):
 def _facts_table(report):
     facts, gains, labels = report["facts"], report["fact_gains"], arm_labels(report)
     table = Table(
-        title="Numbers and names, by how many windows ago they were said last", box=box.SIMPLE, title_justify="left"
+        title="Numbers and names, by how many windows ago they were said last: share that the newest gist has, and nats per "
+        "token gained where they come again",
+        box=box.SIMPLE,
+        title_justify="left",
     )
     table.add_column("", no_wrap=True)
     for first, last in facts["ages"]:
@@ -207,7 +210,7 @@ def _facts_table(report):
         found = gains[arm]
         cells = [with_error(*cell, sign="+") for cell in zip(found["gain"], found["gain_se"], strict=True)]
         new = with_error(found["new"]["gain"][0], found["new"]["gain_se"][0], sign="+")
-        table.add_row(f"gain where they come again: {labels[arm]}", *cells, new)
+        table.add_row(f"gain, {labels[arm]}", *cells, new)
     found = gains["pair"]
     table.add_row("… how many", *map(str, found["of"]), str(found["new"]["of"][0]))
     return table
