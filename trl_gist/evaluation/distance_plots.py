@@ -127,10 +127,10 @@ def plot_facts(report: dict) -> Figure:
         )
     right.axhline(0, color="black", linewidth=0.8)
     left.set_ylim(bottom=0)
-    names = [f"{first}" if first == last else f"{first}-{last}" for first, last in ages]
+    spans = [f"{first}" if first == last else f"{first}-{last}" for first, last in ages]
     for axis, names, counts in (
-        (left, names, report["facts"]["since_last"]["pair"]["of"]),
-        (right, [*names, "never"], gains["pair"]["of"] + gains["pair"]["new"]["of"]),
+        (left, spans, report["facts"]["since_last"]["pair"]["of"]),
+        (right, [*spans, "never"], gains["pair"]["of"] + gains["pair"]["new"]["of"]),
     ):
         axis.set_xticks(
             np.arange(len(names)),
