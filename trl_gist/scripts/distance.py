@@ -43,7 +43,7 @@ from .evaluate import held_out_documents
 # Of the other kind of evaluation
 _UNUSED = "last_k budgets generator_only readers compressors samples token_classifier gists own_generators"
 _UNUSED += " max_windows max_windows_per_document"
-_WIDTH = 150
+_WIDTH = 160
 
 
 def evaluate_distance(args: argparse.Namespace):
