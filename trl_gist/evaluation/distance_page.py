@@ -31,7 +31,8 @@ _CAPTIONS = {
     "distance_advantage": "Each gist against the same reader without it. Points are single windows.",
     "distance_facts": "Left: of all facts said so far, those that the newest gist still has. Right: their tokens in the "
     "target, where they are not among the last tokens too. Small counts say little.",
-    "distance_costs": "On the longest document, with nothing else running. What the pair reads includes writing the gist.",
+    "distance_costs": "On the longest document, one after the other. What the pair reads includes writing the gist. Other work "
+    "on the machine shows as spikes.",
 }
 
 
