@@ -32,6 +32,7 @@ examples:
   trl-gist train --config configs/smollm2-135m_fineweb-edu.yaml --output_dir my-pair
   trl-gist train --accelerate_config zero2 --config configs/qwen3-4b_fineweb-edu.yaml --output_dir my-pair
   trl-gist evaluate my-pair --dataset held_out.jsonl --last_k 64 128 256
+  trl-gist evaluate my-pair --dataset held_out.jsonl --windows 20 --pairs recursive=my-recursive-pair
   trl-gist compress my-pair article.txt --json
   cat article.txt | trl-gist continue my-pair --tokens 100
   trl-gist serve my-pair --port 8000
@@ -157,10 +158,27 @@ def make_parser() -> argparse.ArgumentParser:
         help="for a compressor, a pair trained as long with `--generator_only --compressor NAME`",
     )
     evaluate.add_argument(
+        "--windows",
+        type=positive,
+        metavar="N",
+        help="instead, walk along documents for N windows as a session does, and measure what is kept with distance",
+    )
+    evaluate.add_argument(
+        "--pairs",
+        nargs="+",
+        metavar="NAME=PAIR",
+        help="with --windows: other pairs of the same window to walk beside it, as one trained on several windows",
+    )
+    evaluate.add_argument(
+        "--join_documents",
+        action="store_true",
+        help="with --windows: join documents, in their order, into streams of N windows, for lengths beyond every document",
+    )
+    evaluate.add_argument(
         "--output_dir",
         metavar="DIR",
         help="where rows, measures, plots and the page go; an evaluation that was cut off goes on from there (default: "
-        "PAIR/evaluation)",
+        "PAIR/evaluation, with --windows PAIR/distance)",
     )
     evaluate.add_argument("--overwrite", action="store_true", help="remove an evaluation with other settings there")
 
@@ -269,6 +287,14 @@ def _train(argv):
 
 def _evaluate(args):
     _check_matplotlib()
+    if args.windows is not None:
+        from .scripts.distance import evaluate_distance
+
+        evaluate_distance(args)
+        return
+    for name in ("pairs", "join_documents"):
+        if getattr(args, name):
+            raise ValueError(f"--{name} is for walks along documents: add --windows N.")
     from .scripts.evaluate import evaluate
 
     evaluate(args)

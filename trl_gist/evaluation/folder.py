@@ -18,6 +18,7 @@ An evaluation on disk, written as it goes, so that one that was cut off goes on 
 
     settings.json   what was measured: the pair, the data, the readers
     rows.jsonl      a line for each window and setting, as [`PairReadings.read`] gives them
+    costs.jsonl     of a walk along long documents: a line for each length
     compressors.jsonl   the same of other compressors; contexts.jsonl is for outside systems, to write gists of
     measures.json, plots/, evaluation.html: made from the rows at the end, and anew whenever the rows are complete
 """
@@ -31,7 +32,7 @@ from ..run_log import finite
 
 
 SETTINGS_FILE, ROWS_FILE, MEASURES_FILE = "settings.json", "rows.jsonl", "measures.json"
-COMPRESSORS_FILE, CONTEXTS_FILE = "compressors.jsonl", "contexts.jsonl"
+COMPRESSORS_FILE, CONTEXTS_FILE, COSTS_FILE = "compressors.jsonl", "contexts.jsonl", "costs.jsonl"
 PAGE_FILE, PLOTS_DIR = "evaluation.html", "plots"
 
 
@@ -83,7 +84,8 @@ class EvaluationFolder:
 
     def _remove(self):
         """The evaluation, and nothing else that somebody has put beside it."""
-        for name in (ROWS_FILE, COMPRESSORS_FILE, CONTEXTS_FILE, MEASURES_FILE, PAGE_FILE, SETTINGS_FILE):
+        files = ROWS_FILE, COMPRESSORS_FILE, CONTEXTS_FILE, COSTS_FILE, MEASURES_FILE, PAGE_FILE, SETTINGS_FILE
+        for name in files:
             (self.path / name).unlink(missing_ok=True)
         shutil.rmtree(self.path / PLOTS_DIR, ignore_errors=True)
 

@@ -71,7 +71,7 @@ def write_page(directory: str | os.PathLike) -> Path:
         report=report,
         verdict=_verdict(report["measures"][0]),
         tables=[_table(setting) for setting in report["measures"]],
-        plots=_plots(directory / PLOTS_DIR),
+        plots=inline_plots(directory / PLOTS_DIR, _CAPTIONS),
         gallery=_gallery(rows),
         patterns=[
             (label, measure(report["patterns"][name], report["patterns"][f"{name}_se"]))
@@ -162,10 +162,10 @@ def _table(measures):
     return {"label": setting_label(measures), "rows": rows, "measures": measures}
 
 
-def _plots(directory):
-    """SVGs to be put into one page: each with ids of its own."""
+def inline_plots(directory: Path, captions: dict[str, str]) -> list[tuple[str, str, str]]:
+    """Name, caption and SVG of those that are there, to be put into one page: each with ids of its own."""
     plots = []
-    for name, caption in _CAPTIONS.items():
+    for name, caption in captions.items():
         file = directory / f"{name}.svg"
         if file.is_file():
             svg = file.read_text(encoding="utf-8")

@@ -17,7 +17,7 @@ import argparse
 from itertools import islice
 from pathlib import Path
 
-from datasets import Dataset
+from datasets import Dataset, IterableDataset
 from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -52,12 +52,7 @@ _READERS = {
 
 def evaluate(args: argparse.Namespace):
     """`trl-gist evaluate`: measures a pair on held-out documents, and leaves rows, measures, plots and a page."""
-    source = args.dataset[0] if len(args.dataset) == 1 else args.dataset
-    documents = load_documents(source, args.dataset_config, args.split, args.streaming, args.text_column)
-    if args.max_documents is not None:
-        documents = documents.take(
-            min(args.max_documents, len(documents)) if isinstance(documents, Dataset) else args.max_documents
-        )
+    documents = held_out_documents(args)
     compactor = GistCompactor.from_pretrained(
         args.pair, args.device, args.dtype, args.revision, args.trust_remote_code
     )
@@ -108,6 +103,17 @@ def evaluate(args: argparse.Namespace):
     )
     draw_quality(folder.path)
     print(f"Rows, measures and plots are in {folder.path}; on one page: {write_page(folder.path)}")
+
+
+def held_out_documents(args: argparse.Namespace) -> Dataset | IterableDataset:
+    """Those that the command line names."""
+    source = args.dataset[0] if len(args.dataset) == 1 else args.dataset
+    documents = load_documents(source, args.dataset_config, args.split, args.streaming, args.text_column)
+    if args.max_documents is not None:
+        documents = documents.take(
+            min(args.max_documents, len(documents)) if isinstance(documents, Dataset) else args.max_documents
+        )
+    return documents
 
 
 def _default_folder(pair):

@@ -1,0 +1,231 @@
+# Copyright 2026 The trl_gist authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""`trl-gist evaluate --windows N`: what a pair keeps as windows pass."""
+
+import argparse
+from itertools import islice
+from pathlib import Path
+
+from rich import box
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from .. import __version__
+from ..compaction import GistCompactor
+from ..data import SkippedRows
+from ..evaluation import load_teacher
+from ..evaluation.distance import DistanceReadings, long_documents
+from ..evaluation.distance_costs import measure_costs
+from ..evaluation.distance_labels import arm_labels, stretch_label, verdict_sentences
+from ..evaluation.distance_measures import distance_measures
+from ..evaluation.distance_page import write_distance_page
+from ..evaluation.distance_plots import draw_distance
+from ..evaluation.folder import COSTS_FILE, EvaluationFolder
+from ..evaluation.measures import with_error
+from ..teacher_cache import fingerprint
+from .compare import named
+from .evaluate import held_out_documents
+
+
+# Of the other kind of evaluation
+_UNUSED = "last_k budgets generator_only readers compressors samples token_classifier gists own_generators"
+_UNUSED += " max_windows max_windows_per_document"
+_WIDTH = 160
+
+
+def evaluate_distance(args: argparse.Namespace):
+    """Walks along held-out documents, and leaves rows, measures, plots and a page."""
+    for name in _UNUSED.split():
+        if getattr(args, name):
+            raise ValueError(
+                f"--{name} does not go with --windows, which walks with the sizes the pair was trained on."
+            )
+    paths = named(args.pairs, "--pairs")
+    compactor = _load(args, args.pair, args.revision)
+    readings = DistanceReadings(
+        compactor,
+        load_teacher(compactor, args.teacher, args.trust_remote_code),
+        {name: _load(args, path) for name, path in paths.items()},
+        args.batch_size,
+    )
+
+    def documents(skipped=None):
+        return long_documents(
+            held_out_documents(args), compactor, readings.geometry, args.windows, args.join_documents, skipped
+        )
+
+    skipped = SkippedRows()
+    folder = EvaluationFolder(args.output_dir or _default_folder(args.pair), _settings(args, readings), args.overwrite)
+    rows = _walk(readings, documents(skipped), args.windows, folder)
+    if not rows:
+        raise ValueError(
+            f"No document has one window of {readings.geometry.length(1)} tokens: {skipped}. Use longer documents, or "
+            "--join_documents."
+        )
+    costs = _costs(readings, documents(), rows, folder)
+    measures = distance_measures(rows, list(paths))
+    report = {
+        "pair": args.pair,
+        "pairs": paths,
+        "dataset": args.dataset,
+        "joined": args.join_documents,
+        "teacher": args.teacher or compactor.pair.base_models["teacher"],
+        "version": __version__,
+        "geometry": vars(readings.geometry),
+        "gist_length": compactor.pair.max_gist_length,
+        **measures,
+        "costs": costs,
+    }
+    folder.write_measures(report)
+    _print(report)
+    if skipped.total:
+        print(f"{skipped}.")
+    draw_distance(folder.path)
+    print(f"Rows, measures and plots are in {folder.path}; on one page: {write_distance_page(folder.path)}")
+
+
+def _load(args, pair, revision=None):
+    return GistCompactor.from_pretrained(pair, args.device, args.dtype, revision, args.trust_remote_code)
+
+
+def _default_folder(pair):
+    return Path(pair, "distance") if Path(pair).is_dir() else Path(f"{pair.split('/')[-1]}-distance")
+
+
+def _settings(args, readings):
+    """What decides the rows, for a resumed walk to be the same one."""
+    models = {"teacher": readings.teacher}
+    for name, pair in {"pair": readings.compactor, **readings.others}.items():
+        models |= {f"{name} summarizer": pair.summarizer, f"{name} generator": pair.generator}
+    names = (
+        "pair dataset dataset_config split text_column max_documents windows pairs join_documents batch_size teacher"
+    )
+    return {
+        **{name: getattr(args, name) for name in names.split()},
+        "fingerprints": {role: fingerprint(model) for role, model in models.items()},
+        "version": __version__,
+    }
+
+
+def _walk(readings, documents, windows, folder):
+    rows = folder.rows(1)
+    console = Console(stderr=True)
+    if rows:
+        console.print(f"{len(rows)} windows were measured before; going on from there")
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
+    with Progress(*columns, console=console) as progress:
+        task = progress.add_task("Windows", total=None, completed=len(rows))
+        for batch in readings.walk(documents, windows, rows):
+            folder.append(batch)
+            rows += batch
+            progress.advance(task, len(batch))
+    return rows
+
+
+def _costs(readings, documents, rows, folder):
+    """Of the first of the longest documents."""
+    costs = folder.rows(1, COSTS_FILE)
+    if not costs:
+        longest = max(rows, key=lambda row: row["window"])
+        place = list(dict.fromkeys(row["document_id"] for row in rows)).index(longest["document_id"])
+        document = next(islice(documents, place, None))
+        Console(stderr=True).print("Timing the pair, and T with the whole text, on the longest document")
+        costs = measure_costs(readings, document["ids"], longest["window"] + 1)
+        folder.append(costs, COSTS_FILE)
+    return costs
+
+
+def _print(report):
+    # In a file, and in a narrow terminal, whole lines are better than figures cut short
+    console = Console(width=max(Console().width, _WIDTH))
+    labels = arm_labels(report)
+    for name, title, arms in (
+        ("nll", "NLL, nats per token", list(labels)),
+        ("kl", "KL from T on all text so far", [arm for arm in labels if arm != "full"]),
+        ("advantage", "gain over its own sliding window", [arm for arm in labels if arm in report["slopes"]]),
+    ):
+        console.print(_table(report, name, title, {arm: labels[arm] for arm in arms}))
+    for walker in report["verdicts"]:
+        for sentence in verdict_sentences(report, walker):
+            console.print(sentence, highlight=False, soft_wrap=True)
+    console.print(_facts_table(report))
+    if report["costs"]:
+        console.print(_costs_table(report["costs"]))
+    whose = "documents" if report["errors_over"] == "documents" else "windows of the one document"
+    console.print(f"± standard error over {whose}", highlight=False)
+
+
+def _table(report, name, title, labels):
+    """An arm a line, a stretch of windows a column."""
+    table = Table(title=title, box=box.SIMPLE, title_justify="left")
+    table.add_column("windows", no_wrap=True)
+    for stretch in report["stretches"]:
+        table.add_column(stretch_label(stretch), justify="right", no_wrap=True)
+    slopes = name == "advantage"
+    if slopes:
+        table.add_column("10⁻³ a window", justify="right", no_wrap=True)
+    table.add_row("tokens before the target", *(f"{stretch['tokens']:,.0f}" for stretch in report["stretches"]))
+    table.add_row("documents", *(str(stretch["documents"]) for stretch in report["stretches"]))
+    for arm, label in labels.items():
+        cells = [
+            with_error(stretch[f"{name}_{arm}"], stretch[f"{name}_{arm}_se"] if slopes else None)
+            for stretch in report["stretches"]
+        ]
+        if slopes:
+            slope = report["slopes"][arm]
+            cells.append(with_error(1e3 * slope["slope"], 1e3 * slope["slope_se"], 2, sign="+"))
+        table.add_row(label, *cells, style="bold" if arm in report["verdicts"] else None)
+    return table
+
+
+def _facts_table(report):
+    facts, gains, labels = report["facts"], report["fact_gains"], arm_labels(report)
+    table = Table(
+        title="Numbers and names, by how many windows ago they were said last: share that the newest gist has, and nats per "
+        "token gained where they come again",
+        box=box.SIMPLE,
+        title_justify="left",
+    )
+    table.add_column("", no_wrap=True)
+    for first, last in facts["ages"]:
+        table.add_column(f"{first}" if first == last else f"{first}-{last}", justify="right", no_wrap=True)
+    table.add_column("never", justify="right", no_wrap=True)
+    for writer, found in facts["since_last"].items():
+        name = "zero-shot summary" if writer == "zero_shot" else f"{writer} gist"
+        table.add_row(f"share in the {name}", *map(with_error, found["share"], found["share_se"]))
+    for arm in report["verdicts"]:
+        found = gains[arm]
+        cells = [with_error(*cell, sign="+") for cell in zip(found["gain"], found["gain_se"], strict=True)]
+        new = with_error(found["new"]["gain"][0], found["new"]["gain_se"][0], sign="+")
+        table.add_row(f"gain, {labels[arm]}", *cells, new)
+    found = gains["pair"]
+    table.add_row("… how many", *map(str, found["of"]), str(found["new"]["of"][0]))
+    return table
+
+
+def _costs_table(costs):
+    table = Table(title="Cost of the next token, by length", box=box.SIMPLE, title_justify="left")
+    for heading in ("tokens", "read", "written", "cache", "memory", "T: read", "written", "cache", "memory"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    shown = sorted({round(index * (len(costs) - 1) / 7) for index in range(8)})
+    for row in (costs[index] for index in shown):
+        cells = [f"{row['tokens']:,}"]
+        for who in ("pair", "full"):
+            known = f"read_{who}" in row
+            cells += [f"{1e3 * row[f'{name}_{who}']:.1f} ms" if known else "–" for name in ("read", "written")]
+            cells += [f"{row[f'{name}_{who}'] / 1e6:,.1f} MB" if known else "–" for name in ("cache", "memory")]
+        table.add_row(*cells)
+    return table
