@@ -25,9 +25,10 @@ from tiny import PARAGRAPH, make_documents, make_model
 
 from trl_gist.cli import main
 from trl_gist.data import SkippedRows
-from trl_gist.evaluation.distance import ARMS, DistanceReadings, Geometry, long_documents
+from trl_gist.evaluation.distance import ARMS, DistanceReadings, geometry_of_pair, long_documents
 from trl_gist.evaluation.distance_costs import measure_costs
 from trl_gist.evaluation.distance_measures import distance_measures
+from trl_gist.recursion import Geometry
 from trl_gist.scoring import TargetRows
 
 
@@ -208,7 +209,7 @@ def test_no_forward_grows_over_160_windows(compactor, teacher, monkeypatch):
 
 
 def test_windows_are_those_that_fit(compactor):
-    geometry = Geometry.of_pair(compactor)
+    geometry = geometry_of_pair(compactor)
     assert geometry == Geometry(CONTEXT, CHUNK, LAST_K, TARGET)
     for length in range(4 * CHUNK):
         fitting = [w for w in range(9) if (w + 1) * CHUNK + LAST_K + TARGET <= length]
@@ -217,7 +218,7 @@ def test_windows_are_those_that_fit(compactor):
 
 
 def test_documents_that_are_too_short_are_counted_and_long_ones_cut(compactor):
-    geometry, skipped = Geometry.of_pair(compactor), SkippedRows()
+    geometry, skipped = geometry_of_pair(compactor), SkippedRows()
     texts = ["too short", None, PARAGRAPH, PARAGRAPH * 4]
     found = list(long_documents(Dataset.from_dict({"text": texts}), compactor, geometry, 6, skipped=skipped))
     assert [document["document_id"] for document in found] == [2, 3]
@@ -226,7 +227,7 @@ def test_documents_that_are_too_short_are_counted_and_long_ones_cut(compactor):
 
 
 def test_joined_documents_come_in_order_and_each_in_one_stream(compactor):
-    geometry, texts = Geometry.of_pair(compactor), make_documents(9)
+    geometry, texts = geometry_of_pair(compactor), make_documents(9)
     found = list(long_documents(Dataset.from_dict({"text": texts}), compactor, geometry, 24, join_documents=True))
     decoded = [compactor.tokenizer.decode(document["ids"]) for document in found]
     assert len(found) > 1 and all(len(document["ids"]) == geometry.length(24) for document in found[:-1])

@@ -21,10 +21,11 @@ import pytest
 from scipy.stats import linregress
 from tiny import make_tokenizer
 
-from trl_gist.evaluation.distance import ARMS, Geometry
+from trl_gist.evaluation.distance import ARMS
 from trl_gist.evaluation.distance_facts import FactIndex, fact_gains_by_age, facts_by_age, text_and_ends
 from trl_gist.evaluation.distance_labels import verdict_sentences
 from trl_gist.evaluation.distance_measures import distance_measures, doubling
+from trl_gist.recursion import Geometry
 
 
 # ---- Facts ----

@@ -22,8 +22,8 @@ from transformers import PreTrainedTokenizerBase
 
 from .gist_config import GistConfig
 from .prompts import GistPrompts, through_last_k
-from .recursion import SEPARATOR
-from .walks import WalkSpec
+from .recursion import SEPARATOR, Geometry
+from .walks import walk_geometry
 
 
 logger = get_logger(__name__)
@@ -106,12 +106,19 @@ class WindowSpec:
     last_k: int
     window_stride: int | None
     max_windows_per_document: int | None
-    walk: WalkSpec | None = None
+    windows_per_document: int = 1
+    geometry: Geometry | None = None
+
+    @property
+    def walks(self) -> bool:
+        return self.windows_per_document > 1
 
     @property
     def length(self) -> int:
         """Tokens of a document that a window, or a walk over several, takes."""
-        return self.context_length + self.target_length if self.walk is None else self.walk.length
+        if self.walks:
+            return self.geometry.length(self.windows_per_document)
+        return self.context_length + self.target_length
 
 
 def prepare_windows(
@@ -163,14 +170,14 @@ def prepare_windows(
     carries_document_id = "document_id" in columns
     # Only what shapes a window goes into the closure: `datasets` hashes it to find cached results
     spec = args if isinstance(args, WindowSpec) else _window_spec(args, tokenizer)
-    if spec.walk is not None and to_windows is _ready_window:
+    if spec.walks and to_windows is _ready_window:
         raise ValueError(
-            f"The {name} dataset has ready windows, and `windows_per_document` ({spec.walk.windows}) walks along documents: "
-            "give a `text` column, or set it to 1."
+            f"The {name} dataset has ready windows, and `windows_per_document` ({spec.windows_per_document}) walks along "
+            "documents: give a `text` column, or set it to 1."
         )
-    window_columns = WINDOW_COLUMNS if spec.walk is None else (*WINDOW_COLUMNS, WALK_COLUMN)
+    window_columns = (*WINDOW_COLUMNS, WALK_COLUMN) if spec.walks else WINDOW_COLUMNS
     id_columns = [column for column in window_columns if column.endswith("_ids")]
-    longest_context = 0 if spec.walk is None else spec.context_length
+    longest_context = spec.context_length if spec.walks else 0
     vocab_size = len(tokenizer)
 
     def windows_of_batch(batch, indices):
@@ -244,18 +251,24 @@ def _columns(dataset, name):
 
 
 def _window_spec(args, tokenizer):
-    walk = None
+    geometry = None
     if args.windows_per_document > 1:
-        walk = WalkSpec.from_args(args, len(tokenizer(SEPARATOR, add_special_tokens=False)["input_ids"]))
+        geometry = walk_geometry(args, len(tokenizer(SEPARATOR, add_special_tokens=False)["input_ids"]))
     return WindowSpec(
-        args.context_length, args.target_length, args.last_k, args.window_stride, args.max_windows_per_document, walk
+        args.context_length,
+        args.target_length,
+        args.last_k,
+        args.window_stride,
+        args.max_windows_per_document,
+        args.windows_per_document,
+        geometry,
     )
 
 
 def _length_hint(spec):
-    if spec.walk is not None:
+    if spec.walks:
         return (
-            f"A document needs at least {spec.length} tokens for a walk over {spec.walk.windows} windows. Lower "
+            f"A document needs at least {spec.length} tokens for a walk over {spec.windows_per_document} windows. Lower "
             "`windows_per_document` or `context_length`, or use longer documents."
         )
     return (
@@ -289,16 +302,15 @@ def _cut_document(row, tokenizer, spec):
     starts = range(0, len(ids) - spec.length + 1, spec.window_stride or spec.length)
     windows = []
     for start in starts[: spec.max_windows_per_document]:
-        if spec.walk is not None:
-            walk_ids = ids[start : start + spec.length]
-            windows.append({**spec.walk.first_window(walk_ids), WALK_COLUMN: walk_ids})
-            continue
-        context_ids = ids[start : start + spec.context_length]
+        cut = ids[start : start + spec.length]
+        # Of a walk, the first window by itself, whose context is all text so far
+        context_ids = cut[: spec.geometry.before(0) if spec.walks else spec.context_length]
         windows.append(
             {
                 "context_ids": context_ids,
                 "last_k_ids": context_ids[-spec.last_k :],
-                "target_ids": ids[start + spec.context_length : start + spec.length],
+                "target_ids": cut[len(context_ids) :][: spec.target_length],
+                **({WALK_COLUMN: cut} if spec.walks else {}),
             }
         )
     return windows, None if windows else "too short"

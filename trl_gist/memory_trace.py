@@ -38,7 +38,7 @@ from .recursion import SEPARATOR
 from .roles import Roles, base_of
 from .scoring import TargetRows, TargetScorer
 from .shared_prefix import attention_masks
-from .walks import WalkSpec
+from .walks import walk_geometry
 
 
 # Tokens of the templates beside X, L and the gist, where there is no tokenizer to count them: those of SmolLM2 and Qwen
@@ -83,8 +83,7 @@ def prompt_lengths(args: GistConfig, tokenizer: PreTrainedTokenizerBase | None =
 
 
 def _longest_seen(args, separator_length):
-    walk = WalkSpec.from_args(args, separator_length)
-    return walk.length - walk.target_length
+    return walk_geometry(args, separator_length).before(args.windows_per_document - 1)
 
 
 @dataclass(frozen=True)

@@ -80,6 +80,49 @@ def tree(gists: list[StoredGist], chunk_ids: list[int], write: Write, fits: Fits
 RECURSIONS = {"rolling": rolling, "chain": chain, "tree": tree}
 
 
+@dataclass(frozen=True)
+class Geometry:
+    """
+    How a `rolling` session folds a text, in tokens; windows count from 0.
+
+    Attributes:
+        context_length (`int`):
+            What S reads at most: the longest previous gist, a chunk and L.
+        chunk_length (`int`):
+            What a gist takes in.
+        last_k, target_length (`int`):
+            L and the target, which follow a chunk, and with which the next chunk begins.
+    """
+
+    context_length: int
+    chunk_length: int
+    last_k: int
+    target_length: int
+
+    def before(self, window: int) -> int:
+        """Tokens of the text before the window's target."""
+        return (window + 1) * self.chunk_length + self.last_k
+
+    def length(self, windows: int) -> int:
+        """Tokens that so many windows take. The last target may reach beyond a next chunk."""
+        return self.before(windows - 1) + self.target_length
+
+    def windows(self, length: int) -> int:
+        """Windows that a document of so many tokens has."""
+        return max(0, (length - self.last_k - self.target_length) // self.chunk_length)
+
+    def chunk(self, ids: list[int], window: int) -> list[int]:
+        return ids[window * self.chunk_length : (window + 1) * self.chunk_length]
+
+    def last(self, ids: list[int], window: int, count: int | None = None) -> list[int]:
+        """The last tokens before the target: L, or as many as asked for, if there are."""
+        before = self.before(window)
+        return ids[max(0, before - (self.last_k if count is None else count)) : before]
+
+    def target(self, ids: list[int], window: int) -> list[int]:
+        return ids[self.before(window) : self.before(window) + self.target_length]
+
+
 def rolling_chunk_length(context_length: int, last_k: int, gist_length: int, separator_length: int) -> int:
     """Tokens of a chunk with which S reads its longest previous gist, and L, in one context; below 1 if none fits."""
     return context_length - last_k - gist_length - separator_length

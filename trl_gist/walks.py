@@ -29,66 +29,24 @@ the later gists are rewarded for.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 
 from .prompts import GistPrompts, gist_from_completion
-from .recursion import SEPARATOR, join, rolling_chunk_length
+from .recursion import SEPARATOR, Geometry, join, rolling_chunk_length
 
 
-@dataclass(frozen=True)
-class WalkSpec:
-    """
-    How a document's text is cut into the windows of a walk, in tokens.
-
-    Attributes:
-        windows (`int`):
-            Windows of a walk.
-        chunk_length (`int`):
-            What a gist takes in: the longest previous gist, a chunk and L fill a context.
-        last_k, target_length (`int`):
-            L and Y, which follow a chunk, and with which the next chunk begins.
-    """
-
-    windows: int
-    chunk_length: int
-    last_k: int
-    target_length: int
-
-    @classmethod
-    def from_args(cls, args, separator_length: int) -> "WalkSpec":
-        """Of a [`GistConfig`]. Raises `ValueError` if a context has no room for a chunk."""
-        gist_length = args.max_completion_length
-        chunk_length = rolling_chunk_length(args.context_length, args.last_k, gist_length, separator_length)
-        if chunk_length < 1:
-            raise ValueError(
-                f"`windows_per_document` ({args.windows_per_document}): a context of `context_length` "
-                f"({args.context_length}) tokens must hold a gist (`max_completion_length`, {gist_length}), a "
-                f"separator ({separator_length}), `last_k` ({args.last_k}) and a chunk. Raise `context_length`."
-            )
-        return cls(args.windows_per_document, chunk_length, args.last_k, args.target_length)
-
-    @property
-    def length(self) -> int:
-        """Tokens of a walk. A target may reach beyond the next chunk."""
-        return self.windows * self.chunk_length + self.last_k + self.target_length
-
-    def window(self, walk_ids: list[int], index: int) -> dict[str, list[int]]:
-        """Chunk, L and target of one window, and `seen_ids`, all text up to the target."""
-        stop = (index + 1) * self.chunk_length
-        target = stop + self.last_k
-        return {
-            "chunk_ids": walk_ids[stop - self.chunk_length : stop],
-            "last_k_ids": walk_ids[stop:target],
-            "target_ids": walk_ids[target : target + self.target_length],
-            "seen_ids": walk_ids[:target],
-        }
-
-    def first_window(self, walk_ids: list[int]) -> dict[str, list[int]]:
-        """The first window as one by itself, whose context is all text so far."""
-        window = self.window(walk_ids, 0)
-        return {"context_ids": window["seen_ids"], **{name: window[name] for name in ("last_k_ids", "target_ids")}}
+def walk_geometry(args, separator_length: int) -> Geometry:
+    """Of a [`GistConfig`]. Raises `ValueError` if a context has no room for a chunk."""
+    gist_length = args.max_completion_length
+    chunk_length = rolling_chunk_length(args.context_length, args.last_k, gist_length, separator_length)
+    if chunk_length < 1:
+        raise ValueError(
+            f"`windows_per_document` ({args.windows_per_document}): a context of `context_length` ({args.context_length}) "
+            f"tokens must hold a gist (`max_completion_length`, {gist_length}), a separator ({separator_length}), `last_k` "
+            f"({args.last_k}) and a chunk. Raise `context_length`."
+        )
+    return Geometry(args.context_length, chunk_length, args.last_k, args.target_length)
 
 
 class Walk:
@@ -107,19 +65,30 @@ class Walk:
     def __init__(self, prompts: GistPrompts, args, decode: Callable[[list[int]], str]):
         self.separator_ids = list(prompts.tokenize(SEPARATOR))
         self.special_ids = prompts.special_ids
-        self.spec = WalkSpec.from_args(args, len(self.separator_ids))
+        self.geometry = walk_geometry(args, len(self.separator_ids))
+        self.windows = args.windows_per_document
         self.decode = decode
 
     def rows(self, inputs: list[dict], num_generations: int) -> list[dict]:
         """A row for each window of each input, with its `window`; inputs with the same walk are adjacent."""
         rows = []
         for start in range(0, len(inputs), num_generations):
-            for index in range(self.spec.windows):
-                window = self.spec.window(inputs[start]["walk_ids"], index)
-                # The context waits for the gist before it
-                window |= {"window": index, "prompt": self.decode(window["chunk_ids"] + window["last_k_ids"])}
-                rows += [{**row, **window} for row in inputs[start : start + num_generations]]
+            for window in range(self.windows):
+                columns = self._window(inputs[start]["walk_ids"], window)
+                rows += [{**row, **columns} for row in inputs[start : start + num_generations]]
         return rows
+
+    def _window(self, walk_ids, window):
+        """What is known of it before there is the gist that S reads first."""
+        chunk_ids, last_k_ids = self.geometry.chunk(walk_ids, window), self.geometry.last(walk_ids, window)
+        return {
+            "window": window,
+            "prompt": self.decode(chunk_ids + last_k_ids),
+            "chunk_ids": chunk_ids,
+            "last_k_ids": last_k_ids,
+            "target_ids": self.geometry.target(walk_ids, window),
+            "seen_ids": walk_ids[: self.geometry.before(window)],
+        }
 
     def context_ids(self, row: dict, gist_ids: list[int]) -> list[int]:
         """What S reads of a window: the gist carried on, chunk, L."""
@@ -130,7 +99,7 @@ class Walk:
         """Means over the gists of each window, to log."""
         names = "log_prob_gain", "teacher_kl"
         means = {"later_log_prob_gain": _mean(rows, "later_log_prob_gain")}
-        for index in range(self.spec.windows):
+        for index in range(self.windows):
             of_window = [row for row in rows if row["window"] == index]
             means |= {f"window_{index}/{name}": _mean(of_window, name) for name in names}
         return means
@@ -144,8 +113,8 @@ def sample_walks(prompts: list[str], trainer) -> dict[str, list]:
     rows, walk, training = trainer._rollout_rows, trainer.walk, trainer.model.training
     size = trainer.num_generations if training else trainer.num_generations_eval
     output = {name: [None] * len(rows) for name in ("prompt_ids", "completion_ids", "logprobs")}
-    carried = [[] for _ in range(len(rows) // (walk.spec.windows * size))]
-    for index in range(walk.spec.windows):
+    carried = [[] for _ in range(len(rows) // (walk.windows * size))]
+    for index in range(walk.windows):
         where = [place for place, row in enumerate(rows) if row["window"] == index]
         trainer._rollout_rows = of_window = [rows[place] for place in where]
         for place, row in enumerate(of_window):

@@ -43,7 +43,7 @@ from transformers import PreTrainedModel
 from ..compaction import GistCompactor
 from ..data import SkippedRows, _columns, _unusable
 from ..lm_head import check_logits
-from ..recursion import SEPARATOR, join
+from ..recursion import SEPARATOR, Geometry, join
 from ..scoring import TargetRows, TargetScorer
 from ..session_state import SessionSettings
 from .distance_facts import FactIndex
@@ -65,44 +65,11 @@ ARMS = ("full", "window", "tail", "last_k", "zero_shot", "zero_shot_g", "null", 
 DOCUMENT_SEPARATOR = "\n\n"
 
 
-@dataclass(frozen=True)
-class Geometry:
-    """How documents are cut, in tokens; windows count from 0."""
-
-    context_length: int
-    chunk_length: int
-    last_k: int
-    target_length: int
-
-    @classmethod
-    def of_pair(cls, compactor: GistCompactor) -> "Geometry":
-        """A session's, with its defaults. Raises `ValueError` if the pair's contexts are too short to fold."""
-        pair = compactor.pair
-        settings = SessionSettings.resolve(compactor, None, None, "rolling", None, None, False)
-        return cls(pair.context_length, settings.chunk_length, settings.last_k, pair.target_length)
-
-    def before(self, window: int) -> int:
-        """Tokens of the text before the window's target."""
-        return (window + 1) * self.chunk_length + self.last_k
-
-    def length(self, windows: int) -> int:
-        """Tokens that so many windows take."""
-        return self.before(windows - 1) + self.target_length
-
-    def windows(self, length: int) -> int:
-        """Windows that a document of so many tokens has."""
-        return max(0, (length - self.last_k - self.target_length) // self.chunk_length)
-
-    def chunk(self, ids: list[int], window: int) -> list[int]:
-        return ids[window * self.chunk_length : (window + 1) * self.chunk_length]
-
-    def last(self, ids: list[int], window: int, count: int | None = None) -> list[int]:
-        """The last tokens before the target: L, or as many as asked for, if there are."""
-        before = self.before(window)
-        return ids[max(0, before - (self.last_k if count is None else count)) : before]
-
-    def target(self, ids: list[int], window: int) -> list[int]:
-        return ids[self.before(window) : self.before(window) + self.target_length]
+def geometry_of_pair(compactor: GistCompactor) -> Geometry:
+    """A session's, with its defaults. Raises `ValueError` if the pair's contexts are too short to fold."""
+    pair = compactor.pair
+    settings = SessionSettings.resolve(compactor, None, None, "rolling", None, None, False)
+    return Geometry(pair.context_length, settings.chunk_length, settings.last_k, pair.target_length)
 
 
 def long_documents(
@@ -189,7 +156,7 @@ class DistanceReadings:
     batch_size: int = 8
 
     def __post_init__(self):
-        self.geometry = Geometry.of_pair(self.compactor)
+        self.geometry = geometry_of_pair(self.compactor)
         for name, other in self.others.items():
             self._check_other(name, other)
         generators = {name: pair.generator for name, pair in {"pair": self.compactor, **self.others}.items()}
@@ -363,7 +330,7 @@ class DistanceReadings:
     def _check_other(self, name, other):
         if name in (*ARMS, "teacher", "first") or not name.isidentifier() or name.endswith("_null"):
             raise ValueError(f"`--pairs` names a pair {name!r}, which is taken or no plain word. Choose another name.")
-        found = Geometry.of_pair(other)
+        found = geometry_of_pair(other)
         if found != self.geometry:
             raise ValueError(
                 f"`--pairs`: {name} folds {found.chunk_length} tokens at a time and the pair {self.geometry.chunk_length} "

@@ -38,7 +38,7 @@ class FactIndex:
     Args:
         ids (`list[int]`):
             The document.
-        geometry ([`~distance.Geometry`]):
+        geometry ([`~recursion.Geometry`]):
             How it is cut.
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
             For its text.

@@ -39,7 +39,7 @@ def full_context_hidden(
             For what stands before a plain text.
         ids (`list[int]`):
             A document.
-        geometry ([`~distance.Geometry`]):
+        geometry ([`~recursion.Geometry`]):
             Where its targets are.
         windows (`int`):
             How many windows.
