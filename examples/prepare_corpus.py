@@ -34,16 +34,16 @@ import os
 from collections import Counter
 from pathlib import Path
 
+import datasets
 from corpus.fetch import CorpusError
-from corpus.folder import SPLITS, is_complete, write_corpus
-from corpus.prose import MIN_WORDS, Duplicates, is_prose, join_short_pages
+from corpus.folder import is_complete, write_corpus
+from corpus.prose import MIN_WORDS, Duplicates, Page, is_prose, join_short_pages
+from corpus.report import print_counts
 from corpus.sources import SOURCES, Source
-from datasets import load_dataset
 from filelock import FileLock
 from platformdirs import user_cache_dir
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-from rich.table import Table
 
 
 def build(folder: Path, sources: list[Source], cache: Path, console: Console):
@@ -89,45 +89,14 @@ def progress_through(pages, progress, task):
         yield page
 
 
-def document(source: Source, page) -> dict[str, str]:
-    text = "\n".join(page.paragraphs)
-    document_id = f"{source.name}/{page.key}"
+def document(source: Source, page: Page) -> dict[str, str]:
     return {
-        "text": text, "document_id": document_id, "source": source.name, "licence": source.licence, "title": page.title
-    }  # fmt: skip
-
-
-def print_counts(folder: Path, tokenizer_name: str | None, console: Console):
-    """What is in the corpus, by split and source, and with a tokenizer its tokens and windows of 512 + 64."""
-    tokenizer = None
-    if tokenizer_name is not None:
-        from transformers import AutoTokenizer  # slow to import, and of no use without a tokenizer
-
-        tokenizer = AutoTokenizer.from_pretrained(tokenizer_name)
-    headings = ["documents", "words", "MB"] + (["tokens", "windows"] if tokenizer else [])
-    table = Table(title=str(folder), title_justify="left")
-    for heading in ("split", "source"):
-        table.add_column(heading)
-    for heading in headings:
-        table.add_column(heading, justify="right")
-    for split in SPLITS:
-        if not (folder / f"{split}.parquet").exists():
-            continue
-        totals = {}
-        for row in load_dataset("parquet", data_files=str(folder / f"{split}.parquet"), split="train"):
-            found = Counter(documents=1, words=len(row["text"].split()), MB=len(row["text"].encode()) / 1e6)
-            if tokenizer is not None:
-                tokens = len(tokenizer(row["text"], add_special_tokens=False, verbose=False)["input_ids"])
-                found += Counter(tokens=tokens, windows=tokens // 576)
-            for name in (row["source"], "all"):
-                totals.setdefault(name, Counter()).update(found)
-        for name in sorted(totals, key=lambda name: (name == "all", name)):
-            cells = [
-                f"{totals[name][heading]:,.1f}" if heading == "MB" else f"{totals[name][heading]:,}"
-                for heading in headings
-            ]
-            table.add_row(split, name, *cells, style="bold" if name == "all" else None, end_section=name == "all")
-    console.print(table)
+        "text": "\n".join(page.paragraphs),
+        "document_id": f"{source.name}/{page.key}",
+        "source": source.name,
+        "licence": source.licence,
+        "title": page.title,
+    }
 
 
 def main():
@@ -140,9 +109,13 @@ def main():
     default = Path(os.environ.get("TRL_GIST_CACHE") or user_cache_dir("trl_gist")) / "corpus-downloads"
     parser.add_argument("--cache", type=Path, default=default, metavar="DIR", help="downloads (default: %(default)s)")
     parser.add_argument("--tokenizer", metavar="CHECKPOINT", help="count tokens and windows too")
+    parser.add_argument(
+        "--overlap", action="store_true", help="measure how much of each split is in the training split too"
+    )
     args = parser.parse_args()
     sources = [source for source in SOURCES if source.name in args.sources]
     console = Console()
+    datasets.disable_progress_bars()  # a second or two each
     args.cache.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(args.cache / ".lock"):
@@ -152,7 +125,7 @@ def main():
                 build(args.output.absolute(), sources, args.cache, console)
     except CorpusError as error:
         raise SystemExit(f"Error: {error}") from error
-    print_counts(args.output, args.tokenizer, console)
+    print_counts(args.output, args.tokenizer, args.overlap, console)
 
 
 if __name__ == "__main__":

@@ -36,6 +36,8 @@ BOILERPLATE = (
     ".stableabi, #preamble > .toplang, #footer, #footer-text, .bottomlang, .top, .menu, .nav-wrapper, .warning.experimental"
 )
 SENTENCE_END = re.compile(r"[.!?][\"')\]”’»]*$")
+# A small letter goes on with a sentence that a listing broke off; the others are captions
+FRAGMENT = re.compile(r"[a-z]+[,;]?\s|(Listing|Figure|Table|Example) [\dA-Z]+[-.\d]*[:.]? ")
 WORD = re.compile(r"[(\[\"'“‘]*[A-Za-zÀ-ÿ]+(?:['’-][A-Za-zÀ-ÿ]+)*['’]?[)\]\"'”’.,;:!?]*$")
 FUNCTION_WORDS = frozenset("the of and to a in is that for it as be are with on this by or an not was".split())
 TITLE_SUFFIX = re.compile(r" (—|-) [^—]*(documentation|Version [\d.]+|Rust.*|[Tt]he \S+ [Bb]ook)$")
@@ -103,8 +105,7 @@ def prose_paragraphs(lines: Iterable[str]) -> list[str]:
             paragraph = sentences[0] if sentences else ""
         words = paragraph.split()
         ordinary = sum(WORD.match(word) is not None for word in words)
-        # A small letter goes on with a sentence that a listing broke off
-        if len(words) >= 5 and not re.match(r"[a-z]+\s", paragraph) and SENTENCE_END.search(paragraph):
+        if len(words) >= 5 and not FRAGMENT.match(paragraph) and SENTENCE_END.search(paragraph):
             if ordinary >= 0.75 * len(words):
                 paragraphs.append(paragraph)
     return paragraphs

@@ -96,15 +96,15 @@ class HtmlPages:
         for name, data in package.members(path, f"usr/share/doc/{self.folder}/", ".html"):
             if re.match(self.only, name) and not re.search(self.left_out, name):
                 title, chapter, paragraphs, share = read_html(data, self.content, self.chapter)
-                parent = str(Path(name).parent)
-                yield Page(name.removesuffix(".html"), title, chapter or parent, paragraphs, share)
+                chapter = chapter or str(Path(name).parent).replace(".", "other")
+                yield Page(name.removesuffix(".html"), title, chapter, paragraphs, share)
 
 
 def read_articles(package: DemoWheel, path: Path) -> Iterator[Page]:
     import demo_assets
 
     for article in demo_assets.wikipedia_articles():
-        yield Page(article["title"], article["title"], "", prose_paragraphs(article["text"].split("\n")))
+        yield Page(article["title"], article["title"], article["title"], prose_paragraphs(article["text"].split("\n")))
 
 
 def read_addresses(package: NpmPackage, path: Path) -> Iterator[Page]:

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from datasets import Dataset, IterableDataset, load_dataset
 from datasets.exceptions import DatasetGenerationError
+from huggingface_hub import DatasetCard
 
 
 # How `datasets` reads a file, by its suffix
@@ -36,10 +37,10 @@ def load_documents(
     Args:
         source (`str` or `list[str]`):
             A list names local files (`.txt` and `.md`: one document each; `.jsonl`, `.json`, `.parquet`: one document
-            a row; also gzipped) or folders of them, all of one kind. A string may be such a path, or a dataset on the
-            Hub.
+            a row; also gzipped) or folders of them, all of one kind. A string may be such a path, a dataset on the
+            Hub, or a folder laid out as one: with a card (`README.md`) that lists its `configs`.
         config, split (`str`):
-            Of the dataset on the Hub.
+            Of the dataset on the Hub or the folder laid out as one.
         streaming (`bool`, *optional*, defaults to `False`):
             Whether to read documents as they are needed instead of preparing all of them.
         text_column (`str`, *optional*, defaults to `"text"`):
@@ -49,7 +50,7 @@ def load_documents(
         ValueError: if a path does not exist, files are of no known kind or of several, or cannot be read, or the
             column is missing.
     """
-    if isinstance(source, str) and not Path(source).exists() and _may_be_on_hub(source):
+    if isinstance(source, str) and (_has_splits(Path(source)) or not Path(source).exists() and _may_be_on_hub(source)):
         dataset = load_dataset(source, name=config, split=split, streaming=streaming)
     else:
         dataset = _load_files([source] if isinstance(source, str) else source, streaming)
@@ -59,6 +60,11 @@ def load_documents(
     if text_column not in columns:
         raise ValueError(f"The dataset has no column {text_column!r} for `text_column`; it has {sorted(columns)}.")
     return dataset.remove_columns([name for name in columns if name == "text"]).rename_column(text_column, "text")
+
+
+def _has_splits(path):
+    card = path / "README.md"
+    return card.is_file() and bool(DatasetCard.load(card).data.get("configs"))
 
 
 def _may_be_on_hub(name):
