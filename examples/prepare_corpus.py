@@ -122,7 +122,7 @@ def main():
             if is_complete(args.output, [source.name for source in sources]):
                 console.print(f"{args.output} is complete and as it was made: nothing to do.")
             else:
-                build(args.output.absolute(), sources, args.cache, console)
+                build(args.output.absolute(), sources, args.cache, Console(stderr=True))
     except CorpusError as error:
         raise SystemExit(f"Error: {error}") from error
     print_counts(args.output, args.tokenizer, args.overlap, console)

@@ -51,7 +51,7 @@ def is_complete(folder: Path, names: Sequence[str]) -> bool:
     Raises:
         CorpusError: if something else is, which is not to be overwritten.
     """
-    if not folder.exists():
+    if not folder.exists() or folder.is_dir() and not any(folder.iterdir()):
         return False
     try:
         manifest = json.loads((folder / "manifest.json").read_text())

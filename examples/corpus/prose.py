@@ -105,9 +105,9 @@ def prose_paragraphs(lines: Iterable[str]) -> list[str]:
             paragraph = sentences[0] if sentences else ""
         words = paragraph.split()
         ordinary = sum(WORD.match(word) is not None for word in words)
-        if len(words) >= 5 and not FRAGMENT.match(paragraph) and SENTENCE_END.search(paragraph):
-            if ordinary >= 0.75 * len(words):
-                paragraphs.append(paragraph)
+        is_sentence = SENTENCE_END.search(paragraph) and not FRAGMENT.match(paragraph) and "\ufffd" not in paragraph
+        if is_sentence and len(words) >= 5 and ordinary >= 0.75 * len(words):
+            paragraphs.append(paragraph)
     return paragraphs
 
 

@@ -18,7 +18,7 @@ import re
 from collections import Counter
 from pathlib import Path
 
-from datasets import load_dataset
+import pyarrow.parquet as pq
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -51,7 +51,7 @@ def print_counts(folder: Path, tokenizer_name: str | None, overlap: bool, consol
         if not (folder / f"{split}.parquet").exists():
             continue
         totals = {}
-        for row in load_dataset("parquet", data_files=str(folder / f"{split}.parquet"), split="train"):
+        for row in pq.read_table(folder / f"{split}.parquet").to_pylist():
             found = Counter(documents=1, words=len(row["text"].split()), bytes=len(row["text"].encode()))
             if tokenizer is not None:
                 tokens = len(tokenizer(row["text"], add_special_tokens=False, verbose=False)["input_ids"])

@@ -96,7 +96,7 @@ class HtmlPages:
         for name, data in package.members(path, f"usr/share/doc/{self.folder}/", ".html"):
             if re.match(self.only, name) and not re.search(self.left_out, name):
                 title, chapter, paragraphs, share = read_html(data, self.content, self.chapter)
-                chapter = chapter or str(Path(name).parent).replace(".", "other")
+                chapter = chapter or "/".join(Path(name).parts[:-1]) or "other"
                 yield Page(name.removesuffix(".html"), title, chapter, paragraphs, share)
 
 
