@@ -328,7 +328,9 @@ def test_what_is_no_corpus_or_another_one_is_not_overwritten(run, tmp_path):
 def test_the_table_counts_what_is_there(run):
     out = run("--overlap")
     row = next(line for line in out.splitlines() if "novels" in line)
-    assert row.split() == ["other_genres", "novels", "10", "10,800", "0.1", "0.00%"]
+    *cells, overlap = row.split()
+    assert cells == ["other_genres", "novels", "10", "10,800", "0.1"]
+    assert float(overlap.rstrip("%")) < 0.2  # the sentences are drawn from few words
 
 
 @needs_dpkg

@@ -43,7 +43,7 @@ def print_counts(folder: Path, tokenizer_name: str | None, overlap: bool, consol
     """
     tokenizer = None if tokenizer_name is None else AutoTokenizer.from_pretrained(tokenizer_name)
     headings = ["documents", "words", "MB"] + ["tokens", "windows"] * (tokenizer is not None) + ["in train"] * overlap
-    table = Table(box=box.SIMPLE)
+    table = Table(box=box.SIMPLE, padding=0, show_edge=False)  # fits 80 columns
     for heading in ("split", "source", *headings):
         table.add_column(heading, justify="right" if heading in headings else "left", no_wrap=True)
     seen = set()
