@@ -163,9 +163,9 @@ def test_a_page_of_listings_or_of_names_is_no_prose():
 def test_tagged_text_reads_as_it_was_printed():
     text = (
         "\tRoad/nn-hl to/in-hl Vienna/np-hl\n\n\n\t``/`` Can/md you/ppss ''/'' ?/. ?/.\nShe/pps said/vbd (/( so/rb )/) ./.\n"
-        "\n\n\tAn/at end/nn ,/, and/or/cc more/ap ./."
+        "\n\n\tAn/at '/' end/nn '/' ,/, and/or/cc more/ap ./."
     )
-    assert untag(text) == ['"Can you?" She said (so).', "An end, and/or more."]
+    assert untag(text) == ['"Can you?" She said (so).', "An 'end', and/or more."]
 
 
 # ---- what comes twice ----

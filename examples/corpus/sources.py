@@ -131,12 +131,18 @@ def untag(tagged: str) -> list[str]:
     paragraphs = []
     for block in re.split(r"\n\s*\n", tagged):
         words = [word for word, _, tag in (token.rpartition("/") for token in block.split()) if "-hl" not in tag]
+        # A single quote is one sign for both sides: the first opens, the next closes
+        singles = [place for place, word in enumerate(words) if word == "'"]
+        for number, place in enumerate(singles):
+            words[place] = "\ue000" if number % 2 == 0 and len(singles) > 1 else "\ue001"
         text = " ".join(words)
         for pattern, replacement in (
             (r"([?!;:.]) (?=\1( |$))", ""),  # the ends of questions come twice
             (r" '' ([.,?!])", r"\1''"),  # in print they stand before the closing quote
             (r"`` ?", '"'),
             (r" ?''", '"'),
+            ("\ue000 ?", "'"),
+            (" ?\ue001", "'"),
             (r" ([.,;:?!)\]])", r"\1"),
             (r"([(\[]) ", r"\1"),
         ):
