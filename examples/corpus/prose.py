@@ -27,13 +27,15 @@ from resiliparse.parse.html import HTMLTree
 
 # A window of 512 + 64 tokens is about 400 words of such prose; a document must give one
 MIN_WORDS = 450
-# What stands in a page without being its prose, under the names that Sphinx, DocBook, AsciiDoc, mdBook and two house styles give it
+# What stands in a page without being its prose, under the names that Sphinx, DocBook, AsciiDoc, mdBook and the house
+# styles of Apache and SQLite give it
 LISTINGS = "pre, table, dt, .highlight, .programlisting, .screen, .synopsis, .codeblock, .listingblock, .example"
 BOILERPLATE = (
-    "script, style, nav, figure, h1, h2, h3, h4, h5, h6, .headerlink, .admonition-title, .seealso, .toctree-wrapper, .contents, "
-    ".topic, .toc, .navheader, .navfooter, .versionadded, .versionchanged, .deprecated, .deprecated-removed, .availability, "
-    ".audit-hook, .footnote, .footnotes, .citation, .refsynopsisdiv, .fancy_toc, .fancy_title, .nosearch, .imgcontainer, #quickview, "
-    ".stableabi, #preamble > .toplang, #footer, #footer-text, .bottomlang, .top, .menu, .nav-wrapper, .warning.experimental"
+    "script, style, nav, figure, h1, h2, h3, h4, h5, h6, .headerlink, .admonition-title, .seealso, .toctree- "
+    "wrapper, .contents, .topic, .toc, .navheader, .navfooter, .versionadded, .versionchanged, .deprecated, "
+    ".deprecated-removed, .availability, .audit-hook, .footnote, .footnotes, .citation, .refsynopsisdiv, "
+    ".fancy_toc, .fancy_title, .nosearch, .imgcontainer, #quickview, .stableabi, #preamble > .toplang, #footer, "
+    "#footer-text, .bottomlang, .top, .menu, .nav-wrapper, .warning.experimental"
 )
 SENTENCE_END = re.compile(r"[.!?][\"')\]”’»]*$")
 # A small letter goes on with a sentence that a listing broke off; the others are captions
@@ -113,8 +115,8 @@ def prose_paragraphs(lines: Iterable[str]) -> list[str]:
 
 def is_prose(page: Page) -> bool:
     """
-    Whether a page is running English rather than a listing with remarks or a list of names: a quarter of its words were
-    kept, and of these a fifth are the commonest twenty, which make up a third of ordinary prose.
+    Whether a page is running English rather than a listing with remarks or a list of names: a quarter of its words
+    were kept, and of these a fifth are the commonest twenty, which make up a third of ordinary prose.
     """
     words = [word.lower() for paragraph in page.paragraphs for word in paragraph.split()]
     common = sum(word in FUNCTION_WORDS for word in words)
@@ -126,10 +128,10 @@ class Duplicates:
     """
     Remembers what has come, so that whichever source is read first keeps it.
 
-    Two documents are near-duplicates when the Jaccard similarity of their five-word shingles, estimated by MinHash, is at
-    least `threshold` ([Broder 1997](https://doi.org/10.1109/SEQUEN.1997.666900)). A paragraph of 40 characters or more
-    that comes again word for word is dropped too: what pages share is boilerplate, and a page inside a longer one is not
-    like it by Jaccard.
+    Two documents are near-duplicates when the Jaccard similarity of their five-word shingles, estimated by MinHash, is
+    at least `threshold` ([Broder 1997](https://doi.org/10.1109/SEQUEN.1997.666900)). A paragraph of 40 characters or
+    more that comes again word for word is dropped too: what pages share is boilerplate, and a page inside a longer one
+    is not like it by Jaccard.
     """
 
     threshold: float = 0.5
@@ -163,8 +165,8 @@ class Duplicates:
 
 def join_short_pages(pages: Iterable[Page]) -> Iterator[Page]:
     """
-    Pages of at least `MIN_WORDS` words. Shorter ones follow, joined with their chapter's other short ones in the order in
-    which they came; what then is still too short is left out.
+    Pages of at least `MIN_WORDS` words. Shorter ones follow, joined with their chapter's other short ones in the order
+    in which they came; what then is still too short is left out.
     """
     short: dict[str, list[Page]] = {}
     for page in pages:

