@@ -239,8 +239,9 @@ def test_every_recipe_is_made_of_known_and_valid_settings(config):
     script_args, training_args, model_args = make_parser().parse_args_and_config(
         ["--config", str(config), "--use_cpu"]
     )
-    assert script_args.dataset_name == "HuggingFaceFW/fineweb-edu"
-    assert script_args.dataset_streaming
+    flagship = config.stem.startswith("flagship")
+    assert script_args.dataset_name == ("corpus" if flagship else "HuggingFaceFW/fineweb-edu")
+    assert script_args.dataset_streaming != flagship
     assert (training_args.context_length, training_args.target_length, training_args.last_k) == (512, 64, 64)
     assert training_args.max_steps == 1500
     assert isinstance(training_args.learning_rate, float)
@@ -249,7 +250,11 @@ def test_every_recipe_is_made_of_known_and_valid_settings(config):
 
 
 def test_there_are_recipes():
-    assert {path.stem for path in CONFIGS} == {"smollm2-135m_fineweb-edu", "qwen3-4b_fineweb-edu"}
+    assert {path.stem for path in CONFIGS} == {
+        "flagship_smollm2-135m",
+        "smollm2-135m_fineweb-edu",
+        "qwen3-4b_fineweb-edu",
+    }
 
 
 # ---- evaluate ----

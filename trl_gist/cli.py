@@ -88,7 +88,11 @@ def make_parser() -> argparse.ArgumentParser:
         help="a dataset on the Hub, or local text, JSON lines or parquet files or folders of them",
     )
     evaluate.add_argument("--dataset_config", metavar="NAME", help="configuration of the dataset on the Hub")
-    evaluate.add_argument("--split", default="test", help="split of the dataset on the Hub (default: %(default)s)")
+    evaluate.add_argument(
+        "--split",
+        default="test",
+        help="split of the dataset on the Hub, or of a folder laid out as one (default: %(default)s)",
+    )
     evaluate.add_argument("--streaming", action="store_true", help="read documents as they are needed")
     evaluate.add_argument(
         "--text_column", default="text", metavar="NAME", help="column that holds the text (default: %(default)s)"

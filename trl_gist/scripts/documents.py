@@ -16,7 +16,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from datasets import Dataset, IterableDataset, load_dataset
+from datasets.data_files import sanitize_patterns
 from datasets.exceptions import DatasetGenerationError
+from datasets.utils.metadata import MetadataConfigs
+from huggingface_hub import DatasetCard
 
 
 # How `datasets` reads a file, by its suffix
@@ -36,10 +39,10 @@ def load_documents(
     Args:
         source (`str` or `list[str]`):
             A list names local files (`.txt` and `.md`: one document each; `.jsonl`, `.json`, `.parquet`: one document
-            a row; also gzipped) or folders of them, all of one kind. A string may be such a path, or a dataset on the
-            Hub.
+            a row; also gzipped) or folders of them, all of one kind. A string may be such a path, a dataset on the
+            Hub, or a folder laid out as one: with a card (`README.md`) that lists its `configs`.
         config, split (`str`):
-            Of the dataset on the Hub.
+            Of the dataset on the Hub or the folder laid out as one.
         streaming (`bool`, *optional*, defaults to `False`):
             Whether to read documents as they are needed instead of preparing all of them.
         text_column (`str`, *optional*, defaults to `"text"`):
@@ -49,7 +52,12 @@ def load_documents(
         ValueError: if a path does not exist, files are of no known kind or of several, or cannot be read, or the
             column is missing.
     """
-    if isinstance(source, str) and not Path(source).exists() and _may_be_on_hub(source):
+    splits = _splits(Path(source), config) if isinstance(source, str) else None
+    if splits:
+        # The files are named: datasets 5.2 calls the cache of a folder after its name and its card alone, and so serves
+        # what another folder of that name held, or this one before
+        dataset = load_dataset(source, data_files=splits, split=split, streaming=streaming)
+    elif isinstance(source, str) and not Path(source).exists() and _may_be_on_hub(source):
         dataset = load_dataset(source, name=config, split=split, streaming=streaming)
     else:
         dataset = _load_files([source] if isinstance(source, str) else source, streaming)
@@ -59,6 +67,18 @@ def load_documents(
     if text_column not in columns:
         raise ValueError(f"The dataset has no column {text_column!r} for `text_column`; it has {sorted(columns)}.")
     return dataset.remove_columns([name for name in columns if name == "text"]).rename_column(text_column, "text")
+
+
+def _splits(folder, config):
+    """Files of each split, where a folder has a card that lists them; else `None`."""
+    card = folder / "README.md"
+    configs = MetadataConfigs.from_dataset_card_data(DatasetCard.load(card).data) if card.is_file() else None
+    if not configs:
+        return None
+    name = config or configs.get_default_config_name() or next(iter(configs))
+    if name not in configs:
+        raise ValueError(f"{folder} has no config {name!r}; its card lists {', '.join(configs)}.")
+    return sanitize_patterns(configs[name]["data_files"])
 
 
 def _may_be_on_hub(name):

@@ -48,7 +48,7 @@ class GistScriptArguments:
 
     Args:
         dataset_name (`str`, *optional*):
-            Dataset on the Hub.
+            Dataset on the Hub, or a folder laid out as one: with a card that lists its splits.
         dataset_path (`list[str]`, *optional*):
             Local text, JSON lines or parquet files, or folders of them, in place of `dataset_name`.
         dataset_config (`str`, *optional*):
@@ -80,7 +80,9 @@ class GistScriptArguments:
             With `dry_run`, DeepSpeed's stage, 0 for none. Defaults to this launch's.
     """
 
-    dataset_name: str | None = field(default=None, metadata={"help": "Dataset on the Hub."})
+    dataset_name: str | None = field(
+        default=None, metadata={"help": "Dataset on the Hub, or a folder laid out as one."}
+    )
     dataset_path: list[str] | None = field(
         default=None,
         metadata={
