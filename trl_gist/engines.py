@@ -27,7 +27,7 @@ from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType
+from accelerate.utils import DistributedType, parse_flag_from_env
 from accelerate.utils.deepspeed import map_pytorch_optim_to_deepspeed
 from torch import nn
 
@@ -41,8 +41,24 @@ def zero_stage(accelerator: Accelerator) -> int:
     return accelerator.state.deepspeed_plugin.zero_stage if uses_deepspeed(accelerator) else 0
 
 
-def check_deepspeed_config(config: dict):
-    """Raises `ValueError` for what two engines cannot share."""
+def check_distributed_settings(args):
+    """Raises `ValueError` for what two engines cannot share, before any model is loaded."""
+    if args.fsdp_plugin_args is not None or parse_flag_from_env("ACCELERATE_USE_FSDP"):
+        raise ValueError(
+            "GistTrainer trains two engines, and FSDP shards the summarizer's alone. Launch it with DeepSpeed "
+            "(`trl-gist train --accelerate_config zero3` shards all three models), or with DDP (`multi_gpu`)."
+        )
+    if args.deepspeed_plugin is None:
+        return
+    _check_deepspeed_config(args.deepspeed_plugin.deepspeed_config)
+    if args.deepspeed_plugin.zero_stage == 3 and args.teacher_cache_dir is not None:
+        raise ValueError(
+            "`teacher_cache_dir` lets each rank skip forwards of its own, but under ZeRO-3 ranks gather the "
+            "teacher's layers together. Leave it out, or launch with ZeRO-2."
+        )
+
+
+def _check_deepspeed_config(config):
     for section in ("optimizer", "scheduler"):
         if section in config:
             raise ValueError(

@@ -18,7 +18,6 @@ from collections.abc import Callable
 
 import torch
 from accelerate.logging import get_logger
-from accelerate.utils import parse_flag_from_env
 from datasets import Dataset, IterableDataset
 from peft import PeftConfig, PeftModel, get_peft_model
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
@@ -31,7 +30,7 @@ from .checkpoints import PairCheckpoints
 from .data import PositionLimits, prepare_windows
 from .data_loading import DataLoading
 from .durable import DurableCheckpoints
-from .engines import check_deepspeed_config, is_sharded
+from .engines import check_distributed_settings, is_sharded
 from .extractive import IDF_CONTEXTS, ExtractiveSummarizer
 from .generator_trainer import GeneratorTrainer
 from .gist_config import GistConfig
@@ -153,18 +152,7 @@ class GistTrainer(
         model_id = model if isinstance(model, str) else get_config_model_id(model.config)
         if args is None:
             args = GistConfig(f"{model_id.split('/')[-1]}-Gist")
-        if args.fsdp_plugin_args is not None or parse_flag_from_env("ACCELERATE_USE_FSDP"):
-            raise ValueError(
-                "GistTrainer trains two engines, and FSDP shards the summarizer's alone. Launch it with DeepSpeed "
-                "(`trl-gist train --accelerate_config zero3` shards all three models), or with DDP (`multi_gpu`)."
-            )
-        if args.deepspeed_plugin is not None:
-            check_deepspeed_config(args.deepspeed_plugin.deepspeed_config)
-            if args.deepspeed_plugin.zero_stage == 3 and args.teacher_cache_dir is not None:
-                raise ValueError(
-                    "`teacher_cache_dir` lets each rank skip forwards of its own, but under ZeRO-3 ranks gather the "
-                    "teacher's layers together. Leave it out, or launch with ZeRO-2."
-                )
+        check_distributed_settings(args)
         if args.use_vllm:
             check_vllm_settings(args, model)
         if train_dataset is None:
