@@ -20,7 +20,7 @@ from pathlib import Path
 
 from rich import box
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from .. import __version__
@@ -69,7 +69,9 @@ def evaluate_distance(args: argparse.Namespace):
 
     skipped = SkippedRows()
     folder = EvaluationFolder(args.output_dir or _default_folder(args.pair), _settings(args, readings), args.overwrite)
-    rows = _walk(readings, documents(skipped), args.windows, folder)
+    # Tokenising them is little beside reading them
+    total = None if args.streaming else sum(readings.geometry.windows(len(text["ids"])) for text in documents())
+    rows = _walk(readings, documents(skipped), args.windows, total, folder)
     if not rows:
         raise ValueError(
             f"No document has one window of {readings.geometry.length(1)} tokens: {skipped}. Use longer documents, or "
@@ -120,14 +122,19 @@ def _settings(args, readings):
     }
 
 
-def _walk(readings, documents, windows, folder):
+def _walk(readings, documents, windows, total, folder):
     rows = folder.rows(1)
     console = Console(stderr=True)
     if rows:
         console.print(f"{len(rows)} windows were measured before; going on from there")
-    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(elapsed_when_finished=True),
+    )
     with Progress(*columns, console=console) as progress:
-        task = progress.add_task("Windows", total=None, completed=len(rows))
+        task = progress.add_task("Windows", total=total, completed=len(rows))
         for batch in readings.walk(documents, windows, rows):
             folder.append(batch)
             rows += batch
