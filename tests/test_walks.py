@@ -15,6 +15,8 @@
 """Walks over several windows of a document: how it is cut, what S reads, what a gist is paid for, and that it is trained
 as single windows are."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from checks import AtStep, assert_equal_models, draw_adapters, history
@@ -255,6 +257,16 @@ def test_walks_train_with_whatever_single_windows_do(make_walker, settings):
         log[0]
     )
     assert trainer.state.global_step == 3
+
+
+def test_the_report_says_that_windows_were_walked(make_walker):
+    pytest.importorskip("matplotlib")
+    from trl_gist.evaluation.report import write_report
+
+    trainer = make_walker()
+    trainer.train()
+    page = Path(write_report(trainer.args.output_dir)).read_text()
+    assert f"{WINDOWS} consecutive windows" in page and f"discounted by {DISCOUNT}" in page
 
 
 def test_a_run_that_walks_resumes_as_if_it_had_not_stopped(make_walker, tmp_path):
