@@ -156,7 +156,7 @@ def prepare_windows(
             does not fit a model.
     """
     PartialState()  # the logger asks it for the rank
-    columns = _columns(dataset, name)
+    columns = columns_of(dataset, name)
     if "text" in columns:
         to_windows, consumed = _cut_document, {"text"}
     elif {"context", "target"} <= columns:
@@ -243,7 +243,7 @@ def prepare_windows(
     return windows, skipped
 
 
-def _columns(dataset, name):
+def columns_of(dataset, name):
     first = next(iter(dataset), None)
     if first is None:
         raise ValueError(f"The {name} dataset is empty.")
@@ -277,7 +277,7 @@ def _length_hint(spec):
     )
 
 
-def _unusable(text):
+def why_unusable(text):
     """Why a value cannot be tokenised, or `None`."""
     if text is None:
         return "null"
@@ -295,7 +295,7 @@ def _tokenize(tokenizer, text):
 
 
 def _cut_document(row, tokenizer, spec):
-    reason = _unusable(row["text"])
+    reason = why_unusable(row["text"])
     if reason:
         return [], reason
     ids = _tokenize(tokenizer, row["text"])
@@ -326,7 +326,7 @@ def _ready_window(row, tokenizer, spec):
         if isinstance(value, (list, tuple)) and all(isinstance(token, int) for token in value):
             ids = list(value)
         else:
-            reason = _unusable(value)
+            reason = why_unusable(value)
             if reason:
                 return [], reason
             ids = _tokenize(tokenizer, value)

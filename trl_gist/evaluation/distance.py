@@ -41,7 +41,7 @@ from datasets import Dataset, IterableDataset
 from transformers import PreTrainedModel
 
 from ..compaction import GistCompactor
-from ..data import SkippedRows, _columns, _unusable
+from ..data import SkippedRows, columns_of, why_unusable
 from ..lm_head import check_logits
 from ..recursion import SEPARATOR, Geometry, join
 from ..scoring import TargetRows, TargetScorer
@@ -102,7 +102,7 @@ def long_documents(
     Raises:
         ValueError: if the dataset is empty or has no `text`.
     """
-    columns = _columns(dataset, "evaluation")
+    columns = columns_of(dataset, "evaluation")
     if "text" not in columns:
         raise ValueError(
             f"The evaluation dataset has columns {sorted(columns)}; walking along documents needs `text`."
@@ -110,7 +110,7 @@ def long_documents(
     skipped = SkippedRows() if skipped is None else skipped
     stream, streams = [], 0
     for index, row in enumerate(dataset):
-        reason = _unusable(row["text"])
+        reason = why_unusable(row["text"])
         if reason:
             skipped.counts[reason] += 1
             continue

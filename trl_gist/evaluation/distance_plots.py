@@ -24,7 +24,7 @@ from matplotlib.figure import Figure
 from .distance_labels import arm_labels
 from .folder import MEASURES_FILE, PLOTS_DIR
 from .measures import with_error
-from .plots import GIST, NULL, _style, save_figure
+from .plots import GIST, NULL, plot_style, save_figure
 
 
 _COLORS = {
@@ -77,10 +77,10 @@ def plot_loss(report: dict) -> Figure:
             error = error if own or name != "nll" else np.zeros_like(error)
             _band(axis, x, mean, error, _color(arm, report), labels[arm], own)
         _distance_axis(axis, report)
-    _style(axes[0], "Loss", "NLL, nats per token")
-    _style(axes[1], "Saved over T's sliding window, paired", "nats per token")
+    plot_style(axes[0], "Loss", "NLL, nats per token")
+    plot_style(axes[1], "Saved over T's sliding window, paired", "nats per token")
     axes[1].axhline(0, color=_COLORS["last_k"], linewidth=1)
-    _style(axes[2], "Distance to T on all text so far", "KL, nats per token")
+    plot_style(axes[2], "Distance to T on all text so far", "KL, nats per token")
     axes[2].set_ylim(bottom=0)
     handles, names = axes[0].get_legend_handles_labels()
     figure.legend(handles, names, loc="outside lower center", ncols=4, frameon=False, fontsize=8)
@@ -104,7 +104,7 @@ def plot_advantage(report: dict) -> Figure:
             label += f" ({change} · 10⁻³ a window)"
         _band(axis, x, mean, error, color, label, own)
     axis.axhline(0, color="black", linewidth=0.8)
-    _style(axis, "What the gist is worth as windows pass", "gain over its own sliding window, nats per token")
+    plot_style(axis, "What the gist is worth as windows pass", "gain over its own sliding window, nats per token")
     _distance_axis(axis, report)
     figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=8)
     return figure
@@ -138,8 +138,8 @@ def plot_facts(report: dict) -> Figure:
             fontsize=8,
         )
         axis.set_xlabel("windows since it was said last (how many facts)", fontsize=9)
-    _style(left, "Numbers and names still in the gist", "share")
-    _style(right, "Where they come again", "gain over the sliding window, nats per token")
+    plot_style(left, "Numbers and names still in the gist", "share")
+    plot_style(right, "Where they come again", "gain over the sliding window, nats per token")
     for axis in (left, right):
         axis.legend(frameon=False, fontsize=7.5, ncols=2, loc="upper right")
         low, high = axis.get_ylim()
@@ -167,7 +167,7 @@ def plot_costs(costs: list[dict]) -> Figure:
         ("ms per token", "ms per token", "MB", "MB"),
         strict=True,
     ):
-        _style(axis, title, label)
+        plot_style(axis, title, label)
         axis.set_xlabel("tokens so far", fontsize=9)
         axis.set_ylim(0, 1.1 * axis.get_ylim()[1])
     handles, names = axes[0].get_legend_handles_labels()

@@ -53,8 +53,8 @@ def plot_training(log_history: list[dict], path: str | os.PathLike):
         _draw_held_out(kl, held_out, f"eval_{name}", color, label)
     _draw_held_out(gain, held_out, "eval_gain_over_null", GIST, "over an empty gist")
     _draw_held_out(gain, held_out, "eval_gain_over_shuffled", NEUTRAL, "over another document's gist")
-    _style(kl, "Distance to the teacher", "KL(teacher ‖ generator), nats per token")
-    _style(gain, "What the gist buys", "gain in log-prob, nats per token")
+    plot_style(kl, "Distance to the teacher", "KL(teacher ‖ generator), nats per token")
+    plot_style(gain, "What the gist buys", "gain in log-prob, nats per token")
     gain.axhline(0, color="black", linewidth=0.8)
     for axis in (kl, gain):
         axis.set_xlabel("step")
@@ -133,7 +133,7 @@ def _draw_held_out(axis, logs, name, color, label):
     )
 
 
-def _style(axis, title, ylabel):
+def plot_style(axis, title, ylabel):
     axis.set_title(title, loc="left", fontsize=10, fontweight="bold")
     axis.set_ylabel(ylabel, fontsize=9)
     axis.spines[["top", "right"]].set_visible(False)

@@ -28,7 +28,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from .compare import GENERATOR, NO_GIST, TRAINED
-from .plots import GIST, NEUTRAL, NULL, _style, save_figure
+from .plots import GIST, NEUTRAL, NULL, plot_style, save_figure
 from .rate_distortion import DistortionRateCurve, best_in_pool_curve
 
 
@@ -84,7 +84,7 @@ def plot_pool(results: list[dict], context_lengths: list[int], budgets: int, pat
         )
         ends[name] = rates[-1], kls[-1]
     _label(axis, ends)
-    _style(axis, "Quality against rate, and what choosing could bring", "KL from the teacher, nats per token")
+    plot_style(axis, "Quality against rate, and what choosing could bring", "KL from the teacher, nats per token")
     axis.set_xlabel("gist rate, tokens of the gist / tokens of the context", fontsize=9)
     axis.set_ylim(bottom=0)
     axis.set_xlim(-0.01, max(rate for rate, _ in ends.values()) * 1.4)

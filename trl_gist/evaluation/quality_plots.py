@@ -23,7 +23,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from .folder import MEASURES_FILE, PLOTS_DIR
-from .plots import GIST, NEUTRAL, NULL, _style, save_figure
+from .plots import GIST, NEUTRAL, NULL, plot_style, save_figure
 
 
 READER_LABELS = {
@@ -93,7 +93,7 @@ def plot_positions(setting: dict) -> Figure:
         axis.plot(middle, mean, color=color, linewidth=2 if name == "gist" else 1.3)
         axis.fill_between(middle, mean - error, mean + error, color=color, alpha=0.12, linewidth=0)
     _label_ends(axis, middle[-1], {name: positions[name]["kl"][-1] for name in drawn})
-    _style(axis, "How long the gist helps", "KL from the teacher, nats per token")
+    plot_style(axis, "How long the gist helps", "KL from the teacher, nats per token")
     axis.set_xlabel("position in the target, tokens", fontsize=9)
     axis.set_ylim(bottom=0)
     axis.set_xlim(0, edges[-1] * 1.42)
@@ -129,7 +129,7 @@ def plot_rate(settings: list[dict]) -> Figure:
         axis.plot([], [], "o-", color=_COLORS.get(n, NEUTRAL), label=READER_LABELS[n])[0] for n in _RATE_READERS
     ]
     axis.legend(handles=handles, frameon=False, fontsize=8, loc="upper right")
-    _style(axis, "Quality against rate", "KL from the teacher, nats per token")
+    plot_style(axis, "Quality against rate", "KL from the teacher, nats per token")
     axis.set_xlabel("total rate: tokens read by the reader / tokens of the whole context", fontsize=9)
     axis.set_ylim(0, 1.25 * axis.get_ylim()[1])  # room for the legend
     return figure
