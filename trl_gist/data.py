@@ -243,7 +243,8 @@ def prepare_windows(
     return windows, skipped
 
 
-def columns_of(dataset, name):
+def columns_of(dataset: Dataset | IterableDataset, name: str) -> set[str]:
+    """Names of a dataset's columns, also where a stream does not say. Raises `ValueError` if it is empty."""
     first = next(iter(dataset), None)
     if first is None:
         raise ValueError(f"The {name} dataset is empty.")
@@ -253,7 +254,7 @@ def columns_of(dataset, name):
 def _window_spec(args, tokenizer):
     geometry = None
     if args.windows_per_document > 1:
-        geometry = walk_geometry(args, len(tokenizer(SEPARATOR, add_special_tokens=False)["input_ids"]))
+        geometry = walk_geometry(args, len(_tokenize(tokenizer, SEPARATOR)))
     return WindowSpec(
         args.context_length,
         args.target_length,
@@ -277,7 +278,7 @@ def _length_hint(spec):
     )
 
 
-def why_unusable(text):
+def why_unusable(text) -> str | None:
     """Why a value cannot be tokenised, or `None`."""
     if text is None:
         return "null"

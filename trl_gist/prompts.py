@@ -133,8 +133,13 @@ class GistPrompts:
 
     def generator(self, gist_ids: list[int], last_k_ids: list[int]) -> list[int]:
         """What G reads before the target. Special tokens in the gist never reach G."""
-        gist_ids = [token for token in gist_ids if token not in self.special_ids]
-        return [*self.before_gist, *gist_ids, *self.before_last_k, *last_k_ids, *self.before_target]
+        return [
+            *self.before_gist,
+            *self.without_special(gist_ids),
+            *self.before_last_k,
+            *last_k_ids,
+            *self.before_target,
+        ]
 
     def teacher(self, context_ids: list[int], last_k_ids: list[int]) -> list[int]:
         """What T reads before the target: all that S and G have together."""
@@ -143,6 +148,10 @@ class GistPrompts:
     def plain(self, ids: list[int]) -> list[int]:
         """What a frozen language model reads before the target, whatever the ids are: only a tail of X, or L alone."""
         return [*self.bos, *ids]
+
+    def without_special(self, gist_ids: list[int]) -> list[int]:
+        """A gist as G reads it, and S in a later context: there a special token would pass for a part of the template."""
+        return [token for token in gist_ids if token not in self.special_ids]
 
     @property
     def sees_last_k(self) -> bool:

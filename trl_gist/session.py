@@ -305,8 +305,7 @@ class Session:
             context_ids = join(parts, self._separator_ids) + plan.last_k_ids
             context_lengths.append(len(context_ids))
             gist = self.compactor.compress_batch([context_ids], self.settings.budget, last_k=[plan.last_k_ids])[0]
-            # They never reach G, and in the next prompt of S they would pass for its template
-            return [token for token in gist.token_ids if token not in self.compactor.prompts.special_ids]
+            return self.compactor.prompts.without_special(gist.token_ids)
 
         def fits(gists):
             return len(self._join(gists)) <= self.settings.gist_budget

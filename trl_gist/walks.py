@@ -64,7 +64,7 @@ class Walk:
 
     def __init__(self, prompts: GistPrompts, args, decode: Callable[[list[int]], str]):
         self.separator_ids = list(prompts.tokenize(SEPARATOR))
-        self.special_ids = prompts.special_ids
+        self.prompts = prompts
         self.geometry = walk_geometry(args, len(self.separator_ids))
         self.windows = args.windows_per_document
         self.decode = decode
@@ -92,8 +92,8 @@ class Walk:
 
     def context_ids(self, row: dict, gist_ids: list[int]) -> list[int]:
         """What S reads of a window: the gist carried on, chunk, L."""
-        gist_ids = [token for token in gist_ids if token not in self.special_ids]
-        return join([gist_ids, row["chunk_ids"]], self.separator_ids) + row["last_k_ids"]
+        parts = [self.prompts.without_special(gist_ids), row["chunk_ids"]]
+        return join(parts, self.separator_ids) + row["last_k_ids"]
 
     def measures(self, rows: list[dict]) -> dict[str, float]:
         """Means over the gists of each window, to log."""

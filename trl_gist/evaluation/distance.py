@@ -115,7 +115,7 @@ def long_documents(
             skipped.counts[reason] += 1
             continue
         text = row["text"] + DOCUMENT_SEPARATOR if join_documents else row["text"]
-        ids = compactor.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+        ids = compactor._token_ids(text, "The document", may_be_empty=True)
         if not join_documents:
             if geometry.windows(len(ids)):
                 yield {"document_id": row.get("document_id", index), "ids": ids[: geometry.length(windows)]}
@@ -251,7 +251,7 @@ class DistanceReadings:
             for gist, chunk, last_k in zip(previous, chunks, last_ks, strict=True)
         ]
         gists = writer.compress_batch(contexts, None, False, self.batch_size, last_k=last_ks)
-        return [[token for token in gist.token_ids if token not in writer.prompts.special_ids] for gist in gists]
+        return [writer.prompts.without_special(gist.token_ids) for gist in gists]
 
     def _read(self, documents, present, window, gists, states, hidden, texts):
         geometry, decode = self.geometry, self.compactor._decode

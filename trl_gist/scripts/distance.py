@@ -62,10 +62,10 @@ def evaluate_distance(args: argparse.Namespace):
         args.batch_size,
     )
 
+    dataset = held_out_documents(args)
+
     def documents(skipped=None):
-        return long_documents(
-            held_out_documents(args), compactor, readings.geometry, args.windows, args.join_documents, skipped
-        )
+        return long_documents(dataset, compactor, readings.geometry, args.windows, args.join_documents, skipped)
 
     skipped = SkippedRows()
     folder = EvaluationFolder(args.output_dir or _default_folder(args.pair), _settings(args, readings), args.overwrite)

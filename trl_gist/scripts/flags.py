@@ -16,6 +16,8 @@
 
 import argparse
 
+from ..serving.config import ServingConfig
+
 
 def add_continue_flags(parser: argparse.ArgumentParser):
     parser.add_argument(
@@ -51,14 +53,15 @@ def add_serve_flags(parser: argparse.ArgumentParser):
         "--served_name", metavar="NAME", help="the model's at the API (default: the last part of PAIR)"
     )
     _add_window(parser)
-    for name, default, text in (
-        ("chat_window", None, "most tokens that the generator reads of a chat (default: all it can)"),
-        ("max_new_tokens", 512, "that a request may ask for (default: %(default)s)"),
-        ("max_context_tokens", 131072, "of a prompt, a chat or the texts to compress (default: %(default)s)"),
-        ("max_body_bytes", 4 * 2**20, "of a request (default: %(default)s)"),
-        ("max_requests", 16, "answered or waiting at one time (default: %(default)s)"),
-        ("request_seconds", 600, "that a request may take, waiting included (default: %(default)s)"),
+    for name, text in (
+        ("chat_window", "most tokens that the generator reads of a chat (default: all it can)"),
+        ("max_new_tokens", "that a request may ask for (default: %(default)s)"),
+        ("max_context_tokens", "of a prompt, a chat or the texts to compress (default: %(default)s)"),
+        ("max_body_bytes", "of a request (default: %(default)s)"),
+        ("max_requests", "answered or waiting at one time (default: %(default)s)"),
+        ("request_seconds", "that a request may take, waiting included (default: %(default)s)"),
     ):
+        default = getattr(ServingConfig, name)
         parser.add_argument(f"--{name}", type=positive, default=default, metavar="N", help=text)
 
 

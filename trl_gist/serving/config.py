@@ -17,8 +17,6 @@ import ipaddress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ..generation import max_positions
-
 
 if TYPE_CHECKING:
     from ..compaction import GistCompactor
@@ -38,7 +36,7 @@ class ServingConfig:
             That a request may ask for, and what a chat gets that asks for none; 400 beyond.
         max_requests (`int`, defaults to `16`):
             That are answered or wait at one time; 429 beyond. The models answer one after the other.
-        request_seconds (`float`, defaults to `600.0`):
+        request_seconds (`float`, defaults to `600`):
             That a request may take, waiting included; 504 after.
         window (`int`, *optional*):
             Most tokens of a text that the generator reads. Defaults to that of [`~session.Session`].
@@ -53,7 +51,7 @@ class ServingConfig:
     max_context_tokens: int = 131072
     max_new_tokens: int = 512
     max_requests: int = 16
-    request_seconds: float = 600.0
+    request_seconds: float = 600
     window: int | None = None
     chat_window: int | None = None
     recursion: str = "rolling"
@@ -65,6 +63,8 @@ class ServingConfig:
         Raises:
             ValueError: if a limit is not positive, or a window does not fit the pair.
         """
+        from ..generation import max_positions  # with torch, which the command line's flags do without
+
         for name in ("max_body_bytes", "max_context_tokens", "max_new_tokens", "max_requests", "request_seconds"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"`{name}` must be positive, got {getattr(self, name)!r}.")

@@ -68,6 +68,7 @@ class Compressed:
     data: list[dict]
     prompt_tokens: int
     completion_tokens: int
+    gist = None  # nothing was compacted for want of room
 
 
 class Engine:
@@ -131,7 +132,7 @@ class Engine:
         except ValueError as error:
             raise ApiError(400, str(error), None, "messages") from error
         prompt = tokenizer.apply_chat_template(chat.messages, tokenize=False, add_generation_prompt=True)
-        ids = tokenizer(prompt, add_special_tokens=False, verbose=False)["input_ids"]
+        ids = compactor._token_ids(prompt, "The chat")
         text = TextStream(tokenizer, emit, request.stops)
         tee = TokenTee(text.add, None, end_token_ids(compactor.generator, tokenizer))
         finish_reason = self._generate(
@@ -209,4 +210,4 @@ class Engine:
             raise ContextTooLong(f"`{param}` has {tokens} tokens; this server takes {most}.", param)
 
     def _count(self, text):
-        return len(self.compactor.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+        return len(self.compactor._token_ids(text, "The text", may_be_empty=True))

@@ -39,10 +39,9 @@ class Metrics:
         """An [`~engine.Answer`] or [`~engine.Compressed`]."""
         self.tokens.labels("in").inc(answer.prompt_tokens)
         self.tokens.labels("out").inc(answer.completion_tokens)
-        gist = getattr(answer, "gist", None)
-        if gist is not None:
-            self.compactions.inc(gist["compactions"])
-            self.compacted_tokens.inc(gist["tokens_in"])
+        if answer.gist is not None:
+            self.compactions.inc(answer.gist["compactions"])
+            self.compacted_tokens.inc(answer.gist["tokens_in"])
 
     def page(self) -> bytes:
         return generate_latest(self.registry)

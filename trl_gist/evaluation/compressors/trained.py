@@ -82,5 +82,5 @@ def compress_by_budget(
             [contexts[row] for row in rows], budget, do_sample, batch_size, last_k=[[] for _ in rows]
         )
         for row, gist in zip(rows, written, strict=True):
-            gists[row] = [token for token in gist.token_ids if token not in prompts.special_ids][: budgets[row]]
+            gists[row] = prompts.without_special(gist.token_ids)[: budgets[row]]
     return gists
