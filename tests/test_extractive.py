@@ -21,7 +21,7 @@ import torch
 from checks import moved, snapshot
 from tiny import make_model
 
-from trl_gist.extractive import ExtractiveSummarizer
+from trl_gist.extractive import ExtractiveSummarizer, passage_and_tail
 from trl_gist.scoring import TargetScorer
 from trl_gist.trainer_utils import best_of_group
 
@@ -57,9 +57,39 @@ def test_a_group_ranges_from_all_tail_to_half_keywords():
     assert [len(gist) for gist in gists] == [4, 4, 4]
 
 
+def test_passages_are_by_turns_keywords_the_beginning_and_what_is_nearest_to_l():
+    """The middle of the context comes again in L; of the keywords, 10 is the rarest, as it comes twice."""
+    context_ids, last_k_ids = [10, *range(11, 25), 10, *range(26, 30)], [20, 21, 5]
+    summarizer = ExtractiveSummarizer("passages", [[10], [11], [12]])
+    largest = {}
+    for first in (100, 101, 102):  # the context says whose turn it is
+        window = {"context_ids": [first, *context_ids, *last_k_ids], "last_k_ids": last_k_ids}
+        gists = summarizer.gists(window, [8, 8, 8])
+        assert gists[0] == context_ids[-8:]
+        assert [len(gist) for gist in gists] == [8, 8, 8]
+        assert gists[2][4:] == context_ids[-4:]
+        largest[(2 + sum([first, *context_ids])) % 3] = (first, gists[2][:4])
+    first, keywords = largest[0]
+    assert keywords == [first, 10, 13, 14]
+    first, beginning = largest[1]
+    assert beginning == [first, 10, 11, 12]
+    _, passage = largest[2]
+    assert passage == [18, 19, 20, 21]
+
+
+def test_a_passage_is_the_best_run_before_the_tail():
+    # The tail is no part of the choice: [5, 9] would be the best run with it, [0, 9] ends in it
+    assert passage_and_tail([0, 1, 5, 5, 0, 5, 9, 9], 4, 0.5) == [2, 3, 6, 7]
+    assert passage_and_tail([0, 1, 5, 5, 2, 9, 0, 9], 4, 0.5) == [4, 5, 6, 7]
+    assert passage_and_tail([0.0] * 8, 4, 0.5) == [0, 1, 6, 7]
+    assert passage_and_tail([1, 1, 1], 10, 0.5) == [0, 1, 2]
+
+
 def test_a_gist_is_no_longer_than_its_context():
-    for rule in ("tail", "tf_idf", "mixed"):
+    for rule in ("tail", "tf_idf", "mixed", "passages"):
         assert all(len(gist) <= 6 for gist in ExtractiveSummarizer(rule).gists(WINDOW, [50, 50]))
+        nothing_before_l = {"context_ids": [15, 16], "last_k_ids": [15, 16]}
+        assert ExtractiveSummarizer(rule, [CONTEXT]).gists(nothing_before_l, [5, 5]) == [[], []]
 
 
 def test_surprisal_takes_what_the_teacher_expected_least(tokenizer):

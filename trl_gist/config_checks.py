@@ -21,7 +21,7 @@ from .prompts import PLACEHOLDERS, SUMMARIZER_PROMPT, SUMMARIZER_PROMPT_WITH_TAI
 
 
 ADVANTAGES = ("group", "reward", "best")
-EXTRACTIVE_RULES = ("tail", "tf_idf", "surprisal", "mixed")
+EXTRACTIVE_RULES = ("tail", "tf_idf", "surprisal", "mixed", "passages")
 DISTILLATION_LOSSES = ("forward_kl", "reverse_kl", "jsd", "cross_entropy")
 
 

@@ -21,8 +21,11 @@ Gists cut out of the context by a rule: what a summarizer imitates before it has
                 https://huggingface.co/papers/2310.06201)
     mixed       keywords by tf-idf, then the tail; the gists of a group range from all tail to half keywords, so that
                 there is something to choose from
+    passages    the same, but by turns keywords, the context's beginning, or the passage that has most of L's rare tokens:
+                what is worth as much as the tail on average, and much more or less than it in one context
 """
 
+import itertools
 import math
 from collections import Counter
 from collections.abc import Iterable
@@ -37,6 +40,9 @@ from .scoring import TargetScorer
 
 
 IDF_CONTEXTS = 1000  # as many tell how rare a token is
+
+_SHARES = {"tail": (0, 0), "mixed": (0, 0.5), "passages": (0, 0.5)}  # of what is not tail, in the gists of a group
+_BESIDE_TAIL = ("keywords", "beginning", "passage")
 
 
 class TokenRarity:
@@ -122,6 +128,27 @@ def keywords_and_tail(token_ids: list[int], scores_T: list[float] | None, length
     return [*sorted(keywords), *range(rest, len(token_ids))]
 
 
+def passage_and_tail(scores_T: list[float], length: int, share: float) -> list[int]:
+    """
+    Positions of the tokens of a gist that is part passage, part tail.
+
+    Args:
+        scores_T (`list[float]`):
+            How much each token of the context is worth.
+        length (`int`):
+            Tokens of the gist, which is shorter only where the context is.
+        share (`float`):
+            The passage's share of it: the adjacent tokens before the tail with the greatest sum of scores, the first
+            of equals.
+    """
+    tail = min(round(length * (1 - share)), len(scores_T))
+    rest = len(scores_T) - tail
+    size = min(length - tail, rest)
+    sums = list(itertools.accumulate(scores_T, initial=0.0))
+    start = max(range(rest - size + 1), key=lambda start: sums[start + size] - sums[start])
+    return [*range(start, start + size), *range(rest, len(scores_T))]
+
+
 class ExtractiveSummarizer:
     """
     Writes gists by one of the rules above.
@@ -138,7 +165,7 @@ class ExtractiveSummarizer:
     def __init__(self, rule: str, contexts: Iterable[list[int]] = (), teacher: TargetScorer | None = None):
         self.rule = rule
         self.teacher = teacher
-        self.rarity = TokenRarity(contexts if rule in ("tf_idf", "mixed") else ())
+        self.rarity = TokenRarity(contexts if rule in ("tf_idf", "mixed", "passages") else ())
 
     def gists(self, row: dict, lengths_G: list[int]) -> list[list[int]]:
         """
@@ -154,13 +181,21 @@ class ExtractiveSummarizer:
             `list[list[int]]`: A gist for each slot, shorter only where the context is.
         """
         context_ids = before_last_k(row["context_ids"], row["last_k_ids"])
-        shares = {"tail": (0, 0), "mixed": (0, 0.5)}.get(self.rule, (1, 1))
+        shares = _SHARES.get(self.rule, (1, 1))
         shares_G = torch.linspace(*shares, len(lengths_G)).tolist()
         scores_T = self._scores(context_ids) if shares != (0, 0) and context_ids else None
-        return [
-            [context_ids[position] for position in keywords_and_tail(context_ids, scores_T, length, share)]
-            for length, share in zip(lengths_G, shares_G, strict=True)
-        ]
+        gists = []
+        for slot, (length, share) in enumerate(zip(lengths_G, shares_G, strict=True)):
+            # By the context too, or one kind would always have the largest share
+            kind = _BESIDE_TAIL[(slot + sum(context_ids)) % 3] if self.rule == "passages" else "keywords"
+            if kind == "keywords" or not context_ids:
+                kept = keywords_and_tail(context_ids, scores_T, length, share)
+            else:
+                wanted = set(row["last_k_ids"]) if kind == "passage" else ()
+                in_L_T = [score * (token in wanted) for token, score in zip(context_ids, scores_T, strict=True)]
+                kept = passage_and_tail(in_L_T, length, share)
+            gists.append([context_ids[position] for position in kept])
+        return gists
 
     def _scores(self, context_ids):
         """How much each token of the context is worth keeping."""

@@ -80,7 +80,8 @@ class GistConfig(GRPOConfig):
             Learning rate of the summarizer in the cold start, which bears a higher one than reinforcement learning
             does. Defaults to `learning_rate`.
         cold_start_gists (`str`, *optional*, defaults to `"mixed"`):
-            The rule, one of those in [`extractive`]: `"tail"`, `"tf_idf"`, `"surprisal"` or `"mixed"`.
+            The rule, one of those in [`extractive`]: `"tail"`, `"tf_idf"`, `"surprisal"`, `"mixed"` or
+            `"passages"`.
         length_penalty (`float`, *optional*, defaults to `1e-4`):
             λ: nats per target token charged for each gist token. It is the weight of the `length_penalty` reward;
             ignored if `reward_weights` is set.
@@ -224,7 +225,10 @@ class GistConfig(GRPOConfig):
     )
     cold_start_gists: str = field(
         default="mixed",
-        metadata={"help": "The rule of the cold start.", "choices": ["tail", "tf_idf", "surprisal", "mixed"]},
+        metadata={
+            "help": "The rule of the cold start.",
+            "choices": ["tail", "tf_idf", "surprisal", "mixed", "passages"],
+        },
     )
     length_penalty: float = field(
         default=1e-4,
