@@ -48,9 +48,7 @@ def draw_gists(windows: dict[str, dict], gists: dict[tuple[str, int], dict], max
         `dict`: For the page: `plots` ([`~report_plots.Plot`]); `fragments`, a document and its HTML for each window, at
         the last `step`; the titles of what is `blank`; and how many `windows` and `documents`. Empty without gists.
     """
-    rows = [
-        _row(windows[name], gist, step, max_gist_length) for (name, step), gist in gists.items() if name in windows
-    ]
+    rows = pattern_rows(windows, gists, max_gist_length)
     if not rows:
         return {}
     steps = sorted({row["step"] for row in rows})
@@ -72,6 +70,15 @@ def draw_gists(windows: dict[str, dict], gists: dict[tuple[str, int], dict], max
         "windows": len({name for name, _ in gists} & windows.keys()),
         "documents": len({row["document_id"] for row in rows}),
     }
+
+
+def pattern_rows(
+    windows: dict[str, dict], gists: dict[tuple[str, int], dict], max_gist_length: int | None
+) -> list[dict]:
+    """The [`~patterns.gist_patterns`] of a run's logged gists, fit for [`~pattern_plots.plot_gists`]; see [`draw_gists`]."""
+    return [
+        _row(windows[name], gist, step, max_gist_length) for (name, step), gist in gists.items() if name in windows
+    ]
 
 
 def spread(steps: list[int], count: int) -> list[int]:
