@@ -52,6 +52,10 @@ def main():
     parser.add_argument("--gists", type=int, default=6, help="gists in the gallery (default: 6)")
     args = parser.parse_args()
     run = read_run(args.run)
+    if not run.held_out:
+        parser.error(
+            f"{args.run} has no evaluation on held-out documents: train with --eval_on_start and --eval_steps."
+        )
     evaluations = {name: Path(path) for name, path in named(args.evaluation, "--evaluation").items()}
     measures = {name: json.loads((path / MEASURES_FILE).read_text("utf-8")) for name, path in evaluations.items()}
 

@@ -1,0 +1,103 @@
+# Copyright 2026 The trl_gist authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""examples/results.py: what it says of a real, tiny run is what the run's files say."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+from datasets import Dataset
+from tiny import make_documents
+
+from trl_gist.cli import main as trl_gist
+
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
+import results
+
+
+@pytest.fixture
+def flagship(make_trainer, lora, tmp_path):
+    """A run with an evaluation before, within and after, and the pair measured on other documents."""
+    trainer = make_trainer(
+        args={
+            "eval_strategy": "steps",
+            "eval_on_start": True,
+            "eval_steps": 2,
+            "max_steps": 4,
+            "gist_samples_steps": 2,
+        },
+        eval_dataset=Dataset.from_dict({"text": make_documents(5, seed=1)}),
+        peft_config=lora,
+    )
+    trainer.train()
+    trainer.save_model()
+    pair = Path(trainer.args.output_dir)
+    documents = tmp_path / "other.jsonl"
+    Dataset.from_dict({"text": make_documents(4, seed=2)}).to_json(documents)
+    flags = ["--compressors", "--own_generators", f"tail={pair}", "--max_windows", "6"]
+    assert trl_gist(["evaluate", str(pair), "--dataset", str(documents), *flags]) == 0
+    return pair
+
+
+def test_it_prints_what_was_measured_and_draws_it(flagship, tmp_path, capsys, monkeypatch):
+    images = tmp_path / "images"
+    capsys.readouterr()
+    argv = ["results.py", str(flagship), "--evaluation", f"other={flagship / 'evaluation'}", "--images", str(images)]
+    monkeypatch.setattr(sys, "argv", argv)
+    results.main()
+    printed = capsys.readouterr().out
+    evaluation = json.loads((flagship / "evaluation" / "measures.json").read_text())
+    measures = evaluation["measures"][0]
+    assert f"| KL, G on the gist | {measures['kl_gist']:.3f} ± {measures['kl_gist_se']:.3f} |" in printed
+    (own,) = [
+        row
+        for row in evaluation["compressors"]
+        if row.get("reader") == "own generator" and row["compressor"] == "tail"
+    ]
+    assert f"ahead of tail with its own reader: by {own['behind_trained']:.3f} ± " in printed
+    logs = [json.loads(line) for line in (flagship / "run_log" / "metrics.jsonl").read_text().splitlines()]
+    held_out = [log for log in logs if "eval_teacher_kl" in log]
+    assert [log["step"] for log in held_out] == [0, 2, 4]
+    for log in held_out:
+        assert f"| {log['step']} | {log['eval_teacher_kl']:.3f} ± " in printed
+    rows = [json.loads(line) for line in (flagship / "evaluation" / "rows.jsonl").read_text().splitlines()]
+    assert f"rank 1 of {len({row['document_id'] for row in rows})}" in printed
+    for name in ("training", "patterns", "survival"):
+        assert (images / f"{name}.png").stat().st_size > 5000
+
+
+@pytest.mark.parametrize(
+    ("difference", "says"),
+    [
+        (0.3, "**holds** beyond two"),
+        (0.1, "holds, within"),
+        (-0.1, "**does not hold**, within"),
+        (-0.3, "**does not hold**"),
+    ],
+)
+def test_a_verdict_is_held_against_two_standard_errors(difference, says):
+    assert results._verdict(difference, 0.1).startswith(says)
+
+
+def test_a_run_without_an_evaluation_is_refused(flagship, monkeypatch, capsys):
+    (flagship / "run_log" / "metrics.jsonl").write_text("")
+    argv = ["results.py", str(flagship), "--evaluation", f"other={flagship / 'evaluation'}"]
+    monkeypatch.setattr(sys, "argv", argv)
+    with pytest.raises(SystemExit) as error:
+        results.main()
+    assert error.value.code == 2
+    assert "eval_on_start" in capsys.readouterr().err
