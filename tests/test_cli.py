@@ -359,6 +359,19 @@ def test_evaluate_compares_other_compressors_and_an_outside_system(workspace, pa
     )
 
 
+def test_evaluate_compares_with_some_compressors(workspace, pair, tmp_path, fails):
+    flags = ["--text_column", "body", "--max_windows", 2, "--compressors", "tail", "tf-idf, then tail"]
+    report = evaluate(pair, workspace / "documents.jsonl", tmp_path / "some", *flags)
+    names = {row["compressor"] for row in report["compressors"]}
+    assert names == {"no gist", "trained summarizer", "tail", "tf-idf, then tail"}
+    argv = ["evaluate", pair, "--dataset", workspace / "documents.jsonl", "--output_dir", tmp_path / "none"]
+    assert "`--compressors` has 'tale'. It takes names of 'head', 'tail'" in fails(*argv, "--compressors", "tale")
+    assert "`--own_generators` has 'head'. It takes names of 'tail'" in fails(
+        *argv, "--compressors", "tail", "--own_generators", f"head={pair}"
+    )
+    assert not (tmp_path / "none").exists()
+
+
 def test_an_evaluation_is_not_mixed_with_another(workspace, pair, tmp_path, fails):
     documents, folder = workspace / "article.txt", tmp_path / "evaluation"
     evaluate(pair, documents, folder, "--max_windows", 2)

@@ -138,7 +138,10 @@ def make_parser() -> argparse.ArgumentParser:
         help="also have the gists read as plain text by the teacher, and by these unrelated language models",
     )
     evaluate.add_argument(
-        "--compressors", action="store_true", help="also compare with other compressors at the same number of tokens"
+        "--compressors",
+        nargs="*",
+        metavar="NAME",
+        help="also compare with other compressors at the same number of tokens: with these, as tail, or with all",
     )
     evaluate.add_argument(
         "--samples",

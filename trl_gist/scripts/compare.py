@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.progress import track
 
 from ..evaluation import PairReadings, load_generator_only
-from ..evaluation.compare import compare_compressors, standard_compressors, summarize_comparison
+from ..evaluation.compare import COMPRESSORS, compare_compressors, standard_compressors, summarize_comparison
 from ..evaluation.compare_report import comparison_tables, plot_comparison
 from ..evaluation.compressors import TrainedSummarizer, write_contexts
 from ..evaluation.folder import COMPRESSORS_FILE, CONTEXTS_FILE, PLOTS_DIR, EvaluationFolder
@@ -54,6 +54,8 @@ def compare(
         named(args.gists, "--gists"),
         args.batch_size,
     )
+    if args.compressors:  # else all of them
+        compressors = {name: compressors[name] for name in args.compressors}
     for number in range(1, args.samples + 1):
         compressors[f"sampled gist {number}"] = TrainedSummarizer(readings.compactor, args.batch_size, seed=number)
     own = {
@@ -83,6 +85,21 @@ def compare(
         summaries += [{"budget": budget, **row} for row in summary]
     plot_pool(results, [len(row["context_ids"]) for row in rows], len(settings), folder.path / PLOTS_DIR / "pool")
     return summaries
+
+
+def check_compressors(args: argparse.Namespace):
+    """Raises `ValueError` if `--compressors` or `--own_generators` names one that there is not: before hours of reading."""
+    known = [*COMPRESSORS, *named(args.gists, "--gists")]
+    asked = args.compressors or known
+    for flag, names, there in (
+        ("--compressors", asked, known),
+        ("--own_generators", named(args.own_generators, "--own_generators"), asked),
+    ):
+        unknown = [name for name in names if name not in there]
+        if unknown:
+            raise ValueError(
+                f"`{flag}` has {', '.join(map(repr, unknown))}. It takes names of {', '.join(map(repr, there))}."
+            )
 
 
 def named(values: list[str] | None, flag: str) -> dict[str, str]:

@@ -49,7 +49,7 @@ _WIDTH = 160
 def evaluate_distance(args: argparse.Namespace):
     """Walks along held-out documents, and leaves rows, measures, plots and a page."""
     for name in _UNUSED.split():
-        if getattr(args, name):
+        if getattr(args, name) not in (None, 0):
             raise ValueError(
                 f"--{name} does not go with --windows, which walks with the sizes the pair was trained on."
             )

@@ -32,7 +32,7 @@ from ..evaluation.measures import with_error
 from ..evaluation.page import write_page
 from ..evaluation.quality_plots import draw_quality
 from ..teacher_cache import fingerprint
-from .compare import compare
+from .compare import check_compressors, compare
 from .describe import ask_other_readers, describe_gists
 from .documents import load_documents
 
@@ -52,6 +52,8 @@ _READERS = {
 
 def evaluate(args: argparse.Namespace):
     """`trl-gist evaluate`: measures a pair on held-out documents, and leaves rows, measures, plots and a page."""
+    if args.compressors is not None:
+        check_compressors(args)
     documents = held_out_documents(args)
     compactor = GistCompactor.from_pretrained(
         args.pair, args.device, args.dtype, args.revision, args.trust_remote_code
@@ -86,7 +88,7 @@ def evaluate(args: argparse.Namespace):
     more = {"patterns": describe_gists(rows, readings, folder)}
     if args.readers is not None:
         more["transfer"] = ask_other_readers(args, rows, readings)
-    if args.compressors:
+    if args.compressors is not None:
         more["compressors"] = compare(args, readings, rows, folder)
     folder.write_measures(
         {

@@ -1,0 +1,118 @@
+# Copyright 2026 The trl_gist authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""
+Quality against rate: pairs with a gist length each, and one pair for all of them, on the same held-out windows. Reads what
+`trl-gist evaluate` left.
+
+trl-gist train --config RECIPE.yaml --max_completion_length 96 --output_dir sweep/96           # and 48, 128, 160
+trl-gist train --config RECIPE.yaml --max_completion_length 160 --gist_length_range 24 160 --output_dir sweep/single
+trl-gist evaluate sweep/96 --dataset corpus --split test --max_windows 64                      # and 48, 128, 160
+trl-gist evaluate sweep/single --dataset corpus --split test --max_windows 64 --budgets 48 96 128 160
+python examples/rate_curve.py sweep/{48,96,128,160}/evaluation --single sweep/single/evaluation --image rate_distortion
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from trl_gist.evaluation.folder import MEASURES_FILE, ROWS_FILE
+from trl_gist.evaluation.plots import GIST, NEUTRAL, NULL, plot_style, save_figure
+
+
+_TAIL = "#a5731b"
+# Whose KL, in which column, and how it is drawn
+_CURVES = {
+    "a pair for each length": ("gist", GIST, "o-"),
+    "one pair for all lengths": ("gist", NULL, "s--"),
+    "T on as many tokens, verbatim": ("tail", _TAIL, "^-"),
+}
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "evaluations", nargs="+", type=Path, metavar="FOLDER", help="of a pair with one gist length each"
+    )
+    parser.add_argument("--single", type=Path, metavar="FOLDER", help="of the pair for all lengths, with `--budgets`")
+    parser.add_argument(
+        "--image", type=Path, default=Path("rate_curve"), help="without a suffix (default: rate_curve)"
+    )
+    args = parser.parse_args()
+    folders = args.evaluations if args.single is None else [*args.evaluations, args.single]
+    seen = {folder: windows_of(folder) for folder in folders}
+    for folder, windows in seen.items():
+        if windows != seen[folders[0]]:
+            parser.error(f"{folder} has other windows than {folders[0]}: evaluate all on the same data.")
+    each = sorted(
+        (row for folder in args.evaluations for row in settings_of(folder)), key=lambda row: row["gist_length"]
+    )
+    curves = {"a pair for each length": each, "T on as many tokens, verbatim": each}
+    if args.single is not None:
+        curves["one pair for all lengths"] = sorted(settings_of(args.single), key=lambda row: row["gist_length"])
+    print("|  | tokens a gist | gist rate | total rate | KL(T‖·) | gap closed |", "| --- " * 6 + "|", sep="\n")
+    for name, settings in curves.items():
+        for setting in settings:
+            print(f"| {' | '.join([name, *row_of(setting, _CURVES[name][0])])} |")
+    save_figure(draw(curves), args.image)
+
+
+def settings_of(folder: Path) -> list[dict]:
+    """The measures of each budget."""
+    return json.loads((folder / MEASURES_FILE).read_text("utf-8"))["measures"]
+
+
+def windows_of(folder: Path) -> set:
+    """What was read: documents and targets."""
+    rows = map(json.loads, (folder / ROWS_FILE).read_text("utf-8").splitlines())
+    return {(row["document_id"], row["target"]) for row in rows}
+
+
+def row_of(setting: dict, reader: str) -> list[str]:
+    gap, error = setting["gap_closed_last_k"], setting["gap_closed_last_k_se"]
+    return [
+        f"{setting['gist_length']:.1f}",
+        f"{setting['gist_rate']:.1%}",
+        f"{setting['total_rate']:.1%}",
+        f"{setting[f'kl_{reader}']:.3f} ± {setting[f'kl_{reader}_se']:.3f}",
+        f"{gap:.3f} ± {error:.3f}" if reader == "gist" else "",
+    ]
+
+
+def draw(curves: dict[str, list[dict]]) -> Figure:
+    """KL from the teacher against the gist's share of the context."""
+    figure = Figure(figsize=(6.4, 3.8), layout="constrained")
+    axis = figure.subplots()
+    for name, settings in curves.items():
+        reader, color, style = _CURVES[name]
+        rate, kl, error = (
+            np.array([setting[key] for setting in settings])
+            for key in ("gist_rate", f"kl_{reader}", f"kl_{reader}_se")
+        )
+        axis.errorbar(
+            100 * rate, kl, yerr=error, fmt=style, color=color, markersize=5, capsize=3, linewidth=1.3, label=name
+        )
+    plot_style(axis, "Quality against rate", "KL from the teacher, nats per token")
+    axis.axhline(0, color=NEUTRAL, linewidth=0.8)
+    axis.set_ylim(0, 1.2 * axis.get_ylim()[1])
+    axis.set_xlabel("gist tokens, % of the context's")
+    axis.legend(frameon=False, fontsize=8, loc="upper right")
+    return figure
+
+
+if __name__ == "__main__":
+    main()
