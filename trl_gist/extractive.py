@@ -42,7 +42,7 @@ from .scoring import TargetScorer
 IDF_CONTEXTS = 1000  # as many tell how rare a token is
 
 _SHARES = {"tail": (0, 0), "mixed": (0, 0.5), "passages": (0, 0.5)}  # of what is not tail, in the gists of a group
-_BESIDE_TAIL = ("keywords", "beginning", "passage")
+BESIDE_TAIL = ("keywords", "beginning", "passage")
 
 
 class TokenRarity:
@@ -165,6 +165,7 @@ class ExtractiveSummarizer:
     def __init__(self, rule: str, contexts: Iterable[list[int]] = (), teacher: TargetScorer | None = None):
         self.rule = rule
         self.teacher = teacher
+        self._scored = [], []
         self.rarity = TokenRarity(contexts if rule in ("tf_idf", "mixed", "passages") else ())
 
     def gists(self, row: dict, lengths_G: list[int]) -> list[list[int]]:
@@ -180,25 +181,49 @@ class ExtractiveSummarizer:
         Returns:
             `list[list[int]]`: A gist for each slot, shorter only where the context is.
         """
+        shares_G = torch.linspace(*_SHARES.get(self.rule, (1, 1)), len(lengths_G)).tolist()
+        # By the context too, or one kind would always have the largest share
+        first = sum(before_last_k(row["context_ids"], row["last_k_ids"]))
+        kinds = BESIDE_TAIL if self.rule == "passages" else ("keywords",)
+        return [
+            self.gist(row, length, kinds[(first + slot) % len(kinds)], share)
+            for slot, (length, share) in enumerate(zip(lengths_G, shares_G, strict=True))
+        ]
+
+    def gist(self, row: dict, length: int, kind: str, share: float) -> list[int]:
+        """
+        One gist: what stands beside the tail, then the tail.
+
+        Args:
+            row (`dict`):
+                A window with `context_ids` and `last_k_ids`.
+            length (`int`):
+                Its tokens; fewer only where the context has no more.
+            kind (`str`):
+                `"keywords"`, `"beginning"` or `"passage"`.
+            share (`float`):
+                Its share of the gist.
+        """
         context_ids = before_last_k(row["context_ids"], row["last_k_ids"])
-        shares = _SHARES.get(self.rule, (1, 1))
-        shares_G = torch.linspace(*shares, len(lengths_G)).tolist()
-        scores_T = self._scores(context_ids) if shares != (0, 0) and context_ids else None
-        gists = []
-        for slot, (length, share) in enumerate(zip(lengths_G, shares_G, strict=True)):
-            # By the context too, or one kind would always have the largest share
-            kind = _BESIDE_TAIL[(slot + sum(context_ids)) % 3] if self.rule == "passages" else "keywords"
-            if kind == "keywords" or not context_ids:
-                kept = keywords_and_tail(context_ids, scores_T, length, share)
-            else:
-                wanted = set(row["last_k_ids"]) if kind == "passage" else ()
-                in_L_T = [score * (token in wanted) for token, score in zip(context_ids, scores_T, strict=True)]
-                kept = passage_and_tail(in_L_T, length, share)
-            gists.append([context_ids[position] for position in kept])
-        return gists
+        if share == 0 or not context_ids:
+            kept = range(max(0, len(context_ids) - length), len(context_ids))
+        elif kind == "keywords":
+            kept = keywords_and_tail(context_ids, self._scores(context_ids), length, share)
+        elif kind == "beginning":
+            kept = passage_and_tail([0.0] * len(context_ids), length, share)
+        else:
+            wanted = set(row["last_k_ids"])
+            scores_T = self._scores(context_ids)
+            in_L_T = [score * (token in wanted) for token, score in zip(context_ids, scores_T, strict=True)]
+            kept = passage_and_tail(in_L_T, length, share)
+        return [context_ids[position] for position in kept]
 
     def _scores(self, context_ids):
-        """How much each token of the context is worth keeping."""
-        if self.rule == "surprisal":
-            return surprisals(self.teacher.model, [context_ids])[0]
-        return self.rarity.tf_idf(context_ids)
+        """How much each token of the context is worth keeping; the gists of a context ask one after the other."""
+        if self._scored[0] != context_ids:
+            if self.rule == "surprisal":
+                (scores_T,) = surprisals(self.teacher.model, [context_ids])
+            else:
+                scores_T = self.rarity.tf_idf(context_ids)
+            self._scored = context_ids, scores_T
+        return self._scored[1]

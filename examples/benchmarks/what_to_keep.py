@@ -1,0 +1,108 @@
+# Copyright 2026 The trl_gist authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""
+Which tokens of a context are worth keeping beside its tail, and how much it would be worth to know that for each context:
+the gists of the cold start's rule `passages`, read by a pair's generator on held-out documents. The last line takes the
+best of each context's gists in hindsight: what a summarizer that knew the target could gain by choosing among them.
+
+OMP_NUM_THREADS=2 python examples/benchmarks/what_to_keep.py PAIR --dataset corpus --split validation --documents 60
+"""
+
+import argparse
+
+import numpy as np
+from rich.progress import track
+
+from trl_gist import GistCompactor
+from trl_gist.data import WindowSpec, prepare_windows
+from trl_gist.evaluation import load_teacher
+from trl_gist.evaluation.measures import standard_error
+from trl_gist.extractive import BESIDE_TAIL, ExtractiveSummarizer
+from trl_gist.scoring import GistScorer, TargetScorer
+from trl_gist.scripts.documents import load_documents
+
+
+GENERATOR_ROWS = 16  # in one forward
+SHARES = (1 / 6, 1 / 3, 1 / 2)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("pair", help="whose generator reads, trained on such gists")
+    parser.add_argument("--dataset", required=True, help="a folder, files or a dataset of the Hub")
+    parser.add_argument("--split", default="validation", help="(default: validation)")
+    parser.add_argument("--documents", type=int, default=60, help="one window of each (default: 60)")
+    args = parser.parse_args()
+    compactor = GistCompactor.from_pretrained(args.pair)
+    pair, length = compactor.pair, compactor.pair.tail_length
+    spec = WindowSpec(pair.context_length, pair.target_length, pair.last_k, None, max_windows_per_document=1)
+    documents = load_documents(args.dataset, split=args.split)
+    windows, _ = prepare_windows(documents.take(min(args.documents, len(documents))), compactor.tokenizer, spec)
+    rows = list(windows)
+    summarizer = ExtractiveSummarizer("passages", (row["context_ids"] for row in rows))
+    gists = {"tail": [summarizer.gist(row, length, "keywords", 0) for row in rows]}
+    gists |= {
+        f"{kind}, {round(share * length)} of {length} tokens": [
+            summarizer.gist(row, length, kind, share) for row in rows
+        ]
+        for kind in BESIDE_TAIL
+        for share in SHARES
+    }
+    print_table(*read(compactor, rows, gists), [row["document_id"] for row in rows])
+
+
+def read(compactor: GistCompactor, rows: list[dict], gists: dict[str, list]) -> tuple[dict, dict]:
+    """KL from the teacher and NLL of each target, by the gists' name, in nats per token."""
+    teacher = TargetScorer(load_teacher(compactor))
+    scorer = GistScorer(TargetScorer(compactor.generator), teacher, compactor.prompts, GENERATOR_ROWS)
+    kls, nlls = ({name: [] for name in gists} for _ in range(2))
+    for start in track(range(0, len(rows), GENERATOR_ROWS), "Reading"):
+        chunk = slice(start, start + GENERATOR_ROWS)
+        teacher_hidden, _ = scorer.read_contexts(rows[chunk])
+        for name, of_name in gists.items():
+            prompts = [
+                compactor.prompts.generator(gist, row["last_k_ids"])
+                for gist, row in zip(of_name[chunk], rows[chunk], strict=True)
+            ]
+            for logps_T, kl_T in scorer.read(scorer.generator, rows[chunk], prompts, teacher_hidden):
+                kls[name].append(kl_T.mean().item())
+                nlls[name].append(-logps_T.mean().item())
+    return kls, nlls
+
+
+def print_table(kls: dict, nlls: dict, documents: list):
+    """Each kind of gist against the tail, paired by window, and the best of them in hindsight."""
+    names = list(kls)
+    kl_MN, nll_MN = (np.array([values[name] for name in names]) for values in (kls, nlls))
+    best_N = kl_MN.argmin(axis=0)
+    lines = {name: (kl_MN[row], nll_MN[row], np.mean(best_N == row)) for row, name in enumerate(names)}
+    lines["the best, in hindsight"] = (kl_MN.min(axis=0), nll_MN[best_N, np.arange(len(best_N))], 1.0)
+    print(
+        "| gist | KL(T‖G) | lower than the tail's by | NLL lower by | the best of its context |",
+        "| --- " * 5 + "|",
+        sep="\n",
+    )
+    for name, (kl_N, nll_N, share) in lines.items():
+        lower = [
+            f"{np.mean(values):.4f} ± {standard_error(values, documents):.4f}"
+            for values in (kl_MN[0] - kl_N, nll_MN[0] - nll_N)
+        ]
+        print(
+            f"| {name} | {kl_N.mean():.4f} ± {standard_error(kl_N, documents):.4f} | {' | '.join(lower)} | {share:.0%} |"
+        )
+
+
+if __name__ == "__main__":
+    main()
