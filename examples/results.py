@@ -78,18 +78,20 @@ def draw_training(run: Run) -> Figure:
     """KL, reward, and how much of the reward's spread within groups is signal, over the steps."""
     figure = Figure(figsize=(11, 3.4), layout="constrained")
     kl, reward, spread = figure.subplots(1, 3)
+    highest = []
     for name, color, label in (("teacher_kl", GIST, "with the gist"), ("null_teacher_kl", NULL, "empty gist")):
-        _draw_smoothed(kl, run.train, name, color)
+        means = _draw_smoothed(kl, run.train, name, color)
         steps, values = series(run.held_out, f"eval_{name}")
         errors = series(run.held_out, f"eval_{name}_se")[1]
+        highest += [*means, *(values + errors)]
         kl.errorbar(steps, values, yerr=errors, fmt="o", color=color, capsize=3, markersize=5, label=label)
     kl.axhline(ORIGINAL_KL, color=NEUTRAL, linewidth=0.8, linestyle=":")
-    kl.annotate(
-        "the original's end", (0, ORIGINAL_KL), (2, -10), textcoords="offset points", fontsize=8, color=NEUTRAL
-    )
-    kl.set_ylim(0, 1.25 * kl.get_ylim()[1])
+    label = {"textcoords": "offset points", "ha": "right", "fontsize": 8, "color": NEUTRAL}
+    kl.annotate("the original's end", (run.train[-1]["step"], ORIGINAL_KL), (0, -11), **label)
+    kl.set_ylim(0, 1.5 * max(highest))  # not of the faint lines: a single hard context would flatten all else
     kl.legend(frameon=False, fontsize=8, title="held out ± standard error", title_fontsize=8, loc="upper right")
-    _draw_smoothed(reward, run.train, "reward", GIST)
+    means = _draw_smoothed(reward, run.train, "reward", GIST)
+    reward.set_ylim(min(0, *means) - 0.01, 1.5 * max(means))
     reward.axhline(0, color="black", linewidth=0.8)
     _draw_smoothed(spread, run.train, "reliability/kl_gain", GIST)
     spread.set_ylim(0, 1)
@@ -110,11 +112,14 @@ def draw_training(run: Run) -> Figure:
 
 
 def _draw_smoothed(axis, logs, name, color):
+    """Returns the moving average; of a short run the values."""
     steps, values = series(logs, name)
-    if len(values) >= _WINDOW:
-        means = np.convolve(values, np.ones(_WINDOW) / _WINDOW, mode="valid")
-        axis.plot(steps[_WINDOW // 2 :][: len(means)], means, color=color, linewidth=1.5)
     axis.plot(steps, values, color=color, alpha=0.25, linewidth=0.7)
+    if len(values) < _WINDOW:
+        return values
+    means = np.convolve(values, np.ones(_WINDOW) / _WINDOW, mode="valid")
+    axis.plot(steps[_WINDOW // 2 :][: len(means)], means, color=color, linewidth=1.5)
+    return means
 
 
 def training_table(run: Run) -> list[str]:
