@@ -85,9 +85,7 @@ def draw_training(run: Run) -> Figure:
         errors = series(run.held_out, f"eval_{name}_se")[1]
         highest += [*means, *(values + errors)]
         kl.errorbar(steps, values, yerr=errors, fmt="o", color=color, capsize=3, markersize=5, label=label)
-    kl.axhline(ORIGINAL_KL, color=NEUTRAL, linewidth=0.8, linestyle=":")
-    label = {"textcoords": "offset points", "ha": "right", "fontsize": 8, "color": NEUTRAL}
-    kl.annotate("the original's end", (run.train[-1]["step"], ORIGINAL_KL), (0, -11), **label)
+    kl.axhline(ORIGINAL_KL, color=NEUTRAL, linewidth=0.8, linestyle=":", label="the original's end")
     kl.set_ylim(0, 1.5 * max(highest))  # not of the faint lines: a single hard context would flatten all else
     kl.legend(frameon=False, fontsize=8, title="held out ± standard error", title_fontsize=8, loc="upper right")
     means = _draw_smoothed(reward, run.train, "reward", GIST)
