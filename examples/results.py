@@ -27,7 +27,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
-from trl_gist.evaluation.compare import OWN_GENERATOR, TRAINED
+from trl_gist.evaluation.compare import GENERATOR, OWN_GENERATOR, TEACHER, TRAINED
 from trl_gist.evaluation.folder import MEASURES_FILE, ROWS_FILE
 from trl_gist.evaluation.pattern_plots import plot_gists
 from trl_gist.evaluation.plots import GIST, NEUTRAL, NULL, plot_style, save_figure
@@ -66,6 +66,7 @@ def main():
     sections = {
         "Over training": training_table(run),
         "Held out": held_out_table(measures),
+        "Other compressors": compressors_table(measures),
         "Patterns": patterns_table(measures),
         "Verdicts": verdicts(run, measures),
         "Gallery": gallery(next(iter(evaluations.values())), args.gists),
@@ -155,6 +156,27 @@ def held_out_table(measures: dict[str, dict]) -> list[str]:
     }
     of_all = [evaluation["measures"][0] for evaluation in measures.values()]
     return _table(["", *measures], [[name, *(show(m) for m in of_all)] for name, show in rows.items()])
+
+
+def compressors_table(measures: dict[str, dict]) -> list[str]:
+    """How far each compressor's gists are behind the trained summarizer's, by who reads them."""
+    lines = []
+    for name, evaluation in measures.items():
+        rows = {(row["compressor"], row.get("reader")): row for row in evaluation.get("compressors", [])}
+        read = sorted((row["kl"], compressor) for (compressor, reader), row in rows.items() if reader == GENERATOR)
+        columns = (TEACHER, GENERATOR, OWN_GENERATOR)
+        table = [
+            [
+                compressor,
+                f"{rows[compressor, GENERATOR]['tokens']:.1f}",
+                _with_error(rows[compressor, GENERATOR], "kl"),
+                *(_with_error(rows.get((compressor, reader), {}), "behind_trained") for reader in columns),
+            ]
+            for _, compressor in read
+        ]
+        head = [name, "tokens", "KL(T‖G)", "behind, read by T", "behind, read by G", "behind, by its own reader"]
+        lines += [*_table(head, table), ""] if table else []
+    return lines
 
 
 def patterns_table(measures: dict[str, dict]) -> list[str]:

@@ -68,6 +68,7 @@ def test_it_prints_what_was_measured_and_draws_it(flagship, tmp_path, capsys, mo
         for row in evaluation["compressors"]
         if row.get("reader") == "own generator" and row["compressor"] == "tail"
     ]
+    assert f"| {own['behind_trained']:.3f} ± {own['behind_trained_se']:.3f} |" in printed
     assert f"ahead of tail with its own reader: by {own['behind_trained']:.3f} ± " in printed
     logs = [json.loads(line) for line in (flagship / "run_log" / "metrics.jsonl").read_text().splitlines()]
     held_out = [log for log in logs if "eval_teacher_kl" in log]
