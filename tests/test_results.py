@@ -15,6 +15,7 @@
 """examples/results.py: what it says of a real, tiny run is what the run's files say."""
 
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -79,6 +80,29 @@ def test_it_prints_what_was_measured_and_draws_it(flagship, tmp_path, capsys, mo
     assert f"rank 1 of {len({row['document_id'] for row in rows})}" in printed
     for name in ("training", "patterns", "survival"):
         assert (images / f"{name}.png").stat().st_size > 5000
+
+
+def test_the_rate_curve_takes_evaluations_of_the_same_windows_only(flagship, tmp_path, capsys, monkeypatch):
+    import rate_curve
+
+    folder = flagship / "evaluation"
+    capsys.readouterr()
+    argv = ["rate_curve.py", str(folder), "--single", str(folder), "--image", str(tmp_path / "rate")]
+    monkeypatch.setattr(sys, "argv", argv)
+    rate_curve.main()
+    measures = json.loads((folder / "measures.json").read_text())["measures"][0]
+    line = f"{measures['total_rate']:.1%} | {measures['kl_gist']:.3f} ± {measures['kl_gist_se']:.3f} |"
+    assert capsys.readouterr().out.count(line) == 2
+    assert (tmp_path / "rate.png").stat().st_size > 5000
+    other = tmp_path / "other"
+    shutil.copytree(folder, other)
+    lines = (other / "rows.jsonl").read_text().splitlines(keepends=True)
+    (other / "rows.jsonl").write_text("".join(lines[:-1]))
+    monkeypatch.setattr(sys, "argv", ["rate_curve.py", str(folder), str(other)])
+    with pytest.raises(SystemExit) as error:
+        rate_curve.main()
+    assert error.value.code == 2
+    assert "other windows" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
