@@ -24,22 +24,21 @@ python examples/rate_curve.py sweep/{48,96,128,160}/evaluation --single sweep/si
 """
 
 import argparse
-import json
 from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
+from tables import check_same_windows, markdown_table, read_measures
 
-from trl_gist.evaluation.folder import MEASURES_FILE, ROWS_FILE
-from trl_gist.evaluation.plots import GIST, NEUTRAL, NULL, plot_style, save_figure
+from trl_gist.evaluation.measures import with_error
+from trl_gist.evaluation.plots import GIST, NEUTRAL, NULL, OCHRE, plot_style, save_figure
 
 
-_TAIL = "#a5731b"
 # Whose KL, in which column, and how it is drawn
 _CURVES = {
     "a pair for each length": ("gist", GIST, "o-"),
     "one pair for all lengths": ("gist", NULL, "s--"),
-    "T on as many tokens, verbatim": ("tail", _TAIL, "^-"),
+    "T on as many tokens, verbatim": ("tail", OCHRE, "^-"),
 }
 
 
@@ -54,42 +53,32 @@ def main():
     )
     args = parser.parse_args()
     folders = args.evaluations if args.single is None else [*args.evaluations, args.single]
-    seen = {folder: windows_of(folder) for folder in folders}
-    for folder, windows in seen.items():
-        if windows != seen[folders[0]]:
-            parser.error(f"{folder} has other windows than {folders[0]}: evaluate all on the same data.")
-    each = sorted(
-        (row for folder in args.evaluations for row in settings_of(folder)), key=lambda row: row["gist_length"]
-    )
+    try:
+        check_same_windows(folders)
+    except ValueError as error:
+        parser.error(str(error))
+    each = settings_of(args.evaluations)
     curves = {"a pair for each length": each, "T on as many tokens, verbatim": each}
     if args.single is not None:
-        curves["one pair for all lengths"] = sorted(settings_of(args.single), key=lambda row: row["gist_length"])
-    print("|  | tokens a gist | gist rate | total rate | KL(T‖·) | gap closed |", "| --- " * 6 + "|", sep="\n")
-    for name, settings in curves.items():
-        for setting in settings:
-            print(f"| {' | '.join([name, *row_of(setting, _CURVES[name][0])])} |")
+        curves["one pair for all lengths"] = settings_of([args.single])
+    rows = [[name, *row_of(row, _CURVES[name][0])] for name, settings in curves.items() for row in settings]
+    print(*markdown_table(["", "tokens a gist", "gist rate", "total rate", "KL(T‖·)", "gap closed"], rows), sep="\n")
     save_figure(draw(curves), args.image)
 
 
-def settings_of(folder: Path) -> list[dict]:
-    """The measures of each budget."""
-    return json.loads((folder / MEASURES_FILE).read_text("utf-8"))["measures"]
-
-
-def windows_of(folder: Path) -> set:
-    """What was read: documents and targets."""
-    rows = map(json.loads, (folder / ROWS_FILE).read_text("utf-8").splitlines())
-    return {(row["document_id"], row["target"]) for row in rows}
+def settings_of(folders: list[Path]) -> list[dict]:
+    """The measures of each budget, by length."""
+    settings = [row for folder in folders for row in read_measures(folder)["measures"]]
+    return sorted(settings, key=lambda row: row["gist_length"])
 
 
 def row_of(setting: dict, reader: str) -> list[str]:
-    gap, error = setting["gap_closed_last_k"], setting["gap_closed_last_k_se"]
     return [
         f"{setting['gist_length']:.1f}",
         f"{setting['gist_rate']:.1%}",
         f"{setting['total_rate']:.1%}",
-        f"{setting[f'kl_{reader}']:.3f} ± {setting[f'kl_{reader}_se']:.3f}",
-        f"{gap:.3f} ± {error:.3f}" if reader == "gist" else "",
+        with_error(setting[f"kl_{reader}"], setting[f"kl_{reader}_se"]),
+        with_error(setting["gap_closed_last_k"], setting["gap_closed_last_k_se"]) if reader == "gist" else "",
     ]
 
 

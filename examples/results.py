@@ -21,14 +21,14 @@ python examples/results.py flagship --evaluation test=flagship/evaluation "other
 """
 
 import argparse
-import json
 from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
+from tables import markdown_table, read_measures, read_rows
 
 from trl_gist.evaluation.compare import GENERATOR, OWN_GENERATOR, TEACHER, TRAINED
-from trl_gist.evaluation.folder import MEASURES_FILE, ROWS_FILE
+from trl_gist.evaluation.measures import with_error
 from trl_gist.evaluation.pattern_plots import plot_gists
 from trl_gist.evaluation.plots import GIST, NEUTRAL, NULL, plot_style, save_figure
 from trl_gist.evaluation.report_patterns import pattern_rows
@@ -57,7 +57,7 @@ def main():
             f"{args.run} has no evaluation on held-out documents: train with --eval_on_start and --eval_steps."
         )
     evaluations = {name: Path(path) for name, path in named(args.evaluation, "--evaluation").items()}
-    measures = {name: json.loads((path / MEASURES_FILE).read_text("utf-8")) for name, path in evaluations.items()}
+    measures = {name: read_measures(path) for name, path in evaluations.items()}
 
     save_figure(draw_training(run), args.images / "training")
     gists = {(gist["window"], gist["step"]): gist for gist in run.gists}
@@ -133,7 +133,7 @@ def training_table(run: Run) -> list[str]:
     rows = [
         [str(log["step"]), *(_with_error(log, f"eval_{name}") for name in columns.values())] for log in run.held_out
     ]
-    return _table(["step", *columns], rows)
+    return markdown_table(["step", *columns], rows)
 
 
 def held_out_table(measures: dict[str, dict]) -> list[str]:
@@ -155,7 +155,7 @@ def held_out_table(measures: dict[str, dict]) -> list[str]:
         "gist over G trained alone": lambda m: _with_error(m, "gain_over_generator_only"),
     }
     of_all = [evaluation["measures"][0] for evaluation in measures.values()]
-    return _table(["", *measures], [[name, *(show(m) for m in of_all)] for name, show in rows.items()])
+    return markdown_table(["", *measures], [[name, *(show(m) for m in of_all)] for name, show in rows.items()])
 
 
 def compressors_table(measures: dict[str, dict]) -> list[str]:
@@ -175,7 +175,7 @@ def compressors_table(measures: dict[str, dict]) -> list[str]:
             for _, compressor in read
         ]
         head = [name, "tokens", "KL(T‖G)", "behind, read by T", "behind, read by G", "behind, by its own reader"]
-        lines += [*_table(head, table), ""] if table else []
+        lines += [*markdown_table(head, table), ""] if table else []
     return lines
 
 
@@ -194,7 +194,9 @@ def patterns_table(measures: dict[str, dict]) -> list[str]:
         "bits_per_token": "bits a token",
     }
     of_all = [evaluation["patterns"] for evaluation in measures.values()]
-    return _table(["", *measures], [[label, *(_with_error(m, name) for m in of_all)] for name, label in names.items()])
+    return markdown_table(
+        ["", *measures], [[label, *(_with_error(m, name) for m in of_all)] for name, label in names.items()]
+    )
 
 
 def verdicts(run: Run, measures: dict[str, dict]) -> list[str]:
@@ -231,7 +233,7 @@ def _verdict(difference, error):
 
 def gallery(folder: Path, count: int) -> list[str]:
     """Gists from the most useful to the least, evenly spaced in rank, one a document."""
-    rows = [json.loads(line) for line in (folder / ROWS_FILE).read_text("utf-8").splitlines()]
+    rows = read_rows(folder)
     for row in rows:
         row["gain"] = float(np.mean(row["log_probs"]["gist"]) - np.mean(row["log_probs"]["null"]))
     ranked = sorted({row["document_id"]: row for row in rows}.values(), key=lambda row: -row["gain"])
@@ -254,14 +256,7 @@ def gallery(folder: Path, count: int) -> list[str]:
 
 
 def _with_error(measures, name, digits=3):
-    value, error = measures.get(name), measures.get(f"{name}_se")
-    if value is None:
-        return ""
-    return f"{value:.{digits}f}" + ("" if error is None else f" ± {error:.{digits}f}")
-
-
-def _table(head, rows):
-    return [f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rows)]
+    return with_error(measures.get(name), measures.get(f"{name}_se"), digits)
 
 
 if __name__ == "__main__":

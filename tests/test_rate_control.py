@@ -183,8 +183,13 @@ def test_evaluation_spreads_its_budgets_over_the_range_and_repeats_them(make_tra
     assert set(budgets[0]) == {1, 2, 3, 4, 5, 6}
 
 
-def test_the_prompt_states_the_budget(make_trainer, tokenizer):
-    trainer = make_trainer(args={"gist_length_range": [2, 6]})
+@pytest.mark.parametrize(
+    "prompt", [None, "Shorten: {before_last_k}\n{tail}\nGist:", "{budget} of at most 5 tokens {context}"]
+)
+def test_the_prompt_states_the_budget(make_trainer, tokenizer, prompt):
+    given = {} if prompt is None else {"summarizer_prompt": prompt}
+    trainer = make_trainer(args={"gist_length_range": [2, 6], **given})
+    assert trainer.args.summarizer_prompt.count("{budget}") == 1
     row = trainer.train_dataset[0]
     trainer._rollout_rows = [{**row, "budget": 5}]
     (prompt,), _, _ = trainer._tokenize_prompts([""])

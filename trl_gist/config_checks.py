@@ -17,7 +17,7 @@
 
 import re
 
-from .prompts import PLACEHOLDERS, SUMMARIZER_PROMPT, SUMMARIZER_PROMPT_WITH_TAIL
+from .prompts import PLACEHOLDERS
 
 
 ADVANTAGES = ("group", "reward", "best")
@@ -123,8 +123,8 @@ def resolve_rate(args):
             f"`gist_length_range` ({least}, {greatest}) must ascend from at least 1 to `max_completion_length` "
             f"({args.max_completion_length})."
         )
-    if args.summarizer_prompt in (SUMMARIZER_PROMPT, SUMMARIZER_PROMPT_WITH_TAIL):
-        args.summarizer_prompt = args.summarizer_prompt.replace("Gist:", "Gist of at most {budget} tokens:")
+    if "{budget}" not in args.summarizer_prompt and args.summarizer_prompt.endswith("Gist:"):
+        args.summarizer_prompt = args.summarizer_prompt.removesuffix(":") + " of at most {budget} tokens:"
     if "{budget}" not in args.summarizer_prompt:
         raise ValueError("`gist_length_range` is set: `summarizer_prompt` must contain '{budget}', for S to see it.")
 

@@ -98,9 +98,9 @@ class GistConfig(GRPOConfig):
             `max_teacher_kl`, which is noisier.
         gist_length_range (`list[int]`, *optional*):
             Least and greatest budget, in tokens. Every context of a rollout draws one, the prompt states it (write
-            `{budget}` into `summarizer_prompt`; the default prompt does) and the gist is cut there: one model for
-            every rate in between. A `budget` column of the dataset, where there is one, gives the budgets instead.
-            `max_completion_length` is the greatest.
+            `{budget}` into `summarizer_prompt`; one that ends with `Gist:`, as the default, says it by itself) and the
+            gist is cut there: one model for every rate in between. A `budget` column of the dataset, where there is
+            one, gives the budgets instead. `max_completion_length` is the greatest.
 
         > Parameters that control the generator
 

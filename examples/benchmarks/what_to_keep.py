@@ -21,14 +21,21 @@ OMP_NUM_THREADS=2 python examples/benchmarks/what_to_keep.py PAIR --dataset corp
 """
 
 import argparse
+import sys
+from pathlib import Path
 
 import numpy as np
 from rich.progress import track
 
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from tables import markdown_table
+
 from trl_gist import GistCompactor
 from trl_gist.data import WindowSpec, prepare_windows
 from trl_gist.evaluation import load_teacher
-from trl_gist.evaluation.measures import standard_error
+from trl_gist.evaluation.measures import standard_error, with_error
 from trl_gist.extractive import BESIDE_TAIL, ExtractiveSummarizer
 from trl_gist.scoring import GistScorer, TargetScorer
 from trl_gist.scripts.documents import load_documents
@@ -89,19 +96,19 @@ def print_table(kls: dict, nlls: dict, documents: list):
     best_N = kl_MN.argmin(axis=0)
     lines = {name: (kl_MN[row], nll_MN[row], np.mean(best_N == row)) for row, name in enumerate(names)}
     lines["the best, in hindsight"] = (kl_MN.min(axis=0), nll_MN[best_N, np.arange(len(best_N))], 1.0)
-    print(
-        "| gist | KL(T‖G) | lower than the tail's by | NLL lower by | the best of its context |",
-        "| --- " * 5 + "|",
-        sep="\n",
-    )
-    for name, (kl_N, nll_N, share) in lines.items():
-        lower = [
-            f"{np.mean(values):.4f} ± {standard_error(values, documents):.4f}"
-            for values in (kl_MN[0] - kl_N, nll_MN[0] - nll_N)
+    rows = [
+        [
+            name,
+            *(
+                with_error(values_N.mean(), standard_error(values_N, documents), digits=4)
+                for values_N in (kl_N, kl_MN[0] - kl_N, nll_MN[0] - nll_N)
+            ),
+            f"{share:.0%}",
         ]
-        print(
-            f"| {name} | {kl_N.mean():.4f} ± {standard_error(kl_N, documents):.4f} | {' | '.join(lower)} | {share:.0%} |"
-        )
+        for name, (kl_N, nll_N, share) in lines.items()
+    ]
+    head = ["gist", "KL(T‖G)", "lower than the tail's by", "NLL lower by", "the best of its context"]
+    print(*markdown_table(head, rows), sep="\n")
 
 
 if __name__ == "__main__":

@@ -24,15 +24,15 @@ from matplotlib.figure import Figure
 from .distance_labels import arm_labels
 from .folder import MEASURES_FILE, PLOTS_DIR
 from .measures import with_error
-from .plots import GIST, NULL, plot_style, save_figure
+from .plots import GIST, NULL, OCHRE, PLUM, plot_style, save_figure
 
 
 _COLORS = {
     "full": "#111111",
-    "window": "#a5731b",
+    "window": OCHRE,
     "tail": "#d3a85c",
     "last_k": "#9a9a9a",
-    "zero_shot": "#6b4f9e",
+    "zero_shot": PLUM,
     "zero_shot_g": "#a693c9",
     "null": NULL,
     "stale": "#d98fb0",

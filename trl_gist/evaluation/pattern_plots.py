@@ -26,8 +26,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from .patterns import Survival, Units, summarize_patterns, survival, text_survival
-from .plots import GIST, NEUTRAL, NULL, save_figure
-from .report_plots import GREEN, OCHRE, PLUM
+from .plots import GIST, GREEN, NEUTRAL, NULL, OCHRE, PLUM, save_figure
 
 
 # Title, what the numbers are, whether they are shares of a whole, and each line's label and color

@@ -23,6 +23,7 @@ from .measures import standard_error
 
 
 GIST, NULL, NEUTRAL = "#1f6f8b", "#c8553d", "#555555"
+OCHRE, PLUM, GREEN = "#a5731b", "#6b4f9e", "#3d7a4a"
 _READERS = {
     "gist": "generator: gist + last K",
     "tail": "teacher: last K+|Z| tokens, verbatim",

@@ -23,7 +23,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from .folder import MEASURES_FILE, PLOTS_DIR
-from .plots import GIST, NEUTRAL, NULL, plot_style, save_figure
+from .plots import GIST, NEUTRAL, NULL, OCHRE, PLUM, plot_style, save_figure
 
 
 READER_LABELS = {
@@ -36,9 +36,8 @@ READER_LABELS = {
     "random": "G: random tokens + last K",
     "shuffled": "G: another's gist + last K",
 }
-_OCHRE, _PLUM = "#a5731b", "#6b4f9e"
 _RATE_READERS = ("gist", "tail", "last_k", "null")
-_COLORS = {"gist": GIST, "null": NULL, "tail": _OCHRE, "generator_only": _PLUM}
+_COLORS = {"gist": GIST, "null": NULL, "tail": OCHRE, "generator_only": PLUM}
 
 
 def draw_quality(directory: str | os.PathLike) -> list[Path]:

@@ -29,11 +29,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from .measures import is_number
-from .plots import GIST, NEUTRAL, NULL
+from .plots import GIST, GREEN, NEUTRAL, NULL, OCHRE, PLUM
 
 
 INK, _GRID, _PAPER = "#1b1f24", "#d9dde2", "#fefefe"
-OCHRE, PLUM, GREEN = "#a5731b", "#6b4f9e", "#3d7a4a"
 _CSS = {
     **{GIST: "gist", NULL: "null", NEUTRAL: "neutral", INK: "ink", _GRID: "grid", _PAPER: "paper"},
     **{OCHRE: "ochre", PLUM: "plum", GREEN: "green"},

@@ -1,0 +1,52 @@
+# Copyright 2026 The trl_gist authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+
+"""What the examples that print tables of several evaluations share."""
+
+import json
+from pathlib import Path
+
+from trl_gist.evaluation.folder import MEASURES_FILE, ROWS_FILE
+
+
+def markdown_table(head: list[str], rows: list[list[str]]) -> list[str]:
+    """A Markdown table's lines."""
+    return [f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rows)]
+
+
+def read_measures(folder: Path) -> dict:
+    """What `trl-gist evaluate` measured."""
+    return json.loads((folder / MEASURES_FILE).read_text("utf-8"))
+
+
+def read_rows(folder: Path) -> list[dict]:
+    """Its windows, one for each setting."""
+    return [json.loads(line) for line in (folder / ROWS_FILE).read_text("utf-8").splitlines()]
+
+
+def window_of(row: dict) -> tuple:
+    """What tells a window from others."""
+    return row["document_id"], tuple(row["target_ids"])
+
+
+def check_same_windows(folders: list[Path]):
+    """
+    Raises:
+        ValueError: If the evaluations read different windows.
+    """
+    first = {window_of(row) for row in read_rows(folders[0])}
+    for folder in folders[1:]:
+        if {window_of(row) for row in read_rows(folder)} != first:
+            raise ValueError(f"{folder} has other windows than {folders[0]}: evaluate all on the same data.")
