@@ -124,6 +124,24 @@ def test_runs_are_paired_with_the_first(flagship, tmp_path, capsys, monkeypatch)
     assert (base[2], other[2], other[5]) == ("", "0.250 ± 0.000", "0.000 ± 0.000")
 
 
+def test_kinds_of_gists_are_chosen_with_and_without_the_target(flagship, tmp_path, capsys, monkeypatch):
+    monkeypatch.syspath_prepend(Path(results.__file__).parent / "benchmarks")
+    import what_to_keep
+
+    rows = []
+    monkeypatch.setattr(what_to_keep, "markdown_table", lambda head, lines: rows.extend(lines) or [])
+    documents = str(tmp_path / "other.jsonl")
+    argv = ["what_to_keep.py", str(flagship), "--dataset", documents, "--split", "train", "--futures", "2"]
+    monkeypatch.setattr(sys, "argv", argv)
+    what_to_keep.main()
+    kls = {name: float(kl.split()[0]) for name, kl, *_ in rows}
+    assert len(kls) == 12
+    kinds = [kl for name, kl in kls.items() if not name.startswith("the best")]
+    assert kls["the best, in hindsight"] <= min(kinds)
+    assert kls["the best, in hindsight"] <= kls["the best on 2 made-up targets"]
+    assert [row[-1] for row in rows if row[0] == "the best, in hindsight"] == ["100%"]
+
+
 @pytest.mark.parametrize(
     ("difference", "says"),
     [

@@ -14,10 +14,11 @@
 
 """
 Which tokens of a context are worth keeping beside its tail, and how much it would be worth to know that for each context:
-the gists of the cold start's rule `passages`, read by a pair's generator on held-out documents. The last line takes the
-best of each context's gists in hindsight: what a summarizer that knew the target could gain by choosing among them.
+the gists of the cold start's rule `passages`, read by a pair's generator on held-out documents. One more line takes the
+best of each context's gists in hindsight: what a summarizer that knew the target could gain by choosing among them. With
+`--futures N` another takes the best on N targets that the teacher made up: what can be gained without knowing it.
 
-OMP_NUM_THREADS=2 python examples/benchmarks/what_to_keep.py PAIR --dataset corpus --split validation --documents 60
+OMP_NUM_THREADS=2 python examples/benchmarks/what_to_keep.py PAIR --dataset corpus --split validation --documents 60 --futures 4
 """
 
 import argparse
@@ -25,7 +26,9 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import torch
 from rich.progress import track
+from transformers import PreTrainedModel, set_seed
 
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -51,8 +54,11 @@ def main():
     parser.add_argument("--dataset", required=True, help="a folder, files or a dataset of the Hub")
     parser.add_argument("--split", default="validation", help="(default: validation)")
     parser.add_argument("--documents", type=int, default=60, help="one window of each (default: 60)")
+    parser.add_argument("--futures", type=int, default=0, help="made up for each context (default: none)")
     args = parser.parse_args()
+    set_seed(42)
     compactor = GistCompactor.from_pretrained(args.pair)
+    teacher = load_teacher(compactor)
     pair, length = compactor.pair, compactor.pair.tail_length
     spec = WindowSpec(pair.context_length, pair.target_length, pair.last_k, None, max_windows_per_document=1)
     documents = load_documents(args.dataset, split=args.split)
@@ -67,13 +73,37 @@ def main():
         for kind in BESIDE_TAIL
         for share in SHARES
     }
-    print_table(*read(compactor, rows, gists), [row["document_id"] for row in rows])
+    kl_MN, nll_MN = read(compactor, teacher, rows, gists)
+    chosen = {"the best, in hindsight": kl_MN.argmin(axis=0)}
+    if args.futures:
+        futures = [made_up for row in track(rows, "Imagining") for made_up in imagine(teacher, row, args.futures)]
+        repeated = {name: [gist for gist in of_name for _ in range(args.futures)] for name, of_name in gists.items()}
+        expected_MN = read(compactor, teacher, futures, repeated)[0].reshape(len(gists), len(rows), -1).mean(axis=2)
+        chosen[f"the best on {args.futures} made-up targets"] = expected_MN.argmin(axis=0)
+    print_table(list(gists), kl_MN, nll_MN, chosen, [row["document_id"] for row in rows])
 
 
-def read(compactor: GistCompactor, rows: list[dict], gists: dict[str, list]) -> tuple[dict, dict]:
-    """KL from the teacher and NLL of each target, by the gists' name, in nats per token."""
-    teacher = TargetScorer(load_teacher(compactor))
-    scorer = GistScorer(TargetScorer(compactor.generator), teacher, compactor.prompts, GENERATOR_ROWS)
+def imagine(teacher: PreTrainedModel, row: dict, count: int) -> list[dict]:
+    """The window with targets that the teacher samples."""
+    length = len(row["target_ids"])
+    ids_1X = torch.tensor([row["context_ids"]], device=teacher.device)
+    ids_NS = teacher.generate(
+        ids_1X,
+        attention_mask=torch.ones_like(ids_1X),
+        do_sample=True,
+        top_k=0,
+        num_return_sequences=count,
+        min_new_tokens=length,
+        max_new_tokens=length,
+    )
+    return [{**row, "target_ids": ids} for ids in ids_NS[:, -length:].tolist()]
+
+
+def read(
+    compactor: GistCompactor, teacher: PreTrainedModel, rows: list[dict], gists: dict[str, list]
+) -> tuple[np.ndarray, np.ndarray]:
+    """KL from the teacher and NLL of each target, a row for each kind of gist, in nats per token."""
+    scorer = GistScorer(TargetScorer(compactor.generator), TargetScorer(teacher), compactor.prompts, GENERATOR_ROWS)
     kls, nlls = ({name: [] for name in gists} for _ in range(2))
     for start in track(range(0, len(rows), GENERATOR_ROWS), "Reading"):
         chunk = slice(start, start + GENERATOR_ROWS)
@@ -86,16 +116,15 @@ def read(compactor: GistCompactor, rows: list[dict], gists: dict[str, list]) -> 
             for logps_T, kl_T in scorer.read(scorer.generator, rows[chunk], prompts, teacher_hidden):
                 kls[name].append(kl_T.mean().item())
                 nlls[name].append(-logps_T.mean().item())
-    return kls, nlls
+    return np.array(list(kls.values())), np.array(list(nlls.values()))
 
 
-def print_table(kls: dict, nlls: dict, documents: list):
-    """Each kind of gist against the tail, paired by window, and the best of them in hindsight."""
-    names = list(kls)
-    kl_MN, nll_MN = (np.array([values[name] for name in names]) for values in (kls, nlls))
-    best_N = kl_MN.argmin(axis=0)
+def print_table(names: list[str], kl_MN: np.ndarray, nll_MN: np.ndarray, chosen: dict, documents: list):
+    """Each kind of gist against the tail, the first, paired by window; then kinds chosen by window."""
+    best_N, windows = kl_MN.argmin(axis=0), np.arange(kl_MN.shape[1])
     lines = {name: (kl_MN[row], nll_MN[row], np.mean(best_N == row)) for row, name in enumerate(names)}
-    lines["the best, in hindsight"] = (kl_MN.min(axis=0), nll_MN[best_N, np.arange(len(best_N))], 1.0)
+    for name, kind_N in chosen.items():
+        lines[name] = (kl_MN[kind_N, windows], nll_MN[kind_N, windows], np.mean(best_N == kind_N))
     rows = [
         [
             name,
