@@ -40,6 +40,8 @@ def flagship(make_trainer, lora, tmp_path):
             "eval_steps": 2,
             "max_steps": 4,
             "gist_samples_steps": 2,
+            "save_strategy": "steps",
+            "save_steps": 2,
         },
         eval_dataset=Dataset.from_dict({"text": make_documents(5, seed=1)}),
         peft_config=lora,
@@ -140,6 +142,29 @@ def test_kinds_of_gists_are_chosen_with_and_without_the_target(flagship, tmp_pat
     assert kls["the best, in hindsight"] <= min(kinds)
     assert kls["the best, in hindsight"] <= kls["the best on 2 made-up targets"]
     assert [row[-1] for row in rows if row[0] == "the best, in hindsight"] == ["100%"]
+
+
+def test_each_compressor_is_read_by_its_own_reader(flagship, tmp_path, capsys, monkeypatch):
+    monkeypatch.syspath_prepend(Path(results.__file__).parent / "benchmarks")
+    import own_readers
+
+    def lines(*readers):
+        argv = ["own_readers.py", *readers, "--dataset", str(tmp_path / "other.jsonl"), "--split", "train"]
+        monkeypatch.setattr(sys, "argv", argv)
+        capsys.readouterr()
+        own_readers.main()
+        return [line.split(" | ") for line in capsys.readouterr().out.splitlines() if line.startswith("| ")][2:]
+
+    tail, head = lines(f"tail={flagship}", f"head={flagship}")
+    kl, higher = (float(text.split()[0]) for text in (head[1], head[2]))
+    assert tail[2] == ""
+    assert kl - float(tail[1].split()[0]) == pytest.approx(higher, abs=2e-4)
+    # Another reader of the same gists reads them otherwise
+    halfway = flagship / "checkpoint-2"
+    assert lines(f"tail={flagship}", f"head={halfway}")[1][1] != head[1]
+    with pytest.raises(SystemExit):
+        lines(f"tail={flagship}", f"heads={flagship}")
+    assert "no compressor is called heads" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

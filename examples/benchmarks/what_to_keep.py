@@ -33,18 +33,16 @@ from transformers import PreTrainedModel, set_seed
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from reading import GENERATOR_ROWS, one_window_each, read
 from tables import markdown_table
 
 from trl_gist import GistCompactor
-from trl_gist.data import WindowSpec, prepare_windows
 from trl_gist.evaluation import load_teacher
 from trl_gist.evaluation.measures import standard_error, with_error
 from trl_gist.extractive import BESIDE_TAIL, ExtractiveSummarizer
 from trl_gist.scoring import GistScorer, TargetScorer
-from trl_gist.scripts.documents import load_documents
 
 
-GENERATOR_ROWS = 16  # in one forward
 SHARES = (1 / 6, 1 / 3, 1 / 2)
 
 
@@ -59,11 +57,8 @@ def main():
     set_seed(42)
     compactor = GistCompactor.from_pretrained(args.pair)
     teacher = load_teacher(compactor)
-    pair, length = compactor.pair, compactor.pair.tail_length
-    spec = WindowSpec(pair.context_length, pair.target_length, pair.last_k, None, max_windows_per_document=1)
-    documents = load_documents(args.dataset, split=args.split)
-    windows, _ = prepare_windows(documents.take(min(args.documents, len(documents))), compactor.tokenizer, spec)
-    rows = list(windows)
+    length = compactor.pair.tail_length
+    rows = one_window_each(compactor, args.dataset, args.split, args.documents)
     summarizer = ExtractiveSummarizer("passages", (row["context_ids"] for row in rows))
     gists = {"tail": [summarizer.gist(row, length, "keywords", 0) for row in rows]}
     gists |= {
@@ -73,12 +68,13 @@ def main():
         for kind in BESIDE_TAIL
         for share in SHARES
     }
-    kl_MN, nll_MN = read(compactor, teacher, rows, gists)
+    scorer = GistScorer(TargetScorer(compactor.generator), TargetScorer(teacher), compactor.prompts, GENERATOR_ROWS)
+    kl_MN, nll_MN = read(scorer, rows, gists)
     chosen = {"the best, in hindsight": kl_MN.argmin(axis=0)}
     if args.futures:
         futures = [made_up for row in track(rows, "Imagining") for made_up in imagine(teacher, row, args.futures)]
         repeated = {name: [gist for gist in of_name for _ in range(args.futures)] for name, of_name in gists.items()}
-        expected_MN = read(compactor, teacher, futures, repeated)[0].reshape(len(gists), len(rows), -1).mean(axis=2)
+        expected_MN = read(scorer, futures, repeated)[0].reshape(len(gists), len(rows), -1).mean(axis=2)
         chosen[f"the best on {args.futures} made-up targets"] = expected_MN.argmin(axis=0)
     print_table(list(gists), kl_MN, nll_MN, chosen, [row["document_id"] for row in rows])
 
@@ -97,26 +93,6 @@ def imagine(teacher: PreTrainedModel, row: dict, count: int) -> list[dict]:
         max_new_tokens=length,
     )
     return [{**row, "target_ids": ids} for ids in ids_NS[:, -length:].tolist()]
-
-
-def read(
-    compactor: GistCompactor, teacher: PreTrainedModel, rows: list[dict], gists: dict[str, list]
-) -> tuple[np.ndarray, np.ndarray]:
-    """KL from the teacher and NLL of each target, a row for each kind of gist, in nats per token."""
-    scorer = GistScorer(TargetScorer(compactor.generator), TargetScorer(teacher), compactor.prompts, GENERATOR_ROWS)
-    kls, nlls = ({name: [] for name in gists} for _ in range(2))
-    for start in track(range(0, len(rows), GENERATOR_ROWS), "Reading"):
-        chunk = slice(start, start + GENERATOR_ROWS)
-        teacher_hidden, _ = scorer.read_contexts(rows[chunk])
-        for name, of_name in gists.items():
-            prompts = [
-                compactor.prompts.generator(gist, row["last_k_ids"])
-                for gist, row in zip(of_name[chunk], rows[chunk], strict=True)
-            ]
-            for logps_T, kl_T in scorer.read(scorer.generator, rows[chunk], prompts, teacher_hidden):
-                kls[name].append(kl_T.mean().item())
-                nlls[name].append(-logps_T.mean().item())
-    return np.array(list(kls.values())), np.array(list(nlls.values()))
 
 
 def print_table(names: list[str], kl_MN: np.ndarray, nll_MN: np.ndarray, chosen: dict, documents: list):

@@ -1,0 +1,78 @@
+# Copyright 2026 The trl_gist authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+
+"""
+Compressors at one rate, each read by a generator that was distilled on its gists (`trl-gist train --generator_only true
+--compressor NAME`), on one window of each held-out document. The first is what the others are held against.
+
+OMP_NUM_THREADS=2 python examples/benchmarks/own_readers.py tail=runs/tail "stop-word drop=runs/stop" --dataset corpus --split test
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+import numpy as np
+
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from reading import GENERATOR_ROWS, one_window_each, read
+from tables import markdown_table
+
+from trl_gist import GistCompactor
+from trl_gist.evaluation import load_generator_only, load_teacher
+from trl_gist.evaluation.compare import extractive_compressors
+from trl_gist.evaluation.measures import standard_error, with_error
+from trl_gist.prompts import before_last_k
+from trl_gist.scoring import GistScorer, TargetScorer
+from trl_gist.scripts.compare import named
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("readers", nargs="+", metavar="COMPRESSOR=FOLDER")
+    parser.add_argument("--dataset", required=True, help="a folder, files or a dataset of the Hub")
+    parser.add_argument("--split", default="test", help="(default: test)")
+    parser.add_argument("--documents", type=int, default=200, help="one window of each (default: 200)")
+    args = parser.parse_args()
+    folders = named(args.readers, "the readers")
+    compactor = GistCompactor.from_pretrained(next(iter(folders.values())))
+    teacher = load_teacher(compactor)
+    rows = one_window_each(compactor, args.dataset, args.split, args.documents)
+    contexts = [before_last_k(row["context_ids"], row["last_k_ids"]) for row in rows]
+    compressors = extractive_compressors(compactor.tokenizer, teacher, (row["context_ids"] for row in rows))
+    unknown = folders.keys() - compressors.keys()
+    if unknown:
+        parser.error(f"no compressor is called {', '.join(sorted(unknown))}; there are {', '.join(compressors)}.")
+    budgets = [compactor.pair.tail_length] * len(rows)
+    gists = {name: compressors[name].compress(contexts, budgets) for name in folders}
+    readers = {name: TargetScorer(load_generator_only(folder, compactor)) for name, folder in folders.items()}
+    scorer = GistScorer(TargetScorer(compactor.generator), TargetScorer(teacher), compactor.prompts, GENERATOR_ROWS)
+    kl_MN, nll_MN = read(scorer, rows, gists, readers)
+    print(*table(list(folders), kl_MN, nll_MN, [row["document_id"] for row in rows]), sep="\n")
+
+
+def table(names: list[str], kl_MN: np.ndarray, nll_MN: np.ndarray, documents: list) -> list[str]:
+    lines = []
+    for name, kl_N, nll_N in zip(names, kl_MN, nll_MN, strict=True):
+        columns = (kl_N, kl_N - kl_MN[0], nll_N - nll_MN[0])
+        shown = [with_error(np.mean(values_N), standard_error(values_N, documents), digits=4) for values_N in columns]
+        lines.append([name, shown[0], *(shown[1:] if lines else ["", ""])])
+    return markdown_table(["", "KL(T‖G)", "higher by", "NLL higher by"], lines)
+
+
+if __name__ == "__main__":
+    main()
