@@ -18,9 +18,9 @@ Quality against rate: pairs with a gist length each, and one pair for all of the
 
 trl-gist train --config RECIPE.yaml --max_completion_length 96 --output_dir sweep/96           # and 48, 128, 160
 trl-gist train --config RECIPE.yaml --max_completion_length 160 --gist_length_range 24 160 --output_dir sweep/single
-trl-gist evaluate sweep/96 --dataset corpus --split test --max_windows 64                      # and 48, 128, 160
-trl-gist evaluate sweep/single --dataset corpus --split test --max_windows 64 --budgets 48 96 128 160
-python examples/rate_curve.py sweep/{48,96,128,160}/evaluation --single sweep/single/evaluation --image rate_distortion
+trl-gist evaluate sweep/96 --dataset corpus --split test --max_windows 48                      # and 48, 128, 160
+trl-gist evaluate sweep/single --dataset corpus --split test --max_windows 48 --budgets 48 96 128 160
+python examples/rate_curve.py sweep/{48,96,128,160}/evaluation --single sweep/single/evaluation --image rate
 """
 
 import argparse
