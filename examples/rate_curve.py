@@ -28,12 +28,14 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
-from tables import check_same_windows, markdown_table, read_measures
+from tables import check_same_windows, markdown_table, read_measures, read_rows
 
 from trl_gist.evaluation.measures import with_error
 from trl_gist.evaluation.plots import GIST, NEUTRAL, NULL, OCHRE, plot_style, save_figure
+from trl_gist.prompts import before_last_k
 
 
+_LAST = 8  # tokens that must be the same
 # Whose KL, in which column, and how it is drawn
 _CURVES = {
     "a pair for each length": ("gist", GIST, "o-"),
@@ -62,14 +64,24 @@ def main():
     if args.single is not None:
         curves["one pair for all lengths"] = settings_of([args.single])
     rows = [[name, *row_of(row, _CURVES[name][0])] for name, settings in curves.items() for row in settings]
-    print(*markdown_table(["", "tokens a gist", "gist rate", "total rate", "KL(T‖·)", "gap closed"], rows), sep="\n")
+    head = ["", "tokens a gist", "gist rate", "total rate", "KL(T‖·)", "gap closed", "ends where L begins"]
+    print(*markdown_table(head, rows), sep="\n")
     save_figure(draw(curves), args.image)
 
 
 def settings_of(folders: list[Path]) -> list[dict]:
-    """The measures of each budget, by length."""
-    settings = [row for folder in folders for row in read_measures(folder)["measures"]]
+    """The measures of each budget, by length; `ends_at_l` is the share of gists that end as the context does before L."""
+    settings = []
+    for folder in folders:
+        rows = read_rows(folder)
+        for setting in read_measures(folder)["measures"]:
+            ends = [_ends_at_l(row) for row in rows if row["budget"] == setting["budget"]]
+            settings.append({**setting, "ends_at_l": sum(ends) / len(ends)})
     return sorted(settings, key=lambda row: row["gist_length"])
+
+
+def _ends_at_l(row):
+    return row["gist_ids"][-_LAST:] == before_last_k(row["context_ids"], row["last_k_ids"])[-_LAST:]
 
 
 def row_of(setting: dict, reader: str) -> list[str]:
@@ -79,6 +91,7 @@ def row_of(setting: dict, reader: str) -> list[str]:
         f"{setting['total_rate']:.1%}",
         with_error(setting[f"kl_{reader}"], setting[f"kl_{reader}_se"]),
         with_error(setting["gap_closed_last_k"], setting["gap_closed_last_k_se"]) if reader == "gist" else "",
+        f"{setting['ends_at_l']:.0%}" if reader == "gist" else "",
     ]
 
 

@@ -94,7 +94,11 @@ def test_the_rate_curve_takes_evaluations_of_the_same_windows_only(flagship, tmp
     rate_curve.main()
     measures = json.loads((folder / "measures.json").read_text())["measures"][0]
     line = f"{measures['total_rate']:.1%} | {measures['kl_gist']:.3f} ± {measures['kl_gist_se']:.3f} |"
-    assert capsys.readouterr().out.count(line) == 2
+    printed = capsys.readouterr().out
+    assert printed.count(line) == 2
+    rows = [json.loads(line) for line in (folder / "rows.jsonl").read_text().splitlines()]
+    ends = [row["gist_ids"][-8:] == row["context_ids"][: -len(row["last_k_ids"])][-8:] for row in rows]
+    assert printed.splitlines()[2].endswith(f"| {sum(ends) / len(rows):.0%} |")
     assert (tmp_path / "rate.png").stat().st_size > 5000
     other = tmp_path / "other"
     shutil.copytree(folder, other)
