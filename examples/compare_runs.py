@@ -12,7 +12,6 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-
 """
 Runs against one another on the same held-out windows, each paired with the first. Reads what `trl-gist evaluate` left, and
 prints a Markdown table.
@@ -24,7 +23,7 @@ import argparse
 from pathlib import Path
 
 import numpy as np
-from tables import check_same_windows, markdown_table, read_rows, window_of
+from tables import markdown_table, rows_of_same_windows, window_of
 
 from trl_gist.evaluation.measures import standard_error, with_error
 from trl_gist.scripts.compare import named
@@ -38,10 +37,10 @@ def main():
     args = parser.parse_args()
     folders = {name: Path(path) for name, path in named(args.evaluations, "the evaluations").items()}
     try:
-        check_same_windows(list(folders.values()))
+        rows = rows_of_same_windows(list(folders.values()))
     except ValueError as error:
         parser.error(str(error))
-    print(*table({name: read_rows(folder) for name, folder in folders.items()}), sep="\n")
+    print(*table({name: rows[folder] for name, folder in folders.items()}), sep="\n")
 
 
 def table(runs: dict[str, list[dict]]) -> list[str]:

@@ -28,7 +28,7 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
-from tables import check_same_windows, markdown_table, read_measures, read_rows
+from tables import markdown_table, read_measures, rows_of_same_windows
 
 from trl_gist.evaluation.measures import with_error
 from trl_gist.evaluation.plots import GIST, NEUTRAL, NULL, OCHRE, plot_style, save_figure
@@ -56,26 +56,25 @@ def main():
     args = parser.parse_args()
     folders = args.evaluations if args.single is None else [*args.evaluations, args.single]
     try:
-        check_same_windows(folders)
+        rows = rows_of_same_windows(folders)
     except ValueError as error:
         parser.error(str(error))
-    each = settings_of(args.evaluations)
+    each = settings_of({folder: rows[folder] for folder in args.evaluations})
     curves = {"a pair for each length": each, "T on as many tokens, verbatim": each}
     if args.single is not None:
-        curves["one pair for all lengths"] = settings_of([args.single])
-    rows = [[name, *row_of(row, _CURVES[name][0])] for name, settings in curves.items() for row in settings]
+        curves["one pair for all lengths"] = settings_of({args.single: rows[args.single]})
+    lines = [[name, *row_of(row, _CURVES[name][0])] for name, settings in curves.items() for row in settings]
     head = ["", "tokens a gist", "gist rate", "total rate", "KL(T‖·)", "gap closed", "ends where L begins"]
-    print(*markdown_table(head, rows), sep="\n")
+    print(*markdown_table(head, lines), sep="\n")
     save_figure(draw(curves), args.image)
 
 
-def settings_of(folders: list[Path]) -> list[dict]:
+def settings_of(rows: dict[Path, list[dict]]) -> list[dict]:
     """The measures of each budget, by length; `ends_at_l` is the share of gists that end as the context does before L."""
     settings = []
-    for folder in folders:
-        rows = read_rows(folder)
+    for folder, windows in rows.items():
         for setting in read_measures(folder)["measures"]:
-            ends = [_ends_at_l(row) for row in rows if row["budget"] == setting["budget"]]
+            ends = [_ends_at_l(row) for row in windows if row["budget"] == setting["budget"]]
             settings.append({**setting, "ends_at_l": sum(ends) / len(ends)})
     return sorted(settings, key=lambda row: row["gist_length"])
 

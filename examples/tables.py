@@ -12,7 +12,6 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-
 """What the examples that print tables of several evaluations share."""
 
 import json
@@ -41,12 +40,16 @@ def window_of(row: dict) -> tuple:
     return row["document_id"], tuple(row["target_ids"])
 
 
-def check_same_windows(folders: list[Path]):
+def rows_of_same_windows(folders: list[Path]) -> dict[Path, list[dict]]:
     """
+    The windows of each evaluation.
+
     Raises:
-        ValueError: If the evaluations read different windows.
+        ValueError: If they read different ones.
     """
-    first = {window_of(row) for row in read_rows(folders[0])}
-    for folder in folders[1:]:
-        if {window_of(row) for row in read_rows(folder)} != first:
+    rows = {folder: read_rows(folder) for folder in folders}
+    first = {window_of(row) for row in rows[folders[0]]}
+    for folder in folders:
+        if {window_of(row) for row in rows[folder]} != first:
             raise ValueError(f"{folder} has other windows than {folders[0]}: evaluate all on the same data.")
+    return rows

@@ -12,7 +12,6 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-
 """
 Compressors at one rate, each read by a generator that was distilled on its gists (`trl-gist train --generator_only true
 --compressor NAME`), on one window of each held-out document. The first is what the others are held against.

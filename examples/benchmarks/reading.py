@@ -12,11 +12,9 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-
 """What the benchmarks share that read one gist of each kind at every window."""
 
 import numpy as np
-from datasets import Dataset
 from rich.progress import track
 
 from trl_gist import GistCompactor
@@ -32,7 +30,7 @@ def one_window_each(compactor: GistCompactor, dataset: str, split: str, document
     """The first window of each of the first documents, cut as the pair's were."""
     pair = compactor.pair
     spec = WindowSpec(pair.context_length, pair.target_length, pair.last_k, None, max_windows_per_document=1)
-    texts: Dataset = load_documents(dataset, split=split)
+    texts = load_documents(dataset, split=split)
     windows, _ = prepare_windows(texts.take(min(documents, len(texts))), compactor.tokenizer, spec)
     return list(windows)
 
