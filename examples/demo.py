@@ -69,7 +69,9 @@ MEASURES = (
 )
 
 
-def make_trainer(output_dir: str, reward_funcs: list | None = None, eval_dataset=None, **overrides) -> GistTrainer:
+def make_trainer(
+    output_dir: str, reward_funcs: list | None = None, eval_dataset=None, lora_rank: int = 16, **overrides
+) -> GistTrainer:
     """The recipe; `overrides` are fields of [`GistConfig`]."""
     articles = wikipedia_articles().shuffle(seed=0)
     recipe = {
@@ -103,7 +105,7 @@ def make_trainer(output_dir: str, reward_funcs: list | None = None, eval_dataset
         train_dataset=articles.select(range(HELD_OUT_ARTICLES, len(articles))),
         eval_dataset=eval_dataset or held_out_pieces(),
         reward_funcs=reward_funcs or [kl_gain, length_penalty],  # less noise than log_prob_gain: docs/ABLATION.md
-        peft_config=LoraConfig(r=16, lora_alpha=32, target_modules="all-linear"),
+        peft_config=LoraConfig(r=lora_rank, lora_alpha=2 * lora_rank, target_modules="all-linear"),
     )
 
 

@@ -166,9 +166,17 @@ def test_each_compressor_is_read_by_its_own_reader(flagship, tmp_path, capsys, m
     # Another reader of the same gists reads them otherwise
     halfway = flagship / "checkpoint-2"
     assert lines(f"tail={flagship}", f"head={halfway}")[1][1] != head[1]
-    with pytest.raises(SystemExit):
-        lines(f"tail={flagship}", f"heads={flagship}")
-    assert "no compressor is called heads" in capsys.readouterr().err
+    # Two readers of one compressor go by their folders' names
+    first, second = lines(f"tail={flagship}", f"tail={halfway}")
+    assert [first[0], second[0]] == [f"| tail, {flagship.name}", "| tail, checkpoint-2"]
+    assert second[2] != "0.0000 ± 0.0000"
+    for readers, says in (
+        (("tail=missing", "heads=missing"), "no compressor is called heads"),
+        ((f"tail={flagship}", f"tail={flagship}"), "folders of different names"),
+    ):
+        with pytest.raises(SystemExit):
+            lines(*readers)
+        assert says in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

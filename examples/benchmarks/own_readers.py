@@ -14,13 +14,15 @@
 
 """
 Compressors at one rate, each read by a generator that was distilled on its gists (`trl-gist train --generator_only true
---compressor NAME`), on one window of each held-out document. The first is what the others are held against.
+--compressor NAME`), on one window of each held-out document. The first is what the others are held against. Readers of one
+and the same compressor go by their folders' names: recipes for a reader against one another.
 
 OMP_NUM_THREADS=2 python examples/benchmarks/own_readers.py tail=runs/tail "stop-word drop=runs/stop" --dataset corpus --split test
 """
 
 import argparse
 import sys
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -33,7 +35,7 @@ from tables import markdown_table
 
 from trl_gist import GistCompactor
 from trl_gist.evaluation import load_generator_only, load_teacher
-from trl_gist.evaluation.compare import extractive_compressors
+from trl_gist.evaluation.compare import EXTRACTIVE_COMPRESSORS, extractive_compressors
 from trl_gist.evaluation.measures import standard_error, with_error
 from trl_gist.prompts import before_last_k
 from trl_gist.scoring import GistScorer, TargetScorer
@@ -47,21 +49,31 @@ def main():
     parser.add_argument("--split", default="test", help="(default: test)")
     parser.add_argument("--documents", type=int, default=200, help="one window of each (default: 200)")
     args = parser.parse_args()
-    folders = named(args.readers, "the readers")
-    compactor = GistCompactor.from_pretrained(next(iter(folders.values())))
+    pairs = [next(iter(named([reader], "the readers").items())) for reader in args.readers]
+    unknown = sorted({compressor for compressor, _ in pairs if compressor not in EXTRACTIVE_COMPRESSORS})
+    if unknown:
+        parser.error(f"no compressor is called {', '.join(unknown)}; there are {', '.join(EXTRACTIVE_COMPRESSORS)}.")
+    folders = dict(zip(labels(pairs), pairs, strict=True))
+    if len(folders) < len(pairs):
+        parser.error("two readers of one compressor need folders of different names.")
+    compactor = GistCompactor.from_pretrained(pairs[0][1])
     teacher = load_teacher(compactor)
     rows = one_window_each(compactor, args.dataset, args.split, args.documents)
     contexts = [before_last_k(row["context_ids"], row["last_k_ids"]) for row in rows]
     compressors = extractive_compressors(compactor.tokenizer, teacher, (row["context_ids"] for row in rows))
-    unknown = folders.keys() - compressors.keys()
-    if unknown:
-        parser.error(f"no compressor is called {', '.join(sorted(unknown))}; there are {', '.join(compressors)}.")
     budgets = [compactor.pair.tail_length] * len(rows)
-    gists = {name: compressors[name].compress(contexts, budgets) for name in folders}
-    readers = {name: TargetScorer(load_generator_only(folder, compactor)) for name, folder in folders.items()}
+    by_compressor = {name: compressors[name].compress(contexts, budgets) for name in {name for name, _ in pairs}}
+    gists = {label: by_compressor[compressor] for label, (compressor, _) in folders.items()}
+    readers = {label: TargetScorer(load_generator_only(folder, compactor)) for label, (_, folder) in folders.items()}
     scorer = GistScorer(TargetScorer(compactor.generator), TargetScorer(teacher), compactor.prompts, GENERATOR_ROWS)
     kl_MN, nll_MN = read(scorer, rows, gists, readers)
     print(*table(list(folders), kl_MN, nll_MN, [row["document_id"] for row in rows]), sep="\n")
+
+
+def labels(pairs: list[tuple[str, str]]) -> list[str]:
+    """What to call each reader: its compressor, and its folder too if the compressor has several."""
+    counts = Counter(compressor for compressor, _ in pairs)
+    return [name if counts[name] == 1 else f"{name}, {Path(folder).name}" for name, folder in pairs]
 
 
 def table(names: list[str], kl_MN: np.ndarray, nll_MN: np.ndarray, documents: list) -> list[str]:

@@ -53,11 +53,12 @@ from .compressors import (
 from .measures import standard_error
 
 
-# Of standard_compressors, without outside systems
-COMPRESSORS = (
+# Of extractive_compressors; and of standard_compressors, without outside systems
+EXTRACTIVE_COMPRESSORS = (
     *("head", "tail", "random drop", "stop-word drop", "tf-idf", "tf-idf, then tail", "self-information"),
-    *("perplexity pruning", "token classifier", "zero-shot summary"),
+    "perplexity pruning",
 )
+COMPRESSORS = (*EXTRACTIVE_COMPRESSORS, "token classifier", "zero-shot summary")
 NO_GIST, TRAINED = "no gist", "trained summarizer"
 TEACHER, GENERATOR, OWN_GENERATOR = READERS = ("teacher", "generator", "own generator")
 
