@@ -30,7 +30,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from tables import markdown_table, read_measures, rows_of_same_windows
 
-from trl_gist.evaluation.measures import with_error
+from trl_gist.evaluation.measures import standard_error, with_error
 from trl_gist.evaluation.plots import GIST, NEUTRAL, NULL, OCHRE, plot_style, save_figure
 from trl_gist.prompts import before_last_k
 
@@ -64,18 +64,37 @@ def main():
     if args.single is not None:
         curves["one pair for all lengths"] = settings_of({args.single: rows[args.single]})
     lines = [[name, *row_of(row, _CURVES[name][0])] for name, settings in curves.items() for row in settings]
-    head = ["", "tokens a gist", "gist rate", "total rate", "KL(T‖·)", "gap closed", "ends where L begins"]
+    head = [
+        "",
+        "tokens a gist",
+        "gist rate",
+        "total rate",
+        "KL(T‖·)",
+        "lower than T's by",
+        "NLL lower by",
+        "gap closed",
+    ]
+    head.append("ends where L begins")
     print(*markdown_table(head, lines), sep="\n")
     save_figure(draw(curves), args.image)
 
 
 def settings_of(rows: dict[Path, list[dict]]) -> list[dict]:
-    """The measures of each budget, by length; `ends_at_l` is the share of gists that end as the context does before L."""
+    """
+    The measures of each budget, by length; with `kl_below_tail`, how much lower KL is than T's on as many tokens, verbatim, by
+    window, and `ends_at_l`, the share of gists that end as the context does before L.
+    """
     settings = []
     for folder, windows in rows.items():
         for setting in read_measures(folder)["measures"]:
-            ends = [_ends_at_l(row) for row in windows if row["budget"] == setting["budget"]]
-            settings.append({**setting, "ends_at_l": sum(ends) / len(ends)})
+            rows_N = [row for row in windows if row["budget"] == setting["budget"]]
+            below_N = [np.mean(row["kls"]["tail"]) - np.mean(row["kls"]["gist"]) for row in rows_N]
+            error = standard_error(below_N, [row["document_id"] for row in rows_N])
+            derived = {
+                "kl_below_tail": with_error(np.mean(below_N), error),
+                "ends_at_l": np.mean([_ends_at_l(row) for row in rows_N]),
+            }
+            settings.append({**setting, **derived})
     return sorted(settings, key=lambda row: row["gist_length"])
 
 
@@ -84,13 +103,18 @@ def _ends_at_l(row):
 
 
 def row_of(setting: dict, reader: str) -> list[str]:
+    of_gists = [
+        setting["kl_below_tail"],
+        with_error(setting["gain_over_tail"], setting["gain_over_tail_se"]),
+        with_error(setting["gap_closed_last_k"], setting["gap_closed_last_k_se"]),
+        f"{setting['ends_at_l']:.0%}",
+    ]
     return [
         f"{setting['gist_length']:.1f}",
         f"{setting['gist_rate']:.1%}",
         f"{setting['total_rate']:.1%}",
         with_error(setting[f"kl_{reader}"], setting[f"kl_{reader}_se"]),
-        with_error(setting["gap_closed_last_k"], setting["gap_closed_last_k_se"]) if reader == "gist" else "",
-        f"{setting['ends_at_l']:.0%}" if reader == "gist" else "",
+        *(of_gists if reader == "gist" else [""] * len(of_gists)),
     ]
 
 

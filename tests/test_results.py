@@ -98,7 +98,11 @@ def test_the_rate_curve_takes_evaluations_of_the_same_windows_only(flagship, tmp
     assert printed.count(line) == 2
     rows = [json.loads(line) for line in (folder / "rows.jsonl").read_text().splitlines()]
     ends = [row["gist_ids"][-8:] == row["context_ids"][: -len(row["last_k_ids"])][-8:] for row in rows]
-    assert printed.splitlines()[2].endswith(f"| {sum(ends) / len(rows):.0%} |")
+    first = printed.splitlines()[2]
+    assert first.endswith(f"| {sum(ends) / len(rows):.0%} |")
+    assert float(first.split(" | ")[5].split()[0]) == pytest.approx(
+        measures["kl_tail"] - measures["kl_gist"], abs=6e-4
+    )
     assert (tmp_path / "rate.png").stat().st_size > 5000
     other = tmp_path / "other"
     shutil.copytree(folder, other)
