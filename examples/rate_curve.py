@@ -36,6 +36,10 @@ from trl_gist.prompts import before_last_k
 
 
 _LAST = 8  # tokens that must be the same
+_HEAD = (
+    *("", "tokens a gist", "gist rate", "total rate", "KL(T‖·)"),
+    *("lower than T's by", "NLL lower by", "gap closed", "ends where L begins"),  # of gists alone
+)
 # Whose KL, in which column, and how it is drawn
 _CURVES = {
     "a pair for each length": ("gist", GIST, "o-"),
@@ -64,18 +68,7 @@ def main():
     if args.single is not None:
         curves["one pair for all lengths"] = settings_of({args.single: rows[args.single]})
     lines = [[name, *row_of(row, _CURVES[name][0])] for name, settings in curves.items() for row in settings]
-    head = [
-        "",
-        "tokens a gist",
-        "gist rate",
-        "total rate",
-        "KL(T‖·)",
-        "lower than T's by",
-        "NLL lower by",
-        "gap closed",
-    ]
-    head.append("ends where L begins")
-    print(*markdown_table(head, lines), sep="\n")
+    print(*markdown_table(_HEAD, lines), sep="\n")
     save_figure(draw(curves), args.image)
 
 
@@ -89,9 +82,9 @@ def settings_of(rows: dict[Path, list[dict]]) -> list[dict]:
         for setting in read_measures(folder)["measures"]:
             rows_N = [row for row in windows if row["budget"] == setting["budget"]]
             below_N = [np.mean(row["kls"]["tail"]) - np.mean(row["kls"]["gist"]) for row in rows_N]
-            error = standard_error(below_N, [row["document_id"] for row in rows_N])
             derived = {
-                "kl_below_tail": with_error(np.mean(below_N), error),
+                "kl_below_tail": np.mean(below_N),
+                "kl_below_tail_se": standard_error(below_N, [row["document_id"] for row in rows_N]),
                 "ends_at_l": np.mean([_ends_at_l(row) for row in rows_N]),
             }
             settings.append({**setting, **derived})
@@ -103,17 +96,15 @@ def _ends_at_l(row):
 
 
 def row_of(setting: dict, reader: str) -> list[str]:
-    of_gists = [
-        setting["kl_below_tail"],
-        with_error(setting["gain_over_tail"], setting["gain_over_tail_se"]),
-        with_error(setting["gap_closed_last_k"], setting["gap_closed_last_k_se"]),
-        f"{setting['ends_at_l']:.0%}",
-    ]
+    def shown(name):
+        return with_error(setting[name], setting[f"{name}_se"])
+
+    of_gists = [*map(shown, ("kl_below_tail", "gain_over_tail", "gap_closed_last_k")), f"{setting['ends_at_l']:.0%}"]
     return [
         f"{setting['gist_length']:.1f}",
         f"{setting['gist_rate']:.1%}",
         f"{setting['total_rate']:.1%}",
-        with_error(setting[f"kl_{reader}"], setting[f"kl_{reader}_se"]),
+        shown(f"kl_{reader}"),
         *(of_gists if reader == "gist" else [""] * len(of_gists)),
     ]
 

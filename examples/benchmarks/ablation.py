@@ -16,7 +16,7 @@
 What each piece of the method bought, on the demo's recipe and its held-out articles.
 
 python examples/benchmarks/ablation.py                                 all arms, one seed: ten minutes or less each on one core
-python examples/benchmarks/ablation.py --arms base cold_start --seeds 42 43 44
+python examples/benchmarks/ablation.py --arms base tail_cold --seeds 42 43 44
 python examples/benchmarks/ablation.py --arms open_end rank_4 rank_64 --base open_end
 python examples/benchmarks/ablation.py --table                         the table of what has run, without running more
 

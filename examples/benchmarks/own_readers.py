@@ -39,7 +39,7 @@ from trl_gist.evaluation.compare import EXTRACTIVE_COMPRESSORS, extractive_compr
 from trl_gist.evaluation.measures import standard_error, with_error
 from trl_gist.prompts import before_last_k
 from trl_gist.scoring import GistScorer, TargetScorer
-from trl_gist.scripts.compare import named
+from trl_gist.scripts.compare import named_pairs
 
 
 def main():
@@ -49,7 +49,7 @@ def main():
     parser.add_argument("--split", default="test", help="(default: test)")
     parser.add_argument("--documents", type=int, default=200, help="one window of each (default: 200)")
     args = parser.parse_args()
-    pairs = [next(iter(named([reader], "the readers").items())) for reader in args.readers]
+    pairs = named_pairs(args.readers, "the readers")
     unknown = sorted({compressor for compressor, _ in pairs if compressor not in EXTRACTIVE_COMPRESSORS})
     if unknown:
         parser.error(f"no compressor is called {', '.join(unknown)}; there are {', '.join(EXTRACTIVE_COMPRESSORS)}.")
@@ -62,7 +62,7 @@ def main():
     contexts = [before_last_k(row["context_ids"], row["last_k_ids"]) for row in rows]
     compressors = extractive_compressors(compactor.tokenizer, teacher, (row["context_ids"] for row in rows))
     budgets = [compactor.pair.tail_length] * len(rows)
-    by_compressor = {name: compressors[name].compress(contexts, budgets) for name in {name for name, _ in pairs}}
+    by_compressor = {name: compressors[name].compress(contexts, budgets) for name in dict(pairs)}
     gists = {label: by_compressor[compressor] for label, (compressor, _) in folders.items()}
     readers = {label: TargetScorer(load_generator_only(folder, compactor)) for label, (_, folder) in folders.items()}
     scorer = GistScorer(TargetScorer(compactor.generator), TargetScorer(teacher), compactor.prompts, GENERATOR_ROWS)

@@ -103,9 +103,14 @@ def check_compressors(args: argparse.Namespace):
 
 
 def named(values: list[str] | None, flag: str) -> dict[str, str]:
+    """Paths by name; see [`named_pairs`]."""
+    return dict(named_pairs(values, flag))
+
+
+def named_pairs(values: list[str] | None, flag: str) -> list[tuple[str, str]]:
     """`NAME=PATH` arguments. Raises `ValueError` if one has no name."""
     pairs = [value.partition("=") for value in values or []]
     for name, _, path in pairs:
         if not name or not path:
             raise ValueError(f"`{flag}` takes NAME=PATH, got {name!r}.")
-    return {name: path for name, _, path in pairs}
+    return [(name, path) for name, _, path in pairs]
