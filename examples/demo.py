@@ -38,6 +38,7 @@ from rich.markup import escape
 from short_run import next_run_dir, print_gists, print_measures, print_verdicts, quiet_console, train_and_evaluate
 
 from trl_gist import GistCompactor, GistConfig, GistTrainer, kl_gain, length_penalty
+from trl_gist.evaluation.compare import EXTRACTIVE_COMPRESSORS
 from trl_gist.evaluation.plots import plot_readers, plot_training
 from trl_gist.evaluation.report import write_report
 from trl_gist.scripts.train import load_compressor
@@ -185,6 +186,8 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--max_steps", type=int, default=24, help="optimizer steps (default: 24)")
     parser.add_argument("--generator_only", action="store_true", help="train the generator alone, S stays as it is")
-    parser.add_argument("--compressor", help="whose gists it reads then, as tail (default: empty ones)")
+    parser.add_argument(
+        "--compressor", choices=EXTRACTIVE_COMPRESSORS, help="whose gists it reads then (default: empty ones)"
+    )
     parser.add_argument("--output_dir", help="where the run goes (default: the next free runs/demo-N)")
     main(**vars(parser.parse_args()))

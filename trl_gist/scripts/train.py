@@ -24,7 +24,7 @@ from trl import ModelConfig, TrlParser, get_peft_config
 
 from .. import rewards
 from ..callbacks import SaveOnSignal
-from ..evaluation.compare import extractive_compressors
+from ..evaluation.compare import EXTRACTIVE_COMPRESSORS, extractive_compressors
 from ..extractive import IDF_CONTEXTS
 from ..gist_config import GistConfig
 from ..gist_trainer import GistTrainer
@@ -70,7 +70,7 @@ class GistScriptArguments:
             path (e.g., `"my_lib.rewards.my_reward"`). Defaults to `log_prob_gain length_penalty`.
         compressor (`str`, *optional*):
             With `generator_only`, whose gists the generator learns to read: a name of
-            [`~evaluation.compare.extractive_compressors`]. Defaults to empty gists.
+            `evaluation.compare.EXTRACTIVE_COMPRESSORS`. Defaults to empty gists.
         dry_run (`bool`, *optional*, defaults to `False`):
             Print what the recipe takes on each rank instead of training; see [`~scripts.memory.print_memory`]. Neither
             weights nor data are loaded.
@@ -141,6 +141,8 @@ class GistScriptArguments:
             raise ValueError("Set one of `dataset_name` (a dataset on the Hub) and `dataset_path` (local files).")
         if self.eval_documents is not None and self.eval_documents < 1:
             raise ValueError(f"`eval_documents` must be at least 1 or None, got {self.eval_documents}.")
+        if self.compressor not in (None, *EXTRACTIVE_COMPRESSORS):
+            raise ValueError(f"`compressor` must be one of {list(EXTRACTIVE_COMPRESSORS)}, got {self.compressor!r}.")
         for name in ("world_size", "zero_stage"):
             if getattr(self, name) is not None and not self.dry_run:
                 raise ValueError(f"`{name}` is of `dry_run` alone; what trains is what was launched. Set `dry_run`.")
@@ -181,6 +183,8 @@ def make_parser(prog: str | None = None) -> TrlParser:
 def make_trainer(
     script_args: GistScriptArguments, training_args: GistConfig, model_args: GistModelConfig
 ) -> GistTrainer:
+    if script_args.compressor is not None and not training_args.generator_only:
+        raise ValueError("`compressor` writes gists for a generator trained alone: set `generator_only` too.")
     # How many documents were skipped is logged at this level
     logging.basicConfig(format="%(message)s")
     logging.getLogger("trl_gist").setLevel(logging.INFO)
@@ -195,8 +199,6 @@ def make_trainer(
     if peft_config is not None and model_args.model_revision != "main":
         peft_config.revision = model_args.model_revision  # so that the saved adapters find their base again
     train_dataset, eval_dataset = load_splits(script_args, training_args)
-    if script_args.compressor is not None and not training_args.generator_only:
-        raise ValueError("`compressor` writes gists for a generator trained alone: set `generator_only` too.")
     trainer = GistTrainer(
         model=model_args.model_name_or_path,
         args=training_args,
@@ -215,12 +217,9 @@ def make_trainer(
 def load_compressor(name: str, trainer: GistTrainer):
     """The compressor of that name, with the trainer's teacher; rarity is learned from its first training contexts."""
     contexts = (row["context_ids"] for row in trainer.train_dataset.take(IDF_CONTEXTS))
-    compressors = extractive_compressors(
-        trainer.processing_class, trainer.teacher, contexts, trainer.args.score_batch_size
-    )
-    if name not in compressors:
-        raise ValueError(f"`compressor` must be one of {list(compressors)}, got {name!r}.")
-    return compressors[name]
+    return extractive_compressors(trainer.processing_class, trainer.teacher, contexts, trainer.args.score_batch_size)[
+        name
+    ]
 
 
 def load_splits(script_args: GistScriptArguments, training_args: GistConfig):
