@@ -20,10 +20,13 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from datasets import Dataset
 from tiny import make_documents
 
+from trl_gist import GistCompactor
 from trl_gist.cli import main as trl_gist
+from trl_gist.scoring import GistScorer, TargetScorer
 
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
@@ -141,15 +144,48 @@ def test_kinds_of_gists_are_chosen_with_and_without_the_target(flagship, tmp_pat
     rows = []
     monkeypatch.setattr(what_to_keep, "markdown_table", lambda head, lines: rows.extend(lines) or [])
     documents = str(tmp_path / "other.jsonl")
-    argv = ["what_to_keep.py", str(flagship), "--dataset", documents, "--split", "train", "--futures", "2"]
-    monkeypatch.setattr(sys, "argv", argv)
+    argv = ["what_to_keep.py", str(flagship), "--dataset", documents, "--split", "train"]
+    monkeypatch.setattr(sys, "argv", [*argv, "--futures", "2", "--piece", "2"])
     what_to_keep.main()
     kls = {name: float(kl.split()[0]) for name, kl, *_ in rows}
-    assert len(kls) == 12
-    kinds = [kl for name, kl in kls.items() if not name.startswith("the best")]
+    assert len(kls) == 14
+    kinds = [kl for name, kl in kls.items() if not name.startswith(("the best", "pieces of"))]
     assert kls["the best, in hindsight"] <= min(kinds)
     assert kls["the best, in hindsight"] <= kls["the best on 2 made-up targets"]
+    assert kls["pieces of 2, in hindsight"] <= kls["tail"]
     assert [row[-1] for row in rows if row[0] == "the best, in hindsight"] == ["100%"]
+
+
+def test_the_piece_that_lowers_kl_most_takes_the_place_of_the_tail(flagship, monkeypatch):
+    monkeypatch.syspath_prepend(Path(results.__file__).parent / "benchmarks")
+    from what_to_keep import exchanged
+
+    compactor = GistCompactor.from_pretrained(flagship)
+    prompts, model = compactor.prompts, compactor.generator.double()
+    scorer = GistScorer(TargetScorer(model), TargetScorer(model), prompts)
+
+    def log_probs(prompt, target_ids):
+        logits = model(torch.tensor([[*prompt, *target_ids]])).logits[0, len(prompt) - 1 : -1]
+        return logits.log_softmax(-1)
+
+    def kl(gist, row):
+        target_ids = row["target_ids"]
+        of_teacher = log_probs(prompts.teacher(row["context_ids"], row["last_k_ids"]), target_ids)
+        of_reader = log_probs(prompts.generator(gist, row["last_k_ids"]), target_ids)
+        return (of_teacher.exp() * (of_teacher - of_reader)).sum().item()
+
+    tails = 0
+    for first in range(20, 60, 10):
+        ids = list(range(first, first + 20))
+        rows = [
+            {"context_ids": ids, "last_k_ids": ids[-4:], "target_ids": target} for target in ([7, 9, 11], [21, 3, 5])
+        ]
+        pieces = [ids[start : start + 4] for start in range(0, 16, 4)]
+        found = exchanged(scorer, rows, length=4, piece=4)
+        with torch.no_grad():
+            assert found == min(pieces, key=lambda gist: sum(kl(gist, row) for row in rows))
+        tails += found == pieces[-1]
+    assert tails < 4
 
 
 def test_each_compressor_is_read_by_its_own_reader(flagship, tmp_path, capsys, monkeypatch):

@@ -17,8 +17,10 @@ Which tokens of a context are worth keeping beside its tail, and how much it wou
 the gists of the cold start's rule `passages`, read by a pair's generator on held-out documents. One more line takes the
 best of each context's gists in hindsight: what a summarizer that knew the target could gain by choosing among them. With
 `--futures N` another takes the best on N targets that the teacher made up: what can be gained without knowing it.
+`--piece P` goes beyond those kinds: it exchanges the tail, P tokens at a time, for what lowers KL most, in hindsight and on
+the N made-up targets.
 
-OMP_NUM_THREADS=2 python examples/benchmarks/what_to_keep.py PAIR --dataset corpus --split validation --documents 60 --futures 4
+OMP_NUM_THREADS=2 python examples/benchmarks/what_to_keep.py PAIR --dataset corpus --split validation --documents 60 --futures 4 --piece 16
 """
 
 import argparse
@@ -40,6 +42,7 @@ from trl_gist import GistCompactor
 from trl_gist.evaluation import load_teacher
 from trl_gist.evaluation.measures import standard_error, with_error
 from trl_gist.extractive import BESIDE_TAIL, ExtractiveSummarizer
+from trl_gist.prompts import before_last_k
 from trl_gist.scoring import GistScorer, TargetScorer
 
 
@@ -53,6 +56,7 @@ def main():
     parser.add_argument("--split", default="validation", help="(default: validation)")
     parser.add_argument("--documents", type=int, default=60, help="one window of each (default: 60)")
     parser.add_argument("--futures", type=int, default=0, help="made up for each context (default: none)")
+    parser.add_argument("--piece", type=int, help="tokens of the tail exchanged together (default: no exchanges)")
     args = parser.parse_args()
     set_seed(42)
     compactor = GistCompactor.from_pretrained(args.pair)
@@ -70,13 +74,27 @@ def main():
     }
     scorer = GistScorer(TargetScorer(compactor.generator), TargetScorer(teacher), compactor.prompts, GENERATOR_ROWS)
     kl_MN, nll_MN = read(scorer, rows, gists)
-    chosen = {"the best, in hindsight": kl_MN.argmin(axis=0)}
+    windows = np.arange(len(rows))
+
+    def chosen(kind_N):
+        return kl_MN[kind_N, windows], nll_MN[kind_N, windows]
+
+    def searched(targets):
+        found = [exchanged(scorer, of_row, length, args.piece) for of_row in track(targets, "Exchanging")]
+        return np.squeeze(read(scorer, rows, {"found": found}), axis=1)
+
+    lines = dict(zip(gists, zip(kl_MN, nll_MN, strict=True), strict=True))
+    lines["the best, in hindsight"] = chosen(kl_MN.argmin(axis=0))
+    if args.piece is not None:
+        lines[f"pieces of {args.piece}, in hindsight"] = searched([[row] for row in rows])
     if args.futures:
-        futures = [made_up for row in track(rows, "Imagining") for made_up in imagine(teacher, row, args.futures)]
+        futures = [imagine(teacher, row, args.futures) for row in track(rows, "Imagining")]
         repeated = {name: [gist for gist in of_name for _ in range(args.futures)] for name, of_name in gists.items()}
-        expected_MN = read(scorer, futures, repeated)[0].reshape(len(gists), len(rows), -1).mean(axis=2)
-        chosen[f"the best on {args.futures} made-up targets"] = expected_MN.argmin(axis=0)
-    print_table(list(gists), kl_MN, nll_MN, chosen, [row["document_id"] for row in rows])
+        expected_MN = read(scorer, sum(futures, []), repeated)[0].reshape(len(gists), len(rows), -1).mean(axis=2)
+        lines[f"the best on {args.futures} made-up targets"] = chosen(expected_MN.argmin(axis=0))
+        if args.piece is not None:
+            lines[f"pieces of {args.piece}, on {args.futures} made-up targets"] = searched(futures)
+    print_table(lines, kl_MN.min(axis=0), [row["document_id"] for row in rows])
 
 
 def imagine(teacher: PreTrainedModel, row: dict, count: int) -> list[dict]:
@@ -95,22 +113,38 @@ def imagine(teacher: PreTrainedModel, row: dict, count: int) -> list[dict]:
     return [{**row, "target_ids": ids} for ids in ids_NS[:, -length:].tolist()]
 
 
-def print_table(names: list[str], kl_MN: np.ndarray, nll_MN: np.ndarray, chosen: dict, documents: list):
-    """Each kind of gist against the tail, the first, paired by window; then kinds chosen by window."""
-    best_N, windows = kl_MN.argmin(axis=0), np.arange(kl_MN.shape[1])
-    lines = {name: (kl_MN[row], nll_MN[row], np.mean(best_N == row)) for row, name in enumerate(names)}
-    for name, kind_N in chosen.items():
-        lines[name] = (kl_MN[kind_N, windows], nll_MN[kind_N, windows], np.mean(best_N == kind_N))
+def exchanged(scorer: GistScorer, rows: list[dict], length: int, piece: int) -> list[int]:
+    """
+    The tail in pieces, of which each, the one farthest from L first, gives way to the piece of the context that lowers
+    KL(T‖G) most, on average over one window's targets. Pieces stay in their order.
+    """
+    context_ids = before_last_k(rows[0]["context_ids"], rows[0]["last_k_ids"])
+    starts = range(len(context_ids) % piece, len(context_ids), piece)
+    tail = list(starts[-(length // piece) :])
+    kept = set(tail)
+    for place in tail:
+        candidates = [sorted(kept - {place} | {start}) for start in starts if start == place or start not in kept]
+        gists = [[token for start in one for token in context_ids[start : start + piece]] for one in candidates]
+        scores = scorer.score([row for row in rows for _ in gists], gists * len(rows), len(gists))
+        expected_M = np.reshape([score["teacher_kl"] for score in scores], (len(rows), -1)).mean(axis=0)
+        kept = set(candidates[expected_M.argmin()])
+    return [token for start in sorted(kept) for token in context_ids[start : start + piece]]
+
+
+def print_table(lines: dict[str, tuple[np.ndarray, np.ndarray]], best_N: np.ndarray, documents: list):
+    """KL and NLL of each way to write gists against the tail, the first, paired by window, and how often its KL is the
+    best that a kind has."""
+    tail_kl_N, tail_nll_N = next(iter(lines.values()))
     rows = [
         [
             name,
             *(
                 with_error(values_N.mean(), standard_error(values_N, documents), digits=4)
-                for values_N in (kl_N, kl_MN[0] - kl_N, nll_MN[0] - nll_N)
+                for values_N in (kl_N, tail_kl_N - kl_N, tail_nll_N - nll_N)
             ),
-            f"{share:.0%}",
+            f"{np.mean(kl_N <= best_N):.0%}",
         ]
-        for name, (kl_N, nll_N, share) in lines.items()
+        for name, (kl_N, nll_N) in lines.items()
     ]
     head = ["gist", "KL(T‖G)", "lower than the tail's by", "NLL lower by", "the best of its context"]
     print(*markdown_table(head, rows), sep="\n")
