@@ -154,6 +154,10 @@ def test_kinds_of_gists_are_chosen_with_and_without_the_target(flagship, tmp_pat
     assert kls["the best, in hindsight"] <= kls["the best on 2 made-up targets"]
     assert kls["pieces of 2, in hindsight"] <= kls["tail"]
     assert [row[-1] for row in rows if row[0] == "the best, in hindsight"] == ["100%"]
+    monkeypatch.setattr(sys, "argv", [*argv, "--piece", "7"])
+    with pytest.raises(SystemExit):
+        what_to_keep.main()
+    assert "--piece must be 1 to 6" in capsys.readouterr().err
 
 
 def test_the_piece_that_lowers_kl_most_takes_the_place_of_the_tail(flagship, monkeypatch):

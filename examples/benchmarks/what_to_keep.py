@@ -62,6 +62,8 @@ def main():
     compactor = GistCompactor.from_pretrained(args.pair)
     teacher = load_teacher(compactor)
     length = compactor.pair.tail_length
+    if args.piece is not None and not 1 <= args.piece <= length:
+        parser.error(f"--piece must be 1 to {length}, the pair's gist, got {args.piece}.")
     rows = one_window_each(compactor, args.dataset, args.split, args.documents)
     summarizer = ExtractiveSummarizer("passages", (row["context_ids"] for row in rows))
     gists = {"tail": [summarizer.gist(row, length, "keywords", 0) for row in rows]}
