@@ -124,13 +124,17 @@ def exchanged(scorer: GistScorer, rows: list[dict], length: int, piece: int) -> 
     starts = range(len(context_ids) % piece, len(context_ids), piece)
     tail = list(starts[-(length // piece) :])
     kept = set(tail)
+
+    def gist(chosen):
+        return [token for start in sorted(chosen) for token in context_ids[start : start + piece]]
+
     for place in tail:
-        candidates = [sorted(kept - {place} | {start}) for start in starts if start == place or start not in kept]
-        gists = [[token for start in one for token in context_ids[start : start + piece]] for one in candidates]
+        candidates = [kept - {place} | {start} for start in starts if start == place or start not in kept]
+        gists = [gist(candidate) for candidate in candidates]
         scores = scorer.score([row for row in rows for _ in gists], gists * len(rows), len(gists))
         expected_M = np.reshape([score["teacher_kl"] for score in scores], (len(rows), -1)).mean(axis=0)
-        kept = set(candidates[expected_M.argmin()])
-    return [token for start in sorted(kept) for token in context_ids[start : start + piece]]
+        kept = candidates[expected_M.argmin()]
+    return gist(kept)
 
 
 def print_table(lines: dict[str, tuple[np.ndarray, np.ndarray]], best_N: np.ndarray, documents: list):

@@ -217,9 +217,8 @@ def make_trainer(
 def load_compressor(name: str, trainer: GistTrainer):
     """The compressor of that name, with the trainer's teacher; rarity is learned from its first training contexts."""
     contexts = (row["context_ids"] for row in trainer.train_dataset.take(IDF_CONTEXTS))
-    return extractive_compressors(trainer.processing_class, trainer.teacher, contexts, trainer.args.score_batch_size)[
-        name
-    ]
+    batch_size = trainer.args.score_batch_size
+    return extractive_compressors(trainer.processing_class, trainer.teacher, contexts, batch_size)[name]
 
 
 def load_splits(script_args: GistScriptArguments, training_args: GistConfig):
