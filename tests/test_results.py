@@ -145,24 +145,19 @@ def test_kinds_of_gists_are_chosen_with_and_without_the_target(flagship, tmp_pat
     monkeypatch.setattr(what_to_keep, "markdown_table", lambda head, lines: rows.extend(lines) or [])
     documents = str(tmp_path / "other.jsonl")
     argv = ["what_to_keep.py", str(flagship), "--dataset", documents, "--split", "train"]
-    monkeypatch.setattr(sys, "argv", [*argv, "--futures", "2", "--piece", "2"])
+    monkeypatch.setattr(sys, "argv", [*argv, "--futures", "2"])
     what_to_keep.main()
     kls = {name: float(kl.split()[0]) for name, kl, *_ in rows}
-    assert len(kls) == 14
-    kinds = [kl for name, kl in kls.items() if not name.startswith(("the best", "pieces of"))]
+    assert len(kls) == 12
+    kinds = [kl for name, kl in kls.items() if not name.startswith("the best")]
     assert kls["the best, in hindsight"] <= min(kinds)
     assert kls["the best, in hindsight"] <= kls["the best on 2 made-up targets"]
-    assert kls["pieces of 2, in hindsight"] <= kls["tail"]
     assert [row[-1] for row in rows if row[0] == "the best, in hindsight"] == ["100%"]
-    monkeypatch.setattr(sys, "argv", [*argv, "--piece", "7"])
-    with pytest.raises(SystemExit):
-        what_to_keep.main()
-    assert "--piece must be 1 to 6" in capsys.readouterr().err
 
 
 def test_the_piece_that_lowers_kl_most_takes_the_place_of_the_tail(flagship, monkeypatch):
     monkeypatch.syspath_prepend(Path(results.__file__).parent / "benchmarks")
-    from what_to_keep import exchanged
+    from search_gists import exchanged
 
     compactor = GistCompactor.from_pretrained(flagship)
     prompts, model = compactor.prompts, compactor.generator.double()
@@ -181,15 +176,50 @@ def test_the_piece_that_lowers_kl_most_takes_the_place_of_the_tail(flagship, mon
     tails = 0
     for first in range(20, 60, 10):
         ids = list(range(first, first + 20))
-        rows = [
-            {"context_ids": ids, "last_k_ids": ids[-4:], "target_ids": target} for target in ([7, 9, 11], [21, 3, 5])
-        ]
+        *futures, row = (
+            {"context_ids": ids, "last_k_ids": ids[-4:], "target_ids": target}
+            for target in ([7, 9, 11], [21, 3, 5], [30, 2])
+        )
         pieces = [ids[start : start + 4] for start in range(0, 16, 4)]
-        found = exchanged(scorer, rows, length=4, piece=4)
+        found = exchanged(scorer, futures, row, length=4, piece=4)
         with torch.no_grad():
-            assert found == min(pieces, key=lambda gist: sum(kl(gist, row) for row in rows))
-        tails += found == pieces[-1]
+            best = min(pieces, key=lambda gist: sum(kl(gist, future) for future in futures))
+            of_row = [kl(ids[start : start + 4], row) / 2 for start in found["starts"]]
+        assert found["gists"] == [pieces[-1], best]
+        assert found["starts"] == [0, 4, 8, 12]
+        assert found["first_kl"][-1] == pytest.approx(of_row)
+        tails += best == pieces[-1]
     assert tails < 4
+
+
+def test_a_search_goes_on_and_is_judged_by_targets_it_was_not_chosen_by(flagship, tmp_path, capsys, monkeypatch):
+    monkeypatch.syspath_prepend(Path(results.__file__).parent / "benchmarks")
+    import search_gists
+
+    file, documents = tmp_path / "found.jsonl", str(tmp_path / "other.jsonl")
+    argv = ["search_gists.py", str(file), "--pair", str(flagship), "--dataset", documents, "--split", "train"]
+
+    def search(*flags):
+        monkeypatch.setattr(sys, "argv", [*argv, "--futures", "2", *flags])
+        search_gists.main()
+
+    search("--piece", "2", "--documents", "2")
+    first = file.read_text()
+    search("--piece", "2", "--documents", "3")
+    assert file.read_text().startswith(first)
+    found = [json.loads(line) for line in file.read_text().splitlines()]
+    assert len({search["document_id"] for search in found}) == 3
+    assert all(len(search["gists"]) == len(search["kl"]) == 4 for search in found)
+    with pytest.raises(SystemExit):
+        search("--piece", "7")
+    assert "--piece must be 1 to 6" in capsys.readouterr().err
+
+    # Worth, beside the piece in place: one piece on both made-up targets, the other on the true one
+    found = [{"document_id": n, "first_kl": [[0.0, 3.0, 1.0], [0.0, 3.0, 1.0], [4.0, 0.0, 1.0]]} for n in range(2)]
+    *_, one, two, itself, nothing = search_gists.table_of_knowledge(found)
+    # By one: (1 − 3) / 2 from either made-up target, −2 from the true one. By two: −3, and 0 twice, where the tail stays
+    gains = [line.split(" | ")[1].split(" ±")[0] for line in (one, two, itself, nothing)]
+    assert gains == ["-1.3333", "-1.0000", "1.0000", "-0.6667"]
 
 
 def test_each_compressor_is_read_by_its_own_reader(flagship, tmp_path, capsys, monkeypatch):

@@ -15,7 +15,9 @@
 """What the benchmarks share that read one gist of each kind at every window."""
 
 import numpy as np
+import torch
 from rich.progress import track
+from transformers import PreTrainedModel
 
 from trl_gist import GistCompactor
 from trl_gist.data import WindowSpec, prepare_windows
@@ -67,3 +69,19 @@ def read(
                 kl_MN[kind, start + offset] = kl_T.mean().item()
                 nll_MN[kind, start + offset] = -logps_T.mean().item()
     return kl_MN, nll_MN
+
+
+def imagine(teacher: PreTrainedModel, row: dict, count: int) -> list[dict]:
+    """The window with targets that the teacher samples."""
+    length = len(row["target_ids"])
+    ids_1X = torch.tensor([row["context_ids"]], device=teacher.device)
+    ids_NS = teacher.generate(
+        ids_1X,
+        attention_mask=torch.ones_like(ids_1X),
+        do_sample=True,
+        top_k=0,
+        num_return_sequences=count,
+        min_new_tokens=length,
+        max_new_tokens=length,
+    )
+    return [{**row, "target_ids": ids} for ids in ids_NS[:, -length:].tolist()]

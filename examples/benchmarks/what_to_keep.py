@@ -17,10 +17,9 @@ Which tokens of a context are worth keeping beside its tail, and how much it wou
 the gists of the cold start's rule `passages`, read by a pair's generator on held-out documents. One more line takes the
 best of each context's gists in hindsight: what a summarizer that knew the target could gain by choosing among them. With
 `--futures N` another takes the best on N targets that the teacher made up: what can be gained without knowing it.
-`--piece P` goes beyond those kinds: it exchanges the tail, P tokens at a time, for what lowers KL most, in hindsight and on
-the N made-up targets.
+`search_gists.py` goes beyond those kinds.
 
-OMP_NUM_THREADS=2 python examples/benchmarks/what_to_keep.py PAIR --dataset corpus --split validation --documents 60 --futures 4 --piece 16
+OMP_NUM_THREADS=2 python examples/benchmarks/what_to_keep.py PAIR --dataset corpus --split validation --documents 60 --futures 4
 """
 
 import argparse
@@ -28,21 +27,19 @@ import sys
 from pathlib import Path
 
 import numpy as np
-import torch
 from rich.progress import track
-from transformers import PreTrainedModel, set_seed
+from transformers import set_seed
 
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from reading import GENERATOR_ROWS, one_window_each, read
+from reading import GENERATOR_ROWS, imagine, one_window_each, read
 from tables import markdown_table
 
 from trl_gist import GistCompactor
 from trl_gist.evaluation import load_teacher
 from trl_gist.evaluation.measures import standard_error, with_error
 from trl_gist.extractive import BESIDE_TAIL, ExtractiveSummarizer
-from trl_gist.prompts import before_last_k
 from trl_gist.scoring import GistScorer, TargetScorer
 
 
@@ -56,14 +53,11 @@ def main():
     parser.add_argument("--split", default="validation", help="(default: validation)")
     parser.add_argument("--documents", type=int, default=60, help="one window of each (default: 60)")
     parser.add_argument("--futures", type=int, default=0, help="made up for each context (default: none)")
-    parser.add_argument("--piece", type=int, help="tokens of the tail exchanged together (default: no exchanges)")
     args = parser.parse_args()
     set_seed(42)
     compactor = GistCompactor.from_pretrained(args.pair)
     teacher = load_teacher(compactor)
     length = compactor.pair.tail_length
-    if args.piece is not None and not 1 <= args.piece <= length:
-        parser.error(f"--piece must be 1 to {length}, the pair's gist, got {args.piece}.")
     rows = one_window_each(compactor, args.dataset, args.split, args.documents)
     summarizer = ExtractiveSummarizer("passages", (row["context_ids"] for row in rows))
     gists = {"tail": [summarizer.gist(row, length, "keywords", 0) for row in rows]}
@@ -81,60 +75,14 @@ def main():
     def chosen(kind_N):
         return kl_MN[kind_N, windows], nll_MN[kind_N, windows]
 
-    def searched(targets):
-        found = [exchanged(scorer, of_row, length, args.piece) for of_row in track(targets, "Exchanging")]
-        return np.squeeze(read(scorer, rows, {"found": found}), axis=1)
-
     lines = dict(zip(gists, zip(kl_MN, nll_MN, strict=True), strict=True))
     lines["the best, in hindsight"] = chosen(kl_MN.argmin(axis=0))
-    if args.piece is not None:
-        lines[f"pieces of {args.piece}, in hindsight"] = searched([[row] for row in rows])
     if args.futures:
         futures = [imagine(teacher, row, args.futures) for row in track(rows, "Imagining")]
         repeated = {name: [gist for gist in of_name for _ in range(args.futures)] for name, of_name in gists.items()}
         expected_MN = read(scorer, sum(futures, []), repeated)[0].reshape(len(gists), len(rows), -1).mean(axis=2)
         lines[f"the best on {args.futures} made-up targets"] = chosen(expected_MN.argmin(axis=0))
-        if args.piece is not None:
-            lines[f"pieces of {args.piece}, on {args.futures} made-up targets"] = searched(futures)
     print_table(lines, kl_MN.min(axis=0), [row["document_id"] for row in rows])
-
-
-def imagine(teacher: PreTrainedModel, row: dict, count: int) -> list[dict]:
-    """The window with targets that the teacher samples."""
-    length = len(row["target_ids"])
-    ids_1X = torch.tensor([row["context_ids"]], device=teacher.device)
-    ids_NS = teacher.generate(
-        ids_1X,
-        attention_mask=torch.ones_like(ids_1X),
-        do_sample=True,
-        top_k=0,
-        num_return_sequences=count,
-        min_new_tokens=length,
-        max_new_tokens=length,
-    )
-    return [{**row, "target_ids": ids} for ids in ids_NS[:, -length:].tolist()]
-
-
-def exchanged(scorer: GistScorer, rows: list[dict], length: int, piece: int) -> list[int]:
-    """
-    The tail in pieces, of which each, the one farthest from L first, gives way to the piece of the context that lowers
-    KL(T‖G) most, on average over one window's targets. Pieces stay in their order.
-    """
-    context_ids = before_last_k(rows[0]["context_ids"], rows[0]["last_k_ids"])
-    starts = range(len(context_ids) % piece, len(context_ids), piece)
-    tail = list(starts[-(length // piece) :])
-    kept = set(tail)
-
-    def gist(chosen):
-        return [token for start in sorted(chosen) for token in context_ids[start : start + piece]]
-
-    for place in tail:
-        candidates = [kept - {place} | {start} for start in starts if start == place or start not in kept]
-        gists = [gist(candidate) for candidate in candidates]
-        scores = scorer.score([row for row in rows for _ in gists], gists * len(rows), len(gists))
-        expected_M = np.reshape([score["teacher_kl"] for score in scores], (len(rows), -1)).mean(axis=0)
-        kept = candidates[expected_M.argmin()]
-    return gist(kept)
 
 
 def print_table(lines: dict[str, tuple[np.ndarray, np.ndarray]], best_N: np.ndarray, documents: list):
