@@ -38,13 +38,11 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import numpy as np
 from demo import make_trainer
-from rich import box
-from rich.console import Console
-from rich.table import Table
 from short_run import quiet_console
+from tables import markdown_table
 
 from trl_gist import length_penalty, log_prob_gain
-from trl_gist.evaluation import standard_error
+from trl_gist.evaluation.measures import standard_error, with_error
 from trl_gist.extractive import ExtractiveSummarizer
 from trl_gist.prompts import ORIGINAL_GENERATOR_PROMPT, SUMMARIZER_PROMPT
 
@@ -54,6 +52,7 @@ LOG_PROB = {"reward_funcs": [log_prob_gain, length_penalty]}
 ORIGINAL = {"generator_prompt": ORIGINAL_GENERATOR_PROMPT}
 PLAIN = {"summarizer_prompt": SUMMARIZER_PROMPT, "cold_start_steps": 0, "temperature": 0.7, **LOG_PROB}
 TAIL = {"cold_start_gists": "tail", "cold_start_steps": 5, "temperature": 0.7}
+REWARDS = ("log_prob_gain", "kl_gain")
 # Each is what it changes in the demo's recipe, which is the last
 ARMS = {
     "base": PLAIN,
@@ -108,29 +107,16 @@ def run(arm: str, seed: int, folder: Path):
 
 
 def print_table(folder: Path, base_arm: str = "base"):
-    """Means over seeds; standard errors are over articles, of the mean over seeds, and paired where two are compared."""
+    """
+    Means over seeds, in nats per token, each with its standard error over the held-out articles, paired where two arms are
+    compared: lower and better by means than `base_arm`. A gain's reliability is the share of its spread within groups, in
+    training, that is signal.
+    """
     results = {
         arm: [json.loads(path.read_text()) for path in sorted(folder.glob(f"{arm}-[0-9]*.json"))] for arm in ARMS
     }
-    table = Table(
-        title=f"held-out articles, nats/token ± standard error over articles; by: than {base_arm}; last two columns: the share of the gain's spread "
-        "within groups, in training, that is signal",
-        box=box.SIMPLE,
-        title_justify="left",
-    )
-    headings = (
-        "seeds",
-        "KL(T‖G)",
-        "lower by",
-        "gist over empty",
-        "gist over rule",
-        "better by",
-        "of log_prob_gain",
-        "kl_gain",
-    )
-    for heading in ("", *headings):
-        table.add_column(heading, justify="right" if heading else "left", no_wrap=True)
     base = _mean_rows([result["rows"] for result in results[base_arm]])
+    lines = []
     for arm, seeds in results.items():
         if not seeds:
             continue
@@ -138,19 +124,22 @@ def print_table(folder: Path, base_arm: str = "base"):
         logs = [log for result in seeds for log in result["log"] if "reliability/kl_gain" in log]
 
         def cell(values, rows=rows):
-            return f"{np.mean(values):.3f} ± {standard_error(values, [document for document, _ in rows]):.3f}"
+            return with_error(np.mean(values), standard_error(values, [document for document, _ in rows]))
 
-        table.add_row(
-            arm,
-            str(len(seeds)),
-            cell([row["teacher_kl"] for row in rows.values()]),
-            cell([base[key]["teacher_kl"] - row["teacher_kl"] for key, row in rows.items()]) if base else "",
-            cell([row["gist_log_prob"] - row["null_log_prob"] for row in rows.values()]),
-            cell([row["gist_log_prob"] - row["rule_log_prob"] for row in rows.values()]),
-            cell([row["gist_log_prob"] - base[key]["gist_log_prob"] for key, row in rows.items()]) if base else "",
-            *(f"{np.mean([log[f'reliability/{name}'] for log in logs]):.2f}" for name in ("log_prob_gain", "kl_gain")),
+        lines.append(
+            [
+                arm,
+                str(len(seeds)),
+                cell([row["teacher_kl"] for row in rows.values()]),
+                cell([base[key]["teacher_kl"] - row["teacher_kl"] for key, row in rows.items()]) if base else "",
+                cell([row["gist_log_prob"] - row["null_log_prob"] for row in rows.values()]),
+                cell([row["gist_log_prob"] - row["rule_log_prob"] for row in rows.values()]),
+                cell([row["gist_log_prob"] - base[key]["gist_log_prob"] for key, row in rows.items()]) if base else "",
+                *(f"{np.mean([log[f'reliability/{name}'] for log in logs]):.2f}" for name in REWARDS),
+            ]
         )
-    Console().print(table)
+    head = ["arm", "seeds", "KL(T‖G)", "lower by", "gist over empty", "gist over rule", "better by"]
+    print(*markdown_table([*head, *(f"reliability of {name}" for name in REWARDS)], lines), sep="\n")
 
 
 def _mean_rows(seeds):
