@@ -26,7 +26,7 @@ Trains with a reward function of one's own: here, for the names that a gist keep
 python examples/custom_reward.py \
     --model_name_or_path HuggingFaceTB/SmolLM2-135M-Instruct \
     --dataset_path my_documents/ \
-    --reward_funcs log_prob_gain length_penalty names_kept \
+    --reward_funcs kl_gain length_penalty names_kept \
     --reward_weights 1 1e-4 0.05 \
     --use_peft --lora_r 32 --lora_target_modules all-linear \
     --learning_rate 1e-4 --generator_learning_rate 2e-4 \

@@ -37,7 +37,7 @@ from peft import LoraConfig
 from rich.markup import escape
 from short_run import next_run_dir, print_gists, print_measures, print_verdicts, quiet_console, train_and_evaluate
 
-from trl_gist import GistCompactor, GistConfig, GistTrainer, kl_gain, length_penalty
+from trl_gist import GistCompactor, GistConfig, GistTrainer
 from trl_gist.evaluation.compare import EXTRACTIVE_COMPRESSORS
 from trl_gist.evaluation.plots import plot_readers, plot_training
 from trl_gist.evaluation.report import write_report
@@ -105,7 +105,7 @@ def make_trainer(
         args=GistConfig(**recipe | overrides),
         train_dataset=articles.select(range(HELD_OUT_ARTICLES, len(articles))),
         eval_dataset=eval_dataset or held_out_pieces(),
-        reward_funcs=reward_funcs or [kl_gain, length_penalty],  # less noise than log_prob_gain: docs/ABLATION.md
+        reward_funcs=reward_funcs,
         peft_config=LoraConfig(r=lora_rank, lora_alpha=2 * lora_rank, target_modules="all-linear"),
     )
 

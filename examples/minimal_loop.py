@@ -48,10 +48,6 @@ def target_log_probs_TV(model, prompt_ids, target_ids):
     return logits_SV[len(prompt_ids) - 1 : -1].float().log_softmax(-1)
 
 
-def mean_log_prob(log_p_TV, target_ids):
-    return log_p_TV.gather(-1, torch.tensor(target_ids).unsqueeze(-1)).mean()
-
-
 def kl_divergence(log_p_TV, log_q_TV):
     """KL(p ‖ q), full vocabulary, mean over the target's positions, in nats."""
     return (log_p_TV.exp() * (log_p_TV - log_q_TV)).sum(-1).mean()
@@ -71,21 +67,21 @@ def sample_gist(summarizer, prompt_ids, tokenizer):
 
 def score_and_distill(generator, teacher, prompts, window, gists, weight):
     """
-    Rewards of a context's gists, log p_G(Y|Z,L) − log p_G(Y|L) − λ|Z|, and its KLs. The forwards that give the rewards
+    Rewards of a context's gists, KL(T‖G(·|L)) − KL(T‖G(·|Z,L)) − λ|Z|, and its KLs. The forwards that give the rewards
     also leave `weight` × the gradient of the distillation loss on the generator.
     """
     context, last_k, target = window["context_ids"], window["last_k_ids"], window["target_ids"]
     with torch.no_grad():
         teacher_TV = target_log_probs_TV(teacher, prompts.teacher(context, last_k), target)  # once per context
     null_TV = target_log_probs_TV(generator, prompts.generator([], last_k), target)  # once per context
-    (weight * GIST_DROPOUT * kl_divergence(teacher_TV, null_TV)).backward()
+    null_kl = kl_divergence(teacher_TV, null_TV)
+    (weight * GIST_DROPOUT * null_kl).backward()
     rewards, kls = [], []
     for gist in gists:
         log_q_TV = target_log_probs_TV(generator, prompts.generator(gist, last_k), target)
         kl = kl_divergence(teacher_TV, log_q_TV)
         (weight * (1 - GIST_DROPOUT) / len(gists) * kl).backward()
-        gain = mean_log_prob(log_q_TV, target) - mean_log_prob(null_TV, target)
-        rewards.append(gain.item() - LAMBDA * len(gist))
+        rewards.append((null_kl - kl).item() - LAMBDA * len(gist))
         kls.append(kl.item())
     return rewards, kls
 

@@ -41,7 +41,7 @@ accelerate launch examples/train_gist.py --config configs/smollm2-135m_fineweb-e
 
 # With a reward function of your own beside the two default ones
 python examples/train_gist.py --config configs/smollm2-135m_fineweb-edu.yaml \
-    --reward_funcs log_prob_gain length_penalty my_rewards.names_kept --reward_weights 1 1e-4 0.01
+    --reward_funcs kl_gain length_penalty my_rewards.names_kept --reward_weights 1 1e-4 0.01
 
 Copy it and change `main` for what flags cannot say. `trl-gist train` is the same script as a command.
 """

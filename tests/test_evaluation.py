@@ -25,6 +25,7 @@ from datasets import Dataset, IterableDataset
 from tiny import make_documents
 from transformers import AutoModelForCausalLM
 
+from trl_gist import kl_gain, log_prob_gain
 from trl_gist.evaluation.measures import CONTROLS
 
 
@@ -65,13 +66,16 @@ def test_eval_strategy_logs_every_measure_with_its_standard_error(make_trainer, 
 
 
 def test_logged_measures_follow_from_one_another(make_trainer, lora, held_out):
-    entry = make_trainer(eval_dataset=held_out, peft_config=lora).evaluate()
+    gains = [log_prob_gain, kl_gain]
+    entry = make_trainer(eval_dataset=held_out, peft_config=lora, reward_funcs=gains).evaluate()
     for control in CONTROLS:
         bought = entry[f"eval_nll_{control}"] - entry["eval_nll_gist"]
         prize = entry[f"eval_nll_{control}"] - entry["eval_nll_teacher"]
         assert entry[f"eval_gain_over_{control}"] == pytest.approx(bought)
         assert entry[f"eval_gap_closed_{control}"] == pytest.approx(bought / prize)
     assert entry["eval_rewards/log_prob_gain/mean"] == pytest.approx(entry["eval_gain_over_null"], abs=1e-6)
+    lower_kl = entry["eval_null_teacher_kl"] - entry["eval_teacher_kl"]
+    assert entry["eval_rewards/kl_gain/mean"] == pytest.approx(lower_kl, abs=1e-6)
     assert entry["eval_gist_rate"] == pytest.approx(entry["eval_gist_length"] / 24)
 
 
@@ -201,7 +205,7 @@ def test_log_completions_writes_gists_rewards_scores_and_advantages(make_trainer
         table = pandas.read_parquet(tmp_path / "run" / "completions" / f"completions_{step:05d}.parquet")
         assert len(table) == 8 and set(table["step"]) == {step}
         assert table["teacher_kl"].gt(0).all()
-        reward = table["log_prob_gain"] + 1e-4 * table["length_penalty"]
+        reward = table["kl_gain"] + 1e-4 * table["length_penalty"]
         if advantage == "reward":
             assert table["advantage"].tolist() == pytest.approx(reward.tolist(), abs=1e-6)
         else:
@@ -218,7 +222,7 @@ def test_training_logs_both_halves(make_trainer, lora):
         assert entry["teacher_kl"] > 0 and entry["generator/grad_norm"] > 0 and entry["grad_norm"] > 0
         assert 0 <= entry["gist_length"] <= 6
         assert entry["kl_gain"] == pytest.approx(entry["null_teacher_kl"] - entry["teacher_kl"], abs=1e-6)
-        assert entry["log_prob_gain"] == pytest.approx(entry["rewards/log_prob_gain/mean"], abs=1e-6)
+        assert entry["kl_gain"] == pytest.approx(entry["rewards/kl_gain/mean"], abs=1e-6)
     assert [entry["generator/learning_rate"] for entry in trainer.state.log_history[:2]] == pytest.approx([1e-3, 5e-4])
 
 

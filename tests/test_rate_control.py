@@ -115,7 +115,7 @@ def test_the_price_that_is_logged_is_the_weight_of_the_reward(make_trainer):
     trainer.train()
     logs = [log for log in trainer.state.log_history if "length_penalty" in log]
     for log in logs:
-        expected = log["log_prob_gain"] - log["length_penalty"] * log["gist_length"]
+        expected = log["kl_gain"] - log["length_penalty"] * log["gist_length"]
         assert log["reward"] == pytest.approx(expected, rel=1e-4)
     assert logs[1]["length_penalty"] != logs[0]["length_penalty"]
 

@@ -244,9 +244,18 @@ def test_each_compressor_is_read_by_its_own_reader(flagship, tmp_path, capsys, m
     first, second = lines(f"tail={flagship}", f"tail={halfway}")
     assert [first[0], second[0]] == [f"| tail, {flagship.name}", "| tail, checkpoint-2"]
     assert second[2] != "0.0000 ± 0.0000"
+    # What a search found comes first, on its documents alone
+    files = tmp_path / "found.jsonl", tmp_path / "missing.jsonl"
+    lines_of = [{"document_id": number, "kl": [9.0, kl], "nll": [9.0, 1.0]} for number, kl in ((0, 0.5), (2, 1.0))]
+    files[0].write_text("".join(json.dumps(line) + "\n" for line in lines_of))
+    files[1].write_text(json.dumps({"document_id": 9, "kl": [0.0], "nll": [0.0]}))
+    searched, tail = lines(f"tail={flagship}", "--searched", str(files[0]))
+    assert searched[:2] == ["| searched", "0.7500 ± 0.2500"]
+    assert float(tail[1].split()[0]) - 0.75 == pytest.approx(float(tail[2].split()[0]), abs=2e-4)
     for readers, says in (
         (("tail=missing", "heads=missing"), "no compressor is called heads"),
         ((f"tail={flagship}", f"tail={flagship}"), "folders of different names"),
+        ((f"tail={flagship}", "--searched", str(files[1])), "only 0 of 1 documents"),
     ):
         with pytest.raises(SystemExit):
             lines(*readers)

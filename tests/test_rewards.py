@@ -132,7 +132,7 @@ def test_the_reward_function_of_the_readme_works_pasted_as_is(make_trainer, lora
     exec(block, pasted)
     before = [parameter.clone() for parameter in pasted["trainer"].model.parameters()]
     pasted["trainer"].train()
-    assert given == {"weights": [1.0, 1e-4, 0.01], "names": ["log_prob_gain", "length_penalty", "beyond_last_k"]}
+    assert given == {"weights": [1.0, 1e-4, 0.01], "names": ["kl_gain", "length_penalty", "beyond_last_k"]}
     expected = []
     for gist, last_k in zip(seen["gist_ids"], seen["last_k_ids"], strict=True):
         beyond = [token for token in gist if token not in last_k]

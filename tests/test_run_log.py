@@ -123,7 +123,7 @@ def test_run_json_says_what_was_run(make_run, checkpoint):
     assert run["base_models"] == {"summarizer": checkpoint, "generator": checkpoint, "teacher": checkpoint}
     assert run["changed"]["learning_rate"] == 3e-3 and run["changed"]["context_length"] == 24
     assert "temperature" not in run["changed"] and run["recipe"]["temperature"] == 1.0
-    assert run["rewards"] == {"log_prob_gain": 1.0, "length_penalty": 1e-4}
+    assert run["rewards"] == {"kl_gain": 1.0, "length_penalty": 1e-4}
     assert run["environment"]["torch"] == torch.__version__ and run["environment"]["device"] == "cpu"
     assert run["max_steps"] == 6 and run["ended"]["step"] == 6 and run["resumed"] == []
 

@@ -190,9 +190,9 @@ def test_a_gist_is_paid_for_its_own_window_and_for_what_it_still_buys_in_later_o
 def test_advantages_compare_the_gists_of_one_document_and_window(make_walker):
     trainer = make_walker()
     rows, tensors = rollout_of(trainer)
-    rewards = torch.tensor(
-        [row["log_prob_gain"] + row["later_log_prob_gain"] - 1e-4 * row["gist_length"] for row in rows]
-    ).view(-1, GISTS)
+    rewards = torch.tensor([row["kl_gain"] + row["later_kl_gain"] - 1e-4 * row["gist_length"] for row in rows]).view(
+        -1, GISTS
+    )
     expected = (rewards - rewards.mean(1, keepdim=True)) / (rewards.std(1, keepdim=True) + 1e-4)
     torch.testing.assert_close(tensors["advantages"].view(-1, GISTS), expected, rtol=1e-3, atol=1e-3)
     assert len(expected) == 2 * WINDOWS

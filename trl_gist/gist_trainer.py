@@ -38,7 +38,7 @@ from .held_out import HeldOutEvaluation
 from .hub import PairHub
 from .prompts import GistPrompts, gist_from_completion
 from .rate_control import LengthPenalty
-from .rewards import length_penalty, log_prob_gain
+from .rewards import kl_gain, length_penalty
 from .roles import base_of, check_embeddings, check_same_tokenizer, disable_dropout, load_roles
 from .rollouts import GistRollouts
 from .run_log import RunLog
@@ -109,8 +109,8 @@ class GistTrainer(
             Documents (`text`) or ready windows (`context`, `target`, optionally `last_k`); see
             [`~data.prepare_windows`]. `eval_dataset` may be a dict of them.
         reward_funcs (`Callable` or `list`, *optional*):
-            TRL reward functions over the scored columns listed in [`trl_gist.rewards`]. Defaults to `[log_prob_gain,
-            length_penalty]`, the latter weighted by `args.length_penalty`.
+            TRL reward functions over the scored columns listed in [`trl_gist.rewards`]. Defaults to
+            `[kl_gain, length_penalty]`, the latter weighted by `args.length_penalty`.
         processing_class ([`~transformers.PreTrainedTokenizerBase`], *optional*):
             The one tokenizer of all roles. Defaults to the model's.
         peft_config ([`~peft.PeftConfig`], *optional*):
@@ -210,7 +210,7 @@ class GistTrainer(
             eval_dataset = windows(eval_dataset, "eval")
 
         if reward_funcs is None:
-            reward_funcs = [log_prob_gain, length_penalty]
+            reward_funcs = [kl_gain, length_penalty]  # less noise than log_prob_gain: docs/ABLATION.md
         elif not isinstance(reward_funcs, list):
             reward_funcs = [reward_funcs]
         if args.reward_weights is None:

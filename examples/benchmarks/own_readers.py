@@ -18,9 +18,13 @@ Compressors at one rate, each read by a generator that was distilled on its gist
 and the same compressor go by their folders' names: recipes for a reader against one another.
 
 OMP_NUM_THREADS=2 python examples/benchmarks/own_readers.py tail=runs/tail "stop-word drop=runs/stop" --dataset corpus --split test
+
+With `--searched FILE`, the first is what `search_gists.py` found there, as its pair's generator read it, and only the file's
+documents are read.
 """
 
 import argparse
+import json
 import sys
 from collections import Counter
 from pathlib import Path
@@ -48,6 +52,7 @@ def main():
     parser.add_argument("--dataset", required=True, help="a folder, files or a dataset of the Hub")
     parser.add_argument("--split", default="test", help="(default: test)")
     parser.add_argument("--documents", type=int, default=200, help="one window of each (default: 200)")
+    parser.add_argument("--searched", type=Path, nargs="+", default=[], help="files of `search_gists.py`")
     args = parser.parse_args()
     pairs = named_pairs(args.readers, "the readers")
     unknown = sorted({compressor for compressor, _ in pairs if compressor not in EXTRACTIVE_COMPRESSORS})
@@ -57,17 +62,30 @@ def main():
     if len(folders) < len(pairs):
         parser.error("two readers of one compressor need folders of different names.")
     compactor = GistCompactor.from_pretrained(pairs[0][1])
-    teacher = load_teacher(compactor)
     rows = one_window_each(compactor, args.dataset, args.split, args.documents)
+    lines = [json.loads(line) for file in args.searched for line in file.read_text("utf-8").splitlines()]
+    searched = {line["document_id"]: (line["kl"][-1], line["nll"][-1]) for line in lines}
+    if searched:
+        rows = [row for row in rows if row["document_id"] in searched]
+        if len(rows) < len(searched):
+            parser.error(f"only {len(rows)} of {len(searched)} documents that were searched are among these.")
+    documents = [row["document_id"] for row in rows]
+    measured = {"searched": np.transpose([searched[document] for document in documents])} if searched else {}
+    measured |= read_by_their_own(folders, compactor, rows)
+    print(*table(measured, documents), sep="\n")
+
+
+def read_by_their_own(folders: dict, compactor: GistCompactor, rows: list[dict]) -> dict[str, tuple]:
+    """KL and NLL at each window, by label; `folders` has the compressor and the reader's folder of each."""
+    teacher = load_teacher(compactor)
     contexts = [before_last_k(row["context_ids"], row["last_k_ids"]) for row in rows]
     compressors = extractive_compressors(compactor.tokenizer, teacher, (row["context_ids"] for row in rows))
     budgets = [compactor.pair.tail_length] * len(rows)
-    by_compressor = {name: compressors[name].compress(contexts, budgets) for name in dict(pairs)}
+    by_compressor = {name: compressors[name].compress(contexts, budgets) for name, _ in folders.values()}
     gists = {label: by_compressor[compressor] for label, (compressor, _) in folders.items()}
     readers = {label: TargetScorer(load_generator_only(folder, compactor)) for label, (_, folder) in folders.items()}
     scorer = GistScorer(TargetScorer(compactor.generator), TargetScorer(teacher), compactor.prompts, GENERATOR_ROWS)
-    kl_MN, nll_MN = read(scorer, rows, gists, readers)
-    print(*table(list(folders), kl_MN, nll_MN, [row["document_id"] for row in rows]), sep="\n")
+    return dict(zip(folders, zip(*read(scorer, rows, gists, readers), strict=True), strict=True))
 
 
 def labels(pairs: list[tuple[str, str]]) -> list[str]:
@@ -76,10 +94,11 @@ def labels(pairs: list[tuple[str, str]]) -> list[str]:
     return [name if counts[name] == 1 else f"{name}, {Path(folder).name}" for name, folder in pairs]
 
 
-def table(names: list[str], kl_MN: np.ndarray, nll_MN: np.ndarray, documents: list) -> list[str]:
+def table(measured: dict[str, tuple], documents: list) -> list[str]:
+    (first_kl_N, first_nll_N), *_ = measured.values()
     lines = []
-    for name, kl_N, nll_N in zip(names, kl_MN, nll_MN, strict=True):
-        columns = (kl_N, kl_N - kl_MN[0], nll_N - nll_MN[0])
+    for name, (kl_N, nll_N) in measured.items():
+        columns = (kl_N, np.subtract(kl_N, first_kl_N), np.subtract(nll_N, first_nll_N))
         shown = [with_error(np.mean(values_N), standard_error(values_N, documents), digits=4) for values_N in columns]
         lines.append([name, shown[0], *(shown[1:] if lines else ["", ""])])
     return markdown_table(["", "KL(T‖G)", "higher by", "NLL higher by"], lines)

@@ -67,7 +67,7 @@ class GistScriptArguments:
             Checkpoints of the generator and the teacher. Default to `model_name_or_path`, the summarizer's.
         reward_funcs (`list[str]`, *optional*):
             `"log_prob_gain"`, `"kl_gain"`, `"binary"`, `"number_recall"`, `"length_penalty"`, or any dotted import
-            path (e.g., `"my_lib.rewards.my_reward"`). Defaults to `log_prob_gain length_penalty`.
+            path (e.g., `"my_lib.rewards.my_reward"`). Defaults to `kl_gain length_penalty`.
         compressor (`str`, *optional*):
             With `generator_only`, whose gists the generator learns to read: a name of
             `evaluation.compare.EXTRACTIVE_COMPRESSORS`. Defaults to empty gists.
@@ -111,7 +111,7 @@ class GistScriptArguments:
         default=None,
         metadata={
             "help": "'log_prob_gain', 'kl_gain', 'binary', 'number_recall', 'length_penalty', or any dotted import "
-            "path (e.g., 'my_lib.rewards.my_reward'). Defaults to log_prob_gain length_penalty."
+            "path (e.g., 'my_lib.rewards.my_reward'). Defaults to kl_gain length_penalty."
         },
     )
     compressor: str | None = field(
