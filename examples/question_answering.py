@@ -36,7 +36,7 @@ from rich.markup import escape
 from short_run import next_run_dir, print_measures, print_verdicts, quiet_console, train_and_evaluate
 from transformers import AutoTokenizer
 
-from trl_gist import GistCompactor, GistConfig, GistTrainer
+from trl_gist import GistCompactor, GistConfig, GistTrainer, length_penalty, log_prob_gain
 from trl_gist.evaluation import load_teacher
 from trl_gist.evaluation.question_answering import answer_questions, answers_table
 
@@ -100,6 +100,7 @@ def main(question_aware: bool, max_steps: int, output_dir: str | None):
         args=args,
         train_dataset=train,
         eval_dataset=held_out,
+        reward_funcs=[log_prob_gain, length_penalty],  # on the right answer, whatever the teacher would say
         peft_config=LoraConfig(r=16, lora_alpha=32, target_modules="all-linear"),
     )
     sees = "sees the question" if question_aware else "writes before any question is known"

@@ -28,7 +28,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import GRPOConfig, GRPOTrainer
 
-from trl_gist import GistConfig, GistTrainer
+from trl_gist import GistConfig, GistTrainer, length_penalty, log_prob_gain
 from trl_gist.prompts import SUMMARIZER_PROMPT, GistPrompts, gist_from_completion
 
 
@@ -209,7 +209,13 @@ def gist_trainer(checkpoint, tokenizer, prompts, lora, common, args):
         {"context": context, "last_k": context[-args.last_k :], "target": target}
         for context, target in windows(tokenizer, args)
     ]
-    return GistTrainer(checkpoint, config, train_dataset=Dataset.from_list(rows), peft_config=lora)
+    return GistTrainer(
+        checkpoint,
+        config,
+        train_dataset=Dataset.from_list(rows),
+        reward_funcs=[log_prob_gain, length_penalty],  # as the afternoon's has it
+        peft_config=lora,
+    )
 
 
 def naive_trainer(checkpoint, tokenizer, prompts, lora, common, args):
