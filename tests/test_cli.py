@@ -451,6 +451,18 @@ def test_compress_keeps_and_certifies(workspace, pair, capsys, fails):
     assert "'regex:(', which is no valid pattern" in fails("compress", pair, article, "--keep", "regex:(")
 
 
+def test_compress_searches(workspace, pair, capsys):
+    article = workspace / "article.txt"
+    compactor = GistCompactor.from_pretrained(pair, device="cpu")
+    gists = [compactor.compress_windows(article.read_text(), search=search) for search in (False, True)]
+    capsys.readouterr()
+    assert main(["compress", str(pair), str(article), "--search", "--json"]) == 0
+    assert [json.loads(line) for line in capsys.readouterr().out.splitlines()] == list(
+        map(dataclasses.asdict, gists[1])
+    )
+    assert [gist.token_ids for gist in gists[0]] != [gist.token_ids for gist in gists[1]]
+
+
 def test_continue_streams_what_a_session_writes(workspace, pair, capsys, monkeypatch):
     text = (workspace / "article.txt").read_text()
     session = GistCompactor.from_pretrained(pair, device="cpu").session()

@@ -18,58 +18,23 @@ import re
 import pytest
 import regex
 import torch
-from peft import LoraConfig, get_peft_model
 from tiny import FAMILIES, PARAGRAPH, make_documents, make_model
+from tiny_pairs import LAST_K, in_eval, make_adapter_pair, make_compactor, make_pair
 
 from trl_gist import GistCompactor
-from trl_gist.certify import _draw, expected_kls, full_context_reader
+from trl_gist.certify import draw_continuations, expected_kls, full_context_reader
 from trl_gist.evaluation.patterns import gist_patterns
 from trl_gist.keep import SEPARATOR, find_spans, parse_keep, with_spans
-from trl_gist.pair import PairConfig
-from trl_gist.prompts import GENERATOR_PROMPT, SUMMARIZER_PROMPT
-
-
-LAST_K = 8
-
-
-def make_pair(**overrides):
-    values = {
-        "context_length": 180,
-        "target_length": 6,
-        "last_k": LAST_K,
-        "max_gist_length": 24,
-        "tail_length": 24,
-        "summarizer_prompt": SUMMARIZER_PROMPT,
-        "generator_prompt": GENERATOR_PROMPT,
-        "base_models": {"summarizer": "base", "generator": "base", "teacher": "base"},
-        "recipe": {},
-        "measures": {},
-        "gists": [],
-        "step": 0,
-        "version": "0",
-    }
-    return PairConfig(**{**values, **overrides})
-
-
-def in_eval(model):
-    return model.eval().requires_grad_(False)
 
 
 @pytest.fixture(scope="module")
 def compactor(tokenizer):
-    return GistCompactor(in_eval(make_model(tokenizer, 0)), in_eval(make_model(tokenizer, 1)), tokenizer, make_pair())
+    return make_compactor(tokenizer)
 
 
 @pytest.fixture(scope="module")
 def adapter_pair(tokenizer):
-    """A pair whose generator is an adapter, with weights of its own, of the teacher."""
-    base = make_model(tokenizer, 2)
-    base.config._name_or_path = base.name_or_path = "base"
-    torch.manual_seed(5)
-    lora = LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False, base_model_name_or_path="base")
-    generator = get_peft_model(base, lora)
-    generator.active_peft_config.base_model_name_or_path = "base"
-    return GistCompactor(in_eval(make_model(tokenizer, 0)), in_eval(generator), tokenizer, make_pair())
+    return make_adapter_pair(tokenizer)
 
 
 def ids_of(tokenizer, text):
@@ -271,7 +236,7 @@ def test_it_is_the_kl_of_plain_forwards_along_the_continuations(tokenizer, famil
     pair = GistCompactor(*models, tokenizer, make_pair())
     context, gist = ids_of(tokenizer, PARAGRAPH)[:90], ids_of(tokenizer, "cholera, Snow 1854")
     reader, last = full_context_reader(pair), context[-1:]  # windows of 5 see nothing of a gist before a longer L
-    targets, _ = _draw(reader.model, tokenizer, reader.prompt(context, last), samples=5, length=7, seed=3)
+    targets, _ = draw_continuations(reader.model, tokenizer, reader.prompt(context, last), samples=5, length=7, seed=3)
     assert len({tuple(target) for target in targets}) == 5
     kls = [kl_of(pair, context, gist, [target[:-1]], last_k=1)[0].sum().item() for target in targets]
     tokens = [len(target) for target in targets]

@@ -36,7 +36,7 @@ import numpy as np
 import torch
 from peft import PeftModel
 from torch.nn.functional import kl_div
-from transformers import DynamicCache, PreTrainedModel
+from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
 from .generation import generate
 from .lm_head import check_logits, log_softmax
@@ -118,17 +118,26 @@ def expected_kls(
     costs = []
     for context_ids, last_ids, gist in zip(contexts_ids, last_k_ids, gists, strict=True):
         prompt = reader.prompt(context_ids, last_ids)
-        targets, logits_TSV = _draw(reader.model, compactor.tokenizer, prompt, samples, length, seed)
-        kl_ST = _kls(logits_TSV, scorer, compactor.prompts.generator(gist, last_ids), targets)
+        targets, logits_TSV = draw_continuations(reader.model, compactor.tokenizer, prompt, samples, length, seed)
+        (kl_ST,) = continuation_kls(logits_TSV, scorer, [compactor.prompts.generator(gist, last_ids)], targets)
         tokens_S = np.array([len(target) for target in targets])
         mean, error = ratio_and_error(kl_ST.sum(-1).numpy(), tokens_S, range(samples))
         costs.append({"expected_kl": mean, "expected_kl_se": error, "expected_kl_reader": reader.name})
     return costs
 
 
-def _draw(model, tokenizer, prompt, samples, length, seed):
-    """Continuations at temperature 1, those that end before `length` with their end-of-sequence token, and the logits of
-    each step. The prompt is read once."""
+def draw_continuations(
+    model: PreTrainedModel | PeftModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompt: list[int],
+    samples: int,
+    length: int,
+    seed: int,
+) -> tuple[list[list[int]], tuple[torch.Tensor, ...]]:
+    """
+    Continuations at temperature 1, those that end before `length` with their end-of-sequence token, and the logits of
+    each step, `(samples, vocabulary)`. The prompt is read once; the random state outside is left as it is.
+    """
     cache = None
     if len(prompt) > 1:
         cache = DynamicCache(config=model.config.get_text_config())
@@ -154,15 +163,22 @@ def _draw(model, tokenizer, prompt, samples, length, seed):
 
 
 @torch.no_grad()
-def _kls(logits_TSV, scorer, prompt, targets):
-    """KL(reader ‖ generator) at each token of each continuation, 0 where there is none: `(samples, tokens)`, float64."""
-    rows = TargetRows.build([prompt] * len(targets), targets, 1, scorer.model.device)
-    hidden_STH = scorer.hidden_states(rows)
-    kl_ST = torch.zeros(rows.mask_NT.shape, dtype=torch.float64)
-    for position, mask_S in enumerate(rows.mask_NT.T):  # all positions at once would multiply the logits' memory
-        reader_SV = log_softmax(logits_TSV[position][mask_S])
-        generator_SV = scorer.log_probs(hidden_STH[mask_S, position])
-        kl_ST[mask_S.cpu(), position] = (
-            kl_div(generator_SV, reader_SV, reduction="none", log_target=True).sum(-1).double().cpu()
+def continuation_kls(
+    logits_TSV: tuple[torch.Tensor, ...], scorer: TargetScorer, prompts: list[list[int]], targets: list[list[int]]
+) -> torch.Tensor:
+    """
+    KL(reader ‖ generator on a prompt) at each token of each continuation, 0 where there is none: `(prompts, samples,
+    tokens)`, float64. All are in one forward.
+    """
+    rows = TargetRows.build(
+        [prompt for prompt in prompts for _ in targets], targets * len(prompts), 1, scorer.model.device
+    )
+    hidden_NTH = scorer.hidden_states(rows)
+    kl_NT = torch.zeros(rows.mask_NT.shape, dtype=torch.float64)
+    for position, mask_N in enumerate(rows.mask_NT.T):  # all positions at once would multiply the logits' memory
+        reader_NV = log_softmax(logits_TSV[position]).repeat(len(prompts), 1)[mask_N]
+        generator_NV = scorer.log_probs(hidden_NTH[mask_N, position])
+        kl_NT[mask_N.cpu(), position] = (
+            kl_div(generator_NV, reader_NV, reduction="none", log_target=True).sum(-1).double().cpu()
         )
-    return kl_ST
+    return kl_NT.unflatten(0, (len(prompts), -1))

@@ -209,6 +209,12 @@ def make_parser() -> argparse.ArgumentParser:
         action="store_true",
         help="with --json: also measure what each gist is expected to cost against its whole context",
     )
+    compress.add_argument(
+        "--search",
+        action="store_true",
+        help="exchange pieces of each gist for others of its context, where that is expected to cost less: some 300 "
+        "readings by the generator a context",
+    )
     _add_batch_size(compress)
     compress.add_argument(
         "--json", action="store_true", help="one JSON object per gist: text, ids, log-prob and rates"
@@ -314,7 +320,7 @@ def _compress(args):
     text = _read(args.file)
     if args.certify and not args.json:
         raise ValueError("--certify measures what only --json prints: add --json.")
-    settings = {"last_k": args.last_k, "keep": args.keep, "certify": args.certify}
+    settings = {"last_k": args.last_k, "keep": args.keep, "certify": args.certify, "search": args.search}
     for gist in _load(args).iter_windows(text, args.budget, batch_size=args.batch_size, **settings):
         print(json.dumps(dataclasses.asdict(gist), ensure_ascii=False) if args.json else gist.text, flush=True)
 

@@ -27,9 +27,11 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from .certify import expected_kls
 from .generation import generate
 from .gist import Continuation, Gist
+from .gist_log_probs import given_log_probs, written_log_probs
 from .pair import GENERATOR_DIR, PairConfig
 from .pair_loading import HalfLoader, local_directory
 from .prompts import GistPrompts
+from .search import search_gist
 from .session_files import pair_fingerprint
 
 
@@ -124,6 +126,7 @@ class GistCompactor:
         last_k: str | list[int] | None = None,
         keep=None,
         certify: bool = False,
+        search: bool = False,
     ) -> Gist:
         """
         Writes the gist of one context.
@@ -146,13 +149,18 @@ class GistCompactor:
             certify (`bool`, *optional*, defaults to `False`):
                 Whether to measure what the gist is expected to cost against the whole context. It takes some five
                 times the time of the gist itself; see [`trl_gist.certify`].
+            search (`bool`, *optional*, defaults to `False`):
+                Whether to exchange pieces of the gist for others of the context, where that is expected to cost less;
+                `keep` comes after it. It takes some 300 readings by the generator; see [`trl_gist.search`].
 
         Raises:
             ValueError: if the context is empty, not text, longer than the pair's contexts, or does not fit the
                 summarizer's positions; if `keep` holds what cannot be looked for.
         """
         last_k = None if last_k is None else [last_k]
-        return self.compress_batch([context], budget, do_sample, last_k=last_k, keep=keep, certify=certify)[0]
+        return self.compress_batch(
+            [context], budget, do_sample, last_k=last_k, keep=keep, certify=certify, search=search
+        )[0]
 
     def compress_batch(
         self,
@@ -163,6 +171,7 @@ class GistCompactor:
         last_k: list[str | list[int]] | None = None,
         keep=None,
         certify: bool = False,
+        search: bool = False,
     ) -> list[Gist]:
         """As [`~GistCompactor.compress`], for many contexts, `batch_size` of them in one forward."""
         contexts_ids = []
@@ -176,8 +185,8 @@ class GistCompactor:
                 )
             contexts_ids.append(ids)
         last_k_ids = self._last_k_ids(contexts_ids, last_k)
-        gists = self._iter_gists(contexts_ids, last_k_ids, budget, do_sample, batch_size, keep, certify)
-        hidden = len(contexts) <= batch_size
+        gists = self._iter_gists(contexts_ids, last_k_ids, budget, do_sample, batch_size, keep, certify, search)
+        hidden = len(contexts) <= batch_size and not search
         return list(tqdm(gists, total=len(contexts), desc="Compressing", unit=" contexts", disable=hidden))
 
     def compress_windows(
@@ -189,6 +198,7 @@ class GistCompactor:
         last_k: str | list[int] | None = None,
         keep=None,
         certify: bool = False,
+        search: bool = False,
     ) -> list[Gist]:
         """
         One gist for each `context_length` tokens of a text of any length; the last context may be shorter. A `last_k`,
@@ -196,7 +206,7 @@ class GistCompactor:
         """
         windows = self._windows(text)
         last_k = None if last_k is None else [last_k] * len(windows)
-        return self.compress_batch(windows, budget, do_sample, batch_size, last_k, keep, certify)
+        return self.compress_batch(windows, budget, do_sample, batch_size, last_k, keep, certify, search)
 
     def iter_windows(
         self,
@@ -207,11 +217,12 @@ class GistCompactor:
         last_k: str | list[int] | None = None,
         keep=None,
         certify: bool = False,
+        search: bool = False,
     ) -> Iterator[Gist]:
         """As [`~GistCompactor.compress_windows`], each batch of gists as soon as it is written."""
         windows = self._windows(text)
         last_k_ids = self._last_k_ids(windows, None if last_k is None else [last_k] * len(windows))
-        return self._iter_gists(windows, last_k_ids, budget, do_sample, batch_size, keep, certify)
+        return self._iter_gists(windows, last_k_ids, budget, do_sample, batch_size, keep, certify, search)
 
     def continue_text(
         self,
@@ -315,33 +326,41 @@ class GistCompactor:
             return [ids[-self.pair.last_k :] for ids in contexts_ids]
         return [self._token_ids(text, "`last_k`", may_be_empty=True) for text in last_k]
 
-    def _iter_gists(self, contexts_ids, last_k_ids, budget, do_sample, batch_size, keep, certify):
+    def _iter_gists(self, contexts_ids, last_k_ids, budget, do_sample, batch_size, keep, certify, search):
         # Its patterns are evaluation's own, and evaluation imports this module
         from .keep import parse_keep
 
         requests = [] if keep is None else parse_keep(keep)
+        batch_size = 1 if search else batch_size  # which takes so long that each is wanted when it is there
         starts = range(0, len(contexts_ids), batch_size)
         batches = [
             (contexts_ids[start : start + batch_size], last_k_ids[start : start + batch_size]) for start in starts
         ]
-        return (gist for batch in batches for gist in self._write_gists(*batch, budget, do_sample, requests, certify))
+        settings = (budget, do_sample, requests, certify, search)
+        return (gist for batch in batches for gist in self._write_gists(*batch, *settings))
 
-    def _write_gists(self, contexts_ids, last_k_ids, budget, do_sample, requests, certify):
+    def _write_gists(self, contexts_ids, last_k_ids, budget, do_sample, requests, certify, search):
         from .keep import keep_in_gists
 
         shown = self.pair.tail_length if budget is None else budget
         prompts = [self.prompts.summarizer(*ids, shown) for ids in zip(contexts_ids, last_k_ids, strict=True)]
         budget = self.pair.max_gist_length if budget is None else budget
-        gists, logits = self._generate(
+        written, logits = self._generate(
             "summarizer", prompts, max_new_tokens=budget, do_sample=do_sample, output_logits=True
         )
-        log_probs, found = _summed_log_probs(logits, gists), [{}] * len(gists)
+        gists, log_probs, found = written, written_log_probs(logits, written), [{}] * len(written)
+        if search:
+            given = zip(contexts_ids, last_k_ids, written, strict=True)
+            gists = [search_gist(self, *ids) for ids in given]
         if requests:
             texts = [self._decode(ids) for ids in contexts_ids]
-            gists, log_probs, found = keep_in_gists(
-                gists, log_probs, texts, prompts, requests, budget, self.summarizer, self.tokenizer
-            )
-        written = [
+            gists, found = keep_in_gists(gists, texts, requests, budget, self.tokenizer)
+        changed = [row for row, gist in enumerate(gists) if gist != written[row]]
+        if changed:
+            of_rows = ([prompts[row] for row in changed], [gists[row] for row in changed])
+            for row, log_prob in zip(changed, given_log_probs(self.summarizer, *of_rows), strict=True):
+                log_probs[row] = log_prob
+        results = [
             Gist(
                 text=self._decode(gist),
                 token_ids=gist,
@@ -356,9 +375,9 @@ class GistCompactor:
             )
         ]
         if not certify:
-            return written
+            return results
         measured = expected_kls(self, contexts_ids, last_k_ids, gists)
-        return [replace(gist, **costs) for gist, costs in zip(written, measured, strict=True)]
+        return [replace(gist, **costs) for gist, costs in zip(results, measured, strict=True)]
 
     def _generate(self, role, prompts, **generation_kwargs):
         with self.lock:
@@ -384,14 +403,3 @@ class GistCompactor:
 
     def _decode(self, ids):
         return self.tokenizer.decode(ids, skip_special_tokens=True)
-
-
-def _summed_log_probs(logits_TNV, gists):
-    """Summed log-prob of each gist, step by step: all steps' logits at once would double their memory."""
-    log_probs_N = torch.zeros(len(gists), dtype=torch.float64)
-    for position, logits_NV in enumerate(logits_TNV):
-        rows = [row for row, gist in enumerate(gists) if position < len(gist)]
-        tokens_N = torch.tensor([gists[row][position] for row in rows], device=logits_NV.device, dtype=torch.long)
-        steps_N = logits_NV[rows].float().log_softmax(-1).gather(-1, tokens_N.unsqueeze(-1)).squeeze(-1)
-        log_probs_N[rows] += steps_N.double().cpu()
-    return log_probs_N.tolist()

@@ -35,13 +35,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import regex
-import torch
-from peft import PeftModel
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from .evaluation.patterns import DATE, Units, date_parts
-from .lm_head import check_logits
-from .scoring import TargetRows, TargetScorer
 
 
 SEPARATOR = "; "
@@ -156,50 +152,34 @@ def kept_and_not(spans: list[Span], gist: str) -> tuple[list[str], list[str]]:
 
 def keep_in_gists(
     gists: list[list[int]],
-    log_probs: list[float],
     contexts: list[str],
-    prompts: list[list[int]],
     requests: list[Request],
     budget: int,
-    summarizer: PreTrainedModel | PeftModel,
     tokenizer: PreTrainedTokenizerBase,
-) -> tuple[list[list[int]], list[float], list[dict[str, list[str]]]]:
+) -> tuple[list[list[int]], list[dict[str, list[str]]]]:
     """
     Gists with what is to be kept.
 
     Args:
-        gists, log_probs (`list`):
-            What the summarizer wrote, and its summed log-prob in nats.
+        gists (`list[list[int]]`):
+            Of at most `budget` tokens.
         contexts (`list[str]`):
             What each is a gist of.
-        prompts (`list[list[int]]`):
-            What the summarizer read of each.
         requests (`list[Request]`):
             Of [`parse_keep`].
         budget (`int`):
             The most tokens of a gist.
-        summarizer (`PreTrainedModel` or `PeftModel`), tokenizer (`PreTrainedTokenizerBase`):
-            The summarizer says what log-prob a gist has that is not its own any more.
+        tokenizer (`PreTrainedTokenizerBase`):
+            The pair's.
 
     Returns:
-        The gists, their log-probs, and of each `kept` and `not_kept`, as of [`kept_and_not`].
+        The gists, and of each `kept` and `not_kept`, as of [`kept_and_not`].
     """
     spans_N = [find_spans(context, requests) for context in contexts]
     kept_N = [with_spans(gist, spans, budget, tokenizer) for gist, spans in zip(gists, spans_N, strict=True)]
-    log_probs = list(log_probs)
-    changed = [row for row, (before, after) in enumerate(zip(gists, kept_N, strict=True)) if before != after]
-    if changed:
-        check_logits(summarizer)
-        rows = TargetRows.build(
-            [prompts[row] for row in changed], [kept_N[row] for row in changed], 1, summarizer.device
-        )
-        with torch.no_grad():
-            logps_NT, _, _ = TargetScorer(summarizer)(rows)
-        for row, log_prob in zip(changed, logps_NT.double().sum(-1).tolist(), strict=True):
-            log_probs[row] = log_prob
     texts = [tokenizer.decode(ids, skip_special_tokens=True) for ids in kept_N]
     found = [kept_and_not(spans, text) for spans, text in zip(spans_N, texts, strict=True)]
-    return kept_N, log_probs, [{"kept": kept, "not_kept": not_kept} for kept, not_kept in found]
+    return kept_N, [{"kept": kept, "not_kept": not_kept} for kept, not_kept in found]
 
 
 @functools.lru_cache(maxsize=256)  # of a gist, many spans are looked for

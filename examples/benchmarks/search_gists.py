@@ -46,6 +46,7 @@ from trl_gist.evaluation import load_teacher
 from trl_gist.evaluation.measures import standard_error, with_error
 from trl_gist.prompts import before_last_k
 from trl_gist.scoring import GistScorer, TargetScorer
+from trl_gist.search import exchange_pieces
 
 
 GENERATOR_ROWS = 13  # in one forward: half of the 26 pieces that 448 tokens leave to choose from
@@ -112,33 +113,24 @@ def exchanged(
 ) -> dict[str, list]:
     """
     The tail, and what it becomes by one exchange after the other, each the best for the mean KL over one window's
-    futures. Pieces stay in their order.
+    futures.
 
     Returns:
-        `dict[str, list]`: `gists`, as token ids, the tail first; and of the first exchange `starts`, where each piece that
-        may take the place begins, the one in place last, and `first_kl`, the KL with it, for each of the futures and then
-        for the true target.
+        `dict[str, list]`: `gists`, as token ids, the tail first; and `first_kl`, the KL with each gist that the first
+        exchange chooses from, the tail last, for each of the futures and then for the true target.
     """
     context_ids = before_last_k(row["context_ids"], row["last_k_ids"])
-    starts = range(len(context_ids) % piece, len(context_ids), piece)
-    tail = list(starts[-(length // piece) :])
+    found = {}
 
-    def gist(chosen):
-        return [token for start in sorted(chosen) for token in context_ids[start : start + piece]]
-
-    kept = set(tail)
-    found = {"gists": [gist(kept)]}
-    for place in tail[:exchanges]:
-        choices = [start for start in starts if start not in kept] + [place]
-        gists = [gist(kept - {place} | {start}) for start in choices]
+    def costs(gists):
         # The first exchange is judged by the true target too; none is chosen by it
-        targets = futures if "first_kl" in found else [*futures, row]
+        targets = futures if found else [*futures, row]
         scores = scorer.score([target for target in targets for _ in gists], gists * len(targets), len(gists))
         kl_TM = np.reshape([score["teacher_kl"] for score in scores], (len(targets), -1))
-        found = {"starts": choices, "first_kl": kl_TM.tolist()} | found
-        kept = kept - {place} | {choices[kl_TM[: len(futures)].mean(axis=0).argmin()]}
-        found["gists"].append(gist(kept))
-    return found
+        found.setdefault("first_kl", kl_TM.tolist())
+        return kl_TM[: len(futures)].mean(axis=0)
+
+    return {"gists": exchange_pieces(context_ids[-length:], context_ids, piece, costs, exchanges)} | found
 
 
 def table_of_gists(found: list[dict]) -> list[str]:
