@@ -37,12 +37,13 @@ import torch
 from peft import PeftModel
 from torch.nn.functional import kl_div
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
+from trl.trainer.utils import pad
 
 from .generation import generate
 from .lm_head import check_logits, log_softmax
 from .prompts import through_last_k
-from .roles import base_if_adapted
-from .scoring import TargetRows, TargetScorer
+from .roles import base_if_adapted, base_of
+from .scoring import TargetScorer
 
 
 if TYPE_CHECKING:
@@ -138,13 +139,7 @@ def draw_continuations(
     Continuations at temperature 1, those that end before `length` with their end-of-sequence token, and the logits of
     each step, `(samples, vocabulary)`. The prompt is read once; the random state outside is left as it is.
     """
-    cache = None
-    if len(prompt) > 1:
-        cache = DynamicCache(config=model.config.get_text_config())
-        start = torch.tensor([prompt[:-1]], device=model.device)
-        with torch.no_grad():
-            model(input_ids=start, past_key_values=cache, use_cache=True, logits_to_keep=1)
-        cache.batch_repeat_interleave(samples)
+    cache = _read_once(model, [prompt], samples)
     on_cpu = model.device.type == "cpu"
     with torch.random.fork_rng([] if on_cpu else [model.device], device_type="cuda" if on_cpu else model.device.type):
         torch.manual_seed(seed)
@@ -168,17 +163,42 @@ def continuation_kls(
 ) -> torch.Tensor:
     """
     KL(reader ‖ generator on a prompt) at each token of each continuation, 0 where there is none: `(prompts, samples,
-    tokens)`, float64. All are in one forward.
+    tokens)`, float64. The prompts are of one length, and each is read once.
     """
-    rows = TargetRows.build(
-        [prompt for prompt in prompts for _ in targets], targets * len(prompts), 1, scorer.model.device
-    )
-    hidden_NTH = scorer.hidden_states(rows)
-    kl_NT = torch.zeros(rows.mask_NT.shape, dtype=torch.float64)
-    for position, mask_N in enumerate(rows.mask_NT.T):  # all positions at once would multiply the logits' memory
-        reader_NV = log_softmax(logits_TSV[position]).repeat(len(prompts), 1)[mask_N]
+    hidden_NTH = _hidden_states(scorer.model, prompts, targets)
+    lengths_S = torch.tensor([len(target) for target in targets])
+    kl_NT = torch.zeros(hidden_NTH.shape[:2], dtype=torch.float64)
+    for position in range(hidden_NTH.shape[1]):  # all positions at once would multiply the logits' memory
+        mask_S = lengths_S > position
+        mask_N = mask_S.repeat(len(prompts))
+        reader_NV = log_softmax(logits_TSV[position][mask_S]).repeat(len(prompts), 1)
         generator_NV = scorer.log_probs(hidden_NTH[mask_N, position])
-        kl_NT[mask_N.cpu(), position] = (
+        kl_NT[mask_N, position] = (
             kl_div(generator_NV, reader_NV, reduction="none", log_target=True).sum(-1).double().cpu()
         )
     return kl_NT.unflatten(0, (len(prompts), -1))
+
+
+def _hidden_states(model, prompts, targets):
+    """From which each target is predicted after each prompt: `(prompts × targets, tokens, hidden)`."""
+    inputs = [torch.tensor([prompt[-1], *target[:-1]]) for prompt in prompts for target in targets]
+    cache = _read_once(model, prompts, len(targets))
+    return (
+        base_of(model)
+        .base_model(
+            input_ids=pad(inputs, padding_value=0).to(model.device), past_key_values=cache, use_cache=cache is not None
+        )
+        .last_hidden_state
+    )
+
+
+@torch.no_grad()
+def _read_once(model, prompts, times):
+    """The keys and values of all but each prompt's last token, `times` times in a row; `None` if there are none."""
+    if len(prompts[0]) == 1:
+        return None
+    cache = DynamicCache(config=model.config.get_text_config())
+    starts = torch.tensor([prompt[:-1] for prompt in prompts], device=model.device)
+    model(input_ids=starts, past_key_values=cache, use_cache=True, logits_to_keep=1)
+    cache.batch_repeat_interleave(times)
+    return cache
