@@ -38,19 +38,19 @@ class ServedCompactor(GistCompactor):
         self.gists: OrderedDict[bytes, Gist] = OrderedDict()
 
     def compress_batch(
-        self, contexts, budget=None, do_sample=False, batch_size=8, last_k=None, keep=None, certify=False
+        self, contexts, budget=None, do_sample=False, batch_size=8, last_k=None, keep=None, certify=False, search=False
     ) -> list[Gist]:
         """As [`GistCompactor.compress_batch`], without its progress bar, which is no line of a log."""
         gists = []
         for start in range(0, len(contexts), batch_size):
             rows = slice(start, start + batch_size)
             last = None if last_k is None else last_k[rows]
-            gists += super().compress_batch(contexts[rows], budget, do_sample, batch_size, last, keep, certify)
+            gists += super().compress_batch(contexts[rows], budget, do_sample, batch_size, last, keep, certify, search)
         return gists
 
-    def _write_gists(self, contexts_ids, last_k_ids, budget, do_sample, requests, certify):
-        settings = (budget, do_sample, requests, certify)
-        if do_sample or certify:
+    def _write_gists(self, contexts_ids, last_k_ids, budget, do_sample, requests, certify, search):
+        settings = (budget, do_sample, requests, certify, search)
+        if do_sample or certify or search:
             return super()._write_gists(contexts_ids, last_k_ids, *settings)
         keys = [_key(*ids, budget, requests) for ids in zip(contexts_ids, last_k_ids, strict=True)]
         new = [row for row, key in enumerate(keys) if key not in self.gists]
