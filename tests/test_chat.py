@@ -17,8 +17,8 @@ import json
 import random
 
 import pytest
-from test_keep import in_eval, make_pair
 from tiny import PARAGRAPH, make_model, make_tokenizer
+from tiny_pairs import in_eval, make_pair
 
 from trl_gist import GistCompactor
 from trl_gist.chat import as_text

@@ -21,8 +21,8 @@ import pytest
 import torch
 from huggingface_hub import ResolvedRevision
 from peft import LoraConfig, get_peft_model
-from test_keep import make_pair
 from tiny import make_documents, make_model
+from tiny_pairs import make_pair
 from transformers import AutoModelForCausalLM, pipeline
 from transformers.pipelines import PipelineException
 

@@ -146,3 +146,12 @@ def test_where_there_is_no_gist_there_is_nothing_to_exchange(pair):
     assert search_gist(pair, context, context[-LAST_K:], []) == []
     # All of the context is L: there is no piece to take
     assert search_gist(pair, context, context, [5, 6, 7]) == [5, 6, 7]
+
+
+def test_special_tokens_are_no_part_of_a_searched_gist(pair):
+    special = pair.tokenizer.eos_token_id
+    context = context_of(pair)
+    context[20:20] = context[60:60] = [special]
+    last, gist = context[-LAST_K:], [*context[30:50], special]
+    found = search_gist(pair, context, last, gist, piece_length=5)
+    assert len(found) == 20 and special not in found

@@ -182,14 +182,10 @@ def continuation_kls(
 def _hidden_states(model, prompts, targets):
     """From which each target is predicted after each prompt: `(prompts × targets, tokens, hidden)`."""
     inputs = [torch.tensor([prompt[-1], *target[:-1]]) for prompt in prompts for target in targets]
+    input_ids = pad(inputs, padding_value=0).to(model.device)
     cache = _read_once(model, prompts, len(targets))
-    return (
-        base_of(model)
-        .base_model(
-            input_ids=pad(inputs, padding_value=0).to(model.device), past_key_values=cache, use_cache=cache is not None
-        )
-        .last_hidden_state
-    )
+    backbone = base_of(model).base_model
+    return backbone(input_ids=input_ids, past_key_values=cache, use_cache=cache is not None).last_hidden_state
 
 
 @torch.no_grad()

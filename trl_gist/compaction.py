@@ -350,15 +350,14 @@ class GistCompactor:
         )
         gists, log_probs, found = written, written_log_probs(logits, written), [{}] * len(written)
         if search:
-            given = zip(contexts_ids, last_k_ids, written, strict=True)
-            gists = [search_gist(self, *ids) for ids in given]
+            gists = [search_gist(self, *ids) for ids in zip(contexts_ids, last_k_ids, written, strict=True)]
         if requests:
             texts = [self._decode(ids) for ids in contexts_ids]
             gists, found = keep_in_gists(gists, texts, requests, budget, self.tokenizer)
         changed = [row for row, gist in enumerate(gists) if gist != written[row]]
         if changed:
-            of_rows = ([prompts[row] for row in changed], [gists[row] for row in changed])
-            for row, log_prob in zip(changed, given_log_probs(self.summarizer, *of_rows), strict=True):
+            given = [prompts[row] for row in changed], [gists[row] for row in changed]
+            for row, log_prob in zip(changed, given_log_probs(self.summarizer, *given), strict=True):
                 log_probs[row] = log_prob
         results = [
             Gist(

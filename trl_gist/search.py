@@ -67,12 +67,14 @@ def search_gist(
             Of the continuations. The random state outside is left as it is.
 
     Returns:
-        `list[int]`: A gist of as many tokens, the given one if nothing is better.
+        `list[int]`: A gist of as many tokens, the given one if nothing is better; without the special tokens, of both,
+        which the generator never reads.
 
     Raises:
         ValueError: if a context and its continuation do not fit the reader's positions, or the generator's logits are
             capped or scaled in a way that scoring does not know.
     """
+    gist = compactor.prompts.without_special(gist)
     if not gist:
         return []
     reader, scorer = full_context_reader(compactor), TargetScorer(compactor.generator)
@@ -90,7 +92,8 @@ def search_gist(
         ]
         return torch.cat(kls).sum((1, 2)).tolist()  # of the same continuations, so not divided by their tokens
 
-    return exchange_pieces(gist, before_last_k(context_ids, last_k_ids), min(piece_length, len(gist)), costs)[-1]
+    readable = compactor.prompts.without_special(before_last_k(context_ids, last_k_ids))
+    return exchange_pieces(gist, readable, min(piece_length, len(gist)), costs)[-1]
 
 
 def exchange_pieces(

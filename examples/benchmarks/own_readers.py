@@ -24,7 +24,6 @@ documents are read.
 """
 
 import argparse
-import json
 import sys
 from collections import Counter
 from pathlib import Path
@@ -35,6 +34,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from reading import GENERATOR_ROWS, one_window_each, read
+from search_gists import found_in
 from tables import markdown_table
 
 from trl_gist import GistCompactor
@@ -63,8 +63,7 @@ def main():
         parser.error("two readers of one compressor need folders of different names.")
     compactor = GistCompactor.from_pretrained(pairs[0][1])
     rows = one_window_each(compactor, args.dataset, args.split, args.documents)
-    lines = [json.loads(line) for file in args.searched for line in file.read_text("utf-8").splitlines()]
-    searched = {line["document_id"]: (line["kl"][-1], line["nll"][-1]) for line in lines}
+    searched = {search["document_id"]: (search["kl"][-1], search["nll"][-1]) for search in found_in(args.searched)}
     if searched:
         rows = [row for row in rows if row["document_id"] in searched]
         if len(rows) < len(searched):

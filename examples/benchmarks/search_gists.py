@@ -70,8 +70,13 @@ def main():
         if args.dataset is None or len(args.files) > 1:
             parser.error("a search needs --dataset, and one file to keep what it finds.")
         find(args, parser)
-    found = [json.loads(line) for file in args.files for line in file.read_text("utf-8").splitlines()]
+    found = found_in(args.files)
     print(*table_of_gists(found), "", *table_of_knowledge(found), sep="\n")
+
+
+def found_in(files: list[Path]) -> list[dict]:
+    """What was found, a context each."""
+    return [json.loads(line) for file in files for line in file.read_text("utf-8").splitlines()]
 
 
 def find(args: argparse.Namespace, parser: argparse.ArgumentParser):
