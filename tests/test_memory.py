@@ -93,12 +93,13 @@ def test_each_phase_of_a_real_step_allocates_what_was_estimated(
     estimate, make_trainer, model, tokenizer, lora, kind, checkpointing
 ):
     lora = lora if kind == "lora" else None
-    settings = {**WINDOW, "gradient_checkpointing": checkpointing, "generation_kwargs": {"min_new_tokens": 12}}
+    settings = {**WINDOW, "gradient_checkpointing": checkpointing}
     settings |= {"score_batch_size": 4, "per_device_train_batch_size": 4, "gradient_accumulation_steps": 2}
     peaks = estimate(lora, **settings).peaks
     trainer = make_trainer(
         model=model, peft_config=lora, processing_class=tokenizer, args={**settings, "max_steps": 1}
     )
+    trainer.generation_config.min_new_tokens = 12
     measured = {}
 
     def counter(trained=()):

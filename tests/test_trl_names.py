@@ -198,7 +198,6 @@ def test_the_trainer_holds_the_attributes_that_we_read(make_trainer):
     for name in (
         "eos_token_ids",
         "generation_config",
-        "generation_kwargs",
         "temperature",
         "use_transformers_continuous_batching",
         "_buffered_inputs",
@@ -351,9 +350,7 @@ def test_utilities_that_we_import_still_take_our_arguments():
     assert parameters(disable_dropout_in_model) == ["model"]
     assert parameters(get_config_model_id) == ["config"]
     assert parameters(split_tensor_dict) == ["tensor_dict", "num_chunks"]
-    assert {"model", "accelerator", "generation_kwargs", "gradient_checkpointing_kwargs"} <= set(
-        parameters(unwrap_model_for_generation)
-    )
+    assert {"model", "accelerator", "gradient_checkpointing_kwargs"} <= set(parameters(unwrap_model_for_generation))
 
 
 def test_the_fused_head_is_put_on_the_summarizer_alone(make_trainer, lora):

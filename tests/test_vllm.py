@@ -452,7 +452,7 @@ def test_evaluation_is_greedy_and_asks_for_one_gist(make_run, vllm, mode, gists)
 def test_settings_reach_the_engine(make_run, vllm, checkpoint):
     settings = {
         **{"vllm_gpu_memory_utilization": 0.4, "vllm_max_model_length": 300, "vllm_model_impl": "transformers"},
-        **{"temperature": 0.7, "top_p": 0.9, "top_k": 50, "min_p": 0.1, "generation_kwargs": {"seed": 3}},
+        **{"temperature": 0.7, "generation_kwargs": {"seed": 3}},
     }
     trainer = make_run("colocate", args={**settings, "max_steps": 1})
     for name, value in {
@@ -462,7 +462,7 @@ def test_settings_reach_the_engine(make_run, vllm, checkpoint):
         assert vllm.settings[name] == value
     trainer.train()
     request = vllm.requests[0]
-    assert (request.temperature, request.top_p, request.top_k, request.min_p, request.seed) == (0.7, 0.9, 50, 0.1, 3)
+    assert (request.temperature, request.top_p, request.top_k, request.min_p, request.seed) == (0.7, 1.0, 0, 0.0, 3)
 
 
 def test_settings_reach_the_server(make_run, vllm):

@@ -75,6 +75,7 @@ class PairCheckpoints:
             tail_length=self.args.tail_length,
             generator_prompt=self.args.generator_prompt,
             summarizer_prompt=self.args.summarizer_prompt,
+            chat_template_kwargs=self.args.chat_template_kwargs or {},
             base_models=self.base_models,
             recipe={name: _plain(getattr(self.args, name)) for name in _RECIPE},
             measures=self.last_measures,

@@ -76,7 +76,7 @@ class GistCompactor:
         self.tokenizer = tokenizer
         self.pair = pair
         self.prompts = GistPrompts.from_tokenizer(
-            tokenizer, pair.summarizer_prompt, pair.tail_length, pair.generator_prompt
+            tokenizer, pair.summarizer_prompt, pair.tail_length, pair.generator_prompt, pair.chat_template_kwargs
         )
         # One model call at a time. Reentrant, because a streamer may use another session from within one
         self.lock = threading.RLock()

@@ -15,7 +15,11 @@
 """What [`GistConfig`] refuses: sizes, choices and settings of TRL that cannot be or do not go together. Every function raises
 `ValueError` that names the field, its value and what to do."""
 
+import inspect
+import json
 import re
+
+from transformers import PreTrainedTokenizerBase
 
 from .prompts import PLACEHOLDERS
 
@@ -24,12 +28,36 @@ ADVANTAGES = ("group", "reward", "best")
 EXTRACTIVE_RULES = ("tail", "tf_idf", "surprisal", "mixed", "passages")
 DISTILLATION_LOSSES = ("forward_kl", "reverse_kl", "jsd", "cross_entropy")
 
+# Settings of TRL that would bend S's distribution, and the values that do not, the one to say first
+NEUTRAL_SAMPLING = {
+    "top_p": (1.0,),
+    "top_k": (0,),
+    "min_p": (None, 0.0),
+    "repetition_penalty": (1.0,),
+    "vllm_structured_outputs_regex": (None,),
+}
+# vLLM's `SamplingParams` that leave the tokens' distribution as it is
+VLLM_KWARGS = ("detokenize", "seed", "skip_special_tokens", "spaces_between_special_tokens")
+# Where a config has a field of its own for a setting of `generate` or of vLLM
+OWN_FIELDS = {
+    "max_new_tokens": "max_completion_length",
+    "max_length": "max_completion_length",
+    "max_tokens": "max_completion_length",
+    "num_return_sequences": "num_generations",
+    "n": "num_generations",
+    "temperature": "temperature",
+    "cache_implementation": "cache_implementation",
+}
+
 
 def check_config(args):
     """All of it; fills in what follows from the rate that is asked for."""
     check_sizes(args)
     check_choices(args)
     check_inherited(args)
+    check_sampling(args)
+    check_continuous_batching(args)
+    check_chat_template_kwargs(args)
     resolve_rate(args)
     check_prompts(args)
     check_rollouts(args)
@@ -79,21 +107,71 @@ def check_inherited(args):
             "`disable_dropout` must be True: gists are sampled and scored in train mode, so dropout would make "
             "the policy that samples differ from the policy that is trained."
         )
-    if args.repetition_penalty != 1.0:
-        raise ValueError(
-            f"`repetition_penalty` must be 1.0, got {args.repetition_penalty}: the policy is trained on its plain "
-            "log-probs, and a saved pair writes gists without a penalty."
-        )
-    for name in ("num_beams", "num_return_sequences", "n"):  # the last is vLLM's name for it
-        if (args.generation_kwargs or {}).get(name, 1) != 1:
-            raise ValueError(
-                f"`generation_kwargs` must not set `{name}`: gists are sampled, `num_generations` of each context."
-            )
     if args.enable_jit_checkpoint:
         raise ValueError(
             "`enable_jit_checkpoint` saves in the middle of a step, when the generator is a step ahead of the "
             "summarizer. Leave it out: `trl-gist train` saves on SIGTERM by itself, and a script does with "
             "`trl_gist.SaveOnSignal`."
+        )
+
+
+def check_sampling(args):
+    """Gists are sampled from the distribution that S is trained on; see [`trl_gist.generation_settings`]."""
+    if not args.temperature > 0:
+        raise ValueError(
+            f"`temperature` must be above 0, got {args.temperature}: gists of a context that are all the same teach "
+            "nothing. Evaluation is greedy by itself."
+        )
+    for name, neutral in NEUTRAL_SAMPLING.items():
+        value = getattr(args, name)
+        if value not in neutral:
+            raise ValueError(
+                f"`{name}` must be {neutral[0]}, got {value!r}: the policy is trained on its plain log-probs, and a saved "
+                "pair writes gists without it. Leave it out; `temperature` below 1 makes unlikely tokens rarer, in the "
+                "log-probs as well."
+            )
+    if args.cache_implementation == "quantized":
+        raise ValueError(
+            "`cache_implementation` must not be 'quantized': gists would be sampled from other logits than the policy is "
+            "trained on. Leave it out."
+        )
+    for name, value in (args.generation_kwargs or {}).items():
+        if args.use_vllm and name in VLLM_KWARGS:
+            continue
+        own = OWN_FIELDS.get(name)
+        raise ValueError(
+            f"`generation_kwargs` must not set `{name}`, got {value!r}: gists are sampled from the plain distribution "
+            "that the policy is trained on, up to their end-of-sequence token or `max_completion_length`. "
+            + (f"Set `{own}` in its place." if own else "Leave it out.")
+        )
+
+
+def check_continuous_batching(args):
+    if args.use_transformers_continuous_batching and args.device.type == "cpu":
+        raise ValueError(
+            "`use_transformers_continuous_batching` (or `use_transformers_paged`) is True, but transformers batches "
+            "continuously on an accelerator only, and this run is on the CPU. Leave it out: all gists of a context are "
+            "sampled in one row anyway."
+        )
+
+
+def check_chat_template_kwargs(args):
+    """What the template itself must know is checked where there is one, in [`~prompts.GistPrompts`]."""
+    kwargs = args.chat_template_kwargs or {}
+    for name in kwargs:
+        if name in inspect.signature(PreTrainedTokenizerBase.apply_chat_template).parameters:
+            raise ValueError(
+                f"`chat_template_kwargs` must not set `{name}`, an argument of `apply_chat_template`: give variables of "
+                "the template alone, as `enable_thinking`."
+            )
+    try:
+        same = json.loads(json.dumps(kwargs)) == kwargs
+    except (TypeError, ValueError):
+        same = False
+    if not same:
+        raise ValueError(
+            f"`chat_template_kwargs` are saved with the pair as JSON, which cannot hold {kwargs!r}. Use strings, numbers, "
+            "booleans, lists and dictionaries with strings for keys."
         )
 
 

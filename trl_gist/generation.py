@@ -22,7 +22,12 @@ from transformers import Cache, GenerationConfig, PreTrainedModel, PreTrainedTok
 from transformers.generation.streamers import BaseStreamer
 from trl.trainer.utils import pad
 
+from .generation_settings import plain_generation_config
 from .prompts import gist_from_completion
+
+
+# Settings of `generate` that are the caller's, or one and the same for all
+_SET_HERE = ("max_length", "num_return_sequences", "return_dict_in_generate")
 
 
 def generate(
@@ -57,14 +62,16 @@ def generate(
         streamer ([`~transformers.generation.streamers.BaseStreamer`], *optional*):
             Gets the prompt, then the tokens as they are chosen; for one prompt only.
         generation_kwargs:
-            For [`~transformers.GenerationConfig`].
+            For [`~transformers.GenerationConfig`]. What is left out is not the checkpoint's; see
+            [`trl_gist.generation_settings`].
 
     Returns:
         The completions, each up to its end-of-sequence token, and the raw logits of each step, if asked for with
         `output_logits=True`.
 
     Raises:
-        ValueError: if no token is asked for, or prompt and completion do not fit the model's positions.
+        ValueError: if no token is asked for, prompt and completion do not fit the model's positions, or a setting is
+            none of [`~transformers.GenerationConfig`] or is not the caller's.
     """
     if max_new_tokens < 1:
         raise ValueError(f"At least 1 token must be asked of the {name}, got {max_new_tokens}.")
@@ -75,29 +82,23 @@ def generate(
             f"The {name} would need {needed} positions for its prompt and {max_new_tokens} new tokens; it has "
             f"{positions}. Give it less text, or ask for fewer tokens."
         )
-    # GRPOTrainer's settings, so that a gist ends where it ended in training. Anything left out would be taken from
-    # the checkpoint, which may sample at another temperature.
+    for setting in generation_kwargs:
+        if setting in _SET_HERE or setting not in vars(GenerationConfig()):
+            raise ValueError(
+                f"`{setting}` is no setting of how the {name} writes. Give settings of `transformers.GenerationConfig`, as "
+                f"`temperature`, but none of {', '.join(_SET_HERE)}: there is one text, of at most `max_new_tokens`."
+            )
     eos_token_ids = end_token_ids(model, tokenizer)
-    pad_token_id = tokenizer.pad_token_id
-    sampling = {"temperature": 1.0, "top_p": 1.0, "top_k": 0} if do_sample else {}
-    config = {
-        "max_new_tokens": max_new_tokens,
-        "do_sample": do_sample,
-        "repetition_penalty": 1.0,
-        "pad_token_id": tokenizer.eos_token_id if pad_token_id is None else pad_token_id,
-        "bos_token_id": tokenizer.bos_token_id,
-        "eos_token_id": eos_token_ids,
-        "disable_compile": True,
-        "return_dict_in_generate": True,
-        **sampling,
-        **generation_kwargs,
-    }
+    config = plain_generation_config(
+        tokenizer, eos_token_ids, max_new_tokens, do_sample, return_dict_in_generate=True, **generation_kwargs
+    )
     tensors = [torch.tensor(prompt) for prompt in prompts]
     with torch.no_grad():
         output = model.generate(
-            input_ids=pad(tensors, config["pad_token_id"], padding_side="left").to(model.device),
+            input_ids=pad(tensors, config.pad_token_id, padding_side="left").to(model.device),
             attention_mask=pad([torch.ones_like(ids) for ids in tensors], 0, padding_side="left").to(model.device),
-            generation_config=GenerationConfig(**config),
+            generation_config=config,
+            tokenizer=tokenizer,  # which `stop_strings` need
             past_key_values=past_key_values,
             streamer=streamer,
         )

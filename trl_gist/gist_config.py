@@ -31,6 +31,9 @@ class GistConfig(GRPOConfig):
     defaults are the numbers of the original experiment: 512 tokens of context, 64 of target, gists of at most 48
     tokens, 1,500 steps, the summarizer at 1e-5 and the generator at 2e-5.
 
+    Gists are sampled from S's plain distribution at `temperature`, whatever the checkpoint's `generation_config` says;
+    [`trl_gist.generation_settings`] says which settings reach which model.
+
     Parameters:
         > Parameters that control the data
 
@@ -67,7 +70,8 @@ class GistConfig(GRPOConfig):
             more, as many as the gist may have. `{last_k}`, which may be left out,
             stands for the last tokens L, so that the summarizer knows what its gist will be read with (in question
             answering, the question), and `{budget}` for the most tokens the gist may have. Other braces are text.
-            Rendered as a user message if the tokenizer has a chat template, read as plain text otherwise.
+            Rendered as a user message if the tokenizer has a chat template, which is then given `chat_template_kwargs`
+            (as `{"enable_thinking": False}`), read as plain text otherwise. The pair keeps both.
         advantage (`str`, *optional*, defaults to `"group"`):
             `"group"` is GRPO's advantage: the reward against the other gists of the same context. `"reward"` uses the
             raw reward as the advantage, as the original experiment's PPO did. `"best"` imitates the best gist of each

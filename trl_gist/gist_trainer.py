@@ -32,6 +32,7 @@ from .data_loading import DataLoading
 from .durable import DurableCheckpoints
 from .engines import check_distributed_settings, is_sharded
 from .extractive import IDF_CONTEXTS, ExtractiveSummarizer
+from .generation_settings import plain_generation_config
 from .generator_trainer import GeneratorTrainer
 from .gist_config import GistConfig
 from .held_out import HeldOutEvaluation
@@ -185,7 +186,11 @@ class GistTrainer(
         }
 
         self.prompts = GistPrompts.from_tokenizer(
-            processing_class, args.summarizer_prompt, args.tail_length, args.generator_prompt
+            processing_class,
+            args.summarizer_prompt,
+            args.tail_length,
+            args.generator_prompt,
+            args.chat_template_kwargs,
         )
         limits = PositionLimits.from_models(
             roles.summarizer, roles.generator, roles.teacher, self.prompts, args.max_completion_length
@@ -236,6 +241,15 @@ class GistTrainer(
         )
         if self.use_vllm:
             self._prepare_vllm()
+        else:  # TRL's would be completed by the checkpoint's
+            self.generation_config = plain_generation_config(
+                processing_class,
+                self.eos_token_ids,
+                args.max_completion_length,
+                do_sample=True,
+                temperature=args.temperature,
+                cache_implementation=args.cache_implementation,
+            )
         self.walk = None
         if args.windows_per_document > 1:
             self.walk = Walk(self.prompts, args, processing_class.decode)

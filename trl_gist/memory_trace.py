@@ -70,7 +70,9 @@ def prompt_lengths(args: GistConfig, tokenizer: PreTrainedTokenizerBase | None =
             _GENERATOR_OVERHEAD + last_k,
             1 + (_longest_seen(args, 1) if walks else context),
         )
-    prompts = GistPrompts.from_tokenizer(tokenizer, args.summarizer_prompt, args.tail_length, args.generator_prompt)
+    prompts = GistPrompts.from_tokenizer(
+        tokenizer, args.summarizer_prompt, args.tail_length, args.generator_prompt, args.chat_template_kwargs
+    )
     context_ids = list(range(context))
     last_k_ids = context_ids[context - last_k :]
     null = len(prompts.generator([], last_k_ids))

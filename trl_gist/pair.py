@@ -43,6 +43,8 @@ class PairConfig:
             Tokens that the summarizer's prompt shows where it has `{tail}`.
         summarizer_prompt, generator_prompt (`str`):
             See [`GistConfig`].
+        chat_template_kwargs (`dict`):
+            What the tokenizer's chat template is given beside the summarizer's prompt. Written only if there is any.
         base_models (`dict[str, str]`):
             Checkpoints that `summarizer`, `generator` and `teacher` started from.
         recipe (`dict`):
@@ -70,10 +72,14 @@ class PairConfig:
     step: int
     version: str
     generator_prompt: str = ORIGINAL_GENERATOR_PROMPT
+    chat_template_kwargs: dict = dataclasses.field(default_factory=dict)
 
     def save(self, directory: str | os.PathLike):
         path = Path(directory, PAIR_CONFIG_NAME)
-        path.write_text(json.dumps(dataclasses.asdict(self), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        values = dataclasses.asdict(self)
+        if not self.chat_template_kwargs:
+            del values["chat_template_kwargs"]  # so that earlier versions read the pair
+        path.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
     @classmethod
     def load(cls, directory: str | os.PathLike) -> "PairConfig":
@@ -85,6 +91,7 @@ class PairConfig:
         # Pairs written before there were these
         values.setdefault("tail_length", values.get("max_gist_length"))
         values.setdefault("generator_prompt", ORIGINAL_GENERATOR_PROMPT)
+        values.setdefault("chat_template_kwargs", {})
         names = {field.name for field in dataclasses.fields(cls)}
         if values.keys() != names:
             raise ValueError(

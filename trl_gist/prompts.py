@@ -77,7 +77,12 @@ class GistPrompts:
         summarizer_prompt: str,
         tail_length: int = 48,
         generator_prompt: str = GENERATOR_PROMPT,
+        chat_template_kwargs: dict | None = None,
     ) -> "GistPrompts":
+        """
+        Raises `ValueError` if the chat template takes none of `chat_template_kwargs`, or there is no template.
+        """
+
         @functools.cache
         def ids(text):
             return tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
@@ -88,7 +93,7 @@ class GistPrompts:
             bos=bos,
             # A chat template writes its own bos as text; a plain prompt gets the tokenizer's
             summarizer_bos=() if tokenizer.chat_template else bos,
-            summarizer_parts=_render(tokenizer, summarizer_prompt),
+            summarizer_parts=_render(tokenizer, summarizer_prompt, chat_template_kwargs or {}),
             before_gist=bos + ids(before_gist),
             before_last_k=ids(before_last_k),
             before_target=ids(before_target),
@@ -229,12 +234,21 @@ def bos_ids(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
     return ()
 
 
-def _render(tokenizer, summarizer_prompt):
+def _render(tokenizer, summarizer_prompt, chat_template_kwargs):
     """The prompt in the tokenizer's chat template, if it has one, cut at X and L; their marks are parts of their own."""
     for name, mark in PLACEHOLDERS.items():
         summarizer_prompt = summarizer_prompt.replace(f"{{{name}}}", mark)
+    for name in chat_template_kwargs:
+        # A template ignores what it does not know
+        if not tokenizer.chat_template or name not in tokenizer.get_chat_template():
+            raise ValueError(
+                f"`chat_template_kwargs` sets `{name}`, which the tokenizer's chat template "
+                f"{'does not mention' if tokenizer.chat_template else 'is not there to read'}. Leave it out."
+            )
     if tokenizer.chat_template:
         message = {"role": "user", "content": summarizer_prompt}
-        summarizer_prompt = tokenizer.apply_chat_template([message], tokenize=False, add_generation_prompt=True)
+        summarizer_prompt = tokenizer.apply_chat_template(
+            [message], tokenize=False, add_generation_prompt=True, **chat_template_kwargs
+        )
     ids_go_here = "".join(mark for name, mark in PLACEHOLDERS.items() if name != "budget")
     return tuple(re.split(f"([{ids_go_here}])", summarizer_prompt))

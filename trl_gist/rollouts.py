@@ -84,18 +84,17 @@ class GistRollouts:
         self.generation_config.do_sample = self.model.training
         if self.use_transformers_continuous_batching or not self.shares_prefix:
             return super()._generate_single_turn(prompt_ids, images, multimodal_fields, num_generations, **kwargs)
-        with self.generating(self.generation_kwargs) as model:
+        with self.generating() as model:
             completion_ids_NC = sample_gists(model, prompt_ids, self.generation_config, self._tokenizer.pad_token_id)
         return [self._through_eos(ids) for ids in completion_ids_NC.tolist()], None
 
     @contextmanager
-    def generating(self, generation_kwargs: dict):
+    def generating(self):
         """S as it generates on the transformers path, whatever wraps it."""
         with (
             unwrap_model_for_generation(
                 self.model_wrapped,
                 self.accelerator,
-                generation_kwargs=generation_kwargs,
                 gradient_checkpointing_kwargs=self.args.gradient_checkpointing_kwargs,
             ) as model,
             torch.no_grad(),

@@ -39,9 +39,10 @@ from pathlib import Path
 import torch
 from accelerate.logging import get_logger
 from datasets import Dataset
-from transformers import GenerationConfig, TrainerCallback
+from transformers import TrainerCallback
 
 from . import __version__
+from .generation_settings import plain_generation_config
 from .prompts import gist_from_completion
 from .sampling import sample_gists
 
@@ -160,18 +161,10 @@ class RunLog(TrainerCallback):
             trainer.prompts.summarizer(window["context_ids"], window["last_k_ids"], args.tail_length)
             for window in windows
         ]
-        pad_token_id = trainer.processing_class.pad_token_id
-        generation_kwargs = {
-            "max_new_tokens": args.max_completion_length,
-            "pad_token_id": pad_token_id,
-            "eos_token_id": trainer.eos_token_ids,
-            **(args.generation_kwargs or {}),
-            "do_sample": False,
-        }
-        config = GenerationConfig(**generation_kwargs, disable_compile=True)
-        with trainer.generating(generation_kwargs) as model:
+        config = plain_generation_config(trainer.processing_class, trainer.eos_token_ids, args.max_completion_length)
+        with trainer.generating() as model:
             if trainer.shares_prefix:
-                completions = sample_gists(model, prompt_ids, config, pad_token_id).tolist()
+                completions = sample_gists(model, prompt_ids, config, config.pad_token_id).tolist()
             else:
                 device = trainer.accelerator.device
                 completions = [

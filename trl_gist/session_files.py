@@ -48,6 +48,8 @@ def pair_fingerprint(compactor: "GistCompactor") -> str:
     """
     names = ("context_length", "last_k", "max_gist_length", "tail_length", "summarizer_prompt", "generator_prompt")
     described = [{name: getattr(compactor.pair, name) for name in names}, vocabulary_of(compactor.tokenizer)]
+    if compactor.pair.chat_template_kwargs:
+        described.append(compactor.pair.chat_template_kwargs)
     digest = hashlib.sha256(json.dumps(described).encode())
     for model in (compactor.summarizer, compactor.generator):
         for name, parameter in sorted(model.named_parameters()):

@@ -100,7 +100,6 @@ def measure(args, full, gradient_checkpointing):
             per_device_train_batch_size=args.gists,
             gradient_accumulation_steps=args.documents,
             score_batch_size=args.score_batch_size,
-            generation_kwargs={"min_new_tokens": 48},
             cold_start_steps=0,
             max_steps=2,
             save_strategy="no",
@@ -122,6 +121,7 @@ def measure(args, full, gradient_checkpointing):
         load_libraries(model_config, tokenizer, copy.deepcopy(config), rows, copy.deepcopy(lora))
         before = status("VmRSS")
         trainer = GistTrainer(checkpoint, config, train_dataset=rows, peft_config=lora)
+        trainer.generation_config.min_new_tokens = 48  # the longest gists
         phases = PhasePeaks(trainer)
         trainer.train()
     measured = {name: peak - before for name, peak in phases.peaks.items() if name in estimate.phases}

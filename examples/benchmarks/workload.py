@@ -175,7 +175,6 @@ def build(kind, args, directory):
         "per_device_train_batch_size": args.gists,  # a document a micro-batch: of 32 rows TRL's step needs over 24 GB
         "gradient_accumulation_steps": args.documents,
         "max_completion_length": args.gist,
-        "generation_kwargs": {"min_new_tokens": args.gist},
         "temperature": 1.0,
         "top_k": 0,
         "max_steps": 1,
@@ -191,6 +190,7 @@ def build(kind, args, directory):
     }
     make = gist_trainer if kind == "gist" else naive_trainer
     trainer = make(checkpoint, tokenizer, prompts, lora, common, args)
+    trainer.generation_config.min_new_tokens = args.gist  # the longest gists, in both
     return Timed(trainer, token_passes(args, prompts)[kind == "gist"])
 
 
