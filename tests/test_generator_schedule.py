@@ -139,7 +139,13 @@ def test_a_checkpoint_whose_schedule_counted_rollouts_goes_on_at_the_summarizers
         def on_step_end(self, args, state, control, **kwargs):
             control.should_training_stop = state.global_step == 4
 
-    args = {"num_iterations": 2, "max_steps": 8, "save_strategy": "steps", "save_steps": 4, "lr_scheduler_type": "linear"}
+    args = {
+        "num_iterations": 2,
+        "max_steps": 8,
+        "save_strategy": "steps",
+        "save_steps": 4,
+        "lr_scheduler_type": "linear",
+    }
     trainer = make_trainer(peft_config=lora, args=args, callbacks=[StopAtFour()])
     trainer.train()
     checkpoint = Path(trainer.args.output_dir, "checkpoint-4")
