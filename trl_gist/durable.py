@@ -188,6 +188,7 @@ class DurableCheckpoints:
 
     def _init_training_state(self, max_steps, *args, **kwargs):
         check_end_of_run(self.args, max_steps)
+        self._held = frozenset()
         return super()._init_training_state(max_steps, *args, **kwargs)
 
     @contextmanager
@@ -214,7 +215,6 @@ class DurableCheckpoints:
                 f"The run ended at step {self.state.global_step}, inside a rollout of {self.args.steps_per_rollout} "
                 "optimizer steps, so the checkpoint that was asked for was not written."
             )
-            self._held = frozenset()
         limit = self.args.save_total_limit
         if self.state.global_step < self.state.max_steps:
             # With a limit of 1 `Trainer` keeps the best checkpoint alone; a run that was stopped goes on from its last
