@@ -165,9 +165,11 @@ def test_the_cold_start_has_a_learning_rate_of_its_own(make_trainer):
     assert rates == pytest.approx([4e-3, 3e-3, 0.5e-3, 0.25e-3])
 
 
-def test_a_schedule_that_watches_a_metric_cannot_have_one(make_trainer, documents):
+def test_a_schedule_that_watches_a_metric_cannot_have_one(make_trainer, tokenizer):
     args = {"cold_start_steps": 1, "cold_start_learning_rate": 1e-3, "max_steps": 1}
-    args |= {"lr_scheduler_type": "reduce_lr_on_plateau", "eval_strategy": "steps", "eval_steps": 1}
-    trainer = make_trainer(args=args, eval_dataset=documents)
+    model = make_model(tokenizer)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+    scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer)
+    trainer = make_trainer(model, args=args, processing_class=tokenizer, optimizers=(optimizer, scheduler))
     with pytest.raises(ValueError, match="needs a schedule that is a function of the step, got ReduceLROnPlateau"):
         trainer.train()

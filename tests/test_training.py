@@ -108,20 +108,20 @@ def test_gist_dropout_of_one_still_trains_the_generator_on_the_empty_gist(train)
 
 
 @pytest.mark.parametrize(
-    ("args", "max_steps", "rollouts"),
+    ("args", "max_steps", "starts"),  # the summarizer's step at which each rollout starts
     [
-        ({}, 3, 3),
-        ({"num_iterations": 2}, 4, 2),
-        ({"steps_per_generation": 2, "gradient_accumulation_steps": 1}, 4, 2),
-        ({"steps_per_generation": 2, "gradient_accumulation_steps": 2}, 3, 3),
-        ({"steps_per_generation": 2, "gradient_accumulation_steps": 2, "num_iterations": 2}, 4, 2),
-        ({"steps_per_generation": 4, "gradient_accumulation_steps": 2}, 4, 2),
-        ({"steps_per_generation": 1, "gradient_accumulation_steps": 2}, 2, 4),
-        ({"num_iterations": 2}, 3, 2),  # the run ends inside its last rollout
+        ({}, 3, [0, 1, 2]),
+        ({"num_iterations": 2}, 4, [0, 2]),
+        ({"steps_per_generation": 2, "gradient_accumulation_steps": 1}, 4, [0, 2]),
+        ({"steps_per_generation": 2, "gradient_accumulation_steps": 2}, 3, [0, 1, 2]),
+        ({"steps_per_generation": 2, "gradient_accumulation_steps": 2, "num_iterations": 2}, 4, [0, 2]),
+        ({"steps_per_generation": 4, "gradient_accumulation_steps": 2}, 4, [0, 2]),
+        ({"steps_per_generation": 1, "gradient_accumulation_steps": 2}, 2, [0, 0, 1, 1]),
+        ({"num_iterations": 2}, 3, [0, 2]),  # the run ends inside its last rollout
     ],
 )
-def test_the_generator_takes_one_step_a_rollout_over_its_whole_schedule(
-    make_trainer, lora, monkeypatch, args, max_steps, rollouts
+def test_the_generator_takes_one_step_a_rollout_over_the_summarizers_schedule(
+    make_trainer, lora, monkeypatch, args, max_steps, starts
 ):
     trainer = make_trainer(
         peft_config=lora,
@@ -136,15 +136,15 @@ def test_the_generator_takes_one_step_a_rollout_over_its_whole_schedule(
     )
     monkeypatch.setattr(trainer.generator_trainer, "step", lambda: (steps.append(step()), steps[-1])[1])
     trainer.train()
-    assert len(generations) == len(steps) == rollouts
-    # Linear decay from the whole rate to zero, one notch a rollout
-    expected = [1e-3 * (rollouts - done) / rollouts for done in range(rollouts)]
+    assert generations == starts
+    # Linear decay from the whole rate to zero, one notch a step of the summarizer
+    expected = [1e-3 * (max_steps - step) / max_steps for step in starts]
     assert [step["learning_rate"] for step in steps] == pytest.approx(expected)
     assert trainer.generator_trainer.lr_scheduler.get_last_lr()[0] == pytest.approx(0)
     assert trainer.state.global_step == max_steps
 
 
-def test_warmup_counts_the_generators_own_steps(make_trainer, lora, monkeypatch):
+def test_warmup_counts_the_summarizers_steps(make_trainer, lora, monkeypatch):
     trainer = make_trainer(peft_config=lora, args={"max_steps": 4, "num_iterations": 2, "warmup_steps": 0.5})
     rates, step = [], trainer.generator_trainer.step
     monkeypatch.setattr(trainer.generator_trainer, "step", lambda: (rates.append(step()), rates[-1])[1])

@@ -116,6 +116,10 @@ def test_grpo_trainer_still_has(name, expected):
         "_get_output_dir": ["trial"],
         "_save_checkpoint": ["model", "trial"],
         "_finalize_training": ["trial", "num_train_samples", "start_time"],
+        "_maybe_log_save_evaluate": [
+            *("tr_loss", "grad_norm", "model", "trial", "epoch", "ignore_keys_for_eval", "start_time"),
+            "learning_rate",
+        ],
     }.items(),
 )
 def test_trainer_still_has(name, expected):
@@ -251,6 +255,24 @@ def test_trainer_calls_the_hooks_of_the_second_trainer():
     ), "G's folder is made by save_model"
     assert saving.index("self._save_optimizer_and_scheduler(output_dir)") < saving.index("rotate_checkpoints(")
     assert "self._load_best_model()" in source(Trainer._finalize_training)
+
+
+def test_the_generators_schedule_is_advanced_with_the_summarizers_and_loaded_at_its_step():
+    epoch = source(Trainer._run_epoch)
+    assert epoch.count("self.callback_handler.on_optimizer_step(") == epoch.count("self.lr_scheduler.step()") == 1
+    inner = source(Trainer._inner_training_loop)
+    assert inner.index("self._init_training_state(") < inner.index("self._prepare_for_training("), (
+        "the step must be known when G's schedule is loaded"
+    )
+
+
+def test_checkpoints_are_asked_for_in_one_place():
+    """The one where they wait for the end of a rollout."""
+    everything = inspect.getsource(inspect.getmodule(Trainer)) + inspect.getsource(inspect.getmodule(GRPOTrainer))
+    assert everything.count("self._save_checkpoint(") == source(Trainer._maybe_log_save_evaluate).count(
+        "self._save_checkpoint("
+    )
+    assert "steps_trained_in_current_epoch=steps_trained_in_current_epoch" in source(Trainer._inner_training_loop)
 
 
 def test_a_checkpoint_is_pushed_when_it_is_whole_and_before_it_may_be_rotated_away():

@@ -95,7 +95,7 @@ class PairCheckpoints:
     def _load_optimizer_and_scheduler(self, checkpoint: str | None):
         super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is not None:
-            self.generator_trainer.load_checkpoint(Path(checkpoint, GENERATOR_DIR))
+            self.generator_trainer.load_checkpoint(Path(checkpoint, GENERATOR_DIR), self.state.global_step)
             if not self.length_penalty.is_fixed:
                 state = Path(checkpoint, LENGTH_PENALTY_FILE).read_text(encoding="utf-8")
                 self.length_penalty.load_state_dict(json.loads(state))
@@ -121,7 +121,7 @@ class PairCheckpoints:
         checkpoint = self.state.best_model_checkpoint
         if self.is_deepspeed_enabled:  # whose checkpoints hold optimizer and weights in one
             super()._load_best_model()
-            self.generator_trainer.load_checkpoint(Path(checkpoint, GENERATOR_DIR))
+            self.generator_trainer.load_checkpoint(Path(checkpoint, GENERATOR_DIR), self.state.best_global_step)
         else:
             self._load_pair(checkpoint)
         self._last_loaded_step = -1  # or vLLM (TRL 1.16) would go on with the last weights until a step is taken

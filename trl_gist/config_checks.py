@@ -21,6 +21,7 @@ import re
 
 from transformers import PreTrainedTokenizerBase
 
+from .evaluation.measures import GREATER_IS_BETTER
 from .prompts import PLACEHOLDERS
 
 
@@ -61,6 +62,8 @@ def check_config(args):
     resolve_rate(args)
     check_prompts(args)
     check_rollouts(args)
+    check_optimizer(args)
+    check_schedule(args)
 
 
 def check_sizes(args):
@@ -249,12 +252,101 @@ def check_rollouts(args):
             "optimizer step."
         )
     steps_per_rollout = args.steps_per_rollout
-    saving = {"steps": ("save_steps", "max_steps"), "best": ("eval_steps",)}.get(args.save_strategy, ())
-    for name in saving if steps_per_rollout > 1 else ():
+    saving = {"steps": ["save_steps"], "best": ["eval_steps"] if args.eval_strategy == "steps" else []}
+    for name in saving.get(args.save_strategy, []):
         value = getattr(args, name)
-        if value is not None and value > 0 and value % steps_per_rollout != 0:
+        # Below 1 it is a share of the run: what falls inside a rollout waits for its end
+        if value >= 1 and value % steps_per_rollout != 0:
             raise ValueError(
                 f"`{name}` ({value}) must be a multiple of the {steps_per_rollout} optimizer steps of one rollout "
                 "(`steps_per_generation` × `num_iterations` / `gradient_accumulation_steps`), so that no "
                 "checkpoint falls inside a rollout."
             )
+    if args.max_steps > 0:
+        check_end_of_run(args, args.max_steps)
+
+
+def check_end_of_run(args, max_steps):
+    """A run that saves must not end inside a rollout: its last checkpoint could not be gone on from."""
+    if args.save_strategy == "no" or max_steps % args.steps_per_rollout == 0:
+        return
+    setting = f"`max_steps` ({max_steps})"
+    if args.max_steps <= 0:
+        setting = f"The {max_steps} optimizer steps that `num_train_epochs` ({args.num_train_epochs}) comes to"
+    raise ValueError(
+        f"{setting} must be a multiple of the {args.steps_per_rollout} optimizer steps of one rollout "
+        "(`steps_per_generation` × `num_iterations` / `gradient_accumulation_steps`), so that no checkpoint falls "
+        f"inside a rollout. Set `max_steps` to {max_steps - max_steps % args.steps_per_rollout or args.steps_per_rollout}"
+        ', or `save_strategy="no"`.'
+    )
+
+
+def check_optimizer(args):
+    """The generator's gradient is gathered over many backward passes, for one step at the end of a rollout's scoring."""
+    reasons = {
+        "lomo": "takes its steps within a backward pass",
+        "layerwise": "takes its steps within a backward pass",
+        "schedule_free": "keeps two sets of weights, to be switched when evaluation begins and ends",
+    }
+    for name, reason in reasons.items():
+        if name in args.optim:
+            raise ValueError(
+                f"`optim` must not be '{args.optim.value}': it {reason}, and the generator, whose rewards and "
+                "gradient come out of the same passes, is stepped once after all of them. Choose another, as "
+                "'adamw_torch'."
+            )
+    if args.max_grad_norm is None:
+        raise ValueError("`max_grad_norm` must be a number, got None. Set it to 0 for no clipping.")
+
+
+def check_schedule(args):
+    if args.lr_scheduler_type in ("reduce_lr_on_plateau", "greedy"):
+        raise ValueError(
+            f"`lr_scheduler_type` must not be '{args.lr_scheduler_type.value}': it follows one figure, and two models are "
+            "trained here, each of which moves it. Choose a schedule that is a function of the step, as 'linear' or "
+            "'cosine'."
+        )
+
+
+def resolve_best_model(args):
+    """Names the measure of the best checkpoint where one is needed, and says which way it is better: transformers takes
+    the greater value of every measure whose name does not end with `loss`."""
+    if args.metric_for_best_model is None:
+        if not args.load_best_model_at_end and args.save_strategy != "best":
+            return
+        args.metric_for_best_model = "eval_teacher_kl"
+    if args.save_strategy == "best" and args.eval_strategy == "no":
+        raise ValueError(
+            "`save_strategy` is 'best', and no evaluation would say which is: set `eval_strategy` to 'steps' or 'epoch'."
+        )
+    metric = args.metric_for_best_model.removeprefix("eval_")
+    # Where there are several eval datasets, the name of one comes first
+    measures = [name for name in GREATER_IS_BETTER if f"_{metric}".endswith(f"_{name}")]
+    if not measures:
+        raise ValueError(
+            f"`metric_for_best_model` ('{args.metric_for_best_model}') is no measure of an evaluation. Choose one of "
+            f"{', '.join(GREATER_IS_BETTER)}."
+        )
+    if args.greater_is_better is None:
+        args.greater_is_better = GREATER_IS_BETTER[max(measures, key=len)]
+    if args.greater_is_better is None:
+        raise ValueError(
+            f"`metric_for_best_model` ('{args.metric_for_best_model}') is not better either way: it says nothing of the "
+            "gists. Set `greater_is_better`, or choose another measure, as 'teacher_kl'."
+        )
+
+
+def check_best_model_of(args, eval_dataset):
+    """Raises `ValueError` if no dataset is measured by the name that the best checkpoint is chosen by."""
+    if args.metric_for_best_model is None:
+        return
+    metric = args.metric_for_best_model.removeprefix("eval_")
+    several = isinstance(eval_dataset, dict)
+    prefixes = [f"{name}_" for name in eval_dataset] if several else [""]
+    if metric not in {f"{prefix}{name}" for prefix in prefixes for name in GREATER_IS_BETTER}:
+        example = f"{prefixes[0]}teacher_kl" if several else "teacher_kl"
+        raise ValueError(
+            f"`metric_for_best_model` ('{args.metric_for_best_model}') is measured on no eval dataset"
+            + (f": each of {list(eval_dataset)} has measures of its own. " if several else ". ")
+            + f"Set it to '{example}', say."
+        )

@@ -22,10 +22,11 @@ from peft import PeftModel
 from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from safetensors import safe_open
 from transformers.trainer import TRAINER_STATE_NAME
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoint
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, SaveStrategy, get_last_checkpoint
 
 from .alarms import ALARMS_FILE
 from .checkpoints import LENGTH_PENALTY_FILE
+from .config_checks import check_end_of_run
 from .engines import whole_shape, zero_stage
 from .generator_trainer import OPTIMIZER_FILE, SCHEDULER_FILE, read_adapter
 from .manifest import (
@@ -54,6 +55,7 @@ class DurableCheckpoints:
 
     _staging_dir = None  # while a checkpoint is written
     _stands_on = None  # what its manifest says of the run
+    _held = frozenset()  # what the trainer was asked to do inside a rollout and does at its end
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs):
         """
@@ -100,10 +102,49 @@ class DurableCheckpoints:
         if self.state.global_step < self.state.max_steps:
             # Where processes share the batches and some are skipped, accelerate (1.15) does not pass it on
             train_dataloader.set_epoch(epoch)
+            before = self.state.global_step, self._step
             super()._run_epoch(model, epoch, train_dataloader, *args, **kwargs)
+            self._check_trained(*before, resumed_inside=kwargs["steps_trained_in_current_epoch"] > 0)
         else:
             # `Trainer` looks at the step's number after a step: from a run's last checkpoint it would take one too many
             self.control.should_training_stop = True
+
+    def _check_trained(self, global_step, micro_step, resumed_inside):
+        """Raises `ValueError` if a whole pass over the dataset gave no optimizer step, where `Trainer` ends the run as if
+        it had come to its end, or makes passes without one."""
+        stopped = self._step > micro_step and (self.control.should_training_stop or self.control.should_epoch_stop)
+        if self.state.global_step > global_step or stopped or resumed_inside:
+            return
+        args = self.args
+        rollouts = max(1, args.gradient_accumulation_steps // (args.steps_per_generation * args.num_iterations))
+        contexts = rollouts * args.generation_batch_size // args.num_generations
+        raise ValueError(
+            f"The train dataset ended before it gave the {contexts} windows of one optimizer step "
+            f"({self.skipped_rows['train'].total} of its rows were skipped), so nothing would be trained. Lower "
+            "`per_device_train_batch_size`, `steps_per_generation` or `gradient_accumulation_steps`, raise "
+            "`num_generations`, or give more documents."
+        )
+
+    # ---- Between two rollouts ----
+    # The generator has taken its step on a rollout before the summarizer takes its first, and a checkpoint holds no
+    # half-used rollout: the rest of one would never be trained on, and the next ones would start at other steps.
+
+    def _inside_rollout(self):
+        return self.state.global_step % self.args.steps_per_rollout != 0
+
+    def _maybe_log_save_evaluate(self, *args, **kwargs):
+        """Whoever asked for it, a checkpoint waits for the end of the rollout, and so does the evaluation that it is
+        chosen by."""
+        asked = {"should_save"} if self.control.should_save else set()
+        if self.control.should_evaluate and (asked or self.args.save_strategy == SaveStrategy.BEST):
+            asked.add("should_evaluate")
+        if self._inside_rollout():
+            self._held |= asked
+        for name in self._held:
+            setattr(self.control, name, not self._inside_rollout())
+        if not self._inside_rollout():
+            self._held = frozenset()
+        super()._maybe_log_save_evaluate(*args, **kwargs)
 
     # ---- Written beside and renamed ----
 
@@ -112,6 +153,12 @@ class DurableCheckpoints:
         return self._staging_dir or super()._get_output_dir(trial)
 
     def _save_checkpoint(self, model, trial):
+        if self._inside_rollout():
+            raise ValueError(
+                f"No checkpoint can be written at step {self.state.global_step}, inside a rollout of "
+                f"{self.args.steps_per_rollout} optimizer steps: a run that resumes from it would leave the rest of the "
+                "rollout out. Set `control.should_save`, which waits for the rollout's end, or use `save_model`."
+            )
         run_dir = self._get_output_dir(trial)
         final = os.path.join(run_dir, f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}")
         push_to_hub, self.args.push_to_hub = self.args.push_to_hub, False  # `Trainer` would push the unfinished folder
@@ -139,6 +186,11 @@ class DurableCheckpoints:
             Manifest(step=self.state.global_step, **self._stands_on).complete(staged)
             publish(staged, Path(final))
 
+    def _init_training_state(self, max_steps, *args, **kwargs):
+        check_end_of_run(self.args, max_steps)
+        self._held = frozenset()
+        return super()._init_training_state(max_steps, *args, **kwargs)
+
     @contextmanager
     def _written_beside(self, directory, what):
         with written_beside(directory, what, self.args.should_save, self.accelerator.wait_for_everyone) as staging:
@@ -158,6 +210,11 @@ class DurableCheckpoints:
                 replace_files(staged, Path(output_dir), last=PAIR_CONFIG_NAME)
 
     def _finalize_training(self, trial, num_train_samples, start_time):
+        if self._held:
+            logger.warning(
+                f"The run ended at step {self.state.global_step}, inside a rollout of {self.args.steps_per_rollout} "
+                "optimizer steps, so the checkpoint that was asked for was not written."
+            )
         limit = self.args.save_total_limit
         if self.state.global_step < self.state.max_steps:
             # With a limit of 1 `Trainer` keeps the best checkpoint alone; a run that was stopped goes on from its last
@@ -216,6 +273,13 @@ class DurableCheckpoints:
         manifest = Manifest.load(checkpoint)
         manifest.check_files(checkpoint)
         self._check_parts(checkpoint, manifest)
+        if manifest.step % self.args.steps_per_rollout != 0:
+            raise ValueError(
+                f"{checkpoint} was saved at step {manifest.step}, inside a rollout of this run, which takes "
+                f"{self.args.steps_per_rollout} optimizer steps (`steps_per_generation` × `num_iterations` / "
+                "`gradient_accumulation_steps`): its rest would be left out. Resume from a checkpoint between two "
+                "rollouts, or with the settings that it was trained with."
+            )
         vocabulary = self._stands_on["vocabulary"]
         if manifest.vocabulary != vocabulary:
             raise ValueError(

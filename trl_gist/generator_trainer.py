@@ -15,13 +15,15 @@
 import copy
 import math
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
 from peft import PeftModel, get_peft_model_state_dict, load_peft_weights, set_peft_model_state_dict
 from safetensors.torch import load_model as load_safetensors
-from transformers import PreTrainedModel, Trainer, get_scheduler
+from torch.optim.lr_scheduler import LambdaLR
+from transformers import PreTrainedModel, Trainer, TrainerCallback, get_scheduler
 from transformers.integrations.deepspeed import deepspeed_load_checkpoint
 from transformers.trainer_pt_utils import get_parameter_names
 from transformers.trainer_utils import load_sharded_checkpoint
@@ -98,16 +100,21 @@ class GeneratorTrainer:
         self.engine = None  # DeepSpeed's
         self.optimizer = None
         self.lr_scheduler = None
+        self._optimizer_cls_and_kwargs()  # so that an optimizer whose package is missing is named before training
+
+    def _optimizer_cls_and_kwargs(self):
+        args = copy.copy(self.args)
+        args.learning_rate = self.args.generator_learning_rate
+        return Trainer.get_optimizer_cls_and_kwargs(args, self.model)
 
     def create_optimizer_and_scheduler(self, num_training_steps: int):
         """
         Args:
             num_training_steps (`int`):
-                Steps of the generator in the whole run: one per rollout.
+                Steps of the summarizer in the whole run, which the schedule counts; see [`~GeneratorTrainer.step`].
         """
-        args = copy.copy(self.args)
-        args.learning_rate = self.args.generator_learning_rate
-        optimizer_cls, optimizer_kwargs = Trainer.get_optimizer_cls_and_kwargs(args, self.model)
+        args = self.args
+        optimizer_cls, optimizer_kwargs = self._optimizer_cls_and_kwargs()
         # The parameters that `Trainer` would decay: all but biases and norms
         decayed = set(get_parameter_names(self.model, [torch.nn.LayerNorm], [r"bias", r"norm"]))
         trainable = [(name, p) for name, p in self.model.named_parameters() if p.requires_grad]
@@ -115,18 +122,14 @@ class GeneratorTrainer:
             {"params": [p for name, p in trainable if name in decayed], "weight_decay": args.weight_decay},
             {"params": [p for name, p in trainable if name not in decayed], "weight_decay": 0.0},
         ]
+        groups = optimizer_kwargs.pop("params", groups)  # GaLore and APOLLO bring their own, as in `Trainer`
         self.optimizer = optimizer_cls([group for group in groups if group["params"]], **optimizer_kwargs)
         if uses_deepspeed(self.accelerator):
             self._create_engines()
         else:
             self.scorer.generator = self.accelerator.prepare_model(TargetScorer(self.model))
-        self.lr_scheduler = get_scheduler(
-            args.lr_scheduler_type,
-            optimizer=self.optimizer,
-            num_warmup_steps=args.get_warmup_steps(num_training_steps),
-            num_training_steps=num_training_steps,
-            scheduler_specific_kwargs=args.lr_scheduler_kwargs,
-        )
+        schedule = summarizer_schedule(args, num_training_steps)
+        self.lr_scheduler = LambdaLR(self.optimizer, [schedule] * len(self.optimizer.param_groups))
 
     def _create_engines(self):
         accelerator, teacher = self.accelerator, self.scorer.teacher.model
@@ -166,10 +169,14 @@ class GeneratorTrainer:
         )
 
     def step(self) -> dict[str, float]:
-        """One optimizer step on the accumulated gradient. Returns the gradient norm and the learning rate used."""
+        """
+        One optimizer step on the accumulated gradient. Returns the gradient norm and the learning rate used.
+
+        The schedule is not advanced: its clock is the summarizer's step, so that the learning rate of a rollout is
+        what the summarizer's schedule says at the rollout's first step, in proportion; see [`GeneratorSchedule`].
+        """
         learning_rate = self.lr_scheduler.get_last_lr()[0]
         grad_norm = self._step() if self.engine is None else self._step_engine()
-        self.lr_scheduler.step()
         return {"grad_norm": grad_norm, "learning_rate": learning_rate}
 
     def _step(self):
@@ -220,8 +227,11 @@ class GeneratorTrainer:
         else:
             load_safetensors(self.model, Path(checkpoint_dir, SAFE_WEIGHTS_NAME), device="cpu")
 
-    def load_checkpoint(self, checkpoint_dir: str | os.PathLike):
-        """Loads what [`~GeneratorTrainer.save_checkpoint`] wrote. Raises `ValueError` if a file is missing."""
+    def load_checkpoint(self, checkpoint_dir: str | os.PathLike, summarizer_step: int):
+        """
+        Loads what [`~GeneratorTrainer.save_checkpoint`] wrote at a step of the summarizer. Raises `ValueError` if a file
+        is missing.
+        """
         targets = {OPTIMIZER_FILE: self.optimizer, SCHEDULER_FILE: self.lr_scheduler}
         if self.engine is not None:  # which holds the weights too
             del targets[OPTIMIZER_FILE]
@@ -234,6 +244,9 @@ class GeneratorTrainer:
                     f"{path} is missing: the checkpoint lacks the generator's half. Resume from an earlier one."
                 )
             target.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+        if self.lr_scheduler.last_epoch != summarizer_step:  # it was saved when it counted rollouts
+            self.lr_scheduler.last_epoch = summarizer_step - 1
+            self.lr_scheduler.step()
 
     def _token_weight(self, rows):
         """1 / target tokens of the rollout on all ranks, so that the summed loss is a mean over tokens."""
@@ -258,6 +271,36 @@ class GeneratorTrainer:
                     f"({row['prompt'][:80]!r}…); no step was taken. Remove the document, or resume from the last "
                     "checkpoint with a lower `generator_learning_rate`."
                 )
+
+
+class GeneratorSchedule(TrainerCallback):
+    """
+    Advances the generator's schedule with each step of the summarizer's optimizer.
+
+    Args:
+        generator_trainer ([`GeneratorTrainer`]):
+            The second trainer.
+    """
+
+    def __init__(self, generator_trainer: GeneratorTrainer):
+        self.generator_trainer = generator_trainer
+
+    def on_optimizer_step(self, args, state, control, **kwargs):
+        self.generator_trainer.lr_scheduler.step()
+
+
+def summarizer_schedule(args: GistConfig, num_training_steps: int) -> Callable[[int], float]:
+    """What `args` multiply the summarizer's learning rate by at each of its steps, the cold start's rate aside. A floor
+    in `lr_scheduler_kwargs`, as `min_lr`, is the summarizer's: the generator's is as much higher as its learning rate."""
+    optimizer = torch.optim.SGD([torch.zeros(1)], lr=args.learning_rate)
+    scheduler = get_scheduler(
+        args.lr_scheduler_type,
+        optimizer=optimizer,
+        num_warmup_steps=args.get_warmup_steps(num_training_steps),
+        num_training_steps=num_training_steps,
+        scheduler_specific_kwargs=args.lr_scheduler_kwargs,
+    )
+    return scheduler.lr_lambdas[0]
 
 
 def read_adapter(model: PeftModel, checkpoint_dir: str | os.PathLike, role: str) -> dict[str, torch.Tensor]:

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 import torch
 from trl import GRPOConfig
 
-from .config_checks import check_config
+from .config_checks import check_config, resolve_best_model
 from .prompts import GENERATOR_PROMPT, SUMMARIZER_PROMPT_WITH_TAIL
 
 
@@ -113,7 +113,8 @@ class GistConfig(GRPOConfig):
             last tokens L. Plain text, never rendered as a message.
         generator_learning_rate (`float`, *optional*, defaults to `2e-5`):
             Initial learning rate of the generator. Optimizer, schedule and gradient clipping are those of the
-            summarizer.
+            summarizer: on a rollout, the generator's rate is to this what the summarizer's schedule says at the rollout's
+            first optimizer step is to `learning_rate`, but for `cold_start_learning_rate`.
         distillation_loss (`str`, *optional*, defaults to `"forward_kl"`):
             What G learns from, with gists and without. `"forward_kl"`, `"reverse_kl"` and `"jsd"` match the teacher's
             whole distribution: KL(T‖G), which covers all that T finds likely; KL(G‖T), which avoids what T finds
@@ -314,6 +315,7 @@ class GistConfig(GRPOConfig):
     def __post_init__(self):
         if not torch.accelerator.is_available():
             self.use_cpu = True  # TRL's default of bf16=True is refused on a machine without one unless it is said
+        resolve_best_model(self)
         super().__post_init__()
         check_config(self)
 

@@ -27,13 +27,14 @@ from trl.trainer.utils import get_config_model_id
 from .alarms import Alarms, StopOnAlarm
 from .attention import use_matmul_attention
 from .checkpoints import PairCheckpoints
+from .config_checks import check_best_model_of
 from .data import PositionLimits, prepare_windows
 from .data_loading import DataLoading
 from .durable import DurableCheckpoints
 from .engines import check_distributed_settings, is_sharded
 from .extractive import IDF_CONTEXTS, ExtractiveSummarizer
 from .generation_settings import plain_generation_config
-from .generator_trainer import GeneratorTrainer
+from .generator_trainer import GeneratorSchedule, GeneratorTrainer
 from .gist_config import GistConfig
 from .held_out import HeldOutEvaluation
 from .hub import PairHub
@@ -214,6 +215,8 @@ class GistTrainer(
         elif eval_dataset is not None:
             eval_dataset = windows(eval_dataset, "eval")
 
+        check_best_model_of(args, eval_dataset)
+
         if reward_funcs is None:
             reward_funcs = [kl_gain, length_penalty]  # less noise than log_prob_gain: docs/ABLATION.md
         elif not isinstance(reward_funcs, list):
@@ -286,6 +289,7 @@ class GistTrainer(
         self.alarms = Alarms(self.generator_trainer.scorer, args.max_completion_length, self.accelerator)
         if args.stop_on_alarm:
             self.add_callback(StopOnAlarm(self.alarms, args.steps_per_rollout))
+        self.add_callback(GeneratorSchedule(self.generator_trainer))
         self.add_callback(RunLog(self))
 
     @property
@@ -397,10 +401,7 @@ class GistTrainer(
         if self.args.cold_start_learning_rate is not None:
             ratio = self.args.cold_start_learning_rate / self.args.learning_rate
             scheduler = self.lr_scheduler = first_steps_times(ratio, self.args.cold_start_steps, scheduler)
-        micro_steps = self.args.steps_per_generation * self.num_iterations
-        # Rounded up: a run may end inside its last rollout
-        rollouts = math.ceil(num_training_steps * self.args.gradient_accumulation_steps / micro_steps)
-        self.generator_trainer.create_optimizer_and_scheduler(rollouts)
+        self.generator_trainer.create_optimizer_and_scheduler(num_training_steps)
         if is_sharded(self.model):
             self._choose_layout()
         return scheduler

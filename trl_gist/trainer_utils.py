@@ -33,7 +33,7 @@ def first_steps_times(factor: float, steps: int, scheduler: LambdaLR) -> LambdaL
     if not isinstance(scheduler, LambdaLR):
         raise ValueError(
             f"`cold_start_learning_rate` needs a schedule that is a function of the step, got {type(scheduler).__name__}. "
-            "Choose another `lr_scheduler_type`, or leave it out."
+            "Pass another one in `optimizers`, or leave it out."
         )
 
     def times(schedule, step):

@@ -38,6 +38,16 @@ from ..scoring import GistScorer
 
 CONTROLS = ("null", "shuffled", "last_k", "tail")
 
+# For each mean that an evaluation gives, which way it is better. None where it is neither, since it is not of the gists
+GREATER_IS_BETTER = {
+    "teacher_kl": False,
+    "nll_gist": False,
+    **{f"gain_over_{control}": True for control in CONTROLS},
+    **{f"gap_closed_{control}": True for control in CONTROLS},
+    **dict.fromkeys(("gist_length", "gist_rate", "total_rate"), False),
+    **dict.fromkeys(("null_teacher_kl", "nll_teacher", *(f"nll_{control}" for control in CONTROLS))),
+}
+
 
 def add_controls(scorer: GistScorer, rows: list[dict], share: list[int] | None = None):
     """
