@@ -196,6 +196,7 @@ class GistTrainer(
             dataset, self.skipped_rows[name] = prepare_windows(dataset, processing_class, args, limits, name)
             return dataset
 
+        self.windows_of = windows  # for what `evaluate` and `predict` are given later
         train_dataset = windows(train_dataset, "train")
         contexts = args.generation_batch_size // args.num_generations
         if isinstance(train_dataset, Dataset) and len(train_dataset) < contexts:
@@ -265,7 +266,7 @@ class GistTrainer(
         if args.cold_start_steps > 0 and not args.generator_only:
             sample = (row["context_ids"] for row in train_dataset.take(IDF_CONTEXTS))
             self.extractive_summarizer = ExtractiveSummarizer(
-                args.cold_start_gists, sample, self.generator_trainer.scorer.teacher
+                args.cold_start_gists, sample, self.generator_trainer.scorer.teacher, self.unread_ids
             )
             if isinstance(train_dataset, IterableDataset):
                 self.skipped_rows["train"].counts.clear()  # they will be read again
