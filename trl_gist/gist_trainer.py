@@ -107,9 +107,9 @@ class GistTrainer(
             Default to the model's own checkpoint. Under LoRA the three then stand on one base in memory.
         train_dataset, eval_dataset ([`~datasets.Dataset`] or [`~datasets.IterableDataset`]):
             Documents (`text`) or ready windows (`context`, `target`, optionally `last_k`); see
-            [`~data.prepare_windows`]. `eval_dataset` may be a dict of them.
+            [`~data.prepare_windows`]. `eval_dataset` may be a dict of them; `evaluate` and `predict` take the same.
         reward_funcs (`Callable` or `list`, *optional*):
-            TRL reward functions over the scored columns listed in [`trl_gist.rewards`]. Defaults to
+            TRL reward functions over the scored columns listed in [`trl_gist.rewards`] and the dataset's own. Defaults to
             `[kl_gain, length_penalty]`, the latter weighted by `args.length_penalty`.
         processing_class ([`~transformers.PreTrainedTokenizerBase`], *optional*):
             The one tokenizer of all roles. Defaults to the model's.
@@ -127,7 +127,7 @@ class GistTrainer(
 
     Raises:
         ValueError: if roles have different tokenizers, a window does not fit a model's positions, a dataset is empty
-            or all too short, or the distributed setting is not supported.
+            or all too short or has a column whose name is taken, or the distributed setting is not supported.
     """
 
     _tag_names = ["trl", "trl_gist", "context-compression"]
