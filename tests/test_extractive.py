@@ -19,8 +19,10 @@ import math
 import pytest
 import torch
 from checks import moved, snapshot
+from datasets import Dataset
 from tiny import make_model
 
+from trl_gist.config_checks import EXTRACTIVE_RULES
 from trl_gist.extractive import ExtractiveSummarizer, passage_and_tail
 from trl_gist.scoring import TargetScorer
 from trl_gist.trainer_utils import best_of_group
@@ -106,6 +108,23 @@ def test_surprisal_takes_what_the_teacher_expected_least(tokenizer):
     assert summarizer.gists(window, [5]) == [[context_ids[position] for position in sorted(most)]]
 
 
+@pytest.mark.parametrize("rule", EXTRACTIVE_RULES)
+def test_no_rule_takes_a_special_token(tokenizer, rule):
+    """Nor does it take fewer tokens for it; what is left is what it takes of a context without them."""
+    teacher = TargetScorer(make_model(tokenizer))
+    special = frozenset(tokenizer.all_special_ids)
+    plain, last_k_ids = list(range(30, 60)), [60, 61]
+    marked = [token for index, token in enumerate(plain) for token in (sorted(special)[index % len(special)], token)]
+    summarizer = ExtractiveSummarizer(rule, [[40], [50]], teacher, special)
+    for first in (70, 71, 72):  # with "passages" the context says whose turn it is
+        window = {"context_ids": [*marked, first, *last_k_ids], "last_k_ids": last_k_ids}
+        for gist in summarizer.gists(window, [10, 10, 10]):
+            assert len(gist) == 10 and not special & set(gist)
+            assert gist == sorted(gist)  # in the context's order
+    only = {"context_ids": [*special, *last_k_ids], "last_k_ids": last_k_ids}
+    assert summarizer.gists(only, [4]) == [[]]
+
+
 def test_imitating_the_best_of_a_group_is_its_cross_entropy():
     weights = best_of_group(torch.tensor([0.1, 0.5, 0.3, -1.0, -3.0, -2.0]), 3)
     assert weights.tolist() == [0, 3, 0, 3, 0, 0]
@@ -173,3 +192,47 @@ def test_a_schedule_that_watches_a_metric_cannot_have_one(make_trainer, tokenize
     trainer = make_trainer(model, args=args, processing_class=tokenizer, optimizers=(optimizer, scheduler))
     with pytest.raises(ValueError, match="needs a schedule that is a function of the step, got ReduceLROnPlateau"):
         trainer.train()
+
+
+class Parrot:
+    """A compressor that gives back the first tokens of a context, whatever they are."""
+
+    def compress(self, contexts, budgets):
+        return [context[:budget] for context, budget in zip(contexts, budgets, strict=True)]
+
+
+@pytest.mark.parametrize("maker", ["cold start", "compressor"])
+def test_gists_made_of_contexts_have_no_special_token_and_end_as_the_tokenizer_ends_a_text(
+    make_trainer, tokenizer, tmp_path, maker
+):
+    """The model stops at two others as well, of which one is a plain word's, and names them first."""
+    word = 77
+    model = make_model(tokenizer)
+    model.generation_config.eos_token_id = [
+        word,
+        tokenizer.convert_tokens_to_ids("<|im_end|>"),
+        tokenizer.eos_token_id,
+    ]
+    model.save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    rows = [{"context": [n, 60 + n, word, 3, 90, 4, 91, 2, 50, 51], "target": [30, 31]} for n in range(5)]
+    args = {"cold_start_steps": 1} if maker == "cold start" else {"generator_only": True}
+    args |= {"max_completion_length": 20, "max_steps": 1}
+    seen = []
+
+    def reward(completion_ids, gist_ids, **columns):
+        seen.extend(zip(completion_ids, gist_ids, strict=True))
+        return [0.0] * len(gist_ids)
+
+    trainer = make_trainer(
+        str(tmp_path / "model"),
+        train_dataset=Dataset.from_list(rows),
+        reward_funcs=reward,
+        compressor=None if maker == "cold start" else Parrot(),
+        args=args,
+    )
+    trainer.train()
+    assert seen
+    for completion_ids, gist_ids in seen:
+        assert completion_ids == [*gist_ids, tokenizer.eos_token_id]
+        assert gist_ids and not set(gist_ids) & {word, *tokenizer.all_special_ids}

@@ -24,7 +24,7 @@ from tiny_pairs import LAST_K, in_eval, make_adapter_pair, make_compactor, make_
 from trl_gist import GistCompactor
 from trl_gist.certify import draw_continuations, expected_kls, full_context_reader
 from trl_gist.evaluation.patterns import gist_patterns
-from trl_gist.keep import SEPARATOR, find_spans, parse_keep, with_spans
+from trl_gist.keep import SEPARATOR, find_spans, keep_in_gists, parse_keep, with_spans
 
 
 @pytest.fixture(scope="module")
@@ -228,6 +228,16 @@ def test_over_two_tokens_it_estimates_the_kl_over_all_continuations(request, whi
     tokens = 1 + first_V[~ended].sum()
     assert cost["expected_kl"] == pytest.approx((total / tokens).item(), abs=4 * cost["expected_kl_se"])
     assert 0 < cost["expected_kl_se"] < 0.2 * cost["expected_kl"]
+
+
+@pytest.mark.parametrize("keep", ["regex:<.*?>", "<|im_end|>", "Snow</s> 82", "regex:.*"])
+def test_what_has_special_tokens_is_said_not_to_be_kept_and_what_stands_between_them_is(tokenizer, keep):
+    """G would never read them."""
+    context = "In 1854 <|im_end|> John Snow</s> 82 miles <|im_start|>Broad Street"
+    gist = tokenizer.encode("the map", add_special_tokens=False)
+    ((ids,), (found,)) = keep_in_gists([gist], [context], parse_keep([keep, "numbers"]), 40, tokenizer)
+    assert not set(ids) & set(tokenizer.all_special_ids)
+    assert found["kept"] == ["1854", "82"] and found["not_kept"]
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -157,8 +157,8 @@ def test_a_budget_column_is_the_budget_of_its_rows(make_trainer, tmp_path):
     assert all(budget == 2 + (ids[0] - 60) % 3 and length <= budget for ids, budget, length in seen)
     assert {budget for _, budget, _ in seen} == {2, 3, 4}
     outside = Dataset.from_list([{**row, "budget": 7} for row in rows])
-    with pytest.raises(ValueError, match=r"`budget` column has 7, outside `gist_length_range` \(1, 6\)"):
-        make_trainer(args={**args, "output_dir": str(tmp_path / "outside")}, train_dataset=outside).train()
+    with pytest.raises(ValueError, match=r"`budget` 7, which is no whole number within `gist_length_range` \(1, 6\)"):
+        make_trainer(args={**args, "output_dir": str(tmp_path / "outside")}, train_dataset=outside)
 
 
 # ---- Measures ----

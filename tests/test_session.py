@@ -27,6 +27,7 @@ from trl_gist import GistCompactor
 from trl_gist.pair import PairConfig
 from trl_gist.prompts import GENERATOR_PROMPT, SUMMARIZER_PROMPT
 from trl_gist.session import Session
+from trl_gist.session_files import sampled_fingerprint
 
 
 CONTEXT, LAST_K, GIST, TARGET = 32, 5, 6, 8
@@ -386,6 +387,18 @@ def test_another_pairs_session_is_refused_by_name(compactor, ids, tmp_path):
         make_compactor(seed=10).load_session(tmp_path / "session")
     assert make_compactor(dtype=torch.bfloat16).load_session(tmp_path / "session").position == 100
     assert Session.load(tmp_path / "session", make_compactor()).gist == session.gist
+
+
+def test_a_session_from_before_whole_digests_goes_on_with_its_own_pair(compactor, ids, tmp_path):
+    session = compactor.session()
+    session.append(ids[:100])
+    session.save(tmp_path / "session")
+    content = json.loads((tmp_path / "session").read_text())
+    content["fingerprint"] = sampled_fingerprint(compactor)
+    (tmp_path / "session").write_text(json.dumps(content))
+    assert make_compactor().load_session(tmp_path / "session").position == 100
+    with pytest.raises(ValueError, match="session of another pair"):
+        make_compactor(seed=10).load_session(tmp_path / "session")
 
 
 @pytest.mark.parametrize(

@@ -59,8 +59,10 @@ def test_a_second_look_asks_the_teacher_nothing_and_scores_the_same(tokenizer, s
         lambda teacher: teacher.lm_head.weight.data.mul_(1.01),
         lambda teacher: setattr(teacher.config, "rope_parameters", {"rope_theta": 5.0, "rope_type": "default"}),
         lambda teacher: teacher.double(),
+        lambda teacher: teacher.model.embed_tokens.weight.data[8].mul_(1.01),
+        lambda teacher: teacher.set_attn_implementation("eager"),
     ],
-    ids=["weights", "configuration", "dtype"],
+    ids=["weights", "configuration", "dtype", "one row", "attention"],
 )
 def test_another_teacher_gets_entries_of_its_own(tokenizer, scorer_for, change):
     scorer_for(make_model(tokenizer))[0].score(ROWS, [[], []])
@@ -69,6 +71,19 @@ def test_another_teacher_gets_entries_of_its_own(tokenizer, scorer_for, change):
     scorer, calls = scorer_for(teacher)
     scorer.read_contexts(ROWS)
     assert calls
+
+
+def test_another_precision_gets_entries_of_its_own(make_trainer, documents, tmp_path):
+    trainers = [
+        make_trainer(args={"teacher_cache_dir": str(tmp_path / "cache"), "bf16": bf16, "max_steps": 1})
+        for bf16 in (False, True)
+    ]
+    in_float32, in_bfloat16 = (trainer.generator_trainer.scorer for trainer in trainers)
+    rows = list(trainers[0].train_dataset.select(range(2)))
+    assert in_float32.teacher_cache.key != in_bfloat16.teacher_cache.key
+    in_bfloat16.read_contexts(rows)
+    assert in_float32.teacher_cache.get(rows[0]) is None
+    assert in_bfloat16.teacher_cache.get(rows[0]) is not None
 
 
 @pytest.mark.parametrize("damage", ["truncated", "flipped", "another window's", "empty", "not safetensors"])

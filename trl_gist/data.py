@@ -32,6 +32,34 @@ WINDOW_COLUMNS = ("prompt", "context_ids", "last_k_ids", "target_ids", "document
 # The text of a walk over several windows; the other columns are then its first window
 WALK_COLUMN = "walk_ids"
 
+_WINDOW = "what a window is made of"
+_SCORE = "what a gist is scored with"
+_REWARDS = "what TRL hands to reward functions by itself"
+# Names that a dataset's columns cannot have where a trainer reads them: it would write over them, or be led by them.
+# `text`, `context`, `last_k`, `target`, `document_id` and, with `gist_length_range`, `budget` are inputs
+RESERVED_COLUMNS = {
+    **dict.fromkeys((*WINDOW_COLUMNS[:-1], WALK_COLUMN, "seen_ids"), _WINDOW),
+    **dict.fromkeys(
+        (
+            *("gist_ids", "gist_length", "gist_log_prob", "null_log_prob", "teacher_log_prob"),
+            *("log_prob_gain", "token_log_prob_gains", "later_log_prob_gain", "teacher_kl", "null_teacher_kl"),
+            *("kl_gain", "token_kl_gains", "later_kl_gain"),
+        ),
+        _SCORE,
+    ),
+    **dict.fromkeys(
+        (
+            *("prompts", "completion", "completions", "completion_ids"),
+            *("trainer_state", "log_extra", "log_metric"),
+        ),
+        _REWARDS,
+    ),
+    **dict.fromkeys(("image", "images"), "what TRL would show to the models, which read text alone"),
+}
+RESERVED_WALK_COLUMNS = dict.fromkeys(("window", "chunk_ids"), "what a walk's windows are made of")
+# Why a row gave no window, until it is counted
+_SKIPPED = "trl_gist: skipped"
+
 
 @dataclass
 class SkippedRows:
@@ -136,7 +164,8 @@ def prepare_windows(
             Either a `text` column, cut by token ids into windows of `context_length + target_length`; or columns
             `context`, `target` and optionally `last_k` (by default the context's last tokens), each text or a list of
             token ids, of any length. A `last_k` that is not the context's end follows it: a question after its
-            passage. Other columns are kept, for reward functions.
+            passage. Other columns are kept, for reward functions, but for the names of [`RESERVED_COLUMNS`]. With
+            `gist_length_range` a column `budget` says the most tokens of each row's gists, `None` for one to be drawn.
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
             The one tokenizer of all roles.
         args ([`GistConfig`] or [`WindowSpec`]):
@@ -152,11 +181,19 @@ def prepare_windows(
         none: too short, null, not a string, undecodable.
 
     Raises:
-        ValueError: if the dataset is empty, has neither set of columns, gives no window at all, or has a window that
-            does not fit a model.
+        ValueError: if the dataset is none, as a `DatasetDict`, is empty, has neither set of columns, or both, or a
+            column of a reserved name; if it gives no window at all, or one that does not fit a model; or if a `budget`
+            is outside `gist_length_range`.
     """
     PartialState()  # the logger asks it for the rank
+    check_dataset(dataset, name)
+    dataset = dataset.with_format(None)  # as plain Python values, whatever tensors the user reads it as
     columns = columns_of(dataset, name)
+    if "text" in columns and {"context", "target"} <= columns:
+        raise ValueError(
+            f"The {name} dataset has both `text`, which is cut into windows, and `context` and `target`, which are windows. "
+            "Remove those that are not meant, or rename them: `dataset.rename_column('text', ...)`."
+        )
     if "text" in columns:
         to_windows, consumed = _cut_document, {"text"}
     elif {"context", "target"} <= columns:
@@ -166,7 +203,9 @@ def prepare_windows(
             f"The {name} dataset has columns {sorted(columns)}; it needs either `text`, or `context` and `target` "
             "(and optionally `last_k`)."
         )
-    carried = sorted(columns - consumed - set(WINDOW_COLUMNS) - {"skipped"})
+    if isinstance(args, GistConfig):
+        check_columns(columns, args, name)
+    carried = sorted(columns - consumed - set(WINDOW_COLUMNS))
     carries_document_id = "document_id" in columns
     # Only what shapes a window goes into the closure: `datasets` hashes it to find cached results
     spec = args if isinstance(args, WindowSpec) else _window_spec(args, tokenizer)
@@ -179,10 +218,13 @@ def prepare_windows(
     id_columns = [column for column in window_columns if column.endswith("_ids")]
     longest_context = spec.context_length if spec.walks else 0
     vocab_size = len(tokenizer)
+    budgets = args.gist_length_range if isinstance(args, GistConfig) and "budget" in columns else None
 
     def windows_of_batch(batch, indices):
-        out = {column: [] for column in (*window_columns, "skipped", *carried)}
+        out = {column: [] for column in (*window_columns, _SKIPPED, *carried)}
         for row, index in enumerate(indices):
+            if budgets is not None:
+                _check_budget(batch["budget"][row], budgets, f"Row {index} of the {name} dataset")
             windows, reason = to_windows({column: batch[column][row] for column in batch}, tokenizer, spec)
             if any(not 0 <= token < vocab_size for window in windows for ids in window.values() for token in ids):
                 windows, reason = [], "with ids outside the vocabulary"
@@ -194,7 +236,7 @@ def prepare_windows(
                 for column, ids in window.items():
                     out[column].append(ids)
                 out["document_id"].append(batch["document_id"][row] if carries_document_id else index)
-                out["skipped"].append(reason or "")
+                out[_SKIPPED].append(reason or "")
                 for column in carried:
                     out[column].append(batch[column][row])
         return out
@@ -203,14 +245,14 @@ def prepare_windows(
     if isinstance(dataset, IterableDataset):
 
         def counted(row):
-            if row["skipped"]:
-                skipped.counts[row["skipped"]] += 1
-            return not row["skipped"]
+            if row[_SKIPPED]:
+                skipped.counts[row[_SKIPPED]] += 1
+            return not row[_SKIPPED]
 
         windows = dataset.map(
             windows_of_batch, batched=True, batch_size=16, with_indices=True, remove_columns=sorted(columns)
         )
-        windows = windows.filter(counted).remove_columns("skipped")
+        windows = windows.filter(counted).remove_columns(_SKIPPED)
         if next(iter(windows), None) is None:
             raise ValueError(f"The {name} dataset gave no window: {skipped}. {_length_hint(spec)}")
         skipped.counts.clear()
@@ -222,7 +264,7 @@ def prepare_windows(
             "prompt": Value("string"),
             **{column: List(Value("int32")) for column in id_columns},
             "document_id": dataset.features["document_id"] if carries_document_id else Value("int64"),
-            "skipped": Value("string"),
+            _SKIPPED: Value("string"),
             **{column: dataset.features[column] for column in carried},
         }
     )
@@ -234,13 +276,57 @@ def prepare_windows(
         features=features,
         desc=f"Cutting the {name} dataset into windows",
     )
-    skipped.counts.update(reason for reason in windows["skipped"] if reason)
+    skipped.counts.update(reason for reason in windows[_SKIPPED] if reason)
     if skipped.total == len(windows):
         raise ValueError(f"The {name} dataset gave no window: {skipped}. {_length_hint(spec)}")
-    keep = [row for row, reason in enumerate(windows["skipped"]) if not reason]
-    windows = windows.select(keep).remove_columns("skipped")
+    keep = [row for row, reason in enumerate(windows[_SKIPPED]) if not reason]
+    windows = windows.select(keep).remove_columns(_SKIPPED)
     logger.info(f"{name} dataset: {len(windows)} windows from {len(dataset)} rows, {skipped}.")
     return windows, skipped
+
+
+def check_dataset(dataset, name: str):
+    """Raises `ValueError` for what is no dataset; says of a dictionary of splits that one is to be picked."""
+    if isinstance(dataset, dict):
+        raise ValueError(
+            f"The {name} dataset is a {type(dataset).__name__} of {list(dataset)}, where one dataset is expected: pick a "
+            f"split, as `dataset[{next(iter(dataset), 'train')!r}]`."
+        )
+    if not isinstance(dataset, (Dataset, IterableDataset)):
+        raise ValueError(
+            f"The {name} dataset is a {type(dataset).__name__}; it must be a `datasets.Dataset` or `IterableDataset`, as of "
+            "`Dataset.from_list(rows)` or `Dataset.from_dict(columns)`."
+        )
+
+
+def check_columns(columns: set[str], args: GistConfig, name: str):
+    """Raises `ValueError` that names the columns that a trainer cannot hand on, and what to do."""
+    reserved = RESERVED_COLUMNS | (RESERVED_WALK_COLUMNS if args.windows_per_document > 1 else {})
+    for column in sorted(columns & reserved.keys()):
+        raise ValueError(
+            f"The {name} dataset has a column `{column}`, a name that is taken: it is {reserved[column]}. Rename it, as by "
+            f"`dataset.rename_column({column!r}, 'my_{column}')`, and reward functions get it under that name; or remove it."
+        )
+    if "budget" in columns and args.gist_length_range is None:
+        raise ValueError(
+            f"The {name} dataset has a column `budget`, which says the most tokens of each gist where `gist_length_range` is "
+            "set; it is None. Set it, or rename the column, as by `dataset.rename_column('budget', 'my_budget')`."
+        )
+
+
+def is_cut(dataset: Dataset | IterableDataset, name: str) -> bool:
+    """Whether a dataset is what [`prepare_windows`] returned, or a part of it: its columns cannot be a user's."""
+    check_dataset(dataset, name)
+    return set(WINDOW_COLUMNS) <= columns_of(dataset, name)
+
+
+def _check_budget(budget, budgets, where):
+    least, greatest = budgets
+    if budget is not None and (type(budget) is not int or not least <= budget <= greatest):
+        raise ValueError(
+            f"{where} has `budget` {budget!r}, which is no whole number within `gist_length_range` ({least}, {greatest}). "
+            "Widen the range, or change the column; None stands for a budget to be drawn."
+        )
 
 
 def columns_of(dataset: Dataset | IterableDataset, name: str) -> set[str]:

@@ -15,6 +15,7 @@
 import torch
 from datasets import Dataset, IterableDataset
 
+from .data import is_cut
 from .trainer_utils import EpochRepeatSampler
 
 
@@ -23,6 +24,23 @@ class DataLoading:
     The part of [`GistTrainer`] that says which rank reads what and when. `_get_train_sampler` is TRL's (1.16);
     `_get_dataloader` is [`~transformers.Trainer`]'s (5.23), which TRL hands a stream with each context repeated.
     """
+
+    def get_eval_dataloader(self, eval_dataset: str | Dataset | IterableDataset | None = None):
+        # `evaluate` may be given documents, as the constructor; a name stands for windows that it has cut
+        if eval_dataset is None or isinstance(eval_dataset, str):
+            return super().get_eval_dataloader(eval_dataset)
+        if not is_cut(eval_dataset, "eval"):
+            eval_dataset = self.windows_of(eval_dataset, "eval")
+        # With `dataloader_persistent_workers` it would be taken for the trainer's own, or that for it
+        kept = self.__dict__.pop("_eval_dataloaders", {})
+        try:
+            return super().get_eval_dataloader(eval_dataset)
+        finally:
+            self._eval_dataloaders = kept
+
+    def get_test_dataloader(self, test_dataset: Dataset | IterableDataset):
+        # `predict` samples, and measures, as `evaluate`; of streams TRL (1.16) repeats the contexts for that alone
+        return self.get_eval_dataloader(test_dataset)
 
     def _get_train_sampler(self, dataset: Dataset | None = None):
         sampler = super()._get_train_sampler(dataset)
@@ -38,6 +56,8 @@ class DataLoading:
     def _get_dataloader(self, dataset, *args, **kwargs):
         if isinstance(dataset, IterableDataset):
             dataset = OneStream(dataset)
+            # As TRL (1.16) sets it for streams that it is constructed with: rows of text cannot be concatenated
+            self.accelerator.dataloader_config.dispatch_batches = False
         return super()._get_dataloader(dataset, *args, **kwargs)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:

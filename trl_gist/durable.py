@@ -37,6 +37,7 @@ from .manifest import (
     recover,
     replace_files,
     rotate,
+    sampled_digests,
     vocabulary_of,
     written_beside,
 )
@@ -56,6 +57,7 @@ class DurableCheckpoints:
     _staging_dir = None  # while a checkpoint is written
     _stands_on = None  # what its manifest says of the run
     _held = frozenset()  # what the trainer was asked to do inside a rollout and does at its end
+    _sampled_digests = None  # what a manifest from before digests of whole weights says of it
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs):
         """
@@ -77,6 +79,7 @@ class DurableCheckpoints:
                 "frozen_weights": frozen_digests(roles),
                 "vocabulary": vocabulary_of(self.processing_class),
             }
+            self._sampled_digests = sampled_digests(roles)
         if resume_from_checkpoint:
             resume_from_checkpoint, universal = self._verified_on_all_ranks(resume_from_checkpoint)
             if universal:
@@ -292,7 +295,7 @@ class DurableCheckpoints:
         ):
             check_fits(model, directory, role)
         for role, digest in self._stands_on["frozen_weights"].items():
-            if manifest.frozen_weights[role] != digest:
+            if manifest.frozen_weights[role] not in (digest, self._sampled_digests[role]):
                 raise ValueError(
                     f"{checkpoint} does not fit the {role}: it was trained with the frozen weights of base model "
                     f"{manifest.base_models[role]!r}, and those of {self.base_models[role]!r} are others. Resume with "

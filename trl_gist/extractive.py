@@ -160,11 +160,20 @@ class ExtractiveSummarizer:
             Contexts from which the rules by tf-idf learn how rare a token is; the others read none.
         teacher ([`TargetScorer`], *optional*):
             Whose surprise counts, for `"surprisal"`.
+        unread_ids (`frozenset[int]`, *optional*):
+            Tokens that are left out of gists, as special tokens: G never reads them, and S would learn to write them.
     """
 
-    def __init__(self, rule: str, contexts: Iterable[list[int]] = (), teacher: TargetScorer | None = None):
+    def __init__(
+        self,
+        rule: str,
+        contexts: Iterable[list[int]] = (),
+        teacher: TargetScorer | None = None,
+        unread_ids: frozenset[int] = frozenset(),
+    ):
         self.rule = rule
         self.teacher = teacher
+        self.unread_ids = unread_ids
         self._scored = [], []
         self.rarity = TokenRarity(contexts if rule in ("tf_idf", "mixed", "passages") else ())
 
@@ -204,17 +213,23 @@ class ExtractiveSummarizer:
             share (`float`):
                 Its share of the gist.
         """
-        context_ids = before_last_k(row["context_ids"], row["last_k_ids"])
+        text_ids = before_last_k(row["context_ids"], row["last_k_ids"])
+        readable = [position for position, token in enumerate(text_ids) if token not in self.unread_ids]
+        context_ids = [text_ids[position] for position in readable]
+
+        def scores():  # of what is read with all the text before it
+            scores_T = self._scores(text_ids)
+            return [scores_T[position] for position in readable]
+
         if share == 0 or not context_ids:
             kept = range(max(0, len(context_ids) - length), len(context_ids))
         elif kind == "keywords":
-            kept = keywords_and_tail(context_ids, self._scores(context_ids), length, share)
+            kept = keywords_and_tail(context_ids, scores(), length, share)
         elif kind == "beginning":
             kept = passage_and_tail([0.0] * len(context_ids), length, share)
         else:
             wanted = set(row["last_k_ids"])
-            scores_T = self._scores(context_ids)
-            in_L_T = [score * (token in wanted) for token, score in zip(context_ids, scores_T, strict=True)]
+            in_L_T = [score * (token in wanted) for token, score in zip(context_ids, scores(), strict=True)]
             kept = passage_and_tail(in_L_T, length, share)
         return [context_ids[position] for position in kept]
 

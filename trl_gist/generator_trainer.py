@@ -88,13 +88,16 @@ class GeneratorTrainer:
         if args.gradient_checkpointing:
             model.gradient_checkpointing_enable(args.gradient_checkpointing_kwargs)
         model.train()
+        cache = None
+        if args.teacher_cache_dir is not None:
+            cache = TeacherCache(args.teacher_cache_dir, teacher, prompts, accelerator.mixed_precision)
         self.scorer = GistScorer(
             TargetScorer(model),
             TargetScorer(teacher.eval()),
             prompts,
             args.score_batch_size,
             accelerator.autocast,
-            None if args.teacher_cache_dir is None else TeacherCache(args.teacher_cache_dir, teacher, prompts),
+            cache,
             args.distillation_loss,
         )
         self.engine = None  # DeepSpeed's

@@ -104,7 +104,7 @@ class GistConfig(GRPOConfig):
             Least and greatest budget, in tokens. Every context of a rollout draws one, the prompt states it (write
             `{budget}` into `summarizer_prompt`; one that ends with `Gist:`, as the default, says it by itself) and the
             gist is cut there: one model for every rate in between. A `budget` column of the dataset, where there is
-            one, gives the budgets instead. `max_completion_length` is the greatest.
+            one, gives the budgets instead, `None` where one is to be drawn. `max_completion_length` is the greatest.
 
         > Parameters that control the generator
 

@@ -109,9 +109,9 @@ class GistTrainer(
             Default to the model's own checkpoint. Under LoRA the three then stand on one base in memory.
         train_dataset, eval_dataset ([`~datasets.Dataset`] or [`~datasets.IterableDataset`]):
             Documents (`text`) or ready windows (`context`, `target`, optionally `last_k`); see
-            [`~data.prepare_windows`]. `eval_dataset` may be a dict of them.
+            [`~data.prepare_windows`]. `eval_dataset` may be a dict of them; `evaluate` and `predict` take the same.
         reward_funcs (`Callable` or `list`, *optional*):
-            TRL reward functions over the scored columns listed in [`trl_gist.rewards`]. Defaults to
+            TRL reward functions over the scored columns listed in [`trl_gist.rewards`] and the dataset's own. Defaults to
             `[kl_gain, length_penalty]`, the latter weighted by `args.length_penalty`.
         processing_class ([`~transformers.PreTrainedTokenizerBase`], *optional*):
             The one tokenizer of all roles. Defaults to the model's.
@@ -129,7 +129,7 @@ class GistTrainer(
 
     Raises:
         ValueError: if roles have different tokenizers, a window does not fit a model's positions, a dataset is empty
-            or all too short, or the distributed setting is not supported.
+            or all too short or has a column whose name is taken, or the distributed setting is not supported.
     """
 
     _tag_names = ["trl", "trl_gist", "context-compression"]
@@ -202,6 +202,7 @@ class GistTrainer(
             dataset, self.skipped_rows[name] = prepare_windows(dataset, processing_class, args, limits, name)
             return dataset
 
+        self.windows_of = windows  # for what `evaluate` and `predict` are given later
         train_dataset = windows(train_dataset, "train")
         contexts = args.generation_batch_size // args.num_generations
         if isinstance(train_dataset, Dataset) and len(train_dataset) < contexts:
@@ -282,7 +283,7 @@ class GistTrainer(
         if args.cold_start_steps > 0 and not args.generator_only:
             sample = (row["context_ids"] for row in train_dataset.take(IDF_CONTEXTS))
             self.extractive_summarizer = ExtractiveSummarizer(
-                args.cold_start_gists, sample, self.generator_trainer.scorer.teacher
+                args.cold_start_gists, sample, self.generator_trainer.scorer.teacher, self.unread_ids
             )
             if isinstance(train_dataset, IterableDataset):
                 self.skipped_rows["train"].counts.clear()  # they will be read again

@@ -37,6 +37,7 @@ from transformers import PreTrainedTokenizerBase
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoint
 
 from . import __version__
+from .digests import ALGORITHM, WeightDigests
 from .engines import gathered, whole_shape
 from .roles import sample_of
 
@@ -63,7 +64,8 @@ class Manifest:
         base_models (`dict[str, str]`):
             Checkpoints that `summarizer`, `generator` and `teacher` started from.
         frozen_weights (`dict[str, str]`):
-            [`frozen_digests`] of the roles: a checkpoint does not hold frozen weights, but means nothing on others.
+            [`frozen_digests`] of the roles, or [`sampled_digests`]: a checkpoint does not hold frozen weights, but means
+            nothing on others.
         vocabulary (`dict`):
             [`vocabulary_of`] the tokenizer.
         files (`dict[str, dict]`):
@@ -153,13 +155,24 @@ class Manifest:
 
 def frozen_digests(models: dict[str, torch.nn.Module]) -> dict[str, str]:
     """
-    For each model a digest of a sample of every frozen parameter: what a checkpoint stands on and does not hold. Where
-    ZeRO-3 has sharded them all ranks call it, and what models share is gathered once.
+    For each model a digest of all its frozen weights, after the algorithm's name: what a checkpoint stands on and does
+    not hold. Where ZeRO-3 has sharded them all ranks call it, and what models share is gathered once.
     """
+    weights, digests = WeightDigests(), {}
+    for role, model in models.items():
+        digest = hashlib.sha256()
+        for _, content in weights.of(model, frozen_only=True):  # PEFT writes into names which modules have an adapter
+            digest.update(content)
+        digests[role] = f"{ALGORITHM}:{digest.hexdigest()}"
+    return digests
+
+
+def sampled_digests(models: dict[str, torch.nn.Module]) -> dict[str, str]:
+    """What manifests had before [`frozen_digests`]: of a sample of every frozen parameter, without an algorithm's name."""
     samples, digests = {}, {}
     for role, model in models.items():
         digest = hashlib.sha256()
-        for parameter in model.parameters():  # without their names, in which PEFT writes which modules have an adapter
+        for parameter in model.parameters():
             if not parameter.requires_grad:
                 if id(parameter) not in samples:
                     with gathered([parameter]):

@@ -30,6 +30,7 @@ said:
 | `gist_length`, `gist_ids` | the gist, every token up to the end-of-sequence token |
 | `context_ids`, `last_k_ids`, `target_ids`, `document_id` | the window |
 | `prompts`, `completions` | the context and the gist as text |
+| any other name | the dataset's column of that name; the names above, but for `document_id`, are refused in it |
 
 A reward function returns a number for each gist. `GistConfig.reward_weights` weighs several; by default each counts 1.0,
 and `length_penalty` λ.

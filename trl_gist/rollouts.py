@@ -43,12 +43,8 @@ class GistRollouts:
         least, greatest = self.args.gist_length_range
         for index, row in enumerate(rows):
             if row.get("budget") is not None:  # a column of the dataset
-                if not least <= row["budget"] <= greatest:
-                    raise ValueError(
-                        f"The dataset's `budget` column has {row['budget']}, outside `gist_length_range` ({least}, "
-                        f"{greatest}). Widen the range, or change the column."
-                    )
-            elif not self.model.training:  # spread evenly, and the same in every evaluation
+                continue
+            if not self.model.training:  # spread evenly, and the same in every evaluation
                 fraction = _GOLDEN_RATIO * (len(self.eval_rows) + index) % 1
                 row["budget"] = least + int(fraction * (greatest - least + 1))
             elif index % self.num_generations == 0:
@@ -110,7 +106,7 @@ class GistRollouts:
             for gist in self.extractive_summarizer.gists(row, [length] * self.num_generations):
                 # Where the limit cuts, S need not learn to stop
                 at_limit = len(gist) == (row.get("budget") or longest)
-                completions.append(gist if at_limit else [*gist, self.eos_token_ids[0]])
+                completions.append(gist if at_limit else self._ended(gist))
         # vLLM's log-probs correct what it samples; `None` stands for no correction
         return completions, [[None] * len(ids) for ids in completions] if self.use_vllm else None
 
@@ -121,7 +117,18 @@ class GistRollouts:
         if self.compressor is not None:
             contexts = [before_last_k(row["context_ids"], row["last_k_ids"]) for row in rows]
             gists = self.compressor.compress(contexts, [row.get("budget") or self.args.tail_length for row in rows])
-        return [[*gist, self.eos_token_ids[0]] for gist in gists for _ in range(size)]
+        unread = self.unread_ids
+        gists = [[token for token in gist if token not in unread] for gist in gists]
+        return [self._ended(gist) for gist in gists for _ in range(size)]
+
+    @property
+    def unread_ids(self) -> frozenset[int]:
+        """What no gist cut out of a context may have: special tokens, which G never reads, and whatever ends a gist."""
+        return self.prompts.special_ids | set(self.eos_token_ids)
+
+    def _ended(self, gist):
+        # The model may stop at several tokens, in an order of its own. TRL (1.16) has the tokenizer's always among them
+        return [*gist, self._tokenizer.eos_token_id]
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         if self.args.generator_only:  # no gradient at all, rather than one of 0, so that not even weight decay moves S

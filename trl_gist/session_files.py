@@ -24,6 +24,9 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import torch
+
+from .digests import WeightDigests
 from .manifest import vocabulary_of
 from .roles import sample_of
 from .session_state import Compaction
@@ -43,19 +46,32 @@ STATE_NAMES = (
 
 def pair_fingerprint(compactor: "GistCompactor") -> str:
     """
-    A digest of a pair: its sizes, prompts, vocabulary, and a sample of every parameter in bfloat16, so that it is one
-    and the same in float32 and in bfloat16.
+    A digest of a pair: its sizes, prompts, vocabulary, and all weights in bfloat16, so that it is one and the same in
+    float32 and in bfloat16.
     """
-    names = ("context_length", "last_k", "max_gist_length", "tail_length", "summarizer_prompt", "generator_prompt")
-    described = [{name: getattr(compactor.pair, name) for name in names}, vocabulary_of(compactor.tokenizer)]
-    if compactor.pair.chat_template_kwargs:
-        described.append(compactor.pair.chat_template_kwargs)
-    digest = hashlib.sha256(json.dumps(described).encode())
+    digest, weights = _digest_of_settings(compactor), WeightDigests(torch.bfloat16)
+    for model in (compactor.summarizer, compactor.generator):
+        for name, content in sorted(weights.of(model)):
+            digest.update(name.encode() + content)
+    return digest.hexdigest()
+
+
+def sampled_fingerprint(compactor: "GistCompactor") -> str:
+    """What sessions had before [`pair_fingerprint`]: of a sample of every parameter."""
+    digest = _digest_of_settings(compactor)
     for model in (compactor.summarizer, compactor.generator):
         for name, parameter in sorted(model.named_parameters()):
             sample = sample_of(parameter).bfloat16().float().cpu()
             digest.update(f"{name}{tuple(parameter.shape)}".encode() + sample.numpy().tobytes())
     return digest.hexdigest()
+
+
+def _digest_of_settings(compactor):
+    names = ("context_length", "last_k", "max_gist_length", "tail_length", "summarizer_prompt", "generator_prompt")
+    described = [{name: getattr(compactor.pair, name) for name in names}, vocabulary_of(compactor.tokenizer)]
+    if compactor.pair.chat_template_kwargs:
+        described.append(compactor.pair.chat_template_kwargs)
+    return hashlib.sha256(json.dumps(described).encode())
 
 
 def pair_name(compactor: "GistCompactor") -> str:
@@ -143,7 +159,7 @@ def read_session(
     missing = [name for name in STATE_NAMES if name not in state]
     if missing:
         raise ValueError(f"{path} is damaged: it lacks {missing}.")
-    if state["fingerprint"] != fingerprint:
+    if state["fingerprint"] != fingerprint and state["fingerprint"] != sampled_fingerprint(compactor):
         raise ValueError(
             f"{path} is a session of another pair ({state['pair']}; fingerprint {state['fingerprint'][:12]}), and this "
             f"one is {pair_name(compactor)} (fingerprint {fingerprint[:12]}). Load it with its own pair."

@@ -30,8 +30,8 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 
+from .digests import fingerprint
 from .prompts import GistPrompts, seen_ids
-from .roles import sample_of
 
 
 class TeacherCache:
@@ -43,18 +43,26 @@ class TeacherCache:
         directory (`str` or `os.PathLike`):
             Made if there is none. Several runs, and all ranks of one, may share it.
         teacher ([`~transformers.PreTrainedModel`]):
-            Its configuration, dtype and a sample of every parameter are part of the key, so that another checkpoint
-            under the same name gets entries of its own.
+            Its configuration, attention, and all of its weights are part of the key, so that another checkpoint under
+            the same name gets entries of its own.
         prompts ([`GistPrompts`]):
             Turn contexts into the teacher's prompts.
+        mixed_precision (`str`, *optional*, defaults to `"no"`):
+            What the teacher is run in, as of [`~accelerate.Accelerator`]; a part of the key.
     """
 
-    def __init__(self, directory: str | os.PathLike, teacher: torch.nn.Module, prompts: GistPrompts):
+    def __init__(
+        self,
+        directory: str | os.PathLike,
+        teacher: torch.nn.Module,
+        prompts: GistPrompts,
+        mixed_precision: str = "no",
+    ):
         self.directory = Path(directory)
         self.directory.mkdir(parents=True, exist_ok=True)
         self.prompts = prompts
         self.hidden_size = teacher.config.get_text_config().hidden_size
-        self.key = fingerprint(teacher)
+        self.key = [fingerprint(teacher), mixed_precision, teacher.config._attn_implementation]
 
     def get(self, row: dict) -> torch.Tensor | None:
         """Hidden states of shape `(target positions, hidden)`, or `None` where they must be computed."""
@@ -92,12 +100,3 @@ class TeacherCache:
 
     def _path(self, name):
         return self.directory / name[:2] / f"{name}.hidden"
-
-
-def fingerprint(model: torch.nn.Module) -> str:
-    """A digest of a model's configuration, dtype and a sample of every parameter."""
-    digest = hashlib.sha256(model.config.to_json_string().encode())
-    for name, parameter in sorted(model.named_parameters()):
-        sample = sample_of(parameter).double().cpu()
-        digest.update(f"{name}{tuple(parameter.shape)}{parameter.dtype}".encode() + sample.numpy().tobytes())
-    return digest.hexdigest()

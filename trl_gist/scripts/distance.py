@@ -26,6 +26,7 @@ from rich.table import Table
 from .. import __version__
 from ..compaction import GistCompactor
 from ..data import SkippedRows
+from ..digests import fingerprint
 from ..evaluation import load_teacher
 from ..evaluation.distance import DistanceReadings, long_documents
 from ..evaluation.distance_costs import measure_costs
@@ -35,7 +36,6 @@ from ..evaluation.distance_page import write_distance_page
 from ..evaluation.distance_plots import draw_distance
 from ..evaluation.folder import COSTS_FILE, EvaluationFolder
 from ..evaluation.measures import with_error
-from ..teacher_cache import fingerprint
 from .compare import named
 from .evaluate import held_out_documents
 

@@ -26,12 +26,12 @@ from rich.table import Table
 from .. import __version__
 from ..compaction import GistCompactor
 from ..data import PositionLimits, WindowSpec, prepare_windows
+from ..digests import fingerprint
 from ..evaluation import PairReadings, load_generator_only, load_teacher, quality
 from ..evaluation.folder import EvaluationFolder
 from ..evaluation.measures import with_error
 from ..evaluation.page import write_page
 from ..evaluation.quality_plots import draw_quality
-from ..teacher_cache import fingerprint
 from .compare import check_compressors, compare
 from .describe import ask_other_readers, describe_gists
 from .documents import load_documents

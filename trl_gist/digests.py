@@ -1,0 +1,75 @@
+# Copyright 2026 The trl_gist authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""
+By what one model's weights are told from another's: digests of every element of every weight.
+
+A sample of each weight, which was taken before, misses most changes of a single row. XXH3 reads memory about as fast as
+the processor can, 135M parameters in float32 in some 0.03 s where SHA-256 takes 0.4 s; it is no protection against
+forgery, and need not be.
+"""
+
+from collections.abc import Iterator
+
+import torch
+import xxhash
+
+from .engines import gathered
+
+
+ALGORITHM = "xxh3-128"
+
+
+def digest_of(tensor: torch.Tensor) -> bytes:
+    """Of a tensor's dtype, shape and every byte, wherever it lies."""
+    content = tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
+    digest = xxhash.xxh3_128(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
+    digest.update(content)
+    return digest.digest()
+
+
+class WeightDigests:
+    """
+    Digests of the weights of several models, each weight read once however many of them share it.
+
+    Args:
+        dtype (`torch.dtype`, *optional*):
+            What weights are cast to first, for digests that do not depend on the dtype a model was loaded in.
+    """
+
+    def __init__(self, dtype: torch.dtype | None = None):
+        self.dtype = dtype
+        self._read = {}
+
+    def of(self, model: torch.nn.Module, frozen_only: bool = False) -> Iterator[tuple[str, bytes]]:
+        """
+        Name and digest of each parameter, and of each buffer that is saved with them, in the model's order. Where ZeRO-3
+        has sharded them all ranks call it.
+        """
+        for name, tensor in model.state_dict(keep_vars=True).items():
+            if frozen_only and tensor.requires_grad:
+                continue
+            if id(tensor) not in self._read:
+                with gathered([tensor]):
+                    # With the tensor itself, so that no other gets its id
+                    self._read[id(tensor)] = tensor, digest_of(tensor if self.dtype is None else tensor.to(self.dtype))
+            yield name, self._read[id(tensor)][1]
+
+
+def fingerprint(model: torch.nn.Module) -> str:
+    """A digest of a model's configuration and all its weights."""
+    digest = xxhash.xxh3_128(model.config.to_json_string().encode())
+    for name, content in sorted(WeightDigests().of(model)):
+        digest.update(name.encode() + content)
+    return digest.hexdigest()
