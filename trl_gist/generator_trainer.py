@@ -39,7 +39,7 @@ from .engines import (
 from .gist_config import GistConfig
 from .lm_head import check_logits
 from .prompts import GistPrompts
-from .roles import disable_dropout
+from .roles import check_not_random, disable_dropout
 from .scoring import GistScorer, TargetScorer
 from .teacher_cache import TeacherCache
 
@@ -82,6 +82,7 @@ class GeneratorTrainer:
             role.to(accelerator.device)
             disable_dropout(role)  # the adapter's too
             if not is_sharded(role):
+                check_not_random(role)
                 check_logits(role)
         if args.gradient_checkpointing:
             model.gradient_checkpointing_enable(args.gradient_checkpointing_kwargs)
@@ -141,6 +142,7 @@ class GeneratorTrainer:
                 model = next(module for module in engine.modules() if isinstance(module, PreTrainedModel))
                 keep_on_every_rank(engine, model.get_output_embeddings().parameters())
             for role in (self.model, teacher):  # which could not run before
+                check_not_random(role)
                 check_logits(role)
 
     def score(self, rows: list[dict], gists: list[list[int]], num_generations: int, distill: bool) -> list[dict]:

@@ -13,6 +13,7 @@
 # limitations under the License.
 
 import copy
+import re
 from dataclasses import dataclass
 from functools import partial
 
@@ -22,6 +23,9 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from trl.trainer.utils import create_model_from_path, disable_dropout_in_model, get_config_model_id
 
 from .engines import is_sharded, whole_shape
+
+
+_PROBED_TOKENS = 8
 
 
 @dataclass
@@ -72,6 +76,12 @@ def load_roles(
     summarizer = load(model)
     generator = summarizer if generator is None else load(generator)
     teacher = summarizer if teacher is None else load(teacher)
+    for role, loaded_model in (("summarizer", summarizer), ("generator", generator), ("teacher", teacher)):
+        if loaded_model.config.is_encoder_decoder:
+            raise ValueError(
+                f"The {role} is a {type(base_of(loaded_model)).__name__}, an encoder with a decoder: a pair reads and "
+                "writes one sequence of tokens. Use a causal language model, of AutoModelForCausalLM."
+            )
     # Clones are taken before any adapter is added: PEFT replaces modules in the tree that it is given
     copy_of = partial(copy_without_adapter, **model_init_kwargs)
     clone = clone_with_shared_parameters if share_base else copy_of
@@ -156,16 +166,63 @@ def _difference(tokenizer, other):
 
 
 def disable_dropout(model: torch.nn.Module):
-    """All dropout: also attention's, which is a number of the module in transformers, where TRL looks for layers."""
+    """
+    All that makes a model's forward random in train mode: dropout, also that of attention or whole layers, and the
+    jitter of a mixture of experts' routers. In transformers they are numbers of modules, where TRL looks for layers.
+    """
     disable_dropout_in_model(model)
     for module in model.modules():
-        if isinstance(getattr(module, "attention_dropout", None), float):
-            module.attention_dropout = 0.0
+        for name, value in list(vars(module).items()):
+            if isinstance(value, float) and re.search("drop|jitter", name):
+                setattr(module, name, 0.0)
+
+
+def check_not_random(model: PreTrainedModel | PeftModel):
+    """Raises `ValueError` if train mode still changes the model's logits after [`disable_dropout`]."""
+    base, was_training = base_of(model), model.training
+    ids_1S = torch.arange(_PROBED_TOKENS, device=base.get_input_embeddings().weight.device).unsqueeze(0)
+    with torch.no_grad():
+        trained, evaluated = (base.train(mode)(input_ids=ids_1S, use_cache=False).logits for mode in (True, False))
+    model.train(was_training)
+    if not torch.allclose(trained.float(), evaluated.float(), atol=probability_tolerance(base)):
+        raise ValueError(
+            f"{type(base).__name__} gives other logits in train mode than in eval mode, though its dropout and router "
+            "jitter are 0: gists are sampled and scored in train mode, so the policy that samples would differ from "
+            "the policy that is trained. The noise is in its own code; use another architecture."
+        )
+
+
+def check_causal(model: PreTrainedModel | PeftModel):
+    """Raises `ValueError` if what follows a token changes the model's logits there: it would see what it predicts."""
+    base = base_of(model)
+    ids_1S = torch.arange(_PROBED_TOKENS, device=base.get_input_embeddings().weight.device).unsqueeze(0)
+    half = _PROBED_TOKENS // 2
+    with torch.no_grad():
+        whole, start = (base(input_ids=ids, use_cache=False).logits[:, :half] for ids in (ids_1S, ids_1S[:, :half]))
+    if not torch.allclose(whole.float(), start.float(), atol=probability_tolerance(base)):
+        raise ValueError(
+            f"{type(base).__name__} is not causal as it is configured: a token's logits change with the tokens after it, "
+            "which are what it should predict. Use a causal language model."
+        )
+
+
+def probability_tolerance(base: PreTrainedModel) -> float:
+    """How far logits and log-probs of the same text, computed in two ways, may lie apart in the model's precision."""
+    return 1e-3 if base.dtype in (torch.float32, torch.float64) else 0.25
 
 
 def base_of(model: PreTrainedModel | PeftModel) -> PreTrainedModel:
     """The causal language model under its adapter, if it has one."""
     return model.get_base_model() if isinstance(model, PeftModel) else model
+
+
+def backbone_of(base: PreTrainedModel) -> torch.nn.Module:
+    """
+    The module inside a causal language model that gives the hidden states which its head reads. Not `base_model`: OPT's
+    forward does not run it, and Llama 4's is the language model itself (transformers 5.23).
+    """
+    decoder = base.get_decoder()
+    return base.model if decoder is base else decoder
 
 
 def sample_of(parameter: torch.Tensor) -> torch.Tensor:
