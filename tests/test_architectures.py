@@ -136,7 +136,7 @@ REFUSED = {
     ),
     "xlnet": ("xlnet", {"d_model": 32, "n_layer": 2, "n_head": 4, "d_inner": 48}, "XLNetLMHeadModel is not causal"),
     "xlm_roberta": ("xlm-roberta", WIDTHS, "XLMRobertaForCausalLM is not causal as it is configured"),
-    "bert as a decoder": ("bert", {**WIDTHS, "is_decoder": True}, "post-processes its logits"),
+    "bert as a decoder": ("bert", {**WIDTHS, "is_decoder": True}, PADDING),
 }
 
 EXPERTS_WITH_A_LOSS = ("mixtral", "mixtral with jitter", "phimoe", "qwen2_moe", "qwen3_moe", "gpt_oss")
@@ -155,16 +155,26 @@ def build(name, tokenizer, **overrides):
     return AutoModelForCausalLM.from_config(config)
 
 
+def in_turn(gist_ids, **columns):
+    return [float(row % 2) for row in range(len(gist_ids))]
+
+
 @pytest.fixture
 def make_architecture(make_trainer, tokenizer, lora):
-    def make(name, **args):
+    def make(name, train_dataset=None, **args):
         model = build(name, tokenizer)
+        model_type = ALL[name][0]
+        if model_type == "mamba":
+            lora.target_modules = ["in_proj", "x_proj"]
+        elif model_type in ("llama4_text", "phimoe"):
+            lora.exclude_modules = ["router"]
         settings = {"num_generations": 2, "per_device_train_batch_size": 4, "max_steps": 1, "context_length": 16}
         return make_trainer(
             model=model,
             processing_class=tokenizer,
             peft_config=lora,
-            train_dataset=Dataset.from_dict({"text": make_documents(4)}),
+            train_dataset=train_dataset or Dataset.from_dict({"text": make_documents(4)}),
+            reward_funcs=[in_turn],  # so that no group's rewards are equal
             args={**settings, **args},
         )
 
@@ -260,6 +270,13 @@ def test_encoders_with_decoders_are_refused(make_trainer, tokenizer, model_class
         make_trainer(model=model, processing_class=tokenizer)
 
 
+@pytest.mark.parametrize("name", ["phimoe", "llama4"])
+def test_an_adapter_on_a_router_of_experts_is_refused(make_trainer, tokenizer, lora, name):
+    """PEFT takes it for the linear layer that it inherits from, and fails on the tuple that it gives."""
+    with pytest.raises(ValueError, match=r"router, a \w+, which PEFT cannot adapt.*exclude_modules=\['router'\]"):
+        make_trainer(model=build(name, tokenizer), processing_class=tokenizer, peft_config=lora)
+
+
 def test_the_balance_of_experts_may_be_left_out(make_architecture, caplog):
     with caplog.at_level(logging.WARNING):
         make_architecture("mixtral", router_aux_loss_coef=0.0)
@@ -319,9 +336,10 @@ def test_max_positions_knows_every_name(model_type):
 
 @pytest.mark.parametrize("name", ["gpt2", "gptj", "opt", "biogpt", "mpt", "llama"])
 def test_a_window_beyond_the_positions_is_refused_with_numbers(make_architecture, name):
+    rows = Dataset.from_dict({"context": [[7] * 600] * 4, "target": [[8]] * 4})
     message = r"does not fit the summarizer: 600 tokens where its positions leave room for \d+ beside"
     with pytest.raises(ValueError, match=message):
-        make_architecture(name, context_length=600, target_length=1, summarizer_prompt="Shorten: {context}")
+        make_architecture(name, rows, summarizer_prompt="Shorten: {context}")
 
 
 @pytest.mark.parametrize("name", ["gpt2", "gpt_bigcode", "gptj", "opt", "biogpt", "mpt", "falcon", "bloom", "llama"])

@@ -39,7 +39,7 @@ from .engines import (
 from .gist_config import GistConfig
 from .lm_head import check_logits
 from .prompts import GistPrompts
-from .roles import check_not_random, disable_dropout
+from .roles import check_adapted_layers, check_not_random, disable_dropout
 from .scoring import GistScorer, TargetScorer
 from .teacher_cache import TeacherCache
 
@@ -82,6 +82,7 @@ class GeneratorTrainer:
             role.to(accelerator.device)
             disable_dropout(role)  # the adapter's too
             if not is_sharded(role):
+                check_adapted_layers(role)
                 check_not_random(role)
                 check_logits(role)
         if args.gradient_checkpointing:

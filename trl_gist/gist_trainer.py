@@ -41,6 +41,7 @@ from .rate_control import LengthPenalty
 from .rewards import kl_gain, length_penalty
 from .roles import (
     base_of,
+    check_adapted_layers,
     check_causal,
     check_embeddings,
     check_not_random,
@@ -401,6 +402,7 @@ class GistTrainer(
 
     def _choose_layout(self):
         base = base_of(self.model)
+        check_adapted_layers(base)
         check_not_random(base)
         check_causal(base)
         reason = why_not_shared(base)
