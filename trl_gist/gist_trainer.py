@@ -407,8 +407,9 @@ class GistTrainer(
         check_causal(base)
         reason = why_not_shared(base)
         self.shares_prefix = reason is None
+        if reason is not None or self.aux_loss_enabled:
+            check_padded(base, self.temperature, self.aux_loss_enabled)
         if reason is not None:
-            check_padded(base)
             logger.warning(f"The gists of a context are padded into a row each, which is slower: {reason}.")
         elif self.aux_loss_enabled:
             logger.warning(

@@ -32,6 +32,10 @@ from .lm_head import token_log_probs
 from .roles import backbone_of, probe_ids, same_logits
 
 
+# What a forward raises that does not take what it is given
+_FAILURES = (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError)
+
+
 @dataclass
 class SharedPrefixBatch:
     """
@@ -184,7 +188,7 @@ def why_not_shared(model: PreTrainedModel) -> str | None:
         return "its forward takes no logits_to_keep"
     try:
         agrees = _agrees_with_padded(model)
-    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+    except _FAILURES as error:
         return f"its forward does not take the mask ({type(error).__name__}: {error})"
     return None if agrees else "its probabilities come out different there"
 
@@ -202,22 +206,50 @@ def _agrees_with_padded(model):
     return torch.allclose(shared_NC.float(), padded_NC, atol=tolerance)
 
 
-def check_padded(model: PreTrainedModel):
+def check_padded(model: PreTrainedModel, temperature: float, aux_loss: bool):
     """
-    Raises `ValueError` if a text padded on the left has other logits than by itself. TRL scores padded rows with a mask
-    and no positions, so a model must count them from the mask, or only by their distances.
+    Raises `ValueError` if TRL's forward over padded rows fails, or gives a text other log-probs than it has by itself.
+    TRL 1.16 reads `base_model`'s hidden states with a head of its own, and gives a mask but no positions: a model must
+    count them from the mask, or only by their distances.
+
+    Args:
+        model ([`~transformers.PreTrainedModel`]):
+            As GRPOTrainer has patched it.
+        temperature (`float`):
+            Of TRL's head.
+        aux_loss (`bool`):
+            Whether TRL asks for the load-balancing loss of experts.
     """
-    ids_1S = probe_ids(model)
+    name, ids_1S = type(model).__name__, probe_ids(model)
     padding_1P = ids_1S.new_zeros(1, 24)
-    mask = torch.cat([padding_1P, torch.ones_like(ids_1S)], dim=1)
+    mask, padded_ids = (torch.cat(both, dim=1) for both in ((padding_1P, ids_1S.clamp(max=1)), (padding_1P, ids_1S)))
+    labels = padded_ids.masked_fill(mask == 0, -100)
+    rows = {"input_ids": padded_ids, "attention_mask": mask, "labels": labels, "fused_lm_head": True}
     with torch.no_grad():
-        alone = model(input_ids=ids_1S, use_cache=False).logits
-        padded = model(input_ids=torch.cat([padding_1P, ids_1S], dim=1), attention_mask=mask, use_cache=False).logits
-    if not same_logits(alone, padded[:, padding_1P.shape[1] :]):
+        logits_1SV = model(input_ids=ids_1S, use_cache=False).logits
+        try:
+            output = model(**rows)
+        except _FAILURES as error:
+            raise ValueError(
+                f"{name} cannot be the summarizer: TRL's forward over padded rows fails in it "
+                f"({type(error).__name__}: {error}). Use another architecture."
+            ) from error
+        try:
+            if aux_loss:
+                model(**rows, output_router_logits=True)
+        except _FAILURES as error:
+            raise ValueError(
+                f"TRL's load-balancing loss of experts fails in {name} ({type(error).__name__}: {error}). Set "
+                "`router_aux_loss_coef=0.0`, which leaves it out."
+            ) from error
+    log_p_1SV = (logits_1SV.float() / temperature).log_softmax(-1)
+    alone_1S = log_p_1SV[:, :-1].gather(-1, ids_1S[:, 1:, None]).squeeze(-1)
+    if not same_logits(model, alone_1S, output.log_probs[:, padding_1P.shape[1] :]):
         raise ValueError(
-            f"{type(model).__name__} cannot be the summarizer. The gists of a context cannot share a row in it, and its "
-            "forward in transformers gives a text padded on the left, as TRL scores it, other logits than the text "
-            "alone: it counts positions from the padding, or reads it. Use another architecture."
+            f"{name} cannot be the summarizer. The gists of a context cannot share a row in it, and its forward in "
+            "transformers gives a text padded on the left, as TRL scores it, other log-probs than the text alone: it "
+            "counts positions from the padding, reads it, or scales its logits as TRL does not know. Use another "
+            "architecture."
         )
 
 
