@@ -42,7 +42,7 @@ from trl.trainer.utils import pad
 from .generation import generate
 from .lm_head import check_logits, log_softmax
 from .prompts import through_last_k
-from .roles import base_if_adapted, base_of
+from .roles import backbone_of, base_if_adapted, base_of
 from .scoring import TargetScorer
 
 
@@ -184,7 +184,7 @@ def _hidden_states(model, prompts, targets):
     inputs = [torch.tensor([prompt[-1], *target[:-1]]) for prompt in prompts for target in targets]
     input_ids = pad(inputs, padding_value=0).to(model.device)
     cache = _read_once(model, prompts, len(targets))
-    backbone = base_of(model).base_model
+    backbone = backbone_of(base_of(model))
     return backbone(input_ids=input_ids, past_key_values=cache, use_cache=cache is not None).last_hidden_state
 
 

@@ -20,6 +20,7 @@ from accelerate.logging import get_logger
 from datasets import Dataset, Features, IterableDataset, List, Value
 from transformers import PreTrainedTokenizerBase
 
+from .generation import max_positions
 from .gist_config import GistConfig
 from .prompts import GistPrompts, through_last_k
 from .recursion import SEPARATOR, Geometry
@@ -90,16 +91,15 @@ class PositionLimits:
 
     @classmethod
     def from_models(cls, summarizer, generator, teacher, prompts: GistPrompts, max_gist_length: int):
-        def positions(model):
-            return model.config.get_text_config().to_dict().get("max_position_embeddings")
-
         def minus(limit, used):
             return None if limit is None else limit - used
 
         return cls(
-            summarizer=minus(positions(summarizer), prompts.summarizer_overhead(max_gist_length) + max_gist_length),
-            teacher=minus(positions(teacher), len(prompts.bos)),
-            generator=minus(positions(generator), prompts.generator_overhead + max_gist_length),
+            summarizer=minus(
+                max_positions(summarizer), prompts.summarizer_overhead(max_gist_length) + max_gist_length
+            ),
+            teacher=minus(max_positions(teacher), len(prompts.bos)),
+            generator=minus(max_positions(generator), prompts.generator_overhead + max_gist_length),
             summarizer_sees_last_k=prompts.sees_last_k,
         )
 

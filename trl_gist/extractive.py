@@ -35,7 +35,7 @@ from torch import nn
 
 from .lm_head import token_log_probs
 from .prompts import before_last_k
-from .roles import base_of
+from .roles import backbone_of, base_of
 from .scoring import TargetScorer
 
 
@@ -96,7 +96,7 @@ def surprisals(
         ids_NS = nn.utils.rnn.pad_sequence(rows, batch_first=True).to(device)
         lengths = [len(row) - known for row in rows]
         with torch.no_grad():
-            hidden_NSH = base.base_model(input_ids=ids_NS, use_cache=False).last_hidden_state[:, known - 1 :]
+            hidden_NSH = backbone_of(base)(input_ids=ids_NS, use_cache=False).last_hidden_state[:, known - 1 :]
             hidden_PH = torch.cat([row_SH[:length] for row_SH, length in zip(hidden_NSH, lengths, strict=True)])
             token_ids_P = torch.cat([row[known:] for row in rows]).to(device)
             logps_P, _ = token_log_probs(base, hidden_PH, token_ids_P, temperature=1.0)

@@ -28,6 +28,7 @@ from .prompts import gist_from_completion
 
 # Settings of `generate` that are the caller's, or one and the same for all
 _SET_HERE = ("max_length", "num_return_sequences", "return_dict_in_generate")
+_XLNET_HAS_NO_LIMIT = -1
 
 
 def generate(
@@ -122,8 +123,11 @@ def greedy_continuations(
 
 
 def max_positions(model: PreTrainedModel | PeftModel) -> int | None:
-    """The longest sequence that the model has positions for, if its configuration knows of one."""
-    return model.config.get_text_config().to_dict().get("max_position_embeddings")
+    """The longest sequence that the model has positions for, if its configuration knows of one, by whatever name."""
+    config = model.config.get_text_config()
+    # An attribute, for configurations map it to their own name (`n_positions` in GPT-2); MPT's does not
+    positions = getattr(config, "max_position_embeddings", getattr(config, "max_seq_len", None))
+    return None if positions == _XLNET_HAS_NO_LIMIT else positions
 
 
 def end_token_ids(model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:

@@ -41,7 +41,7 @@ from .engines import (
 from .gist_config import GistConfig
 from .lm_head import check_logits
 from .prompts import GistPrompts
-from .roles import disable_dropout
+from .roles import check_adapted_layers, check_not_random, disable_dropout
 from .scoring import GistScorer, TargetScorer
 from .teacher_cache import TeacherCache
 
@@ -84,6 +84,8 @@ class GeneratorTrainer:
             role.to(accelerator.device)
             disable_dropout(role)  # the adapter's too
             if not is_sharded(role):
+                check_adapted_layers(role)
+                check_not_random(role)
                 check_logits(role)
         if args.gradient_checkpointing:
             model.gradient_checkpointing_enable(args.gradient_checkpointing_kwargs)
@@ -147,6 +149,7 @@ class GeneratorTrainer:
                 model = next(module for module in engine.modules() if isinstance(module, PreTrainedModel))
                 keep_on_every_rank(engine, model.get_output_embeddings().parameters())
             for role in (self.model, teacher):  # which could not run before
+                check_not_random(role)
                 check_logits(role)
 
     def score(self, rows: list[dict], gists: list[list[int]], num_generations: int, distill: bool) -> list[dict]:

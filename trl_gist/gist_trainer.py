@@ -41,10 +41,19 @@ from .hub import PairHub
 from .prompts import GistPrompts, gist_from_completion
 from .rate_control import LengthPenalty
 from .rewards import kl_gain, length_penalty
-from .roles import base_of, check_embeddings, check_same_tokenizer, disable_dropout, load_roles
+from .roles import (
+    base_of,
+    check_adapted_layers,
+    check_causal,
+    check_embeddings,
+    check_not_random,
+    check_same_tokenizer,
+    disable_dropout,
+    load_roles,
+)
 from .rollouts import GistRollouts
 from .run_log import RunLog
-from .shared_prefix import why_not_shared
+from .shared_prefix import check_padded, why_not_shared
 from .signal import group_signal
 from .trainer_utils import best_of_group, first_steps_times
 from .vllm_sampling import VLLMSampling, check_vllm_settings
@@ -408,7 +417,19 @@ class GistTrainer(
         return scheduler
 
     def _choose_layout(self):
-        reason = why_not_shared(base_of(self.model))
+        base = base_of(self.model)
+        check_adapted_layers(base)
+        check_not_random(base)
+        check_causal(base)
+        reason = why_not_shared(base)
         self.shares_prefix = reason is None
+        if reason is not None or self.aux_loss_enabled:
+            check_padded(base, self.temperature, self.aux_loss_enabled)
         if reason is not None:
             logger.warning(f"The gists of a context are padded into a row each, which is slower: {reason}.")
+        elif self.aux_loss_enabled:
+            logger.warning(
+                "The policy's loss pads the gists of a context into a row each, which is slower: TRL takes the "
+                f"load-balancing loss of the experts (`router_aux_loss_coef`, {self.router_aux_loss_coef}) over such "
+                "rows. `router_aux_loss_coef=0.0` leaves that loss out."
+            )

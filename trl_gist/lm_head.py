@@ -31,7 +31,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from .engines import head_logits
-from .roles import base_of
+from .roles import backbone_of, base_of, check_causal
 
 
 # Rows of logits that exist at one time. 128 × a vocabulary of 152k in float32 is 78 MB a tensor.
@@ -97,14 +97,16 @@ def target_scores(
 
 def check_logits(model: nn.Module):
     """
-    Raises `ValueError` if the model's own logits are not what scoring computes from its hidden states. Architectures
-    scale or cap their logits under various names; a wrong one would train on wrong probabilities in silence.
+    Raises `ValueError` if the model is not causal, or its own logits are not what scoring computes from its hidden
+    states. Architectures scale or cap their logits under various names; a wrong one would train on wrong probabilities
+    in silence.
     """
+    check_causal(model)
     base = base_of(model)
     ids = torch.arange(4, device=base.get_input_embeddings().weight.device).unsqueeze(0)
     with torch.no_grad():
         own = base(input_ids=ids, use_cache=False).logits[0]
-        ours = output_logits(base, base.base_model(input_ids=ids, use_cache=False).last_hidden_state[0])
+        ours = output_logits(base, backbone_of(base)(input_ids=ids, use_cache=False).last_hidden_state[0])
     if not torch.allclose(own.float(), ours.float(), rtol=1e-3, atol=1e-3):
         raise ValueError(
             f"{type(base).__name__} post-processes its logits in a way that scoring does not know, so its "

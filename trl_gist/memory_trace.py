@@ -35,7 +35,7 @@ from .gist_config import GistConfig
 from .lm_head import target_scores, token_log_probs
 from .prompts import GistPrompts
 from .recursion import SEPARATOR
-from .roles import Roles, base_of
+from .roles import Roles, backbone_of, base_of
 from .scoring import TargetRows, TargetScorer
 from .shared_prefix import attention_masks
 from .walks import walk_geometry
@@ -277,7 +277,7 @@ class StepTrace:
             ids_DS = torch.zeros(contexts, prompt + gists * steps, dtype=torch.long)
             visible_DSS = torch.ones(*ids_DS.shape, ids_DS.shape[1], dtype=torch.bool)
             hidden = []
-            hook = base.base_model.register_forward_hook(lambda _, __, out: hidden.append(out.last_hidden_state))
+            hook = backbone_of(base).register_forward_hook(lambda _, __, out: hidden.append(out.last_hidden_state))
             with self.autocast():
                 self.summarizer(
                     input_ids=ids_DS,

@@ -13,11 +13,13 @@
 # limitations under the License.
 
 import copy
+import re
 from dataclasses import dataclass
 from functools import partial
 
 import torch
 from peft import PeftModel
+from peft.tuners.tuners_utils import BaseTunerLayer
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from trl.trainer.utils import create_model_from_path, disable_dropout_in_model, get_config_model_id
 
@@ -72,6 +74,12 @@ def load_roles(
     summarizer = load(model)
     generator = summarizer if generator is None else load(generator)
     teacher = summarizer if teacher is None else load(teacher)
+    for role, loaded_model in (("summarizer", summarizer), ("generator", generator), ("teacher", teacher)):
+        if loaded_model.config.is_encoder_decoder:
+            raise ValueError(
+                f"The {role} is a {type(base_of(loaded_model)).__name__}, an encoder with a decoder: a pair reads and "
+                "writes one sequence of tokens. Use a causal language model, of AutoModelForCausalLM."
+            )
     # Clones are taken before any adapter is added: PEFT replaces modules in the tree that it is given
     copy_of = partial(copy_without_adapter, **model_init_kwargs)
     clone = clone_with_shared_parameters if share_base else copy_of
@@ -156,16 +164,89 @@ def _difference(tokenizer, other):
 
 
 def disable_dropout(model: torch.nn.Module):
-    """All dropout: also attention's, which is a number of the module in transformers, where TRL looks for layers."""
+    """
+    All that makes a model's forward random in train mode: dropout, also that of attention or whole layers, and the
+    jitter of a mixture of experts' routers. In transformers they are numbers of modules, where TRL looks for layers.
+    """
     disable_dropout_in_model(model)
     for module in model.modules():
-        if isinstance(getattr(module, "attention_dropout", None), float):
-            module.attention_dropout = 0.0
+        for name, value in list(vars(module).items()):
+            if isinstance(value, float) and re.search("drop|jitter", name):
+                setattr(module, name, 0.0)
+
+
+def check_not_random(model: PreTrainedModel | PeftModel):
+    """Raises `ValueError` if train mode still changes the model's logits after [`disable_dropout`]."""
+    base, was_training = base_of(model), model.training
+    ids_1S = probe_ids(base)
+    with torch.no_grad():
+        trained, evaluated = (base.train(mode)(input_ids=ids_1S, use_cache=False).logits for mode in (True, False))
+    model.train(was_training)
+    if not same_logits(base, evaluated, trained):
+        raise ValueError(
+            f"{type(base).__name__} gives other logits in train mode than in eval mode, though its dropout and router "
+            "jitter are 0: gists are sampled and scored in train mode, so the policy that samples would differ from "
+            "the policy that is trained. The noise is in its own code; use another architecture."
+        )
+
+
+def check_causal(model: PreTrainedModel | PeftModel):
+    """Raises `ValueError` if what follows a token changes the model's logits there: it would see what it predicts."""
+    base = base_of(model)
+    ids_1S = probe_ids(base)
+    half = ids_1S.shape[1] // 2
+    with torch.no_grad():
+        whole, start = (base(input_ids=ids, use_cache=False).logits[:, :half] for ids in (ids_1S, ids_1S[:, :half]))
+    if not same_logits(base, start, whole):
+        raise ValueError(
+            f"{type(base).__name__} is not causal as it is configured: a token's logits change with the tokens after it, "
+            "which are what it should predict. Use a causal language model."
+        )
+
+
+def check_adapted_layers(model: PreTrainedModel | PeftModel):
+    """Raises `ValueError` if an adapter is on a router that is a linear layer but gives more than a product."""
+    for name, layer in model.named_modules():
+        if not isinstance(layer, BaseTunerLayer) or not isinstance(layer.get_base_layer(), torch.nn.Linear):
+            continue
+        router = layer.get_base_layer()
+        # PEFT 0.21 takes a subclass for the layer itself; those of transformers' models are routers of experts
+        if type(router).__module__.startswith("transformers.models.") and not is_sharded(router):
+            with torch.no_grad():
+                output = router(router.weight[:1])
+            if not isinstance(output, torch.Tensor):
+                short = name.rsplit(".", 1)[-1]
+                raise ValueError(
+                    f"The adapter's `target_modules` reach {name}, a {type(router).__name__}, which PEFT cannot adapt: it "
+                    f"gives a {type(output).__name__}, not a tensor. Leave it out with `exclude_modules=[{short!r}]` in "
+                    "the `LoraConfig`."
+                )
+
+
+def probe_ids(base: PreTrainedModel) -> torch.Tensor:
+    """A short text to try a model on, of shape `(1, tokens)`; without the first ids, for padding's embedding is 0."""
+    return torch.arange(5, 13, device=base.get_input_embeddings().weight.device).unsqueeze(0)
+
+
+def same_logits(base: PreTrainedModel, logits: torch.Tensor, other: torch.Tensor) -> bool:
+    """Whether a model's logits of a text, computed in two ways, agree but for rounding, as measured by their spread."""
+    tolerance = 1e-3 if base.dtype in (torch.float32, torch.float64) else 0.2
+    logits, other = logits.float(), other.float()
+    return bool((logits - other).square().mean().sqrt() <= tolerance * logits.std())
 
 
 def base_of(model: PreTrainedModel | PeftModel) -> PreTrainedModel:
     """The causal language model under its adapter, if it has one."""
     return model.get_base_model() if isinstance(model, PeftModel) else model
+
+
+def backbone_of(base: PreTrainedModel) -> torch.nn.Module:
+    """
+    The module inside a causal language model that gives the hidden states which its head reads. Not `base_model`: OPT's
+    forward does not run it, and Llama 4's is the language model itself (transformers 5.23).
+    """
+    decoder = base.get_decoder()
+    return base.model if decoder is base else decoder
 
 
 def sample_of(parameter: torch.Tensor) -> torch.Tensor:

@@ -21,7 +21,7 @@ from torch import nn
 
 from .lm_head import log_softmax, output_logits, target_scores
 from .prompts import GistPrompts, seen_ids
-from .roles import base_of
+from .roles import backbone_of, base_of
 from .teacher_cache import TeacherCache
 
 
@@ -114,7 +114,7 @@ class TargetScorer(nn.Module):
 
     def hidden_states(self, rows: TargetRows) -> torch.Tensor:
         """Hidden states of shape `(rows, target positions, hidden)` from which the targets are predicted."""
-        backbone = base_of(self.model).base_model
+        backbone = backbone_of(base_of(self.model))
         hidden_NSH = backbone(input_ids=rows.input_ids_NS, use_cache=False).last_hidden_state
         index = rows.positions_NT.unsqueeze(-1).expand(-1, -1, hidden_NSH.shape[-1])
         return hidden_NSH.gather(1, index)

@@ -29,6 +29,11 @@ from transformers import PreTrainedModel
 
 from .attention import ATTENTION_NAME, additive_mask
 from .lm_head import token_log_probs
+from .roles import backbone_of, probe_ids, same_logits
+
+
+# What a forward raises that does not take what it is given
+_FAILURES = (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError)
 
 
 @dataclass
@@ -126,7 +131,9 @@ def shared_prefix_log_probs(
     batch = SharedPrefixBatch.build(prompt_ids_NP, prompt_mask_NP, completion_ids_NC, completion_mask_NC)
     hidden = []
     # The forward's own logits would be those of every position; only the gists' reach the head below
-    hook = base.base_model.register_forward_hook(lambda module, args, output: hidden.append(output.last_hidden_state))
+    hook = backbone_of(base).register_forward_hook(
+        lambda module, args, output: hidden.append(output.last_hidden_state)
+    )
     try:
         model(
             input_ids=batch.input_ids_DS,
@@ -181,7 +188,7 @@ def why_not_shared(model: PreTrainedModel) -> str | None:
         return "its forward takes no logits_to_keep"
     try:
         agrees = _agrees_with_padded(model)
-    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+    except _FAILURES as error:
         return f"its forward does not take the mask ({type(error).__name__}: {error})"
     return None if agrees else "its probabilities come out different there"
 
@@ -197,6 +204,53 @@ def _agrees_with_padded(model):
     padded_NC = logits_NCV.float().log_softmax(-1).gather(-1, completion_ids.unsqueeze(-1)).squeeze(-1)
     tolerance = 1e-3 if model.dtype in (torch.float32, torch.float64) else 0.25
     return torch.allclose(shared_NC.float(), padded_NC, atol=tolerance)
+
+
+def check_padded(model: PreTrainedModel, temperature: float, aux_loss: bool):
+    """
+    Raises `ValueError` if TRL's forward over padded rows fails, or gives a text other log-probs than it has by itself.
+    TRL 1.16 reads `base_model`'s hidden states with a head of its own, and gives a mask but no positions: a model must
+    count them from the mask, or only by their distances.
+
+    Args:
+        model ([`~transformers.PreTrainedModel`]):
+            As GRPOTrainer has patched it.
+        temperature (`float`):
+            Of TRL's head.
+        aux_loss (`bool`):
+            Whether TRL asks for the load-balancing loss of experts.
+    """
+    name, ids_1S = type(model).__name__, probe_ids(model)
+    padding_1P = ids_1S.new_zeros(1, 24)
+    mask, padded_ids = (torch.cat(both, dim=1) for both in ((padding_1P, ids_1S.clamp(max=1)), (padding_1P, ids_1S)))
+    labels = padded_ids.masked_fill(mask == 0, -100)
+    rows = {"input_ids": padded_ids, "attention_mask": mask, "labels": labels, "fused_lm_head": True}
+    with torch.no_grad():
+        logits_1SV = model(input_ids=ids_1S, use_cache=False).logits
+        try:
+            output = model(**rows)
+        except _FAILURES as error:
+            raise ValueError(
+                f"{name} cannot be the summarizer: TRL's forward over padded rows fails in it "
+                f"({type(error).__name__}: {error}). Use another architecture."
+            ) from error
+        try:
+            if aux_loss:
+                model(**rows, output_router_logits=True)
+        except _FAILURES as error:
+            raise ValueError(
+                f"TRL's load-balancing loss of experts fails in {name} ({type(error).__name__}: {error}). Set "
+                "`router_aux_loss_coef=0.0`, which leaves it out."
+            ) from error
+    log_p_1SV = (logits_1SV.float() / temperature).log_softmax(-1)
+    alone_1S = log_p_1SV[:, :-1].gather(-1, ids_1S[:, 1:, None]).squeeze(-1)
+    if not same_logits(model, alone_1S, output.log_probs[:, padding_1P.shape[1] :]):
+        raise ValueError(
+            f"{name} cannot be the summarizer. The gists of a context cannot share a row in it, and its forward in "
+            "transformers gives a text padded on the left, as TRL scores it, other log-probs than the text alone: it "
+            "counts positions from the padding, reads it, or scales its logits as TRL does not know. Use another "
+            "architecture."
+        )
 
 
 def _layer_kinds(config):

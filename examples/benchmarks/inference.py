@@ -49,6 +49,7 @@ from transformers.generation import BaseStreamer
 from transformers.utils import logging
 
 from trl_gist import GistCompactor, __version__
+from trl_gist.generation import max_positions
 from trl_gist.pair import PairConfig
 from trl_gist.prompts import SUMMARIZER_PROMPT
 from trl_gist.roles import clone_with_shared_parameters
@@ -158,8 +159,8 @@ def check(args, compactor):
         prompts.generator_overhead + args.gist + args.last_k + args.tokens,
     )
     for model in (compactor.summarizer, compactor.generator):
-        positions = model.config.get_text_config().to_dict().get("max_position_embeddings", math.inf)
-        if needed > positions:
+        positions = max_positions(model)
+        if positions is not None and needed > positions:
             sys.exit(
                 f"--contexts {longest} takes {needed:,} positions, prompt and written tokens included; the model has "
                 f"{positions:,}. Leave this length out, or take a --model with more positions."

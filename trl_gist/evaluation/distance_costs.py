@@ -21,7 +21,7 @@ import torch
 from transformers import Cache, DynamicCache
 
 from ..generation import max_positions
-from ..roles import base_of
+from ..roles import backbone_of, base_of
 from .distance import DistanceReadings
 
 
@@ -95,7 +95,7 @@ def _next_chunk(geometry, ids, window):
 
 def _pass(model, prompt, chunk_ids, cache: Cache) -> tuple[float, float]:
     """Seconds for a prompt and a chunk but for its last tokens at once, and for those one by one."""
-    backbone, seconds = base_of(model).base_model, []
+    backbone, seconds = backbone_of(base_of(model)), []
     singles = chunk_ids[len(chunk_ids) - _STEPS :] if chunk_ids else []
     with torch.no_grad():
         for pieces in ([prompt + chunk_ids[: len(chunk_ids) - len(singles)]], [[token] for token in singles]):

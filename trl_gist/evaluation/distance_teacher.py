@@ -19,7 +19,7 @@ from transformers import DynamicCache
 
 from ..generation import max_positions
 from ..prompts import GistPrompts
-from ..roles import base_of
+from ..roles import backbone_of, base_of
 from ..scoring import TargetScorer
 
 
@@ -58,7 +58,7 @@ def full_context_hidden(
             break
         piece_1S = torch.tensor([text[read:stop]], device=base.device)
         with torch.no_grad():
-            output = base.base_model(input_ids=piece_1S, past_key_values=cache, use_cache=True)
+            output = backbone_of(base)(input_ids=piece_1S, past_key_values=cache, use_cache=True)
         states_SH = output.last_hidden_state[0]
         # Where targets are longer than chunks, a target began in an earlier piece
         states_SH = states_SH if newest_TH is None else torch.cat((newest_TH, states_SH))

@@ -53,7 +53,7 @@ from transformers import DynamicCache, PreTrainedModel, get_scheduler
 
 from ..lm_head import check_logits, output_logits
 from ..prompts import GistPrompts, before_last_k, gist_from_completion
-from ..roles import base_of, disable_dropout
+from ..roles import backbone_of, base_of, disable_dropout
 from ..scoring import GistScorer, TargetRows, TargetScorer
 from ..shared_prefix import attention_masks, why_not_shared
 
@@ -264,7 +264,7 @@ class GistTokenModel(TargetScorer):
 
     def _run(self, embeds_NQH, visible_NQK, query_positions_NQ, key_positions_NK, cache=None):
         base = base_of(self.model)
-        return base.base_model(
+        return backbone_of(base)(
             inputs_embeds=embeds_NQH,
             attention_mask=attention_masks(base, visible_NQK, query_positions_NQ, key_positions_NK),
             position_ids=query_positions_NQ,

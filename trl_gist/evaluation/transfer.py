@@ -41,6 +41,7 @@ from rich import box
 from rich.table import Table
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from ..generation import max_positions
 from ..prompts import GistPrompts, before_last_k
 from ..scoring import TargetRows, TargetScorer
 from .measures import other_documents, ratio_and_error
@@ -239,7 +240,7 @@ def _tokens(tokenizer, bos, text, prefix):
 
 
 def _check_positions(model, length, name):
-    positions = model.config.get_text_config().to_dict().get("max_position_embeddings")
+    positions = max_positions(model)
     if positions is not None and length > positions:
         raise ValueError(
             f"Reading {name!r} takes {length} tokens; the reader has {positions} positions. Cut shorter windows, or "
