@@ -20,8 +20,11 @@ saved pair is loaded by drawing each adapter on a shared base again, so the same
 scored come from the tree under the adapter, so what a [`~peft.PeftModel`] does around it never happens.
 """
 
+from pathlib import Path
+
 from peft import PeftConfig, PeftModel, PeftType
 from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils import CONFIG_NAME as ADAPTER_CONFIG_NAME
 from peft.utils.other import AuxiliaryTrainingWrapper
 from transformers import PreTrainedModel
 
@@ -31,7 +34,7 @@ from transformers import PreTrainedModel
 SUPPORTED_TYPES = frozenset(
     PeftType[name]
     for name in (
-        "LORA BEFT BOFT C3A DEFT DELORA FOURIERFT FROD GLORA GRALORA HIRA HRA IA3 LILY LN_TUNING LOHA LOKR MISS OFT OSF "
+        "LORA BEFT BOFT C3A DEFT DELORA FOURIERFT FROD GLORA GRALORA HIRA HRA IA3 LN_TUNING LOHA LOKR MISS OFT OSF "
         "PEANUT PSOFT RANDLORA ROAD SHIRA SUPERTUNING TINYLORA TRAINABLE_TOKENS UNILORA VBLORA VERA WAVEFT"
     ).split()
 )
@@ -46,6 +49,7 @@ _REASONS = {
     PeftType.CARTRIDGE: _PUTS_TOKENS,
     PeftType.ADAPTION_PROMPT: "cannot be taken off a copy of the model, which is the teacher",
     PeftType.ADALORA: "moves its ranks only where the training loop calls `update_and_allocate`, which no trainer does",
+    PeftType.LILY: "routes by a mean over all tokens of a batch, so that a gist's probability depends on the other gists",
     PeftType.POLY: "needs a task id with every forward",
     PeftType.XLORA: "reads every prompt twice, to weigh adapters that are trained already",
     PeftType.SHADOW: "runs a second model beside the first, which does not know gists' packed rows",
@@ -86,7 +90,7 @@ def check_leaves_base(setting: str, config: PeftConfig):
         named = named if values.get("kasa_config") is None else "`kasa_config`"
         raise ValueError(
             f"{setting} has {named}, which writes into the base that the summarizer, the generator and the teacher "
-            "share, and the teacher must read it as it was. Use `init_lora_weights=True`, \"gaussian\", "
+            'share, and the teacher must read it as it was. Use `init_lora_weights=True`, "gaussian", '
             '"orthogonal" or "mica"; to keep an adapter that was drawn so, `merge_and_unload()` it, save the model '
             "with its tokenizer and pass that folder."
         )
@@ -107,7 +111,10 @@ def _check_settings(setting, values):
     for name, reason in (
         ("alora_invocation_tokens", "acts where the `PeftModel` finds these tokens, which scoring does not ask for"),
         ("arrow_config", "routes between adapters that are trained already"),
-        ("monteclora_config", "draws noise in training, so that the policy that samples is not the one that is trained"),
+        (
+            "monteclora_config",
+            "draws noise in training, so that the policy that samples is not the one that is trained",
+        ),
         ("layer_replication", "gives the base more layers, so that the teacher would not be it"),
         ("use_qalora", "needs a quantized base, which has not been tried here"),
         ("save_only_topk_weights", "saves too little to resume from"),
@@ -142,6 +149,15 @@ def check_given(role: str, model: str | PreTrainedModel | PeftModel | None):
             f"The {role} holds adapters but is no `PeftModel`, so they would be taken for a part of the base. Load it by "
             "`PeftModel.from_pretrained(base, path, is_trainable=True)`, or save the result of `merge_and_unload()` and "
             "pass its folder."
+        )
+
+
+def check_folder(role: str, checkpoint: str):
+    """Raises `ValueError` if a role is given as the folder of an adapter, which holds no model."""
+    if Path(checkpoint, ADAPTER_CONFIG_NAME).is_file():
+        raise ValueError(
+            f"The {role}, {checkpoint}, is the folder of an adapter. Pass "
+            "`PeftModel.from_pretrained(base, path, is_trainable=True)`; a teacher must be a checkpoint without one."
         )
 
 

@@ -22,7 +22,7 @@ from peft.utils import ModulesToSaveWrapper
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from trl.trainer.utils import create_model_from_path, disable_dropout_in_model, get_config_model_id
 
-from .adapters import check_given, check_teacher
+from .adapters import check_folder, check_given, check_teacher
 from .engines import is_sharded, whole_shape
 
 
@@ -75,6 +75,7 @@ def load_roles(
 
     def load(role, source):
         if isinstance(source, str):
+            check_folder(role, source)
             if source not in loaded:
                 loaded[source] = create_model_from_path(source, **model_init_kwargs)
             source = loaded[source]
@@ -136,10 +137,14 @@ def _without_adapter(copied):
 
 def check_bare(role: str, model: PreTrainedModel | PeftModel, teacher: PreTrainedModel):
     """Raises `ValueError` if a role that shares parameters with the teacher is not the teacher without its adapter."""
-    if not isinstance(model, PeftModel) or is_sharded(model) or not storage_pointers(model) & storage_pointers(teacher):
+    if (
+        not isinstance(model, PeftModel)
+        or is_sharded(model)
+        or not storage_pointers(model) & storage_pointers(teacher)
+    ):
         return
     bare, expected = (
-        {name: id(parameter) for name, parameter in base.named_parameters()}
+        {name: id(parameter) for name, parameter in base.named_parameters(remove_duplicate=False)}
         for base in (clone_with_shared_parameters(model), teacher)
     )
     if bare != expected:
