@@ -350,3 +350,13 @@ def check_best_model_of(args, eval_dataset):
             + (f": each of {list(eval_dataset)} has measures of its own. " if several else ". ")
             + f"Set it to '{example}', say."
         )
+
+
+def check_head_dtype(args, lora: bool):
+    """What [`~trl.GRPOConfig`] allows of the LM head and roles that share a base do not."""
+    if args.cast_lm_head_to_fp32 and lora:
+        raise ValueError(
+            "`cast_lm_head_to_fp32=True` casts the summarizer's LM head, which under LoRA the generator and the teacher "
+            "share and read in their own dtype. Leave it out: log-probs are taken from the logits in float32 anyway; for a "
+            "float32 head load the models in float32."
+        )

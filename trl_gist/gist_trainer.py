@@ -24,10 +24,11 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from trl import GRPOTrainer
 from trl.trainer.utils import get_config_model_id
 
+from .adapters import check_adapter, check_drawn
 from .alarms import Alarms, StopOnAlarm
 from .attention import use_matmul_attention
 from .checkpoints import PairCheckpoints
-from .config_checks import check_best_model_of
+from .config_checks import check_best_model_of, check_head_dtype
 from .data import PositionLimits, prepare_windows
 from .data_loading import DataLoading
 from .durable import DurableCheckpoints
@@ -38,12 +39,14 @@ from .generator_trainer import GeneratorSchedule, GeneratorTrainer
 from .gist_config import GistConfig
 from .held_out import HeldOutEvaluation
 from .hub import PairHub
+from .manifest import frozen_digests
 from .prompts import GistPrompts, gist_from_completion
 from .rate_control import LengthPenalty
 from .rewards import kl_gain, length_penalty
 from .roles import (
     base_of,
     check_adapted_layers,
+    check_bare,
     check_causal,
     check_embeddings,
     check_not_random,
@@ -137,8 +140,9 @@ class GistTrainer(
             Optimizer and scheduler of the summarizer, as in [`~transformers.Trainer`].
 
     Raises:
-        ValueError: if roles have different tokenizers, a window does not fit a model's positions, a dataset is empty
-            or all too short or has a column whose name is taken, or the distributed setting is not supported.
+        ValueError: if roles have different tokenizers, an adapter would change the teacher, a window does not fit a
+            model's positions, a dataset is empty or all too short or has a column whose name is taken, or the
+            distributed setting is not supported.
     """
 
     _tag_names = ["trl", "trl_gist", "context-compression"]
@@ -179,7 +183,11 @@ class GistTrainer(
             if source is not None:
                 check_same_tokenizer(processing_class, role, source, args.trust_remote_code)
 
+        for name, config in (("peft_config", peft_config), ("generator_peft_config", generator_peft_config)):
+            if config is not None:
+                check_adapter(f"`{name}`", config)
         lora = peft_config is not None or isinstance(model, PeftModel)
+        check_head_dtype(args, lora)
         roles = load_roles(
             model,
             generator,
@@ -191,6 +199,7 @@ class GistTrainer(
         )
         args.model_init_kwargs = None  # used above; TRL would warn that it ignores them
         check_embeddings(processing_class, "summarizer", roles.summarizer)
+        teacher_before = frozen_digests({"teacher": roles.teacher})["teacher"]
         self.base_models = {
             role: get_config_model_id(base.config) or type(base).__name__ for role, base in vars(roles).items()
         }
@@ -287,6 +296,9 @@ class GistTrainer(
                     f"The {role} has no trainable parameters. Load its adapter with `is_trainable=True`, or pass a "
                     "`peft_config`."
                 )
+            check_bare(role, trained, roles.teacher)
+        teacher_now = frozen_digests({"teacher": roles.teacher})["teacher"]
+        check_drawn(self.model, roles.generator, roles.teacher, teacher_before, teacher_now)
         self.generator_trainer = GeneratorTrainer(roles.generator, roles.teacher, self.prompts, args, self.accelerator)
         self.last_measures, self.last_gists, self.eval_rows = {}, [], []
         if args.cold_start_steps > 0 and not args.generator_only:

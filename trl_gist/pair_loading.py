@@ -25,6 +25,7 @@ from transformers import PreTrainedModel
 from transformers.utils import CONFIG_NAME as MODEL_CONFIG_NAME
 from trl.trainer.utils import create_model_from_path
 
+from .adapters import check_leaves_base
 from .attention import use_matmul_attention
 from .pair import PAIR_CONFIG_NAME
 from .roles import clone_with_shared_parameters
@@ -40,7 +41,7 @@ class HalfLoader:
         self.bases = {}
 
     def load(self, directory: Path, role: str) -> PreTrainedModel | PeftModel:
-        """The model in eval mode, frozen. Raises `ValueError` if it or its base is missing, or its weights are pickled."""
+        """The model in eval mode, frozen. Raises `ValueError` if it or its base is missing, or it cannot be read."""
         is_adapter = Path(directory, ADAPTER_CONFIG_NAME).is_file()
         if not is_adapter and not Path(directory, MODEL_CONFIG_NAME).is_file():
             raise ValueError(
@@ -53,6 +54,7 @@ class HalfLoader:
             )
         if is_adapter:
             adapter = PeftConfig.from_pretrained(str(directory))
+            check_leaves_base(f"The adapter in {directory}", adapter)
             # PEFT replaces modules in the tree that it is given, so each half gets its own over the same parameters
             base = clone_with_shared_parameters(self._base(adapter, directory))
             # PEFT would keep half-precision adapters in float32, for training; at inference that triples their cost

@@ -20,9 +20,11 @@ from functools import partial
 import torch
 from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils import ModulesToSaveWrapper
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from trl.trainer.utils import create_model_from_path, disable_dropout_in_model, get_config_model_id
 
+from .adapters import check_folder, check_given, check_teacher
 from .engines import is_sharded, whole_shape
 
 
@@ -60,20 +62,31 @@ def load_roles(
             For `from_pretrained`, where a role is given as a checkpoint.
         trust_remote_code (`bool`, *optional*, defaults to `False`):
             Whether checkpoints may run their own code.
+
+    Raises:
+        ValueError: if a model that is given carries adapters that a role cannot, or the teacher any.
     """
+    check_teacher(teacher)
+    if isinstance(model, PeftModel) and generator is model:
+        raise ValueError(
+            "`generator` and `model` are the same `PeftModel`, and each trains an adapter of its own. Load it twice, each "
+            "on a base of its own; or leave out `generator`, which then gets a new adapter of the same kind."
+        )
     model_init_kwargs = {"trust_remote_code": trust_remote_code, **(model_init_kwargs or {})}
     loaded = {}
 
-    def load(role):
-        if not isinstance(role, str):
-            return role
-        if role not in loaded:
-            loaded[role] = create_model_from_path(role, **model_init_kwargs)
-        return loaded[role]
+    def load(role, source):
+        if isinstance(source, str):
+            check_folder(role, source)
+            if source not in loaded:
+                loaded[source] = create_model_from_path(source, **model_init_kwargs)
+            source = loaded[source]
+        check_given(role, source)
+        return source
 
-    summarizer = load(model)
-    generator = summarizer if generator is None else load(generator)
-    teacher = summarizer if teacher is None else load(teacher)
+    summarizer = load("summarizer", model)
+    generator = summarizer if generator is None else load("generator", generator)
+    teacher = summarizer if teacher is None else load("teacher", teacher)
     for role, loaded_model in (("summarizer", summarizer), ("generator", generator), ("teacher", teacher)):
         if loaded_model.config.is_encoder_decoder:
             raise ValueError(
@@ -118,8 +131,36 @@ def copy_without_adapter(model: PreTrainedModel | PeftModel, **model_init_kwargs
     return _without_adapter(copy.deepcopy(model))
 
 
-def _without_adapter(model):
-    return model.unload() if isinstance(model, PeftModel) else model
+def _without_adapter(copied):
+    """The base of a copy, which it alters. What is trained of it may be shared with the original, and stays trainable."""
+    # A trainer (TRL 1.16) gives its model a forward that calls the one it had: the original's, in a copy
+    vars(base_of(copied)).pop("forward", None)
+    if not isinstance(copied, PeftModel):
+        return copied
+    for name, module in list(copied.named_modules()):
+        if isinstance(module, ModulesToSaveWrapper):  # of which PEFT (0.21) would keep the trained copy
+            copied.set_submodule(name, module.original_module)
+    return copied.unload()
+
+
+def check_bare(role: str, model: PreTrainedModel | PeftModel, teacher: PreTrainedModel):
+    """Raises `ValueError` if a role that shares parameters with the teacher is not the teacher without its adapter."""
+    if (
+        not isinstance(model, PeftModel)
+        or is_sharded(model)
+        or not storage_pointers(model) & storage_pointers(teacher)
+    ):
+        return
+    bare, expected = (
+        {name: id(parameter) for name, parameter in base.named_parameters(remove_duplicate=False)}
+        for base in (clone_with_shared_parameters(model), teacher)
+    )
+    if bare != expected:
+        different = sorted(name for name, _ in bare.items() ^ expected.items())
+        raise ValueError(
+            f"The {role} without its adapter is not the base that it shares with the teacher: {different[0]} is another. "
+            "Use `LoraConfig`, or give the roles checkpoints of their own."
+        )
 
 
 def check_same_tokenizer(tokenizer: PreTrainedTokenizerBase, role: str, model, trust_remote_code: bool = False):
