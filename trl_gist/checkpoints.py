@@ -16,6 +16,7 @@ import json
 from enum import Enum
 from pathlib import Path
 
+import torch
 from datasets import IterableDataset
 from peft import PeftModel, set_peft_model_state_dict
 from transformers import TrainerState
@@ -36,6 +37,7 @@ _RECIPE = (
 ).split()
 
 LENGTH_PENALTY_FILE = "length_penalty.json"
+REFERENCE_FILE = "reference.pt"
 
 
 class PairCheckpoints:
@@ -91,6 +93,10 @@ class PairCheckpoints:
             state = json.dumps(self.length_penalty.state_dict(), indent=2)
             Path(output_dir, LENGTH_PENALTY_FILE).write_text(state + "\n", encoding="utf-8")
             self.alarms.save(output_dir)
+            if self.args.sync_ref_model:  # it follows S; one that does not is the checkpoint that S came from
+                torch.save(
+                    self.accelerator.unwrap_model(self.ref_model).state_dict(), Path(output_dir, REFERENCE_FILE)
+                )
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None):
         super()._load_optimizer_and_scheduler(checkpoint)
@@ -101,6 +107,9 @@ class PairCheckpoints:
                 self.length_penalty.load_state_dict(json.loads(state))
                 self._apply_length_penalty()
             self.alarms.load(checkpoint)
+            if self.args.sync_ref_model:
+                state = torch.load(Path(checkpoint, REFERENCE_FILE), map_location="cpu", weights_only=True)
+                self.accelerator.unwrap_model(self.ref_model).load_state_dict(state)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None):
         self._load_pair(resume_from_checkpoint, model)

@@ -27,6 +27,11 @@ from .prompts import PLACEHOLDERS
 
 ADVANTAGES = ("group", "reward", "best")
 EXTRACTIVE_RULES = ("tail", "tf_idf", "surprisal", "mixed", "passages")
+# They shape the part of TRL's loss that imitation does not have
+POLICY_LOSS_SETTINGS = (
+    *("loss_type", "epsilon", "epsilon_high", "delta", "importance_sampling_level", "off_policy_mask_threshold"),
+    "top_entropy_quantile",
+)
 DISTILLATION_LOSSES = ("forward_kl", "reverse_kl", "jsd", "cross_entropy")
 
 # Settings of TRL that would bend S's distribution, and the values that do not, the one to say first
@@ -59,6 +64,8 @@ def check_config(args):
     check_sampling(args)
     check_continuous_batching(args)
     check_chat_template_kwargs(args)
+    check_precision(args)
+    check_policy_loss(args)
     resolve_rate(args)
     check_prompts(args)
     check_rollouts(args)
@@ -76,7 +83,7 @@ def check_sizes(args):
         "gist_samples",
         "windows_per_document",
     ):
-        if getattr(args, name) < 1:
+        if getattr(args, name) is None or getattr(args, name) < 1:
             raise ValueError(f"`{name}` must be at least 1, got {getattr(args, name)}.")
     for name in ("window_stride", "max_windows_per_document", "gist_samples_steps"):
         if getattr(args, name) is not None and getattr(args, name) < 1:
@@ -176,6 +183,63 @@ def check_chat_template_kwargs(args):
             f"`chat_template_kwargs` are saved with the pair as JSON, which cannot hold {kwargs!r}. Use strings, numbers, "
             "booleans, lists and dictionaries with strings for keys."
         )
+
+
+def check_precision(args):
+    """Neither loss is scaled, so that small gradients would be lost in float16."""
+    in_config = (args.deepspeed_plugin.deepspeed_config if args.deepspeed_plugin is not None else {}).get("fp16", {})
+    for name, chosen in (
+        ("`fp16=True`", args.fp16),
+        ("ACCELERATE_MIXED_PRECISION=fp16", args.mixed_precision == "fp16"),
+        ("the DeepSpeed config's `fp16` section", in_config.get("enabled") is True),
+    ):
+        if chosen:
+            raise ValueError(
+                f"{name} asks for float16, in which most of the generator's gradient would be 0: its loss is a mean over a "
+                "whole rollout's tokens, and is not scaled. Use `bf16=True`, or `bf16=False` for float32."
+            )
+    for name in ("fp16_full_eval", "bf16_full_eval"):
+        if getattr(args, name):
+            raise ValueError(
+                f"`{name}=True` would cast the summarizer for good, with the base that it may share with the generator and "
+                'the teacher. Load the models in that precision, `model_init_kwargs={"dtype": "bfloat16"}`, or use '
+                "`bf16=True`."
+            )
+
+
+def check_policy_loss(args):
+    """Settings of the summarizer's step that would leave out gists which it must learn from, or that it would not heed."""
+    if args.mask_truncated_completions:
+        raise ValueError(
+            "`mask_truncated_completions` must be False: a gist that `max_completion_length` or its budget cuts is whole, "
+            "the generator reads it as it is, and most gists of the cold start end so. To have them end by themselves, "
+            "raise `max_completion_length` and set a `length_penalty`."
+        )
+    if args.neftune_noise_alpha is not None:
+        raise ValueError(
+            f"`neftune_noise_alpha` must be None, got {args.neftune_noise_alpha}: gists are sampled and scored in train "
+            "mode, so noise would make the policy that samples differ from the policy that is trained."
+        )
+    if args.remove_unused_columns:
+        raise ValueError(
+            "`remove_unused_columns` must be False: it would remove the windows' tokens, which no model takes by name, and "
+            "the columns of reward functions. Remove a column from the dataset yourself where it is in the way."
+        )
+    if args.advantage == "group":
+        return
+    if args.multi_objective_aggregation != "sum_then_normalize" or args.scale_rewards == "batch":
+        raise ValueError(
+            f'`advantage="{args.advantage}"` takes the weighted sum of the rewards as it is: leave out '
+            f"`multi_objective_aggregation` ({args.multi_objective_aggregation!r}) and `scale_rewards` "
+            f'({args.scale_rewards!r}), or use `advantage="group"`.'
+        )
+    for name in POLICY_LOSS_SETTINGS if args.advantage == "best" else ():
+        default = type(args).__dataclass_fields__[name].default
+        if getattr(args, name) != default:
+            raise ValueError(
+                f'`advantage="best"` imitates gists, by their cross-entropy, so `{name}` ({getattr(args, name)!r}) would '
+                f'have no effect. Leave it out, or use `advantage="group"`.'
+            )
 
 
 def resolve_rate(args):

@@ -75,7 +75,8 @@ class GistConfig(GRPOConfig):
         advantage (`str`, *optional*, defaults to `"group"`):
             `"group"` is GRPO's advantage: the reward against the other gists of the same context. `"reward"` uses the
             raw reward as the advantage, as the original experiment's PPO did. `"best"` imitates the best gist of each
-            context and ignores the others (best-of-n).
+            context and ignores the others (best-of-n): its loss, as the cold start's, is their cross-entropy, a mean over
+            their tokens that nothing clips, whatever `loss_type` is; `beta` and `entropy_coef` add to it.
         cold_start_steps (`int`, *optional*, defaults to `10`):
             Optimizer steps before the summarizer samples: it imitates gists cut out of the context by a rule while
             the generator learns to read them. A small summarizer writes noise at first, and a group of noise has no

@@ -48,6 +48,7 @@ from .roles import (
     check_adapted_layers,
     check_bare,
     check_causal,
+    check_dtype,
     check_embeddings,
     check_not_random,
     check_same_tokenizer,
@@ -58,7 +59,7 @@ from .rollouts import GistRollouts
 from .run_log import RunLog
 from .shared_prefix import check_padded, why_not_shared
 from .signal import group_signal
-from .trainer_utils import best_of_group, first_steps_times
+from .trainer_utils import best_of_group, fields_set, first_steps_times
 from .vllm_sampling import VLLMSampling, check_vllm_settings
 from .walks import Walk, sample_walks
 
@@ -188,6 +189,11 @@ class GistTrainer(
                 check_adapter(f"`{name}`", config)
         lora = peft_config is not None or isinstance(model, PeftModel)
         check_head_dtype(args, lora)
+        if args.beta != 0 and not lora and not model_id:
+            raise ValueError(
+                f"`beta` ({args.beta}) needs a reference, which is loaded from the checkpoint that the model came from, and "
+                "this model does not say which. Save it and pass the folder, or train it with a `peft_config`."
+            )
         roles = load_roles(
             model,
             generator,
@@ -197,9 +203,10 @@ class GistTrainer(
             model_init_kwargs=args.model_init_kwargs,
             trust_remote_code=args.trust_remote_code,
         )
-        args.model_init_kwargs = None  # used above; TRL would warn that it ignores them
         check_embeddings(processing_class, "summarizer", roles.summarizer)
         teacher_before = frozen_digests({"teacher": roles.teacher})["teacher"]
+        for role, trained in (("summarizer", roles.summarizer), ("generator", roles.generator)):
+            check_dtype(role, trained)
         self.base_models = {
             role: get_config_model_id(base.config) or type(base).__name__ for role, base in vars(roles).items()
         }
@@ -240,9 +247,16 @@ class GistTrainer(
             reward_funcs = [kl_gain, length_penalty]  # less noise than log_prob_gain: docs/ABLATION.md
         elif not isinstance(reward_funcs, list):
             reward_funcs = [reward_funcs]
-        if args.reward_weights is None:
-            args.reward_weights = [args.length_penalty if func is length_penalty else 1.0 for func in reward_funcs]
-        weight = args.reward_weights[reward_funcs.index(length_penalty)] if length_penalty in reward_funcs else 0.0
+        weights = args.reward_weights
+        if weights is None:
+            weights = [args.length_penalty if func is length_penalty else 1.0 for func in reward_funcs]
+        if len(weights) != len(reward_funcs):
+            raise ValueError(
+                f"`reward_weights` has {len(weights)} weights for {len(reward_funcs)} reward functions. Give each its own, "
+                "or leave it out: each then counts 1.0, and `length_penalty` λ."
+            )
+        self.initial_reward_weights = weights
+        weight = weights[reward_funcs.index(length_penalty)] if length_penalty in reward_funcs else 0.0
         self.length_penalty = LengthPenalty(weight, args)
         if not self.length_penalty.is_fixed and length_penalty not in reward_funcs:
             raise ValueError(
@@ -250,17 +264,21 @@ class GistTrainer(
                 "`trl_gist.length_penalty` to `reward_funcs`."
             )
 
-        super().__init__(
-            model=roles.summarizer,
-            reward_funcs=reward_funcs,
-            args=args,
-            train_dataset=train_dataset,
-            eval_dataset=eval_dataset,
-            processing_class=processing_class,
-            callbacks=callbacks,
-            optimizers=optimizers,
-            peft_config=peft_config,
-        )
+        # TRL needs the former for a reference alone, and would warn of them else: S is loaded
+        loads_reference = args.beta != 0 and not lora and isinstance(model, str)
+        model_init_kwargs = args.model_init_kwargs if loads_reference else None
+        with fields_set(args, model_init_kwargs=model_init_kwargs, reward_weights=weights):
+            super().__init__(
+                model=roles.summarizer,
+                reward_funcs=reward_funcs,
+                args=args,
+                train_dataset=train_dataset,
+                eval_dataset=eval_dataset,
+                processing_class=processing_class,
+                callbacks=callbacks,
+                optimizers=optimizers,
+                peft_config=peft_config,
+            )
         if self.use_vllm:
             self._prepare_vllm()
         else:  # TRL's would be completed by the checkpoint's
@@ -276,9 +294,16 @@ class GistTrainer(
         if args.windows_per_document > 1:
             self.walk = Walk(self.prompts, args, processing_class.decode)
             self.rollout_func = sample_walks  # set here, because the argument warns that TRL may change it
-        disable_dropout(self.model)
+        policies = [self.model]
+        if self.ref_model is not None:
+            policies.append(self.accelerator.unwrap_model(self.ref_model))
+            if not isinstance(model, str) and not is_sharded(self.model):
+                # TRL has loaded the checkpoint that S is named after; S is what it was given as
+                policies[1].load_state_dict(self.model.state_dict())
+        for policy in policies:
+            disable_dropout(policy)
         if self.accelerator.device.type == "cpu":
-            for role in (self.model, roles.generator, roles.teacher):
+            for role in (*policies, roles.generator, roles.teacher):
                 use_matmul_attention(role)
         if not is_sharded(self.model):
             self._choose_layout()
@@ -345,6 +370,11 @@ class GistTrainer(
             for _ in range(min(len(rewards), len(logged))):  # it keeps the newest alone
                 logged.pop()
             logged.extend(advantages.tolist())
+        if kind == "best" and self.model.training:
+            if self._cold_start:
+                output.pop("old_per_token_logps", None)  # no old policy wrote these gists: nothing has a ratio to it
+            tokens = (output["completion_mask"].sum(1) * (output["advantages"] > 0)).sum()
+            output["imitated_tokens"] = self.accelerator.reduce(tokens, reduction="sum")
         if self.model.training and not self._cold_start:  # gists cut by a rule do not answer to a price
             self._update_length_penalty(inputs)
         return output

@@ -196,6 +196,15 @@ def check_embeddings(tokenizer: PreTrainedTokenizerBase, role: str, model: PreTr
         )
 
 
+def check_dtype(role: str, model: PreTrainedModel | PeftModel):
+    """Raises `ValueError` if the model is in float16: its loss is not scaled, so small gradients would be lost."""
+    if any(parameter.dtype == torch.float16 for parameter in model.parameters()):
+        raise ValueError(
+            f"The {role} is in float16, in which it cannot be trained: losses are not scaled. Load it with "
+            '`model_init_kwargs={"dtype": "bfloat16"}`, or "float32".'
+        )
+
+
 def _difference(tokenizer, other):
     ours, theirs = tokenizer.get_vocab(), other.get_vocab()
     for token, index in sorted(ours.items(), key=lambda item: item[1]):

@@ -135,6 +135,24 @@ class GistRollouts:
             return torch.zeros((), device=self.accelerator.device, requires_grad=True)
         return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
 
+    def _compute_loss(self, model, inputs):
+        """
+        TRL's, but where gists are imitated: the cross-entropy of those with a weight, a mean over their tokens in the
+        rollout (over ranks, and split over the rollout's steps). It is the same whatever `loss_type` is, and nothing clips
+        it: the rule that wrote a gist is not an old policy. The KL to the reference, the entropy bonus and the auxiliary
+        loss of experts are added to either.
+        """
+        if "imitated_tokens" not in inputs:
+            return super()._compute_loss(model, inputs)
+        weights_N = inputs["advantages"]
+        # Each `loss_type` (TRL 1.16) multiplies the policy's term by the advantage
+        others = super()._compute_loss(model, {**inputs, "advantages": torch.zeros_like(weights_N)})
+        logps_NC, self._logps_NC = self._logps_NC, None
+        imitated_NC = inputs["completion_mask"] * (weights_N > 0).unsqueeze(1)
+        steps = self.args.steps_per_generation / self.current_gradient_accumulation_steps
+        tokens = inputs["imitated_tokens"] / steps / self.accelerator.num_processes  # wrappers average over ranks
+        return others - (logps_NC * imitated_NC).sum() / tokens
+
     def _cold_start_length(self):
         if self.args.max_teacher_kl is None:
             return self.args.tail_length
@@ -159,7 +177,7 @@ class GistRollouts:
         self, model, input_ids, attention_mask, logits_to_keep, batch_size=None, compute_aux_loss=False, **kwargs
     ):
         if not self.shares_prefix or compute_aux_loss:
-            return super()._get_per_token_logps_and_entropies(
+            scores = super()._get_per_token_logps_and_entropies(
                 model,
                 input_ids,
                 attention_mask,
@@ -168,13 +186,17 @@ class GistRollouts:
                 compute_aux_loss=compute_aux_loss,
                 **kwargs,
             )
+            self._logps_NC = scores[0]
+            return scores
+        # Of the model that is asked: it may be the reference, and either may be in a wrapper
+        base = base_of(self.accelerator.unwrap_model(model, keep_torch_compile=False))
         logps, entropies = [], []
         size = batch_size or len(input_ids)
         for ids, mask in zip(input_ids.split(size), attention_mask.split(size), strict=True):
             with self.accelerator.autocast():
                 logps_NC, entropies_NC = shared_prefix_log_probs(
                     model,
-                    base_of(self.model),
+                    base,
                     ids[:, :-logits_to_keep],
                     mask[:, :-logits_to_keep],
                     ids[:, -logits_to_keep:],
@@ -184,4 +206,5 @@ class GistRollouts:
                 )
             logps.append(logps_NC)
             entropies.append(entropies_NC)
-        return torch.cat(logps), torch.cat(entropies), None
+        self._logps_NC = torch.cat(logps)  # for `_compute_loss`
+        return self._logps_NC, torch.cat(entropies), None

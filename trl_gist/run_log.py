@@ -304,7 +304,7 @@ def _describe(trainer):
         "base_models": trainer.base_models,
         "recipe": trainer._pair_config().recipe,
         "changed": changed,
-        "rewards": dict(zip(trainer.reward_func_names, args.reward_weights, strict=True)),
+        "rewards": dict(zip(trainer.reward_func_names, trainer.initial_reward_weights, strict=True)),
         "environment": {
             "python": platform.python_version(),
             "platform": platform.platform(),

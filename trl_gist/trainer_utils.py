@@ -15,6 +15,7 @@
 
 """What the trainer computes of tensors, schedules and samplers alone."""
 
+from contextlib import contextmanager
 from functools import partial
 
 import torch
@@ -23,7 +24,7 @@ from trl.trainer.utils import RepeatSampler
 
 
 def best_of_group(rewards_N: torch.Tensor, num_generations: int) -> torch.Tensor:
-    """Weights under which the policy loss is the cross-entropy of each group's best gist: a mean over groups."""
+    """Which gist of each group is imitated: weights of 0 but for the best one's, with a mean of 1."""
     best_D = rewards_N.view(-1, num_generations).argmax(dim=1)
     return torch.nn.functional.one_hot(best_D, num_generations).flatten().to(rewards_N) * num_generations
 
@@ -40,6 +41,19 @@ def first_steps_times(factor: float, steps: int, scheduler: LambdaLR) -> LambdaL
         return schedule(step) * (factor if step < steps else 1.0)
 
     return LambdaLR(scheduler.optimizer, [partial(times, schedule) for schedule in scheduler.lr_lambdas])
+
+
+@contextmanager
+def fields_set(args, **values):
+    """Fields of `args` that hold other values inside, and their own afterwards."""
+    own = {name: getattr(args, name) for name in values}
+    for name, value in values.items():
+        setattr(args, name, value)
+    try:
+        yield
+    finally:
+        for name, value in own.items():
+            setattr(args, name, value)
 
 
 class EpochRepeatSampler(RepeatSampler):
