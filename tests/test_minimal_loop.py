@@ -86,7 +86,7 @@ def test_trainer_and_minimal_loop_agree_on_the_first_step(make_trainer, tokenize
         for ids, advantage in zip(group, (rewards - rewards.mean()) / (rewards.std() + 1e-4), strict=True):
             minimal_loop.policy_loss(summarizer, prompt, ids, advantage, tokens).backward()
 
-    trainer_rewards = (rollout["rewards"] * torch.tensor(trainer.args.reward_weights)).sum(1)
+    trainer_rewards = (rollout["rewards"] * torch.tensor(trainer.initial_reward_weights)).sum(1)
     assert trainer_rewards.tolist() == pytest.approx(expected, abs=1e-5)
     for model, gradients in ((summarizer, captured.gradients), (generator, generator_gradients)):
         for name, parameter in model.named_parameters():

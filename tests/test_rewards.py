@@ -84,7 +84,7 @@ def test_built_in_rewards_train_with_their_weights(make_trainer, lora, tokenizer
         reward_funcs=[*BUILT_IN, record(seen)],
         args={"max_steps": 1, "length_penalty": 0.02, "context_length": 60, "max_completion_length": 12},
     )
-    assert trainer.args.reward_weights == [1.0, 1.0, 1.0, 1.0, 0.02, 1.0]
+    assert trainer.initial_reward_weights == [1.0, 1.0, 1.0, 1.0, 0.02, 1.0]
     gists = ["1854", "cholera 1854 82", "pump", "", "82 miles", "99", "1854 1854", "Snow"]
     completions = [tokenizer.encode(gist) + [tokenizer.eos_token_id] for gist in gists]
     monkeypatch.setattr(trainer, "_generate_single_turn", lambda *args, **kwargs: (completions, None))
@@ -167,7 +167,7 @@ def test_the_example_of_ones_own_reward_trains_on_local_documents(checkpoint, tm
     custom_reward.main(*make_parser().parse_args_and_config(argv))
     (trainer,) = trainers
     assert "rewards/names_kept/mean" in trainer.state.log_history[0]
-    assert trainer.args.reward_weights == [1.0, 1e-4, 0.05]
+    assert trainer.initial_reward_weights == [1.0, 1e-4, 0.05]
     assert (tmp_path / "pair" / "generator" / "adapter_model.safetensors").is_file()
 
 
