@@ -27,6 +27,8 @@ python examples/demo.py --generator_only                      the control: G tra
 python examples/demo.py --generator_only --compressor tail    or on another compressor's
 """
 
+import trl_gist  # noqa: F401  # isort: skip  (before torch, so that waiting threads yield to other processes)
+
 import argparse
 import time
 from pathlib import Path

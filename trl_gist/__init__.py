@@ -12,6 +12,8 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
+from . import openmp  # isort: skip  (before torch is loaded)
+
 from typing import TYPE_CHECKING
 
 from transformers.utils.import_utils import _LazyModule
