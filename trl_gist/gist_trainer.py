@@ -27,6 +27,7 @@ from trl.trainer.utils import get_config_model_id
 from .alarms import Alarms, StopOnAlarm
 from .attention import use_matmul_attention
 from .checkpoints import PairCheckpoints
+from .config_checks import check_shared_head
 from .data import PositionLimits, prepare_windows
 from .data_loading import DataLoading
 from .durable import DurableCheckpoints
@@ -169,6 +170,7 @@ class GistTrainer(
                 check_same_tokenizer(processing_class, role, source, args.trust_remote_code)
 
         lora = peft_config is not None or isinstance(model, PeftModel)
+        check_shared_head(args, lora)
         roles = load_roles(
             model,
             generator,

@@ -95,6 +95,7 @@ class GistRollouts:
             unwrap_model_for_generation(
                 self.model_wrapped,
                 self.accelerator,
+                gather_deepspeed3_params=self.args.ds3_gather_for_generation,
                 generation_kwargs=generation_kwargs,
                 gradient_checkpointing_kwargs=self.args.gradient_checkpointing_kwargs,
             ) as model,
