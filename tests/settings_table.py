@@ -324,7 +324,9 @@ GRPO_CONFIG = {
         "S, G and T are loaded by it",
         lambda lab: lab.dtypes(model_init_kwargs={"dtype": "bfloat16"}) == {torch.bfloat16} != lab.dtypes(),
     ),
-    "trust_remote_code": Elsewhere("test_safe_loading.py", "test_code_in_a_checkpoint_runs_only_when_it_is_asked_for"),
+    "trust_remote_code": Elsewhere(
+        "test_safe_loading.py", "test_a_role_with_code_of_its_own_does_not_run_it_unless_trusted"
+    ),
     "router_aux_loss_coef": Honoured(
         "S's loss has it times the auxiliary loss of its experts", lambda lab: lab.router_loss_is_added()
     ),
