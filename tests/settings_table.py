@@ -44,10 +44,11 @@ class Reaches:
 
 @dataclass
 class Elsewhere:
-    """The effect is asserted by a test of its own, which sets the field."""
+    """The effect is asserted by a test of its own, in a file that sets the field, or `sets` what stands for it."""
 
     file: str
     test: str
+    sets: str | None = None
 
 
 @dataclass
@@ -303,11 +304,11 @@ TRAINING_ARGUMENTS = {
     "ddp_bucket_cap_mb": Reaches(3, "accelerator.ddp_handler.bucket_cap_mb"),
     "ddp_broadcast_buffers": Reaches(False, "accelerator.ddp_handler.broadcast_buffers"),
     "ddp_static_graph": Reaches(True, "accelerator.ddp_handler.static_graph"),
-    "ddp_backend": Irrelevant(PROCESSES, "gloo"),
+    "ddp_backend": Irrelevant(PROCESSES),
     "ddp_timeout": Irrelevant(PROCESSES, 60),
     "fsdp": Refused(["full_shard"], "FSDP"),
     "fsdp_config": Irrelevant("read beside `fsdp`, which is refused", {"min_num_params": 1}),
-    "deepspeed": Elsewhere("test_engines.py", "test_two_processes_take_the_steps_of_one"),
+    "deepspeed": Elsewhere("test_engines.py", "test_two_processes_take_the_steps_of_one", sets="zero2"),
     "debug": Honoured("a layer of S that overflows is named", lambda lab: lab.overflow_is_named()),
     "skip_memory_metrics": Reaches(False, "_memory_tracker.skip_memory_metrics"),
     "do_train": Irrelevant(SCRIPTS, True),
