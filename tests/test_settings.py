@@ -88,7 +88,7 @@ def test_irrelevant_settings_leave_a_run_bit_for_bit_as_it_is(lab):
     defaults = {field.name: field.default for field in fields(GistConfig)}
     assert [name for name, value in values.items() if value == defaults[name]] == []
     usual, given = lab.outcome(lab.run(**EVALUATED)), lab.outcome(lab.run(**EVALUATED, **values))
-    assert usual[0] == given[0]
+    assert repr(usual[0]) == repr(given[0])  # NaN stands for the error of a single document
     assert all((ours == theirs).all() for ours, theirs in zip(usual[1], given[1], strict=True))
 
 
