@@ -52,8 +52,40 @@ OWN_FIELDS = {
     "num_return_sequences": "num_generations",
     "n": "num_generations",
     "temperature": "temperature",
-    "cache_implementation": "cache_implementation",
 }
+# What TRL would name in the first rollout, or, as `vllm_importance_sampling_mode`, hours into a run
+INHERITED_CHOICES = {
+    "loss_type": ("grpo", "bnpo", "dr_grpo", "dapo", "luspo", "cispo", "sapo", "vespo"),
+    "importance_sampling_level": ("token", "sequence"),
+    "scale_rewards": ("group", "batch", "none"),
+    "multi_objective_aggregation": ("sum_then_normalize", "normalize_then_sum"),
+    "vllm_importance_sampling_mode": ("token_truncate", "token_mask", "sequence_truncate", "sequence_mask"),
+}
+# Settings that TRL and transformers take, and that the training of a pair would not follow: what they must be, and why
+UNHEEDED = {
+    "label_smoothing_factor": (0.0, "neither model's loss is against labels. Leave it out."),
+    "average_tokens_across_devices": (True, "the losses are means over the tokens of all devices. Leave it out."),
+    "data_seed": (None, "the order of the contexts follows `seed`, which to set in its place."),
+    "train_sampling_strategy": (
+        "random",
+        "a sampler keeps the gists of a context together and draws the contexts. Leave it out; `shuffle_dataset=False` "
+        "takes them in the dataset's order.",
+    ),
+    "length_column_name": ("length", "contexts are not grouped by length. Leave it out."),
+    "label_names": (None, "no label is read from the rows. Leave it out."),
+    "include_for_metrics": ([], "evaluation has measures of its own and takes no `compute_metrics`. Leave it out."),
+    "batch_eval_metrics": (False, "evaluation has measures of its own and takes no `compute_metrics`. Leave it out."),
+    "use_liger_kernel": (
+        False,
+        "it replaces layers of the summarizer alone, under a head that scales the logits by the temperature. Leave it out.",
+    ),
+    "liger_kernel_config": (None, "`use_liger_kernel`, which reads it, is refused. Leave it out."),
+    "cache_implementation": (None, "all gists of a context are sampled from one cache that grows. Leave it out."),
+    "max_tool_calling_iterations": (None, "the summarizer has no tools. Leave it out."),
+}
+# Optimizers of which transformers reads more settings than those of Adam. The plain ones would take them in silence.
+OPTIMIZERS_WITHOUT_ARGS = ("adamw_torch", "adamw_torch_fused", "adamw_torch_xla", "adamw_torch_npu_fused", "adafactor")
+OPTIMIZERS_WITH_TARGETS = ("galore", "apollo")
 
 
 def check_config(args):
@@ -66,6 +98,10 @@ def check_config(args):
     check_chat_template_kwargs(args)
     check_precision(args)
     check_policy_loss(args)
+    check_unheeded(args)
+    check_aggregation(args)
+    check_engine_settings(args)
+    check_optimizer_settings(args)
     resolve_rate(args)
     check_prompts(args)
     check_rollouts(args)
@@ -140,11 +176,6 @@ def check_sampling(args):
                 "pair writes gists without it. Leave it out; `temperature` below 1 makes unlikely tokens rarer, in the "
                 "log-probs as well."
             )
-    if args.cache_implementation == "quantized":
-        raise ValueError(
-            "`cache_implementation` must not be 'quantized': gists would be sampled from other logits than the policy is "
-            "trained on. Leave it out."
-        )
     for name, value in (args.generation_kwargs or {}).items():
         if args.use_vllm and name in VLLM_KWARGS:
             continue
@@ -240,6 +271,87 @@ def check_policy_loss(args):
                 f'`advantage="best"` imitates gists, by their cross-entropy, so `{name}` ({getattr(args, name)!r}) would '
                 f'have no effect. Leave it out, or use `advantage="group"`.'
             )
+
+
+def check_unheeded(args):
+    """A setting that is taken and then not followed is worse than one that is refused."""
+    for name, choices in INHERITED_CHOICES.items():
+        if getattr(args, name) not in choices:
+            raise ValueError(f"`{name}` must be one of {choices}, got {getattr(args, name)!r}.")
+    for name, (followed, reason) in UNHEEDED.items():
+        if getattr(args, name) != followed:
+            raise ValueError(f"`{name}` must be {followed!r}, got {getattr(args, name)!r}: {reason}")
+    for option in args.debug:
+        if option == "tpu_metrics_debug":
+            raise ValueError("`debug` must not have 'tpu_metrics_debug': nothing here runs on a TPU. Leave it out.")
+
+
+def check_aggregation(args):
+    """Rewards that are normalized before they are summed are not in nats, so neither is a price beside them."""
+    if args.multi_objective_aggregation != "normalize_then_sum":
+        return
+    for name in ("target_gist_length", "max_teacher_kl"):
+        if getattr(args, name) is not None:
+            raise ValueError(
+                f'`multi_objective_aggregation="normalize_then_sum"` does not go with `{name}` ({getattr(args, name)}), '
+                "whose λ is a price in nats: rewards normalized one by one have no unit. Leave one of them out."
+            )
+    if args.reward_weights is None:
+        raise ValueError(
+            '`multi_objective_aggregation="normalize_then_sum"` weighs rewards that have no unit any more, and '
+            f"`length_penalty` ({args.length_penalty}) is a price in nats. Set `reward_weights`, one for each reward "
+            "function."
+        )
+    if args.scale_rewards != "group":
+        raise ValueError(
+            f"`scale_rewards` must be 'group', got {args.scale_rewards!r}: under "
+            '`multi_objective_aggregation="normalize_then_sum"` each reward is scaled by its group already. Leave it out.'
+        )
+
+
+def check_engine_settings(args):
+    """How models are run and data reaches them: what reaches the summarizer's engine alone, or not every forward."""
+    if args.torch_compile:
+        raise ValueError(
+            "`torch_compile` must be False (which `torch_compile_backend` and `torch_compile_mode` set as well), got "
+            f"{args.torch_compile_backend!r}: each rollout has rows of another length, for which all three models would be "
+            "compiled anew, and sampling is not compiled. Leave it out."
+        )
+    for name in ("every_n_layers", "offload"):
+        if name in (args.activation_checkpointing_kwargs or {}):
+            raise ValueError(
+                f"`activation_checkpointing_kwargs` (or `gradient_checkpointing_kwargs`) must not set `{name}`: TRL switches "
+                "checkpointing off and on around each rollout, without it. Leave it out."
+            )
+    if args.parallelism_config is not None:
+        raise ValueError(
+            "`parallelism_config` must be None: it shards the summarizer alone. Launch with DeepSpeed "
+            "(`trl-gist train --accelerate_config zero3` shards all three models), or with DDP (`multi_gpu`)."
+        )
+    config = args.accelerator_config
+    if config.split_batches or config.dispatch_batches:
+        raise ValueError(
+            f"`accelerator_config` must leave `split_batches` ({config.split_batches}) and `dispatch_batches` "
+            f"({config.dispatch_batches}) at False: each process takes the rows of whole contexts from the batch."
+        )
+    if "num_steps" in (config.gradient_accumulation_kwargs or {}):
+        raise ValueError(
+            "`accelerator_config` must not set `num_steps` in `gradient_accumulation_kwargs`: rollouts are planned with "
+            "`gradient_accumulation_steps`, which to set in its place."
+        )
+
+
+def check_optimizer_settings(args):
+    if args.optim_args is not None and args.optim in OPTIMIZERS_WITHOUT_ARGS:
+        raise ValueError(
+            f"`optim_args` must be None, got {args.optim_args!r}: `optim` '{args.optim.value}' reads none of them. Set "
+            "`adam_beta1`, `adam_beta2`, `adam_epsilon` or `weight_decay`, or choose another `optim`."
+        )
+    if args.optim_target_modules is not None and not args.optim.startswith(OPTIMIZERS_WITH_TARGETS):
+        raise ValueError(
+            f"`optim_target_modules` must be None, got {args.optim_target_modules!r}: `optim` '{args.optim.value}' has none. "
+            "It is read by GaLore and APOLLO; what LoRA trains is said by `target_modules` of the `peft_config`."
+        )
 
 
 def resolve_rate(args):

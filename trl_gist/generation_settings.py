@@ -31,8 +31,7 @@ a distribution, which is what a user gets who asks for nothing else. A saved pai
 
 The same with vLLM, which is asked by TRL (1.16) with these settings alone, and takes end-of-sequence tokens from the
 checkpoint. So [`GistConfig`] refuses `top_p`, `top_k`, `min_p`, `repetition_penalty` and what `generation_kwargs` would
-change of S's distribution or its lengths. `cache_implementation` is used where each gist has a row of its own; where a
-context's gists share one, the row has a cache of its own kind, and the gists are the same.
+change of S's distribution or its lengths, and `cache_implementation`: a row that gists share has a cache of its own kind.
 """
 
 from transformers import GenerationConfig, PreTrainedTokenizerBase

@@ -288,7 +288,6 @@ class GistTrainer(
                 args.max_completion_length,
                 do_sample=True,
                 temperature=args.temperature,
-                cache_implementation=args.cache_implementation,
             )
         self.walk = None
         if args.windows_per_document > 1:

@@ -91,6 +91,7 @@ class GistRollouts:
             unwrap_model_for_generation(
                 self.model_wrapped,
                 self.accelerator,
+                gather_deepspeed3_params=self.args.ds3_gather_for_generation,
                 gradient_checkpointing_kwargs=self.args.gradient_checkpointing_kwargs,
             ) as model,
             torch.no_grad(),
