@@ -409,7 +409,6 @@ class Lab:
         )
 
     def router_loss_is_added(self) -> bool:
-        torch.manual_seed(0)
         sizes = {"hidden_size": 32, "moe_intermediate_size": 16, "intermediate_size": 32, "num_hidden_layers": 2}
         heads = {
             "num_attention_heads": 4,
@@ -419,10 +418,10 @@ class Lab:
             "num_experts_per_tok": 2,
         }
         config = Qwen3MoeConfig(vocab_size=len(self.tokenizer), max_position_embeddings=512, **sizes, **heads)
-        model = Qwen3MoeForCausalLM(config)
         losses = []
         for coef in (0.0, 0.5):
-            trainer = self.trainer(model=model, router_aux_loss_coef=coef)
+            torch.manual_seed(0)
+            trainer = self.trainer(model=Qwen3MoeForCausalLM(config), router_aux_loss_coef=coef)
             trainer.current_gradient_accumulation_steps = 1
             trainer.model.train()
             losses.append(trainer._compute_loss(trainer.model, self.batch()).item())
