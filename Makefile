@@ -22,7 +22,8 @@ test-isa: $(READY)
 			ONEDNN_MAX_CPU_ISA=AVX2 ONEDNN_MAX_CPU_ISA=AVX512_CORE; do \
 		for threads in 1 2; do \
 			echo "== $$isa OMP_NUM_THREADS=$$threads"; \
-			env $$isa OMP_NUM_THREADS=$$threads $(BIN)/python -m pytest $(TRAINS) $(ARGS) || exit 1; \
+			env $$isa OMP_NUM_THREADS=$$threads $(BIN)/python -m pytest -n $$((2 / threads)) --dist loadfile $(TRAINS) $(ARGS) \
+				|| exit 1; \
 		done; \
 	done
 

@@ -531,6 +531,14 @@ class Lab:
         assert not torch.allclose(gists, nulls, atol=1e-3)
         return torch.allclose(both, (1 - share) * gists + share * nulls, atol=1e-5)
 
+    def rows_of_a_forward(self, **values) -> int:
+        """The most that G reads at once."""
+        trainer, rows = self.trainer(**values), []
+        embeddings = trainer.generator.get_input_embeddings()
+        embeddings.register_forward_pre_hook(lambda module, args: rows.append(len(args[0])))
+        trainer.train()
+        return max(rows)
+
     def scores_alike(self, **values) -> bool:
         return torch.allclose(self.generator_gradient(**values), self.generator_gradient(), atol=1e-5)
 

@@ -515,7 +515,13 @@ GIST_CONFIG = {
     "gist_dropout": Honoured(
         "G's gradient is that with gists and that without, in this share", lambda lab: lab.dropout_mixes(0.25)
     ),
-    "score_batch_size": Honoured("bounds memory, not the result", lambda lab: lab.scores_alike(score_batch_size=3)),
+    "score_batch_size": Honoured(
+        "bounds the rows that G reads at once, not the result",
+        lambda lab: (
+            lab.rows_of_a_forward(score_batch_size=1) == 1 < lab.rows_of_a_forward()
+            and lab.scores_alike(score_batch_size=3)
+        ),
+    ),
     "generator_only": Elsewhere("test_generator_only.py", "test_only_the_generator_moves_and_reads_empty_gists"),
     "teacher_cache_dir": Elsewhere(
         "test_teacher_cache.py", "test_training_over_two_epochs_is_the_same_with_the_cache"

@@ -17,7 +17,7 @@
 import pytest
 import torch
 from checks import AtStep, moved, snapshot, without_gradients
-from peft import LoraConfig
+from peft import LoraConfig, get_peft_model
 from tiny import make_model
 from transformers import TrainerCallback
 
@@ -192,9 +192,11 @@ def test_a_failed_run_leaves_its_last_checkpoint_whole(make_trainer, lora, tmp_p
 def test_dropout_is_off_in_every_role_though_adapters_and_config_ask_for_it(make_trainer, tokenizer, monkeypatch):
     """Sampling and scoring run in train mode, where dropout would make them disagree."""
     trainer = make_trainer(
-        model=make_model(tokenizer, attention_dropout=0.5),
+        model=get_peft_model(
+            make_model(tokenizer, attention_dropout=0.5),
+            LoraConfig(r=4, lora_dropout=0.5, target_modules="all-linear"),
+        ),
         processing_class=tokenizer,
-        peft_config=LoraConfig(r=4, lora_dropout=0.5, target_modules="all-linear"),
     )
     trainer.train()
     ids = torch.arange(5, 25).unsqueeze(0)

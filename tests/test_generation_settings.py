@@ -426,6 +426,8 @@ def test_a_session_goes_on_only_with_the_same_prompt(thinker):
     ("template", "kwargs", "message"),
     [
         (True, {"enable_thinkng": False}, "`enable_thinkng`, which the tokenizer's chat template does not mention"),
+        (True, {"thinking": False}, "`thinking`, which the tokenizer's chat template does not mention"),
+        (True, {"content": "x"}, "`content`, which the tokenizer's chat template does not mention"),
         (False, {"enable_thinking": False}, "`enable_thinking`, which the tokenizer's chat template is not there"),
     ],
 )

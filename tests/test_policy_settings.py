@@ -21,7 +21,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from peft import PeftModel, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model
 from test_reference import ReferenceModel, assert_close, assert_same_gradients, gradients
 from tiny import make_model
 from transformers import AutoModelForCausalLM, TrainerCallback
@@ -270,7 +270,7 @@ LOSS_SETTINGS = [
     MICRO_BATCHES,
     {"gradient_accumulation_steps": 2, "per_device_train_batch_size": 4, "num_iterations": 2},
     {"scale_rewards": "none"},
-    {"multi_objective_aggregation": "normalize_then_sum"},
+    {"multi_objective_aggregation": "normalize_then_sum", "reward_weights": [1.0, 1e-4]},
     {"advantage": "reward"},
 ]
 
@@ -485,3 +485,42 @@ def test_a_trainer_that_cannot_be_built_leaves_the_arguments_too(make_args, chec
     with pytest.raises(ValueError, match="sync_ref_model"):
         GistTrainer(checkpoint, args, train_dataset=documents)
     assert args.model_init_kwargs == {"dtype": "float32"} and args.reward_weights is None
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        ({"length_penalty": float("nan")}, "`length_penalty` must be a finite number"),
+        ({"temperature": float("inf")}, "`temperature` must be a finite number"),
+        ({"beta": float("nan")}, "`beta` must be a finite number"),
+        ({"beta": -1.0}, "`beta` must not be below 0"),
+        ({"max_grad_norm": -1.0}, "`max_grad_norm` must not be below 0"),
+        ({"reward_weights": [float("nan"), 1.0]}, "`reward_weights` must be finite"),
+        ({"num_iterations": 0}, "`num_iterations` must be at least 1"),
+        ({"context_length": 24.5}, "`context_length` must be at least 1, got 24.5. Give a whole number"),
+        ({"model_init_kwargs": {"torch_dtype": "bfloat16"}}, "write `dtype`"),
+    ],
+)
+def test_numbers_that_are_none_are_refused(make_args, args, message):
+    with pytest.raises(ValueError, match=message):
+        make_args(**args)
+
+
+def test_dropout_that_would_be_switched_off_is_refused(make_trainer):
+    with pytest.raises(ValueError, match="`peft_config` has `lora_dropout=0.1`"):
+        make_trainer(peft_config=LoraConfig(r=4, lora_dropout=0.1, target_modules="all-linear"))
+
+
+def test_an_adapter_and_a_configuration_of_another_are_refused(make_trainer, lora, tokenizer):
+    generator = get_peft_model(make_model(tokenizer), lora)
+    with pytest.raises(ValueError, match="`generator` is a PeftModel"):
+        make_trainer(peft_config=lora, generator=generator, generator_peft_config=lora)
+
+
+def test_the_best_checkpoint_needs_an_eval_dataset(make_trainer, lora):
+    with pytest.raises(ValueError, match="pass an `eval_dataset`"):
+        make_trainer(
+            peft_config=lora,
+            eval_dataset={},
+            args={"save_strategy": "best", "eval_strategy": "steps", "eval_steps": 1},
+        )

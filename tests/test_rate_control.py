@@ -20,13 +20,14 @@ import random
 from types import SimpleNamespace
 
 import pytest
+import torch
 from datasets import Dataset
 from tiny import make_documents
 
 from trl_gist import GistCompactor, length_penalty, log_prob_gain, run_log
 from trl_gist.checkpoints import LENGTH_PENALTY_FILE
 from trl_gist.prompts import SUMMARIZER_PROMPT_WITH_TAIL
-from trl_gist.rate_control import LengthPenalty
+from trl_gist.rate_control import LengthPenalty, exchange_rate
 
 
 def make_penalty(value=0.0, target=None, max_kl=None, learning_rate=1e-3):
@@ -134,9 +135,21 @@ def test_the_state_of_an_older_checkpoint_is_read():
     penalty = make_penalty(0.0, target=4)
     state = {"integral": 0.02, "value": 0.05, "average": 0.5}
     penalty.load_state_dict(state)
-    assert penalty.state_dict() == state
+    assert penalty.state_dict() == state | {"rate": None}
     error = 0.6 * 0.5
     assert penalty.update(4, 1.0) == pytest.approx(0.02 + 1e-3 * (0.1 + 50 * error + 400 * (error - 0.5)))
+
+
+def test_a_price_ends_where_length_is_six_times_the_rest():
+    rewards_N, lengths_N = torch.tensor([0.1, 0.3, 2.0, 2.2]), torch.tensor([4.0, 8.0, 20.0, 24.0])
+    rate = exchange_rate(rewards_N, lengths_N, num_generations=2)
+    assert rate == pytest.approx(0.2 / 4)
+    assert exchange_rate(rewards_N, torch.full((4,), 9.0), num_generations=2) is None  # no length to choose from
+    penalty = make_penalty(0.0, target=24)
+    assert penalty.update(240, 1.0, rate) == pytest.approx(1e-3 * 0.1 + 6 * rate)
+    # An average of what was measured, and no measure leaves it
+    assert penalty.update(1, 1.0, 0.1) == pytest.approx(1e-3 * 0.2 - 6 * (0.6 * rate + 0.4 * 0.1))
+    assert penalty.update(1, 1.0, None) == pytest.approx(1e-3 * 0.3 - 6 * (0.6 * rate + 0.4 * 0.1), abs=2e-4)
 
 
 # ---- In training ----
@@ -149,15 +162,18 @@ def test_the_price_that_a_run_logs_is_the_controllers_on_the_lengths_and_kls_it_
     """Where a run ends hangs on its path, which no test can know; that the price follows from what was seen does not."""
     args |= {"length_penalty": 0.01, "max_steps": 8, "learning_rate": 5e-3, "cold_start_steps": 2}
     trainer = make_trainer(args=args)
+    rates, update = [], trainer.length_penalty.update
+    trainer.length_penalty.update = lambda *means: rates.append(means[2]) or update(*means)
     trainer.train()
-    penalty = LengthPenalty(0.01, trainer.args)
+    penalty, rates = LengthPenalty(0.01, trainer.args), iter(rates)
     logs = [log for log in trainer.state.log_history if "length_penalty" in log]
     assert len(logs) == 8
     for log in logs:
         assert log["length_penalty"] == pytest.approx(penalty.value, rel=1e-6, abs=1e-9)
         if not log["cold_start"]:
-            penalty.update(log["gist_length"], log["teacher_kl"])
-    assert trainer.length_penalty.state_dict() == pytest.approx(penalty.state_dict(), rel=1e-6)
+            penalty.update(log["gist_length"], log["teacher_kl"], next(rates))
+    for name, value in penalty.state_dict().items():
+        assert trainer.length_penalty.state_dict()[name] == (None if value is None else pytest.approx(value, rel=1e-6))
     assert len(set(logged(trainer, "length_penalty"))) > 3
 
 

@@ -60,7 +60,7 @@ _REASONS = {
 _WRITING_INITIALISATIONS = ("pissa", "corda", "olora", "loftq", "lora_ga")
 
 
-def check_adapter(setting: str, config: PeftConfig):
+def check_adapter(setting: str, config: PeftConfig, drawn_here: bool = False):
     """
     Raises `ValueError` for an adapter that a role cannot carry, before it is drawn.
 
@@ -69,6 +69,8 @@ def check_adapter(setting: str, config: PeftConfig):
             Where it comes from, for the error: an argument's name, or a folder.
         config ([`~peft.PeftConfig`]):
             Its configuration.
+        drawn_here (`bool`, *optional*, defaults to `False`):
+            Whether the trainer makes the adapter, so that its settings are this run's.
     """
     if config.peft_type not in SUPPORTED_TYPES:
         reason = _REASONS.get(config.peft_type, "has not been tried here")
@@ -78,7 +80,7 @@ def check_adapter(setting: str, config: PeftConfig):
             f"of {types}."
         )
     check_leaves_base(setting, config)
-    _check_settings(setting, config.to_dict())
+    _check_settings(setting, config.to_dict(), drawn_here)
 
 
 def check_leaves_base(setting: str, config: PeftConfig):
@@ -101,7 +103,7 @@ def check_leaves_base(setting: str, config: PeftConfig):
         )
 
 
-def _check_settings(setting, values):
+def _check_settings(setting, values, drawn_here):
     if values.get("init_lora_weights") == "eva":
         raise ValueError(
             f'{setting} has `init_lora_weights="eva"`, which takes its weights from batches that no trainer gives it. '
@@ -121,8 +123,8 @@ def _check_settings(setting, values):
     ):
         if values.get(name):
             raise ValueError(f"{setting} has `{name}={values[name]}`, which {reason}. Leave it out.")
-    # The others' are layers of torch, which the trainer switches off, `lora_dropout` among them
-    for name in ("rank_dropout", "module_dropout", "boft_dropout"):
+    # Where an adapter that was trained elsewhere has a dropout layer of torch, the trainer switches it off
+    for name in ("rank_dropout", "module_dropout", "boft_dropout", *(["lora_dropout"] if drawn_here else [])):
         if values.get(name):
             raise ValueError(
                 f"{setting} has `{name}={values[name]}`: the policy that samples would differ from the policy that is "

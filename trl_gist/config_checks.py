@@ -17,6 +17,7 @@
 
 import inspect
 import json
+import math
 import re
 
 from transformers import PreTrainedTokenizerBase
@@ -119,8 +120,24 @@ def check_sizes(args):
         "gist_samples",
         "windows_per_document",
     ):
-        if getattr(args, name) is None or getattr(args, name) < 1:
-            raise ValueError(f"`{name}` must be at least 1, got {getattr(args, name)}.")
+        if type(getattr(args, name)) is not int or getattr(args, name) < 1:
+            raise ValueError(f"`{name}` must be at least 1, got {getattr(args, name)}. Give a whole number.")
+    for name in ("length_penalty", "beta", "temperature", "learning_rate", "generator_learning_rate", "max_grad_norm"):
+        value = getattr(args, name)
+        if value is not None and not math.isfinite(value):
+            raise ValueError(f"`{name}` must be a finite number, got {value}.")
+    for name in ("beta", "max_grad_norm"):
+        if (getattr(args, name) or 0) < 0:
+            raise ValueError(f"`{name}` must not be below 0, got {getattr(args, name)}. Set it to 0 to leave it out.")
+    if not all(math.isfinite(weight) for weight in args.reward_weights or []):
+        raise ValueError(f"`reward_weights` must be finite numbers, got {args.reward_weights}.")
+    if args.num_iterations < 1:
+        raise ValueError(f"`num_iterations` must be at least 1, got {args.num_iterations}.")
+    if "torch_dtype" in (args.model_init_kwargs or {}):
+        raise ValueError(
+            "`model_init_kwargs` has `torch_dtype`, which `dtype` has taken the place of, float32 by default: write "
+            f"`dtype` ({args.model_init_kwargs['torch_dtype']})."
+        )
     for name in ("window_stride", "max_windows_per_document", "gist_samples_steps"):
         if getattr(args, name) is not None and getattr(args, name) < 1:
             raise ValueError(f"`{name}` must be at least 1 or None, got {getattr(args, name)}.")
@@ -516,6 +533,11 @@ def check_best_model_of(args, eval_dataset):
     """Raises `ValueError` if no dataset is measured by the name that the best checkpoint is chosen by."""
     if args.metric_for_best_model is None:
         return
+    if eval_dataset is None or eval_dataset == {}:
+        raise ValueError(
+            f"`metric_for_best_model` ('{args.metric_for_best_model}') chooses the best checkpoint by an evaluation: pass an "
+            "`eval_dataset`."
+        )
     metric = args.metric_for_best_model.removeprefix("eval_")
     several = isinstance(eval_dataset, dict)
     prefixes = [f"{name}_" for name in eval_dataset] if several else [""]

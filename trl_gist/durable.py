@@ -25,7 +25,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, SaveStrategy, get_last_checkpoint
 
 from .alarms import ALARMS_FILE
-from .checkpoints import LENGTH_PENALTY_FILE
+from .checkpoints import LENGTH_PENALTY_FILE, REFERENCE_FILE
 from .config_checks import check_end_of_run
 from .engines import whole_shape, zero_stage
 from .generator_trainer import OPTIMIZER_FILE, SCHEDULER_FILE, read_adapter
@@ -106,8 +106,10 @@ class DurableCheckpoints:
             # Where processes share the batches and some are skipped, accelerate (1.15) does not pass it on
             train_dataloader.set_epoch(epoch)
             before = self.state.global_step, self._step
+            # `Trainer` passes the same number in each of a resumed run's epochs
+            resumed_inside = kwargs["steps_trained_in_current_epoch"] > 0 and epoch == kwargs["epochs_trained"]
             super()._run_epoch(model, epoch, train_dataloader, *args, **kwargs)
-            self._check_trained(*before, resumed_inside=kwargs["steps_trained_in_current_epoch"] > 0)
+            self._check_trained(*before, resumed_inside=resumed_inside)
         else:
             # `Trainer` looks at the step's number after a step: from a run's last checkpoint it would take one too many
             self.control.should_training_stop = True
@@ -326,11 +328,13 @@ class DurableCheckpoints:
         names = [TRAINER_STATE_NAME, LENGTH_PENALTY_FILE, ALARMS_FILE, *(f"rng_state{rank}.pth" for rank in ranks)]
         optimizer = "latest" if self.is_deepspeed_enabled else OPTIMIZER_FILE  # names the folder of DeepSpeed's shards
         names += [f"{half}{name}" for half in ("", f"{GENERATOR_DIR}/") for name in (optimizer, SCHEDULER_FILE)]
+        if self.args.sync_ref_model:
+            names.append(REFERENCE_FILE)
         for name in names:
             if name not in manifest.files:
                 raise ValueError(
-                    f"{checkpoint} cannot be resumed: it was saved without {name}, as with `save_only_model=True`. Resume "
-                    "from another checkpoint."
+                    f"{checkpoint} cannot be resumed: it was saved without {name}, as with `save_only_model=True` or other "
+                    "settings. Resume from another checkpoint."
                 )
 
     def _load_best_model(self):

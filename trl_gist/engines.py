@@ -56,6 +56,11 @@ def check_distributed_settings(args):
             "`teacher_cache_dir` lets each rank skip forwards of its own, but under ZeRO-3 ranks gather the "
             "teacher's layers together. Leave it out, or launch with ZeRO-2."
         )
+    if args.deepspeed_plugin.zero_stage == 3 and args.sync_ref_model:
+        raise ValueError(
+            "`sync_ref_model` is True, and under ZeRO-3 a checkpoint would hold one rank's shard of the reference, which "
+            "follows the summarizer. Leave it out, or launch with ZeRO-2."
+        )
 
 
 def _check_deepspeed_config(config):

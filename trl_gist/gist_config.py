@@ -27,7 +27,8 @@ class GistConfig(GRPOConfig):
     Configuration class for the [`GistTrainer`].
 
     This class holds the parameters of the gist experiment; everything else (sampling, clipping, logging, saving) is
-    inherited from [`~trl.GRPOConfig`] and [`~transformers.TrainingArguments`] and means what it means there. The
+    inherited from [`~trl.GRPOConfig`] and [`~transformers.TrainingArguments`] and means what it means there, or is
+    refused. The
     defaults are the numbers of the original experiment: 512 tokens of context, 64 of target, gists of at most 48
     tokens, 1,500 steps, the summarizer at 1e-5 and the generator at 2e-5.
 

@@ -41,7 +41,7 @@ from .held_out import HeldOutEvaluation
 from .hub import PairHub
 from .manifest import frozen_digests
 from .prompts import GistPrompts, gist_from_completion
-from .rate_control import LengthPenalty
+from .rate_control import LengthPenalty, exchange_rate
 from .rewards import kl_gain, length_penalty
 from .roles import (
     base_of,
@@ -186,7 +186,12 @@ class GistTrainer(
 
         for name, config in (("peft_config", peft_config), ("generator_peft_config", generator_peft_config)):
             if config is not None:
-                check_adapter(f"`{name}`", config)
+                check_adapter(f"`{name}`", config, drawn_here=True)
+        if generator_peft_config is not None and isinstance(generator, PeftModel):
+            raise ValueError(
+                "`generator` is a PeftModel, which has its adapter, and `generator_peft_config` asks for another. Leave one "
+                "of them out."
+            )
         lora = peft_config is not None or isinstance(model, PeftModel)
         check_head_dtype(args, lora)
         if args.beta != 0 and not lora and not model_id:
@@ -204,6 +209,11 @@ class GistTrainer(
             trust_remote_code=args.trust_remote_code,
         )
         check_embeddings(processing_class, "summarizer", roles.summarizer)
+        if args.beta != 0 and not lora and not isinstance(model, str) and is_sharded(roles.summarizer):
+            raise ValueError(
+                f"`beta` ({args.beta}) needs a reference, and under ZeRO-3 it is loaded from a checkpoint: pass `model` as the "
+                "checkpoint's name."
+            )
         teacher_before = frozen_digests({"teacher": roles.teacher})["teacher"]
         for role, trained in (("summarizer", roles.summarizer), ("generator", roles.generator)):
             check_dtype(role, trained)
@@ -427,7 +437,15 @@ class GistTrainer(
             return
         means = [sum(row[name] for row in rows) / len(rows) for name in ("gist_length", "teacher_kl")]
         means = torch.tensor(means, dtype=torch.float64, device=self.accelerator.device)
-        self.length_penalty.update(*self.accelerator.reduce(means, reduction="mean").tolist())
+        priced = self.reward_funcs.index(length_penalty)
+        others = self.reward_weights.clone()
+        others[priced] = 0.0
+        rewards_N, lengths_N = (
+            self._rewards_per_func @ others.to(self._rewards_per_func),
+            -self._rewards_per_func[:, priced],
+        )
+        rate = exchange_rate(rewards_N, lengths_N, self.num_generations)
+        self.length_penalty.update(*self.accelerator.reduce(means, reduction="mean").tolist(), rate)
         self._apply_length_penalty()
 
     def _apply_length_penalty(self):

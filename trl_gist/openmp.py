@@ -18,7 +18,7 @@ How the threads of a CPU run wait for one another; imported before torch, becaus
 
 By default a thread that waits spins for some milliseconds. On an idle machine that costs nothing. Beside another busy
 process it burns the time slice in which the thread that it waits for would run, and a step takes four times as long. A
-thousand turns, some 20 microseconds, bridge the pauses between two products and no more.
+thousand turns, some 20 microseconds, bridge the pauses between two products and no more. On GPUs it changes nothing.
 """
 
 import os

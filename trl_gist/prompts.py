@@ -17,6 +17,8 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import jinja2.ext
+import jinja2.meta
 from transformers import PreTrainedTokenizerBase
 
 
@@ -234,13 +236,30 @@ def bos_ids(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
     return ()
 
 
+class _Generation(jinja2.ext.Extension):
+    """The tag by which a template marks what the assistant says, for transformers."""
+
+    tags = {"generation"}
+
+    def parse(self, parser):
+        next(parser.stream)
+        return parser.parse_statements(["name:endgeneration"], drop_needle=True)
+
+
+def _variables(chat_template):
+    """What a chat template reads that it does not set itself, but for what `apply_chat_template` gives it."""
+    environment = jinja2.Environment(extensions=[_Generation, jinja2.ext.loopcontrols])
+    given = {"messages", "tools", "documents", "add_generation_prompt"}
+    return jinja2.meta.find_undeclared_variables(environment.parse(chat_template)) - given
+
+
 def _render(tokenizer, summarizer_prompt, chat_template_kwargs):
     """The prompt in the tokenizer's chat template, if it has one, cut at X and L; their marks are parts of their own."""
     for name, mark in PLACEHOLDERS.items():
         summarizer_prompt = summarizer_prompt.replace(f"{{{name}}}", mark)
     for name in chat_template_kwargs:
         # A template ignores what it does not know
-        if not tokenizer.chat_template or name not in tokenizer.get_chat_template():
+        if not tokenizer.chat_template or name not in _variables(tokenizer.get_chat_template()):
             raise ValueError(
                 f"`chat_template_kwargs` sets `{name}`, which the tokenizer's chat template "
                 f"{'does not mention' if tokenizer.chat_template else 'is not there to read'}. Leave it out."

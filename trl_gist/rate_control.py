@@ -22,6 +22,8 @@ learns.
 
 from typing import NamedTuple
 
+import torch
+
 from .gist_config import GistConfig
 
 
@@ -41,6 +43,27 @@ class _Gains(NamedTuple):
 _LENGTH = _Gains(decay=0.6, proportional=50.0, derivative=400.0, windup=0.1)
 # The KL of a few contexts is noisier than the length of their gists, and a bound is not aimed at: it may be undercut
 _KL = _Gains(decay=0.9, proportional=50.0, derivative=200.0, windup=0.25)
+# Where proportional and derivative part end, in exchange rates. Advantages are relative: at six, length makes all but a
+# sixth of their spread. A higher price pulls no harder and drowns what gists are worth; three do not brake in time.
+_REACH = 6.0
+
+
+def exchange_rate(rewards_N: torch.Tensor, lengths_N: torch.Tensor, num_generations: int) -> float | None:
+    """
+    The price at which length would count as much as all else, among the gists of a context: how far apart their other
+    rewards are, over how far apart their lengths are.
+
+    Args:
+        rewards_N (`torch.Tensor` of shape `(rows,)`):
+            The weighted sum of all rewards but the length penalty; the rows of a context are adjacent.
+        lengths_N (`torch.Tensor` of shape `(rows,)`):
+            Tokens of each gist.
+
+    Returns:
+        Reward per token, or `None` if in no context two gists differ in length.
+    """
+    rewards_var, lengths_var = (x_N.double().view(-1, num_generations).var(1).mean() for x_N in (rewards_N, lengths_N))
+    return (rewards_var / lengths_var).sqrt().item() if lengths_var > 0 else None
 
 
 class LengthPenalty:
@@ -51,7 +74,8 @@ class LengthPenalty:
     is a reason to shorten; a moving average of either. λ = I + η (50 e + 400 Δe), I ← I + η e, with η =
     `length_penalty_learning_rate` and e cut at 0.1 where it is integrated: a PID controller (Stooke et al. 2020,
     https://huggingface.co/papers/2007.03964), whose integral alone is dual ascent. For the KL, whose gains are lower,
-    it is 200 Δe and a cut at 0.25. The length constraint is an equality, so its λ may be negative and pay for
+    it is 200 Δe and a cut at 0.25. For the length the part in brackets ends at six times the rollouts' [`exchange_rate`],
+    a moving average: the gain of the policy's answer is measured, not assumed. The length constraint is an equality, so its λ may be negative and pay for
     tokens; the other is an inequality, and λ >= 0.
 
     Args:
@@ -67,15 +91,21 @@ class LengthPenalty:
         self.learning_rate = args.length_penalty_learning_rate
         self.integral = self.value = value
         self.average = None  # of the violation, moving
+        self.rate = None  # the exchange rate's
 
     @property
     def is_fixed(self) -> bool:
         return self.target_length is None and self.max_teacher_kl is None
 
-    def update(self, gist_length: float, teacher_kl: float) -> float:
+    def update(self, gist_length: float, teacher_kl: float, rate: float | None = None) -> float:
         """
-        One step of dual ascent. Args are means over the rollouts of all processes, in tokens and nats per target token.
-        Returns the new λ.
+        One step of dual ascent. Returns the new λ.
+
+        Args:
+            gist_length, teacher_kl (`float`):
+                Means over the rollouts of all processes, in tokens and nats per target token.
+            rate (`float`, *optional*):
+                [`exchange_rate`] of the rollout; `None` if all its gists were of one length.
         """
         if self.is_fixed:
             return self.value
@@ -88,11 +118,16 @@ class LengthPenalty:
         step = gains.proportional * self.average + gains.derivative * (self.average - before)
         bounded = max(-gains.windup, min(gains.windup, self.average))
         self.integral = max(lowest, self.integral + self.learning_rate * bounded)
-        self.value = max(lowest, self.integral + self.learning_rate * step)
+        pull = self.learning_rate * step
+        if rate is not None:
+            self.rate = rate if self.rate is None else gains.decay * self.rate + (1 - gains.decay) * rate
+        if self.target_length is not None and self.rate is not None:
+            pull = max(-_REACH * self.rate, min(_REACH * self.rate, pull))
+        self.value = max(lowest, self.integral + pull)
         return self.value
 
     def state_dict(self) -> dict[str, float | None]:
-        return {name: getattr(self, name) for name in ("integral", "value", "average")}
+        return {name: getattr(self, name) for name in ("integral", "value", "average", "rate")}
 
     def load_state_dict(self, state: dict[str, float | None]):
         for name, value in state.items():

@@ -29,7 +29,7 @@ from transformers import PreTrainedModel
 
 from .attention import ATTENTION_NAME, additive_mask
 from .lm_head import token_log_probs
-from .roles import backbone_of, probe_ids, same_logits
+from .roles import backbone_of, probe_ids, rounding_of, same_logits
 
 
 # What a forward raises that does not take what it is given
@@ -244,7 +244,7 @@ def check_padded(model: PreTrainedModel, temperature: float, aux_loss: bool):
             ) from error
     log_p_1SV = (logits_1SV.float() / temperature).log_softmax(-1)
     alone_1S = log_p_1SV[:, :-1].gather(-1, ids_1S[:, 1:, None]).squeeze(-1)
-    if not same_logits(model, alone_1S, output.log_probs[:, padding_1P.shape[1] :]):
+    if not same_logits(alone_1S, output.log_probs[:, padding_1P.shape[1] :], rounding_of(model)):
         raise ValueError(
             f"{name} cannot be the summarizer. The gists of a context cannot share a row in it, and its forward in "
             "transformers gives a text padded on the left, as TRL scores it, other log-probs than the text alone: it "
