@@ -496,12 +496,16 @@ def test_a_trainer_that_cannot_be_built_leaves_the_arguments_too(make_args, chec
         ({"beta": -1.0}, "`beta` must not be below 0"),
         ({"max_grad_norm": -1.0}, "`max_grad_norm` must not be below 0"),
         ({"reward_weights": [float("nan"), 1.0]}, "`reward_weights` must be finite"),
+        ({"generator_only": True, "target_gist_length": 3}, "`target_gist_length` .* acts on the summarizer"),
+        ({"generator_only": True, "beta": 0.1}, "`beta` .* acts on the summarizer"),
+        ({"max_teacher_kl": 1.0, "length_penalty": -1.0}, "`length_penalty` must not be below 0"),
+        ({"learning_rate": 0.0, "cold_start_learning_rate": 1e-3}, "is a multiple of `learning_rate`, which is 0"),
         ({"num_iterations": 0}, "`num_iterations` must be at least 1"),
         ({"context_length": 24.5}, "`context_length` must be at least 1, got 24.5. Give a whole number"),
         ({"model_init_kwargs": {"torch_dtype": "bfloat16"}}, "write `dtype`"),
     ],
 )
-def test_numbers_that_are_none_are_refused(make_args, args, message):
+def test_what_cannot_be_trained_with_is_refused(make_args, args, message):
     with pytest.raises(ValueError, match=message):
         make_args(**args)
 

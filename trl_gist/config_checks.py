@@ -376,6 +376,23 @@ def resolve_rate(args):
     for name in (*targets, "length_penalty_learning_rate", "cold_start_learning_rate"):
         if getattr(args, name) is not None and not getattr(args, name) > 0:
             raise ValueError(f"`{name}` must be above 0, got {getattr(args, name)}.")
+    if args.generator_only:
+        for name, neutral in (("target_gist_length", None), ("max_teacher_kl", None), ("beta", 0.0)):
+            if getattr(args, name) != neutral:
+                raise ValueError(
+                    f"`{name}` ({getattr(args, name)}) acts on the summarizer, which `generator_only=True` does not train. "
+                    "Leave one of them out."
+                )
+    if args.max_teacher_kl is not None and args.length_penalty < 0:
+        raise ValueError(
+            f"`length_penalty` must not be below 0 with `max_teacher_kl`, got {args.length_penalty}: that bound is a reason "
+            "to shorten, and λ starts there."
+        )
+    if args.cold_start_learning_rate is not None and args.learning_rate == 0:
+        raise ValueError(
+            f"`cold_start_learning_rate` ({args.cold_start_learning_rate}) is a multiple of `learning_rate`, which is 0: "
+            "raise it, or leave the former out."
+        )
     if args.length_penalty_learning_rate is None:
         args.length_penalty_learning_rate = 6e-3 if args.max_teacher_kl is None else 4e-4
     if all(getattr(args, name) is not None for name in targets):

@@ -220,6 +220,11 @@ class DurableCheckpoints:
                 f"The run ended at step {self.state.global_step}, inside a rollout of {self.args.steps_per_rollout} "
                 "optimizer steps, so the checkpoint that was asked for was not written."
             )
+        if self.args.load_best_model_at_end and self.state.best_model_checkpoint is None:
+            logger.warning(
+                "`load_best_model_at_end` is True, and the best evaluation fell on no step that was saved: the weights stay "
+                "those of the last step. Evaluate at the steps that are saved (`eval_steps`, `save_steps`)."
+            )
         limit = self.args.save_total_limit
         if self.state.global_step < self.state.max_steps:
             # With a limit of 1 `Trainer` keeps the best checkpoint alone; a run that was stopped goes on from its last
