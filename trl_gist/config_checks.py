@@ -98,11 +98,10 @@ def check_config(args):
     check_continuous_batching(args)
     check_chat_template_kwargs(args)
     check_precision(args)
+    check_aggregation(args)
     check_policy_loss(args)
     check_unheeded(args)
-    check_aggregation(args)
     check_engine_settings(args)
-    check_optimizer_settings(args)
     resolve_rate(args)
     check_prompts(args)
     check_rollouts(args)
@@ -151,11 +150,12 @@ def check_sizes(args):
 def check_choices(args):
     if args.cold_start_steps < 0:
         raise ValueError(f"`cold_start_steps` must be at least 0, got {args.cold_start_steps}.")
-    for name, choices in (
-        ("advantage", ADVANTAGES),
-        ("cold_start_gists", EXTRACTIVE_RULES),
-        ("distillation_loss", DISTILLATION_LOSSES),
-    ):
+    own = {
+        "advantage": ADVANTAGES,
+        "cold_start_gists": EXTRACTIVE_RULES,
+        "distillation_loss": DISTILLATION_LOSSES,
+    }
+    for name, choices in (own | INHERITED_CHOICES).items():
         if getattr(args, name) not in choices:
             raise ValueError(f"`{name}` must be one of {choices}, got {getattr(args, name)!r}.")
     for name in ("gist_dropout", "gist_discount"):
@@ -169,6 +169,22 @@ def check_inherited(args):
         raise ValueError(
             "`disable_dropout` must be True: gists are sampled and scored in train mode, so dropout would make "
             "the policy that samples differ from the policy that is trained."
+        )
+    if args.mask_truncated_completions:
+        raise ValueError(
+            "`mask_truncated_completions` must be False: a gist that `max_completion_length` or its budget cuts is whole, "
+            "the generator reads it as it is, and most gists of the cold start end so. To have them end by themselves, "
+            "raise `max_completion_length` and set a `length_penalty`."
+        )
+    if args.neftune_noise_alpha is not None:
+        raise ValueError(
+            f"`neftune_noise_alpha` must be None, got {args.neftune_noise_alpha}: gists are sampled and scored in train "
+            "mode, so noise would make the policy that samples differ from the policy that is trained."
+        )
+    if args.remove_unused_columns:
+        raise ValueError(
+            "`remove_unused_columns` must be False: it would remove the windows' tokens, which no model takes by name, and "
+            "the columns of reward functions. Remove a column from the dataset yourself where it is in the way."
         )
     if args.enable_jit_checkpoint:
         raise ValueError(
@@ -256,31 +272,7 @@ def check_precision(args):
 
 
 def check_policy_loss(args):
-    """Settings of the summarizer's step that would leave out gists which it must learn from, or that it would not heed."""
-    if args.mask_truncated_completions:
-        raise ValueError(
-            "`mask_truncated_completions` must be False: a gist that `max_completion_length` or its budget cuts is whole, "
-            "the generator reads it as it is, and most gists of the cold start end so. To have them end by themselves, "
-            "raise `max_completion_length` and set a `length_penalty`."
-        )
-    if args.neftune_noise_alpha is not None:
-        raise ValueError(
-            f"`neftune_noise_alpha` must be None, got {args.neftune_noise_alpha}: gists are sampled and scored in train "
-            "mode, so noise would make the policy that samples differ from the policy that is trained."
-        )
-    if args.remove_unused_columns:
-        raise ValueError(
-            "`remove_unused_columns` must be False: it would remove the windows' tokens, which no model takes by name, and "
-            "the columns of reward functions. Remove a column from the dataset yourself where it is in the way."
-        )
-    if args.advantage == "group":
-        return
-    if args.multi_objective_aggregation != "sum_then_normalize" or args.scale_rewards == "batch":
-        raise ValueError(
-            f'`advantage="{args.advantage}"` takes the weighted sum of the rewards as it is: leave out '
-            f"`multi_objective_aggregation` ({args.multi_objective_aggregation!r}) and `scale_rewards` "
-            f'({args.scale_rewards!r}), or use `advantage="group"`.'
-        )
+    """Settings of the summarizer's step that imitation does not heed."""
     for name in POLICY_LOSS_SETTINGS if args.advantage == "best" else ():
         default = type(args).__dataclass_fields__[name].default
         if getattr(args, name) != default:
@@ -292,9 +284,6 @@ def check_policy_loss(args):
 
 def check_unheeded(args):
     """A setting that is taken and then not followed is worse than one that is refused."""
-    for name, choices in INHERITED_CHOICES.items():
-        if getattr(args, name) not in choices:
-            raise ValueError(f"`{name}` must be one of {choices}, got {getattr(args, name)!r}.")
     for name, (followed, reason) in UNHEEDED.items():
         if getattr(args, name) != followed:
             raise ValueError(f"`{name}` must be {followed!r}, got {getattr(args, name)!r}: {reason}")
@@ -304,7 +293,15 @@ def check_unheeded(args):
 
 
 def check_aggregation(args):
-    """Rewards that are normalized before they are summed are not in nats, so neither is a price beside them."""
+    """How rewards become one: those that are normalized before they are summed are not in nats, nor is a price beside them."""
+    if args.advantage != "group" and (
+        args.multi_objective_aggregation != "sum_then_normalize" or args.scale_rewards == "batch"
+    ):
+        raise ValueError(
+            f'`advantage="{args.advantage}"` takes the weighted sum of the rewards as it is: leave out '
+            f"`multi_objective_aggregation` ({args.multi_objective_aggregation!r}) and `scale_rewards` "
+            f'({args.scale_rewards!r}), or use `advantage="group"`.'
+        )
     if args.multi_objective_aggregation != "normalize_then_sum":
         return
     for name in ("target_gist_length", "max_teacher_kl"):
@@ -355,19 +352,6 @@ def check_engine_settings(args):
         raise ValueError(
             "`accelerator_config` must not set `num_steps` in `gradient_accumulation_kwargs`: rollouts are planned with "
             "`gradient_accumulation_steps`, which to set in its place."
-        )
-
-
-def check_optimizer_settings(args):
-    if args.optim_args is not None and args.optim in OPTIMIZERS_WITHOUT_ARGS:
-        raise ValueError(
-            f"`optim_args` must be None, got {args.optim_args!r}: `optim` '{args.optim.value}' reads none of them. Set "
-            "`adam_beta1`, `adam_beta2`, `adam_epsilon` or `weight_decay`, or choose another `optim`."
-        )
-    if args.optim_target_modules is not None and not args.optim.startswith(OPTIMIZERS_WITH_TARGETS):
-        raise ValueError(
-            f"`optim_target_modules` must be None, got {args.optim_target_modules!r}: `optim` '{args.optim.value}' has none. "
-            "It is read by GaLore and APOLLO; what LoRA trains is said by `target_modules` of the `peft_config`."
         )
 
 
@@ -505,6 +489,16 @@ def check_optimizer(args):
                 "gradient come out of the same passes, is stepped once after all of them. Choose another, as "
                 "'adamw_torch'."
             )
+    if args.optim_args is not None and args.optim in OPTIMIZERS_WITHOUT_ARGS:
+        raise ValueError(
+            f"`optim_args` must be None, got {args.optim_args!r}: `optim` '{args.optim.value}' reads none of them. Set "
+            "`adam_beta1`, `adam_beta2`, `adam_epsilon` or `weight_decay`, or choose another `optim`."
+        )
+    if args.optim_target_modules is not None and not args.optim.startswith(OPTIMIZERS_WITH_TARGETS):
+        raise ValueError(
+            f"`optim_target_modules` must be None, got {args.optim_target_modules!r}: `optim` '{args.optim.value}' has none. "
+            "It is read by GaLore and APOLLO; what LoRA trains is said by `target_modules` of the `peft_config`."
+        )
     if args.max_grad_norm is None:
         raise ValueError("`max_grad_norm` must be a number, got None. Set it to 0 for no clipping.")
 

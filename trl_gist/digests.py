@@ -73,3 +73,8 @@ def fingerprint(model: torch.nn.Module) -> str:
     for name, content in sorted(WeightDigests().of(model)):
         digest.update(name.encode() + content)
     return digest.hexdigest()
+
+
+def sample_of(parameter: torch.Tensor) -> torch.Tensor:
+    """Some 256 of a parameter's elements, evenly spread: what digests were taken of before they were whole."""
+    return parameter.detach().flatten()[:: max(1, parameter.numel() // 256)]

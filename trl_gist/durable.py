@@ -70,8 +70,8 @@ class DurableCheckpoints:
         if self.is_world_process_zero():
             recover(self.args.output_dir)
         self.accelerator.wait_for_everyone()
+        roles = {"summarizer": self.model, "generator": self.generator, "teacher": self.teacher}
         if self._stands_on is None:  # while the weights are as they were loaded: no engine has sharded them yet
-            roles = {"summarizer": self.model, "generator": self.generator, "teacher": self.teacher}
             self._stands_on = {
                 "world_size": self.args.world_size,
                 "engine": f"zero{zero_stage(self.accelerator)}" if self.is_deepspeed_enabled else "accelerate",
@@ -79,8 +79,9 @@ class DurableCheckpoints:
                 "frozen_weights": frozen_digests(roles),
                 "vocabulary": vocabulary_of(self.processing_class),
             }
-            self._sampled_digests = sampled_digests(roles)
         if resume_from_checkpoint:
+            if self._sampled_digests is None:  # on all ranks: they may hold a shard each
+                self._sampled_digests = sampled_digests(roles)
             resume_from_checkpoint, universal = self._verified_on_all_ranks(resume_from_checkpoint)
             if universal:
                 load_universal(self.accelerator)

@@ -37,9 +37,8 @@ from transformers import PreTrainedTokenizerBase
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoint
 
 from . import __version__
-from .digests import ALGORITHM, WeightDigests
+from .digests import ALGORITHM, WeightDigests, sample_of
 from .engines import gathered, whole_shape
-from .roles import sample_of
 
 
 logger = logging.getLogger(__name__)

@@ -303,11 +303,6 @@ def backbone_of(base: PreTrainedModel) -> torch.nn.Module:
     return base.model if decoder is base else decoder
 
 
-def sample_of(parameter: torch.Tensor) -> torch.Tensor:
-    """Some 256 of a parameter's elements, evenly spread: for digests that tell one model from another."""
-    return parameter.detach().flatten()[:: max(1, parameter.numel() // 256)]
-
-
 def base_if_adapted(model: PreTrainedModel | PeftModel, checkpoint: str) -> PreTrainedModel | None:
     """The checkpoint, over the parameters that are in memory already, if the model is an adapter of it; else `None`."""
     if isinstance(model, PeftModel) and model.active_peft_config.base_model_name_or_path == checkpoint:

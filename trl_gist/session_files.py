@@ -26,9 +26,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from .digests import WeightDigests
+from .digests import WeightDigests, sample_of
 from .manifest import vocabulary_of
-from .roles import sample_of
 from .session_state import Compaction
 
 
