@@ -22,11 +22,11 @@ python examples/compare_runs.py base=runs/base/evaluation "LoRA rank 8=runs/rank
 import argparse
 from pathlib import Path
 
-import numpy as np
-from tables import markdown_table, rows_of_same_windows, window_of
-
 from trl_gist.evaluation.measures import standard_error, with_error
 from trl_gist.scripts.compare import named
+
+import numpy as np
+from tables import markdown_table, rows_of_same_windows, window_of
 
 
 def main():

@@ -27,23 +27,21 @@ python examples/demo.py --generator_only                      the control: G tra
 python examples/demo.py --generator_only --compressor tail    or on another compressor's
 """
 
-import trl_gist  # noqa: F401  # isort: skip  (before torch, so that waiting threads yield to other processes)
-
 import argparse
 import time
 from pathlib import Path
-
-import torch
-from demo_assets import smollm2_checkpoint, wikipedia_articles
-from peft import LoraConfig
-from rich.markup import escape
-from short_run import next_run_dir, print_gists, print_measures, print_verdicts, quiet_console, train_and_evaluate
 
 from trl_gist import GistCompactor, GistConfig, GistTrainer
 from trl_gist.evaluation.compare import EXTRACTIVE_COMPRESSORS
 from trl_gist.evaluation.plots import plot_readers, plot_training
 from trl_gist.evaluation.report import write_report
 from trl_gist.scripts.train import load_compressor
+
+import torch
+from demo_assets import smollm2_checkpoint, wikipedia_articles
+from peft import LoraConfig
+from rich.markup import escape
+from short_run import next_run_dir, print_gists, print_measures, print_verdicts, quiet_console, train_and_evaluate
 
 
 HELD_OUT_ARTICLES = 19

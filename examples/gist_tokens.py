@@ -35,15 +35,6 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-from demo import HELD_OUT_ARTICLES, spread_out
-from demo_assets import smollm2_checkpoint, wikipedia_articles
-from peft import LoraConfig, get_peft_model
-from rich.console import Console
-from rich.progress import track
-from short_run import quiet_console
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
-
 from trl_gist import GistCompactor
 from trl_gist.attention import use_matmul_attention
 from trl_gist.data import WindowSpec, prepare_windows
@@ -60,6 +51,15 @@ from trl_gist.prompts import GistPrompts, before_last_k
 from trl_gist.roles import clone_with_shared_parameters
 from trl_gist.scoring import GistScorer, TargetScorer
 from trl_gist.teacher_cache import TeacherCache
+
+import torch
+from demo import HELD_OUT_ARTICLES, spread_out
+from demo_assets import smollm2_checkpoint, wikipedia_articles
+from peft import LoraConfig, get_peft_model
+from rich.console import Console
+from rich.progress import track
+from short_run import quiet_console
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 
 SPEC = WindowSpec(context_length=128, target_length=32, last_k=16, window_stride=None, max_windows_per_document=None)

@@ -22,10 +22,10 @@ python examples/long_document.py PAIR --tokens 65536 --recursion tree --measure 
 import argparse
 import time
 
+from trl_gist import GistCompactor
+
 import psutil
 from demo_assets import wikipedia_articles
-
-from trl_gist import GistCompactor
 
 
 def article_tokens(compactor: GistCompactor, count: int) -> list[int]:

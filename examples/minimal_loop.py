@@ -24,11 +24,11 @@ python examples/minimal_loop.py --steps 20
 import argparse
 import copy
 
+from trl_gist.prompts import SUMMARIZER_PROMPT, GistPrompts, gist_from_completion
+
 import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
-
-from trl_gist.prompts import SUMMARIZER_PROMPT, GistPrompts, gist_from_completion
 
 
 X, Y, K, MAX_GIST, GISTS, DOCUMENTS = (

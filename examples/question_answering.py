@@ -29,16 +29,16 @@ import argparse
 import random
 import time
 
+from trl_gist import GistCompactor, GistConfig, GistTrainer, length_penalty, log_prob_gain
+from trl_gist.evaluation import load_teacher
+from trl_gist.evaluation.question_answering import answer_questions, answers_table
+
 from datasets import Dataset
 from demo_assets import question_answers, smollm2_checkpoint
 from peft import LoraConfig
 from rich.markup import escape
 from short_run import next_run_dir, print_measures, print_verdicts, quiet_console, train_and_evaluate
 from transformers import AutoTokenizer
-
-from trl_gist import GistCompactor, GistConfig, GistTrainer, length_penalty, log_prob_gain
-from trl_gist.evaluation import load_teacher
-from trl_gist.evaluation.question_answering import answer_questions, answers_table
 
 
 PASSAGE_LENGTH, HELD_OUT_ARTICLES, QUESTIONS_OF_EACH = 256, 16, 5

@@ -26,13 +26,13 @@ python examples/rate_curve.py sweep/{48,96,128,160}/evaluation --single sweep/si
 import argparse
 from pathlib import Path
 
-import numpy as np
-from matplotlib.figure import Figure
-from tables import markdown_table, read_measures, rows_of_same_windows
-
 from trl_gist.evaluation.measures import standard_error, with_error
 from trl_gist.evaluation.plots import GIST, NEUTRAL, NULL, OCHRE, plot_style, save_figure
 from trl_gist.prompts import before_last_k
+
+import numpy as np
+from matplotlib.figure import Figure
+from tables import markdown_table, read_measures, rows_of_same_windows
 
 
 _LAST = 8  # tokens that must be the same

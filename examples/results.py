@@ -23,10 +23,6 @@ python examples/results.py flagship --evaluation test=flagship/evaluation "other
 import argparse
 from pathlib import Path
 
-import numpy as np
-from matplotlib.figure import Figure
-from tables import markdown_table, read_measures, read_rows
-
 from trl_gist.evaluation.compare import GENERATOR, OWN_GENERATOR, TEACHER, TRAINED
 from trl_gist.evaluation.measures import with_error
 from trl_gist.evaluation.pattern_plots import plot_gists
@@ -35,6 +31,10 @@ from trl_gist.evaluation.report_patterns import pattern_rows
 from trl_gist.evaluation.report_plots import series
 from trl_gist.evaluation.run_folder import Run, read_run
 from trl_gist.scripts.compare import named
+
+import numpy as np
+from matplotlib.figure import Figure
+from tables import markdown_table, read_measures, read_rows
 
 
 ORIGINAL_KL = 0.125

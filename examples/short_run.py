@@ -18,17 +18,17 @@ import warnings
 from pathlib import Path
 from typing import NamedTuple
 
+from trl_gist import GistTrainer
+from trl_gist.callbacks import GistProgressCallback
+from trl_gist.evaluation import standard_error
+from trl_gist.scoring import GistScorer
+
 from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 from transformers import PrinterCallback, ProgressCallback
 from transformers.utils import logging
-
-from trl_gist import GistTrainer
-from trl_gist.callbacks import GistProgressCallback
-from trl_gist.evaluation import standard_error
-from trl_gist.scoring import GistScorer
 
 
 class HeldOut(NamedTuple):

@@ -20,6 +20,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 from datasets import Dataset, IterableDataset
 from tiny import make_documents, make_model, make_tokenizer
 from transformers import AutoModelForCausalLM
@@ -261,6 +262,12 @@ REFUSED = [
     ({"summarizer_prompt": "{context} { {lastk} }"}, "has '{lastk}', which stands for nothing"),
     ({"advantage": "ppo"}, "`advantage` must be one of .*got 'ppo'"),
     ({"distillation_loss": "kl"}, "`distillation_loss` must be one of .*got 'kl'"),
+    (
+        {"length_penalty_learning_rate": 0.01},
+        r"`length_penalty_learning_rate` \(0.01\) moves λ towards .* set one of them",
+    ),
+    ({"generator_only": True, "advantage": "best"}, r"`advantage` \(best\) acts on the summarizer"),
+    ({"chat_template_kwargs": {"messages": []}}, "must not set `messages`, which `apply_chat_template` sets"),
     ({"gist_dropout": 1.1}, r"`gist_dropout` must be in \[0, 1\], got 1.1"),
     ({"gist_dropout": -0.1}, r"`gist_dropout` must be in \[0, 1\]"),
     ({"disable_dropout": False}, "`disable_dropout` must be True"),
@@ -269,25 +276,10 @@ REFUSED = [
         {"per_device_train_batch_size": 2, "num_generations": 4, "steps_per_generation": 3},
         r"divisible by .*num_generations",
     ),
-    # A rollout of two optimizer steps, and a checkpoint after the first
-    (
-        {"num_iterations": 2, "save_strategy": "steps", "save_steps": 3, "max_steps": 6},
-        r"`save_steps` \(3\) must be a multiple of the 2 optimizer steps of one rollout",
-    ),
-    (
-        {"steps_per_generation": 4, "gradient_accumulation_steps": 2, "save_strategy": "steps", "save_steps": 1},
-        r"`save_steps` \(1\) must be a multiple of the 2",
-    ),
+    # A rollout of two optimizer steps, and a run that ends after the first
     (
         {"num_iterations": 2, "save_strategy": "steps", "save_steps": 2, "max_steps": 5},
         r"`max_steps` \(5\) must be a multiple of the 2",
-    ),
-    (
-        {
-            **{"num_iterations": 2, "save_strategy": "best", "metric_for_best_model": "teacher_kl"},
-            **{"eval_strategy": "steps", "eval_steps": 3},
-        },
-        r"`eval_steps` \(3\) must be a multiple of the 2",
     ),
     (
         {"steps_per_generation": 3, "gradient_accumulation_steps": 2, "per_device_train_batch_size": 4},
@@ -302,14 +294,19 @@ def test_settings_that_cannot_work_are_refused_by_name(make_args, args, message)
         make_args(**args)
 
 
+def test_how_to_load_is_said_of_a_checkpoint(make_trainer, checkpoint):
+    loaded, kwargs = AutoModelForCausalLM.from_pretrained(checkpoint), {"dtype": "bfloat16"}
+    with pytest.raises(
+        ValueError, match="`model_init_kwargs` .* every model is loaded already.* pass the checkpoint's"
+    ):
+        make_trainer(model=loaded, args={"model_init_kwargs": kwargs})
+    teacher = make_trainer(model=loaded, teacher=checkpoint, args={"model_init_kwargs": kwargs}).teacher
+    assert teacher.dtype == torch.bfloat16
+
+
 def test_braces_that_are_no_placeholder_are_left_alone(make_args):
     prompt = 'As {"gist": ["a", {"n": 1}]}, {{doubled}}, { spaced }, {}, x^{2}: {context} {last_k} {budget}'
     assert make_args(summarizer_prompt=prompt, gist_length_range=[1, 6]).summarizer_prompt == prompt
-
-
-def test_the_same_settings_with_checkpoints_between_rollouts_are_taken(make_args):
-    taken = make_args(num_iterations=2, save_strategy="steps", save_steps=4, max_steps=6)
-    assert (taken.num_iterations, taken.save_steps) == (2, 4)
 
 
 def test_the_defaults_are_the_original_experiments_numbers():

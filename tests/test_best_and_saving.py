@@ -175,6 +175,7 @@ def make_run(make_trainer, lora, tmp_path):
         (None, {"save_strategy": "epoch"}, [12, 24]),
         (None, {"save_strategy": "epoch", "max_steps": 16}, [12, 16]),
         (None, {"save_strategy": "steps", "save_steps": 0.2}, [8, 12, 16, 20, 24]),  # 5, 10, 15, 20 and the end
+        (None, {"save_strategy": "steps", "save_steps": 5, "max_steps": 16}, [8, 12, 16]),
         (AtStep(6, should_save=True), {"save_strategy": "no"}, [8]),
         (AtStep(8, should_save=True), {"save_strategy": "no"}, [8]),
         (AtStep(6, should_training_stop=True), {"save_strategy": "epoch"}, []),
@@ -188,8 +189,9 @@ def test_a_checkpoint_waits_for_the_end_of_its_rollout(make_run, callback, args,
     assert checkpoints(trainer) == expected
 
 
-def test_the_best_is_chosen_where_it_can_be_saved(make_run):
-    trainer = make_run(max_steps=12, save_strategy="best", eval_strategy="steps", eval_steps=0.4)  # 5, 10, 12
+@pytest.mark.parametrize("eval_steps", [0.4, 5])
+def test_the_best_is_chosen_where_it_can_be_saved(make_run, eval_steps):
+    trainer = make_run(max_steps=12, save_strategy="best", eval_strategy="steps", eval_steps=eval_steps)  # 5, 10, 12
     given(trainer, [0.9, 0.8, 0.7])
     trainer.train()
     assert [log["step"] for log in trainer.state.log_history if "eval_runtime" in log] == [8, 12]

@@ -213,6 +213,10 @@ def test_text_files_are_one_document_each_and_a_folder_is_searched(tmp_path):
         file.write('{"text": "old", "body": "three"}\n')
     documents = load_documents(str(tmp_path / "d.jsonl.gz"), text_column="body", streaming=True)
     assert list(documents) == [{"text": "three"}]
+    documents = load_documents(str(tmp_path / "d.jsonl.gz"), remove_columns=["body"], streaming=True)
+    assert list(documents) == [{"text": "old"}]
+    with pytest.raises(ValueError, match="no column 'prompt' for `remove_columns`; it has .'body', 'text'."):
+        load_documents(str(tmp_path / "d.jsonl.gz"), remove_columns=["prompt"])
     (tmp_path / "a.txt").write_bytes(b"\xff")
     with pytest.raises(ValueError, match="cannot be read: 'utf-8' codec can't decode byte 0xff"):
         load_documents([str(tmp_path / "a.txt")])

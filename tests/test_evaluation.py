@@ -20,7 +20,7 @@ import math
 import pandas
 import pytest
 import torch
-from checks import moved, snapshot, without_gradients
+from checks import assert_equal_models, moved, snapshot, without_gradients
 from datasets import Dataset, IterableDataset
 from tiny import make_documents
 from transformers import AutoModelForCausalLM
@@ -238,3 +238,15 @@ def test_tensorboard_gets_the_measures(make_trainer, lora, held_out, tmp_path):
     trainer.train()
     events = EventAccumulator(str(tmp_path / "logs")).Reload()
     assert {"eval/teacher_kl", "eval/gap_closed_null_se", "train/generator/grad_norm"} <= set(events.Tags()["scalars"])
+
+
+def test_a_run_that_is_evaluated_on_the_way_is_the_run_that_is_not(make_trainer, lora, documents, tmp_path):
+    def trained(strategy):
+        args = {"output_dir": str(tmp_path / strategy), "max_steps": 4, "eval_strategy": strategy, "eval_steps": 1}
+        trainer = make_trainer(peft_config=lora, eval_dataset=documents.select(range(4)), args=args)
+        trainer.train()
+        return trainer
+
+    plain, evaluated = trained("no"), trained("steps")
+    assert_equal_models(plain.model, evaluated.model)
+    assert_equal_models(plain.generator, evaluated.generator)

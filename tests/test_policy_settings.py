@@ -98,8 +98,10 @@ def test_the_kl_to_the_reference_and_its_gradient_equal_a_plain_reference(
     make_trainer, checkpoint64, lora, monkeypatch, kind, padded
 ):
     """Of a fresh adapter the reference is the base, of one that came trained a copy of it, else the checkpoint."""
-    model, reference = checkpoint64, AutoModelForCausalLM.from_pretrained(checkpoint64, dtype=torch.float64)
+    model, loading = checkpoint64, {"model_init_kwargs": {"dtype": torch.float64}}
+    reference = AutoModelForCausalLM.from_pretrained(checkpoint64, dtype=torch.float64)
     if kind == "adapter":
+        loading = {}
         model = get_peft_model(copy.deepcopy(reference), lora)
         perturb(model)
         reference = copy.deepcopy(model)
@@ -111,7 +113,7 @@ def test_the_kl_to_the_reference_and_its_gradient_equal_a_plain_reference(
         callbacks=[recorded],
         args={
             **{"beta": BETA, "temperature": TEMPERATURE, "max_grad_norm": 0.0, "max_steps": 1},
-            **{"model_init_kwargs": {"dtype": torch.float64}, "reward_weights": [1.0]},
+            **{"reward_weights": [1.0], **loading},
         },
     )
     if padded:
@@ -406,14 +408,16 @@ def test_a_setting_that_a_pair_cannot_be_trained_with_is_refused(make_args, sett
 
 def test_float16_from_outside_the_arguments_is_refused(make_args, monkeypatch, tmp_path):
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "fp16")
-    with pytest.raises(ValueError, match="ACCELERATE_MIXED_PRECISION=fp16 asks for float16"):
+    with pytest.raises(
+        ValueError, match="`ACCELERATE_MIXED_PRECISION` .fp16. asks for float16, .* Unset it, or launch"
+    ):
         make_args()
 
 
 def test_float16_of_a_deepspeed_config_is_refused(make_args):
     args = make_args()
     args.deepspeed_plugin = SimpleNamespace(deepspeed_config={"fp16": {"enabled": True}})
-    with pytest.raises(ValueError, match="the DeepSpeed config's `fp16` section asks for float16"):
+    with pytest.raises(ValueError, match="The DeepSpeed config's `fp16` section asks for float16"):
         check_precision(args)
     args.deepspeed_plugin.deepspeed_config["fp16"]["enabled"] = False
     check_precision(args)

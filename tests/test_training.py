@@ -23,7 +23,7 @@ from datasets import Dataset, IterableDataset
 from tiny import make_documents, make_model
 from transformers import TrainerCallback
 
-from trl_gist import length_penalty, log_prob_gain
+from trl_gist import length_penalty, log_prob_gain, rewards
 
 
 both_ways = pytest.mark.parametrize("with_lora", [True, False], ids=["lora", "full"])
@@ -275,6 +275,13 @@ def test_a_users_reward_function_gets_the_scores_and_the_users_own_columns(make_
         + entry["rewards/prefers_pumps/mean"]
     )
     assert entry["reward"] == pytest.approx(total, abs=1e-6)
+
+
+def test_rewards_may_be_a_tuple_and_a_name_is_not_looked_up_on_the_hub(make_trainer, lora):
+    trainer = make_trainer(peft_config=lora, reward_funcs=(rewards.kl_gain, length_penalty))
+    assert trainer.reward_funcs == [rewards.kl_gain, length_penalty]
+    with pytest.raises(ValueError, match="`reward_funcs` has the string 'kl_gain', .* `trl_gist.rewards.kl_gain`"):
+        make_trainer(peft_config=lora, reward_funcs=["kl_gain", length_penalty])
 
 
 def test_a_reward_that_tokens_earn_teaches_the_summarizer_to_write_them(make_trainer, tokenizer, lora):

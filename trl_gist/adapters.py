@@ -139,7 +139,8 @@ def check_given(role: str, model: str | PreTrainedModel | PeftModel | None):
         if list(model.peft_config) != ["default"]:
             raise ValueError(
                 f"The {role} holds the adapters {list(model.peft_config)}, and a saved pair one for each half, named "
-                "'default'. Load the one to train alone: `PeftModel.from_pretrained(base, path, is_trainable=True)`."
+                "'default'. Take the others off by `delete_adapter` (TRL leaves 'ref' after a run with `beta`), or load the "
+                "one to train alone: `PeftModel.from_pretrained(base, path, is_trainable=True)`."
             )
         if any(layer.merged for layer in model.modules() if isinstance(layer, BaseTunerLayer)):
             raise ValueError(

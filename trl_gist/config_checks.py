@@ -232,11 +232,12 @@ def check_continuous_batching(args):
 def check_chat_template_kwargs(args):
     """What the template itself must know is checked where there is one, in [`~prompts.GistPrompts`]."""
     kwargs = args.chat_template_kwargs or {}
+    taken = {"messages", *inspect.signature(PreTrainedTokenizerBase.apply_chat_template).parameters}
     for name in kwargs:
-        if name in inspect.signature(PreTrainedTokenizerBase.apply_chat_template).parameters:
+        if name in taken:
             raise ValueError(
-                f"`chat_template_kwargs` must not set `{name}`, an argument of `apply_chat_template`: give variables of "
-                "the template alone, as `enable_thinking`."
+                f"`chat_template_kwargs` must not set `{name}`, which `apply_chat_template` sets: give variables of the "
+                "template alone, as `enable_thinking`."
             )
     try:
         same = json.loads(json.dumps(kwargs)) == kwargs
@@ -252,15 +253,23 @@ def check_chat_template_kwargs(args):
 def check_precision(args):
     """Neither loss is scaled, so that small gradients would be lost in float16."""
     in_config = (args.deepspeed_plugin.deepspeed_config if args.deepspeed_plugin is not None else {}).get("fp16", {})
-    for name, chosen in (
-        ("`fp16=True`", args.fp16),
-        ("ACCELERATE_MIXED_PRECISION=fp16", args.mixed_precision == "fp16"),
-        ("the DeepSpeed config's `fp16` section", in_config.get("enabled") is True),
+    for name, chosen, way_out in (
+        ("`fp16=True`", args.fp16, "Use `bf16=True`, or `bf16=False` for float32."),
+        (
+            "The environment variable `ACCELERATE_MIXED_PRECISION` (fp16)",
+            args.mixed_precision == "fp16",
+            "Unset it, or launch with `accelerate launch --mixed_precision bf16`, or `no` for float32.",
+        ),
+        (
+            "The DeepSpeed config's `fp16` section",
+            in_config.get("enabled") is True,
+            'Use `"bf16": {"enabled": true}`, or neither for float32.',
+        ),
     ):
         if chosen:
             raise ValueError(
                 f"{name} asks for float16, in which most of the generator's gradient would be 0: its loss is a mean over a "
-                "whole rollout's tokens, and is not scaled. Use `bf16=True`, or `bf16=False` for float32."
+                f"whole rollout's tokens, and is not scaled. {way_out}"
             )
     for name in ("fp16_full_eval", "bf16_full_eval"):
         if getattr(args, name):
@@ -361,7 +370,10 @@ def resolve_rate(args):
         if getattr(args, name) is not None and not getattr(args, name) > 0:
             raise ValueError(f"`{name}` must be above 0, got {getattr(args, name)}.")
     if args.generator_only:
-        for name, neutral in (("target_gist_length", None), ("max_teacher_kl", None), ("beta", 0.0)):
+        for name, neutral in (
+            *(("target_gist_length", None), ("max_teacher_kl", None), ("beta", 0.0)),
+            ("advantage", "group"),
+        ):
             if getattr(args, name) != neutral:
                 raise ValueError(
                     f"`{name}` ({getattr(args, name)}) acts on the summarizer, which `generator_only=True` does not train. "
@@ -376,6 +388,11 @@ def resolve_rate(args):
         raise ValueError(
             f"`cold_start_learning_rate` ({args.cold_start_learning_rate}) is a multiple of `learning_rate`, which is 0: "
             "raise it, or leave the former out."
+        )
+    if all(getattr(args, name) is None for name in targets) and args.length_penalty_learning_rate is not None:
+        raise ValueError(
+            f"`length_penalty_learning_rate` ({args.length_penalty_learning_rate}) moves λ towards `target_gist_length` or "
+            "`max_teacher_kl`: set one of them, or leave it out; λ is then `length_penalty` throughout."
         )
     if args.length_penalty_learning_rate is None:
         args.length_penalty_learning_rate = 6e-3 if args.max_teacher_kl is None else 4e-4
@@ -445,17 +462,6 @@ def check_rollouts(args):
             f"({args.gradient_accumulation_steps}) must divide one another, so that a rollout ends with an "
             "optimizer step."
         )
-    steps_per_rollout = args.steps_per_rollout
-    saving = {"steps": ["save_steps"], "best": ["eval_steps"] if args.eval_strategy == "steps" else []}
-    for name in saving.get(args.save_strategy, []):
-        value = getattr(args, name)
-        # Below 1 it is a share of the run: what falls inside a rollout waits for its end
-        if value >= 1 and value % steps_per_rollout != 0:
-            raise ValueError(
-                f"`{name}` ({value}) must be a multiple of the {steps_per_rollout} optimizer steps of one rollout "
-                "(`steps_per_generation` × `num_iterations` / `gradient_accumulation_steps`), so that no "
-                "checkpoint falls inside a rollout."
-            )
     if args.max_steps > 0:
         check_end_of_run(args, args.max_steps)
 

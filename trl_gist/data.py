@@ -305,7 +305,8 @@ def check_columns(columns: set[str], args: GistConfig, name: str):
     for column in sorted(columns & reserved.keys()):
         raise ValueError(
             f"The {name} dataset has a column `{column}`, a name that is taken: it is {reserved[column]}. Rename it, as by "
-            f"`dataset.rename_column({column!r}, 'my_{column}')`, and reward functions get it under that name; or remove it."
+            f"`dataset.rename_column({column!r}, 'my_{column}')`, and reward functions get it under that name; or remove it "
+            "(`trl-gist train --remove_columns`)."
         )
     if "budget" in columns and args.gist_length_range is None:
         raise ValueError(
@@ -325,7 +326,8 @@ def _check_budget(budget, budgets, where):
     if budget is not None and (type(budget) is not int or not least <= budget <= greatest):
         raise ValueError(
             f"{where} has `budget` {budget!r}, which is no whole number within `gist_length_range` ({least}, {greatest}). "
-            "Widen the range, or change the column; None stands for a budget to be drawn."
+            "Widen the range, or change the column, as by `dataset.cast_column('budget', Value('int64'))`; None stands for "
+            "a budget to be drawn."
         )
 
 

@@ -24,6 +24,7 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from trl import GRPOTrainer
 from trl.trainer.utils import get_config_model_id
 
+from . import rewards
 from .adapters import check_adapter, check_drawn
 from .alarms import Alarms, StopOnAlarm
 from .attention import use_matmul_attention
@@ -214,6 +215,14 @@ class GistTrainer(
                 f"`beta` ({args.beta}) needs a reference, and under ZeRO-3 it is loaded from a checkpoint: pass `model` as the "
                 "checkpoint's name."
             )
+        loads_any = is_sharded(roles.summarizer) or any(
+            isinstance(source, str) for source in (model, generator, teacher)
+        )
+        if args.model_init_kwargs and not loads_any:
+            raise ValueError(
+                f"`model_init_kwargs` ({args.model_init_kwargs}) say how a checkpoint is loaded, and every model is loaded "
+                "already. Leave them out, or pass the checkpoint's name."
+            )
         teacher_before = frozen_digests({"teacher": roles.teacher})["teacher"]
         for role, trained in (("summarizer", roles.summarizer), ("generator", roles.generator)):
             check_dtype(role, trained)
@@ -255,8 +264,14 @@ class GistTrainer(
 
         if reward_funcs is None:
             reward_funcs = [kl_gain, length_penalty]  # less noise than log_prob_gain: docs/ABLATION.md
-        elif not isinstance(reward_funcs, list):
-            reward_funcs = [reward_funcs]
+        else:  # a list of its own, because TRL writes into it
+            reward_funcs = list(reward_funcs) if isinstance(reward_funcs, (list, tuple)) else [reward_funcs]
+        for func in reward_funcs:
+            if isinstance(func, str) and callable(getattr(rewards, func, None)):
+                raise ValueError(
+                    f"`reward_funcs` has the string {func!r}, which TRL would take for a reward model on the Hub. Pass the "
+                    f"function: `trl_gist.rewards.{func}`."
+                )
         weights = args.reward_weights
         if weights is None:
             weights = [args.length_penalty if func is length_penalty else 1.0 for func in reward_funcs]

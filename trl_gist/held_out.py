@@ -14,6 +14,7 @@
 
 import math
 
+import torch
 from accelerate.utils import gather_object
 
 from .evaluation import add_controls, summarize
@@ -38,7 +39,13 @@ class HeldOutEvaluation:
                 "or after training."
             )
         self.eval_rows = []
-        output = super().evaluation_loop(dataloader, description, *args, metric_key_prefix=metric_key_prefix, **kwargs)
+        # The loader takes its seed from torch's generator, from which the next gists are sampled; a run that is evaluated
+        # on the way is the run that is not
+        device = self.accelerator.device
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            output = super().evaluation_loop(
+                dataloader, description, *args, metric_key_prefix=metric_key_prefix, **kwargs
+            )
         # Data-parallel samplers repeat some windows to fill their last batch; each counts once
         rows = list({_window(row): row for row in gather_object(self.eval_rows)}.values())
         # Under ZeRO-3 each rank must run as many forwards as the others: the last ones score the first rows once more

@@ -16,9 +16,16 @@
 """
 How the threads of a CPU run wait for one another; imported before torch, because libgomp reads it once, as it is loaded.
 
-By default a thread that waits spins for some milliseconds. On an idle machine that costs nothing. Beside another busy
-process it burns the time slice in which the thread that it waits for would run, and a step takes four times as long. A
-thousand turns, some 20 microseconds, bridge the pauses between two products and no more. On GPUs it changes nothing.
+By default a thread that waits spins for some milliseconds. Beside another busy process it burns the time slice in which
+the thread that it waits for would run, and a step takes four times as long. A thousand turns, some 20 microseconds, bridge
+most pauses between two products and no more. On GPUs it changes nothing. A step of the demo on two cores of an AMD EPYC,
+alone and beside one busy process, in seconds:
+
+    turns     alone   beside
+      300,000  11.9    40-93   libgomp's default
+        4,000  12.0     31.4
+        2,000  12.4     27.3
+        1,000  13.1     23.9
 """
 
 import os

@@ -36,15 +36,15 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-import numpy as np
-from demo import make_trainer
-from short_run import quiet_console
-from tables import markdown_table
-
 from trl_gist import length_penalty, log_prob_gain
 from trl_gist.evaluation.measures import standard_error, with_error
 from trl_gist.extractive import ExtractiveSummarizer
 from trl_gist.prompts import ORIGINAL_GENERATOR_PROMPT, SUMMARIZER_PROMPT
+
+import numpy as np
+from demo import make_trainer
+from short_run import quiet_console
+from tables import markdown_table
 
 
 WITHOUT_L = SUMMARIZER_PROMPT.replace("{context}", "{before_last_k}")

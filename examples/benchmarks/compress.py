@@ -32,13 +32,13 @@ import sys
 import time
 from pathlib import Path
 
+from trl_gist import GistCompactor
+from trl_gist.roles import base_of
+
 import torch
 from rich import box
 from rich.console import Console
 from rich.table import Table
-
-from trl_gist import GistCompactor
-from trl_gist.roles import base_of
 
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))

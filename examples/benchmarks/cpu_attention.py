@@ -23,13 +23,13 @@ import statistics
 import time
 from types import SimpleNamespace
 
+from trl_gist.attention import additive_mask, matmul_attention
+
 import torch
 from rich import box
 from rich.console import Console
 from rich.table import Table
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
-
-from trl_gist.attention import additive_mask, matmul_attention
 
 
 HEADS, KEY_HEADS, SIZE = 9, 3, 64

@@ -39,6 +39,12 @@ import sys
 import time
 from pathlib import Path
 
+from trl_gist import GistCompactor, __version__
+from trl_gist.generation import max_positions
+from trl_gist.pair import PairConfig
+from trl_gist.prompts import SUMMARIZER_PROMPT
+from trl_gist.roles import clone_with_shared_parameters
+
 import torch
 from matplotlib.figure import Figure
 from rich import box
@@ -47,12 +53,6 @@ from rich.table import Table
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.generation import BaseStreamer
 from transformers.utils import logging
-
-from trl_gist import GistCompactor, __version__
-from trl_gist.generation import max_positions
-from trl_gist.pair import PairConfig
-from trl_gist.prompts import SUMMARIZER_PROMPT
-from trl_gist.roles import clone_with_shared_parameters
 
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))

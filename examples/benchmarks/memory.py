@@ -76,14 +76,14 @@ def run(args, case):
 
 
 def measure(args, full, gradient_checkpointing):
+    from trl_gist import GistConfig, GistTrainer
+    from trl_gist.memory import memory_per_rank
+    from trl_gist.memory_trace import prompt_lengths
+
     from datasets import Dataset
     from peft import LoraConfig
     from transformers import AutoConfig, AutoTokenizer
     from workload import windows
-
-    from trl_gist import GistConfig, GistTrainer
-    from trl_gist.memory import memory_per_rank
-    from trl_gist.memory_trace import prompt_lengths
 
     checkpoint = args.model
     if checkpoint is None:
@@ -130,9 +130,9 @@ def measure(args, full, gradient_checkpointing):
 
 def load_libraries(model_config, tokenizer, config, rows, lora):
     """The same run with next to no model: what libraries, their caches and the interpreter take is no model's memory."""
-    from transformers import AutoModelForCausalLM
-
     from trl_gist import GistTrainer
+
+    from transformers import AutoModelForCausalLM
 
     heads = {"num_attention_heads": 1, "num_key_value_heads": 1, "head_dim": 16}
     tiny = {**model_config.to_dict(), "num_hidden_layers": 1, "hidden_size": 16, "intermediate_size": 16, **heads}

@@ -33,10 +33,6 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from reading import GENERATOR_ROWS, one_window_each, read
-from search_gists import found_in
-from tables import markdown_table
-
 from trl_gist import GistCompactor
 from trl_gist.evaluation import load_generator_only, load_teacher
 from trl_gist.evaluation.compare import EXTRACTIVE_COMPRESSORS, extractive_compressors
@@ -44,6 +40,10 @@ from trl_gist.evaluation.measures import standard_error, with_error
 from trl_gist.prompts import before_last_k
 from trl_gist.scoring import GistScorer, TargetScorer
 from trl_gist.scripts.compare import named_pairs
+
+from reading import GENERATOR_ROWS, one_window_each, read
+from search_gists import found_in
+from tables import markdown_table
 
 
 def main():

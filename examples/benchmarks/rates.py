@@ -32,13 +32,13 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from trl_gist import length_penalty, log_prob_gain
+from trl_gist.prompts import ORIGINAL_GENERATOR_PROMPT
+
 import numpy as np
 from demo import make_trainer
 from short_run import quiet_console
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback
-
-from trl_gist import length_penalty, log_prob_gain
-from trl_gist.prompts import ORIGINAL_GENERATOR_PROMPT
 
 
 COLD_START = {"cold_start_gists": "tail", "cold_start_steps": 5, "temperature": 0.7}

@@ -14,15 +14,15 @@
 
 """What the benchmarks share that read one gist of each kind at every window."""
 
-import numpy as np
-import torch
-from rich.progress import track
-from transformers import PreTrainedModel
-
 from trl_gist import GistCompactor
 from trl_gist.data import WindowSpec, prepare_windows
 from trl_gist.scoring import GistScorer, TargetScorer
 from trl_gist.scripts.documents import load_documents
+
+import numpy as np
+import torch
+from rich.progress import track
+from transformers import PreTrainedModel
 
 
 GENERATOR_ROWS = 16  # in one forward

@@ -24,14 +24,14 @@ Flags that it does not know go to the recipe, as `--ds3_gather_for_generation fa
 import argparse
 from pathlib import Path
 
+from trl_gist.memory import ZeroSettings, memory_per_rank
+from trl_gist.scripts.train import make_parser as make_train_parser
+
 from rich import box
 from rich.console import Console
 from rich.table import Table
 from transformers import AutoConfig
 from trl import get_peft_config
-
-from trl_gist.memory import ZeroSettings, memory_per_rank
-from trl_gist.scripts.train import make_parser as make_train_parser
 
 
 RECIPE = Path(__file__).parents[2] / "configs" / "qwen3-4b_fineweb-edu.yaml"

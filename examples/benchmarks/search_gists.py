@@ -38,15 +38,15 @@ from transformers import PreTrainedModel, set_seed
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from reading import imagine, one_window_each
-from tables import markdown_table
-
 from trl_gist import GistCompactor
 from trl_gist.evaluation import load_teacher
 from trl_gist.evaluation.measures import standard_error, with_error
 from trl_gist.prompts import before_last_k
 from trl_gist.scoring import GistScorer, TargetScorer
 from trl_gist.search import exchange_pieces
+
+from reading import imagine, one_window_each
+from tables import markdown_table
 
 
 GENERATOR_ROWS = 13  # in one forward: half of the 26 pieces that 448 tokens leave to choose from

@@ -33,14 +33,14 @@ from transformers import set_seed
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from reading import GENERATOR_ROWS, imagine, one_window_each, read
-from tables import markdown_table
-
 from trl_gist import GistCompactor
 from trl_gist.evaluation import load_teacher
 from trl_gist.evaluation.measures import standard_error, with_error
 from trl_gist.extractive import BESIDE_TAIL, ExtractiveSummarizer
 from trl_gist.scoring import GistScorer, TargetScorer
+
+from reading import GENERATOR_ROWS, imagine, one_window_each, read
+from tables import markdown_table
 
 
 SHARES = (1 / 6, 1 / 3, 1 / 2)

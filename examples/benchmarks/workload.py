@@ -22,14 +22,14 @@ import sys
 import time
 from pathlib import Path
 
+from trl_gist import GistConfig, GistTrainer, length_penalty, log_prob_gain
+from trl_gist.prompts import SUMMARIZER_PROMPT, GistPrompts, gist_from_completion
+
 import torch
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import GRPOConfig, GRPOTrainer
-
-from trl_gist import GistConfig, GistTrainer, length_penalty, log_prob_gain
-from trl_gist.prompts import SUMMARIZER_PROMPT, GistPrompts, gist_from_completion
 
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))

@@ -16,6 +16,9 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from trl_gist.evaluation.plots import GIST, NEUTRAL, NULL
+from trl_gist.evaluation.rate_distortion import QueryCurves, distortion_rate_curve, query_curves
+
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
@@ -23,9 +26,6 @@ from reader import losses
 from scipy.optimize import linprog
 from scipy.sparse import coo_array
 from task import QUERIES, all_strings, answer_distribution, string_weights
-
-from trl_gist.evaluation.plots import GIST, NEUTRAL, NULL
-from trl_gist.evaluation.rate_distortion import QueryCurves, distortion_rate_curve, query_curves
 
 
 DISTORTIONS = {"log_loss": "log-loss, nats per answer", "error": "wrong answers, share"}

@@ -16,16 +16,16 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from trl_gist import GistConfig, GistTrainer
+from trl_gist.callbacks import GistProgressCallback
+from trl_gist.rewards import kl_gain
+
 import numpy as np
 import torch
 from datasets import Dataset
 from task import QUERIES, draw_row
 from torch import nn
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast, PrinterCallback, ProgressCallback
-
-from trl_gist import GistConfig, GistTrainer
-from trl_gist.callbacks import GistProgressCallback
-from trl_gist.rewards import kl_gain
 
 
 @dataclass(frozen=True)

@@ -32,6 +32,7 @@ def load_documents(
     split: str = "train",
     streaming: bool = False,
     text_column: str = "text",
+    remove_columns: Sequence[str] | None = None,
 ) -> Dataset | IterableDataset:
     """
     Loads documents from local files or from the Hub.
@@ -47,9 +48,11 @@ def load_documents(
             Whether to read documents as they are needed instead of preparing all of them.
         text_column (`str`, *optional*, defaults to `"text"`):
             The column that holds the text. It is renamed to `text`.
+        remove_columns (`list[str]`, *optional*):
+            Columns to leave out.
 
     Raises:
-        ValueError: if a path does not exist, files are of no known kind or of several, or cannot be read, or the
+        ValueError: if a path does not exist, files are of no known kind or of several, or cannot be read, or a named
             column is missing.
     """
     splits = _splits(Path(source), config) if isinstance(source, str) else None
@@ -61,11 +64,19 @@ def load_documents(
         dataset = load_dataset(source, name=config, split=split, streaming=streaming)
     else:
         dataset = _load_files([source] if isinstance(source, str) else source, streaming)
-    if text_column == "text":
+    named = {"remove_columns": remove_columns or [], "text_column": [text_column] if text_column != "text" else []}
+    if not any(named.values()):
         return dataset
     columns = dataset.column_names or list(next(iter(dataset), {}))
-    if text_column not in columns:
-        raise ValueError(f"The dataset has no column {text_column!r} for `text_column`; it has {sorted(columns)}.")
+    for setting, names in named.items():
+        for name in names:
+            if name not in columns:
+                raise ValueError(f"The dataset has no column {name!r} for `{setting}`; it has {sorted(columns)}.")
+    if remove_columns:
+        dataset = dataset.remove_columns(list(remove_columns))
+        columns = [name for name in columns if name not in remove_columns]
+    if text_column == "text":
+        return dataset
     return dataset.remove_columns([name for name in columns if name == "text"]).rename_column(text_column, "text")
 
 

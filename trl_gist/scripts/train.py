@@ -63,6 +63,8 @@ class GistScriptArguments:
             Documents taken off the start of the training split and held out for evaluation.
         text_column (`str`, *optional*, defaults to `"text"`):
             The column that holds the text.
+        remove_columns (`list[str]`, *optional*):
+            Columns of the dataset to leave out: one whose name is taken, as `prompt` beside `text`.
         generator_name_or_path, teacher_name_or_path (`str`, *optional*):
             Checkpoints of the generator and the teacher. Default to `model_name_or_path`, the summarizer's.
         reward_funcs (`list[str]`, *optional*):
@@ -101,6 +103,10 @@ class GistScriptArguments:
         metadata={"help": "Documents taken off the start of the training split and held out for evaluation."},
     )
     text_column: str = field(default="text", metadata={"help": "The column that holds the text."})
+    remove_columns: list[str] | None = field(
+        default=None,
+        metadata={"help": "Columns of the dataset to leave out: one whose name is taken, as `prompt` beside `text`."},
+    )
     generator_name_or_path: str | None = field(
         default=None, metadata={"help": "Checkpoint of the generator. Defaults to `model_name_or_path`."}
     )
@@ -137,6 +143,8 @@ class GistScriptArguments:
             self.dataset_path = [self.dataset_path]
         if isinstance(self.reward_funcs, str):
             self.reward_funcs = [self.reward_funcs]
+        if isinstance(self.remove_columns, str):
+            self.remove_columns = [self.remove_columns]
         if (self.dataset_name is None) == (self.dataset_path is None):
             raise ValueError("Set one of `dataset_name` (a dataset on the Hub) and `dataset_path` (local files).")
         if self.eval_documents is not None and self.eval_documents < 1:
@@ -231,6 +239,7 @@ def load_splits(script_args: GistScriptArguments, training_args: GistConfig):
             split=split,
             streaming=script_args.dataset_streaming,
             text_column=script_args.text_column,
+            remove_columns=script_args.remove_columns,
         )
 
     train_dataset = load(script_args.dataset_train_split)
