@@ -5,13 +5,13 @@ BIN := $(VENV)/bin
 # Marks an environment that matches setup.cfg and constraints.txt; a change to either installs again
 READY := $(VENV)/.installed
 
-TRAINS := tests/test_reference.py tests/test_rate_control.py tests/test_training.py tests/test_extractive.py \
-	tests/test_alarms.py tests/test_gist_tokens.py tests/test_minimal_loop.py tests/test_resume.py
+TRAINS := tests/scoring/test_reference.py tests/trainer/test_rate_control.py tests/trainer/test_training.py tests/scoring/test_extractive.py \
+	tests/trainer/test_alarms.py tests/evaluation/test_gist_tokens.py tests/examples/test_minimal_loop.py tests/trainer/test_resume.py
 
 .PHONY: demo test test-isa chaos bench lint clean
 
 demo: $(READY)
-	$(BIN)/python examples/demo.py $(ARGS)
+	$(BIN)/python -m examples.demo $(ARGS)
 
 test: $(READY)
 	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
@@ -34,10 +34,10 @@ chaos: $(READY)
 
 # What docs/PERFORMANCE.md reports: about an hour on two cores; tables on the terminal, numbers and plots in bench/
 bench: $(READY)
-	$(BIN)/python examples/benchmarks/step_vs_trl.py --output bench/step_lora.json
-	$(BIN)/python examples/benchmarks/step_vs_trl.py --full --repeats 1 --output bench/step_full.json
-	$(BIN)/python examples/benchmarks/growth.py --output bench/growth.json --plot bench/growth.png
-	$(BIN)/python examples/benchmarks/inference.py --output bench/inference.json --plot bench/inference.png
+	$(BIN)/python -m research.performance.step_vs_trl --output bench/step_lora.json
+	$(BIN)/python -m research.performance.step_vs_trl --full --repeats 1 --output bench/step_full.json
+	$(BIN)/python -m research.performance.growth --output bench/growth.json --plot bench/growth.png
+	$(BIN)/python -m research.performance.inference --output bench/inference.json --plot bench/inference.png
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -38,14 +38,7 @@ The log then has `rewards/names_kept/mean` and `rewards/names_kept/std`, beside 
 import re
 
 from trl_gist import GistConfig
-from trl_gist.scripts.train import (
-    REWARD_FUNCS,
-    GistModelConfig,
-    GistScriptArguments,
-    make_parser,
-    make_trainer,
-    train,
-)
+from trl_gist.scripts.train import REWARD_FUNCS, GistModelConfig, GistScriptArguments, make_parser, make_trainer, train
 
 
 def names_kept(prompts: list[str], completions: list[str], **kwargs) -> list[float]:

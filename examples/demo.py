@@ -21,10 +21,10 @@ of context instead of 512, 32 of target instead of 64, gists of at most 24 inste
 instead of 1,500, 6 of them the cold start. It takes learning rates ten times the defaults, because a run this short has
 no time. What each setting bought is in docs/ABLATION.md.
 
-python examples/demo.py
-python examples/demo.py --max_steps 100
-python examples/demo.py --generator_only                      the control: G trained as long on empty gists
-python examples/demo.py --generator_only --compressor tail    or on another compressor's
+python -m examples.demo
+python -m examples.demo --max_steps 100
+python -m examples.demo --generator_only                      the control: G trained as long on empty gists
+python -m examples.demo --generator_only --compressor tail    or on another compressor's
 """
 
 import argparse
@@ -32,16 +32,24 @@ import time
 from pathlib import Path
 
 from trl_gist import GistCompactor, GistConfig, GistTrainer
-from trl_gist.evaluation.compare import EXTRACTIVE_COMPRESSORS
-from trl_gist.evaluation.plots import plot_readers, plot_training
-from trl_gist.evaluation.report import write_report
+from trl_gist.evaluation.compressors.registry import EXTRACTIVE_COMPRESSORS
+from trl_gist.evaluation.pages.plots import plot_readers, plot_training
+from trl_gist.evaluation.run_report.report import write_report
 from trl_gist.scripts.train import load_compressor
 
 import torch
-from demo_assets import smollm2_checkpoint, wikipedia_articles
 from peft import LoraConfig
 from rich.markup import escape
-from short_run import next_run_dir, print_gists, print_measures, print_verdicts, quiet_console, train_and_evaluate
+
+from examples.demo_assets import smollm2_checkpoint, wikipedia_articles
+from examples.short_run import (
+    next_run_dir,
+    print_gists,
+    print_measures,
+    print_verdicts,
+    quiet_console,
+    train_and_evaluate,
+)
 
 
 HELD_OUT_ARTICLES = 19
@@ -139,7 +147,7 @@ What to run next:
   .venv/bin/trl-gist evaluate {output_dir} --dataset {output_dir}/held_out.jsonl --compressors    against other compressors
   .venv/bin/trl-gist compress {output_dir} FILE --json          a gist for every {trainer.args.context_length} tokens of a text
   .venv/bin/trl-gist continue {output_dir} FILE                 go on from the gist
-  .venv/bin/python examples/demo.py --max_steps 200            train longer
+  .venv/bin/python -m examples.demo --max_steps 200            train longer
   .venv/bin/trl-gist train --config configs/smollm2-135m_fineweb-edu.yaml    the original's window, with Hub access
   less examples/minimal_loop.py                                the whole method in a hundred lines""",
         soft_wrap=True,

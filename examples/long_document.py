@@ -15,8 +15,8 @@
 """
 A long document through a session of a trained pair: memory and time as it grows, and every compaction listed.
 
-python examples/long_document.py PAIR                                   4,096 tokens of Wikipedia articles
-python examples/long_document.py PAIR --tokens 65536 --recursion tree --measure --plot long_document.png
+python -m examples.long_document PAIR                                   4,096 tokens of Wikipedia articles
+python -m examples.long_document PAIR --tokens 65536 --recursion tree --measure --plot long_document.png
 """
 
 import argparse
@@ -25,7 +25,8 @@ import time
 from trl_gist import GistCompactor
 
 import psutil
-from demo_assets import wikipedia_articles
+
+from examples.demo_assets import wikipedia_articles
 
 
 def article_tokens(compactor: GistCompactor, count: int) -> list[int]:

@@ -118,7 +118,7 @@ def train_step(summarizer, generator, teacher, prompts, tokenizer, windows, opti
 
 
 def main(steps):
-    from demo_assets import smollm2_checkpoint, wikipedia_articles
+    from examples.demo_assets import smollm2_checkpoint, wikipedia_articles
 
     torch.manual_seed(0)
     checkpoint = smollm2_checkpoint()

@@ -21,8 +21,8 @@ as one would to store passages; with it the prompt has `{last_k}`, and the gist 
 SmolLM2-135M-Instruct on SQuAD's questions, whose answers are words of the passage; articles are held out, not questions.
 Sized as examples/demo.py is, to end in under 15 minutes on two CPU cores.
 
-python examples/question_answering.py
-python examples/question_answering.py --question_aware
+python -m examples.question_answering
+python -m examples.question_answering --question_aware
 """
 
 import argparse
@@ -34,11 +34,12 @@ from trl_gist.evaluation import load_teacher
 from trl_gist.evaluation.question_answering import answer_questions, answers_table
 
 from datasets import Dataset
-from demo_assets import question_answers, smollm2_checkpoint
 from peft import LoraConfig
 from rich.markup import escape
-from short_run import next_run_dir, print_measures, print_verdicts, quiet_console, train_and_evaluate
 from transformers import AutoTokenizer
+
+from examples.demo_assets import question_answers, smollm2_checkpoint
+from examples.short_run import next_run_dir, print_measures, print_verdicts, quiet_console, train_and_evaluate
 
 
 PASSAGE_LENGTH, HELD_OUT_ARTICLES, QUESTIONS_OF_EACH = 256, 16, 5

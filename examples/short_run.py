@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from trl_gist import GistTrainer
-from trl_gist.callbacks import GistProgressCallback
 from trl_gist.evaluation import standard_error
-from trl_gist.scoring import GistScorer
+from trl_gist.scoring.gist_scorer import GistScorer
+from trl_gist.trainer.callbacks import GistProgressCallback
 
 from rich import box
 from rich.console import Console

@@ -56,8 +56,9 @@ from tiny import make_documents, make_model, make_tokenizer
 from transformers import TrainerCallback
 
 from trl_gist import GistConfig, GistTrainer
-from trl_gist.engines import build_cpu_operators
-from trl_gist.manifest import MANIFEST_FILE, STAGING_DIR, Manifest
+from trl_gist.models.deepspeed import build_cpu_operators
+from trl_gist.trainer.checkpoints.manifest import MANIFEST_FILE, Manifest
+from trl_gist.trainer.checkpoints.staging import STAGING_DIR
 
 
 STEPS = 12

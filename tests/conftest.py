@@ -51,7 +51,7 @@ def checkpoint(tokenizer, tmp_path_factory):
 @pytest.fixture(scope="session")
 def built_op():
     """DeepSpeed compiles an operator at its first use on a CPU, and two ranks that do so at once can fail."""
-    build = "from trl_gist.engines import build_cpu_operators; build_cpu_operators()"
+    build = "from trl_gist.models.deepspeed import build_cpu_operators; build_cpu_operators()"
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
     done = subprocess.run([sys.executable, "-c", build], env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]

@@ -12,42 +12,56 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-from . import openmp  # isort: skip  (before torch is loaded)
+from .common import openmp  # isort: skip  (before torch is loaded)
 
+from importlib import import_module
 from typing import TYPE_CHECKING
 
-from transformers.utils.import_utils import _LazyModule
+from .version import __version__
 
 
-__version__ = "0.1.0"
-
-_import_structure = {
-    "callbacks": ["SaveOnSignal"],
-    "compaction": ["Gist", "GistCompactor"],
-    "generator_trainer": ["GeneratorTrainer"],
-    "gist_config": ["GistConfig"],
-    "gist_trainer": ["GistTrainer"],
-    "pipeline": ["GistCompactionPipeline", "GistPair"],
-    "rewards": ["binary", "kl_gain", "length_penalty", "log_prob_gain", "number_recall"],
-    "session": ["Session"],
+_PUBLIC = {
+    "Gist": "inference.gist",
+    "GistCompactionPipeline": "pipeline",
+    "GistCompactor": "inference.compactor",
+    "GistConfig": "trainer.gist_config",
+    "GistPair": "pipeline",
+    "GistTrainer": "trainer.gist_trainer",
+    "GeneratorTrainer": "trainer.generator_trainer",
+    "SaveOnSignal": "trainer.callbacks",
+    "Session": "inference.session.session",
+    "binary": "rewards",
+    "kl_gain": "rewards",
+    "length_penalty": "rewards",
+    "log_prob_gain": "rewards",
+    "number_recall": "rewards",
 }
 
+_MODULES = ("data", "evaluation", "pipeline", "prompts", "rewards", "scoring")
+
+__all__ = ["__version__", *_MODULES, *_PUBLIC]
+
 if TYPE_CHECKING:
-    from .callbacks import SaveOnSignal
-    from .compaction import Gist, GistCompactor
-    from .generator_trainer import GeneratorTrainer
-    from .gist_config import GistConfig
-    from .gist_trainer import GistTrainer
+    from .inference.compactor import GistCompactor
+    from .inference.gist import Gist
+    from .inference.session.session import Session
     from .pipeline import GistCompactionPipeline, GistPair
     from .rewards import binary, kl_gain, length_penalty, log_prob_gain, number_recall
-    from .session import Session
-else:
-    import sys
+    from .trainer.callbacks import SaveOnSignal
+    from .trainer.generator_trainer import GeneratorTrainer
+    from .trainer.gist_config import GistConfig
+    from .trainer.gist_trainer import GistTrainer
 
-    sys.modules[__name__] = _LazyModule(
-        __name__,
-        globals()["__file__"],
-        _import_structure,
-        module_spec=__spec__,
-        extra_objects={"__version__": __version__},
-    )
+
+def __getattr__(name: str):
+    # Each is loaded as it is asked for: the command line answers before torch is there, and inference never loads TRL
+    if name in _MODULES:
+        return import_module(f".{name}", __name__)
+    if name not in _PUBLIC:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = globals()[name] = getattr(import_module(f".{_PUBLIC[name]}", __name__), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

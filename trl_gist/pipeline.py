@@ -35,7 +35,7 @@ from transformers import PreTrainedConfig
 from transformers.pipelines import PIPELINE_REGISTRY, Pipeline, PipelineException
 from transformers.utils.chat_template_utils import Chat
 
-from .compaction import GistCompactor
+from .inference.compactor import GistCompactor
 
 
 TASK = "gist-compaction"
@@ -112,7 +112,7 @@ class GistCompactionPipeline(Pipeline):
     Compacts texts of any length and chats.
 
     A text becomes a `list[dict]`, the fields of a [`Gist`] for each `context_length` tokens; a chat, a list of messages,
-    becomes a `dict`, the fields of a [`~chat.CompactedChat`]. Of several inputs, as a list, a generator or a dataset,
+    becomes a `dict`, the fields of a [`~inference.chat.CompactedChat`]. Of several inputs, as a list, a generator or a dataset,
     each becomes one of these.
 
     Args:

@@ -12,10 +12,11 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-from .evaluate import evaluate_pair, load_generator_only, load_teacher
-from .measures import add_controls, ratio_and_error, standard_error, summarize
-from .quality import quality
-from .readings import PairReadings
+from ..common.statistics import ratio_and_error, standard_error
+from ..scoring.controls import add_controls, summarize
+from .quality.measures import quality
+from .quality.readings import PairReadings
+from .readers import evaluate_pair, load_generator_only, load_teacher
 
 
 __all__ = [

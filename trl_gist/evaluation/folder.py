@@ -28,7 +28,7 @@ import os
 import shutil
 from pathlib import Path
 
-from ..run_log import finite
+from ..common.run_files import finite
 
 
 SETTINGS_FILE, ROWS_FILE, MEASURES_FILE = "settings.json", "rows.jsonl", "measures.json"

@@ -38,11 +38,11 @@ from rich import box
 from rich.table import Table
 from transformers import PreTrainedModel
 
-from ..compaction import GistCompactor
-from ..generation import greedy_continuations
+from ..common.statistics import standard_error
+from ..inference.compactor import GistCompactor
+from ..models.generation import greedy_continuations
 from ..prompts import before_last_k
-from .measures import standard_error
-from .transfer import target_log_probs
+from .gists.transfer import target_log_probs
 
 
 READERS = {
@@ -90,7 +90,7 @@ def answer_questions(
         teacher ([`~transformers.PreTrainedModel`]):
             The frozen teacher; see [`load_teacher`].
         windows (`list[dict]`):
-            Rows of [`~data.prepare_windows`]: passage, question and answer as `context_ids`, `last_k_ids` and
+            Rows of [`~data.windows.prepare_windows`]: passage, question and answer as `context_ids`, `last_k_ids` and
             `target_ids`, and `document_id`.
         references (`list[list[str]]`, *optional*):
             The right answers to each question; by default its target.

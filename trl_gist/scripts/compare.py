@@ -22,12 +22,13 @@ from rich.console import Console
 from rich.progress import track
 
 from ..evaluation import PairReadings, load_generator_only
-from ..evaluation.compare import COMPRESSORS, compare_compressors, standard_compressors, summarize_comparison
-from ..evaluation.compare_report import comparison_tables, plot_comparison
+from ..evaluation.comparison.compare import compare_compressors, summarize_comparison
+from ..evaluation.comparison.pool import plot_pool
+from ..evaluation.comparison.tables import comparison_tables, plot_comparison
 from ..evaluation.compressors import TrainedSummarizer, write_contexts
+from ..evaluation.compressors.registry import COMPRESSORS, standard_compressors
 from ..evaluation.folder import COMPRESSORS_FILE, CONTEXTS_FILE, PLOTS_DIR, EvaluationFolder
-from ..evaluation.pool import plot_pool
-from ..extractive import IDF_CONTEXTS
+from ..scoring.extraction import IDF_CONTEXTS
 
 
 _CHUNK = 16

@@ -22,7 +22,7 @@ from collections.abc import Callable
 
 from transformers import TextStreamer, set_seed
 
-from ..compaction import GistCompactor
+from ..inference.compactor import GistCompactor
 
 
 def continue_text(args: argparse.Namespace, text: str, load: Callable[[argparse.Namespace], GistCompactor]):

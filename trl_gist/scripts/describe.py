@@ -22,14 +22,14 @@ from rich.console import Console
 from rich.table import Table
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from ..common.statistics import is_number, with_error
 from ..evaluation import PairReadings
 from ..evaluation.folder import PLOTS_DIR, EvaluationFolder
-from ..evaluation.measures import is_number, with_error
-from ..evaluation.pattern_plots import draw_survival
-from ..evaluation.patterns import PATTERNS, gist_patterns, summarize_patterns, survival
-from ..evaluation.plots import save_figure
-from ..evaluation.quality import with_means
-from ..evaluation.transfer import as_text, read_as_text, read_by_pair, summarize_transfer, transfer_table
+from ..evaluation.gists.pattern_plots import draw_survival
+from ..evaluation.gists.patterns import PATTERNS, gist_patterns, summarize_patterns, survival
+from ..evaluation.gists.transfer import as_text, read_as_text, read_by_pair, summarize_transfer, transfer_table
+from ..evaluation.pages.plots import save_figure
+from ..evaluation.quality.measures import with_means
 
 
 def describe_gists(rows: list[dict], readings: PairReadings, folder: EvaluationFolder) -> dict[str, float]:

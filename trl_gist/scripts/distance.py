@@ -23,19 +23,19 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from .. import __version__
-from ..compaction import GistCompactor
-from ..data import SkippedRows
-from ..digests import fingerprint
+from ..common.statistics import with_error
+from ..data.windows import SkippedRows
 from ..evaluation import load_teacher
-from ..evaluation.distance import DistanceReadings, long_documents
-from ..evaluation.distance_costs import measure_costs
-from ..evaluation.distance_labels import arm_labels, stretch_label, verdict_sentences
-from ..evaluation.distance_measures import distance_measures
-from ..evaluation.distance_page import write_distance_page
-from ..evaluation.distance_plots import draw_distance
+from ..evaluation.distance.costs import measure_costs
+from ..evaluation.distance.labels import arm_labels, stretch_label, verdict_sentences
+from ..evaluation.distance.measures import distance_measures
+from ..evaluation.distance.page import write_distance_page
+from ..evaluation.distance.plots import draw_distance
+from ..evaluation.distance.walk import DistanceReadings, long_documents
 from ..evaluation.folder import COSTS_FILE, EvaluationFolder
-from ..evaluation.measures import with_error
+from ..inference.compactor import GistCompactor
+from ..models.fingerprints import fingerprint
+from ..version import __version__
 from .compare import named
 from .evaluate import held_out_documents
 

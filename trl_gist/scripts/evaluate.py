@@ -23,18 +23,19 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from .. import __version__
-from ..compaction import GistCompactor
-from ..data import PositionLimits, WindowSpec, prepare_windows
-from ..digests import fingerprint
-from ..evaluation import PairReadings, load_generator_only, load_teacher, quality
+from ..common.statistics import with_error
+from ..data.documents import load_documents
+from ..data.windows import PositionLimits, WindowSpec, prepare_windows
+from ..evaluation import PairReadings, load_generator_only, load_teacher
 from ..evaluation.folder import EvaluationFolder
-from ..evaluation.measures import with_error
-from ..evaluation.page import write_page
-from ..evaluation.quality_plots import draw_quality
+from ..evaluation.quality import measures as quality
+from ..evaluation.quality.page import write_page
+from ..evaluation.quality.plots import draw_quality
+from ..inference.compactor import GistCompactor
+from ..models.fingerprints import fingerprint
+from ..version import __version__
 from .compare import check_compressors, compare
 from .describe import ask_other_readers, describe_gists
-from .documents import load_documents
 
 
 _READERS = {

@@ -25,7 +25,7 @@ import yaml
 from accelerate.commands.launch import launch_command, launch_command_parser
 from torch.distributed.elastic.multiprocessing import SignalException
 
-from ..engines import build_cpu_operators
+from ..models.deepspeed import build_cpu_operators
 
 
 CONFIGS = Path(str(files("trl_gist") / "accelerate_configs"))
@@ -73,7 +73,7 @@ def launch(flags: argparse.Namespace, argv: list[str]):
     os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "600")
     chosen = [(f"--{name}", getattr(flags, name)) for name in _FLAGS if getattr(flags, name) is not None]
     launch_args = ["--config_file", str(config), *(part for flag in chosen for part in flag)]
-    args = launch_command_parser().parse_args([*launch_args, "--module", "trl_gist.cli", "train", *argv])
+    args = launch_command_parser().parse_args([*launch_args, "--module", "trl_gist.cli.main", "train", *argv])
     with tempfile.TemporaryDirectory() as directory:
         stopped = os.environ[STOPPED_FILE] = os.path.join(directory, "stopped")
         try:

@@ -23,9 +23,9 @@ from rich.table import Table
 from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig
 from trl import get_peft_config
 
-from ..gist_config import GistConfig
-from ..memory import MemoryEstimate, ZeroSettings, memory_per_rank
-from ..memory_trace import prompt_lengths
+from ..trainer.gist_config import GistConfig
+from ..trainer.memory.estimate import MemoryEstimate, ZeroSettings, memory_per_rank
+from ..trainer.memory.trace import prompt_lengths
 
 
 _ROLES = {

@@ -23,7 +23,7 @@ from pathlib import Path
 
 import uvicorn
 
-from ..compaction import GistCompactor
+from ..inference.compactor import GistCompactor
 from ..serving.app import make_app
 from ..serving.config import ServingConfig, check_host
 

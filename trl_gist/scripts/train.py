@@ -23,12 +23,12 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, IntervalStrategy
 from trl import ModelConfig, TrlParser, get_peft_config
 
 from .. import rewards
-from ..callbacks import SaveOnSignal
-from ..evaluation.compare import EXTRACTIVE_COMPRESSORS, extractive_compressors
-from ..extractive import IDF_CONTEXTS
-from ..gist_config import GistConfig
-from ..gist_trainer import GistTrainer
-from .documents import load_documents
+from ..data.documents import load_documents
+from ..evaluation.compressors.registry import EXTRACTIVE_COMPRESSORS, extractive_compressors
+from ..scoring.extraction import IDF_CONTEXTS
+from ..trainer.callbacks import SaveOnSignal
+from ..trainer.gist_config import GistConfig
+from ..trainer.gist_trainer import GistTrainer
 from .launch import STOPPED_FILE
 
 

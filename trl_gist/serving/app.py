@@ -25,7 +25,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from ..compaction import GistCompactor
+from ..inference.compactor import GistCompactor
 from .config import ServingConfig
 from .engine import Engine
 from .errors import ApiError
@@ -183,7 +183,7 @@ class CompressEndpoint(Endpoint):
 
 
 class AnswerEndpoint(Endpoint):
-    """Chats and completions, of one [`~wire.Shape`] each."""
+    """Chats and completions, of one [`~serving.wire.Shape`] each."""
 
     def __init__(self, server: Server, schema: type[Strict], work: Callable, shape: type[Shape]):
         super().__init__(server, schema, work)

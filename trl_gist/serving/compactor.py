@@ -15,8 +15,8 @@
 import hashlib
 from collections import OrderedDict
 
-from ..compaction import GistCompactor
-from ..gist import Gist
+from ..inference.compactor import GistCompactor
+from ..inference.gist import Gist
 
 
 REMEMBERED = 4096  # gists: some tens of megabytes at most

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 
 if TYPE_CHECKING:
-    from ..compaction import GistCompactor
+    from ..inference.compactor import GistCompactor
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class ServingConfig:
         request_seconds (`float`, defaults to `600`):
             That a request may take, waiting included; 504 after.
         window (`int`, *optional*):
-            Most tokens of a text that the generator reads. Defaults to that of [`~session.Session`].
+            Most tokens of a text that the generator reads. Defaults to that of [`~inference.session.session.Session`].
         chat_window (`int`, *optional*):
             Most tokens of a chat that the generator reads, in the chat template. Defaults to all positions of the
             generator but `max_new_tokens`, as a chat is not compacted before it must be.
@@ -63,7 +63,7 @@ class ServingConfig:
         Raises:
             ValueError: if a limit is not positive, or a window does not fit the pair.
         """
-        from ..generation import max_positions  # with torch, which the command line's flags do without
+        from ..models.roles import max_positions
 
         for name in ("max_body_bytes", "max_context_tokens", "max_new_tokens", "max_requests", "request_seconds"):
             if not getattr(self, name) > 0:

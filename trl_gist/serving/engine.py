@@ -18,9 +18,9 @@ from dataclasses import dataclass
 
 import torch
 
-from ..chat import ChatTooLong, as_text
-from ..compaction import GistCompactor
-from ..generation import TokenTee, end_token_ids
+from ..inference.chat import ChatTooLong, as_text
+from ..inference.compactor import GistCompactor
+from ..models.generation import TokenTee, end_token_ids
 from .compactor import ServedCompactor
 from .config import ServingConfig
 from .errors import ApiError, ContextTooLong
@@ -87,7 +87,7 @@ class Engine:
         self.config = config
 
     def complete(self, request: CompletionRequest, emit: Emit) -> Answer:
-        """A text is read and gone on with in a [`~session.Session`], so that both may have any length."""
+        """A text is read and gone on with in a [`~inference.session.session.Session`], so that both may have any length."""
         prompts = as_list(request.prompt)
         if len(prompts) > 1:
             raise ApiError(

@@ -33,7 +33,7 @@ class Gate:
             Asked for everywhere but at `/health`.
         max_requests (`int`):
             For the models, at one time.
-        metrics ([`~metrics.Metrics`]):
+        metrics ([`~serving.metrics.Metrics`]):
             Counts all requests.
         model_routes, other_routes (`tuple[str, ...]`):
             Paths, as the metrics' labels; any other path is `other` there.

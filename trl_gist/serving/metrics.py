@@ -36,7 +36,7 @@ class Metrics:
             self.tokens.labels(direction)
 
     def count(self, answer):
-        """An [`~engine.Answer`] or [`~engine.Compressed`]."""
+        """An [`~serving.engine.Answer`] or [`~serving.engine.Compressed`]."""
         self.tokens.labels("in").inc(answer.prompt_tokens)
         self.tokens.labels("out").inc(answer.completion_tokens)
         if answer.gist is not None:

@@ -22,7 +22,7 @@ from .engine import Answer
 
 
 def usage(answer) -> dict:
-    """Of an [`~engine.Answer`] or [`~engine.Compressed`]."""
+    """Of an [`~serving.engine.Answer`] or [`~serving.engine.Compressed`]."""
     return {
         "prompt_tokens": answer.prompt_tokens,
         "completion_tokens": answer.completion_tokens,

@@ -20,7 +20,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager
 
-from ..compaction import GistCompactor
+from ..inference.compactor import GistCompactor
 from .errors import ApiError
 
 

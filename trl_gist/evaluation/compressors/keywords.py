@@ -20,7 +20,7 @@ rules `"tf_idf"` and `"mixed"`, by the same function.
 
 from dataclasses import dataclass
 
-from ...extractive import TokenRarity, keywords_and_tail
+from ...scoring.extraction import TokenRarity, keywords_and_tail
 from .base import ExtractiveCompressor
 
 
@@ -32,7 +32,7 @@ class Keywords(ExtractiveCompressor):
     Args:
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
             See [`ExtractiveCompressor`].
-        rarity ([`~extractive.TokenRarity`]):
+        rarity ([`~scoring.extraction.TokenRarity`]):
             Of tokens in other contexts.
         share (`float`, *optional*, defaults to `1.0`):
             The keywords' share of the budget: `1.0` is `"tf_idf"`, `0.5` the half of `"mixed"` with the most keywords.

@@ -26,8 +26,8 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from ...extractive import surprisals
 from ...prompts import bos_ids
+from ...scoring.extraction import surprisals
 from .base import ExtractiveCompressor
 
 

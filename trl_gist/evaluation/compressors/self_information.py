@@ -28,8 +28,8 @@ from dataclasses import dataclass
 import numpy as np
 from torch import nn
 
-from ...extractive import surprisals
 from ...prompts import bos_ids
+from ...scoring.extraction import surprisals
 from .base import ExtractiveCompressor, best_words, split_words
 
 

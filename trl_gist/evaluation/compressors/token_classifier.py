@@ -19,7 +19,7 @@ every token whether GPT-4 would keep it; the words most worth keeping stay.
 
 Its checkpoints are plain token classifiers, and are read as such. The authors' package `llmlingua` is not used: it
 fetches another model's tokenizer to count with, holds to a budget only roughly, reads two checkpoints by their names
-alone, and runs code from them unasked. tests/test_compressors.py has it agree on which words stay.
+alone, and runs code from them unasked. tests/evaluation/test_compressors.py has it agree on which words stay.
 """
 
 from dataclasses import dataclass

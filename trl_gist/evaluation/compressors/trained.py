@@ -24,7 +24,7 @@ from dataclasses import dataclass
 
 import torch
 
-from ...compaction import GistCompactor
+from ...inference.compactor import GistCompactor
 
 
 @dataclass

@@ -21,7 +21,7 @@ came just before.
 
 from dataclasses import dataclass
 
-from ...extractive import keywords_and_tail
+from ...scoring.extraction import keywords_and_tail
 from .base import ExtractiveCompressor
 
 

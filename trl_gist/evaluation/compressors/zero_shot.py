@@ -21,8 +21,8 @@ Zero-shot summaries: what the summarizer's base writes when asked, before any tr
 import dataclasses
 from dataclasses import dataclass
 
-from ...compaction import GistCompactor
-from ..evaluate import load_teacher
+from ...inference.compactor import GistCompactor
+from ..readers import load_teacher
 from .trained import compress_by_budget
 
 

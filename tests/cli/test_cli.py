@@ -1,0 +1,562 @@
+# Copyright 2026 The trl_gist authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+import dataclasses
+import gzip
+import io
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from configparser import ConfigParser
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import yaml
+from tiny import make_documents
+
+from trl_gist import GistCompactor
+from trl_gist.cli.main import main
+from trl_gist.data.documents import load_documents
+from trl_gist.scripts.train import make_parser
+
+
+ROOT = Path(__file__).parents[2]
+CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
+SETTINGS = {
+    "text_column": "body",
+    "eval_documents": 4,
+    "context_length": 24,
+    "target_length": 8,
+    "last_k": 4,
+    "max_completion_length": 6,
+    "num_generations": 4,
+    "per_device_train_batch_size": 8,
+    "per_device_eval_batch_size": 4,
+    "max_steps": 2,
+    "learning_rate": "1e-3",  # YAML reads it as text; so must we
+    "generator_learning_rate": 1.0e-3,
+    "save_steps": 1,
+    "eval_strategy": "steps",
+    "eval_steps": 2,
+    "bf16": False,
+    "use_cpu": True,
+    "gradient_checkpointing": False,
+    "disable_tqdm": True,
+    "use_peft": True,
+    "lora_r": 4,
+    "lora_target_modules": "all-linear",
+}
+
+
+@pytest.fixture(scope="session", autouse=True)
+def datasets_cache(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path_factory.mktemp("datasets"))
+        yield
+
+
+@pytest.fixture(scope="session")
+def workspace(checkpoint, tmp_path_factory):
+    """Documents as JSON lines, and a recipe for them."""
+    path = tmp_path_factory.mktemp("workspace")
+    rows = [{"body": text, "source": "tiny"} for text in make_documents(12)]
+    (path / "documents.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (path / "article.txt").write_text(make_documents(1, seed=5)[0])
+    settings = {"model_name_or_path": checkpoint, "dataset_path": str(path / "documents.jsonl"), **SETTINGS}
+    (path / "recipe.yaml").write_text(yaml.safe_dump({**settings, "output_dir": str(path / "pair")}))
+    return path
+
+
+@pytest.fixture(scope="session")
+def pair(workspace):
+    """What `trl-gist train` made of the recipe."""
+    assert main(["train", "--config", str(workspace / "recipe.yaml"), "--max_windows_per_document", "3"]) == 0
+    return workspace / "pair"
+
+
+@pytest.fixture
+def fails(capsys):
+    """Runs a command that must end in exit code 2 and one line; returns the line."""
+
+    def run(*argv):
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as error:
+            main([str(arg) for arg in argv])
+        assert error.value.code == 2
+        lines = [line for line in capsys.readouterr().err.splitlines() if "error: " in line]
+        assert len(lines) == 1
+        return lines[0]
+
+    return run
+
+
+def stdin_of(monkeypatch, content: bytes):
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(content)))
+
+
+# ---- train ----
+
+
+def test_train_from_yaml_and_flags_saves_a_pair(pair):
+    saved = json.loads((pair / "gist_config.json").read_text())
+    assert saved["step"] == 2
+    assert (saved["context_length"], saved["last_k"], saved["max_gist_length"]) == (24, 4, 6)
+    assert saved["recipe"]["learning_rate"] == 1e-3
+    # 4 documents were held out; the flag cut 3 windows of each, where the recipe says nothing
+    assert (saved["measures"]["documents"], saved["measures"]["windows"]) == (4, 12)
+    adapter = json.loads((pair / "adapter_config.json").read_text())
+    assert (adapter["r"], adapter["lora_dropout"]) == (4, 0.0)
+    assert {path.name for path in pair.glob("checkpoint-*")} == {"checkpoint-1", "checkpoint-2"}
+
+
+def test_train_streams_and_uses_a_reward_function_of_ones_own(workspace, tmp_path, monkeypatch):
+    (tmp_path / "my_rewards.py").write_text(
+        "from pathlib import Path\n"
+        "def vowels(gist_ids, **kwargs):\n"
+        "    Path(__file__).with_name('called').touch()\n"
+        "    return [float(len(ids)) for ids in gist_ids]\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    argv = ["train", "--config", workspace / "recipe.yaml", "--output_dir", tmp_path / "run", "--dataset_streaming"]
+    argv += ["--reward_funcs", "log_prob_gain", "my_rewards.vowels", "--max_steps", 1, "--save_strategy", "no"]
+    assert main([str(arg) for arg in argv]) == 0
+    assert (tmp_path / "called").exists()
+    assert json.loads((tmp_path / "run" / "gist_config.json").read_text())["step"] == 1
+
+
+def test_train_refuses_a_folder_that_holds_another_run_and_resumes_it_if_asked(workspace, pair, tmp_path, fails):
+    run = shutil.copytree(pair, tmp_path / "run")
+    shutil.rmtree(run / "checkpoint-2")
+    argv = ["train", "--config", str(workspace / "recipe.yaml"), "--output_dir", str(run)]
+    argv += ["--max_windows_per_document", "3"]
+    assert "holds another run, up to checkpoint-1" in fails(*argv)
+    assert main([*argv, "--resume_from_checkpoint", "true"]) == 0
+    for half in (".", "generator"):
+        resumed, whole = (path / half / "adapter_model.safetensors" for path in (run, pair))
+        assert resumed.read_bytes() == whole.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--config", "missing.yaml"], "No such file or directory: 'missing.yaml'"),
+        (["--config"], "--config needs a file"),
+        (["--model_name_or_path", "x"], "Set one of `dataset_name` (a dataset on the Hub) and `dataset_path`"),
+        (["--config", "RECIPE", "--no_such_flag", "1"], "--no_such_flag"),
+        (["--config", "RECIPE", "--dataset_path", "missing.jsonl"], "missing.jsonl does not exist"),
+        (["--config", "RECIPE", "--dataset_path", "missing/folder"], "missing/folder does not exist"),
+        (["--config", "RECIPE", "--dataset_path", "data.bin"], "data.bin is of no known kind"),
+        (["--config", "RECIPE", "--dataset_path", "mixed"], "holds files of several kinds (json, text)"),
+        (["--config", "RECIPE", "--dataset_path", "empty"], "empty holds no documents"),
+        (["--config", "RECIPE", "--dataset_path", "bad.jsonl"], "bad.jsonl cannot be read"),
+        (
+            ["--config", "RECIPE", "--text_column", "txt"],
+            "no column 'txt' for `text_column`; it has ['body', 'source']",
+        ),
+        (["--config", "RECIPE", "--eval_documents", "12"], "leaves nothing to train on: there are 12 documents"),
+        (["--config", "RECIPE", "--lora_dropout", "0.1"], "`lora_dropout` must be 0, got 0.1"),
+        (["--config", "RECIPE", "--load_in_4bit"], "not supported"),
+        (["--config", "RECIPE", "--last_k", "30"], "`last_k` (30) must not exceed `context_length` (24)"),
+        (["--config", "RECIPE", "--reward_funcs", "nope"], "Could not load reward function 'nope'. Expected one of"),
+        (["--config", "RECIPE", "--reward_funcs", "math.nope"], "Could not load reward function 'math.nope'"),
+        (["--config", "RECIPE", "--model_name_or_path", "./no/model"], "./no/model"),
+        (["--config", "RECIPE", "--context_length", "1000"], "gave no window: 8 rows skipped (8 too short)"),
+        (["--config", "RECIPE", "--max_steps", "many"], "invalid int value: 'many'"),
+    ],
+)
+def test_train_refuses_what_it_cannot_use(workspace, tmp_path, monkeypatch, fails, flags, message):
+    monkeypatch.chdir(tmp_path)
+    Path("data.bin").write_bytes(b"x")
+    Path("bad.jsonl").write_bytes(b'{"body": "a"}\n{"body": ')
+    Path("empty").mkdir()
+    Path("mixed").mkdir()
+    Path("mixed/a.txt").write_text("a")
+    Path("mixed/b.jsonl").write_text('{"text": "b"}')
+    flags = [str(workspace / "recipe.yaml") if flag == "RECIPE" else flag for flag in flags]
+    assert message in fails("train", "--output_dir", tmp_path / "run", *flags)
+
+
+def test_local_files_without_held_out_documents_cannot_be_evaluated(workspace, tmp_path, fails):
+    recipe = yaml.safe_load((workspace / "recipe.yaml").read_text())
+    del recipe["eval_documents"]
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    assert "Set `eval_documents`" in fails("train", "--config", tmp_path / "recipe.yaml")
+
+
+def test_a_recipe_may_name_one_reward_function(workspace, tmp_path, fails):
+    (tmp_path / "recipe.yaml").write_text((workspace / "recipe.yaml").read_text() + "reward_funcs: nope\n")
+    assert "Could not load reward function 'nope'" in fails("train", "--config", tmp_path / "recipe.yaml")
+
+
+def test_text_files_are_one_document_each_and_a_folder_is_searched(tmp_path):
+    for name, text in (("a.txt", "one\n\nstill one"), ("deep/b.md", "two"), (".git/x.txt", "x"), ("c.bin", "x")):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    assert load_documents([str(tmp_path)])["text"] == ["one\n\nstill one", "two"]
+    with gzip.open(tmp_path / "d.jsonl.gz", "wt") as file:
+        file.write('{"text": "old", "body": "three"}\n')
+    documents = load_documents(str(tmp_path / "d.jsonl.gz"), text_column="body", streaming=True)
+    assert list(documents) == [{"text": "three"}]
+    documents = load_documents(str(tmp_path / "d.jsonl.gz"), remove_columns=["body"], streaming=True)
+    assert list(documents) == [{"text": "old"}]
+    with pytest.raises(ValueError, match="no column 'prompt' for `remove_columns`; it has .'body', 'text'."):
+        load_documents(str(tmp_path / "d.jsonl.gz"), remove_columns=["prompt"])
+    (tmp_path / "a.txt").write_bytes(b"\xff")
+    with pytest.raises(ValueError, match="cannot be read: 'utf-8' codec can't decode byte 0xff"):
+        load_documents([str(tmp_path / "a.txt")])
+
+
+def test_an_unknown_key_in_a_recipe_is_named(workspace, tmp_path, fails):
+    (tmp_path / "recipe.yaml").write_text((workspace / "recipe.yaml").read_text() + "contxt_length: 3\n")
+    assert "contxt_length" in fails("train", "--config", tmp_path / "recipe.yaml")
+
+
+def test_a_failure_during_training_keeps_its_traceback(workspace, tmp_path, monkeypatch):
+    (tmp_path / "failing.py").write_text("def reward(gist_ids, **kwargs):\n    raise ValueError('mine')\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    with pytest.raises(ValueError, match="mine"):
+        main(
+            ["train", "--config", str(workspace / "recipe.yaml"), "--output_dir", str(tmp_path / "run")]
+            + ["--reward_funcs", "failing.reward"]
+        )
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
+def test_every_recipe_is_made_of_known_and_valid_settings(config):
+    script_args, training_args, model_args = make_parser().parse_args_and_config(
+        ["--config", str(config), "--use_cpu"]
+    )
+    flagship = config.stem.startswith("flagship")
+    assert script_args.dataset_name == ("corpus" if flagship else "HuggingFaceFW/fineweb-edu")
+    assert script_args.dataset_streaming != flagship
+    assert (training_args.context_length, training_args.target_length, training_args.last_k) == (512, 64, 64)
+    assert training_args.max_steps == (150 if config.stem.endswith("_cpu") else 1500)
+    assert isinstance(training_args.learning_rate, float)
+    assert (model_args.use_peft, model_args.lora_r, model_args.lora_target_modules) == (True, 32, "all-linear")
+    assert f"--config configs/{config.name}" in config.read_text()
+
+
+def test_there_are_recipes():
+    assert {path.stem for path in CONFIGS} == {
+        "flagship_smollm2-135m",
+        "flagship_smollm2-135m_cpu",
+        "smollm2-135m_fineweb-edu",
+        "qwen3-4b_fineweb-edu",
+    }
+
+
+# ---- evaluate ----
+
+
+def evaluate(pair, dataset, output_dir, *flags):
+    argv = ["evaluate", pair, "--dataset", dataset, "--output_dir", output_dir, *flags]
+    assert main([str(arg) for arg in argv]) == 0
+    return json.loads((output_dir / "measures.json").read_text())
+
+
+def test_evaluate_repeats_the_trainers_measures_on_the_documents_it_held_out(workspace, pair, tmp_path, capsys):
+    flags = ["--text_column", "body", "--max_documents", 4, "--max_windows_per_document", 3]
+    report = evaluate(pair, workspace / "documents.jsonl", tmp_path / "evaluation", *flags)
+    (measures,) = report["measures"]
+    trained = json.loads((pair / "gist_config.json").read_text())["measures"]
+    assert trained.keys() < measures.keys()
+    for name, value in trained.items():
+        if "shuffled" not in name:  # which gist another document gives depends on the order of rows
+            assert measures[name] == pytest.approx(value, abs=1e-4, rel=1e-3), name
+    printed = capsys.readouterr().out
+    for name in ("nll_gist", "nll_tail", "gain_over_null"):
+        assert f"{trained[name]:.4f} ± {trained[name + '_se']:.4f}" in printed
+    assert "12 windows of 4 documents" in printed
+    assert all(len(line) <= 80 for line in printed.splitlines() if "±" in line and "  " in line)
+
+
+def test_evaluate_spreads_windows_over_documents_and_takes_another_teacher(workspace, pair, checkpoint, tmp_path):
+    teacher = shutil.copytree(checkpoint, tmp_path / "teacher")
+    flags = ["--text_column", "body", "--max_windows", 6, "--batch_size", 3, "--teacher", teacher]
+    report = evaluate(pair, workspace / "documents.jsonl", tmp_path / "evaluation", *flags)
+    (measures,) = report["measures"]
+    assert (measures["windows"], measures["documents"]) == (6, 6)
+    assert report["teacher"] == str(teacher)
+    # G's prompt is no shorter than these contexts, so no number of uses pays; and nobody asked for a budget
+    assert {name for name, value in measures.items() if value is None} == {"break_even_uses", "budget"}
+
+
+def test_evaluate_of_one_document_writes_null_where_there_is_no_standard_error(workspace, pair, tmp_path, capsys):
+    flags = ["--streaming", "--max_windows", 2]
+    (measures,) = evaluate(pair, workspace / "article.txt", tmp_path / "evaluation", *flags)["measures"]
+    assert measures["windows"] == 2
+    assert measures["nll_gist_se"] is None
+    assert measures["nll_shuffled"] is None
+    assert "nan" not in capsys.readouterr().out
+
+
+def test_an_evaluation_that_was_cut_off_goes_on_and_ends_the_same(workspace, pair, tmp_path, capsys):
+    flags = ["--text_column", "body", "--max_windows", 7, "--batch_size", 2, "--last_k", 3, 6, "--budgets", 2, 4]
+    whole = evaluate(pair, workspace / "documents.jsonl", tmp_path / "whole", *flags)
+    assert [(entry["last_k"], entry["budget"]) for entry in whole["measures"]] == [(3, 2), (3, 4), (6, 2), (6, 4)]
+    cut = shutil.copytree(tmp_path / "whole", tmp_path / "cut")
+    content = (cut / "rows.jsonl").read_bytes()
+    # Four windows of four settings, a part of the fifth, and half a line
+    (cut / "rows.jsonl").write_bytes(b"".join(content.splitlines(keepends=True)[:18]) + b'{"document_id": 3, "conte')
+    (cut / "measures.json").unlink()
+    capsys.readouterr()
+    assert evaluate(pair, workspace / "documents.jsonl", cut, *flags) == whole
+    assert "4 windows were measured before" in capsys.readouterr().err
+    assert (cut / "rows.jsonl").read_bytes() == content
+
+
+def test_evaluate_leaves_plots_and_one_page_that_needs_nothing_else(workspace, pair, tmp_path):
+    folder = tmp_path / "evaluation"
+    evaluate(
+        pair, workspace / "documents.jsonl", folder, "--text_column", "body", "--max_windows", 6, "--budgets", 2, 4
+    )
+    page = (folder / "evaluation.html").read_text()
+    assert page.count("<svg") == 4
+    assert "src=" not in page and "http" not in re.sub(r'"http://www\.w3\.org[^"]*"', "", page)
+    for name in ("readers", "positions", "rate"):
+        assert (folder / "plots" / f"{name}.png").stat().st_size > 5000
+
+
+def test_evaluate_compares_other_compressors_and_an_outside_system(workspace, pair, tmp_path, capsys, fails):
+    documents, flags = workspace / "documents.jsonl", ["--text_column", "body", "--max_windows", 5, "--compressors"]
+    evaluate(pair, documents, tmp_path / "first", *flags)
+    asked = [json.loads(line) for line in (tmp_path / "first" / "contexts.jsonl").read_text().splitlines()]
+    answers = [{"context_hash": row["context_hash"], "gist_ids": row["context_ids"][-6:]} for row in asked]
+    (tmp_path / "answers.jsonl").write_text("".join(json.dumps(answer) + "\n" for answer in answers))
+    flags += ["--gists", f"outside={tmp_path / 'answers.jsonl'}", "--own_generators", f"tail={pair}", "--samples", 2]
+    capsys.readouterr()
+    report = evaluate(pair, documents, tmp_path / "second", *flags)
+    printed = capsys.readouterr().out
+    rows = {(row["compressor"], row.get("reader")): row for row in report["compressors"]}
+    assert "unavailable" in rows["token classifier", None] and "not run: token classifier" in printed
+    for reader in ("teacher", "generator"):  # the last 6 tokens, under two names
+        assert rows["outside", reader]["nll"] == rows["tail", reader]["nll"]
+        assert rows["trained summarizer", reader]["tokens"] == rows["tail", reader]["tokens"] == 6
+    assert rows["tail", "own generator"]["nll"] == pytest.approx(rows["tail", "generator"]["nll"], abs=1e-5)
+    assert rows["sampled gist 1", "generator"]["nll"] != rows["sampled gist 2", "generator"]["nll"]
+    (measures,) = report["measures"]
+    assert rows["trained summarizer", "generator"]["nll"] == pytest.approx(measures["nll_gist"], abs=1e-4)
+    assert "Other compressors" in (tmp_path / "second" / "evaluation.html").read_text()
+
+    lines = (tmp_path / "second" / "compressors.jsonl").read_bytes().splitlines(keepends=True)
+    (tmp_path / "second" / "compressors.jsonl").write_bytes(b"".join(lines[: len(lines) // 2]))
+    assert evaluate(pair, documents, tmp_path / "second", *flags)["compressors"] == report["compressors"]
+    flags[flags.index("--gists") + 1] = "outside"
+    assert "`--gists` takes NAME=PATH, got 'outside'" in fails(
+        "evaluate", pair, "--dataset", documents, "--output_dir", tmp_path / "third", *flags
+    )
+
+
+def test_evaluate_compares_with_some_compressors(workspace, pair, tmp_path, fails):
+    flags = ["--text_column", "body", "--max_windows", 2, "--compressors", "tail", "tf-idf, then tail"]
+    report = evaluate(pair, workspace / "documents.jsonl", tmp_path / "some", *flags)
+    names = {row["compressor"] for row in report["compressors"]}
+    assert names == {"no gist", "trained summarizer", "tail", "tf-idf, then tail"}
+    argv = ["evaluate", pair, "--dataset", workspace / "documents.jsonl", "--output_dir", tmp_path / "none"]
+    assert "`--compressors` has 'tale'. It takes names of 'head', 'tail'" in fails(*argv, "--compressors", "tale")
+    assert "`--own_generators` has 'head'. It takes names of 'tail'" in fails(
+        *argv, "--compressors", "tail", "--own_generators", f"head={pair}"
+    )
+    assert not (tmp_path / "none").exists()
+
+
+def test_an_evaluation_is_not_mixed_with_another(workspace, pair, tmp_path, fails):
+    documents, folder = workspace / "article.txt", tmp_path / "evaluation"
+    evaluate(pair, documents, folder, "--max_windows", 2)
+    argv = ["evaluate", pair, "--dataset", documents, "--output_dir", folder, "--max_windows", 3]
+    assert "`max_windows` was 2, now 3" in fails(*argv)
+    assert len((folder / "rows.jsonl").read_text().splitlines()) == 2
+    (folder / "notes.txt").write_text("mine")
+    assert main([str(arg) for arg in [*argv, "--overwrite"]]) == 0
+    assert len((folder / "rows.jsonl").read_text().splitlines()) == 3
+    assert (folder / "notes.txt").read_text() == "mine"
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.txt").write_text("mine")
+    argv[argv.index(folder)] = tmp_path / "mine"
+    assert "holds other files" in fails(*argv, "--overwrite")
+
+
+def test_a_generator_of_another_prompt_is_no_control(workspace, pair, tmp_path, fails):
+    other = shutil.copytree(pair, tmp_path / "other")
+    config = json.loads((other / "gist_config.json").read_text())
+    (other / "gist_config.json").write_text(json.dumps({**config, "generator_prompt": "{gist} {last_k}"}))
+    documents = workspace / "documents.jsonl"
+    message = fails(
+        "evaluate", pair, "--dataset", documents, "--generator_only", other, "--output_dir", tmp_path / "out"
+    )
+    assert "'{gist} {last_k}'" in message and "`generator_prompt`" in message
+
+
+def test_evaluate_refuses_what_it_cannot_use(workspace, pair, checkpoint, tmp_path, fails):
+    documents = workspace / "documents.jsonl"
+    assert "missing.txt does not exist" in fails("evaluate", pair, "--dataset", "missing.txt")
+    assert "needs either `text`" in fails("evaluate", pair, "--dataset", documents)
+    assert "holds no gist pair" in fails("evaluate", checkpoint, "--dataset", workspace / "article.txt")
+    assert "must be at least 1, got 0" in fails("evaluate", pair, "--dataset", documents, "--max_windows", 0)
+    (tmp_path / "short.txt").write_text("Too short.")
+    assert "1 too short" in fails("evaluate", pair, "--dataset", tmp_path / "short.txt")
+    assert "--dataset" in fails("evaluate", pair)
+
+
+# ---- compress and continue ----
+
+
+def test_compress_prints_a_gist_per_context(workspace, pair, capsys, monkeypatch):
+    text = (workspace / "article.txt").read_text()
+    gists = GistCompactor.from_pretrained(pair, device="cpu").compress_windows(text)
+    capsys.readouterr()
+    assert main(["compress", str(pair), str(workspace / "article.txt"), "--json"]) == 0
+    printed = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert printed == [dataclasses.asdict(gist) for gist in gists]
+
+    stdin_of(monkeypatch, text.encode())
+    assert main(["compress", str(pair)]) == 0
+    assert capsys.readouterr().out == "".join(f"{gist.text}\n" for gist in gists)
+
+    assert main(["compress", str(pair), str(workspace / "article.txt"), "--json", "--budget", "2"]) == 0
+    assert {len(json.loads(line)["token_ids"]) for line in capsys.readouterr().out.splitlines()} == {2}
+
+    question = "Who had the handle taken off?"
+    asked = GistCompactor.from_pretrained(pair, device="cpu").compress_windows(text, last_k=question)
+    capsys.readouterr()
+    assert main(["compress", str(pair), str(workspace / "article.txt"), "--json", "--last_k", question]) == 0
+    printed = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert printed == [dataclasses.asdict(gist) for gist in asked] and printed[0]["total_rate"] != gists[0].total_rate
+
+
+def test_compress_keeps_and_certifies(workspace, pair, capsys, fails):
+    article = workspace / "article.txt"
+    settings = {"budget": 9, "keep": ["numbers", "regex:chol.ra"], "certify": True}
+    gists = GistCompactor.from_pretrained(pair, device="cpu").compress_windows(article.read_text(), **settings)
+    capsys.readouterr()
+    flags = ["--budget", "9", "--keep", "numbers", "regex:chol.ra", "--certify", "--json"]
+    assert main(["compress", str(pair), str(article), *flags]) == 0
+    printed = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert printed == [dataclasses.asdict(gist) for gist in gists]
+    assert any(gist["kept"] for gist in printed) and all(gist["expected_kl"] > 0 for gist in printed)
+    assert "--certify measures what only --json prints" in fails("compress", pair, article, "--certify")
+    assert "'regex:(', which is no valid pattern" in fails("compress", pair, article, "--keep", "regex:(")
+
+
+def test_compress_searches(workspace, pair, capsys):
+    article = workspace / "article.txt"
+    compactor = GistCompactor.from_pretrained(pair, device="cpu")
+    gists = [compactor.compress_windows(article.read_text(), search=search) for search in (False, True)]
+    capsys.readouterr()
+    assert main(["compress", str(pair), str(article), "--search", "--json"]) == 0
+    assert [json.loads(line) for line in capsys.readouterr().out.splitlines()] == list(
+        map(dataclasses.asdict, gists[1])
+    )
+    assert [gist.token_ids for gist in gists[0]] != [gist.token_ids for gist in gists[1]]
+
+
+def test_continue_streams_what_a_session_writes(workspace, pair, capsys, monkeypatch):
+    text = (workspace / "article.txt").read_text()
+    session = GistCompactor.from_pretrained(pair, device="cpu").session()
+    session.append(text)
+    continuation = session.generate(40)  # longer than there is room in the window
+    capsys.readouterr()
+    assert main(["continue", str(pair), str(workspace / "article.txt"), "--tokens", "40", "--verbose"]) == 0
+    printed = capsys.readouterr()
+    assert printed.out == continuation.text + "\n"
+    assert printed.err.count("compaction ") == len(session.history) > 3
+    assert f"-> {session.history[-1].gist_tokens}: {session.gist!r}" in printed.err.splitlines()[-1]
+
+    stdin_of(monkeypatch, text.encode())
+    assert main(["continue", str(pair), "-", "--max_new_tokens", "40", "--json"]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    compactions = printed.pop("compactions")
+    assert printed == dataclasses.asdict(continuation)
+    assert [row["gist"] for row in compactions] == [row.gist for row in session.history]
+
+    sampled = ["continue", str(pair), str(workspace / "article.txt"), "--do_sample", "--seed"]
+    outputs = []
+    for seed in ("1", "1", "2"):
+        assert main([*sampled, seed]) == 0
+        outputs.append(capsys.readouterr().out)
+    assert outputs[0] == outputs[1] != outputs[2]
+
+
+def test_continue_with_a_question_goes_on_from_one_gist_and_the_question(workspace, pair, capsys, fails):
+    article, question = workspace / "article.txt", "Who had the handle taken off?"
+    compactor = GistCompactor.from_pretrained(pair, device="cpu")
+    continuation = compactor.continue_text(article.read_text(), max_new_tokens=7, last_k=question)
+    capsys.readouterr()
+    assert main(["continue", str(pair), str(article), "--tokens", "7", "--last_k", question, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == dataclasses.asdict(continuation)
+    assert "leave one of the two out" in fails("continue", pair, article, "--last_k", question, "--window", 99)
+    assert "`window` (9) is too small" in fails("continue", pair, article, "--window", 9)
+
+
+@pytest.mark.parametrize("command", ["compress", "continue"])
+def test_unreadable_text_is_refused_before_the_pair_is_loaded(command, tmp_path, monkeypatch, fails):
+    assert "No such file or directory" in fails(command, "no-pair", tmp_path / "missing.txt")
+    assert "Is a directory" in fails(command, "no-pair", tmp_path)
+    stdin_of(monkeypatch, b"ab\xff")
+    assert "stdin is not UTF-8 text: byte 0xff at 2." in fails(command, "no-pair")
+    stdin_of(monkeypatch, b"")
+    assert "stdin is empty." in fails(command, "no-pair", "-")
+
+
+def test_a_damaged_pair_is_named(workspace, pair, tmp_path, fails):
+    article = workspace / "article.txt"
+    assert "no-pair is neither a folder nor a repository" in fails("compress", "./no-pair", article)
+    damaged = shutil.copytree(pair, tmp_path / "pair")
+    shutil.rmtree(damaged / "generator")
+    assert "The pair lacks its generator" in fails("continue", damaged, article)
+    (damaged / "gist_config.json").write_text("{")
+    assert "trl-gist continue: error: " in fails("continue", damaged, article)
+    assert "would need" in fails("continue", pair, article, "--last_k", "Who?", "--tokens", 1000)
+
+
+# ---- the command itself ----
+
+
+def test_no_command_prints_help(capsys):
+    assert main([]) == 2
+    assert "COMMAND" in capsys.readouterr().err
+
+
+def test_the_installed_command_is_this_module():
+    setup = ConfigParser()
+    setup.read(ROOT / "setup.cfg")
+    assert setup["options.entry_points"]["console_scripts"].split() == ["trl-gist", "=", "trl_gist.cli.main:main"]
+
+
+def test_help_imports_no_torch():
+    code = (
+        "import sys\nfrom trl_gist.cli import main\ntry: main(['--help'])\nfinally: assert 'torch' not in sys.modules"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    for command in ("train", "evaluate", "compress", "continue", "serve", "report"):
+        assert f"  {command} " in done.stdout
+
+
+def test_a_real_process_reads_a_pipe_and_survives_a_reader_that_leaves(workspace, pair):
+    command = [sys.executable, "-m", "trl_gist.cli.main", "compress", str(pair), "--json"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment
+    )
+    process.stdout.close()
+    _, error = process.communicate((workspace / "article.txt").read_bytes())
+    assert process.returncode == 1
+    assert b"Traceback" not in error and b"BrokenPipe" not in error

@@ -1,0 +1,321 @@
+# Copyright 2026 The trl_gist authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""A walk along documents against the same walk written out plainly, and the command."""
+
+import json
+import math
+
+import pytest
+import torch
+from datasets import Dataset
+from test_session import CONTEXT, GIST, LAST_K, TARGET, make_compactor
+from tiny import PARAGRAPH, make_documents, make_model
+
+from trl_gist.cli.main import main
+from trl_gist.data.geometry import Geometry
+from trl_gist.data.windows import SkippedRows
+from trl_gist.evaluation.distance.costs import measure_costs
+from trl_gist.evaluation.distance.measures import distance_measures
+from trl_gist.evaluation.distance.walk import ARMS, DistanceReadings, geometry_of_pair, long_documents
+from trl_gist.scoring.targets import TargetRows
+
+
+CHUNK = CONTEXT - LAST_K - GIST - 1  # a newline is one token
+
+
+@pytest.fixture(scope="module")
+def compactor():
+    return make_compactor()
+
+
+@pytest.fixture(scope="module")
+def other():
+    return make_compactor(seed=5)
+
+
+@pytest.fixture(scope="module")
+def teacher(compactor):
+    model = make_model(compactor.tokenizer, seed=9, dtype=torch.float64, tie_word_embeddings=False)
+    return model.eval().requires_grad_(False)
+
+
+@pytest.fixture(scope="module")
+def readings(compactor, teacher, other):
+    return DistanceReadings(compactor, teacher, {"recursive": other}, batch_size=2)
+
+
+@pytest.fixture(scope="module")
+def walked(compactor, readings):
+    """Of 5, 2 and 4 windows."""
+    tokenizer, length = compactor.tokenizer, readings.geometry.length
+    return [
+        {"document_id": name, "ids": tokenizer(name + PARAGRAPH * 2)["input_ids"][: length(windows)]}
+        for name, windows in (("a", 5), ("b", 2), ("c", 4))
+    ]
+
+
+@pytest.fixture(scope="module")
+def rows(readings, walked):
+    return [row for batch in readings.walk(walked, 5) for row in batch]
+
+
+def log_probs(model, prompt, target):
+    """Of shape (target, vocabulary), by one forward without a cache."""
+    with torch.no_grad():
+        logits_TV = model(torch.tensor([prompt + target]), use_cache=False).logits[0, len(prompt) - 1 : -1]
+    return logits_TV.double().log_softmax(-1)
+
+
+def written(model, compactor, context_ids, last_k_ids):
+    """The likeliest gist, token by token, as a session keeps it."""
+    prompt = compactor.prompts.summarizer(context_ids, last_k_ids, GIST)
+    gist = []
+    while len(gist) < GIST:
+        with torch.no_grad():
+            token = model(torch.tensor([prompt + gist]), use_cache=False).logits[0, -1].argmax().item()
+        if token == compactor.tokenizer.eos_token_id:
+            break
+        gist.append(token)
+    return [token for token in gist if token not in compactor.tokenizer.all_special_ids]
+
+
+def walked_plainly(ids, windows, compactor, teacher, other):
+    """Of each window: its gists, and what each arm reads before the target."""
+    (newline,) = compactor.tokenizer("\n")["input_ids"]
+    models = {"pair": compactor.summarizer, "zero_shot": teacher, "recursive": other.summarizer}
+    gists, first, result = {name: [] for name in models}, None, []
+    for window in range(windows):
+        chunk, end = ids[window * CHUNK : (window + 1) * CHUNK], (window + 1) * CHUNK + LAST_K
+        last, target = ids[end - LAST_K : end], ids[end : end + TARGET]
+        single = written(compactor.summarizer, compactor, chunk + last, last)
+        for name, model in models.items():
+            before = [*gists[name], newline] if gists[name] else []
+            gists[name] = written(model, compactor, before + chunk + last, last)
+        first = gists["pair"] if first is None else first
+        prompt = compactor.prompts.generator
+        reads = {
+            "full": (teacher, ids[:end]),
+            "window": (teacher, ids[max(0, end - CONTEXT) : end]),
+            "tail": (teacher, ids[end - LAST_K - len(gists["pair"]) : end]),
+            "last_k": (teacher, last),
+            "zero_shot": (teacher, prompt(gists["zero_shot"], last)),
+            "zero_shot_g": (compactor.generator, prompt(gists["zero_shot"], last)),
+            "null": (compactor.generator, prompt([], last)),
+            "stale": (compactor.generator, prompt(first, last)),
+            "single": (compactor.generator, prompt(single, last)),
+            "pair": (compactor.generator, prompt(gists["pair"], last)),
+            "recursive": (other.generator, prompt(gists["recursive"], last)),
+            "recursive_null": (other.generator, prompt([], last)),
+        }
+        result.append(({**gists, "single": single}, target, reads))
+    return result
+
+
+# ---- The walk ----
+
+
+def test_every_arm_reads_what_it_says(rows, walked, compactor, teacher, other, readings):
+    assert set(readings.arms) == {*ARMS, "recursive", "recursive_null"}
+    assert [(row["document_id"], row["window"]) for row in rows] == [
+        *(("a", 0), ("b", 0), ("a", 1), ("b", 1), ("a", 2), ("a", 3), ("a", 4)),  # two walk together
+        *(("c", window) for window in range(4)),
+    ]
+    own = [row for row in rows if row["document_id"] == "a"]
+    plain = walked_plainly(walked[0]["ids"], 5, compactor, teacher, other)
+    different = 0
+    for row, (gists, target, reads) in zip(own, plain, strict=True):
+        assert row["gist_ids"] == gists
+        assert row["tokens"] == (row["window"] + 1) * CHUNK + LAST_K
+        assert row["log_probs"].keys() == row["kls"].keys() == reads.keys()
+        reference = log_probs(teacher, reads["full"][1], target)
+        for arm, (model, prompt) in reads.items():
+            found = log_probs(model, prompt, target)
+            assert row["log_probs"][arm] == pytest.approx(found[range(TARGET), target].tolist(), abs=2e-5), arm
+            kl_T = (reference.exp() * (reference - found)).sum(-1)
+            assert row["kls"][arm] == pytest.approx(kl_T.tolist(), abs=2e-5), arm
+        different += gists["single"] != gists["pair"]
+    assert different, "recursion changed no gist, so nothing was told apart"
+
+
+def test_a_session_that_folds_the_same_text_writes_the_same_gists(rows, walked, compactor):
+    session = compactor.session()
+    session.append(walked[0]["ids"])
+    session.append(walked[0]["ids"][:GIST])  # the last window's gist is written once G has read past its target
+    own = [row["gist_ids"]["pair"] for row in rows if row["document_id"] == "a"]
+    assert len(session.history) >= 4
+    for compaction, gist_ids in zip(session.history, own, strict=False):
+        assert compaction.gist_ids == gist_ids
+        assert compaction.spans == [(compaction.index * CHUNK, (compaction.index + 1) * CHUNK)]
+
+
+@pytest.mark.parametrize("kept", [0, 1, 2, 5, 7, 9, 11])
+def test_a_walk_that_was_cut_off_goes_on_with_the_same_rows(rows, walked, readings, kept):
+    saved = json.loads(json.dumps(rows[:kept]))
+    assert [row for batch in readings.walk(walked, 5, saved) for row in batch] == rows[kept:]
+
+
+def test_a_walk_leaves_out_the_full_context_beyond_the_teachers_positions(compactor, teacher):
+    settings = {"seed": 9, "dtype": torch.float64, "tie_word_embeddings": False}
+    positions = 9 * CHUNK + LAST_K + TARGET  # of nine windows; the summarizer's prompt fits too
+    short = make_model(compactor.tokenizer, max_position_embeddings=positions, **settings).eval()
+    ids = compactor.tokenizer(PARAGRAPH * 3)["input_ids"]
+    found, complete = (
+        [
+            row
+            for batch in DistanceReadings(compactor, model).walk([{"document_id": 0, "ids": ids}], 11)
+            for row in batch
+        ]
+        for model in (short, teacher)
+    )
+    assert len(found) == 11
+    for row, of_complete in zip(found, complete, strict=True):
+        fits = row["window"] < 9
+        assert ("full" in row["log_probs"]) == bool(row["kls"]) == fits
+        of_complete["log_probs"] = {arm: of_complete["log_probs"][arm] for arm in row["log_probs"]}
+        assert row == of_complete | ({} if fits else {"kls": {}})
+    measures = distance_measures(found)
+    assert math.isnan(measures["windows"][9]["kl_pair"]) and measures["windows"][9]["nll_pair"] > 0
+    assert math.isnan(measures["windows"][9]["nll_full"]) and measures["windows"][8]["nll_full"] > 0
+
+
+def test_no_forward_grows_over_160_windows(compactor, teacher, monkeypatch):
+    readings = DistanceReadings(compactor, teacher)
+    ids = (compactor.tokenizer(PARAGRAPH)["input_ids"] * 40)[: readings.geometry.length(160)]
+    widths, build = [], TargetRows.build.__func__
+
+    def watch(cls, prompts, targets, *args):
+        widths.append(max(map(len, prompts)))
+        return build(cls, prompts, targets, *args)
+
+    monkeypatch.setattr(TargetRows, "build", classmethod(watch))
+    count = sum(len(batch) for batch in readings.walk([{"document_id": 0, "ids": ids}], 160))
+    assert count == 160 and len(ids) > teacher.config.max_position_embeddings
+    assert max(widths) == CONTEXT
+
+
+# ---- Documents ----
+
+
+def test_windows_are_those_that_fit(compactor):
+    geometry = geometry_of_pair(compactor)
+    assert geometry == Geometry(CONTEXT, CHUNK, LAST_K, TARGET)
+    for length in range(4 * CHUNK):
+        fitting = [w for w in range(9) if (w + 1) * CHUNK + LAST_K + TARGET <= length]
+        assert geometry.windows(length) == len(fitting)
+    assert geometry.length(3) == 3 * CHUNK + LAST_K + TARGET
+
+
+def test_documents_that_are_too_short_are_counted_and_long_ones_cut(compactor):
+    geometry, skipped = geometry_of_pair(compactor), SkippedRows()
+    texts = ["too short", None, PARAGRAPH, PARAGRAPH * 4]
+    found = list(long_documents(Dataset.from_dict({"text": texts}), compactor, geometry, 6, skipped=skipped))
+    assert [document["document_id"] for document in found] == [2, 3]
+    assert len(found[1]["ids"]) == geometry.length(6)
+    assert skipped.counts == {"too short": 1, "null": 1}
+
+
+def test_joined_documents_come_in_order_and_each_in_one_stream(compactor):
+    geometry, texts = geometry_of_pair(compactor), make_documents(9)
+    found = list(long_documents(Dataset.from_dict({"text": texts}), compactor, geometry, 24, join_documents=True))
+    decoded = [compactor.tokenizer.decode(document["ids"]) for document in found]
+    assert len(found) > 1 and all(len(document["ids"]) == geometry.length(24) for document in found[:-1])
+    assert decoded[0].startswith(texts[0] + "\n\n" + texts[1])
+    starts = [next(i for i, text in enumerate(texts) if stream.startswith(text[:12])) for stream in decoded]
+    for stream, start, stop in zip(decoded, starts, [*starts[1:], 9], strict=True):
+        assert "\n\n".join(texts[start:stop]).startswith(stream.rstrip("\n"))
+
+
+def test_other_pairs_must_fold_as_the_pair_does(compactor, teacher, other):
+    with pytest.raises(ValueError, match="'tail', which is taken"):
+        DistanceReadings(compactor, teacher, {"tail": other})
+    wider = make_compactor(seed=5)
+    wider.pair.context_length += 1
+    with pytest.raises(ValueError, match="wide folds 21 tokens at a time and the pair 20"):
+        DistanceReadings(compactor, teacher, {"wide": wider})
+
+
+# ---- Costs and the command ----
+
+
+def test_the_pairs_cache_stays_and_the_teachers_grows_until_its_positions_end(readings, walked, teacher):
+    ids = (walked[0]["ids"] * 9)[: readings.geometry.length(40)]
+    costs = measure_costs(readings, ids, 40)
+    per_token = 2 * 2 * 2 * 8 * 8  # keys and values, layers, key heads, head size, bytes
+    assert [row["cache_full"] for row in costs if "cache_full" in row] == [
+        per_token * (row["tokens"] + CHUNK) for row in costs if row["tokens"] + CHUNK <= 512
+    ]
+    assert len(costs) == 39 and "cache_full" not in costs[-1]
+    template = len(readings.compactor.prompts.generator([], []))
+    assert all(row["cache_pair"] <= per_token * (template + GIST + LAST_K + CHUNK) for row in costs)
+    assert all(row["read_pair"] > 0 and row["written_pair"] > 0 and row["memory_pair"] > 0 for row in costs)
+
+
+@pytest.fixture
+def saved_pair(make_trainer, lora):
+    trainer = make_trainer(peft_config=lora, args={"context_length": 30, "target_length": 6, "last_k": 3})
+    trainer.train()
+    trainer.save_model()
+    return trainer.args.output_dir
+
+
+def test_the_command_leaves_measures_plots_and_a_page_and_goes_on_after_a_kill(saved_pair, tmp_path, capsys):
+    data = tmp_path / "held_out.jsonl"
+    data.write_text("".join(json.dumps({"text": text}) + "\n" for text in [*make_documents(4, seed=9), "short"]))
+    command = ["evaluate", saved_pair, "--dataset", str(data), "--windows", "4", "--pairs", f"again={saved_pair}"]
+    command += ["--device", "cpu", "--batch_size", "2"]
+    assert main([*command, "--output_dir", str(tmp_path / "straight")]) == 0
+    printed = capsys.readouterr().out
+    assert "NLL, nats per token" in printed and "1 rows skipped (1 too short)" in printed
+    straight = (tmp_path / "straight/rows.jsonl").read_bytes()
+    assert len(straight.splitlines()) == 16
+    for name in ("loss", "advantage", "facts", "costs"):
+        assert (tmp_path / f"straight/plots/distance_{name}.png").stat().st_size > 5000
+    page = (tmp_path / "straight/evaluation.html").read_text()
+    assert "again: rolling gist" in page and page.count("<svg") == 4 and str(tmp_path) not in page
+    measures = json.loads((tmp_path / "straight/measures.json").read_text())
+    assert measures["stretches"][0]["nll_again"] == measures["stretches"][0]["nll_pair"]
+    assert measures["gains"]["again"]["pair"] == 0
+
+    killed = tmp_path / "killed"
+    killed.mkdir()
+    (killed / "settings.json").write_bytes((tmp_path / "straight/settings.json").read_bytes())
+    (killed / "rows.jsonl").write_bytes(straight[: len(straight) * 2 // 3])
+    assert main([*command, "--output_dir", str(killed)]) == 0
+    assert (killed / "rows.jsonl").read_bytes() == straight
+    mine = json.loads((killed / "measures.json").read_text())
+    assert {**mine, "costs": 0} == {**measures, "costs": 0}
+
+
+def test_the_command_says_what_is_wrong(saved_pair, tmp_path, capsys):
+    data = tmp_path / "short.jsonl"
+    data.write_text('{"text": "short"}\n')
+    command = [
+        "evaluate",
+        saved_pair,
+        "--dataset",
+        str(data),
+        "--device",
+        "cpu",
+        "--output_dir",
+        str(tmp_path / "out"),
+    ]
+    for flags, message in (
+        (["--windows", "2"], "No document has one window of 29 tokens: 1 rows skipped (1 too short)"),
+        (["--windows", "2", "--compressors"], "--compressors does not go with --windows"),
+        (["--join_documents"], "--join_documents is for walks along documents: add --windows N"),
+    ):
+        with pytest.raises(SystemExit):
+            main([*command, *flags])
+        assert message in capsys.readouterr().err

@@ -1,0 +1,219 @@
+# Copyright 2026 The trl_gist authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""
+Two processes under DDP and under each ZeRO stage take the very steps that one process takes on the whole batch, in both
+halves; what they save is the pair, and they go on from it.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from distributed_run import WAYS, make_trainer, result, save_checkpoint
+from launching import ROOT, launch
+from tiny import make_documents
+
+from trl_gist import GistCompactor
+from trl_gist.scripts.launch import config_names, config_path, split_launch_flags
+
+
+# Four steps are an epoch: a run resumes inside the second
+SETTINGS = {
+    **{"dtype": "float32", "max_steps": 7, "gradient_accumulation_steps": 2, "save_steps": 5, "eval_steps": 7},
+    # A larger epsilon than its own: of a gradient that is rounding alone, Adam would make a whole step
+    **{"optim": "adamw_torch", "adam_epsilon": 1e-6},
+}
+LOGGED = ("reward", "teacher_kl", "null_teacher_kl", "kl_gain", "loss", "grad_norm", "generator/grad_norm")
+LOGGED += ("learning_rate", "generator/learning_rate", "gain_over_shuffled", "gain_over_last_k", "last_k_excess")
+LOGGED += ("gist_length", "parroted_share", "degenerate_share")
+MEASURES = ("windows", "teacher_kl", "teacher_kl_se", "gain_over_shuffled", "nll_tail", "gap_closed_null_se")
+ZERO = ("zero1", "zero2", "zero3")
+
+
+@pytest.fixture(scope="module")
+def one_process(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("one")
+    save_checkpoint(directory)
+    results = {}
+    for way in WAYS:
+        trainer = make_trainer(str(directory / way), 1, way == "lora", **SETTINGS)
+        trainer.train()
+        results[way] = result(trainer)
+    return results
+
+
+@pytest.fixture(scope="module", params=["ddp", *ZERO])
+def two_processes(request, built_op, tmp_path_factory):
+    """Where two processes have trained both ways."""
+    directory = tmp_path_factory.mktemp(request.param)
+    save_checkpoint(directory)
+    train(request.param, 2, directory, "straight", "resumed")
+    return request.param, directory
+
+
+def train(setting, processes, directory, *names, settings=SETTINGS):
+    script = [ROOT / "tests" / "distributed_run.py", str(directory), str(processes), json.dumps(settings), *names]
+    launch(*script, processes=processes, config=setting if setting in ZERO else None)
+
+
+def ranks_of(directory, way, name="straight"):
+    return [torch.load(directory / f"{way}-{name}-{rank}.pt", weights_only=True) for rank in range(2)]
+
+
+def assert_same_parameters(found, expected, tolerance):
+    for role in ("S", "G"):
+        for name, parameter in expected[role].items():
+            torch.testing.assert_close(
+                found[role][name], parameter, rtol=0, atol=tolerance, msg=f"{role}: {name}", check_dtype=False
+            )
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_two_processes_take_the_steps_of_one(two_processes, one_process, way):
+    setting, directory = two_processes
+    ranks, one = ranks_of(directory, way), one_process[way]
+    assert len(one["logged"]) == 7
+    for step, (found, expected) in enumerate(zip(ranks[0]["logged"], one["logged"], strict=True), start=1):
+        for name in LOGGED:
+            assert found[name] == pytest.approx(expected[name], abs=1e-4), f"{name} at step {step}"
+    for name in MEASURES:
+        assert ranks[0]["measures"][-1][f"eval_{name}"] == pytest.approx(one["measures"][-1][f"eval_{name}"], abs=1e-4)
+    assert one["measures"][-1]["eval_windows"] == 15, "an odd number, which two processes cannot share evenly"
+    for role in ("S", "G"):
+        for name, parameter in ranks[0][role].items():
+            assert torch.equal(ranks[1][role][name], parameter), f"the ranks disagree on {role}'s {name}"
+    for rank in ranks:
+        assert_same_parameters(rank, one, 1e-4)
+        for name, parameter in one["T"].items():
+            assert torch.equal(rank["T"][name], parameter), f"the teacher's {name} has changed"
+    if setting == "zero3":  # all but the output head, where it has not been released since
+        assert all(rank["sharded"][role] >= 19 for rank in ranks for role in "SGT")
+
+
+@pytest.mark.parametrize("setting", ["ddp", "zero3"])
+def test_two_processes_walk_as_one_does(setting, built_op, tmp_path):
+    settings = {**SETTINGS, "windows_per_document": 2, "max_windows_per_document": 1, "max_steps": 2, "eval_steps": 2}
+    save_checkpoint(tmp_path)
+    trainer = make_trainer(str(tmp_path / "one"), 1, True, **settings)
+    trainer.train()
+    one = result(trainer)
+    train(setting, 2, tmp_path, "straight", settings={**settings, "ways": ["lora"]})
+    ranks = ranks_of(tmp_path, "lora")
+    for step, (found, expected) in enumerate(zip(ranks[0]["logged"], one["logged"], strict=True), start=1):
+        for name in (*LOGGED, "later_log_prob_gain", "window_0/log_prob_gain", "window_1/teacher_kl"):
+            assert found[name] == pytest.approx(expected[name], abs=1e-4), f"{name} at step {step}"
+    assert one["measures"][-1]["eval_windows"] == 6
+    for name in MEASURES:
+        assert ranks[0]["measures"][-1][f"eval_{name}"] == pytest.approx(one["measures"][-1][f"eval_{name}"], abs=1e-4)
+    for rank in ranks:
+        assert_same_parameters(rank, one, 1e-4)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_what_two_processes_saved_goes_on_as_if_never_stopped(two_processes, way):
+    setting, directory = two_processes
+    for resumed, straight in zip(ranks_of(directory, way, "resumed"), ranks_of(directory, way), strict=True):
+        assert_same_parameters(resumed, straight, 1e-6)
+        last, expected = resumed["logged"][-1], straight["logged"][-1]
+        assert {name: last[name] for name in LOGGED} == pytest.approx(
+            {name: expected[name] for name in LOGGED}, abs=1e-6
+        )
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_what_two_processes_saved_is_the_pair(two_processes, way):
+    setting, directory = two_processes
+    trained = ranks_of(directory, way)[0]
+    compactor = GistCompactor.from_pretrained(directory / way / "checkpoint-7", device="cpu")
+    for role, model in (("S", compactor.summarizer), ("G", compactor.generator)):
+        saved = model.state_dict()
+        assert saved.keys() == trained[role].keys()
+        for name, parameter in trained[role].items():
+            assert torch.equal(saved[name], parameter), f"{role}: {name}"
+
+
+def test_one_process_goes_on_where_two_stopped(two_processes):
+    """By DeepSpeed's universal checkpoint, which leaves out some of what ZeRO-3 keeps of a whole model: refused."""
+    setting, directory = two_processes
+    if setting == "zero1":
+        pytest.skip("its checkpoints are converted as ZeRO-2's are")
+    train(setting, 1, directory, "alone")
+    for way in WAYS:
+        if setting == "zero3" and way == "full":
+            refusal = (directory / "full-alone.txt").read_text()
+            assert "saved by 2 processes" in refusal and "`--num_processes 2`" in refusal
+        else:
+            alone = torch.load(directory / f"{way}-alone-0.pt", weights_only=True)
+            assert_same_parameters(alone, ranks_of(directory, way)[0], 1e-5)
+        assert not (directory / way / "_resharding").exists()
+
+
+def test_the_command_line_launches_by_name_stops_on_sigterm_and_goes_on(built_op, checkpoint, tmp_path):
+    (tmp_path / "documents.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in make_documents(6)))
+    settings = {
+        **{"model_name_or_path": checkpoint, "dataset_path": "documents.jsonl", "output_dir": "pair", "max_steps": 30},
+        **{"context_length": 24, "target_length": 8, "last_k": 4, "max_completion_length": 6, "num_generations": 2},
+        **{"per_device_train_batch_size": 2, "bf16": "false", "report_to": "none", "cold_start_steps": 0},
+        **{"logging_steps": 1, "save_steps": 100},
+    }
+    flags = [part for name, value in settings.items() for part in (f"--{name}", str(value))]
+    command = [
+        sys.executable,
+        "-m",
+        "trl_gist.cli.main",
+        "train",
+        "--accelerate_config",
+        "zero2",
+        "--num_processes",
+        "2",
+    ]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    options = {"cwd": tmp_path, "env": environment, "text": True, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    run = subprocess.Popen([*command, *flags], **options)
+    log = tmp_path / "pair" / "run_log" / "metrics.jsonl"
+    while run.poll() is None and not (log.is_file() and log.read_text()):
+        time.sleep(0.05)
+    run.terminate()  # the launcher alone
+    stdout, stderr = run.communicate(timeout=300)
+    assert run.returncode == 0, stderr[-6000:]
+    assert stdout.count("Stopped by SIGTERM after step") == 1 and "Pair saved" not in stdout
+
+    done = subprocess.run([*command, *flags, "--resume_from_checkpoint", "true"], timeout=300, **options)
+    assert done.returncode == 0, done.stderr[-6000:]
+    assert done.stdout.count("Pair saved to pair.") == 1
+    steps = [json.loads(line)["step"] for line in log.read_text().splitlines()]
+    assert steps == sorted(steps) and set(steps) == set(range(1, 31))
+    assert json.loads((log.parent / "run.json").read_text())["environment"]["processes"] == 2
+    assert GistCompactor.from_pretrained(tmp_path / "pair", device="cpu").compress("The pump in Broad Street").text
+
+
+def test_launch_flags_are_told_from_settings():
+    flags, rest = split_launch_flags(["--max_steps", "2", "--num_processes=2", "--accelerate_config", "zero1"])
+    assert (flags.accelerate_config, flags.num_processes, rest) == ("zero1", "2", ["--max_steps", "2"])
+    with pytest.raises(ValueError, match="`--num_processes` launches processes: .* `--accelerate_config` .* zero3"):
+        split_launch_flags(["--num_processes", "2"])
+
+
+def test_a_launch_takes_a_name_or_a_path(tmp_path):
+    assert config_names() == ["multi_gpu", "single", "zero1", "zero2", "zero3"]
+    assert config_path("zero2").name == "zero2.yaml"
+    (tmp_path / "mine.yaml").write_text("distributed_type: 'NO'\n")
+    assert config_path(str(tmp_path / "mine.yaml")) == tmp_path / "mine.yaml"
+    with pytest.raises(ValueError, match="multi_gpu, single, zero1, zero2, zero3 or the path of a file, got 'zero4'"):
+        config_path("zero4")

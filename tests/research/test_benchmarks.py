@@ -1,0 +1,237 @@
+# Copyright 2026 The trl_gist authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""examples/benchmarks on a tiny model: the counts are exact, the times add up."""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+
+demo_assets = pytest.importorskip("demo_assets")
+
+
+@pytest.fixture
+def run(checkpoint, documents, tmp_path, monkeypatch):
+    from research.performance import inference
+
+    monkeypatch.setattr(demo_assets, "wikipedia_articles", lambda: documents)
+    files = {"output": str(tmp_path / "out" / "costs.json"), "plot": str(tmp_path / "out" / "costs.svg")}
+
+    def run(**overrides):
+        settings = {"contexts": [32, 64], "tokens": 5, "gist": 4, "last_k": 8, "repeats": 2, "dtype": "float32"}
+        return inference.main(
+            argparse.Namespace(**{"model": checkpoint, "pair": None, **settings, **files, **overrides})
+        )
+
+    return run
+
+
+def test_inference_costs_count_the_cache_and_charge_the_gist_once(run, tmp_path, capsys):
+    report = run()
+    token_mib = 2 * 2 * 2 * 8 * 4 / 2**20  # keys and values, layers, heads, head size, bytes
+    for length, costs in report.items():
+        full, compress, gist = (costs[name] for name in ("full", "compress", "gist"))
+        assert full["tokens_read"] == [length] * 2
+        # The last token written is never read
+        for cost, written in ((full, 5), (compress, 4), (gist, 5)):
+            assert cost["kv_mib"] == [(read + written - 1) * token_mib for read in cost["tokens_read"]]
+            for first, speed, whole in zip(cost["first_token_s"], cost["tokens_per_s"], cost["whole_s"], strict=True):
+                assert first + (written - 1) / speed == pytest.approx(whole)
+        written_first = [a + b for a, b in zip(compress["whole_s"], gist["first_token_s"], strict=True)]
+        assert gist["written_first_s"] == written_first
+    saved = json.loads(Path(tmp_path, "out", "costs.json").read_text())["costs"]
+    assert saved == {str(length): costs for length, costs in report.items()}
+    assert "gist written first" in Path(tmp_path, "out", "costs.svg").read_text()
+    assert "continuations until time is saved" in capsys.readouterr().out
+
+
+def test_inference_refuses_a_context_beyond_the_positions(run):
+    with pytest.raises(SystemExit, match="takes .* positions.*the model has 512.*Leave this length out"):
+        run(contexts=[32, 508])
+
+
+def test_inference_times_a_saved_pair_at_its_own_window(make_trainer, run):
+    trainer = make_trainer()
+    trainer.save_model()
+    report = run(model=None, pair=trainer.args.output_dir, gist=None, last_k=None)
+    args, prompts = trainer.args, trainer.prompts
+    read = prompts.generator_overhead + args.max_completion_length + args.last_k
+    specials = args.max_completion_length  # an untrained gist may hold some, which never reach the generator
+    assert all(read - specials <= tokens <= read for tokens in report[32]["gist"]["tokens_read"])
+
+
+@pytest.fixture
+def arguments(checkpoint, documents, tmp_path, monkeypatch):
+    monkeypatch.setattr(demo_assets, "wikipedia_articles", lambda: documents)
+    sizes = {"context": 24, "target": 8, "last_k": 4, "gist": 6, "documents": 2, "gists": 4, "score_batch_size": 4}
+    report = str(tmp_path / "out" / "report.json")
+    return argparse.Namespace(
+        **sizes,
+        model=checkpoint,
+        dtype="float32",
+        repeats=1,
+        full=False,
+        output=report,
+        no_memory=True,
+        measure_memory=None,
+        profile=False,
+    )
+
+
+@pytest.mark.parametrize("full", [False, True], ids=["LoRA", "full"])
+def test_step_vs_trl_times_both_and_counts_their_token_passes(arguments, full, capsys):
+    from research.performance import step_vs_trl
+
+    arguments.full = full
+    step_vs_trl.main(arguments)
+    report = json.loads(Path(arguments.output).read_text())
+    for kind in ("naive_s", "gist_s"):
+        (whole,) = report["phases"]["whole step"][kind]
+        assert whole == pytest.approx(sum(report["phases"][phase][kind][0] for phase in report["phases"]) - whole)
+    naive, ours = report["phases"]["policy"]["token_passes"]
+    assert naive - ours == 2 * (4 - 1) * (naive // (2 * 4) - 6)  # the prompt, read once instead of four times
+    assert "TRL + reward function" in capsys.readouterr().out
+
+
+def test_growth_measures_the_crossing_of_its_axes_once(arguments, tmp_path, monkeypatch):
+    from research.performance import growth
+
+    measured = []
+    measure = growth.measure
+    monkeypatch.setattr(growth, "measure", lambda *args: measured.append(args) or measure(*args))
+    arguments = argparse.Namespace(
+        **{**vars(arguments), "documents": 1, "repeats": 1},
+        gists_axis=[2, 4],
+        context_axis=[16, 24],
+        gist_only=False,
+        naive_gists=2,
+        naive_context=16,
+        plot=str(tmp_path / "out" / "growth.svg"),
+    )
+    growth.main(arguments)
+    found = json.loads(Path(arguments.output).read_text())["seconds_a_document"]
+    assert [list(found[axis][kind]) for axis in found for kind in ("gist", "naive")] == [
+        ["2", "4"],
+        ["2"],
+        ["16", "24"],
+        ["16"],
+    ]
+    assert found["gists"]["gist"]["4"] == found["context"]["gist"]["24"]
+    assert len(measured) == 5
+    assert "tokens of a context" in Path(arguments.plot).read_text()
+
+
+def test_the_ablation_table_pairs_windows_and_averages_seeds(tmp_path, capsys):
+    from research.ablation import ablation
+
+    def save(arm, seed, gains):
+        rows = [
+            {
+                "document_id": f"article {index // 2}",
+                "last_k_ids": [index],
+                "gist_log_prob": gain - index,
+                "null_log_prob": -index,
+                "rule_log_prob": 0.1 - index,
+                "teacher_kl": 0.5,
+            }
+            for index, gain in enumerate(gains)
+        ]
+        (tmp_path / f"{arm}-{seed}.json").write_text(
+            json.dumps({"rows": rows, "log": [{"reliability/log_prob_gain": 0.25, "reliability/kl_gain": 0.5}]})
+        )
+
+    save("base", 42, [0.1, 0.1, 0.3, 0.3])
+    save("base", 43, [0.3, 0.3, 0.5, 0.5])
+    save("without_l", 42, [0.4, 0.4, 0.6, 0.6])
+    ablation.print_table(tmp_path)
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 4
+    # Means over two seeds are 0.2 and 0.4 in the two articles: 0.3, and an error of their difference, halved
+    assert lines[2] == (
+        "| base | 2 | 0.500 ± 0.000 | 0.000 ± 0.000 | 0.300 ± 0.100 | 0.200 ± 0.100 | 0.000 ± 0.000 | 0.25 | 0.50 |"
+    )
+    # Paired, the articles' own difficulty is gone: 0.2 better in each
+    assert lines[3] == (
+        "| without_l | 1 | 0.500 ± 0.000 | 0.000 ± 0.000 | 0.500 ± 0.100 | 0.400 ± 0.100 | 0.200 ± 0.000 | 0.25 | 0.50 |"
+    )
+
+
+@pytest.fixture
+def tiny_pair(make_trainer, tmp_path):
+    make_trainer(args={"output_dir": str(tmp_path / "pair")}).save_model()
+    return str(tmp_path / "pair")
+
+
+def test_compressing_is_timed_beside_reading(tiny_pair, documents, tmp_path, monkeypatch, capsys):
+    from research.performance import compress
+
+    monkeypatch.setattr(compress, "wikipedia_articles", lambda: documents)
+    output = tmp_path / "rates.json"
+    argv = ["compress.py", tiny_pair, "--contexts", "5", "--batch_sizes", "1", "4", "--repeats", "1"]
+    monkeypatch.setattr(sys, "argv", [*argv, "--output", str(output)])
+    compress.main()
+    rates = json.loads(output.read_text())
+    assert set(rates) == {"1", "4"}
+    for row in rates.values():
+        assert 0 < row["overhead"] < 1
+        assert 0 < row["gist_tokens"] <= 6
+    assert "merely read" in capsys.readouterr().out
+
+
+def test_the_clock_counts_the_models_seconds_alone():
+    import time
+
+    import torch
+
+    from research.performance import compress
+
+    class Slow(torch.nn.Linear):
+        device = torch.device("cpu")
+
+        def forward(self, x):
+            time.sleep(0.05)
+            return super().forward(x)
+
+    model = Slow(2, 2)
+    clock = compress.ForwardClock(model)
+    for _ in range(3):
+        model(torch.zeros(1, 2))
+        time.sleep(0.05)
+    clock.remove()
+    model(torch.zeros(1, 2))
+    assert clock.forwards == 3
+    assert 0.15 <= clock.seconds < 0.28, "the sleeps between forwards are not the model's"
+
+
+def test_the_long_document_lists_every_compaction(tiny_pair, documents, tmp_path, monkeypatch, capsys):
+    from examples import long_document
+
+    monkeypatch.setattr(long_document, "wikipedia_articles", lambda: documents)
+    plot = tmp_path / "long.png"
+    argv = ["long_document.py", tiny_pair, "--tokens", "200", "--step", "50", "--new_tokens", "4", "--measure"]
+    monkeypatch.setattr(sys, "argv", [*argv, "--plot", str(plot)])
+    long_document.main()
+    lines = capsys.readouterr().out.splitlines()
+    steps = [line for line in lines if "CPU s/1k" in line]
+    assert [int(line.split()[0]) for line in steps] == [50, 100, 150, 200]
+    compactions = int(steps[-1].split()[-1])
+    listed = [line for line in lines if "→" in line]
+    # What G writes in the end may fold once more
+    assert compactions <= len(listed) <= compactions + 1
+    assert compactions >= (200 - 24) // 13
+    assert plot.stat().st_size > 1000

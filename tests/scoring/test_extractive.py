@@ -1,0 +1,239 @@
+# Copyright 2026 The trl_gist authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""The cold start: gists cut by a rule, and the loss under which S imitates them."""
+
+import math
+
+import pytest
+import torch
+from checks import moved, snapshot
+from datasets import Dataset
+from tiny import make_model
+
+from trl_gist.scoring.extraction import passage_and_tail
+from trl_gist.scoring.targets import TargetScorer
+from trl_gist.trainer.advantages import best_of_group
+from trl_gist.trainer.cold_start import ExtractiveSummarizer
+from trl_gist.trainer.config_checks import EXTRACTIVE_RULES
+
+
+CONTEXT = [10, 11, 12, 10, 13, 14, 15, 16]
+WINDOW = {"context_ids": CONTEXT, "last_k_ids": [15, 16], "target_ids": [17]}
+
+
+def test_the_tail_ends_where_the_last_k_tokens_begin():
+    summarizer = ExtractiveSummarizer("tail")
+    assert summarizer.gists(WINDOW, [3, 1]) == [[10, 13, 14], [14]]
+
+
+def test_a_question_hides_nothing_of_its_passage():
+    window = {**WINDOW, "last_k_ids": [20, 21]}
+    assert ExtractiveSummarizer("tail").gists(window, [3]) == [[14, 15, 16]]
+
+
+def test_tf_idf_takes_the_rare_tokens_once_in_their_order():
+    # 10 is in every context and 13, 14 in most; 11 and 12 only here
+    summarizer = ExtractiveSummarizer("tf_idf", [[10, 13], [10, 14], [10, 13, 14]])
+    assert summarizer.gists(WINDOW, [2]) == [[11, 12]]
+    scores = summarizer._scores(CONTEXT)
+    assert scores[1] == pytest.approx(math.log(4 / 1)) and scores[4] == pytest.approx(math.log(4 / 3))
+    assert scores[0] == pytest.approx(2 * math.log(4 / 4))  # it comes twice, and everywhere
+
+
+def test_a_group_ranges_from_all_tail_to_half_keywords():
+    summarizer = ExtractiveSummarizer("mixed", [[10, 13], [10, 14], [10, 13, 14]])
+    gists = summarizer.gists(WINDOW, [4, 4, 4])
+    assert gists[0] == [12, 10, 13, 14]
+    assert gists[2] == [11, 12, 13, 14]
+    assert [len(gist) for gist in gists] == [4, 4, 4]
+
+
+def test_passages_are_by_turns_keywords_the_beginning_and_what_is_nearest_to_l():
+    """The middle of the context comes again in L; of the keywords, 10 is the rarest, as it comes twice."""
+    context_ids, last_k_ids = [10, *range(11, 25), 10, *range(26, 30)], [20, 21, 5]
+    summarizer = ExtractiveSummarizer("passages", [[10], [11], [12]])
+    largest = {}
+    for first in (100, 101, 102):  # the context says whose turn it is
+        window = {"context_ids": [first, *context_ids, *last_k_ids], "last_k_ids": last_k_ids}
+        gists = summarizer.gists(window, [8, 8, 8])
+        assert gists[0] == context_ids[-8:]
+        assert [len(gist) for gist in gists] == [8, 8, 8]
+        assert gists[2][4:] == context_ids[-4:]
+        largest[(2 + sum([first, *context_ids])) % 3] = (first, gists[2][:4])
+    first, keywords = largest[0]
+    assert keywords == [first, 10, 13, 14]
+    first, beginning = largest[1]
+    assert beginning == [first, 10, 11, 12]
+    _, passage = largest[2]
+    assert passage == [18, 19, 20, 21]
+
+
+def test_a_passage_is_the_best_run_before_the_tail():
+    # The tail is no part of the choice: [5, 9] would be the best run with it, [0, 9] ends in it
+    assert passage_and_tail([0, 1, 5, 5, 0, 5, 9, 9], 4, 0.5) == [2, 3, 6, 7]
+    assert passage_and_tail([0, 1, 5, 5, 2, 9, 0, 9], 4, 0.5) == [4, 5, 6, 7]
+    assert passage_and_tail([0.0] * 8, 4, 0.5) == [0, 1, 6, 7]
+    assert passage_and_tail([1, 1, 1], 10, 0.5) == [0, 1, 2]
+
+
+def test_a_gist_is_no_longer_than_its_context():
+    for rule in ("tail", "tf_idf", "mixed", "passages"):
+        assert all(len(gist) <= 6 for gist in ExtractiveSummarizer(rule).gists(WINDOW, [50, 50]))
+        nothing_before_l = {"context_ids": [15, 16], "last_k_ids": [15, 16]}
+        assert ExtractiveSummarizer(rule, [CONTEXT]).gists(nothing_before_l, [5, 5]) == [[], []]
+
+
+def test_surprisal_takes_what_the_teacher_expected_least(tokenizer):
+    teacher = make_model(tokenizer).double()
+    summarizer = ExtractiveSummarizer("surprisal", teacher=TargetScorer(teacher))
+    context_ids = list(range(30, 50))
+    window = {"context_ids": context_ids, "last_k_ids": context_ids[-2:], "target_ids": [5]}
+    with torch.no_grad():
+        logits = teacher(input_ids=torch.tensor([context_ids[:-2]])).logits[0]
+    surprise = [0.0]
+    for position in range(1, 18):
+        surprise.append(-logits[position - 1].log_softmax(-1)[context_ids[position]].item())
+    most = sorted(range(18), key=lambda position: -surprise[position])[:5]
+    assert summarizer.gists(window, [5]) == [[context_ids[position] for position in sorted(most)]]
+
+
+@pytest.mark.parametrize("rule", EXTRACTIVE_RULES)
+def test_no_rule_takes_a_special_token(tokenizer, rule):
+    """Nor does it take fewer tokens for it; what is left is what it takes of a context without them."""
+    teacher = TargetScorer(make_model(tokenizer))
+    special = frozenset(tokenizer.all_special_ids)
+    plain, last_k_ids = list(range(30, 60)), [60, 61]
+    marked = [token for index, token in enumerate(plain) for token in (sorted(special)[index % len(special)], token)]
+    summarizer = ExtractiveSummarizer(rule, [[40], [50]], teacher, special)
+    for first in (70, 71, 72):  # with "passages" the context says whose turn it is
+        window = {"context_ids": [*marked, first, *last_k_ids], "last_k_ids": last_k_ids}
+        for gist in summarizer.gists(window, [10, 10, 10]):
+            assert len(gist) == 10 and not special & set(gist)
+            assert gist == sorted(gist)  # in the context's order
+    only = {"context_ids": [*special, *last_k_ids], "last_k_ids": last_k_ids}
+    assert summarizer.gists(only, [4]) == [[]]
+
+
+def test_imitating_the_best_of_a_group_is_its_cross_entropy():
+    weights = best_of_group(torch.tensor([0.1, 0.5, 0.3, -1.0, -3.0, -2.0]), 3)
+    assert weights.tolist() == [0, 3, 0, 3, 0, 0]
+    assert weights.mean() == 1
+
+
+def test_the_cold_start_teaches_the_summarizer_the_rule(make_trainer, tokenizer):
+    """After it the likeliest gist is nearer to the rule's than before; the generator has learned too."""
+    args = {
+        "cold_start_steps": 12,
+        "cold_start_gists": "tail",
+        "max_steps": 12,
+        "learning_rate": 1e-2,
+        "warmup_steps": 0,
+        "lr_scheduler_type": "constant",
+    }
+    trainer = make_trainer(args=args)
+    before = snapshot(trainer.generator)
+    row = trainer.train_dataset[0]
+    (gist,) = trainer.extractive_summarizer.gists(row, [6])
+
+    def log_prob():
+        prompt = trainer.prompts.summarizer(row["context_ids"], row["last_k_ids"])
+        with torch.no_grad():
+            logits = trainer.model(input_ids=torch.tensor([prompt + gist])).logits[0, len(prompt) - 1 : -1]
+        return logits.log_softmax(-1).gather(1, torch.tensor(gist).unsqueeze(1)).sum().item()
+
+    untrained = log_prob()
+    trainer.train()
+    assert log_prob() > untrained + 1
+    assert moved(before, trainer.generator)
+    logs = [log for log in trainer.state.log_history if "cold_start" in log]
+    assert all(log["cold_start"] == 1 for log in logs)
+
+
+def test_sampling_begins_when_the_cold_start_ends(make_trainer, monkeypatch):
+    trainer = make_trainer(args={"cold_start_steps": 2, "max_steps": 4})
+    sampled = []
+    sample = trainer._sample
+    monkeypatch.setattr(trainer, "_sample", lambda *args, **kwargs: sampled.append(1) or sample(*args, **kwargs))
+    trainer.train()
+    assert len(sampled) == 2
+    assert [log["cold_start"] for log in trainer.state.log_history if "cold_start" in log] == [1, 1, 0, 0]
+
+
+def test_the_cold_start_has_a_learning_rate_of_its_own(make_trainer):
+    args = {
+        "cold_start_steps": 2,
+        "cold_start_learning_rate": 4e-3,
+        "learning_rate": 1e-3,
+        "max_steps": 4,
+        "lr_scheduler_type": "linear",
+    }
+    trainer = make_trainer(args=args)
+    trainer.train()
+    rates = [log["learning_rate"] for log in trainer.state.log_history if "learning_rate" in log]
+    assert rates == pytest.approx([4e-3, 3e-3, 0.5e-3, 0.25e-3])
+
+
+def test_a_schedule_that_watches_a_metric_cannot_have_one(make_trainer, tokenizer):
+    args = {"cold_start_steps": 1, "cold_start_learning_rate": 1e-3, "max_steps": 1}
+    model = make_model(tokenizer)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+    scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer)
+    trainer = make_trainer(model, args=args, processing_class=tokenizer, optimizers=(optimizer, scheduler))
+    with pytest.raises(ValueError, match="needs a schedule that is a function of the step, got ReduceLROnPlateau"):
+        trainer.train()
+
+
+class Parrot:
+    """A compressor that gives back the first tokens of a context, whatever they are."""
+
+    def compress(self, contexts, budgets):
+        return [context[:budget] for context, budget in zip(contexts, budgets, strict=True)]
+
+
+@pytest.mark.parametrize("maker", ["cold start", "compressor"])
+def test_gists_made_of_contexts_have_no_special_token_and_end_as_the_tokenizer_ends_a_text(
+    make_trainer, tokenizer, tmp_path, maker
+):
+    """The model stops at two others as well, of which one is a plain word's, and names them first."""
+    word = 77
+    model = make_model(tokenizer)
+    model.generation_config.eos_token_id = [
+        word,
+        tokenizer.convert_tokens_to_ids("<|im_end|>"),
+        tokenizer.eos_token_id,
+    ]
+    model.save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    rows = [{"context": [n, 60 + n, word, 3, 90, 4, 91, 2, 50, 51], "target": [30, 31]} for n in range(5)]
+    args = {"cold_start_steps": 1} if maker == "cold start" else {"generator_only": True}
+    args |= {"max_completion_length": 20, "max_steps": 1}
+    seen = []
+
+    def reward(completion_ids, gist_ids, **columns):
+        seen.extend(zip(completion_ids, gist_ids, strict=True))
+        return [0.0] * len(gist_ids)
+
+    trainer = make_trainer(
+        str(tmp_path / "model"),
+        train_dataset=Dataset.from_list(rows),
+        reward_funcs=reward,
+        compressor=None if maker == "cold start" else Parrot(),
+        args=args,
+    )
+    trainer.train()
+    assert seen
+    for completion_ids, gist_ids in seen:
+        assert completion_ids == [*gist_ids, tokenizer.eos_token_id]
+        assert gist_ids and not set(gist_ids) & {word, *tokenizer.all_special_ids}

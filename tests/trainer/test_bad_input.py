@@ -1,0 +1,350 @@
+# Copyright 2026 The trl_gist authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""Bad input to the trainer gets a clear error before anything is trained. Errors in mid-run: test_failures.py."""
+
+import json
+from contextlib import nullcontext
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from datasets import Dataset, IterableDataset
+from tiny import make_documents, make_model, make_tokenizer
+from transformers import AutoModelForCausalLM
+
+from trl_gist import GistConfig, GistTrainer
+
+
+both_ways = pytest.mark.parametrize("with_lora", [True, False], ids=["lora", "full"])
+
+
+# ---- Roles ----
+
+
+@pytest.fixture(scope="module")
+def foreign(tmp_path_factory):
+    """A checkpoint with as many tokens as ours, two of which mean something else."""
+    path = tmp_path_factory.mktemp("foreign")
+    tokenizer = make_tokenizer()
+    make_model(tokenizer, seed=1).save_pretrained(path)
+    tokenizer.save_pretrained(path)
+    file = Path(path, "tokenizer.json")
+    content = json.loads(file.read_text(encoding="utf-8"))
+    vocabulary = content["model"]["vocab"]
+    one, other = (token for token, index in vocabulary.items() if index in (70, 71))
+    vocabulary[one], vocabulary[other] = vocabulary[other], vocabulary[one]
+    file.write_text(json.dumps(content), encoding="utf-8")
+    return str(path)
+
+
+@pytest.mark.parametrize("loaded", [False, True], ids=["string", "loaded"])
+@pytest.mark.parametrize("role", ["generator", "teacher"])
+def test_a_role_with_another_tokenizer_is_named_with_the_first_difference(make_trainer, foreign, role, loaded):
+    source = AutoModelForCausalLM.from_pretrained(foreign) if loaded else foreign
+    with pytest.raises(ValueError, match=f"The {role}'s tokenizer .*differs.*first at id 70.*one tokenizer"):
+        make_trainer(**{role: source})
+
+
+@pytest.mark.parametrize("role", ["model", "generator", "teacher"])
+def test_a_loaded_role_with_too_few_embeddings_is_named(make_trainer, tokenizer, role):
+    small = make_model(tokenizer, vocab_size=200)
+    name = "summarizer" if role == "model" else role
+    with pytest.raises(ValueError, match=f"The {name} has 200 token embeddings but the tokenizer has 400 tokens"):
+        make_trainer(**{role: small, "processing_class": tokenizer})
+
+
+def test_a_model_that_knows_no_checkpoint_needs_a_tokenizer(make_trainer, tokenizer):
+    with pytest.raises(ValueError, match="pass `processing_class`"):
+        make_trainer(model=make_model(tokenizer))
+
+
+# ---- Positions ----
+
+
+@pytest.mark.parametrize(
+    ("role", "windows"),
+    [
+        ("summarizer", {"context_length": 120}),
+        ("teacher", {"context_length": 60, "target_length": 69}),
+        ("generator", {"context_length": 24, "last_k": 20, "target_length": 100}),
+    ],
+)
+def test_a_window_beyond_a_roles_positions_is_refused_and_the_role_named(make_trainer, tokenizer, role, windows):
+    roles = {"summarizer": "model", "generator": "generator", "teacher": "teacher"}
+    models = {name: make_model(tokenizer, max_position_embeddings=1024) for name in roles.values()}
+    models[roles[role]] = make_model(tokenizer, max_position_embeddings=128)
+    with pytest.raises(ValueError, match=rf"does not fit the {role}: \d+ tokens .*room for \d+ .*Lower"):
+        make_trainer(**models, processing_class=tokenizer, args={"summarizer_prompt": "Shorten: {context}", **windows})
+
+
+def test_a_window_that_just_fits_every_roles_positions_trains(make_trainer, tokenizer):
+    """The limits are not too strict either: at the last position of each role, training still runs."""
+    probe = make_trainer(args={"summarizer_prompt": "Shorten: {context}"})
+    summarizer = 24 + probe.prompts.summarizer_overhead(6) + 6
+    generator = 4 + 8 + probe.prompts.generator_overhead + 6
+    limits = {"model": summarizer, "generator": generator, "teacher": 32}
+
+    def models(**less):
+        return {
+            name: make_model(tokenizer, max_position_embeddings=limit - less.get(name, 0))
+            for name, limit in limits.items()
+        }
+
+    args = {"summarizer_prompt": "Shorten: {context}"}
+    trainer = make_trainer(**models(), processing_class=tokenizer, args=args)
+    trainer.train()
+    assert trainer.state.global_step == 2
+    for name in limits:
+        with pytest.raises(ValueError, match="does not fit"):
+            make_trainer(**models(**{name: 1}), processing_class=tokenizer, args=args)
+
+
+def test_a_question_counts_where_it_is_read(make_trainer, tokenizer):
+    """The teacher reads it after the passage, and the summarizer if its prompt has it."""
+    rows = [{"context": [5] * 40, "last_k": [6] * 20, "target": [7] * 8}] * 12
+    for prompt, budgets, read in (
+        ("Shorten: {context}", None, 40),
+        ("{last_k} {context} in {budget}", [1, 6], 60),
+    ):
+        args = {"summarizer_prompt": prompt, "gist_length_range": budgets}
+        overhead = make_trainer(args=args).prompts.summarizer_overhead(6)
+        for role, needed in (("teacher", 68), ("model", read + overhead + 6)):
+            for positions in (needed, needed - 1):
+                models = {name: make_model(tokenizer, max_position_embeddings=512) for name in ("model", "teacher")}
+                models[role] = make_model(tokenizer, max_position_embeddings=positions)
+                models["generator"] = make_model(tokenizer)
+                with nullcontext() if positions == needed else pytest.raises(ValueError, match="does not fit the"):
+                    make_trainer(
+                        **models,
+                        processing_class=tokenizer,
+                        train_dataset=Dataset.from_list(rows),
+                        args=args,
+                    )
+
+
+@pytest.mark.parametrize("streaming", [False, True], ids=["map-style", "streaming"])
+def test_a_ready_window_that_does_not_fit_is_named_by_its_row(make_trainer, streaming):
+    rows = [{"context": [5, 6, 7], "target": [8]}] * 3 + [{"context": [5] * 600, "target": [8]}]
+    dataset = IterableDataset.from_generator(lambda: iter(rows)) if streaming else Dataset.from_list(rows)
+    with pytest.raises(ValueError, match="Row 3 of the train dataset does not fit the"):
+        make_trainer(train_dataset=dataset).train()
+
+
+# ---- Datasets ----
+
+
+def streams_too(values):
+    return [Dataset.from_list(values), IterableDataset.from_generator(lambda: iter(values))]
+
+
+@pytest.mark.parametrize("which", [0, 1], ids=["map-style", "streaming"])
+def test_an_empty_dataset_is_refused(make_trainer, which):
+    empty = [Dataset.from_dict({"text": []}), IterableDataset.from_generator(lambda: iter([]))][which]
+    with pytest.raises(ValueError, match="The train dataset is empty"):
+        make_trainer(train_dataset=empty)
+    with pytest.raises(ValueError, match="The eval dataset is empty"):
+        make_trainer(eval_dataset=empty)
+
+
+@pytest.mark.parametrize("which", [0, 1], ids=["map-style", "streaming"])
+def test_a_dataset_of_short_documents_is_refused_with_the_count_and_the_length_needed(make_trainer, which):
+    dataset = streams_too([{"text": "too short"}] * 5)[which]
+    with pytest.raises(
+        ValueError, match=r"no window: 5 rows skipped \(5 too short\).*context_length \+ target_length"
+    ):
+        make_trainer(train_dataset=dataset)
+
+
+def test_no_dataset_is_refused(checkpoint, make_args):
+    with pytest.raises(ValueError, match="`train_dataset` is required"):
+        GistTrainer(model=checkpoint, args=make_args())
+
+
+@pytest.mark.parametrize("which", [0, 1], ids=["map-style", "streaming"])
+@pytest.mark.parametrize("columns", [{"body": "words"}, {"context": "words"}, {"target": "words"}])
+def test_wrong_columns_are_listed_beside_the_right_ones(make_trainer, which, columns):
+    with pytest.raises(ValueError, match=rf"has columns \['{next(iter(columns))}'\]; it needs either `text`"):
+        make_trainer(train_dataset=streams_too([columns])[which])
+
+
+def test_a_prompt_completion_dataset_as_for_other_trl_trainers_is_refused(make_trainer):
+    with pytest.raises(ValueError, match="it needs either `text`, or `context` and `target`"):
+        make_trainer(train_dataset=Dataset.from_dict({"prompt": ["a"], "completion": ["b"]}))
+
+
+@both_ways
+def test_unusable_rows_are_skipped_counted_and_reported_and_the_rest_train(make_trainer, lora, caplog, with_lora):
+    texts = make_documents(12)
+    for index in (1, 4):
+        texts[index] = None
+    dataset = Dataset.from_dict({"text": texts})
+    with caplog.at_level("INFO", logger="trl_gist.data.windows"):
+        trainer = make_trainer(train_dataset=dataset, peft_config=lora if with_lora else None)
+    assert trainer.skipped_rows["train"].counts == {"null": 2}
+    assert "train dataset: 50 windows from 12 rows, 2 rows skipped (2 null)." in caplog.text
+    trainer.train()
+    assert trainer.state.global_step == 2
+
+
+def test_null_non_string_and_undecodable_rows_of_a_stream_are_skipped_and_counted(make_trainer, lora):
+    good = make_documents(8)
+    bad = [None, 17, "lone surrogate \ud800 in it", ["a", "list"], good[0][:20] + "\udfff" + good[0][20:], 2.5]
+    rows = [{"text": text} for pair in zip(good, bad, strict=False) for text in pair]
+    rows += [{"text": text} for text in good[len(bad) :]]
+    trainer = make_trainer(
+        train_dataset=IterableDataset.from_generator(lambda: iter(rows)),
+        peft_config=lora,
+        args={"shuffle_dataset": False, "max_steps": 18},
+    )
+    trainer.train()
+    counts = trainer.skipped_rows["train"].counts
+    assert counts["null"] >= 1 and counts["undecodable"] >= 2 and counts["not a string"] >= 3
+    assert trainer.state.log_history[-2]["skipped_rows"] == sum(counts.values())
+
+
+def test_unusable_ready_rows_are_skipped_and_counted(make_trainer):
+    rows = [
+        {"context": "Broad Street", "target": " pump"},
+        {"context": None, "target": " pump"},
+        {"context": "Broad Street", "target": None},
+        {"context": "Broad \ud800", "target": " pump"},
+        {"context": "Broad Street", "target": 5},
+    ]
+    trainer = make_trainer(
+        train_dataset=IterableDataset.from_generator(lambda: iter(rows)), args={"max_steps": 1, "num_generations": 8}
+    )
+    list(trainer.train_dataset)
+    assert trainer.skipped_rows["train"].counts == {"null": 2, "undecodable": 1, "not a string": 1}
+
+
+def test_a_training_set_smaller_than_a_rollout_is_refused(make_trainer):
+    """Two windows for the three contexts of a rollout: TRL drops incomplete rollouts, so nothing would be trained."""
+    documents = Dataset.from_dict({"text": make_documents(2)})
+    with pytest.raises(ValueError, match="2 windows.*3 contexts"):
+        make_trainer(train_dataset=documents, args={"max_windows_per_document": 1, "per_device_train_batch_size": 12})
+
+
+# ---- Settings ----
+
+
+REFUSED = [
+    ({"last_k": 25}, r"`last_k` \(25\) must not exceed `context_length` \(24\)"),
+    ({"context_length": 0}, "`context_length` must be at least 1, got 0"),
+    ({"target_length": 0}, "`target_length` must be at least 1"),
+    ({"last_k": 0}, "`last_k` must be at least 1"),
+    ({"max_completion_length": 0}, "`max_completion_length` must be at least 1"),
+    ({"score_batch_size": 0}, "`score_batch_size` must be at least 1"),
+    ({"window_stride": 0}, "`window_stride` must be at least 1 or None"),
+    ({"max_windows_per_document": 0}, "`max_windows_per_document` must be at least 1 or None"),
+    (
+        {"generator_prompt": "{last_k} {gist}"},
+        "`generator_prompt` must contain '{gist}' once and, after it, '{last_k}'",
+    ),
+    ({"generator_prompt": "{gist} {last_k} {gist}"}, "`generator_prompt` must contain '{gist}' once"),
+    ({"summarizer_prompt": "Shorten this."}, "must contain '{context}'"),
+    ({"summarizer_prompt": "{context} {before_last_k}"}, "must contain '{context}'.* or '{before_last_k}'"),
+    ({"summarizer_prompt": "{context} and {context}"}, "must contain '{context}' once at most"),
+    ({"summarizer_prompt": "{last_k} {context} {last_k}"}, "must contain '{last_k}' once at most"),
+    ({"summarizer_prompt": "{context} {question}"}, "has '{question}', which stands for nothing: only .*'{budget}'"),
+    ({"summarizer_prompt": "{context} { {lastk} }"}, "has '{lastk}', which stands for nothing"),
+    ({"advantage": "ppo"}, "`advantage` must be one of .*got 'ppo'"),
+    ({"distillation_loss": "kl"}, "`distillation_loss` must be one of .*got 'kl'"),
+    (
+        {"length_penalty_learning_rate": 0.01},
+        r"`length_penalty_learning_rate` \(0.01\) moves λ towards .* set one of them",
+    ),
+    ({"generator_only": True, "advantage": "best"}, r"`advantage` \(best\) acts on the summarizer"),
+    ({"chat_template_kwargs": {"messages": []}}, "must not set `messages`, which `apply_chat_template` sets"),
+    ({"gist_dropout": 1.1}, r"`gist_dropout` must be in \[0, 1\], got 1.1"),
+    ({"gist_dropout": -0.1}, r"`gist_dropout` must be in \[0, 1\]"),
+    ({"disable_dropout": False}, "`disable_dropout` must be True"),
+    ({"num_generations": 3}, "divisible by .*num_generations"),
+    (
+        {"per_device_train_batch_size": 2, "num_generations": 4, "steps_per_generation": 3},
+        r"divisible by .*num_generations",
+    ),
+    # A rollout of two optimizer steps, and a run that ends after the first
+    (
+        {"num_iterations": 2, "save_strategy": "steps", "save_steps": 2, "max_steps": 5},
+        r"`max_steps` \(5\) must be a multiple of the 2",
+    ),
+    (
+        {"steps_per_generation": 3, "gradient_accumulation_steps": 2, "per_device_train_batch_size": 4},
+        r"\(3\) and `gradient_accumulation_steps` \(2\) must divide one another",
+    ),
+]
+
+
+@pytest.mark.parametrize(("args", "message"), REFUSED, ids=[" ".join(args) for args, _ in REFUSED])
+def test_settings_that_cannot_work_are_refused_by_name(make_args, args, message):
+    with pytest.raises(ValueError, match=message):
+        make_args(**args)
+
+
+def test_how_to_load_is_said_of_a_checkpoint(make_trainer, checkpoint):
+    loaded, kwargs = AutoModelForCausalLM.from_pretrained(checkpoint), {"dtype": "bfloat16"}
+    with pytest.raises(
+        ValueError, match="`model_init_kwargs` .* every model is loaded already.* pass the checkpoint's"
+    ):
+        make_trainer(model=loaded, args={"model_init_kwargs": kwargs})
+    teacher = make_trainer(model=loaded, teacher=checkpoint, args={"model_init_kwargs": kwargs}).teacher
+    assert teacher.dtype == torch.bfloat16
+
+
+def test_braces_that_are_no_placeholder_are_left_alone(make_args):
+    prompt = 'As {"gist": ["a", {"n": 1}]}, {{doubled}}, { spaced }, {}, x^{2}: {context} {last_k} {budget}'
+    assert make_args(summarizer_prompt=prompt, gist_length_range=[1, 6]).summarizer_prompt == prompt
+
+
+def test_the_defaults_are_the_original_experiments_numbers():
+    config = GistConfig("run", bf16=False, use_cpu=True)
+    assert (config.context_length, config.target_length, config.last_k, config.max_completion_length) == (
+        512,
+        64,
+        64,
+        48,
+    )
+    assert (config.max_steps, config.learning_rate, config.generator_learning_rate) == (1500, 1e-5, 2e-5)
+    assert config.length_penalty == 1e-4 and config.gist_dropout == 0.1
+
+
+def test_fsdp_is_refused(checkpoint, documents, make_args):
+    args = make_args()
+    args.fsdp_plugin_args = object()
+    with pytest.raises(ValueError, match="--accelerate_config zero3"):
+        GistTrainer(checkpoint, args, train_dataset=documents)
+
+
+@pytest.mark.parametrize("section", ["optimizer", "scheduler"])
+def test_an_optimizer_that_deepspeed_would_make_is_refused(checkpoint, documents, make_args, section):
+    args = make_args()
+    args.deepspeed_plugin = SimpleNamespace(deepspeed_config={section: {}}, zero_stage=2)
+    with pytest.raises(ValueError, match=f"section `{section}`"):
+        GistTrainer(checkpoint, args, train_dataset=documents)
+
+
+def test_a_teacher_cache_under_zero3_is_refused(checkpoint, documents, make_args, tmp_path):
+    args = make_args(teacher_cache_dir=str(tmp_path))
+    args.deepspeed_plugin = SimpleNamespace(deepspeed_config={}, zero_stage=3)
+    with pytest.raises(ValueError, match="`teacher_cache_dir` .* ZeRO-2"):
+        GistTrainer(checkpoint, args, train_dataset=documents)
+
+
+def test_fsdp_by_accelerate_launch_is_refused_too(make_trainer, monkeypatch):
+    """`accelerate launch --use_fsdp` leaves no trace in the arguments."""
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(ValueError, match="--accelerate_config zero3"):
+        make_trainer()

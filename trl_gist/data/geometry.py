@@ -1,0 +1,90 @@
+# Copyright 2026 The trl_gist authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""How a document is laid out in the windows of a walk: lengths in tokens, and the separator between gists."""
+
+from dataclasses import dataclass
+
+
+# Between two gists, or a gist and the text that follows it: neither goes on where the other ends
+SEPARATOR = "\n"
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """
+    How a `rolling` session folds a text, in tokens; windows count from 0.
+
+    Attributes:
+        context_length (`int`):
+            What S reads at most: the longest previous gist, a chunk and L.
+        chunk_length (`int`):
+            What a gist takes in.
+        last_k, target_length (`int`):
+            L and the target, which follow a chunk, and with which the next chunk begins.
+    """
+
+    context_length: int
+    chunk_length: int
+    last_k: int
+    target_length: int
+
+    def before(self, window: int) -> int:
+        """Tokens of the text before the window's target."""
+        return (window + 1) * self.chunk_length + self.last_k
+
+    def length(self, windows: int) -> int:
+        """Tokens that so many windows take. The last target may reach beyond a next chunk."""
+        return self.before(windows - 1) + self.target_length
+
+    def windows(self, length: int) -> int:
+        """Windows that a document of so many tokens has."""
+        return max(0, (length - self.last_k - self.target_length) // self.chunk_length)
+
+    def chunk(self, ids: list[int], window: int) -> list[int]:
+        return ids[window * self.chunk_length : (window + 1) * self.chunk_length]
+
+    def last(self, ids: list[int], window: int, count: int | None = None) -> list[int]:
+        """The last tokens before the target: L, or as many as asked for, if there are."""
+        before = self.before(window)
+        return ids[max(0, before - (self.last_k if count is None else count)) : before]
+
+    def target(self, ids: list[int], window: int) -> list[int]:
+        return ids[self.before(window) : self.before(window) + self.target_length]
+
+
+def rolling_chunk_length(context_length: int, last_k: int, gist_length: int, separator_length: int) -> int:
+    """Tokens of a chunk with which S reads its longest previous gist, and L, in one context; below 1 if none fits."""
+    return context_length - last_k - gist_length - separator_length
+
+
+def join(parts: list[list[int]], separator_ids: list[int]) -> list[int]:
+    """Token ids one after the other, with the separator's between those that are not empty."""
+    joined = []
+    for part in parts:
+        joined += [*separator_ids, *part] if joined and part else part
+    return joined
+
+
+def walk_geometry(args, separator_length: int) -> Geometry:
+    """Of a [`GistConfig`]. Raises `ValueError` if a context has no room for a chunk."""
+    gist_length = args.max_completion_length
+    chunk_length = rolling_chunk_length(args.context_length, args.last_k, gist_length, separator_length)
+    if chunk_length < 1:
+        raise ValueError(
+            f"`windows_per_document` ({args.windows_per_document}): a context of `context_length` ({args.context_length}) "
+            f"tokens must hold a gist (`max_completion_length`, {gist_length}), a separator ({separator_length}), `last_k` "
+            f"({args.last_k}) and a chunk. Raise `context_length`."
+        )
+    return Geometry(args.context_length, chunk_length, args.last_k, args.target_length)

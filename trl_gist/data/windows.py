@@ -1,0 +1,424 @@
+# Copyright 2026 The trl_gist authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+from accelerate import PartialState
+from accelerate.logging import get_logger
+from datasets import Dataset, Features, IterableDataset, List, Value
+from transformers import PreTrainedTokenizerBase
+
+from ..models.roles import max_positions
+from ..prompts import GistPrompts, through_last_k
+from ..trainer.gist_config import GistConfig
+from .geometry import SEPARATOR, Geometry, walk_geometry
+
+
+logger = get_logger(__name__)
+
+WINDOW_COLUMNS = ("prompt", "context_ids", "last_k_ids", "target_ids", "document_id")
+# The text of a walk over several windows; the other columns are then its first window
+WALK_COLUMN = "walk_ids"
+
+_WINDOW = "what a window is made of"
+_SCORE = "what a gist is scored with"
+_REWARDS = "what TRL hands to reward functions by itself"
+# Names that a dataset's columns cannot have where a trainer reads them: it would write over them, or be led by them.
+# `text`, `context`, `last_k`, `target`, `document_id` and, with `gist_length_range`, `budget` are inputs
+RESERVED_COLUMNS = {
+    **dict.fromkeys((*WINDOW_COLUMNS[:-1], WALK_COLUMN, "seen_ids"), _WINDOW),
+    **dict.fromkeys(
+        (
+            *("gist_ids", "gist_length", "gist_log_prob", "null_log_prob", "teacher_log_prob"),
+            *("log_prob_gain", "token_log_prob_gains", "later_log_prob_gain", "teacher_kl", "null_teacher_kl"),
+            *("kl_gain", "token_kl_gains", "later_kl_gain"),
+        ),
+        _SCORE,
+    ),
+    **dict.fromkeys(
+        (
+            *("prompts", "completion", "completions", "completion_ids"),
+            *("trainer_state", "log_extra", "log_metric"),
+        ),
+        _REWARDS,
+    ),
+    **dict.fromkeys(("image", "images"), "what TRL would show to the models, which read text alone"),
+}
+RESERVED_WALK_COLUMNS = dict.fromkeys(("window", "chunk_ids"), "what a walk's windows are made of")
+# Why a row gave no window, until it is counted
+_SKIPPED = "trl_gist: skipped"
+
+
+@dataclass
+class SkippedRows:
+    """Counts why rows of a dataset gave no window. A stream's counts grow while it is read."""
+
+    counts: Counter = field(default_factory=Counter)
+
+    @property
+    def total(self) -> int:
+        return sum(self.counts.values())
+
+    def __str__(self) -> str:
+        reasons = ", ".join(f"{count} {reason}" for reason, count in self.counts.most_common())
+        return f"{self.total} rows skipped" + (f" ({reasons})" if reasons else "")
+
+
+@dataclass(frozen=True)
+class PositionLimits:
+    """
+    Tokens of a window that fit the models' positions beside prompt and gist: S reads X, and L if its prompt has it, T
+    reads X, L and Y, G reads L and Y. `None` means no limit.
+    """
+
+    summarizer: int | None = None
+    teacher: int | None = None
+    generator: int | None = None
+    summarizer_sees_last_k: bool = False
+
+    @classmethod
+    def from_models(cls, summarizer, generator, teacher, prompts: GistPrompts, max_gist_length: int):
+        def minus(limit, used):
+            return None if limit is None else limit - used
+
+        return cls(
+            summarizer=minus(
+                max_positions(summarizer), prompts.summarizer_overhead(max_gist_length) + max_gist_length
+            ),
+            teacher=minus(max_positions(teacher), len(prompts.bos)),
+            generator=minus(max_positions(generator), prompts.generator_overhead + max_gist_length),
+            summarizer_sees_last_k=prompts.sees_last_k,
+        )
+
+    def check(self, window: dict[str, list[int]], what: str, longest_context: int = 0):
+        """
+        Raises `ValueError` if a window, with `context_ids`, `last_k_ids` and `target_ids`, does not fit; or a walk, with
+        `walk_ids` too, whose contexts have at most `longest_context` tokens.
+        """
+        context_ids, last_k_ids = window["context_ids"], window["last_k_ids"]
+        last_k, target = len(last_k_ids), len(window["target_ids"])
+        seen = window.get(WALK_COLUMN) or [*through_last_k(context_ids, last_k_ids), *window["target_ids"]]
+        read = max(len(context_ids), longest_context)
+        for role, length, limit in (
+            ("summarizer", read + last_k * self.summarizer_sees_last_k, self.summarizer),
+            ("teacher", len(seen), self.teacher),
+            ("generator", last_k + target, self.generator),
+        ):
+            if limit is not None and length > limit:
+                raise ValueError(
+                    f"{what} does not fit the {role}: {length} tokens where its positions leave room for {limit} "
+                    "beside prompt and gist. Lower `context_length`, `windows_per_document`, `target_length` or `last_k`, "
+                    "or use a model with more positions."
+                )
+
+
+@dataclass(frozen=True)
+class WindowSpec:
+    """How documents are cut, in tokens. See [`GistConfig`]."""
+
+    context_length: int
+    target_length: int
+    last_k: int
+    window_stride: int | None
+    max_windows_per_document: int | None
+    windows_per_document: int = 1
+    geometry: Geometry | None = None
+
+    @property
+    def walks(self) -> bool:
+        return self.windows_per_document > 1
+
+    @property
+    def length(self) -> int:
+        """Tokens of a document that a window, or a walk over several, takes."""
+        if self.walks:
+            return self.geometry.length(self.windows_per_document)
+        return self.context_length + self.target_length
+
+
+def prepare_windows(
+    dataset: Dataset | IterableDataset,
+    tokenizer: PreTrainedTokenizerBase,
+    args: GistConfig | WindowSpec,
+    limits: PositionLimits | None = None,
+    name: str = "train",
+) -> tuple[Dataset | IterableDataset, SkippedRows]:
+    """
+    Cuts documents into windows, or checks and tokenises ready-made ones.
+
+    Args:
+        dataset ([`~datasets.Dataset`] or [`~datasets.IterableDataset`]):
+            Either a `text` column, cut by token ids into windows of `context_length + target_length`; or columns
+            `context`, `target` and optionally `last_k` (by default the context's last tokens), each text or a list of
+            token ids, of any length. A `last_k` that is not the context's end follows it: a question after its
+            passage. Other columns are kept, for reward functions, but for the names of [`RESERVED_COLUMNS`]. With
+            `gist_length_range` a column `budget` says the most tokens of each row's gists, `None` for one to be drawn.
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
+            The one tokenizer of all roles.
+        args ([`GistConfig`] or [`WindowSpec`]):
+            Window lengths, stride and windows per document.
+        limits ([`PositionLimits`], *optional*):
+            Windows that exceed them raise.
+        name (`str`, *optional*, defaults to `"train"`):
+            What the log calls the dataset.
+
+    Returns:
+        The windows, with columns `prompt` (the context as text, for logs), `context_ids`, `last_k_ids`, `target_ids`
+        and `document_id`, and, of walks over several, `walk_ids`, the text of them all; and the count of rows that gave
+        none: too short, null, not a string, undecodable.
+
+    Raises:
+        ValueError: if the dataset is none, as a `DatasetDict`, is empty, has neither set of columns, or both, or a
+            column of a reserved name; if it gives no window at all, or one that does not fit a model; or if a `budget`
+            is outside `gist_length_range`.
+    """
+    PartialState()  # the logger asks it for the rank
+    check_dataset(dataset, name)
+    dataset = dataset.with_format(None)  # as plain Python values, whatever tensors the user reads it as
+    columns = columns_of(dataset, name)
+    if "text" in columns and {"context", "target"} <= columns:
+        raise ValueError(
+            f"The {name} dataset has both `text`, which is cut into windows, and `context` and `target`, which are windows. "
+            "Remove those that are not meant, or rename them: `dataset.rename_column('text', ...)`."
+        )
+    if "text" in columns:
+        to_windows, consumed = _cut_document, {"text"}
+    elif {"context", "target"} <= columns:
+        to_windows, consumed = _ready_window, {"context", "target", "last_k"}
+    else:
+        raise ValueError(
+            f"The {name} dataset has columns {sorted(columns)}; it needs either `text`, or `context` and `target` "
+            "(and optionally `last_k`)."
+        )
+    if isinstance(args, GistConfig):
+        check_columns(columns, args, name)
+    carried = sorted(columns - consumed - set(WINDOW_COLUMNS))
+    carries_document_id = "document_id" in columns
+    # Only what shapes a window goes into the closure: `datasets` hashes it to find cached results
+    spec = args if isinstance(args, WindowSpec) else _window_spec(args, tokenizer)
+    if spec.walks and to_windows is _ready_window:
+        raise ValueError(
+            f"The {name} dataset has ready windows, and `windows_per_document` ({spec.windows_per_document}) walks along "
+            "documents: give a `text` column, or set it to 1."
+        )
+    window_columns = (*WINDOW_COLUMNS, WALK_COLUMN) if spec.walks else WINDOW_COLUMNS
+    id_columns = [column for column in window_columns if column.endswith("_ids")]
+    longest_context = spec.context_length if spec.walks else 0
+    vocab_size = len(tokenizer)
+    budgets = args.gist_length_range if isinstance(args, GistConfig) and "budget" in columns else None
+
+    def windows_of_batch(batch, indices):
+        out = {column: [] for column in (*window_columns, _SKIPPED, *carried)}
+        for row, index in enumerate(indices):
+            if budgets is not None:
+                _check_budget(batch["budget"][row], budgets, f"Row {index} of the {name} dataset")
+            windows, reason = to_windows({column: batch[column][row] for column in batch}, tokenizer, spec)
+            if any(not 0 <= token < vocab_size for window in windows for ids in window.values() for token in ids):
+                windows, reason = [], "with ids outside the vocabulary"
+            # A skipped row stays one row until it is counted, so that cached and parallel maps count alike
+            for window in windows or [{column: [] for column in id_columns}]:
+                if limits is not None and windows:
+                    limits.check(window, f"Row {index} of the {name} dataset", longest_context)
+                out["prompt"].append(tokenizer.decode(window["context_ids"]))
+                for column, ids in window.items():
+                    out[column].append(ids)
+                out["document_id"].append(batch["document_id"][row] if carries_document_id else index)
+                out[_SKIPPED].append(reason or "")
+                for column in carried:
+                    out[column].append(batch[column][row])
+        return out
+
+    skipped = SkippedRows()
+    if isinstance(dataset, IterableDataset):
+
+        def counted(row):
+            if row[_SKIPPED]:
+                skipped.counts[row[_SKIPPED]] += 1
+            return not row[_SKIPPED]
+
+        windows = dataset.map(
+            windows_of_batch, batched=True, batch_size=16, with_indices=True, remove_columns=sorted(columns)
+        )
+        windows = windows.filter(counted).remove_columns(_SKIPPED)
+        if next(iter(windows), None) is None:
+            raise ValueError(f"The {name} dataset gave no window: {skipped}. {_length_hint(spec)}")
+        skipped.counts.clear()
+        return windows, skipped
+
+    # Spelled out, because a first batch of skipped rows would be inferred as columns of nulls
+    features = Features(
+        {
+            "prompt": Value("string"),
+            **{column: List(Value("int32")) for column in id_columns},
+            "document_id": dataset.features["document_id"] if carries_document_id else Value("int64"),
+            _SKIPPED: Value("string"),
+            **{column: dataset.features[column] for column in carried},
+        }
+    )
+    windows = dataset.map(
+        windows_of_batch,
+        batched=True,
+        with_indices=True,
+        remove_columns=sorted(columns),
+        features=features,
+        desc=f"Cutting the {name} dataset into windows",
+    )
+    skipped.counts.update(reason for reason in windows[_SKIPPED] if reason)
+    if skipped.total == len(windows):
+        raise ValueError(f"The {name} dataset gave no window: {skipped}. {_length_hint(spec)}")
+    keep = [row for row, reason in enumerate(windows[_SKIPPED]) if not reason]
+    windows = windows.select(keep).remove_columns(_SKIPPED)
+    logger.info(f"{name} dataset: {len(windows)} windows from {len(dataset)} rows, {skipped}.")
+    return windows, skipped
+
+
+def check_dataset(dataset, name: str):
+    """Raises `ValueError` for what is no dataset; says of a dictionary of splits that one is to be picked."""
+    if isinstance(dataset, dict):
+        raise ValueError(
+            f"The {name} dataset is a {type(dataset).__name__} of {list(dataset)}, where one dataset is expected: pick a "
+            f"split, as `dataset[{next(iter(dataset), 'train')!r}]`."
+        )
+    if not isinstance(dataset, (Dataset, IterableDataset)):
+        raise ValueError(
+            f"The {name} dataset is a {type(dataset).__name__}; it must be a `datasets.Dataset` or `IterableDataset`, as of "
+            "`Dataset.from_list(rows)` or `Dataset.from_dict(columns)`."
+        )
+
+
+def check_columns(columns: set[str], args: GistConfig, name: str):
+    """Raises `ValueError` that names the columns that a trainer cannot hand on, and what to do."""
+    reserved = RESERVED_COLUMNS | (RESERVED_WALK_COLUMNS if args.windows_per_document > 1 else {})
+    for column in sorted(columns & reserved.keys()):
+        raise ValueError(
+            f"The {name} dataset has a column `{column}`, a name that is taken: it is {reserved[column]}. Rename it, as by "
+            f"`dataset.rename_column({column!r}, 'my_{column}')`, and reward functions get it under that name; or remove it "
+            "(`trl-gist train --remove_columns`)."
+        )
+    if "budget" in columns and args.gist_length_range is None:
+        raise ValueError(
+            f"The {name} dataset has a column `budget`, which says the most tokens of each gist where `gist_length_range` is "
+            "set; it is None. Set it, or rename the column, as by `dataset.rename_column('budget', 'my_budget')`."
+        )
+
+
+def is_cut(dataset: Dataset | IterableDataset, name: str) -> bool:
+    """Whether a dataset is what [`prepare_windows`] returned, or a part of it: its columns cannot be a user's."""
+    check_dataset(dataset, name)
+    return set(WINDOW_COLUMNS) <= columns_of(dataset, name)
+
+
+def _check_budget(budget, budgets, where):
+    least, greatest = budgets
+    if budget is not None and (type(budget) is not int or not least <= budget <= greatest):
+        raise ValueError(
+            f"{where} has `budget` {budget!r}, which is no whole number within `gist_length_range` ({least}, {greatest}). "
+            "Widen the range, or change the column, as by `dataset.cast_column('budget', Value('int64'))`; None stands for "
+            "a budget to be drawn."
+        )
+
+
+def columns_of(dataset: Dataset | IterableDataset, name: str) -> set[str]:
+    """Names of a dataset's columns, also where a stream does not say. Raises `ValueError` if it is empty."""
+    first = next(iter(dataset), None)
+    if first is None:
+        raise ValueError(f"The {name} dataset is empty.")
+    return set(first)
+
+
+def _window_spec(args, tokenizer):
+    geometry = None
+    if args.windows_per_document > 1:
+        geometry = walk_geometry(args, len(_tokenize(tokenizer, SEPARATOR)))
+    return WindowSpec(
+        args.context_length,
+        args.target_length,
+        args.last_k,
+        args.window_stride,
+        args.max_windows_per_document,
+        args.windows_per_document,
+        geometry,
+    )
+
+
+def _length_hint(spec):
+    if spec.walks:
+        return (
+            f"A document needs at least {spec.length} tokens for a walk over {spec.windows_per_document} windows. Lower "
+            "`windows_per_document` or `context_length`, or use longer documents."
+        )
+    return (
+        f"A document needs at least context_length + target_length = {spec.context_length} + {spec.target_length} "
+        "tokens. Lower them, or use longer documents."
+    )
+
+
+def why_unusable(text) -> str | None:
+    """Why a value cannot be tokenised, or `None`."""
+    if text is None:
+        return "null"
+    if not isinstance(text, str):
+        return "not a string"
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:  # lone surrogates, as from a bad JSON escape; the Rust tokenizers refuse them
+        return "undecodable"
+    return None
+
+
+def _tokenize(tokenizer, text):
+    return tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+
+
+def _cut_document(row, tokenizer, spec):
+    reason = why_unusable(row["text"])
+    if reason:
+        return [], reason
+    ids = _tokenize(tokenizer, row["text"])
+    starts = range(0, len(ids) - spec.length + 1, spec.window_stride or spec.length)
+    windows = []
+    for start in starts[: spec.max_windows_per_document]:
+        cut = ids[start : start + spec.length]
+        # Of a walk, the first window by itself, whose context is all text so far
+        context_ids = cut[: spec.geometry.before(0) if spec.walks else spec.context_length]
+        windows.append(
+            {
+                "context_ids": context_ids,
+                "last_k_ids": context_ids[-spec.last_k :],
+                "target_ids": cut[len(context_ids) :][: spec.target_length],
+                **({WALK_COLUMN: cut} if spec.walks else {}),
+            }
+        )
+    return windows, None if windows else "too short"
+
+
+def _ready_window(row, tokenizer, spec):
+    window = {}
+    for column in ("context", "last_k", "target"):
+        if column == "last_k" and "last_k" not in row:
+            window["last_k_ids"] = window["context_ids"][-spec.last_k :]
+            continue
+        value = row[column]
+        if isinstance(value, (list, tuple)) and all(isinstance(token, int) for token in value):
+            ids = list(value)
+        else:
+            reason = why_unusable(value)
+            if reason:
+                return [], reason
+            ids = _tokenize(tokenizer, value)
+        if not ids:
+            return [], "empty"
+        window[f"{column}_ids"] = ids
+    return [window], None

@@ -1,0 +1,177 @@
+# Copyright 2026 The trl_gist authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""
+Facts by age: the numbers and names of a long text, where each was said last, and whether its gists still have it.
+
+Numbers and names are those of [`patterns`], told in the whole text at once and compared without regard to case.
+"""
+
+from bisect import bisect_left, bisect_right
+
+import numpy as np
+from transformers import PreTrainedTokenizerBase
+
+from ...common.statistics import ratio_and_error
+from ...common.text_units import Units
+
+
+FACT_KINDS = ("number", "name")
+_PIECE = 64
+
+
+class FactIndex:
+    """
+    The facts of a document, by window.
+
+    Args:
+        ids (`list[int]`):
+            The document.
+        geometry ([`~data.geometry.Geometry`]):
+            How it is cut.
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
+            For its text.
+    """
+
+    def __init__(self, ids: list[int], geometry, tokenizer: PreTrainedTokenizerBase):
+        self.geometry = geometry
+        text, ends = text_and_ends(ids, tokenizer)
+        units = Units(text)
+        self.facts, self.last_said = [], []
+        said = {}
+        for word, kind, (start, stop) in zip(units.folded, units.kinds, units.spans, strict=True):
+            if kind in FACT_KINDS:
+                first = bisect_right(ends, start)
+                self.facts.append((first, bisect_left(ends, stop), word, kind))
+                self.last_said.append(said.get(word))
+                said[word] = first
+
+    def of_chunk(self, window: int) -> list[str]:
+        """The different facts that begin in the window's chunk."""
+        start, stop = window * self.geometry.chunk_length, (window + 1) * self.geometry.chunk_length
+        return sorted({word for first, _, word, _ in self.facts if start <= first < stop})
+
+    def of_target(self, window: int) -> list[dict]:
+        """
+        The facts of the target that G cannot copy from L or from the target itself.
+
+        Returns:
+            `list[dict]`: `fact`, its `kind`, the tokens of the target `[first, last]` that spell it, and its `age`: how
+            many windows ago it was said last, 0 for this window's chunk, `None` if it was never said.
+        """
+        seen, start = (window + 1) * self.geometry.chunk_length, self.geometry.before(window)
+        found = []
+        for (first, last, word, kind), said in zip(self.facts, self.last_said, strict=True):
+            inside = start <= first and last < start + self.geometry.target_length
+            if inside and (said is None or said < seen):
+                age = None if said is None else window - said // self.geometry.chunk_length
+                found.append({"fact": word, "kind": kind, "tokens": [first - start, last - start], "age": age})
+        return found
+
+
+def text_and_ends(ids: list[int], tokenizer: PreTrainedTokenizerBase) -> tuple[str, list[int]]:
+    """The text of token ids, and the number of its characters after each of them."""
+
+    def decode(piece):
+        return tokenizer.decode(piece, clean_up_tokenization_spaces=False)
+
+    text, ends = "", []
+    for start in range(0, len(ids), _PIECE):
+        # After a token, so that no decoder drops a space at the start
+        before = ids[max(0, start - 1) : start]
+        skip, piece = len(decode(before)), ""
+        for stop in range(start + 1, min(start + _PIECE, len(ids)) + 1):
+            piece = decode([*before, *ids[start:stop]])[skip:]
+            ends.append(len(text) + len(piece))
+        text += piece
+    return text, ends
+
+
+def facts_by_age(rows: list[dict], writers: list[str], ages: list[tuple[int, int]]) -> dict:
+    """
+    The share of facts that the newest gist still has, by how many windows ago they were said.
+
+    Args:
+        rows (`list[dict]`):
+            Of [`DistanceReadings.walk`].
+        writers (`list[str]`):
+            Whose gists.
+        ages (`list[tuple[int, int]]`):
+            Stretches of ages, first and last.
+
+    Returns:
+        `dict`: `ages`, and for `since_first` (facts by the window that said them first, however often they came again)
+        and `since_last` (by the last that said them) for each writer `share`, `share_se` (over documents) and `of`, how
+        many facts were looked for, a figure for each stretch of ages.
+    """
+    looked_up = {writer: {"since_first": [], "since_last": []} for writer in writers}
+    said_first, said_last = {}, {}
+    for row in sorted(rows, key=lambda row: row["window"]):  # a document's rows in their order
+        document, window = str(row["document_id"]), row["window"]
+        first, last = said_first.setdefault(document, {}), said_last.setdefault(document, {})
+        for fact in row["facts"]:
+            first.setdefault(fact, window)
+            last[fact] = window
+        for writer in writers:
+            held = set(Units(row["gists"][writer]).folded)
+            for name, said in (("since_first", first), ("since_last", last)):
+                looked_up[writer][name] += [(document, window - since, fact in held) for fact, since in said.items()]
+    result = {"ages": [list(stretch) for stretch in ages], "since_first": {}, "since_last": {}}
+    for writer in writers:
+        for name, found in looked_up[writer].items():
+            result[name][writer] = _by_stretch(found, ages, "share")
+    return result
+
+
+def fact_gains_by_age(rows: list[dict], arms: dict[str, str], ages: list[tuple[int, int]]) -> dict:
+    """
+    What an arm gains over its sliding window, in nats per token, on the tokens of facts that come again in the target.
+
+    Args:
+        rows (`list[dict]`):
+            Of [`DistanceReadings.walk`].
+        arms (`dict[str, str]`):
+            Arms, each with the one that it is held against.
+        ages (`list[tuple[int, int]]`):
+            Stretches of ages since the fact was said last, first and last.
+
+    Returns:
+        `dict`: For each arm `gain`, `gain_se` (over documents) and `of`, how many facts, a figure for each stretch of
+        ages; and under `new` the same for facts that were never said before, which no memory can help with.
+    """
+    result = {}
+    for arm, control in arms.items():
+        found = []
+        for row in rows:
+            if arm not in row["log_probs"]:
+                continue
+            gains = np.array(row["log_probs"][arm]) - np.array(row["log_probs"][control])
+            for fact in row["target_facts"]:
+                first, last = fact["tokens"]
+                found.append((str(row["document_id"]), fact["age"], float(gains[first : last + 1].mean())))
+        aged = [entry for entry in found if entry[1] is not None]
+        new = [(document, 0, gain) for document, age, gain in found if age is None]
+        result[arm] = {**_by_stretch(aged, ages, "gain"), "new": _by_stretch(new, [(0, 0)], "gain")}
+    return result
+
+
+def _by_stretch(found, ages, name):
+    columns = {name: [], f"{name}_se": [], "of": []}
+    for first, last in ages:
+        chosen = [(document, value) for document, age, value in found if first <= age <= last]
+        values = np.array([value for _, value in chosen], dtype=float)
+        mean, error = ratio_and_error(values, np.ones(len(values)), [document for document, _ in chosen])
+        for column, figure in ((name, mean), (f"{name}_se", error), ("of", len(chosen))):
+            columns[column].append(figure)
+    return columns

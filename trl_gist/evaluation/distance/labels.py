@@ -1,0 +1,101 @@
+# Copyright 2026 The trl_gist authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""What a walk's measures are called in tables, plots and on the page, and what they say in words."""
+
+from ...common.statistics import with_error
+
+
+def arm_labels(report: dict) -> dict[str, str]:
+    """Arms in the order in which tables show them, from all text to the recursive gists."""
+    last_k = report["geometry"]["last_k"]
+    labels = {
+        "full": "T: all text so far",
+        "window": f"T: last {report['geometry']['context_length']}, verbatim",
+        "tail": f"T: last {last_k}+|Z|, verbatim",
+        "last_k": f"T: last {last_k}, sliding window",
+        "zero_shot": "T: its own rolling summary",
+        "zero_shot_g": "G: T's rolling summary",
+        "null": "G: empty gist, sliding window",
+        "stale": "G: the first window's gist",
+        "single": "G: gist of the chunk alone",
+        "pair": "G: rolling gist",
+    }
+    for name in report["pairs"]:
+        labels |= {f"{name}_null": f"{name}: empty gist", name: f"{name}: rolling gist"}
+    return labels
+
+
+def stretch_label(stretch: dict) -> str:
+    """Windows counted from 1."""
+    first, last = stretch["first"] + 1, stretch["last"] + 1
+    return f"{first}" if first == last else f"{first}-{last}"
+
+
+def verdict_sentences(report: dict, walker: str) -> list[str]:
+    """
+    Where a pair's rolling gist is worth something, where it is not, and whether that shrinks: one sentence for each of
+    the two sliding windows, its own generator's and the teacher's, one for the slope, and one for the other arms.
+    """
+    label, sentences = arm_labels(report)[walker], []
+    for control, found in report["verdicts"][walker].items():
+        whose = "T's" if control == "last_k" else "its own"
+        gain = report["gains"][walker].get(control), report["gains"][walker].get(f"{control}_se")
+        if not found["of"]:
+            sentences.append(
+                f"{label}: too few documents reach a second window to hold it against {whose} sliding window."
+            )
+            continue
+        unit = "windows" if report["errors_over"] == "documents" else "stretches of windows"
+        sentence = (
+            f"{label}: from the second window on {with_error(*gain, sign='+')} nats per token against {whose} sliding "
+            f"window; below it by two standard errors in {found['of'] - len(found['unclear'])} of {found['of']} {unit}"
+        )
+        if found["unclear"]:
+            sentence += f", not at window {_listed(found['unclear'])}"
+        if found["since"] is not None:
+            sentence += f": NOT BELOW IT from window {found['since'] + 1} on"
+        sentences.append(f"{sentence}.")
+    slope = report["slopes"][walker]
+    per_1000 = [None if slope[name] is None else 1e3 * slope[name] for name in ("slope", "slope_se")]
+    sentences.append(
+        f"{label}: its gain over its own sliding window changes by {with_error(*per_1000, digits=2, sign='+')} · 10⁻³ nats "
+        f"per token with each window, {_direction(slope)} (within {slope['documents']} documents)."
+    )
+    gains = report["gains"][walker]
+    others = ("single" if walker == "pair" else "pair", "stale", "zero_shot", "tail", "window")
+    against = "; ".join(
+        f"{with_error(gains[arm], gains[f'{arm}_se'], sign='+')} over {arm_labels(report)[arm]}" for arm in others
+    )
+    sentences.append(f"{label}: from the second window on {against}.")
+    return sentences
+
+
+def _direction(slope):
+    if slope["slope"] is None or slope["slope_se"] is None or not slope["slope_se"] > 0:
+        return "with an unknown error"
+    if abs(slope["slope"]) <= 2 * slope["slope_se"]:
+        return "which is no change beyond two standard errors"
+    return "so it GROWS" if slope["slope"] > 0 else "so it SHRINKS"
+
+
+def _listed(windows):
+    """Windows from 1 on, runs of them as first-last."""
+    runs = []
+    for window in windows:
+        if runs and runs[-1][1] == window - 1:
+            runs[-1][1] = window
+        else:
+            runs.append([window, window])
+    return ", ".join(f"{first + 1}" if first == last else f"{first + 1}-{last + 1}" for first, last in runs)

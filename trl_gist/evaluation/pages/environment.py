@@ -1,0 +1,72 @@
+# Copyright 2026 The trl_gist authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""What all pages share: their templates' environment, how a figure is written, plots inlined."""
+
+import os
+import re
+from pathlib import Path
+
+import jinja2
+
+from ...common.statistics import is_number, with_error
+
+
+def page_environment() -> jinja2.Environment:
+    """For the templates of evaluation, which share a style; named by their path from there."""
+    return jinja2.Environment(
+        loader=jinja2.PackageLoader("trl_gist.evaluation", ""),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+
+
+def measure(value, error=None, sign: str = "", digits: int = 3) -> str:
+    """[`with_error`] as it is printed on a page."""
+    return with_error(value, error, digits, sign).replace("-", "−")
+
+
+def gain_against(control: str, gain: float, error: float | None) -> tuple[str, tuple[str, str, str]]:
+    """What a gain over a control says, in words, and as a tile: its label, its figure and its grade."""
+    known = is_number(error)
+    clear = known and abs(gain) > 2 * error
+    if clear:
+        words = f"{'beats' if gain > 0 else 'loses to'} {control} by {measure(abs(gain), error)}"
+    elif known:
+        words = f"is within two standard errors of {control} ({measure(gain, error)})"
+    else:
+        words = f"is {measure(gain)} from {control} (standard error unknown)"
+    grade = ("good" if gain > 0 else "bad") if clear else "even"
+    return words, (f"gain over {control}", measure(gain, error, sign="+"), grade)
+
+
+def without_folders(name: str) -> str:
+    """A checkpoint's or a file's name without the folders of somebody's machine."""
+    return Path(name).name if os.path.isabs(name) else name
+
+
+def inline_plots(directory: Path, captions: dict[str, str]) -> list[tuple[str, str, str]]:
+    """Name, caption and SVG of those that are there, to be put into one page: each with ids of its own."""
+    plots = []
+    for name, caption in captions.items():
+        file = directory / f"{name}.svg"
+        if file.is_file():
+            svg = file.read_text(encoding="utf-8")
+            svg = re.sub(r"<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
+            for mark in ('id="', "url(#", 'href="#'):
+                svg = svg.replace(mark, f"{mark}{name}-")
+            plots.append((name, caption, svg))
+    return plots

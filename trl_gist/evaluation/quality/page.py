@@ -1,0 +1,160 @@
+# Copyright 2026 The trl_gist authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+
+"""
+The page of an evaluation: one HTML file that needs nothing but itself, made from what the folder holds.
+"""
+
+import json
+import os
+import platform
+import time
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ..folder import MEASURES_FILE, PAGE_FILE, PLOTS_DIR, ROWS_FILE, SETTINGS_FILE
+from ..gists.pattern_plots import survival_html
+from ..gists.patterns import PATTERNS
+from ..gists.transfer import GAINS
+from ..pages.environment import gain_against, inline_plots, measure, page_environment, without_folders
+from .plots import READER_LABELS, setting_label
+
+
+_GALLERY = 6
+_CAPTIONS = {
+    "readers": "How far each reader is from the teacher that saw the whole context. G is the pair's generator, T the "
+    "frozen teacher, K the number of last tokens that both see.",
+    "positions": "The same by position in the target; bands are standard errors over documents.",
+    "rate": "Every number of last tokens and every budget measured: what is read against what is lost.",
+    "compressors": "Other compressors with as many tokens, read by the same readers.",
+    "pool": "Each point one compressor, read by the generator that was trained on the pair's gists. The line takes for "
+    "every window the gist that turned out best of all of them, with its target known: what choosing could still bring, "
+    "not what a compressor reached.",
+    "survival": "Which of the context's tokens are found again in the gist, by their place in the context.",
+}
+_CONTROLS = {
+    "null": "an empty gist",
+    "shuffled": "another document's gist",
+    "generator_only": "a generator trained without gists",
+    "tail": "as many verbatim tokens read by T",
+}
+
+
+def write_page(directory: str | os.PathLike) -> Path:
+    """Writes the page of an evaluation's folder, from its measures, its rows and its plots; returns its path."""
+    directory = Path(directory)
+    environment = page_environment()
+    environment.filters["measure"] = measure
+    report = json.loads((directory / MEASURES_FILE).read_text(encoding="utf-8"))
+    settings = json.loads((directory / SETTINGS_FILE).read_text(encoding="utf-8"))
+    with open(directory / ROWS_FILE, encoding="utf-8") as file:
+        rows = [json.loads(line) for line in file]
+    page = environment.get_template("quality/evaluation.html.jinja").render(
+        name=Path(report["pair"]).name,
+        report=report,
+        verdict=_verdict(report["measures"][0]),
+        tables=[_table(setting) for setting in report["measures"]],
+        plots=inline_plots(directory / PLOTS_DIR, _CAPTIONS),
+        gallery=_gallery(rows),
+        patterns=[
+            (label, measure(report["patterns"][name], report["patterns"][f"{name}_se"]))
+            for name, label in PATTERNS.items()
+        ],
+        transfer=[
+            (reader, [measure(1e3 * gains[name], 1e3 * gains[f"{name}_se"], "+", 1) for name in GAINS])
+            for reader, gains in report.get("transfer", {}).items()
+        ],
+        transfer_headings=list(GAINS.values()),
+        facts=_facts(report, settings),
+        now=time.strftime("%Y-%m-%d %H:%M %Z"),
+    )
+    path = directory / PAGE_FILE
+    path.write_text(page, encoding="utf-8", errors="backslashreplace")
+    return path
+
+
+def _verdict(measures):
+    """The result in a sentence and in tiles."""
+    parts, tiles = [], []
+    for name, control in _CONTROLS.items():
+        gain, error = measures.get(f"gain_over_{name}"), measures.get(f"gain_over_{name}_se")
+        if gain is not None:
+            words, tile = gain_against(control, gain, error)
+            parts.append(words)
+            tiles.append(tile)
+    tiles.append(("KL from the teacher", measure(measures["teacher_kl"], measures["teacher_kl_se"]), "plain"))
+    rate = f"{100 * measures['gist_rate']:.1f}% · {100 * measures['total_rate']:.1f}%"
+    tiles.append(("of the context's tokens: the gist · all that G reads", rate, "plain"))
+    sentence = (
+        f"On {measures['windows']} windows of {measures['documents']} documents the gist {'; it '.join(parts)}. "
+        "In nats per target token, ± standard error over documents; clear differences exceed two of them."
+    )
+    return {"sentence": sentence, "tiles": tiles}
+
+
+def _table(measures):
+    rows = []
+    for name in ("teacher", *READER_LABELS):
+        if measures.get(f"nll_{name}") is None:
+            continue
+        label = "T: whole context" if name == "teacher" else READER_LABELS[name]
+        figures = [
+            measure(measures.get(f"{kind}_{name}"), measures.get(f"{kind}_{name}_se"))
+            for kind in ("nll", "bits_per_byte", "kl", "gain_over")
+        ]
+        gap = name in ("last_k", "null")  # the others leave no gap to close, or are not what a user has without a gist
+        figures.append(
+            measure(measures.get(f"gap_closed_{name}"), measures.get(f"gap_closed_{name}_se")) if gap else ""
+        )
+        rows.append((label, figures, name == "gist"))
+    return {"label": setting_label(measures), "rows": rows, "measures": measures}
+
+
+def _gallery(rows):
+    """Windows of the first setting from the most gained to the least, each from another document where it can be."""
+    first = [row for row in rows if row["setting"] == rows[0]["setting"]]
+    by_document = {}
+    for row in first:
+        gain = float(np.mean(row["log_probs"]["gist"]) - np.mean(row["log_probs"]["null"]))
+        by_document.setdefault(row["document_id"], (gain, row))
+    ranked = sorted(by_document.values(), key=lambda item: -item[0])
+    last = max(1, min(_GALLERY, len(ranked)) - 1)
+    chosen = [ranked[round(index * (len(ranked) - 1) / last)] for index in range(min(_GALLERY, len(ranked)))]
+    return [
+        {
+            "document": str(row["document_id"]),
+            "gain": gain,
+            "length": row["gist_length"],
+            "last_k": row["last_k_text"],
+            "target": row["target"],
+            "context_and_gist": survival_html(row["context"], row["gist"]),
+        }
+        for gain, row in chosen
+    ]
+
+
+def _facts(report, settings):
+    packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers", "peft", "trl"))
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine()
+    return [
+        ("pair", without_folders(report["pair"])),
+        ("documents", ", ".join(without_folders(name) for name in report["dataset"])),
+        ("teacher", without_folders(report["teacher"])),
+        ("windows", f"{settings['max_windows'] or 'all'}, in batches of {settings['batch_size']}"),
+        ("made with", f"trl_gist {report['version']}, {packages}, Python {platform.python_version()} on {device}"),
+    ]

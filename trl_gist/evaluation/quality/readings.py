@@ -1,0 +1,269 @@
+# Copyright 2026 The trl_gist authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+
+"""
+What every reader makes of held-out targets, in one pass: batch by batch, from a stream as from a list.
+
+The readers of a window, each of whom predicts the same target Y:
+
+    teacher         the frozen T on all of X
+    gist            G on the gist and the last k tokens L
+    null            G on L and an empty gist
+    shuffled        G on L and another document's gist
+    random          G on L and as many random tokens
+    full            G on all of X in the place of L, and no gist: what G lost, or gained, as a reader of plain text
+    last_k          T on L alone
+    tail            T on the last k + |Z| tokens: as many tokens, verbatim
+    generator_only  another G, trained as long on empty gists, on L
+
+A gist is written once for each number of last tokens and for each budget asked for.
+"""
+
+import random
+from collections import deque
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+
+from peft import PeftModel
+from transformers import PreTrainedModel
+
+from ...inference.compactor import GistCompactor
+from ...models.lm_head import check_logits
+from ...prompts import before_last_k, through_last_k
+from ...scoring.gist_scorer import GistScorer
+from ...scoring.targets import TargetScorer
+
+
+CONTROLS = ("null", "shuffled", "random", "full", "last_k", "tail", "generator_only")
+READERS = ("teacher", "gist", *CONTROLS)
+_LENDERS = 64
+
+
+@dataclass
+class PairReadings:
+    """
+    Writes the gists of held-out windows and lets every reader predict their targets.
+
+    Args:
+        compactor ([`GistCompactor`]):
+            The pair.
+        teacher ([`~transformers.PreTrainedModel`]):
+            The frozen teacher; see [`~evaluation.load_teacher`].
+        batch_size (`int`, *optional*, defaults to `8`):
+            Windows in one forward.
+        last_k (`list[int]`, *optional*):
+            Numbers of last tokens L to measure with. `None` takes each window's own.
+        budgets (`list[int]`, *optional*):
+            Most tokens of a gist to measure with. `None` takes the pair's own.
+        generator_only ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`], *optional*):
+            A generator trained without gists.
+
+    Raises:
+        ValueError: if a model's logits are capped or scaled in a way that scoring does not know.
+    """
+
+    compactor: GistCompactor
+    teacher: PreTrainedModel
+    batch_size: int = 8
+    last_k: list[int] | None = None
+    budgets: list[int] | None = None
+    generator_only: PreTrainedModel | PeftModel | None = None
+    _lenders: dict = field(default_factory=dict, repr=False)
+    _read: dict = field(default_factory=dict, repr=False)  # of one batch, by who reads what
+
+    def __post_init__(self):
+        models = [self.compactor.generator, self.teacher]
+        for model in models if self.generator_only is None else [*models, self.generator_only]:
+            check_logits(model)
+        self.alone = None if self.generator_only is None else TargetScorer(self.generator_only)
+        self.scorer = GistScorer(
+            TargetScorer(self.compactor.generator),
+            TargetScorer(self.teacher),
+            self.compactor.prompts,
+            self.batch_size,
+            teacher_cache=_MemoryCache(),
+        )
+
+    @property
+    def settings(self) -> list[tuple[int | None, int | None]]:
+        """The `(last_k, budget)` that every window is measured with."""
+        return [(last_k, budget) for last_k in self.last_k or [None] for budget in self.budgets or [None]]
+
+    def read(self, windows: Iterable[dict], read_before: Iterable[dict] = ()) -> Iterator[list[dict]]:
+        """
+        Args:
+            windows (`Iterable[dict]`):
+                Rows of [`~data.windows.prepare_windows`].
+            read_before (`Iterable[dict]`, *optional*):
+                Rows of an earlier pass that this one goes on from; their gists are lent to the shuffled control.
+
+        Yields:
+            `list[dict]`: A batch of windows at a time, a row for each window and setting: the window's columns, its
+            gist, the sizes of all that is read, and under `log_probs` and `kls` what each reader makes of every token
+            of the target, in nats. `shuffled` is missing where no other document came before.
+        """
+        self._lenders.clear()
+        for row in read_before:
+            self._lend([row], (row["setting"][0], row["setting"][1]))
+        batch = []
+        for window in windows:
+            batch.append(window)
+            if len(batch) == self.batch_size:
+                yield self._read_batch(batch)
+                batch = []
+        if batch:
+            yield self._read_batch(batch)
+
+    def _read_batch(self, windows):
+        self.scorer.teacher_cache.clear()
+        self._read.clear()
+        rows_by_setting = [self._read_setting(windows, *setting) for setting in self.settings]
+        return [row for rows in zip(*rows_by_setting, strict=True) for row in rows]
+
+    def _read_setting(self, windows, last_k, budget):
+        rows = [self._with_last_k(window, last_k) for window in windows]
+        gists = self.compactor.compress_batch(
+            [row["context_ids"] for row in rows], budget, False, self.batch_size, [row["last_k_ids"] for row in rows]
+        )
+        for row, gist in zip(rows, gists, strict=True):
+            row |= {"setting": [last_k, budget], "last_k": len(row["last_k_ids"]), "budget": budget}
+            row |= {"gist_ids": gist.token_ids, "gist": gist.text, "summarizer_log_prob": gist.log_prob}
+            row |= self._sizes(row)
+            row |= self._texts(row)
+        self._lend(rows, (last_k, budget))
+        teacher_hidden, _ = self.scorer.read_contexts(rows)
+        for row, logps_T in zip(rows, self.scorer.teacher_readings(rows, teacher_hidden), strict=True):
+            row["log_probs"] = {"teacher": _rounded(logps_T)}
+            row["kls"] = {"teacher": [0.0] * len(logps_T)}
+        for reader, (model, prompts) in self._prompts(rows, (last_k, budget)).items():
+            for row, reading in zip(rows, self._read_once(model, rows, prompts, teacher_hidden), strict=True):
+                if reading is not None:
+                    row["log_probs"][reader], row["kls"][reader] = reading
+        return rows
+
+    def _read_once(self, model, rows, prompts, teacher_hidden):
+        """Readings of a batch's prompts, `None` where there is none; what another setting has asked is not read again."""
+        keys = [None if ids is None else (id(model), row, *ids) for row, ids in enumerate(prompts)]
+        new = [row for row, key in enumerate(keys) if key is not None and key not in self._read]
+        of_new = ([column[row] for row in new] for column in (rows, prompts, teacher_hidden))
+        for row, (logps_T, kl_T) in zip(new, self.scorer.read(model, *of_new), strict=True):
+            self._read[keys[row]] = _rounded(logps_T), _rounded(kl_T)
+        return [self._read.get(key) for key in keys]
+
+    def _with_last_k(self, window, last_k):
+        row = {name: window[name] for name in ("document_id", "context_ids", "last_k_ids", "target_ids")}
+        if last_k is None:
+            return row
+        if len(before_last_k(row["context_ids"], row["last_k_ids"])) == len(row["context_ids"]):
+            raise ValueError(
+                f"`last_k` ({last_k}) cannot be varied: document {row['document_id']} brings last tokens of its own that "
+                "are not the end of its context."
+            )
+        if not 0 < last_k < len(row["context_ids"]):
+            raise ValueError(
+                f"`last_k` ({last_k}) must be between 1 and the context's {len(row['context_ids'])} tokens."
+            )
+        return row | {"last_k_ids": row["context_ids"][-last_k:]}
+
+    def _sizes(self, row):
+        prompts, decode = self.compactor.prompts, self.compactor.tokenizer.decode
+        budget = self.compactor.pair.tail_length if row["budget"] is None else row["budget"]
+        length, read = len(row["context_ids"]), len(prompts.generator(row["gist_ids"], row["last_k_ids"]))
+        return {
+            "gist_length": len(row["gist_ids"]),
+            "gist_bytes": len(row["gist"].encode()),
+            "context_length": length,
+            "context_bytes": len(decode(row["context_ids"]).encode()),
+            "target_bytes": len(decode(row["target_ids"]).encode()),
+            "summarizer_tokens": len(prompts.summarizer(row["context_ids"], row["last_k_ids"], budget))
+            + len(row["gist_ids"]),
+            "generator_tokens": read,
+            "teacher_tokens": len(prompts.teacher(row["context_ids"], row["last_k_ids"])),
+            "gist_rate": len(row["gist_ids"]) / length,
+            "total_rate": read / length,
+        }
+
+    def _texts(self, row):
+        """What a person reads of a window."""
+        decode = self.compactor.tokenizer.decode
+        unseen = before_last_k(row["context_ids"], row["last_k_ids"])
+        texts = {"context": unseen, "last_k_text": row["last_k_ids"], "target": row["target_ids"]}
+        return {name: decode(ids) for name, ids in texts.items()}
+
+    def _prompts(self, rows, setting):
+        """Who reads what, but for the teacher on X: `{reader: (model, a prompt for each row or None)}`."""
+        prompts, generator, teacher = self.compactor.prompts, self.scorer.generator, self.scorer.teacher
+        through = [through_last_k(row["context_ids"], row["last_k_ids"]) for row in rows]
+
+        def generated(gists):
+            return [
+                None if gist is None else prompts.generator(gist, row["last_k_ids"])
+                for row, gist in zip(rows, gists, strict=True)
+            ]
+
+        empty = [[] for _ in rows]
+        readers = {
+            "gist": (generator, generated([row["gist_ids"] for row in rows])),
+            "null": (generator, generated(empty)),
+            "shuffled": (generator, generated([self._borrow(row, setting) for row in rows])),
+            "random": (generator, generated([self._random_tokens(row) for row in rows])),
+            "full": (generator, [prompts.generator([], ids) for ids in through]),
+            "last_k": (teacher, [prompts.plain(row["last_k_ids"]) for row in rows]),
+            "tail": (
+                teacher,
+                [
+                    prompts.plain(ids[-(len(row["last_k_ids"]) + row["gist_length"]) :])
+                    for row, ids in zip(rows, through, strict=True)
+                ],
+            ),
+        }
+        if self.generator_only is not None:
+            readers["generator_only"] = (self.alone, generated(empty))
+        return readers
+
+    def _lend(self, rows, setting):
+        lenders = self._lenders.setdefault(setting, deque(maxlen=_LENDERS))
+        lenders.extend((row["document_id"], row["gist_ids"]) for row in rows)
+
+    def _borrow(self, row, setting):
+        """Another document's gist: of those at hand, the one that the context picks."""
+        others = [gist for document, gist in self._lenders[setting] if document != row["document_id"]]
+        return others[sum(row["context_ids"]) % len(others)] if others else None
+
+    def _random_tokens(self, row):
+        return random.Random(str(row["context_ids"])).choices(self._ordinary_tokens, k=row["gist_length"])
+
+    @cached_property
+    def _ordinary_tokens(self):
+        special = self.compactor.prompts.special_ids
+        return [token for token in range(len(self.compactor.tokenizer)) if token not in special]
+
+
+def _rounded(values_T):
+    return [round(value, 5) for value in values_T.tolist()]
+
+
+class _MemoryCache(dict):
+    """The teacher's hidden states of one batch, which all settings share: T reads X whatever L is."""
+
+    def get(self, row):
+        return super().get(self._key(row))
+
+    def put(self, row, hidden_TH):
+        self[self._key(row)] = hidden_TH
+
+    def _key(self, row):
+        return tuple(through_last_k(row["context_ids"], row["last_k_ids"])), tuple(row["target_ids"])

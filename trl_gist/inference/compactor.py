@@ -1,0 +1,404 @@
+# Copyright 2026 The trl_gist authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+import functools
+import os
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import torch
+from peft import PeftModel
+from tqdm.auto import tqdm
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from ..models.fingerprints import pair_fingerprint
+from ..models.generation import generate
+from ..models.loading import HalfLoader, local_directory
+from ..pair import GENERATOR_DIR, PairConfig
+from ..prompts import GistPrompts
+from ..scoring.gist_log_probs import given_log_probs, written_log_probs
+from .certify import expected_kls
+from .gist import Continuation, Gist
+from .search import search_gist
+
+
+if TYPE_CHECKING:
+    from .chat import CompactedChat
+    from .session.session import Session
+
+
+class GistCompactor:
+    """
+    A trained pair at inference: the summarizer compresses contexts, the generator continues from the gists.
+
+    Example:
+
+    ```python
+    from trl_gist import GistCompactor
+
+    compactor = GistCompactor.from_pretrained("smollm2-gist")
+    gist = compactor.compress(text)
+    print(gist.text, gist.total_rate)
+    print(compactor.continue_text(text, max_new_tokens=64).text)
+    ```
+
+    Args:
+        summarizer, generator ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
+            The two models, in eval mode.
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
+            Their tokenizer.
+        pair ([`~pair.PairConfig`]):
+            The window they were trained on.
+    """
+
+    def __init__(
+        self,
+        summarizer: PreTrainedModel | PeftModel,
+        generator: PreTrainedModel | PeftModel,
+        tokenizer: PreTrainedTokenizerBase,
+        pair: PairConfig,
+    ):
+        self.summarizer = summarizer
+        self.generator = generator
+        self.tokenizer = tokenizer
+        self.pair = pair
+        self.prompts = GistPrompts.from_tokenizer(
+            tokenizer, pair.summarizer_prompt, pair.tail_length, pair.generator_prompt, pair.chat_template_kwargs
+        )
+        # One model call at a time. Reentrant, because a streamer may use another session from within one
+        self.lock = threading.RLock()
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_pair: str | os.PathLike,
+        device: str | torch.device | None = None,
+        dtype: str | torch.dtype | None = None,
+        revision: str | None = None,
+        trust_remote_code: bool = False,
+    ) -> "GistCompactor":
+        """
+        Loads what [`GistTrainer.save_model`] wrote. Two adapters of one base share it in memory.
+
+        Args:
+            pretrained_pair (`str` or `os.PathLike`):
+                A folder, or a repository on the Hub.
+            device (`str` or `torch.device`, *optional*):
+                Defaults to the machine's accelerator, or the CPU.
+            dtype (`str` or `torch.dtype`, *optional*):
+                Defaults to the one the checkpoint (under adapters: the base) is stored in.
+            revision (`str`, *optional*):
+                Of the repository on the Hub.
+            trust_remote_code (`bool`, *optional*, defaults to `False`):
+                Whether checkpoints may run their own code.
+
+        Raises:
+            ValueError: if it is not a pair, lacks the generator, or its base model cannot be loaded.
+        """
+        directory = local_directory(pretrained_pair, revision)
+        pair = PairConfig.load(directory)
+        if device is None:
+            device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
+        loader = HalfLoader(device, dtype or "auto", trust_remote_code)
+        summarizer = loader.load(directory, "summarizer")
+        generator = loader.load(directory / GENERATOR_DIR, "generator")
+        tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=trust_remote_code)
+        return cls(summarizer, generator, tokenizer, pair)
+
+    def compress(
+        self,
+        context: str | list[int],
+        budget: int | None = None,
+        do_sample: bool = False,
+        last_k: str | list[int] | None = None,
+        keep=None,
+        certify: bool = False,
+        search: bool = False,
+    ) -> Gist:
+        """
+        Writes the gist of one context.
+
+        Args:
+            context (`str` or `list[int]`):
+                Text or token ids, at most the `context_length` the pair was trained on.
+            budget (`int`, *optional*):
+                The most tokens the gist may have; it never has more. Defaults to what the pair was trained on. A pair
+                trained with `gist_length_range` is told, and writes what is worth most within it; any other is cut
+                off there.
+            do_sample (`bool`, *optional*, defaults to `False`):
+                Whether to sample at temperature 1, as in training, instead of taking the likeliest tokens.
+            last_k (`str` or `list[int]`, *optional*):
+                What the generator will read beside the gist, as a question about the context. Defaults to the last
+                `last_k` tokens of the context. The summarizer sees it if its prompt has `{last_k}`.
+            keep (`str`, pattern or a list of them, *optional*):
+                Spans of the context that the gist must have, within the same budget: `"numbers"`, `"names"`,
+                `"dates"`, `"regex:..."`, a compiled pattern, or a literal string; see [`trl_gist.inference.keep`].
+            certify (`bool`, *optional*, defaults to `False`):
+                Whether to measure what the gist is expected to cost against the whole context. It takes some five
+                times the time of the gist itself; see [`trl_gist.inference.certify`].
+            search (`bool`, *optional*, defaults to `False`):
+                Whether to exchange pieces of the gist for others of the context, where that is expected to cost less;
+                `keep` comes after it. It takes some 300 readings by the generator; see [`trl_gist.inference.search`].
+
+        Raises:
+            ValueError: if the context is empty, not text, longer than the pair's contexts, or does not fit the
+                summarizer's positions; if `keep` holds what cannot be looked for.
+        """
+        last_k = None if last_k is None else [last_k]
+        return self.compress_batch(
+            [context], budget, do_sample, last_k=last_k, keep=keep, certify=certify, search=search
+        )[0]
+
+    def compress_batch(
+        self,
+        contexts: list[str | list[int]],
+        budget: int | None = None,
+        do_sample: bool = False,
+        batch_size: int = 8,
+        last_k: list[str | list[int]] | None = None,
+        keep=None,
+        certify: bool = False,
+        search: bool = False,
+    ) -> list[Gist]:
+        """As [`~GistCompactor.compress`], for many contexts, `batch_size` of them in one forward."""
+        contexts_ids = []
+        for index, context in enumerate(contexts):
+            what = "The context" if len(contexts) == 1 else f"Context {index}"
+            ids = self._token_ids(context, what)
+            if len(ids) > self.pair.context_length:
+                raise ValueError(
+                    f"{what} has {len(ids)} tokens, but the pair was trained on contexts of "
+                    f"{self.pair.context_length}. Use `compress_windows`, which cuts a text into such contexts."
+                )
+            contexts_ids.append(ids)
+        last_k_ids = self._last_k_ids(contexts_ids, last_k)
+        gists = self._iter_gists(contexts_ids, last_k_ids, budget, do_sample, batch_size, keep, certify, search)
+        hidden = len(contexts) <= batch_size and not search
+        return list(tqdm(gists, total=len(contexts), desc="Compressing", unit=" contexts", disable=hidden))
+
+    def compress_windows(
+        self,
+        text: str | list[int],
+        budget: int | None = None,
+        do_sample: bool = False,
+        batch_size: int = 8,
+        last_k: str | list[int] | None = None,
+        keep=None,
+        certify: bool = False,
+        search: bool = False,
+    ) -> list[Gist]:
+        """
+        One gist for each `context_length` tokens of a text of any length; the last context may be shorter. A `last_k`,
+        as in [`~GistCompactor.compress`], is the same for all of them.
+        """
+        windows = self._windows(text)
+        last_k = None if last_k is None else [last_k] * len(windows)
+        return self.compress_batch(windows, budget, do_sample, batch_size, last_k, keep, certify, search)
+
+    def iter_windows(
+        self,
+        text: str | list[int],
+        budget: int | None = None,
+        do_sample: bool = False,
+        batch_size: int = 8,
+        last_k: str | list[int] | None = None,
+        keep=None,
+        certify: bool = False,
+        search: bool = False,
+    ) -> Iterator[Gist]:
+        """As [`~GistCompactor.compress_windows`], each batch of gists as soon as it is written."""
+        windows = self._windows(text)
+        last_k_ids = self._last_k_ids(windows, None if last_k is None else [last_k] * len(windows))
+        return self._iter_gists(windows, last_k_ids, budget, do_sample, batch_size, keep, certify, search)
+
+    def continue_text(
+        self,
+        text: str | list[int],
+        max_new_tokens: int = 64,
+        do_sample: bool = False,
+        last_k: str | list[int] | None = None,
+        **generation_kwargs,
+    ) -> Continuation:
+        """
+        Continues a text of any length: its last `context_length` tokens are compressed greedily, and the generator
+        goes on from the gist and the last `last_k` tokens; or from the gist and what is given in their place, as a
+        question about the text.
+
+        Args:
+            text (`str` or `list[int]`):
+                Text or token ids.
+            max_new_tokens (`int`, *optional*, defaults to `64`):
+                Longest continuation.
+            do_sample (`bool`, *optional*, defaults to `False`):
+                Whether to sample, at temperature 1 unless `generation_kwargs` say otherwise.
+            last_k (`str` or `list[int]`, *optional*):
+                As in [`~GistCompactor.compress`].
+            generation_kwargs:
+                For [`~transformers.GenerationConfig`], as `temperature` or `top_p`.
+        """
+        context_ids = self._token_ids(text, "The text")[-self.pair.context_length :]
+        last_k = context_ids[-self.pair.last_k :] if last_k is None else last_k
+        gist = self.compress(context_ids, last_k=last_k)
+        return self.continue_from(gist, last_k, max_new_tokens, do_sample, **generation_kwargs)
+
+    def continue_from(
+        self,
+        gist: Gist | str,
+        last_text: str | list[int],
+        max_new_tokens: int = 64,
+        do_sample: bool = False,
+        **generation_kwargs,
+    ) -> Continuation:
+        """
+        As [`~GistCompactor.continue_text`], from a gist that is there already, or from any text in its place.
+
+        The generator reads all of `last_text`; it was trained on `last_k` tokens of it, or on what stood in their place.
+        """
+        gist_ids = gist.token_ids if isinstance(gist, Gist) else self._token_ids(gist, "The gist", may_be_empty=True)
+        last_ids = self._token_ids(last_text, "The last text", may_be_empty=True)
+        prompt = self.prompts.generator(gist_ids, last_ids)
+        (token_ids,), _ = self._generate(
+            "generator", [prompt], max_new_tokens=max_new_tokens, do_sample=do_sample, **generation_kwargs
+        )
+        return Continuation(self._decode(token_ids), token_ids, gist)
+
+    def session(self, **settings) -> "Session":
+        """A stream of any length that the pair goes on reading and writing in one window; see [`~inference.session.session.Session`]."""
+        from .session.session import Session
+
+        return Session(self, **settings)
+
+    def load_session(self, path: str | os.PathLike, **settings) -> "Session":
+        """The session that [`~inference.session.session.Session.save`] wrote; see [`~inference.session.session.Session.load`]."""
+        from .session.session import Session
+
+        return Session.load(path, self, **settings)
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """By which a saved session knows its pair."""
+        return pair_fingerprint(self)
+
+    def compact_messages(
+        self, messages: list[dict[str, str]], max_tokens: int, keep=None, tools: list | None = None
+    ) -> "CompactedChat":
+        """
+        A chat within `max_tokens` tokens of the tokenizer's chat template: the system prompt, the tools and the newest
+        turns as they are, the oldest turns as one gist, a user's message; see [`trl_gist.inference.chat`].
+
+        Args:
+            messages (`list[dict]`):
+                The chat: `role`, `content` and what else the template reads.
+            max_tokens (`int`):
+                The most tokens of the whole chat, tools and the header of the next answer included.
+            keep (`str`, pattern or a list of them, *optional*):
+                As in [`~GistCompactor.compress`], what the gist must have of each window that is compacted.
+            tools (`list`, *optional*):
+                As for `apply_chat_template`.
+
+        Raises:
+            ValueError: if a message has an unknown role or no text, the tokenizer has no chat template or it refuses
+                the messages, or system prompt, last turn and a gist do not fit `max_tokens`.
+        """
+        from .chat import compact_messages
+
+        return compact_messages(self, messages, max_tokens, keep, tools)
+
+    def _windows(self, text):
+        ids, length = self._token_ids(text, "The text"), self.pair.context_length
+        return [ids[start : start + length] for start in range(0, len(ids), length)]
+
+    def _last_k_ids(self, contexts_ids, last_k):
+        if last_k is None:
+            return [ids[-self.pair.last_k :] for ids in contexts_ids]
+        return [self._token_ids(text, "`last_k`", may_be_empty=True) for text in last_k]
+
+    def _iter_gists(self, contexts_ids, last_k_ids, budget, do_sample, batch_size, keep, certify, search):
+        # Its patterns are evaluation's own, and evaluation imports this module
+        from .keep import parse_keep
+
+        requests = [] if keep is None else parse_keep(keep)
+        batch_size = 1 if search else batch_size  # which takes so long that each is wanted when it is there
+        starts = range(0, len(contexts_ids), batch_size)
+        batches = [
+            (contexts_ids[start : start + batch_size], last_k_ids[start : start + batch_size]) for start in starts
+        ]
+        settings = (budget, do_sample, requests, certify, search)
+        return (gist for batch in batches for gist in self._write_gists(*batch, *settings))
+
+    def _write_gists(self, contexts_ids, last_k_ids, budget, do_sample, requests, certify, search):
+        from .keep import keep_in_gists
+
+        shown = self.pair.tail_length if budget is None else budget
+        prompts = [self.prompts.summarizer(*ids, shown) for ids in zip(contexts_ids, last_k_ids, strict=True)]
+        budget = self.pair.max_gist_length if budget is None else budget
+        written, logits = self._generate(
+            "summarizer", prompts, max_new_tokens=budget, do_sample=do_sample, output_logits=True
+        )
+        gists, log_probs, found = written, written_log_probs(logits, written), [{}] * len(written)
+        if search:
+            gists = [search_gist(self, *ids) for ids in zip(contexts_ids, last_k_ids, written, strict=True)]
+        if requests:
+            texts = [self._decode(ids) for ids in contexts_ids]
+            gists, found = keep_in_gists(gists, texts, requests, budget, self.tokenizer)
+        changed = [row for row, gist in enumerate(gists) if gist != written[row]]
+        if changed:
+            given = [prompts[row] for row in changed], [gists[row] for row in changed]
+            for row, log_prob in zip(changed, given_log_probs(self.summarizer, *given), strict=True):
+                log_probs[row] = log_prob
+        results = [
+            Gist(
+                text=self._decode(gist),
+                token_ids=gist,
+                log_prob=log_prob,
+                context_tokens=len(ids),
+                gist_rate=len(gist) / len(ids),
+                total_rate=len(self.prompts.generator(gist, last_ids)) / len(ids),
+                **kept,
+            )
+            for ids, last_ids, gist, log_prob, kept in zip(
+                contexts_ids, last_k_ids, gists, log_probs, found, strict=True
+            )
+        ]
+        if not certify:
+            return results
+        measured = expected_kls(self, contexts_ids, last_k_ids, gists)
+        return [replace(gist, **costs) for gist, costs in zip(results, measured, strict=True)]
+
+    def _generate(self, role, prompts, **generation_kwargs):
+        with self.lock:
+            return generate(getattr(self, role), self.tokenizer, prompts, name=role, **generation_kwargs)
+
+    def _token_ids(self, text, what, may_be_empty=False):
+        if isinstance(text, str):
+            try:
+                text.encode("utf-8")
+            except UnicodeEncodeError as error:
+                raise ValueError(f"{what} is not valid text: {error}.") from error
+            ids = self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+        elif isinstance(text, (list, tuple)):
+            ids = list(text)
+            for token in ids:
+                if not isinstance(token, int) or not 0 <= token < len(self.tokenizer):
+                    raise ValueError(f"{what} holds {token!r}, which is no id of the tokenizer's vocabulary.")
+        else:
+            raise ValueError(f"{what} must be text or a list of token ids, got {type(text).__name__}.")
+        if not ids and not may_be_empty:
+            raise ValueError(f"{what} is empty.")
+        return ids
+
+    def _decode(self, ids):
+        return self.tokenizer.decode(ids, skip_special_tokens=True)

@@ -1,0 +1,85 @@
+# Copyright 2026 The trl_gist authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+import dataclasses
+
+import torch
+
+from ...models.roles import max_positions
+from ...scoring.targets import TargetRows, TargetScorer
+
+
+@dataclasses.dataclass
+class PendingCost:
+    """
+    A compaction whose cost waits for the tokens that come next.
+
+    Attributes:
+        index (`int`):
+            Of the compaction.
+        prompts (`list[list[int]]`):
+            What G read before and after it.
+        next_ids (`list[int]`):
+            What came next, as far as it is there.
+    """
+
+    index: int
+    prompts: list[list[int]]
+    next_ids: list[int]
+
+
+class CostMeter:
+    """
+    Measures what compactions cost; see [`~inference.session.state.Compaction`].
+
+    It keeps two prompts of each compaction until the `target_length` tokens that come next are there.
+    """
+
+    def __init__(self, compactor, pending=()):
+        self.compactor = compactor
+        self.pending = [PendingCost(**values) for values in pending]
+
+    def watch(self, index: int, before: list[int], after: list[int]):
+        self.pending.append(PendingCost(index, [before, after], []))
+
+    def add(self, token_ids: list[int]):
+        """Tokens that came next in the stream."""
+        for pending in self.pending:
+            pending.next_ids += token_ids[: self._length - len(pending.next_ids)]
+
+    def due(self) -> list[tuple[int, float | None]]:
+        """The compactions whose tokens are there, and their costs in nats per token; each is given once."""
+        due = [pending for pending in self.pending if len(pending.next_ids) == self._length]
+        self.pending = [pending for pending in self.pending if len(pending.next_ids) < self._length]
+        return [(pending.index, self._cost(pending)) for pending in due]
+
+    @property
+    def state(self) -> list[dict]:
+        """For `pending` of another meter."""
+        return [dataclasses.asdict(pending) for pending in self.pending]
+
+    @property
+    def _length(self):
+        return self.compactor.pair.target_length
+
+    def _cost(self, pending):
+        generator, next_ids = self.compactor.generator, pending.next_ids
+        positions = max_positions(generator)
+        if positions is not None and max(map(len, pending.prompts)) + len(next_ids) > positions:
+            return None
+        rows = TargetRows.build(pending.prompts, [next_ids] * 2, 1, generator.device)
+        with self.compactor.lock, torch.no_grad():
+            logps_NT = TargetScorer(generator)(rows)[0]
+        before, after = logps_NT.double().mean(-1).tolist()
+        return before - after

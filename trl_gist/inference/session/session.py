@@ -1,0 +1,396 @@
+# Copyright 2026 The trl_gist authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+import dataclasses
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from transformers.generation.streamers import BaseStreamer
+
+from ...data.geometry import SEPARATOR, join
+from ...models.generation import TokenTee, end_token_ids
+from ..compactor import Continuation, GistCompactor
+from .cost import CostMeter
+from .files import SavedSession, TokenFile, check_unused, read_session, state_of
+from .recursion import RECURSIONS, StoredGist
+from .state import Compaction, CompactionPlan, SessionSettings
+from .window import LiveToken, LiveWindow
+
+
+class Session:
+    """
+    A stream of text of any length that a pair goes on reading and writing in a window of fixed size.
+
+    The generator reads `template, gists, live tokens`, at most `window` tokens of them. When there is no room for the
+    next token, the oldest live tokens scroll off as a *chunk* and are folded into the gists, and the last `last_k` stay
+    at least. Everything is done in token ids: text is tokenised once, alone, when it is appended, and nothing is decoded
+    and tokenised again. S writes each gist through the pair's own prompts, greedily, from a context of at most the
+    `context_length` that the pair was trained on: what is folded, and after it, as in training, the next `last_k`
+    tokens, which stay live and which G reads beside the gist. How the gists follow from the chunks:
+
+    - `"rolling"`: there is one gist; the new one is S(previous gist, chunk, L).
+    - `"chain"`: S(chunk, L) for each chunk. While they are longer together than `gist_budget`, the two oldest become
+      S(gist, gist, L).
+    - `"tree"`: S(chunk, L) for each chunk; while the newest two are of the same level, they become S(gist, gist, L), one
+      level up, as in a binary counter. The bound is kept as in `"chain"`.
+
+    A newline's tokens stand between two gists, and between a gist and a chunk.
+
+    What it keeps in memory: the gists, the live tokens, and a record of each compaction in `history` (a gist and a few
+    numbers). Of what scrolled off nothing is kept, but on disk with `keep_history`. A session is used by one thread at a
+    time; the sessions of one compactor may be used by several, which take turns at its models.
+
+    Example:
+
+    ```python
+    session = compactor.session(window=512)
+    session.append(book)
+    session.generate(200, streamer=TextStreamer(compactor.tokenizer))
+    for compaction in session.history:
+        print(compaction.spans, compaction.gist)
+    ```
+
+    Args:
+        compactor ([`GistCompactor`]):
+            The pair.
+        window (`int`, *optional*):
+            The most tokens the generator reads. Defaults to as many as let S read full contexts and leave G `last_k` live
+            tokens after a compaction, as in training.
+        last_k (`int`, *optional*):
+            Live tokens that are never folded, the newest. Defaults to the pair's.
+        recursion (`str`, *optional*, defaults to `"rolling"`):
+            `"rolling"`, `"chain"` or `"tree"`.
+        budget (`int`, *optional*):
+            The most tokens of one gist. Defaults to the pair's.
+        gist_budget (`int`, *optional*):
+            Of `"chain"` and `"tree"`: the most tokens of all gists, newlines between them included. Defaults to 4 gists.
+        measure (`bool`, *optional*, defaults to `False`):
+            Whether to measure what each compaction cost; see [`~inference.session.state.Compaction`]. Takes two forwards of G each.
+        autosave (`str` or `os.PathLike`, *optional*):
+            Where the session is saved after each `append`, `generate` and compaction.
+        keep_history (`str` or `os.PathLike`, *optional*):
+            A new file for all tokens of the stream; see [`~inference.session.files.TokenFile`].
+        before_compaction (`Callable`, *optional*):
+            Called as `before_compaction(session, plan)` with a [`~inference.session.state.CompactionPlan`]. It may call `protect`
+            and `unprotect`; the plan is then made anew.
+        after_compaction (`Callable`, *optional*):
+            Called as `after_compaction(session, compaction)` with a [`~inference.session.state.Compaction`], when it is done and
+            saved.
+
+    Raises:
+        ValueError: if sizes do not fit each other or the pair, or a file is there already.
+    """
+
+    def __init__(
+        self,
+        compactor: GistCompactor,
+        window: int | None = None,
+        last_k: int | None = None,
+        recursion: str = "rolling",
+        budget: int | None = None,
+        gist_budget: int | None = None,
+        measure: bool = False,
+        autosave: str | os.PathLike | None = None,
+        keep_history: str | os.PathLike | None = None,
+        before_compaction: Callable | None = None,
+        after_compaction: Callable | None = None,
+    ):
+        settings = SessionSettings.resolve(compactor, window, last_k, recursion, budget, gist_budget, measure)
+        if autosave is not None:
+            check_unused(autosave)
+        self._start(compactor, settings, autosave, keep_history, before_compaction, after_compaction)
+        if self._tokens is not None:
+            self._tokens.create()
+
+    def _start(self, compactor, settings, autosave, keep_history, before_compaction, after_compaction):
+        self.compactor = compactor
+        self.settings = settings
+        self.autosave = autosave
+        self.before_compaction = before_compaction
+        self.after_compaction = after_compaction
+        self.position = 0  # tokens of the stream so far
+        self.gists: list[StoredGist] = []
+        self.live = LiveWindow(settings.protectable)
+        self.history: list[Compaction] = []
+        self._meter = CostMeter(compactor)
+        self._separator_ids = list(compactor.prompts.tokenize(SEPARATOR))
+        self._tokens = None if keep_history is None else TokenFile(keep_history)
+        self._saved: SavedSession | None = None
+        self._unsaved: list[Compaction] = []  # not yet in the log of `_saved`
+
+    # ---- What the generator reads ----
+
+    @property
+    def gist_ids(self) -> list[int]:
+        """What G reads as the gist: all gists, oldest first."""
+        return self._join(self.gists)
+
+    @property
+    def gist(self) -> str:
+        return self.compactor._decode(self.gist_ids)
+
+    @property
+    def token_ids(self) -> list[int]:
+        """All that G reads before the next token."""
+        return self._prompt(self.gists, self.live)
+
+    @property
+    def room(self) -> int:
+        """Tokens that still fit in the window."""
+        overhead = self.compactor.prompts.generator_overhead
+        return self.settings.window - overhead - len(self.gist_ids) - len(self.live)
+
+    def stream(self, start: int = 0, stop: int | None = None) -> list[int]:
+        """Tokens of the stream, from the file of `keep_history`."""
+        if self._tokens is None:
+            raise ValueError("What scrolled off was not kept: open the session with `keep_history`.")
+        return self._tokens.read(start, self.position if stop is None else min(stop, self.position))
+
+    # ---- The stream grows ----
+
+    def append(self, text: str | list[int], protected: bool = False):
+        """
+        Adds text to the stream, and compacts whenever the window is full.
+
+        Args:
+            text (`str` or `list[int]`):
+                Text, or token ids of the pair's tokenizer.
+            protected (`bool`, *optional*, defaults to `False`):
+                Whether it stays in the window verbatim for good, where it is; S never reads it.
+
+        Raises:
+            ValueError: if it is not text or empty, or more would be protected than the window can hold. Nothing was
+                added then.
+        """
+        ids = self.compactor._token_ids(text, "The text")
+        if protected:
+            self.live.check_protectable(len(ids))
+        start = 0
+        while start < len(ids):
+            self._make_room()
+            piece = ids[start : start + self.room]
+            self._add(piece, protected)
+            self._measure_due()
+            start += len(piece)
+        self._save_if_asked()
+
+    def generate(
+        self,
+        max_new_tokens: int = 64,
+        do_sample: bool = False,
+        streamer: BaseStreamer | None = None,
+        **generation_kwargs,
+    ) -> Continuation:
+        """
+        Lets G go on, up to its end-of-sequence token; what it writes becomes part of the stream, token by token, so an
+        exception of the streamer leaves in the session what was streamed. Between two compactions G keeps its keys and
+        values; after one, they are computed anew from the new gist.
+
+        Args:
+            max_new_tokens (`int`, *optional*, defaults to `64`):
+                Longest continuation.
+            do_sample (`bool`, *optional*, defaults to `False`):
+                Whether to sample, at temperature 1 unless `generation_kwargs` say otherwise.
+            streamer ([`~transformers.generation.streamers.BaseStreamer`], *optional*):
+                Gets an empty prompt, then each new token, then `end()`, also after an exception. So a `TextStreamer`
+                gives the new text alone, with or without `skip_prompt`.
+            generation_kwargs:
+                For [`~transformers.GenerationConfig`], as `temperature` or `top_p`.
+
+        Raises:
+            ValueError: if the stream is empty, or no token is asked for.
+        """
+        if not self.position:
+            raise ValueError("The session is empty: `append` the text that the generator is to go on from.")
+        if not isinstance(max_new_tokens, int) or max_new_tokens < 1:
+            raise ValueError(f"`max_new_tokens` must be at least 1, got {max_new_tokens!r}.")
+        written = []
+
+        def add(token):
+            self._add([token])
+            written.append(token)
+
+        tee = TokenTee(add, streamer, end_token_ids(self.compactor.generator, self.compactor.tokenizer))
+        try:
+            if streamer is not None:
+                streamer.put(torch.empty(1, 0, dtype=torch.long))
+            goes_on = True
+            while goes_on and len(written) < max_new_tokens:
+                self._make_room()
+                up_to = min(len(written) + self.room, max_new_tokens)
+                self.compactor._generate(
+                    "generator",
+                    [self.token_ids],
+                    max_new_tokens=up_to - len(written),
+                    do_sample=do_sample,
+                    streamer=tee,
+                    **generation_kwargs,
+                )
+                goes_on = len(written) == up_to
+                self._measure_due()
+        finally:
+            if streamer is not None:
+                streamer.end()
+        self._save_if_asked()
+        return Continuation(self.compactor._decode(written), written, self.gist)
+
+    def protect(self, start: int, stop: int):
+        """Keeps the live tokens at these positions of the stream verbatim. Raises `ValueError` as `append` does."""
+        self.live.mark(start, stop, True)
+
+    def unprotect(self, start: int, stop: int):
+        """Lets them be folded again."""
+        self.live.mark(start, stop, False)
+
+    def _add(self, ids, protected=False):
+        self.live.append(ids, self.position, protected)
+        self.position += len(ids)
+        self._meter.add(ids)
+        if self._tokens is not None:
+            self._tokens.append(ids)
+
+    # ---- Compactions ----
+
+    def compact(self) -> Compaction:
+        """Folds one chunk now. Raises `ValueError` if no more than `last_k` unprotected tokens are live."""
+        plan = self._plan()
+        if self.before_compaction is not None:
+            self.before_compaction(self, plan)
+            plan = self._plan()
+        gists, compaction = self._fold(plan)
+        stays = self.live.without(plan.spans)
+        if self.settings.measure:
+            self._meter.watch(plan.index, self._prompt(self.gists, self.live), self._prompt(gists, stays))
+        self.gists, self.live = gists, stays
+        self.history.append(compaction)
+        self._unsaved.append(compaction)
+        self._save_if_asked()
+        if self.after_compaction is not None:
+            self.after_compaction(self, compaction)
+        return compaction
+
+    def preview_compaction(self) -> tuple[CompactionPlan, Compaction]:
+        """What [`~Session.compact`] would fold now, and what would come of it. Calls no hook and changes nothing."""
+        plan = self._plan()
+        return plan, self._fold(plan)[1]
+
+    def _make_room(self):
+        # Usually once. A short chunk may free fewer tokens than the gist grows by; the sizes are such that there is
+        # always one more to fold
+        while self.room < 1:
+            self.compact()
+
+    def _plan(self):
+        chunk, following = self.live.oldest(self.settings.chunk_length, self.settings.last_k)
+        return CompactionPlan(len(self.history), self.position, chunk, following, list(self.gists))
+
+    def _fold(self, plan):
+        """The gists after a planned compaction, and its record."""
+        context_lengths = []
+
+        def write(parts):
+            context_ids = join(parts, self._separator_ids) + plan.last_k_ids
+            context_lengths.append(len(context_ids))
+            gist = self.compactor.compress_batch([context_ids], self.settings.budget, last_k=[plan.last_k_ids])[0]
+            return self.compactor.prompts.without_special(gist.token_ids)
+
+        def fits(gists):
+            return len(self._join(gists)) <= self.settings.gist_budget
+
+        started = time.perf_counter()
+        gists = RECURSIONS[self.settings.recursion](plan.gists, plan.chunk_ids, write, fits)
+        gist_ids = self._join(gists)
+        return gists, Compaction(
+            index=plan.index,
+            position=plan.position,
+            spans=plan.spans,
+            tokens_in=len(plan.chunk_ids),
+            read_tokens=sum(context_lengths),
+            gists_written=len(context_lengths),
+            previous_gist=self.history[-1].gist if self.history else "",
+            gist=self.compactor._decode(gist_ids),
+            gist_ids=gist_ids,
+            gist_tokens=len(gist_ids),
+            seconds=time.perf_counter() - started,
+        )
+
+    def _measure_due(self):
+        for index, cost in self._meter.due():
+            self.history[index] = dataclasses.replace(self.history[index], cost=cost)
+            self._unsaved.append(self.history[index])
+
+    def _join(self, gists):
+        return join([gist.token_ids for gist in gists], self._separator_ids)
+
+    def _prompt(self, gists, live):
+        return self.compactor.prompts.generator(self._join(gists), live.token_ids)
+
+    # ---- On disk ----
+
+    def save(self, path: str | os.PathLike):
+        """
+        Saves the session: at once or not at all, whatever happens meanwhile. The file's compactions are in a log beside
+        it, `path.….jsonl`; keep the two together.
+        """
+        if self._saved is None or self._saved.path != Path(path):
+            self._saved, self._unsaved = SavedSession(Path(path)), list(self.history)
+        if self._tokens is not None:
+            self._tokens.sync()
+        self._saved.write(state_of(self), self._unsaved)
+        self._unsaved = []
+
+    @classmethod
+    def load(
+        cls,
+        path: str | os.PathLike,
+        compactor: GistCompactor,
+        autosave: str | os.PathLike | None = None,
+        before_compaction: Callable | None = None,
+        after_compaction: Callable | None = None,
+    ) -> "Session":
+        """
+        The session as it was last saved. Its file of `keep_history` is cut back to what it held then.
+
+        Args:
+            path (`str` or `os.PathLike`):
+                Where it was saved.
+            compactor ([`GistCompactor`]):
+                Its pair; in which dtype and on which device does not matter.
+            autosave, before_compaction, after_compaction:
+                As for a new session; `autosave` may be `path`.
+
+        Raises:
+            ValueError: if the file holds no session, is damaged, or is of another pair.
+        """
+        state, history = read_session(path, compactor, compactor.fingerprint)
+        if autosave is not None and Path(autosave) != Path(path):
+            check_unused(autosave)
+        session = cls.__new__(cls)
+        settings = SessionSettings(**state["settings"])
+        session._start(compactor, settings, autosave, state["keep_history"], before_compaction, after_compaction)
+        session.position = state["position"]
+        session.gists = [StoredGist(**gist) for gist in state["gists"]]
+        session.live.tokens = [LiveToken(*token) for token in state["live"]]
+        session.history = history
+        session._meter = CostMeter(compactor, state["pending"])
+        if session._tokens is not None:
+            session._tokens.resume(session.position)
+        return session
+
+    def _save_if_asked(self):
+        if self.autosave is not None:
+            self.save(self.autosave)

@@ -1,0 +1,216 @@
+# Copyright 2026 The trl_gist authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from ...data.geometry import SEPARATOR, rolling_chunk_length
+from ...models.roles import max_positions
+from .recursion import RECURSIONS, StoredGist
+from .window import LiveToken, spans_of
+
+
+if TYPE_CHECKING:
+    from ..compactor import GistCompactor
+
+
+@dataclass(frozen=True)
+class CompactionPlan:
+    """
+    What a compaction will fold.
+
+    Attributes:
+        index (`int`):
+            Its place in `session.history`.
+        position (`int`):
+            Tokens of the stream so far.
+        chunk (`list[LiveToken]`):
+            The oldest live tokens that are not protected.
+        following (`list[LiveToken]`):
+            The unprotected tokens after it, which S sees as L and which stay live.
+        gists (`list[StoredGist]`):
+            What stands for all that was folded before.
+    """
+
+    index: int
+    position: int
+    chunk: list[LiveToken]
+    following: list[LiveToken]
+    gists: list[StoredGist]
+
+    @property
+    def chunk_ids(self) -> list[int]:
+        return [token.token_id for token in self.chunk]
+
+    @property
+    def last_k_ids(self) -> list[int]:
+        return [token.token_id for token in self.following]
+
+    @property
+    def spans(self) -> list[tuple[int, int]]:
+        """Positions of the chunk, `(first, one past the last)`; more than one around protected tokens."""
+        return spans_of(self.chunk)
+
+
+@dataclass(frozen=True)
+class Compaction:
+    """
+    A compaction that took place.
+
+    Attributes:
+        index (`int`):
+            Its place in `session.history`.
+        position (`int`):
+            Tokens of the stream when it took place.
+        spans (`list[tuple[int, int]]`):
+            Positions that were folded, `(first, one past the last)`; over a session each position is in one at most.
+        tokens_in (`int`):
+            How many these are.
+        read_tokens (`int`):
+            Tokens of all contexts that S read for it: earlier gists, chunk, L; `gists_written` times.
+        gists_written (`int`):
+            1, and 1 more for each pair of gists that was gisted.
+        previous_gist, gist (`str`):
+            What G read as the gist before and after.
+        gist_ids (`list[int]`):
+            Its tokens.
+        gist_tokens (`int`):
+            How many these are, separators between gists included.
+        seconds (`float`):
+            That S took.
+        cost (`float` or `None`):
+            With `measure=True`, once the tokens that came next are there, what it cost in nats per token: the mean over
+            the next `target_length` tokens of the stream of log p_G(token | previous gist, whole live window) −
+            log p_G(token | gist, what stayed). S saw none of these tokens. `None` where it is not measured: the tokens
+            are not there yet, or they and the whole window do not fit the generator's positions. What it compares with
+            is G on the window as it was, not on the whole stream; and G was trained on `last_k` last tokens, so that
+            reading more of them can be the worse of the two. Tokens that G itself wrote count as any others.
+    """
+
+    index: int
+    position: int
+    spans: list[tuple[int, int]]
+    tokens_in: int
+    read_tokens: int
+    gists_written: int
+    previous_gist: str
+    gist: str
+    gist_ids: list[int]
+    gist_tokens: int
+    seconds: float
+    cost: float | None = None
+
+
+@dataclass(frozen=True)
+class SessionSettings:
+    """
+    The sizes of a session, in tokens; see [`~inference.session.session.Session`].
+
+    Attributes:
+        window, last_k, gist_length, gist_budget, chunk_length, protectable (`int`):
+            All that G reads; what stays verbatim; the most of one gist, of all gists together, of one chunk, and of
+            protected text, so that there is always a token to fold.
+        budget (`int` or `None`):
+            What S is asked for: `None` is what the pair was trained on.
+        recursion (`str`):
+            `"rolling"`, `"chain"` or `"tree"`.
+        measure (`bool`):
+            Whether costs are measured.
+    """
+
+    window: int
+    last_k: int
+    recursion: str
+    budget: int | None
+    gist_length: int
+    gist_budget: int
+    chunk_length: int
+    protectable: int
+    measure: bool
+
+    @classmethod
+    def resolve(
+        cls,
+        compactor: "GistCompactor",
+        window: int | None,
+        last_k: int | None,
+        recursion: str,
+        budget: int | None,
+        gist_budget: int | None,
+        measure: bool,
+    ) -> "SessionSettings":
+        """Fills in the defaults. Raises `ValueError` that names the field if sizes do not fit each other or the pair."""
+        if recursion not in RECURSIONS:
+            raise ValueError(f"`recursion` must be one of {list(RECURSIONS)}, got {recursion!r}.")
+        for name, value in (("window", window), ("last_k", last_k), ("budget", budget), ("gist_budget", gist_budget)):
+            if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
+                raise ValueError(f"`{name}` must be a number of tokens, at least 1, got {value!r}.")
+        pair, prompts = compactor.pair, compactor.prompts
+        last_k = pair.last_k if last_k is None else last_k
+        gist_length = pair.max_gist_length if budget is None else budget
+        separator = len(prompts.tokenize(SEPARATOR))
+        rolls = recursion == "rolling"
+        if rolls and gist_budget is not None:
+            raise ValueError(
+                f"`gist_budget` ({gist_budget}) bounds several gists together, and with `recursion='rolling'` there is "
+                "one. Set `budget`, or use 'chain' or 'tree'."
+            )
+        if gist_budget is None:
+            gist_budget = gist_length if rolls else 4 * (gist_length + separator)
+        elif gist_budget < gist_length:
+            raise ValueError(
+                f"`gist_budget` ({gist_budget}) must hold at least one gist of `budget` ({gist_length}) tokens: raise it."
+            )
+        read_besides = (gist_length, separator) if rolls else (0, 0)
+        chunk_length = rolling_chunk_length(pair.context_length, last_k, *read_besides)
+        if chunk_length < 1 or (not rolls and 2 * gist_length + separator + last_k > pair.context_length):
+            raise ValueError(
+                f"`last_k` ({last_k}) and `budget` ({gist_length}) are too large for `recursion={recursion!r}`: the "
+                f"summarizer reads them {'and the text' if rolls else 'and a second gist'} in one context, which has "
+                f"{pair.context_length} tokens for this pair. Lower one of the two."
+            )
+        if window is None:
+            window = prompts.generator_overhead + gist_budget + chunk_length + last_k
+        protectable = window - prompts.generator_overhead - gist_budget - last_k - 1
+        settings = cls(window, last_k, recursion, budget, gist_length, gist_budget, chunk_length, protectable, measure)
+        settings._check_window(compactor)
+        settings._check_summarizer(compactor)
+        return settings
+
+    def _check_window(self, compactor):
+        overhead = compactor.prompts.generator_overhead
+        least = overhead + self.gist_budget + self.last_k + 1
+        if self.window < least:
+            raise ValueError(
+                f"`window` ({self.window}) is too small: the generator's template ({overhead}), the gists "
+                f"({self.gist_budget}), `last_k` ({self.last_k}) and a new token need {least}. Raise it, or lower "
+                "`budget` or `last_k`."
+            )
+        positions = max_positions(compactor.generator)
+        if positions is not None and self.window > positions:
+            raise ValueError(
+                f"`window` ({self.window}) exceeds the generator's {positions} positions: lower it to {positions}."
+            )
+
+    def _check_summarizer(self, compactor):
+        # As long as its prompts get: what the tokens are does not matter
+        shown = compactor.pair.tail_length if self.budget is None else self.budget
+        context_ids = [0] * compactor.pair.context_length
+        needed = len(compactor.prompts.summarizer(context_ids, [0] * self.last_k, shown)) + self.gist_length
+        positions = max_positions(compactor.summarizer)
+        if positions is not None and needed > positions:
+            raise ValueError(
+                f"`budget` ({self.gist_length}) is too large: with its prompt the summarizer would need {needed} "
+                f"positions, and it has {positions}. Lower it."
+            )

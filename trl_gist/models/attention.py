@@ -1,0 +1,104 @@
+# Copyright 2026 The trl_gist authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""
+Attention by plain matrix products, for bfloat16 on CPUs.
+
+torch's fused CPU kernel spends most of its time outside its matrix products in bfloat16; written out, attention takes
+about half as long (`research/performance/cpu_attention.py`). It also needs no copies of the keys and values for grouped
+queries: the queries that share a head become rows of one product. Queries are taken in blocks, and a block in the
+middle of a sequence only meets the keys before its end. On GPUs the fused kernels are the better choice.
+"""
+
+import torch
+from peft import PeftModel
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+from .roles import base_of
+
+
+ATTENTION_NAME = "bfloat16_matmul"
+
+# Queries of one product: enough for its rate, few enough that the scores stay in the cache
+_QUERIES_PER_BLOCK = 256
+
+
+def use_matmul_attention(model: PreTrainedModel | PeftModel):
+    """Switches a model that runs on a CPU from `"sdpa"`; one that was loaded with another attention keeps it."""
+    base = base_of(model)
+    if base.config._attn_implementation == "sdpa":
+        base.set_attn_implementation(ATTENTION_NAME)
+
+
+def matmul_attention(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float | None = None,
+    is_causal: bool | None = None,
+    **kwargs,
+) -> tuple[torch.Tensor, None]:
+    """
+    As transformers' attention functions: `query` of shape `(batch, heads, queries, head size)`, `key` and `value` of
+    `(batch, key heads, keys, head size)`, a boolean or additive mask or none (causal). No dropout: the roles have none.
+
+    Where there are as many queries as keys, the mask must be causal in their order, as all of the package's are. In
+    float32, where it is the faster one, the fused kernel.
+    """
+    if query.dtype != torch.bfloat16:
+        return sdpa_attention_forward(
+            module, query, key, value, attention_mask, scaling=scaling, is_causal=is_causal, **kwargs
+        )
+    if kwargs.get("softcap") is not None:
+        raise ValueError("This attention has no softcap; load the model with attn_implementation='eager'.")
+    batch, heads, queries, size = query.shape
+    key_heads, keys = key.shape[1], key.shape[2]
+    query = query * (size**-0.5 if scaling is None else scaling)
+    causal = queries > 1 and (module.is_causal if is_causal is None else is_causal)
+    outputs = []
+    for start in range(0, queries, _QUERIES_PER_BLOCK):
+        block = query[:, :, start : start + _QUERIES_PER_BLOCK]
+        stop = start + block.shape[2]
+        seen = stop if queries == keys and causal else keys
+        scores = block.reshape(batch, key_heads, -1, size) @ key[:, :, :seen].transpose(2, 3)
+        if attention_mask is not None:
+            bias = attention_mask[:, :, start:stop, :seen]
+        elif causal:
+            bias = torch.ones(1, 1, stop - start, seen, dtype=torch.bool, device=query.device).tril(start)
+        else:
+            bias = None
+        if bias is not None:
+            if bias.dtype == torch.bool:
+                bias = additive_mask(bias, query.dtype)
+            # Of shape (batch, 1, query heads of a key head, queries, keys): the queries of a product come head by head
+            scores.view(batch, key_heads, -1, stop - start, seen).add_(bias.unsqueeze(2))
+        # torch's softmax computes in float32 inside
+        attended = scores.softmax(-1) @ value[:, :, :seen]
+        outputs.append(attended.view(batch, heads, stop - start, -1))
+    return torch.cat(outputs, dim=2).transpose(1, 2).contiguous(), None
+
+
+def additive_mask(visible: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """A boolean mask as one to add to scores."""
+    return torch.zeros(visible.shape, dtype=dtype, device=visible.device).masked_fill_(
+        ~visible, torch.finfo(dtype).min
+    )
+
+
+AttentionInterface.register(ATTENTION_NAME, matmul_attention)
+AttentionMaskInterface.register(ATTENTION_NAME, sdpa_mask)

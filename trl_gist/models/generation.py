@@ -1,0 +1,159 @@
+# Copyright 2026 The trl_gist authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""Generation at inference, as it was in training."""
+
+from collections.abc import Callable
+
+import torch
+from peft import PeftModel
+from transformers import Cache, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.generation.streamers import BaseStreamer
+from trl.trainer.utils import pad
+
+from ..prompts import gist_from_completion
+from .generation_settings import plain_generation_config
+from .roles import max_positions
+
+
+# Settings of `generate` that are the caller's, or one and the same for all
+_SET_HERE = ("max_length", "num_return_sequences", "return_dict_in_generate")
+
+
+def generate(
+    model: PreTrainedModel | PeftModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: list[list[int]],
+    max_new_tokens: int,
+    do_sample: bool = False,
+    name: str = "model",
+    past_key_values: Cache | None = None,
+    streamer: BaseStreamer | None = None,
+    **generation_kwargs,
+) -> tuple[list[list[int]], tuple[torch.Tensor, ...] | None]:
+    """
+    What a model writes after each prompt, in one batch.
+
+    Args:
+        model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
+            In eval mode.
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
+            For its special tokens.
+        prompts (`list[list[int]]`):
+            Token ids.
+        max_new_tokens (`int`):
+            Longest completion.
+        do_sample (`bool`, *optional*, defaults to `False`):
+            Whether to sample at temperature 1 instead of taking the likeliest tokens.
+        name (`str`, *optional*, defaults to `"model"`):
+            What errors call the model.
+        past_key_values ([`~transformers.Cache`], *optional*):
+            Of a start that all prompts have in common, repeated for each of them. The prompts are then equally long.
+        streamer ([`~transformers.generation.streamers.BaseStreamer`], *optional*):
+            Gets the prompt, then the tokens as they are chosen; for one prompt only.
+        generation_kwargs:
+            For [`~transformers.GenerationConfig`]. What is left out is not the checkpoint's; see
+            [`trl_gist.models.generation_settings`].
+
+    Returns:
+        The completions, each up to its end-of-sequence token, and the raw logits of each step, if asked for with
+        `output_logits=True`.
+
+    Raises:
+        ValueError: if no token is asked for, prompt and completion do not fit the model's positions, or a setting is
+            none of [`~transformers.GenerationConfig`] or is not the caller's.
+    """
+    if max_new_tokens < 1:
+        raise ValueError(f"At least 1 token must be asked of the {name}, got {max_new_tokens}.")
+    positions = max_positions(model)
+    needed = max(len(prompt) for prompt in prompts) + max_new_tokens
+    if positions is not None and needed > positions:
+        raise ValueError(
+            f"The {name} would need {needed} positions for its prompt and {max_new_tokens} new tokens; it has "
+            f"{positions}. Give it less text, or ask for fewer tokens."
+        )
+    for setting in generation_kwargs:
+        if setting in _SET_HERE or setting not in vars(GenerationConfig()):
+            raise ValueError(
+                f"`{setting}` is no setting of how the {name} writes. Give settings of `transformers.GenerationConfig`, as "
+                f"`temperature`, but none of {', '.join(_SET_HERE)}: there is one text, of at most `max_new_tokens`."
+            )
+    eos_token_ids = end_token_ids(model, tokenizer)
+    config = plain_generation_config(
+        tokenizer, eos_token_ids, max_new_tokens, do_sample, return_dict_in_generate=True, **generation_kwargs
+    )
+    tensors = [torch.tensor(prompt) for prompt in prompts]
+    with torch.no_grad():
+        output = model.generate(
+            input_ids=pad(tensors, config.pad_token_id, padding_side="left").to(model.device),
+            attention_mask=pad([torch.ones_like(ids) for ids in tensors], 0, padding_side="left").to(model.device),
+            generation_config=config,
+            tokenizer=tokenizer,  # which `stop_strings` need
+            past_key_values=past_key_values,
+            streamer=streamer,
+        )
+    width = max(len(prompt) for prompt in prompts)
+    completions = output.sequences[:, width:].tolist()
+    return [gist_from_completion(ids, eos_token_ids) for ids in completions], output.logits
+
+
+def greedy_continuations(
+    model: PreTrainedModel | PeftModel,
+    prompts: list[list[int]],
+    max_new_tokens: int,
+    tokenizer: PreTrainedTokenizerBase,
+    batch_size: int = 8,
+) -> list[list[int]]:
+    """Token ids that a model goes on with after each of many prompts; see [`generate`]."""
+    written = []
+    for start in range(0, len(prompts), batch_size):
+        written += generate(model, tokenizer, prompts[start : start + batch_size], max_new_tokens)[0]
+    return written
+
+
+def end_token_ids(model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """As GRPOTrainer (TRL 1.16): every end-of-sequence token that the model declares ends a completion."""
+    eos_token_ids = model.generation_config.eos_token_id
+    eos_token_ids = [eos_token_ids] if isinstance(eos_token_ids, int) else list(eos_token_ids or [])
+    if tokenizer.eos_token_id not in eos_token_ids:
+        eos_token_ids = [tokenizer.eos_token_id, *eos_token_ids]
+    return eos_token_ids
+
+
+class TokenTee(BaseStreamer):
+    """
+    For [`generate`]: hands each new token to `add` as soon as it is there, and passes it on to another streamer; not the
+    prompt, and not an end-of-sequence token. One tee may be given to several calls, of which each goes on where the one
+    before ended; the other streamer is then one stream, whose `end` is the caller's to call.
+    """
+
+    def __init__(self, add: Callable[[int], None], streamer: BaseStreamer | None, end_token_ids: list[int]):
+        self.add = add
+        self.streamer = streamer
+        self.end_token_ids = end_token_ids
+        self.prompt_comes_next = True
+
+    def put(self, value: torch.Tensor):
+        if self.prompt_comes_next:
+            self.prompt_comes_next = False
+            return
+        (token,) = value.tolist()
+        if token in self.end_token_ids:
+            return
+        self.add(token)
+        if self.streamer is not None:
+            self.streamer.put(value)
+
+    def end(self):
+        self.prompt_comes_next = True

@@ -1,0 +1,102 @@
+# Copyright 2026 The trl_gist authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""From a folder or a repository to the two models of a pair."""
+
+import os
+from pathlib import Path
+
+from huggingface_hub import hf_hub_download, snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, RemoteEntryNotFoundError
+from peft import PeftConfig, PeftModel
+from peft.utils import CONFIG_NAME as ADAPTER_CONFIG_NAME
+from transformers import PreTrainedModel
+from transformers.utils import CONFIG_NAME as MODEL_CONFIG_NAME
+from trl.trainer.utils import create_model_from_path
+
+from ..pair import PAIR_CONFIG_NAME
+from .adapters import check_leaves_base
+from .attention import use_matmul_attention
+from .roles import clone_with_shared_parameters
+
+
+class HalfLoader:
+    """Loads the halves of a pair, plain or adapters; a base that both stand on is loaded once."""
+
+    def __init__(self, device, dtype, trust_remote_code):
+        self.device = device
+        # One device: spreading a model over several would copy what the halves share
+        self.init_kwargs = {"dtype": dtype, "trust_remote_code": trust_remote_code, "device_map": None}
+        self.bases = {}
+
+    def load(self, directory: Path, role: str) -> PreTrainedModel | PeftModel:
+        """The model in eval mode, frozen. Raises `ValueError` if it or its base is missing, or it cannot be read."""
+        is_adapter = Path(directory, ADAPTER_CONFIG_NAME).is_file()
+        if not is_adapter and not Path(directory, MODEL_CONFIG_NAME).is_file():
+            raise ValueError(
+                f"The pair lacks its {role}: {directory} holds neither {MODEL_CONFIG_NAME} nor {ADAPTER_CONFIG_NAME}."
+            )
+        if not any(directory.glob("*.safetensors")):
+            raise ValueError(
+                f"The pair's {role} has no weights: {directory} holds no *.safetensors. Weights in another format, as "
+                "*.bin, are pickles, which can run code, and are not read; `GistTrainer.save_model` writes safetensors."
+            )
+        if is_adapter:
+            adapter = PeftConfig.from_pretrained(str(directory))
+            check_leaves_base(f"The adapter in {directory}", adapter)
+            # PEFT replaces modules in the tree that it is given, so each half gets its own over the same parameters
+            base = clone_with_shared_parameters(self._base(adapter, directory))
+            # PEFT would keep half-precision adapters in float32, for training; at inference that triples their cost
+            model = PeftModel.from_pretrained(base, str(directory), config=adapter, autocast_adapter_dtype=False)
+            model = model.to(self.device)
+        else:
+            model = create_model_from_path(str(directory), **self.init_kwargs).to(self.device)
+        return for_inference(model)
+
+    def _base(self, adapter, directory):
+        key = (adapter.base_model_name_or_path, adapter.revision)
+        if key not in self.bases:
+            name, revision = key
+            kwargs = self.init_kwargs if revision is None else {**self.init_kwargs, "revision": revision}
+            try:
+                base = create_model_from_path(name, **kwargs)
+            except OSError as error:
+                raise ValueError(
+                    f"{name}, the base model of the adapter in {directory}, could not be loaded. If it has moved, "
+                    f"edit `base_model_name_or_path` in {ADAPTER_CONFIG_NAME}. ({error})"
+                ) from error
+            self.bases[key] = base.to(self.device)
+        return self.bases[key]
+
+
+def for_inference(model: PreTrainedModel | PeftModel) -> PreTrainedModel | PeftModel:
+    """In eval mode, frozen, and with the attention that its device computes fastest."""
+    if model.device.type == "cpu":
+        use_matmul_attention(model)
+    return model.eval().requires_grad_(False)
+
+
+def local_directory(pretrained_pair: str | os.PathLike, revision: str | None) -> Path:
+    """The folder of a pair, downloaded if it is a repository on the Hub. Raises `ValueError` if it is neither."""
+    if Path(pretrained_pair).is_dir():
+        return Path(pretrained_pair)
+    repo_id = str(pretrained_pair)
+    try:
+        # First, so that a repository that is no pair costs no download of its weights
+        hf_hub_download(repo_id, PAIR_CONFIG_NAME, revision=revision)
+        return Path(snapshot_download(repo_id, revision=revision, ignore_patterns=["*checkpoint*/*", "*.pt", "*.bin"]))
+    except RemoteEntryNotFoundError as error:
+        raise ValueError(f"{repo_id} on the Hub holds no gist pair: {PAIR_CONFIG_NAME} is missing.") from error
+    except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError) as error:
+        raise ValueError(f"{repo_id} is neither a folder nor a repository on the Hub in reach. ({error})") from error

@@ -1,0 +1,326 @@
+# Copyright 2026 The trl_gist authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+import copy
+import re
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from peft import PeftModel
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils import ModulesToSaveWrapper
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from trl.trainer.utils import create_model_from_path, disable_dropout_in_model, get_config_model_id
+
+from .adapters import check_folder, check_given, check_teacher
+from .deepspeed import is_sharded, whole_shape
+
+
+@dataclass
+class Roles:
+    """The three models before any adapter is put on them."""
+
+    summarizer: PreTrainedModel | PeftModel
+    generator: PreTrainedModel | PeftModel
+    teacher: PreTrainedModel | PeftModel
+
+
+def load_roles(
+    model: str | PreTrainedModel | PeftModel,
+    generator: str | PreTrainedModel | PeftModel | None,
+    teacher: str | PreTrainedModel | PeftModel | None,
+    share_base: bool,
+    summarizer_owns_base: bool = False,
+    model_init_kwargs: dict | None = None,
+    trust_remote_code: bool = False,
+) -> Roles:
+    """
+    Loads the summarizer, the generator and the teacher, each once.
+
+    Args:
+        model, generator, teacher (`str` or model):
+            A checkpoint, or a loaded model. The generator and the teacher default to the model's own checkpoint.
+        share_base (`bool`):
+            Whether roles of the same checkpoint share its parameters. True for LoRA, where they stay frozen: three
+            module trees stand on one base in memory. False gives each role a copy, for full fine-tuning.
+        summarizer_owns_base (`bool`, *optional*, defaults to `False`):
+            Whether the summarizer keeps a base of its own although `share_base` is set. vLLM needs it: weight sync
+            merges the adapter into the base in place, which would reach the generator and the teacher.
+        model_init_kwargs (`dict`, *optional*):
+            For `from_pretrained`, where a role is given as a checkpoint.
+        trust_remote_code (`bool`, *optional*, defaults to `False`):
+            Whether checkpoints may run their own code.
+
+    Raises:
+        ValueError: if a model that is given carries adapters that a role cannot, or the teacher any.
+    """
+    check_teacher(teacher)
+    if isinstance(model, PeftModel) and generator is model:
+        raise ValueError(
+            "`generator` and `model` are the same `PeftModel`, and each trains an adapter of its own. Load it twice, each "
+            "on a base of its own; or leave out `generator`, which then gets a new adapter of the same kind."
+        )
+    model_init_kwargs = {"trust_remote_code": trust_remote_code, **(model_init_kwargs or {})}
+    loaded = {}
+
+    def load(role, source):
+        if isinstance(source, str):
+            check_folder(role, source)
+            if source not in loaded:
+                loaded[source] = create_model_from_path(source, **model_init_kwargs)
+            source = loaded[source]
+        check_given(role, source)
+        return source
+
+    summarizer = load("summarizer", model)
+    generator = summarizer if generator is None else load("generator", generator)
+    teacher = summarizer if teacher is None else load("teacher", teacher)
+    for role, loaded_model in (("summarizer", summarizer), ("generator", generator), ("teacher", teacher)):
+        if loaded_model.config.is_encoder_decoder:
+            raise ValueError(
+                f"The {role} is a {type(base_of(loaded_model)).__name__}, an encoder with a decoder: a pair reads and "
+                "writes one sequence of tokens. Use a causal language model, of AutoModelForCausalLM."
+            )
+    # Clones are taken before any adapter is added: PEFT replaces modules in the tree that it is given
+    copy_of = partial(copy_without_adapter, **model_init_kwargs)
+    clone = clone_with_shared_parameters if share_base else copy_of
+    generator_is_other = generator is not summarizer
+    if not generator_is_other:
+        generator = copy_of(summarizer) if summarizer_owns_base else clone(summarizer)
+    if teacher is summarizer:
+        if summarizer_owns_base and generator_is_other:
+            teacher = copy_of(summarizer)
+        else:
+            teacher = clone(generator if summarizer_owns_base else summarizer)
+    elif teacher is generator:
+        teacher = clone(generator)
+    teacher.requires_grad_(False)
+    return Roles(summarizer, generator, teacher)
+
+
+def clone_with_shared_parameters(model: PreTrainedModel | PeftModel) -> PreTrainedModel:
+    """
+    A second module tree over the same `Parameter` objects, without the adapters the first may carry.
+
+    One model with adapters switched per role is a trap instead: a backward after a switch gives zero gradients, and
+    gradient checkpointing recomputes under whichever adapter is active by then, both silently.
+    """
+    memo = {id(parameter): parameter for parameter in model.parameters()}
+    return _without_adapter(copy.deepcopy(model, memo=memo))
+
+
+def copy_without_adapter(model: PreTrainedModel | PeftModel, **model_init_kwargs) -> PreTrainedModel:
+    """
+    A copy with parameters of its own, for full fine-tuning. Where ZeRO-3 has sharded the model, its checkpoint is loaded
+    again, with `model_init_kwargs`.
+    """
+    if is_sharded(model):
+        return create_model_from_path(get_config_model_id(model.config), **model_init_kwargs)
+    return _without_adapter(copy.deepcopy(model))
+
+
+def _without_adapter(copied):
+    """The base of a copy, which it alters. What is trained of it may be shared with the original, and stays trainable."""
+    # A trainer (TRL 1.16) gives its model a forward that calls the one it had: the original's, in a copy
+    vars(base_of(copied)).pop("forward", None)
+    if not isinstance(copied, PeftModel):
+        return copied
+    for name, module in list(copied.named_modules()):
+        if isinstance(module, ModulesToSaveWrapper):  # of which PEFT (0.21) would keep the trained copy
+            copied.set_submodule(name, module.original_module)
+    return copied.unload()
+
+
+def check_bare(role: str, model: PreTrainedModel | PeftModel, teacher: PreTrainedModel):
+    """Raises `ValueError` if a role that shares parameters with the teacher is not the teacher without its adapter."""
+    if (
+        not isinstance(model, PeftModel)
+        or is_sharded(model)
+        or not storage_pointers(model) & storage_pointers(teacher)
+    ):
+        return
+    bare, expected = (
+        {name: id(parameter) for name, parameter in base.named_parameters(remove_duplicate=False)}
+        for base in (clone_with_shared_parameters(model), teacher)
+    )
+    if bare != expected:
+        different = sorted(name for name, _ in bare.items() ^ expected.items())
+        raise ValueError(
+            f"The {role} without its adapter is not the base that it shares with the teacher: {different[0]} is another. "
+            "Use `LoraConfig`, or give the roles checkpoints of their own."
+        )
+
+
+def check_same_tokenizer(tokenizer: PreTrainedTokenizerBase, role: str, model, trust_remote_code: bool = False):
+    """
+    Raises `ValueError` if `model` (a checkpoint or a loaded model) was not trained on `tokenizer`'s vocabulary: a
+    gist is written, read and scored as token ids, so all roles must mean the same by them.
+    """
+    loaded = not isinstance(model, str)
+    if loaded:
+        check_embeddings(tokenizer, role, model)
+    checkpoint = get_config_model_id(model.config) if loaded else model
+    try:
+        other = AutoTokenizer.from_pretrained(checkpoint, trust_remote_code=trust_remote_code, local_files_only=loaded)
+    except (OSError, ValueError):
+        if not loaded:
+            raise
+        return  # built in memory, or saved without its tokenizer: nothing to compare
+    if other.get_vocab() != tokenizer.get_vocab():
+        raise ValueError(
+            f"The {role}'s tokenizer ({checkpoint}) differs from the summarizer's: {len(other)} against "
+            f"{len(tokenizer)} tokens, {_difference(tokenizer, other)}. All roles must share one tokenizer; use "
+            "checkpoints of one family."
+        )
+
+
+def check_embeddings(tokenizer: PreTrainedTokenizerBase, role: str, model: PreTrainedModel | PeftModel):
+    """Raises `ValueError` if the model has no embedding for some of the tokens."""
+    rows = whole_shape(model.get_input_embeddings().weight)[0]
+    if rows < len(tokenizer):
+        raise ValueError(
+            f"The {role} has {rows} token embeddings but the tokenizer has {len(tokenizer)} tokens. All roles must "
+            "share one tokenizer; use checkpoints of one family."
+        )
+
+
+def check_dtype(role: str, model: PreTrainedModel | PeftModel):
+    """Raises `ValueError` if the model is in float16: its loss is not scaled, so small gradients would be lost."""
+    if any(parameter.dtype == torch.float16 for parameter in model.parameters()):
+        raise ValueError(
+            f"The {role} is in float16, in which it cannot be trained: losses are not scaled. Load it with "
+            '`model_init_kwargs={"dtype": "bfloat16"}`, or "float32".'
+        )
+
+
+def _difference(tokenizer, other):
+    ours, theirs = tokenizer.get_vocab(), other.get_vocab()
+    for token, index in sorted(ours.items(), key=lambda item: item[1]):
+        if theirs.get(token) != index:
+            return f"first at id {index} ({token!r})"
+    return "and it has tokens the summarizer's lacks"
+
+
+def disable_dropout(model: torch.nn.Module):
+    """
+    All that makes a model's forward random in train mode: dropout, also that of attention or whole layers, and the
+    jitter of a mixture of experts' routers. In transformers they are numbers of modules, where TRL looks for layers.
+    """
+    disable_dropout_in_model(model)
+    for module in model.modules():
+        for name, value in list(vars(module).items()):
+            if isinstance(value, float) and re.search("drop|jitter", name):
+                setattr(module, name, 0.0)
+
+
+def check_not_random(model: PreTrainedModel | PeftModel):
+    """Raises `ValueError` if train mode still changes the model's logits after [`disable_dropout`]."""
+    base, was_training = base_of(model), model.training
+    ids_1S = probe_ids(base)
+    with torch.no_grad():
+        trained, evaluated = (base.train(mode)(input_ids=ids_1S, use_cache=False).logits for mode in (True, False))
+    model.train(was_training)
+    if not same_logits(evaluated, trained, 1e-2):  # one shape and the same kernels, so not `rounding_of`
+        raise ValueError(
+            f"{type(base).__name__} gives other logits in train mode than in eval mode, though its dropout and router "
+            "jitter are 0: gists are sampled and scored in train mode, so the policy that samples would differ from "
+            "the policy that is trained. The noise is in its own code; use another architecture."
+        )
+
+
+def check_causal(model: PreTrainedModel | PeftModel):
+    """Raises `ValueError` if what follows a token changes the model's logits there: it would see what it predicts."""
+    base = base_of(model)
+    ids_1S = probe_ids(base)
+    half = ids_1S.shape[1] // 2
+    with torch.no_grad():
+        whole, start = (base(input_ids=ids, use_cache=False).logits[:, :half] for ids in (ids_1S, ids_1S[:, :half]))
+    if not same_logits(start, whole, rounding_of(base)):
+        raise ValueError(
+            f"{type(base).__name__} is not causal as it is configured: a token's logits change with the tokens after it, "
+            "which are what it should predict. Use a causal language model."
+        )
+
+
+def check_adapted_layers(model: PreTrainedModel | PeftModel):
+    """Raises `ValueError` if an adapter is on a router that is a linear layer but gives more than a product."""
+    for name, layer in model.named_modules():
+        if not isinstance(layer, BaseTunerLayer) or not isinstance(layer.get_base_layer(), torch.nn.Linear):
+            continue
+        router = layer.get_base_layer()
+        # PEFT 0.21 takes a subclass for the layer itself; those of transformers' models are routers of experts
+        if type(router).__module__.startswith("transformers.models.") and not is_sharded(router):
+            with torch.no_grad():
+                output = router(router.weight[:1])
+            if not isinstance(output, torch.Tensor):
+                short = name.rsplit(".", 1)[-1]
+                raise ValueError(
+                    f"The adapter's `target_modules` reach {name}, a {type(router).__name__}, which PEFT cannot adapt: it "
+                    f"gives a {type(output).__name__}, not a tensor. Leave it out with `exclude_modules=[{short!r}]` in "
+                    "the `LoraConfig`."
+                )
+
+
+def probe_ids(base: PreTrainedModel) -> torch.Tensor:
+    """A short text to try a model on, of shape `(1, tokens)`; without the first ids, for padding's embedding is 0."""
+    return torch.arange(5, 13, device=base.get_input_embeddings().weight.device).unsqueeze(0)
+
+
+def rounding_of(base: PreTrainedModel) -> float:
+    """How far logits of one text that are computed in two ways may lie apart, as a share of their spread."""
+    return 1e-3 if base.dtype in (torch.float32, torch.float64) else 0.2
+
+
+def same_logits(logits: torch.Tensor, other: torch.Tensor, tolerance: float) -> bool:
+    """Whether a model's logits of a text agree within a share of their spread."""
+    logits, other = logits.float(), other.float()
+    return bool((logits - other).square().mean().sqrt() <= tolerance * logits.std())
+
+
+def base_of(model: PreTrainedModel | PeftModel) -> PreTrainedModel:
+    """The causal language model under its adapter, if it has one."""
+    return model.get_base_model() if isinstance(model, PeftModel) else model
+
+
+def backbone_of(base: PreTrainedModel) -> torch.nn.Module:
+    """
+    The module inside a causal language model that gives the hidden states which its head reads. Not `base_model`: OPT's
+    forward does not run it, and Llama 4's is the language model itself (transformers 5.23).
+    """
+    decoder = base.get_decoder()
+    return base.model if decoder is base else decoder
+
+
+def base_if_adapted(model: PreTrainedModel | PeftModel, checkpoint: str) -> PreTrainedModel | None:
+    """The checkpoint, over the parameters that are in memory already, if the model is an adapter of it; else `None`."""
+    if isinstance(model, PeftModel) and model.active_peft_config.base_model_name_or_path == checkpoint:
+        return clone_with_shared_parameters(model)
+    return None
+
+
+def storage_pointers(model: torch.nn.Module) -> set[int]:
+    """Where the model's parameters lie in memory; two roles share what is in both sets."""
+    return {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+
+
+_XLNET_HAS_NO_LIMIT = -1
+
+
+def max_positions(model: PreTrainedModel | PeftModel) -> int | None:
+    """The longest sequence that the model has positions for, if its configuration knows of one, by whatever name."""
+    config = model.config.get_text_config()
+    # An attribute, for configurations map it to their own name (`n_positions` in GPT-2); MPT's does not
+    positions = getattr(config, "max_position_embeddings", getattr(config, "max_seq_len", None))
+    return None if positions == _XLNET_HAS_NO_LIMIT else positions

@@ -1,0 +1,136 @@
+# Copyright 2026 The trl_gist authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""What rules cut out of a context: rare tokens, surprising ones, passages, and the tail beside them."""
+
+import itertools
+import math
+from collections import Counter
+from collections.abc import Iterable
+
+import torch
+from torch import nn
+
+from ..models.lm_head import token_log_probs
+from ..models.roles import backbone_of, base_of
+
+
+IDF_CONTEXTS = 1000  # as many tell how rare a token is
+
+
+BESIDE_TAIL = ("keywords", "beginning", "passage")
+
+
+class TokenRarity:
+    """
+    How rare each token is among contexts.
+
+    Args:
+        contexts (`Iterable[list[int]]`):
+            The contexts to learn it from.
+    """
+
+    def __init__(self, contexts: Iterable[list[int]]):
+        self.document_frequencies, self.documents = Counter(), 0
+        for context_ids in contexts:
+            self.document_frequencies.update(set(context_ids))
+            self.documents += 1
+
+    def tf_idf(self, context_ids: list[int]) -> list[float]:
+        """For each token of a context: how often it comes in it, times the log of how rare it is in others."""
+        counts = Counter(context_ids)
+        return [
+            counts[token] * math.log((1 + self.documents) / (1 + self.document_frequencies[token]))
+            for token in context_ids
+        ]
+
+
+def surprisals(
+    model: nn.Module, sequences: list[list[int]], bos: tuple[int, ...] = (), batch_size: int = 8
+) -> list[list[float]]:
+    """
+    −log p of each token after those before it, in nats.
+
+    Args:
+        model (`torch.nn.Module`):
+            A causal language model, or one under an adapter.
+        sequences (`list[list[int]]`):
+            Token ids, none of them empty.
+        bos (`tuple[int, ...]`, *optional*):
+            What comes before each sequence. Without it there is nothing to expect a first token from, and its
+            surprisal is 0.
+        batch_size (`int`, *optional*, defaults to `8`):
+            Sequences in one forward.
+    """
+    base = base_of(model)
+    device = base.get_input_embeddings().weight.device
+    known = max(1, len(bos))
+    surprisals_N = []
+    for start in range(0, len(sequences), batch_size):
+        rows = [torch.tensor([*bos, *ids]) for ids in sequences[start : start + batch_size]]
+        # Padded on the right: causal attention never looks there
+        ids_NS = nn.utils.rnn.pad_sequence(rows, batch_first=True).to(device)
+        lengths = [len(row) - known for row in rows]
+        with torch.no_grad():
+            hidden_NSH = backbone_of(base)(input_ids=ids_NS, use_cache=False).last_hidden_state[:, known - 1 :]
+            hidden_PH = torch.cat([row_SH[:length] for row_SH, length in zip(hidden_NSH, lengths, strict=True)])
+            token_ids_P = torch.cat([row[known:] for row in rows]).to(device)
+            logps_P, _ = token_log_probs(base, hidden_PH, token_ids_P, temperature=1.0)
+        first = [] if bos else [0.0]
+        surprisals_N += [[*first, *row_T] for row_T in (values_T.tolist() for values_T in (-logps_P).split(lengths))]
+    return surprisals_N
+
+
+def keywords_and_tail(token_ids: list[int], scores_T: list[float] | None, length: int, share: float) -> list[int]:
+    """
+    Positions of the tokens of a gist that is part keywords, part tail.
+
+    Args:
+        token_ids (`list[int]`):
+            The context.
+        scores_T (`list[float]`, *optional*):
+            How much each of its tokens is worth as a keyword; `None` where `share` is 0.
+        length (`int`):
+            Tokens of the gist, which is shorter only where the context has no more, or no more different ones.
+        share (`float`):
+            The keywords' share of it. They are the best-scored tokens before the tail, each at its first occurrence.
+    """
+    tail = min(round(length * (1 - share)), len(token_ids))
+    rest = len(token_ids) - tail
+    first = {}
+    for position in range(rest if length > tail else 0):
+        first.setdefault(token_ids[position], position)
+    keywords = sorted(first.values(), key=lambda position: -scores_T[position])[: length - tail]
+    return [*sorted(keywords), *range(rest, len(token_ids))]
+
+
+def passage_and_tail(scores_T: list[float], length: int, share: float) -> list[int]:
+    """
+    Positions of the tokens of a gist that is part passage, part tail.
+
+    Args:
+        scores_T (`list[float]`):
+            How much each token of the context is worth.
+        length (`int`):
+            Tokens of the gist, which is shorter only where the context is.
+        share (`float`):
+            The passage's share of it: the adjacent tokens before the tail with the greatest sum of scores, the first
+            of equals.
+    """
+    tail = min(round(length * (1 - share)), len(scores_T))
+    rest = len(scores_T) - tail
+    size = min(length - tail, rest)
+    sums = list(itertools.accumulate(scores_T, initial=0.0))
+    start = max(range(rest - size + 1), key=lambda start: sums[start + size] - sums[start])
+    return [*range(start, start + size), *range(rest, len(scores_T))]

@@ -1,0 +1,44 @@
+# Copyright 2026 The trl_gist authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""The log-prob that the summarizer gives to a gist, at temperature 1, summed over its tokens, in nats."""
+
+import torch
+from peft import PeftModel
+from transformers import PreTrainedModel
+
+from ..models.lm_head import check_logits
+from .targets import TargetRows, TargetScorer
+
+
+def written_log_probs(logits_TNV: tuple[torch.Tensor, ...], gists: list[list[int]]) -> list[float]:
+    """Of gists as they were written, step by step: all steps' logits at once would double their memory."""
+    log_probs_N = torch.zeros(len(gists), dtype=torch.float64)
+    for position, logits_NV in enumerate(logits_TNV):
+        rows = [row for row, gist in enumerate(gists) if position < len(gist)]
+        tokens_N = torch.tensor([gists[row][position] for row in rows], device=logits_NV.device, dtype=torch.long)
+        steps_N = logits_NV[rows].float().log_softmax(-1).gather(-1, tokens_N.unsqueeze(-1)).squeeze(-1)
+        log_probs_N[rows] += steps_N.double().cpu()
+    return log_probs_N.tolist()
+
+
+def given_log_probs(
+    summarizer: PreTrainedModel | PeftModel, prompts: list[list[int]], gists: list[list[int]]
+) -> list[float]:
+    """Of gists that it did not write, or not so. Raises `ValueError` if it caps its logits as scoring does not know."""
+    check_logits(summarizer)
+    rows = TargetRows.build(prompts, gists, 1, summarizer.device)
+    with torch.no_grad():
+        logps_NT, _, _ = TargetScorer(summarizer)(rows)
+    return logps_NT.double().sum(-1).tolist()

@@ -1,0 +1,146 @@
+# Copyright 2026 The trl_gist authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""Folders written beside their place and put there in one step, and what an interrupted step left behind."""
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoint
+
+from ...common.files import _files, _sync_directory
+from .manifest import MANIFEST_FILE, Manifest, logger
+
+
+STAGING_DIR = "_saving"
+
+
+# ---- Written beside and renamed ----
+
+
+@contextmanager
+def written_beside(directory: str | os.PathLike, what: str, main: bool, wait) -> Iterator[Path]:
+    """
+    Yields an empty folder inside `directory` to write in; the caller moves what it wrote out of it.
+
+    Args:
+        directory (`str` or `os.PathLike`):
+            Made if there is none.
+        what (`str`):
+            What is written, for the error.
+        main (`bool`):
+            Whether this process makes and removes the folder, which all of them write in.
+        wait (`Callable[[], None]`):
+            A barrier of the processes.
+
+    Raises:
+        OSError: if it could not be written, as on a full disk. The folder is gone then, with all that was in it.
+    """
+    staging = Path(directory, STAGING_DIR)
+    if main:
+        recover(directory)
+        staging.mkdir(parents=True)
+    wait()
+    try:
+        yield staging
+    except Exception as error:  # torch, safetensors and tokenizers each have their own for a full disk
+        free = shutil.disk_usage(directory).free
+        shutil.rmtree(staging, ignore_errors=True)
+        last = get_last_checkpoint(directory)
+        kept = (
+            "There was no checkpoint before it" if last is None else f"{Path(last).name} and those before it are whole"
+        )
+        raise OSError(
+            f"{what} could not be written to {directory}, where {free} bytes were free: {type(error).__name__}: {error}. "
+            f"What was written of it is removed. {kept}. Make room there, or choose a lower `save_total_limit`; then "
+            "resume."
+        ) from error
+    wait()
+    if main:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def publish(staged: Path, final: Path):
+    """Renames a complete checkpoint into place. One that is there steps aside first, into the staging folder."""
+    if final.exists():
+        final.rename(staged.with_name(f"replaced-{final.name}"))
+    staged.rename(final)
+    _sync_directory(final.parent)
+
+
+def replace_files(source: Path, target: Path, last: str):
+    """Moves each file of `source` over its namesake in `target`, and the one named `last` when the others are there."""
+    for path in sorted(_files(source), key=lambda path: (path.name == last, path)):
+        destination = target / path.relative_to(source)
+        destination.parent.mkdir(parents=True, exist_ok=True)
+        os.replace(path, destination)
+
+
+def recover(directory: str | os.PathLike):
+    """Removes what a killed run was writing. A checkpoint that lacked nothing but its last renaming gets it."""
+    staging = Path(directory, STAGING_DIR)
+    if not staging.is_dir():
+        return
+    for staged in staging.glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
+        if (staged / MANIFEST_FILE).is_file():
+            publish(staged, Path(directory, staged.name))
+            logger.warning(f"{staged.name} was complete when its run was killed: it is now in {directory}.")
+        else:
+            logger.warning(f"Removed {staged}, which a killed run had not written to its end.")
+    shutil.rmtree(staging)
+
+
+def newest_first(directory: str | os.PathLike) -> list[Path]:
+    """The checkpoints in a folder by the time of saving, those that do not tell it first."""
+    checkpoints = [
+        path
+        for path in Path(directory).glob(f"{PREFIX_CHECKPOINT_DIR}-*")
+        if path.is_dir() and path.name.removeprefix(f"{PREFIX_CHECKPOINT_DIR}-").isdecimal()
+    ]
+    return sorted(checkpoints, key=_saved_at, reverse=True)
+
+
+def rotate(directory: str | os.PathLike, limit: int | None, kept: set[Path]):
+    """
+    Removes all but `limit` checkpoints: those that are none first, then the oldest, never one of `kept`.
+
+    [`~transformers.trainer_utils.rotate_checkpoints`] (transformers 5.23) sorts by step where folders are less than a
+    second apart, and then takes a damaged checkpoint of a later step for the one to keep.
+    """
+    checkpoints = newest_first(directory)
+    if not limit or len(checkpoints) <= limit:
+        return
+    kept = {path.resolve() for path in kept}  # the best one's path is as the run that saved it wrote `output_dir`
+    removable = [path for path in checkpoints if path.resolve() not in kept]
+    removable.sort(key=lambda path: _saved_at(path, otherwise=0.0))
+    staging = Path(directory, STAGING_DIR)
+    for path in removable[: len(checkpoints) - max(limit, len(kept))]:
+        # A kill in the middle must not leave half of it under its name
+        staging.mkdir(exist_ok=True)
+        removed = path.rename(staging / f"removed-{path.name}")
+        shutil.rmtree(removed, ignore_errors=True)
+    shutil.rmtree(staging, ignore_errors=True)
+
+
+# ---- Files ----
+
+
+def _saved_at(checkpoint, otherwise=float("inf")):
+    try:
+        return Manifest.load(checkpoint).saved_at
+    except ValueError:
+        return otherwise

@@ -1,0 +1,577 @@
+# Copyright 2026 The trl_gist authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""What [`GistConfig`] refuses: sizes, choices and settings of TRL that cannot be or do not go together. Every function raises
+`ValueError` that names the field, its value and what to do."""
+
+import inspect
+import json
+import math
+import re
+
+from transformers import PreTrainedTokenizerBase
+
+from ..prompts import PLACEHOLDERS
+from ..scoring.controls import GREATER_IS_BETTER
+
+
+ADVANTAGES = ("group", "reward", "best")
+EXTRACTIVE_RULES = ("tail", "tf_idf", "surprisal", "mixed", "passages")
+# They shape the part of TRL's loss that imitation does not have
+POLICY_LOSS_SETTINGS = (
+    *("loss_type", "epsilon", "epsilon_high", "delta", "importance_sampling_level", "off_policy_mask_threshold"),
+    "top_entropy_quantile",
+)
+DISTILLATION_LOSSES = ("forward_kl", "reverse_kl", "jsd", "cross_entropy")
+
+# Settings of TRL that would bend S's distribution, and the values that do not, the one to say first
+NEUTRAL_SAMPLING = {
+    "top_p": (1.0,),
+    "top_k": (0,),
+    "min_p": (None, 0.0),
+    "repetition_penalty": (1.0,),
+    "vllm_structured_outputs_regex": (None,),
+}
+# vLLM's `SamplingParams` that leave the tokens' distribution as it is
+VLLM_KWARGS = ("detokenize", "seed", "skip_special_tokens", "spaces_between_special_tokens")
+# Where a config has a field of its own for a setting of `generate` or of vLLM
+OWN_FIELDS = {
+    "max_new_tokens": "max_completion_length",
+    "max_length": "max_completion_length",
+    "max_tokens": "max_completion_length",
+    "num_return_sequences": "num_generations",
+    "n": "num_generations",
+    "temperature": "temperature",
+}
+# What TRL would name in the first rollout, or, as `vllm_importance_sampling_mode`, hours into a run
+INHERITED_CHOICES = {
+    "loss_type": ("grpo", "bnpo", "dr_grpo", "dapo", "luspo", "cispo", "sapo", "vespo"),
+    "importance_sampling_level": ("token", "sequence"),
+    "scale_rewards": ("group", "batch", "none"),
+    "multi_objective_aggregation": ("sum_then_normalize", "normalize_then_sum"),
+    "vllm_importance_sampling_mode": ("token_truncate", "token_mask", "sequence_truncate", "sequence_mask"),
+}
+# Settings that TRL and transformers take, and that the training of a pair would not follow: what they must be, and why
+UNHEEDED = {
+    "label_smoothing_factor": (0.0, "neither model's loss is against labels. Leave it out."),
+    "average_tokens_across_devices": (True, "the losses are means over the tokens of all devices. Leave it out."),
+    "data_seed": (None, "the order of the contexts follows `seed`, which to set in its place."),
+    "train_sampling_strategy": (
+        "random",
+        "a sampler keeps the gists of a context together and draws the contexts. Leave it out; `shuffle_dataset=False` "
+        "takes them in the dataset's order.",
+    ),
+    "length_column_name": ("length", "contexts are not grouped by length. Leave it out."),
+    "label_names": (None, "no label is read from the rows. Leave it out."),
+    "include_for_metrics": ([], "evaluation has measures of its own and takes no `compute_metrics`. Leave it out."),
+    "batch_eval_metrics": (False, "evaluation has measures of its own and takes no `compute_metrics`. Leave it out."),
+    "use_liger_kernel": (
+        False,
+        "it replaces layers of the summarizer alone, under a head that scales the logits by the temperature. Leave it out.",
+    ),
+    "liger_kernel_config": (None, "`use_liger_kernel`, which reads it, is refused. Leave it out."),
+    "cache_implementation": (None, "all gists of a context are sampled from one cache that grows. Leave it out."),
+    "max_tool_calling_iterations": (None, "the summarizer has no tools. Leave it out."),
+}
+# Optimizers of which transformers reads more settings than those of Adam. The plain ones would take them in silence.
+OPTIMIZERS_WITHOUT_ARGS = ("adamw_torch", "adamw_torch_fused", "adamw_torch_xla", "adamw_torch_npu_fused", "adafactor")
+OPTIMIZERS_WITH_TARGETS = ("galore", "apollo")
+
+
+def check_config(args):
+    """All of it; fills in what follows from the rate that is asked for."""
+    check_sizes(args)
+    check_choices(args)
+    check_inherited(args)
+    check_sampling(args)
+    check_continuous_batching(args)
+    check_chat_template_kwargs(args)
+    check_precision(args)
+    check_aggregation(args)
+    check_policy_loss(args)
+    check_unheeded(args)
+    check_engine_settings(args)
+    resolve_rate(args)
+    check_prompts(args)
+    check_rollouts(args)
+    check_optimizer(args)
+    check_schedule(args)
+
+
+def check_sizes(args):
+    for name in (
+        "context_length",
+        "target_length",
+        "last_k",
+        "max_completion_length",
+        "score_batch_size",
+        "gist_samples",
+        "windows_per_document",
+    ):
+        if type(getattr(args, name)) is not int or getattr(args, name) < 1:
+            raise ValueError(f"`{name}` must be at least 1, got {getattr(args, name)}. Give a whole number.")
+    for name in ("length_penalty", "beta", "temperature", "learning_rate", "generator_learning_rate", "max_grad_norm"):
+        value = getattr(args, name)
+        if value is not None and not math.isfinite(value):
+            raise ValueError(f"`{name}` must be a finite number, got {value}.")
+    for name in ("beta", "max_grad_norm"):
+        if (getattr(args, name) or 0) < 0:
+            raise ValueError(f"`{name}` must not be below 0, got {getattr(args, name)}. Set it to 0 to leave it out.")
+    if not all(math.isfinite(weight) for weight in args.reward_weights or []):
+        raise ValueError(f"`reward_weights` must be finite numbers, got {args.reward_weights}.")
+    if args.num_iterations < 1:
+        raise ValueError(f"`num_iterations` must be at least 1, got {args.num_iterations}.")
+    if "torch_dtype" in (args.model_init_kwargs or {}):
+        raise ValueError(
+            "`model_init_kwargs` has `torch_dtype`, which `dtype` has taken the place of, float32 by default: write "
+            f"`dtype` ({args.model_init_kwargs['torch_dtype']})."
+        )
+    for name in ("window_stride", "max_windows_per_document", "gist_samples_steps"):
+        if getattr(args, name) is not None and getattr(args, name) < 1:
+            raise ValueError(f"`{name}` must be at least 1 or None, got {getattr(args, name)}.")
+    if args.last_k > args.context_length:
+        raise ValueError(
+            f"`last_k` ({args.last_k}) must not exceed `context_length` ({args.context_length}): the last tokens "
+            "are taken from the context. Lower `last_k` or raise `context_length`."
+        )
+
+
+def check_choices(args):
+    if args.cold_start_steps < 0:
+        raise ValueError(f"`cold_start_steps` must be at least 0, got {args.cold_start_steps}.")
+    own = {
+        "advantage": ADVANTAGES,
+        "cold_start_gists": EXTRACTIVE_RULES,
+        "distillation_loss": DISTILLATION_LOSSES,
+    }
+    for name, choices in (own | INHERITED_CHOICES).items():
+        if getattr(args, name) not in choices:
+            raise ValueError(f"`{name}` must be one of {choices}, got {getattr(args, name)!r}.")
+    for name in ("gist_dropout", "gist_discount"):
+        if not 0.0 <= getattr(args, name) <= 1.0:
+            raise ValueError(f"`{name}` must be in [0, 1], got {getattr(args, name)}.")
+
+
+def check_inherited(args):
+    """What [`~trl.GRPOConfig`] allows and a pair cannot be trained with."""
+    if not args.disable_dropout:
+        raise ValueError(
+            "`disable_dropout` must be True: gists are sampled and scored in train mode, so dropout would make "
+            "the policy that samples differ from the policy that is trained."
+        )
+    if args.mask_truncated_completions:
+        raise ValueError(
+            "`mask_truncated_completions` must be False: a gist that `max_completion_length` or its budget cuts is whole, "
+            "the generator reads it as it is, and most gists of the cold start end so. To have them end by themselves, "
+            "raise `max_completion_length` and set a `length_penalty`."
+        )
+    if args.neftune_noise_alpha is not None:
+        raise ValueError(
+            f"`neftune_noise_alpha` must be None, got {args.neftune_noise_alpha}: gists are sampled and scored in train "
+            "mode, so noise would make the policy that samples differ from the policy that is trained."
+        )
+    if args.remove_unused_columns:
+        raise ValueError(
+            "`remove_unused_columns` must be False: it would remove the windows' tokens, which no model takes by name, and "
+            "the columns of reward functions. Remove a column from the dataset yourself where it is in the way."
+        )
+    if args.enable_jit_checkpoint:
+        raise ValueError(
+            "`enable_jit_checkpoint` saves in the middle of a step, when the generator is a step ahead of the "
+            "summarizer. Leave it out: `trl-gist train` saves on SIGTERM by itself, and a script does with "
+            "`trl_gist.SaveOnSignal`."
+        )
+
+
+def check_sampling(args):
+    """Gists are sampled from the distribution that S is trained on; see [`trl_gist.models.generation_settings`]."""
+    if not args.temperature > 0:
+        raise ValueError(
+            f"`temperature` must be above 0, got {args.temperature}: gists of a context that are all the same teach "
+            "nothing. Evaluation is greedy by itself."
+        )
+    for name, neutral in NEUTRAL_SAMPLING.items():
+        value = getattr(args, name)
+        if value not in neutral:
+            raise ValueError(
+                f"`{name}` must be {neutral[0]}, got {value!r}: the policy is trained on its plain log-probs, and a saved "
+                "pair writes gists without it. Leave it out; `temperature` below 1 makes unlikely tokens rarer, in the "
+                "log-probs as well."
+            )
+    for name, value in (args.generation_kwargs or {}).items():
+        if args.use_vllm and name in VLLM_KWARGS:
+            continue
+        own = OWN_FIELDS.get(name)
+        raise ValueError(
+            f"`generation_kwargs` must not set `{name}`, got {value!r}: gists are sampled from the plain distribution "
+            "that the policy is trained on, up to their end-of-sequence token or `max_completion_length`. "
+            + (f"Set `{own}` in its place." if own else "Leave it out.")
+        )
+
+
+def check_continuous_batching(args):
+    if args.use_transformers_continuous_batching and args.device.type == "cpu":
+        raise ValueError(
+            "`use_transformers_continuous_batching` (or `use_transformers_paged`) is True, but transformers batches "
+            "continuously on an accelerator only, and this run is on the CPU. Leave it out: all gists of a context are "
+            "sampled in one row anyway."
+        )
+
+
+def check_chat_template_kwargs(args):
+    """What the template itself must know is checked where there is one, in [`~prompts.GistPrompts`]."""
+    kwargs = args.chat_template_kwargs or {}
+    taken = {"messages", *inspect.signature(PreTrainedTokenizerBase.apply_chat_template).parameters}
+    for name in kwargs:
+        if name in taken:
+            raise ValueError(
+                f"`chat_template_kwargs` must not set `{name}`, which `apply_chat_template` sets: give variables of the "
+                "template alone, as `enable_thinking`."
+            )
+    try:
+        same = json.loads(json.dumps(kwargs)) == kwargs
+    except (TypeError, ValueError):
+        same = False
+    if not same:
+        raise ValueError(
+            f"`chat_template_kwargs` are saved with the pair as JSON, which cannot hold {kwargs!r}. Use strings, numbers, "
+            "booleans, lists and dictionaries with strings for keys."
+        )
+
+
+def check_precision(args):
+    """Neither loss is scaled, so that small gradients would be lost in float16."""
+    in_config = (args.deepspeed_plugin.deepspeed_config if args.deepspeed_plugin is not None else {}).get("fp16", {})
+    for name, chosen, way_out in (
+        ("`fp16=True`", args.fp16, "Use `bf16=True`, or `bf16=False` for float32."),
+        (
+            "The environment variable `ACCELERATE_MIXED_PRECISION` (fp16)",
+            args.mixed_precision == "fp16",
+            "Unset it, or launch with `accelerate launch --mixed_precision bf16`, or `no` for float32.",
+        ),
+        (
+            "The DeepSpeed config's `fp16` section",
+            in_config.get("enabled") is True,
+            'Use `"bf16": {"enabled": true}`, or neither for float32.',
+        ),
+    ):
+        if chosen:
+            raise ValueError(
+                f"{name} asks for float16, in which most of the generator's gradient would be 0: its loss is a mean over a "
+                f"whole rollout's tokens, and is not scaled. {way_out}"
+            )
+    for name in ("fp16_full_eval", "bf16_full_eval"):
+        if getattr(args, name):
+            raise ValueError(
+                f"`{name}=True` would cast the summarizer for good, with the base that it may share with the generator and "
+                'the teacher. Load the models in that precision, `model_init_kwargs={"dtype": "bfloat16"}`, or use '
+                "`bf16=True`."
+            )
+
+
+def check_policy_loss(args):
+    """Settings of the summarizer's step that imitation does not heed."""
+    for name in POLICY_LOSS_SETTINGS if args.advantage == "best" else ():
+        default = type(args).__dataclass_fields__[name].default
+        if getattr(args, name) != default:
+            raise ValueError(
+                f'`advantage="best"` imitates gists, by their cross-entropy, so `{name}` ({getattr(args, name)!r}) would '
+                f'have no effect. Leave it out, or use `advantage="group"`.'
+            )
+
+
+def check_unheeded(args):
+    """A setting that is taken and then not followed is worse than one that is refused."""
+    for name, (followed, reason) in UNHEEDED.items():
+        if getattr(args, name) != followed:
+            raise ValueError(f"`{name}` must be {followed!r}, got {getattr(args, name)!r}: {reason}")
+    for option in args.debug:
+        if option == "tpu_metrics_debug":
+            raise ValueError("`debug` must not have 'tpu_metrics_debug': nothing here runs on a TPU. Leave it out.")
+
+
+def check_aggregation(args):
+    """How rewards become one: those that are normalized before they are summed are not in nats, nor is a price beside them."""
+    if args.advantage != "group" and (
+        args.multi_objective_aggregation != "sum_then_normalize" or args.scale_rewards == "batch"
+    ):
+        raise ValueError(
+            f'`advantage="{args.advantage}"` takes the weighted sum of the rewards as it is: leave out '
+            f"`multi_objective_aggregation` ({args.multi_objective_aggregation!r}) and `scale_rewards` "
+            f'({args.scale_rewards!r}), or use `advantage="group"`.'
+        )
+    if args.multi_objective_aggregation != "normalize_then_sum":
+        return
+    for name in ("target_gist_length", "max_teacher_kl"):
+        if getattr(args, name) is not None:
+            raise ValueError(
+                f'`multi_objective_aggregation="normalize_then_sum"` does not go with `{name}` ({getattr(args, name)}), '
+                "whose λ is a price in nats: rewards normalized one by one have no unit. Leave one of them out."
+            )
+    if args.reward_weights is None:
+        raise ValueError(
+            '`multi_objective_aggregation="normalize_then_sum"` weighs rewards that have no unit any more, and '
+            f"`length_penalty` ({args.length_penalty}) is a price in nats. Set `reward_weights`, one for each reward "
+            "function."
+        )
+    if args.scale_rewards != "group":
+        raise ValueError(
+            f"`scale_rewards` must be 'group', got {args.scale_rewards!r}: under "
+            '`multi_objective_aggregation="normalize_then_sum"` each reward is scaled by its group already. Leave it out.'
+        )
+
+
+def check_engine_settings(args):
+    """How models are run and data reaches them: what reaches the summarizer's engine alone, or not every forward."""
+    if args.torch_compile:
+        raise ValueError(
+            "`torch_compile` must be False (which `torch_compile_backend` and `torch_compile_mode` set as well), got "
+            f"{args.torch_compile_backend!r}: each rollout has rows of another length, for which all three models would be "
+            "compiled anew, and sampling is not compiled. Leave it out."
+        )
+    for name in ("every_n_layers", "offload"):
+        if name in (args.activation_checkpointing_kwargs or {}):
+            raise ValueError(
+                f"`activation_checkpointing_kwargs` (or `gradient_checkpointing_kwargs`) must not set `{name}`: TRL switches "
+                "checkpointing off and on around each rollout, without it. Leave it out."
+            )
+    if args.parallelism_config is not None:
+        raise ValueError(
+            "`parallelism_config` must be None: it shards the summarizer alone. Launch with DeepSpeed "
+            "(`trl-gist train --accelerate_config zero3` shards all three models), or with DDP (`multi_gpu`)."
+        )
+    config = args.accelerator_config
+    if config.split_batches or config.dispatch_batches:
+        raise ValueError(
+            f"`accelerator_config` must leave `split_batches` ({config.split_batches}) and `dispatch_batches` "
+            f"({config.dispatch_batches}) at False: each process takes the rows of whole contexts from the batch."
+        )
+    if "num_steps" in (config.gradient_accumulation_kwargs or {}):
+        raise ValueError(
+            "`accelerator_config` must not set `num_steps` in `gradient_accumulation_kwargs`: rollouts are planned with "
+            "`gradient_accumulation_steps`, which to set in its place."
+        )
+
+
+def resolve_rate(args):
+    targets = ("target_gist_length", "max_teacher_kl")
+    for name in (*targets, "length_penalty_learning_rate", "cold_start_learning_rate"):
+        if getattr(args, name) is not None and not getattr(args, name) > 0:
+            raise ValueError(f"`{name}` must be above 0, got {getattr(args, name)}.")
+    if args.generator_only:
+        for name, neutral in (
+            *(("target_gist_length", None), ("max_teacher_kl", None), ("beta", 0.0)),
+            ("advantage", "group"),
+        ):
+            if getattr(args, name) != neutral:
+                raise ValueError(
+                    f"`{name}` ({getattr(args, name)}) acts on the summarizer, which `generator_only=True` does not train. "
+                    "Leave one of them out."
+                )
+    if args.max_teacher_kl is not None and args.length_penalty < 0:
+        raise ValueError(
+            f"`length_penalty` must not be below 0 with `max_teacher_kl`, got {args.length_penalty}: that bound is a reason "
+            "to shorten, and λ starts there."
+        )
+    if args.cold_start_learning_rate is not None and args.learning_rate == 0:
+        raise ValueError(
+            f"`cold_start_learning_rate` ({args.cold_start_learning_rate}) is a multiple of `learning_rate`, which is 0: "
+            "raise it, or leave the former out."
+        )
+    if all(getattr(args, name) is None for name in targets) and args.length_penalty_learning_rate is not None:
+        raise ValueError(
+            f"`length_penalty_learning_rate` ({args.length_penalty_learning_rate}) moves λ towards `target_gist_length` or "
+            "`max_teacher_kl`: set one of them, or leave it out; λ is then `length_penalty` throughout."
+        )
+    if args.length_penalty_learning_rate is None:
+        args.length_penalty_learning_rate = 6e-3 if args.max_teacher_kl is None else 4e-4
+    if all(getattr(args, name) is not None for name in targets):
+        raise ValueError("Set one of `target_gist_length` and `max_teacher_kl`: one λ holds one constraint.")
+    if args.target_gist_length is not None and args.target_gist_length >= args.max_completion_length:
+        raise ValueError(
+            f"`target_gist_length` ({args.target_gist_length}) must be below `max_completion_length` "
+            f"({args.max_completion_length}): no price is needed to stay within it."
+        )
+    if args.gist_length_range is None:
+        if "{budget}" in args.summarizer_prompt:
+            raise ValueError("`summarizer_prompt` states a '{budget}': set `gist_length_range`, to draw it from.")
+        return
+    if args.target_gist_length is not None:
+        raise ValueError("Set one of `gist_length_range` and `target_gist_length`: both say how long gists are.")
+    least, greatest = args.gist_length_range
+    if not 1 <= least <= greatest or greatest != args.max_completion_length:
+        raise ValueError(
+            f"`gist_length_range` ({least}, {greatest}) must ascend from at least 1 to `max_completion_length` "
+            f"({args.max_completion_length})."
+        )
+    if "{budget}" not in args.summarizer_prompt and args.summarizer_prompt.endswith("Gist:"):
+        args.summarizer_prompt = args.summarizer_prompt.removesuffix(":") + " of at most {budget} tokens:"
+    if "{budget}" not in args.summarizer_prompt:
+        raise ValueError("`gist_length_range` is set: `summarizer_prompt` must contain '{budget}', for S to see it.")
+
+
+def check_prompts(args):
+    if ("{context}" in args.summarizer_prompt) + ("{before_last_k}" in args.summarizer_prompt) != 1:
+        raise ValueError(
+            "`summarizer_prompt` must contain '{context}', where the context's tokens go, or '{before_last_k}', for "
+            "those that the generator does not see by itself."
+        )
+    if re.findall("{gist}|{last_k}", args.generator_prompt) != ["{gist}", "{last_k}"]:
+        raise ValueError(
+            "`generator_prompt` must contain '{gist}' once and, after it, '{last_k}' once, where their tokens go; got "
+            f"{args.generator_prompt!r}."
+        )
+    for name in PLACEHOLDERS:
+        if args.summarizer_prompt.count(f"{{{name}}}") > 1:
+            raise ValueError(f"`summarizer_prompt` must contain '{{{name}}}' once at most.")
+    # A bare name in single braces was meant to be replaced; JSON and doubled braces were not
+    for name in re.findall(r"{([A-Za-z_]\w*)}(?!})", args.summarizer_prompt):
+        if name not in PLACEHOLDERS:
+            raise ValueError(
+                f"`summarizer_prompt` has '{{{name}}}', which stands for nothing: only '{{context}}', "
+                f"'{{before_last_k}}', '{{tail}}', '{{last_k}}' and '{{budget}}' are replaced. If the braces are "
+                f"meant as text, write '{{ {name} }}'."
+            )
+
+
+def check_rollouts(args):
+    per_device = args.per_device_train_batch_size * args.steps_per_generation
+    if per_device % args.num_generations != 0:
+        raise ValueError(
+            f"`per_device_train_batch_size` × `steps_per_generation` ({args.per_device_train_batch_size} × "
+            f"{args.steps_per_generation} = {per_device}) must be divisible by `num_generations` "
+            f"({args.num_generations}), so that all gists of a context are scored on one device."
+        )
+    # One rollout is `micro_steps` forward-backward passes, and the generator steps once per rollout. A checkpoint
+    # holds no half-used rollout, so it must fall between two.
+    micro_steps = args.steps_per_generation * args.num_iterations
+    if micro_steps % args.gradient_accumulation_steps != 0 and args.gradient_accumulation_steps % micro_steps != 0:
+        raise ValueError(
+            f"`steps_per_generation` × `num_iterations` ({micro_steps}) and `gradient_accumulation_steps` "
+            f"({args.gradient_accumulation_steps}) must divide one another, so that a rollout ends with an "
+            "optimizer step."
+        )
+    if args.max_steps > 0:
+        check_end_of_run(args, args.max_steps)
+
+
+def check_end_of_run(args, max_steps):
+    """A run that saves must not end inside a rollout: its last checkpoint could not be gone on from."""
+    if args.save_strategy == "no" or max_steps % args.steps_per_rollout == 0:
+        return
+    setting = f"`max_steps` ({max_steps})"
+    if args.max_steps <= 0:
+        setting = f"The {max_steps} optimizer steps that `num_train_epochs` ({args.num_train_epochs}) comes to"
+    raise ValueError(
+        f"{setting} must be a multiple of the {args.steps_per_rollout} optimizer steps of one rollout "
+        "(`steps_per_generation` × `num_iterations` / `gradient_accumulation_steps`), so that no checkpoint falls "
+        f"inside a rollout. Set `max_steps` to {max_steps - max_steps % args.steps_per_rollout or args.steps_per_rollout}"
+        ', or `save_strategy="no"`.'
+    )
+
+
+def check_optimizer(args):
+    """The generator's gradient is gathered over many backward passes, for one step at the end of a rollout's scoring."""
+    reasons = {
+        "lomo": "takes its steps within a backward pass",
+        "layerwise": "takes its steps within a backward pass",
+        "schedule_free": "keeps two sets of weights, to be switched when evaluation begins and ends",
+    }
+    for name, reason in reasons.items():
+        if name in args.optim:
+            raise ValueError(
+                f"`optim` must not be '{args.optim.value}': it {reason}, and the generator, whose rewards and "
+                "gradient come out of the same passes, is stepped once after all of them. Choose another, as "
+                "'adamw_torch'."
+            )
+    if args.optim_args is not None and args.optim in OPTIMIZERS_WITHOUT_ARGS:
+        raise ValueError(
+            f"`optim_args` must be None, got {args.optim_args!r}: `optim` '{args.optim.value}' reads none of them. Set "
+            "`adam_beta1`, `adam_beta2`, `adam_epsilon` or `weight_decay`, or choose another `optim`."
+        )
+    if args.optim_target_modules is not None and not args.optim.startswith(OPTIMIZERS_WITH_TARGETS):
+        raise ValueError(
+            f"`optim_target_modules` must be None, got {args.optim_target_modules!r}: `optim` '{args.optim.value}' has none. "
+            "It is read by GaLore and APOLLO; what LoRA trains is said by `target_modules` of the `peft_config`."
+        )
+    if args.max_grad_norm is None:
+        raise ValueError("`max_grad_norm` must be a number, got None. Set it to 0 for no clipping.")
+
+
+def check_schedule(args):
+    if args.lr_scheduler_type in ("reduce_lr_on_plateau", "greedy"):
+        raise ValueError(
+            f"`lr_scheduler_type` must not be '{args.lr_scheduler_type.value}': it follows one figure, and two models are "
+            "trained here, each of which moves it. Choose a schedule that is a function of the step, as 'linear' or "
+            "'cosine'."
+        )
+
+
+def resolve_best_model(args):
+    """Names the measure of the best checkpoint where one is needed, and says which way it is better: transformers takes
+    the greater value of every measure whose name does not end with `loss`."""
+    if args.metric_for_best_model is None:
+        if not args.load_best_model_at_end and args.save_strategy != "best":
+            return
+        args.metric_for_best_model = "eval_teacher_kl"
+    if args.save_strategy == "best" and args.eval_strategy == "no":
+        raise ValueError(
+            "`save_strategy` is 'best', and no evaluation would say which is: set `eval_strategy` to 'steps' or 'epoch'."
+        )
+    metric = args.metric_for_best_model.removeprefix("eval_")
+    # Where there are several eval datasets, the name of one comes first
+    measures = [name for name in GREATER_IS_BETTER if f"_{metric}".endswith(f"_{name}")]
+    if not measures:
+        raise ValueError(
+            f"`metric_for_best_model` ('{args.metric_for_best_model}') is no measure of an evaluation. Choose one of "
+            f"{', '.join(GREATER_IS_BETTER)}."
+        )
+    if args.greater_is_better is None:
+        args.greater_is_better = GREATER_IS_BETTER[max(measures, key=len)]
+    if args.greater_is_better is None:
+        raise ValueError(
+            f"`metric_for_best_model` ('{args.metric_for_best_model}') is not better either way: it says nothing of the "
+            "gists. Set `greater_is_better`, or choose another measure, as 'teacher_kl'."
+        )
+
+
+def check_best_model_of(args, eval_dataset):
+    """Raises `ValueError` if no dataset is measured by the name that the best checkpoint is chosen by."""
+    if args.metric_for_best_model is None:
+        return
+    if eval_dataset is None or eval_dataset == {}:
+        raise ValueError(
+            f"`metric_for_best_model` ('{args.metric_for_best_model}') chooses the best checkpoint by an evaluation: pass an "
+            "`eval_dataset`."
+        )
+    metric = args.metric_for_best_model.removeprefix("eval_")
+    several = isinstance(eval_dataset, dict)
+    prefixes = [f"{name}_" for name in eval_dataset] if several else [""]
+    if metric not in {f"{prefix}{name}" for prefix in prefixes for name in GREATER_IS_BETTER}:
+        example = f"{prefixes[0]}teacher_kl" if several else "teacher_kl"
+        raise ValueError(
+            f"`metric_for_best_model` ('{args.metric_for_best_model}') is measured on no eval dataset"
+            + (f": each of {list(eval_dataset)} has measures of its own. " if several else ". ")
+            + f"Set it to '{example}', say."
+        )
+
+
+def check_head_dtype(args, lora: bool):
+    """What [`~trl.GRPOConfig`] allows of the LM head and roles that share a base do not."""
+    if args.cast_lm_head_to_fp32 and lora:
+        raise ValueError(
+            "`cast_lm_head_to_fp32=True` casts the summarizer's LM head, which under LoRA the generator and the teacher "
+            "share and read in their own dtype. Leave it out: log-probs are taken from the logits in float32 anyway; for a "
+            "float32 head load the models in float32."
+        )

@@ -1,0 +1,323 @@
+# Copyright 2026 The trl_gist authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+import copy
+import math
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from peft import PeftModel, get_peft_model_state_dict, load_peft_weights, set_peft_model_state_dict
+from safetensors.torch import load_model as load_safetensors
+from torch.optim.lr_scheduler import LambdaLR
+from transformers import PreTrainedModel, Trainer, TrainerCallback, get_scheduler
+from transformers.integrations.deepspeed import deepspeed_load_checkpoint
+from transformers.trainer_pt_utils import get_parameter_names
+from transformers.trainer_utils import load_sharded_checkpoint
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
+from trl.models.utils import prepare_deepspeed
+
+from ..models.deepspeed import (
+    deepspeed_engine,
+    is_sharded,
+    keep_on_every_rank,
+    uses_deepspeed,
+    whole_state_dict,
+    zero_stage,
+)
+from ..models.lm_head import check_logits
+from ..models.roles import check_adapted_layers, check_not_random, disable_dropout
+from ..prompts import GistPrompts
+from ..scoring.gist_scorer import GistScorer
+from ..scoring.targets import TargetScorer
+from ..scoring.teacher_cache import TeacherCache
+from .gist_config import GistConfig
+
+
+OPTIMIZER_FILE = "optimizer.pt"
+SCHEDULER_FILE = "scheduler.pt"
+
+_RESUME = "Resume from the last checkpoint with a lower `generator_learning_rate`."
+
+
+class GeneratorTrainer:
+    """
+    The second trainer: distils the generator into predicting, from a gist, what the teacher predicts from the context.
+
+    It is stepped inside [`GistTrainer`]'s step. The forward that scores a gist for its reward is the forward that is
+    differentiated: [`~GeneratorTrainer.score`] leaves the gradient of the whole rollout's loss on the generator, and
+    [`~GeneratorTrainer.step`] takes one optimizer step with it. It is not a [`~transformers.Trainer`]: it has no loop
+    and no data of its own, only an engine, an optimizer, a schedule and a checkpoint.
+
+    Args:
+        model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
+            The generator G.
+        teacher ([`~transformers.PreTrainedModel`]):
+            The frozen teacher T.
+        prompts ([`GistPrompts`]):
+            How gists, last tokens and contexts become prompts.
+        args ([`GistConfig`]):
+            Learning rate, schedule, loss.
+        accelerator ([`~accelerate.Accelerator`]):
+            The one of the [`GistTrainer`].
+    """
+
+    def __init__(
+        self, model: PreTrainedModel | PeftModel, teacher, prompts: GistPrompts, args: GistConfig, accelerator
+    ):
+        self.model = model
+        self.args = args
+        self.accelerator: Accelerator = accelerator
+        for role in (model, teacher):
+            role.to(accelerator.device)
+            disable_dropout(role)  # the adapter's too
+            if not is_sharded(role):
+                check_adapted_layers(role)
+                check_not_random(role)
+                check_logits(role)
+        if args.gradient_checkpointing:
+            model.gradient_checkpointing_enable(args.gradient_checkpointing_kwargs)
+        model.train()
+        cache = None
+        if args.teacher_cache_dir is not None:
+            cache = TeacherCache(args.teacher_cache_dir, teacher, prompts, accelerator.mixed_precision)
+        self.scorer = GistScorer(
+            TargetScorer(model),
+            TargetScorer(teacher.eval()),
+            prompts,
+            args.score_batch_size,
+            accelerator.autocast,
+            cache,
+            args.distillation_loss,
+        )
+        self.engine = None  # DeepSpeed's
+        self.optimizer = None
+        self.lr_scheduler = None
+        self._optimizer_cls_and_kwargs()  # so that an optimizer whose package is missing is named before training
+
+    def _optimizer_cls_and_kwargs(self):
+        args = copy.copy(self.args)
+        args.learning_rate = self.args.generator_learning_rate
+        return Trainer.get_optimizer_cls_and_kwargs(args, self.model)
+
+    def create_optimizer_and_scheduler(self, num_training_steps: int):
+        """
+        Args:
+            num_training_steps (`int`):
+                Steps of the summarizer in the whole run, which the schedule counts; see [`~GeneratorTrainer.step`].
+        """
+        args = self.args
+        optimizer_cls, optimizer_kwargs = self._optimizer_cls_and_kwargs()
+        # The parameters that `Trainer` would decay: all but biases and norms
+        decayed = set(get_parameter_names(self.model, [torch.nn.LayerNorm], [r"bias", r"norm"]))
+        trainable = [(name, p) for name, p in self.model.named_parameters() if p.requires_grad]
+        groups = [
+            {"params": [p for name, p in trainable if name in decayed], "weight_decay": args.weight_decay},
+            {"params": [p for name, p in trainable if name not in decayed], "weight_decay": 0.0},
+        ]
+        groups = optimizer_kwargs.pop("params", groups)  # GaLore and APOLLO bring their own, as in `Trainer`
+        self.optimizer = optimizer_cls([group for group in groups if group["params"]], **optimizer_kwargs)
+        if uses_deepspeed(self.accelerator):
+            self._create_engines()
+        else:
+            self.scorer.generator = self.accelerator.prepare_model(TargetScorer(self.model))
+        schedule = summarizer_schedule(args, num_training_steps)
+        self.lr_scheduler = LambdaLR(self.optimizer, [schedule] * len(self.optimizer.param_groups))
+
+    def _create_engines(self):
+        accelerator, teacher = self.accelerator, self.scorer.teacher.model
+        scorer, max_norm = TargetScorer(self.model), self.args.max_grad_norm
+        self.engine, self.optimizer = deepspeed_engine(scorer, self.optimizer, accelerator, max_norm)
+        self.scorer.generator = self.engine
+        # As TRL does with a reference model: sharded under ZeRO-3, else whole on every rank. It hooks into `teacher`.
+        self.teacher_engine = prepare_deepspeed(teacher, accelerator)
+        if zero_stage(accelerator) == 3:
+            summarizer = accelerator.deepspeed_engine_wrapped.engine
+            for engine in (summarizer, self.engine, self.teacher_engine):
+                model = next(module for module in engine.modules() if isinstance(module, PreTrainedModel))
+                keep_on_every_rank(engine, model.get_output_embeddings().parameters())
+            for role in (self.model, teacher):  # which could not run before
+                check_not_random(role)
+                check_logits(role)
+
+    def score(self, rows: list[dict], gists: list[list[int]], num_generations: int, distill: bool) -> list[dict]:
+        """
+        Scores each row's gist, as [`GistScorer.score`]; if `distill`, leaves the gradient of the rollout's loss, a
+        mean over all its target tokens, on the generator. The caller then calls [`~GeneratorTrainer.step`].
+
+        Raises:
+            FloatingPointError: if a loss is not finite; names the document. No step has been taken then.
+        """
+        walk = {"windows": self.args.windows_per_document, "discount": self.args.gist_discount}
+        if not distill:
+            return self.scorer.score(rows, gists, num_generations, **walk)
+        weight, dropout = self._token_weight(rows), self.args.gist_dropout
+        return self.scorer.score(
+            rows,
+            gists,
+            num_generations,
+            **walk,
+            backward=self._backward(weight * (1 - dropout)) if dropout < 1 else None,
+            # One null forward stands for the dropped gists of all its context's rows
+            null_backward=self._backward(weight * dropout * num_generations) if dropout > 0 else None,
+        )
+
+    def step(self) -> dict[str, float]:
+        """
+        One optimizer step on the accumulated gradient. Returns the gradient norm and the learning rate used.
+
+        The schedule is not advanced: its clock is the summarizer's step, so that the learning rate of a rollout is
+        what the summarizer's schedule says at the rollout's first step, in proportion; see [`GeneratorSchedule`].
+        """
+        learning_rate = self.lr_scheduler.get_last_lr()[0]
+        grad_norm = self._step() if self.engine is None else self._step_engine()
+        return {"grad_norm": grad_norm, "learning_rate": learning_rate}
+
+    def _step(self):
+        parameters = [p for p in self.model.parameters() if p.requires_grad]
+        max_norm = self.args.max_grad_norm if self.args.max_grad_norm > 0 else float("inf")
+        grad_norm = torch.nn.utils.clip_grad_norm_(parameters, max_norm).item()
+        if not math.isfinite(grad_norm):
+            raise FloatingPointError(f"The generator's gradient norm is {grad_norm}; no step was taken. {_RESUME}")
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return grad_norm
+
+    def _step_engine(self):
+        self.engine.step()
+        grad_norm = float(self.engine.get_global_grad_norm())
+        if not math.isfinite(grad_norm):
+            raise FloatingPointError(
+                f"The generator's gradient norm was {grad_norm}, and DeepSpeed has taken the step. {_RESUME}"
+            )
+        return grad_norm
+
+    def save_model(self, output_dir: str | os.PathLike):
+        """Writes the generator so that plain transformers or peft loads it. Under DeepSpeed all ranks call it."""
+        lora = isinstance(self.model, PeftModel)
+        state_dict = None if self.engine is None else whole_state_dict(self.model, trainable_only=lora)
+        if self.args.should_save:
+            self.model.save_pretrained(output_dir, state_dict=state_dict)
+
+    def save_checkpoint(self, output_dir: str | os.PathLike):
+        """
+        Writes optimizer and schedule beside the model that [`~GeneratorTrainer.save_model`] wrote. Under DeepSpeed all
+        ranks call it, each for its shard.
+        """
+        Path(output_dir).mkdir(parents=True, exist_ok=True)
+        if self.engine is not None:
+            self.engine.save_checkpoint(str(output_dir), exclude_frozen_parameters=isinstance(self.model, PeftModel))
+        elif self.args.should_save:
+            torch.save(self.optimizer.state_dict(), Path(output_dir, OPTIMIZER_FILE))
+        if self.args.should_save:
+            torch.save(self.lr_scheduler.state_dict(), Path(output_dir, SCHEDULER_FILE))
+
+    def load_model(self, checkpoint_dir: str | os.PathLike):
+        """Loads what [`~GeneratorTrainer.save_model`] wrote."""
+        if isinstance(self.model, PeftModel):
+            set_peft_model_state_dict(self.model, read_adapter(self.model, checkpoint_dir, "generator"))
+        elif Path(checkpoint_dir, SAFE_WEIGHTS_INDEX_NAME).is_file():
+            load_sharded_checkpoint(self.model, str(checkpoint_dir), strict=False)
+        else:
+            load_safetensors(self.model, Path(checkpoint_dir, SAFE_WEIGHTS_NAME), device="cpu")
+
+    def load_checkpoint(self, checkpoint_dir: str | os.PathLike, summarizer_step: int):
+        """
+        Loads what [`~GeneratorTrainer.save_checkpoint`] wrote at a step of the summarizer. Raises `ValueError` if a file
+        is missing.
+        """
+        targets = {OPTIMIZER_FILE: self.optimizer, SCHEDULER_FILE: self.lr_scheduler}
+        if self.engine is not None:  # which holds the weights too
+            del targets[OPTIMIZER_FILE]
+            lora = isinstance(self.model, PeftModel)
+            deepspeed_load_checkpoint(self.engine, str(checkpoint_dir), load_module_strict=not lora)
+        for name, target in targets.items():
+            path = Path(checkpoint_dir, name)
+            if not path.is_file():
+                raise ValueError(
+                    f"{path} is missing: the checkpoint lacks the generator's half. Resume from an earlier one."
+                )
+            target.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+        if self.lr_scheduler.last_epoch != summarizer_step:  # it was saved when it counted rollouts
+            self.lr_scheduler.last_epoch = summarizer_step - 1
+            self.lr_scheduler.step()
+
+    def _token_weight(self, rows):
+        """1 / target tokens of the rollout on all ranks, so that the summed loss is a mean over tokens."""
+        tokens = torch.tensor(sum(len(row["target_ids"]) for row in rows), device=self.accelerator.device)
+        # Data-parallel wrappers average gradients over ranks
+        return self.accelerator.num_processes / self.accelerator.reduce(tokens, reduction="sum").item()
+
+    def _backward(self, weight):
+        def backward(loss_NT, rows):
+            self._check_finite(loss_NT, rows)
+            loss = weight * loss_NT.sum()
+            loss.backward() if self.engine is None else self.engine.backward(loss)
+
+        return backward
+
+    def _check_finite(self, loss_NT, rows):
+        for row, loss in zip(rows, loss_NT.detach().sum(-1).tolist(), strict=True):
+            if loss != loss or abs(loss) == float("inf"):
+                self.model.zero_grad()
+                raise FloatingPointError(
+                    f"The generator's loss is {loss} on document {row['document_id']} "
+                    f"({row['prompt'][:80]!r}…); no step was taken. Remove the document, or resume from the last "
+                    "checkpoint with a lower `generator_learning_rate`."
+                )
+
+
+class GeneratorSchedule(TrainerCallback):
+    """
+    Advances the generator's schedule with each step of the summarizer's optimizer.
+
+    Args:
+        generator_trainer ([`GeneratorTrainer`]):
+            The second trainer.
+    """
+
+    def __init__(self, generator_trainer: GeneratorTrainer):
+        self.generator_trainer = generator_trainer
+
+    def on_optimizer_step(self, args, state, control, **kwargs):
+        self.generator_trainer.lr_scheduler.step()
+
+
+def summarizer_schedule(args: GistConfig, num_training_steps: int) -> Callable[[int], float]:
+    """What `args` multiply the summarizer's learning rate by at each of its steps, the cold start's rate aside. A floor
+    in `lr_scheduler_kwargs`, as `min_lr`, is the summarizer's: the generator's is as much higher as its learning rate."""
+    optimizer = torch.optim.SGD([torch.zeros(1)], lr=args.learning_rate)
+    scheduler = get_scheduler(
+        args.lr_scheduler_type,
+        optimizer=optimizer,
+        num_warmup_steps=args.get_warmup_steps(num_training_steps),
+        num_training_steps=num_training_steps,
+        scheduler_specific_kwargs=args.lr_scheduler_kwargs,
+    )
+    return scheduler.lr_lambdas[0]
+
+
+def read_adapter(model: PeftModel, checkpoint_dir: str | os.PathLike, role: str) -> dict[str, torch.Tensor]:
+    """The weights of a saved adapter. Raises `ValueError` if they do not fit the model's."""
+    weights = load_peft_weights(str(checkpoint_dir), device="cpu")
+    saved = {name: weight.shape for name, weight in weights.items()}
+    expected = {name: weight.shape for name, weight in get_peft_model_state_dict(model).items()}
+    if saved != expected:
+        raise ValueError(
+            f"The adapter in {checkpoint_dir} does not fit the {role}: {len(saved.items() ^ expected.items())} tensors "
+            "differ in name or shape. Was it trained with another `peft_config` or `generator_peft_config`?"
+        )
+    return weights

@@ -1,0 +1,523 @@
+# Copyright 2026 The trl_gist authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+import copy
+import math
+from collections.abc import Callable
+from contextlib import contextmanager
+
+import torch
+from accelerate.logging import get_logger
+from datasets import Dataset, IterableDataset
+from peft import PeftConfig, PeftModel, get_peft_model
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
+from trl import GRPOTrainer
+from trl.trainer.utils import get_config_model_id
+
+from .. import rewards
+from ..data.windows import PositionLimits, prepare_windows
+from ..models.adapters import check_adapter, check_drawn
+from ..models.attention import use_matmul_attention
+from ..models.deepspeed import check_distributed_settings, is_sharded
+from ..models.fingerprints import frozen_digests
+from ..models.generation_settings import plain_generation_config
+from ..models.roles import (
+    base_of,
+    check_adapted_layers,
+    check_bare,
+    check_causal,
+    check_dtype,
+    check_embeddings,
+    check_not_random,
+    check_same_tokenizer,
+    disable_dropout,
+    load_roles,
+)
+from ..models.shared_prefix import check_padded, why_not_shared
+from ..prompts import GistPrompts, gist_from_completion
+from ..rewards import kl_gain, length_penalty
+from ..scoring.extraction import IDF_CONTEXTS
+from .advantages import best_of_group, group_signal
+from .alarms import Alarms, StopOnAlarm
+from .checkpoints.pair_state import PairCheckpoints
+from .checkpoints.run_directory import DurableCheckpoints
+from .cold_start import ExtractiveSummarizer, first_steps_times
+from .config_checks import check_best_model_of, check_head_dtype
+from .data_order import DataLoading
+from .generator_trainer import GeneratorSchedule, GeneratorTrainer
+from .gist_config import GistConfig
+from .held_out import HeldOutEvaluation
+from .hub import PairHub
+from .length_penalty import LengthPenalty, exchange_rate
+from .rollout import GistRollouts, sample_walks
+from .run_log import RunLog
+from .vllm import VLLMSampling, check_vllm_settings
+from .walks import Walk
+
+
+logger = get_logger(__name__)
+
+RewardFunc = Callable[..., list[float]]
+
+
+# What is logged of every rollout: means over its gists
+_SCORE_METRICS = ("teacher_kl", "null_teacher_kl", "log_prob_gain", "kl_gain", "gist_length")
+
+
+class GistTrainer(
+    GistRollouts,
+    HeldOutEvaluation,
+    DurableCheckpoints,
+    PairCheckpoints,
+    PairHub,
+    DataLoading,
+    VLLMSampling,
+    GRPOTrainer,
+):
+    """
+    Trainer for learned context compaction in plain tokens.
+
+    A summarizer S (the policy, trained by GRPO) writes a short gist Z of a context X; a generator G, distilled in the
+    same step, continues from the gist and the last k tokens L as well as a frozen teacher T that saw all of X.
+
+    ```text
+    windows (X, L, Y) → S samples gists of X → T(Y|X), G(Y|L) once per context, G(Y|Z,L) per gist → reward functions
+                                                   └ the same forwards train G                       → advantages → S
+    ```
+
+    Example:
+
+    ```python
+    from datasets import load_dataset
+    from peft import LoraConfig
+    from trl_gist import GistConfig, GistTrainer
+
+    dataset = load_dataset("HuggingFaceFW/fineweb-edu", name="sample-10BT", split="train", streaming=True)
+
+    trainer = GistTrainer(
+        model="HuggingFaceTB/SmolLM2-135M-Instruct",
+        args=GistConfig("smollm2-gist"),
+        train_dataset=dataset,
+        peft_config=LoraConfig(r=32, target_modules="all-linear"),
+    )
+    trainer.train()
+    trainer.save_model()
+    ```
+
+    Args:
+        model (`str`, [`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
+            The summarizer.
+        args ([`GistConfig`], *optional*):
+            Configuration. `None` takes the defaults, with a directory named after the model.
+        generator, teacher (`str`, [`~transformers.PreTrainedModel`] or [`~peft.PeftModel`], *optional*):
+            Default to the model's own checkpoint. Under LoRA the three then stand on one base in memory.
+        train_dataset, eval_dataset ([`~datasets.Dataset`] or [`~datasets.IterableDataset`]):
+            Documents (`text`) or ready windows (`context`, `target`, optionally `last_k`); see
+            [`~data.windows.prepare_windows`]. `eval_dataset` may be a dict of them; `evaluate` and `predict` take the same.
+        reward_funcs (`Callable` or `list`, *optional*):
+            TRL reward functions over the scored columns listed in [`trl_gist.rewards`] and the dataset's own. Defaults to
+            `[kl_gain, length_penalty]`, the latter weighted by `args.length_penalty`.
+        processing_class ([`~transformers.PreTrainedTokenizerBase`], *optional*):
+            The one tokenizer of all roles. Defaults to the model's.
+        peft_config ([`~peft.PeftConfig`], *optional*):
+            LoRA for the summarizer. `None` fine-tunes in full, or goes on with the adapter of a [`~peft.PeftModel`].
+        generator_peft_config ([`~peft.PeftConfig`], *optional*):
+            LoRA for the generator. Defaults to the summarizer's.
+        compressor (*optional*):
+            With `args.generator_only`: writes the gists that G learns to read, by `compress(contexts, budgets)` as
+            those of [`trl_gist.evaluation.compressors`]. `None` stands for empty gists.
+        callbacks (`list`, *optional*):
+            As in [`~transformers.Trainer`].
+        optimizers (`tuple`, *optional*, defaults to `(None, None)`):
+            Optimizer and scheduler of the summarizer, as in [`~transformers.Trainer`].
+
+    Raises:
+        ValueError: if roles have different tokenizers, an adapter would change the teacher, a window does not fit a
+            model's positions, a dataset is empty or all too short or has a column whose name is taken, or the
+            distributed setting is not supported.
+    """
+
+    _tag_names = ["trl", "trl_gist", "context-compression"]
+    _name = "Gist"
+
+    def __init__(
+        self,
+        model: str | PreTrainedModel | PeftModel,
+        args: GistConfig | None = None,
+        generator: str | PreTrainedModel | PeftModel | None = None,
+        teacher: str | PreTrainedModel | PeftModel | None = None,
+        train_dataset: Dataset | IterableDataset | None = None,
+        eval_dataset: Dataset | IterableDataset | dict[str, Dataset | IterableDataset] | None = None,
+        reward_funcs: RewardFunc | list[RewardFunc] | None = None,
+        processing_class: PreTrainedTokenizerBase | None = None,
+        peft_config: PeftConfig | None = None,
+        generator_peft_config: PeftConfig | None = None,
+        compressor=None,
+        callbacks: list[TrainerCallback] | None = None,
+        optimizers: tuple[torch.optim.Optimizer | None, torch.optim.lr_scheduler.LRScheduler | None] = (None, None),
+    ):
+        model_id = model if isinstance(model, str) else get_config_model_id(model.config)
+        if args is None:
+            args = GistConfig(f"{model_id.split('/')[-1]}-Gist")
+        check_distributed_settings(args)
+        if args.use_vllm:
+            check_vllm_settings(args, model)
+        if train_dataset is None:
+            raise ValueError("`train_dataset` is required.")
+        if compressor is not None and not args.generator_only:
+            raise ValueError("`compressor` writes gists for a generator trained alone: set `generator_only=True`.")
+        self.compressor = compressor
+        if processing_class is None:
+            if not model_id:
+                raise ValueError("The model does not say which checkpoint it came from: pass `processing_class`.")
+            processing_class = AutoTokenizer.from_pretrained(model_id, trust_remote_code=args.trust_remote_code)
+        for role, source in (("generator", generator), ("teacher", teacher)):
+            if source is not None:
+                check_same_tokenizer(processing_class, role, source, args.trust_remote_code)
+
+        for name, config in (("peft_config", peft_config), ("generator_peft_config", generator_peft_config)):
+            if config is not None:
+                check_adapter(f"`{name}`", config, drawn_here=True)
+        if generator_peft_config is not None and isinstance(generator, PeftModel):
+            raise ValueError(
+                "`generator` is a PeftModel, which has its adapter, and `generator_peft_config` asks for another. Leave one "
+                "of them out."
+            )
+        lora = peft_config is not None or isinstance(model, PeftModel)
+        check_head_dtype(args, lora)
+        if args.beta != 0 and not lora and not model_id:
+            raise ValueError(
+                f"`beta` ({args.beta}) needs a reference, which is loaded from the checkpoint that the model came from, and "
+                "this model does not say which. Save it and pass the folder, or train it with a `peft_config`."
+            )
+        roles = load_roles(
+            model,
+            generator,
+            teacher,
+            share_base=lora,
+            summarizer_owns_base=args.use_vllm,
+            model_init_kwargs=args.model_init_kwargs,
+            trust_remote_code=args.trust_remote_code,
+        )
+        check_embeddings(processing_class, "summarizer", roles.summarizer)
+        if args.beta != 0 and not lora and not isinstance(model, str) and is_sharded(roles.summarizer):
+            raise ValueError(
+                f"`beta` ({args.beta}) needs a reference, and under ZeRO-3 it is loaded from a checkpoint: pass `model` as the "
+                "checkpoint's name."
+            )
+        loads_any = is_sharded(roles.summarizer) or any(
+            isinstance(source, str) for source in (model, generator, teacher)
+        )
+        if args.model_init_kwargs and not loads_any:
+            raise ValueError(
+                f"`model_init_kwargs` ({args.model_init_kwargs}) say how a checkpoint is loaded, and every model is loaded "
+                "already. Leave them out, or pass the checkpoint's name."
+            )
+        teacher_before = frozen_digests({"teacher": roles.teacher})["teacher"]
+        for role, trained in (("summarizer", roles.summarizer), ("generator", roles.generator)):
+            check_dtype(role, trained)
+        self.base_models = {
+            role: get_config_model_id(base.config) or type(base).__name__ for role, base in vars(roles).items()
+        }
+
+        self.prompts = GistPrompts.from_tokenizer(
+            processing_class,
+            args.summarizer_prompt,
+            args.tail_length,
+            args.generator_prompt,
+            args.chat_template_kwargs,
+        )
+        limits = PositionLimits.from_models(
+            roles.summarizer, roles.generator, roles.teacher, self.prompts, args.max_completion_length
+        )
+        self.skipped_rows = {}
+
+        def windows(dataset, name):
+            dataset, self.skipped_rows[name] = prepare_windows(dataset, processing_class, args, limits, name)
+            return dataset
+
+        self.windows_of = windows  # for what `evaluate` and `predict` are given later
+        train_dataset = windows(train_dataset, "train")
+        contexts = args.generation_batch_size // args.num_generations
+        if isinstance(train_dataset, Dataset) and len(train_dataset) < contexts:
+            raise ValueError(
+                f"The train dataset gave {len(train_dataset)} windows, but a rollout takes {contexts} contexts, so "
+                "nothing would be trained. Lower `per_device_train_batch_size` or `steps_per_generation`, raise "
+                "`num_generations`, or give more documents."
+            )
+        if isinstance(eval_dataset, dict):
+            eval_dataset = {name: windows(dataset, name) for name, dataset in eval_dataset.items()}
+        elif eval_dataset is not None:
+            eval_dataset = windows(eval_dataset, "eval")
+
+        check_best_model_of(args, eval_dataset)
+
+        if reward_funcs is None:
+            reward_funcs = [kl_gain, length_penalty]  # less noise than log_prob_gain: docs/ABLATION.md
+        else:  # a list of its own, because TRL writes into it
+            reward_funcs = list(reward_funcs) if isinstance(reward_funcs, (list, tuple)) else [reward_funcs]
+        for func in reward_funcs:
+            if isinstance(func, str) and callable(getattr(rewards, func, None)):
+                raise ValueError(
+                    f"`reward_funcs` has the string {func!r}, which TRL would take for a reward model on the Hub. Pass the "
+                    f"function: `trl_gist.rewards.{func}`."
+                )
+        weights = args.reward_weights
+        if weights is None:
+            weights = [args.length_penalty if func is length_penalty else 1.0 for func in reward_funcs]
+        if len(weights) != len(reward_funcs):
+            raise ValueError(
+                f"`reward_weights` has {len(weights)} weights for {len(reward_funcs)} reward functions. Give each its own, "
+                "or leave it out: each then counts 1.0, and `length_penalty` λ."
+            )
+        self.initial_reward_weights = weights
+        weight = weights[reward_funcs.index(length_penalty)] if length_penalty in reward_funcs else 0.0
+        self.length_penalty = LengthPenalty(weight, args)
+        if not self.length_penalty.is_fixed and length_penalty not in reward_funcs:
+            raise ValueError(
+                "`target_gist_length` and `max_teacher_kl` set the weight of the `length_penalty` reward: add "
+                "`trl_gist.length_penalty` to `reward_funcs`."
+            )
+
+        # TRL needs the former for a reference alone, and would warn of them else: S is loaded
+        loads_reference = args.beta != 0 and not lora and isinstance(model, str)
+        model_init_kwargs = args.model_init_kwargs if loads_reference else None
+        with fields_set(args, model_init_kwargs=model_init_kwargs, reward_weights=weights):
+            super().__init__(
+                model=roles.summarizer,
+                reward_funcs=reward_funcs,
+                args=args,
+                train_dataset=train_dataset,
+                eval_dataset=eval_dataset,
+                processing_class=processing_class,
+                callbacks=callbacks,
+                optimizers=optimizers,
+                peft_config=peft_config,
+            )
+        if self.use_vllm:
+            self._prepare_vllm()
+        else:  # TRL's would be completed by the checkpoint's
+            self.generation_config = plain_generation_config(
+                processing_class,
+                self.eos_token_ids,
+                args.max_completion_length,
+                do_sample=True,
+                temperature=args.temperature,
+            )
+        self.walk = None
+        if args.windows_per_document > 1:
+            self.walk = Walk(self.prompts, args, processing_class.decode)
+            self.rollout_func = sample_walks  # set here, because the argument warns that TRL may change it
+        policies = [self.model]
+        if self.ref_model is not None:
+            policies.append(self.accelerator.unwrap_model(self.ref_model))
+            if not isinstance(model, str) and not is_sharded(self.model):
+                # TRL has loaded the checkpoint that S is named after; S is what it was given as
+                policies[1].load_state_dict(self.model.state_dict())
+        for policy in policies:
+            disable_dropout(policy)
+        if self.accelerator.device.type == "cpu":
+            for role in (*policies, roles.generator, roles.teacher):
+                use_matmul_attention(role)
+        if not is_sharded(self.model):
+            self._choose_layout()
+        # After S's adapter is drawn, so that a run with S alone draws the same one
+        if generator_peft_config is None and isinstance(self.model, PeftModel):
+            generator_peft_config = self.model.active_peft_config
+        if generator_peft_config is not None and not isinstance(roles.generator, PeftModel):
+            # A copy, because PEFT writes the base's name into it: S may stand on another base
+            generator_peft_config = copy.deepcopy(generator_peft_config)
+            generator_peft_config.base_model_name_or_path = None
+            roles.generator = get_peft_model(roles.generator, generator_peft_config)
+        for role, trained in (("summarizer", self.model), ("generator", roles.generator)):
+            if not any(parameter.requires_grad for parameter in trained.parameters()):
+                raise ValueError(
+                    f"The {role} has no trainable parameters. Load its adapter with `is_trainable=True`, or pass a "
+                    "`peft_config`."
+                )
+            check_bare(role, trained, roles.teacher)
+        teacher_now = frozen_digests({"teacher": roles.teacher})["teacher"]
+        check_drawn(self.model, roles.generator, roles.teacher, teacher_before, teacher_now)
+        self.generator_trainer = GeneratorTrainer(roles.generator, roles.teacher, self.prompts, args, self.accelerator)
+        self.last_measures, self.last_gists, self.eval_rows = {}, [], []
+        if args.cold_start_steps > 0 and not args.generator_only:
+            sample = (row["context_ids"] for row in train_dataset.take(IDF_CONTEXTS))
+            self.extractive_summarizer = ExtractiveSummarizer(
+                args.cold_start_gists, sample, self.generator_trainer.scorer.teacher, self.unread_ids
+            )
+            if isinstance(train_dataset, IterableDataset):
+                self.skipped_rows["train"].counts.clear()  # they will be read again
+        self.alarms = Alarms(self.generator_trainer.scorer, args.max_completion_length, self.accelerator)
+        if args.stop_on_alarm:
+            self.add_callback(StopOnAlarm(self.alarms, args.steps_per_rollout))
+        self.add_callback(GeneratorSchedule(self.generator_trainer))
+        self.add_callback(RunLog(self))
+
+    @property
+    def generator(self) -> PreTrainedModel | PeftModel:
+        return self.generator_trainer.model
+
+    @property
+    def teacher(self) -> PreTrainedModel:
+        return self.generator_trainer.scorer.teacher.model
+
+    # ---- The method: one rollout ----
+    # GRPOTrainer's rollout is: tokenize prompts → generate → rewards → advantages. The overrides give it the exact
+    # tokens of the context, score and distil before the reward functions run, and choose the advantage. The names with
+    # a leading underscore are TRL 1.16's; tests/trainer/test_trl_names.py fails when one goes.
+
+    def _generate_and_score_completions(self, inputs: list[dict]) -> dict:
+        if self.walk is not None:
+            inputs = self.walk.rows(inputs, self.num_generations if self.model.training else self.num_generations_eval)
+        self._rollout_rows = inputs
+        in_cold_start = self.state.global_step < self.args.cold_start_steps and not self.args.generator_only
+        self._cold_start = self.model.training and in_cold_start
+        self._set_budgets(inputs)
+        output = super()._generate_and_score_completions(inputs)
+        kind = "best" if self._cold_start else self.args.advantage
+        if kind != "group" and self.model.training:
+            rewards = (self._rewards_per_func * self.reward_weights.to(self._rewards_per_func.device)).sum(dim=1)
+            advantages = rewards if kind == "reward" else best_of_group(rewards, self.num_generations)
+            start = self.accelerator.process_index * len(inputs)
+            output["advantages"] = advantages[start : start + len(inputs)]
+            logged = self._logs["advantages"]
+            for _ in range(min(len(rewards), len(logged))):  # it keeps the newest alone
+                logged.pop()
+            logged.extend(advantages.tolist())
+        if kind == "best" and self.model.training:
+            if self._cold_start:
+                output.pop("old_per_token_logps", None)  # no old policy wrote these gists: nothing has a ratio to it
+            tokens = (output["completion_mask"].sum(1) * (output["advantages"] > 0)).sum()
+            output["imitated_tokens"] = self.accelerator.reduce(tokens, reduction="sum")
+        if self.model.training and not self._cold_start:  # gists cut by a rule do not answer to a price
+            self._update_length_penalty(inputs)
+        return output
+
+    def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list):
+        training = self.model.training
+        gists = [gist_from_completion(ids, self.eos_token_ids) for ids in completion_ids_list]
+        num_generations = self.num_generations if training else self.num_generations_eval
+        if self.args.generator_only:  # the gists of a context are one and the same
+            each = self.generator_trainer.score(inputs[::num_generations], gists[::num_generations], 1, training)
+            scores = [score for score in each for _ in range(num_generations)]
+        else:
+            scores = self.generator_trainer.score(inputs, gists, num_generations, distill=training)
+        for row, score in zip(inputs, scores, strict=True):
+            row.update(score)
+        if training:  # in evaluation `summarize` gives the measures; a mean of batch means would overwrite them
+            self._log_rollout(inputs, completions)
+        self._log_completion_extra("teacher_kl", [score["teacher_kl"] for score in scores])
+
+        rewards_per_func = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
+        self._check_rewards(rewards_per_func)
+        self._rewards_per_func = rewards_per_func
+        if training:
+            # Last, so that a reward function that fails leaves the generator where the last checkpoint can follow
+            for name, value in self.generator_trainer.step().items():
+                self._log_metric(f"generator/{name}", value)
+        else:
+            self.eval_rows += inputs
+        return rewards_per_func
+
+    def _log_rollout(self, rows, completions):
+        for name in _SCORE_METRICS:
+            self._log_metric(name, sum(row[name] for row in rows) / len(rows))
+        if self.walk is not None:
+            for name, value in self.walk.measures(rows).items():
+                self._log_metric(name, value)
+        self._log_metric("length_penalty", self.length_penalty.value)
+        self._log_metric("cold_start", float(self._cold_start))
+        if self.args.generator_only:
+            return  # what follows is about S
+        for name in ("log_prob_gain", "kl_gain"):
+            signal = group_signal([row[f"token_{name}s"] for row in rows], self.num_generations)
+            for measure, value in signal.items():
+                self._log_metric(f"{measure.removesuffix('_std')}/{name}", value)
+        step = self.state.global_step + 1
+        for name, value in self.alarms.watch(rows, completions, self.num_generations, step).items():
+            self._log_metric(name, value)
+
+    def _update_length_penalty(self, rows):
+        if self.length_penalty.is_fixed:
+            return
+        means = [sum(row[name] for row in rows) / len(rows) for name in ("gist_length", "teacher_kl")]
+        means = torch.tensor(means, dtype=torch.float64, device=self.accelerator.device)
+        priced = self.reward_funcs.index(length_penalty)
+        others = self.reward_weights.clone()
+        others[priced] = 0.0
+        rewards_N, lengths_N = (
+            self._rewards_per_func @ others.to(self._rewards_per_func),
+            -self._rewards_per_func[:, priced],
+        )
+        rate = exchange_rate(rewards_N, lengths_N, self.num_generations)
+        self.length_penalty.update(*self.accelerator.reduce(means, reduction="mean").tolist(), rate)
+        self._apply_length_penalty()
+
+    def _apply_length_penalty(self):
+        self.reward_weights[self.reward_funcs.index(length_penalty)] = self.length_penalty.value
+
+    def _check_rewards(self, rewards_per_func):
+        bad = ~torch.isfinite(rewards_per_func)
+        if bad.any():
+            row, func = bad.nonzero()[0].tolist()
+            value = rewards_per_func[row, func].item()
+            raise ValueError(
+                f"The reward function '{self.reward_func_names[func]}' returned "
+                f"{'None or NaN' if math.isnan(value) else value} for gist {row} of the rollout. Return a finite number "
+                "for every gist; the pair was not stepped."
+            )
+
+    # ---- The second trainer, through the first one's life cycle ----
+
+    def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None):
+        # The Trainer calls this once S's engine is prepared: the moment to build G's
+        scheduler = super().create_scheduler(num_training_steps, optimizer)
+        if self.args.cold_start_learning_rate is not None:
+            ratio = self.args.cold_start_learning_rate / self.args.learning_rate
+            scheduler = self.lr_scheduler = first_steps_times(ratio, self.args.cold_start_steps, scheduler)
+        self.generator_trainer.create_optimizer_and_scheduler(num_training_steps)
+        if is_sharded(self.model):
+            self._choose_layout()
+        return scheduler
+
+    def _choose_layout(self):
+        base = base_of(self.model)
+        check_adapted_layers(base)
+        check_not_random(base)
+        check_causal(base)
+        reason = why_not_shared(base)
+        self.shares_prefix = reason is None
+        if reason is not None or self.aux_loss_enabled:
+            check_padded(base, self.temperature, self.aux_loss_enabled)
+        if reason is not None:
+            logger.warning(f"The gists of a context are padded into a row each, which is slower: {reason}.")
+        elif self.aux_loss_enabled:
+            logger.warning(
+                "The policy's loss pads the gists of a context into a row each, which is slower: TRL takes the "
+                f"load-balancing loss of the experts (`router_aux_loss_coef`, {self.router_aux_loss_coef}) over such "
+                "rows. `router_aux_loss_coef=0.0` leaves that loss out."
+            )
+
+
+@contextmanager
+def fields_set(args, **values):
+    """Fields of `args` that hold other values inside, and their own afterwards."""
+    own = {name: getattr(args, name) for name in values}
+    for name, value in values.items():
+        setattr(args, name, value)
+    try:
+        yield
+    finally:
+        for name, value in own.items():
+            setattr(args, name, value)

@@ -1,0 +1,114 @@
+# Copyright 2026 The trl_gist authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""
+vLLM for the summarizer's sampling: TRL's engine or server (1.16), asked for all gists of a context in one request, and
+weights that come back from a sync as they were.
+"""
+
+import copy
+from contextlib import contextmanager
+from functools import partial
+
+from peft import PeftModel
+from peft.tuners.tuners_utils import BaseTunerLayer
+from transformers import PreTrainedModel
+
+from .gist_config import GistConfig
+
+
+def check_vllm_settings(args: GistConfig, model: str | PreTrainedModel | PeftModel):
+    """Raises `ValueError` for what vLLM cannot do, before any model is loaded."""
+    if args.generator_only:
+        raise ValueError("`generator_only` samples no gists: leave out `use_vllm`.")
+    if args.vllm_mode == "colocate" and not isinstance(model, str) and not model.name_or_path:
+        raise ValueError(
+            "vLLM loads the summarizer by the name of its checkpoint, and this model has none. Save it with its "
+            "tokenizer and pass the directory as `model`."
+        )
+    needed = args.context_length + args.max_completion_length
+    if args.vllm_max_model_length is not None and args.vllm_max_model_length < needed:
+        raise ValueError(
+            f"`vllm_max_model_length` ({args.vllm_max_model_length}) must hold `summarizer_prompt` with `context_length` "
+            f"+ `max_completion_length` = {args.context_length} + {args.max_completion_length} tokens. Raise it, or leave "
+            "it out to take the model's own."
+        )
+
+
+class VLLMSampling:
+    """
+    The part of [`GistTrainer`] that samples with vLLM, by the `vllm_generation` that TRL has built.
+
+    TRL asks a server once for all gists of a context, but the engine beside it, or shared by some ranks
+    (`vllm_tensor_parallel_size`), once for each gist.
+    """
+
+    def _prepare_vllm(self):
+        generation = self.vllm_generation
+        if isinstance(self.model, PeftModel):
+            generation._iter_named_params = partial(_merged_weights, generation._iter_named_params, self.model)
+        if self.vllm_mode == "colocate":
+            generation.llm.generate = partial(self._gists_of_contexts, generation.llm.generate)
+
+    def _sample_with_vllm(self, prompt_ids, images, multimodal_fields, num_generations, **kwargs):
+        self.vllm_generation.temperature = self.temperature if self.model.training else 0.0
+        if self.model.training:
+            return super()._generate_single_turn(prompt_ids, images, multimodal_fields, num_generations, **kwargs)
+        # Greedy, so the gists of a context are one and the same, which vLLM refuses to write more than once
+        once = super()._generate_single_turn(prompt_ids[::num_generations], images, multimodal_fields, 1, **kwargs)
+        return tuple([row for row in rows for _ in range(num_generations)] for rows in once)
+
+    def _gists_of_contexts(self, generate, prompts, sampling_params, **kwargs):
+        """`LLM.generate` for rows of which each context has `num_generations`, as TRL passes them; an output a row."""
+        size = self.num_generations if self.model.training else 1
+        sampling_params.n = size
+        outputs = generate(prompts[::size], sampling_params=sampling_params, **kwargs)
+        return [_with_gist(output, gist) for output in outputs for gist in output.outputs]
+
+
+def _with_gist(output, gist):
+    output = copy.copy(output)
+    output.outputs = [gist]
+    return output
+
+
+def _merged_weights(iter_named_params, model):
+    """
+    TRL's names and merged weights, as copies. TRL subtracts the adapter again when the last one has been taken, but
+    vLLM gathers weights to 1 GiB before it broadcasts them (`pack_tensors`), and the last ones, which may be all, after
+    that: a server would be sent the base alone.
+    """
+    with base_restored(model):
+        for name, weight in iter_named_params():
+            yield name, weight.clone()
+
+
+@contextmanager
+def base_restored(model: PeftModel):
+    """
+    In it the adapter may be merged into the base and subtracted again; then the base is bit for bit what it was.
+
+    TRL does so at every sync, and each subtraction rounds: 100 syncs move a bfloat16 base by 0.8% of its norm, and one of
+    float32 by 1.4e-7 (tests/trainer/test_vllm.py prints both), away from the base that the adapter is saved for. What is merged
+    is therefore a copy, of the layers that carry an adapter, in memory as long as the sync takes.
+    """
+    bases = [layer.get_base_layer() for layer in model.modules() if isinstance(layer, BaseTunerLayer)]
+    kept = {parameter: parameter.data for base in bases for parameter in base.parameters()}
+    for parameter, data in kept.items():
+        parameter.data = data.clone()
+    try:
+        yield
+    finally:
+        for parameter, data in kept.items():
+            parameter.data = data
