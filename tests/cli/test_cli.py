@@ -537,7 +537,7 @@ def test_no_command_prints_help(capsys):
 def test_the_installed_command_is_this_module():
     setup = ConfigParser()
     setup.read(ROOT / "setup.cfg")
-    assert setup["options.entry_points"]["console_scripts"].split() == ["trl-gist", "=", "trl_gist.cli.main:main"]
+    assert setup["options.entry_points"]["console_scripts"].split() == ["trl-gist", "=", "trl_gist.cli:main"]
 
 
 def test_help_imports_no_torch():

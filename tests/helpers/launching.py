@@ -23,7 +23,7 @@ from pathlib import Path
 HELPERS = Path(__file__).parent
 ROOT = HELPERS.parents[1]
 # For a process of its own that runs a test's file
-PYTHONPATH = os.pathsep.join((str(HELPERS), str(ROOT)))
+PYTHONPATH = os.pathsep.join(map(str, (ROOT, HELPERS, *(ROOT / "tests").glob("[!_]*/"))))
 
 
 def launch(script: str | Path, *arguments: str, processes: int = 2, config: str | None = None):

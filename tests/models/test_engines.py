@@ -26,7 +26,7 @@ import time
 import pytest
 import torch
 from distributed_run import WAYS, make_trainer, result, save_checkpoint
-from launching import ROOT, launch
+from launching import HELPERS, ROOT, launch
 from tiny import make_documents
 
 from trl_gist import GistCompactor
@@ -68,7 +68,7 @@ def two_processes(request, built_op, tmp_path_factory):
 
 
 def train(setting, processes, directory, *names, settings=SETTINGS):
-    script = [ROOT / "tests" / "distributed_run.py", str(directory), str(processes), json.dumps(settings), *names]
+    script = [HELPERS / "distributed_run.py", str(directory), str(processes), json.dumps(settings), *names]
     launch(*script, processes=processes, config=setting if setting in ZERO else None)
 
 

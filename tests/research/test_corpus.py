@@ -350,7 +350,7 @@ datasets.Dataset.to_parquet = lambda self, path: (Path(path).write_bytes(b"half"
 manual = test_corpus.Source("manual", "", "MIT", test_corpus.DebianPackage("manual-doc"), test_corpus.HtmlPages("manual", "body", "^$"))
 test_corpus.build(Path({str(tmp_path / "corpus")!r}), [manual], Path({str(cache)!r}))
 """
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join((PYTHONPATH, str(Path(__file__).parent)))}
+    environment = {**os.environ, "PYTHONPATH": PYTHONPATH}
     killed = subprocess.run(
         [sys.executable, "-c", child], env=environment, capture_output=True, text=True, timeout=120
     )
