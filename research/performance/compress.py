@@ -80,7 +80,7 @@ def article_contexts(compactor: GistCompactor, count: int) -> list[str]:
             break
     texts = (compactor.tokenizer.decode(ids[start : start + length]) for start in range(0, len(ids), length))
     # A text cut from the middle may have a token more when it is tokenised again
-    fits = [text for text in texts if len(compactor._token_ids(text, "text")) <= length]
+    fits = [text for text in texts if len(compactor.token_ids(text, "text")) <= length]
     return fits[:count]
 
 
@@ -106,7 +106,7 @@ def prefill_rate(compactor, texts, batch_size):
     """Tokens that the summarizer reads in a second when it writes nothing: of the same prompts, template included."""
     prompts = []
     for text in texts:
-        ids = compactor._token_ids(text, "text")
+        ids = compactor.token_ids(text, "text")
         prompts.append(compactor.prompts.summarizer(ids, ids[-compactor.pair.last_k :], compactor.pair.tail_length))
     width = max(map(len, prompts))
     started = time.perf_counter()

@@ -105,13 +105,13 @@ def test_a_long_prompt_is_compacted_as_in_a_session_and_the_answer_says_so(clien
     read = len(session.token_ids)
     expected = session.generate(60)
     prompts = []
-    generate = GistCompactor._generate
+    generate = GistCompactor.generate
 
     def record(self, role, given, **kwargs):
         prompts.append((role, max(map(len, given))))
         return generate(self, role, given, **kwargs)
 
-    monkeypatch.setattr(GistCompactor, "_generate", record)
+    monkeypatch.setattr(GistCompactor, "generate", record)
     completion = client.completions.create(prompt=LONG, max_tokens=60, **GREEDY)
     assert completion.choices[0].text == expected.text
     assert completion.gist == {
@@ -129,7 +129,7 @@ def test_a_long_prompt_is_compacted_as_in_a_session_and_the_answer_says_so(clien
 def test_a_chat_is_answered_in_the_chat_template(client, compactor):
     text = compactor.tokenizer.apply_chat_template(CHAT, tokenize=False, add_generation_prompt=True)
     ids = compactor.tokenizer(text)["input_ids"]
-    (written,), _ = compactor._generate("generator", [ids], max_new_tokens=12)
+    (written,), _ = compactor.generate("generator", [ids], max_new_tokens=12)
     answer = client.chat.completions.create(messages=CHAT, max_completion_tokens=12, **GREEDY)
     assert answer.choices[0].message.content == compactor.tokenizer.decode(written, skip_special_tokens=True)
     assert (answer.choices[0].message.role, answer.choices[0].finish_reason) == ("assistant", "length")

@@ -320,10 +320,10 @@ def test_a_saved_pair_reads_the_prompt_that_training_and_its_log_showed(make_tra
     trainer.save_model(str(tmp_path / "pair"))
     compactor = GistCompactor.from_pretrained(tmp_path / "pair")
     read = []
-    generate = compactor._generate
+    generate = compactor.generate
     monkeypatch.setattr(
         compactor,
-        "_generate",
+        "generate",
         lambda role, prompts, **kwargs: read.extend(prompts) or generate(role, prompts, **kwargs),
     )
     compactor.compress(row["context_ids"])

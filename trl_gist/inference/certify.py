@@ -30,7 +30,6 @@ continuations, not a reader that is wrong. The two are only comparable between g
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -39,15 +38,13 @@ from torch.nn.functional import kl_div
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 from trl.trainer.utils import pad
 
+from ..common.statistics import ratio_and_error
 from ..models.generation import generate
 from ..models.lm_head import check_logits, log_softmax
 from ..models.roles import backbone_of, base_if_adapted, base_of
 from ..prompts import through_last_k
 from ..scoring.targets import TargetScorer
-
-
-if TYPE_CHECKING:
-    from .compactor import GistCompactor
+from .pair import LoadedPair
 
 
 @dataclass(frozen=True)
@@ -69,17 +66,17 @@ class Reader:
     prompt: Callable[[list[int], list[int]], list[int]]
 
 
-def full_context_reader(compactor: "GistCompactor") -> Reader:
+def full_context_reader(loaded: LoadedPair) -> Reader:
     """The pair's teacher if it is the base of the generator's adapter, else the generator."""
-    generator, prompts = compactor.generator, compactor.prompts
-    teacher = base_if_adapted(generator, compactor.pair.base_models["teacher"])
+    generator, prompts = loaded.generator, loaded.prompts
+    teacher = base_if_adapted(generator, loaded.pair.base_models["teacher"])
     if teacher is not None:
         return Reader("teacher", teacher, prompts.teacher)
     return Reader("generator", generator, lambda *ids: prompts.generator([], through_last_k(*ids)))
 
 
 def expected_kls(
-    compactor: "GistCompactor",
+    loaded: LoadedPair,
     contexts_ids: list[list[int]],
     last_k_ids: list[list[int]],
     gists: list[list[int]],
@@ -91,7 +88,7 @@ def expected_kls(
     The expected cost of gists, in nats per token.
 
     Args:
-        compactor ([`GistCompactor`]):
+        loaded ([`~inference.pair.LoadedPair`]):
             The pair.
         contexts_ids, last_k_ids, gists (`list[list[int]]`):
             X, L and Z of each.
@@ -111,16 +108,14 @@ def expected_kls(
         ValueError: if a context and its continuation do not fit the reader's positions, or the generator's logits are
             capped or scaled in a way that scoring does not know.
     """
-    from ..common.statistics import ratio_and_error
-
-    reader, scorer = full_context_reader(compactor), TargetScorer(compactor.generator)
-    check_logits(compactor.generator)
-    length = compactor.pair.target_length if target_length is None else target_length
+    reader, scorer = full_context_reader(loaded), TargetScorer(loaded.generator)
+    check_logits(loaded.generator)
+    length = loaded.pair.target_length if target_length is None else target_length
     costs = []
     for context_ids, last_ids, gist in zip(contexts_ids, last_k_ids, gists, strict=True):
         prompt = reader.prompt(context_ids, last_ids)
-        targets, logits_TSV = draw_continuations(reader.model, compactor.tokenizer, prompt, samples, length, seed)
-        (kl_ST,) = continuation_kls(logits_TSV, scorer, [compactor.prompts.generator(gist, last_ids)], targets)
+        targets, logits_TSV = draw_continuations(reader.model, loaded.tokenizer, prompt, samples, length, seed)
+        (kl_ST,) = continuation_kls(logits_TSV, scorer, [loaded.prompts.generator(gist, last_ids)], targets)
         tokens_S = np.array([len(target) for target in targets])
         mean, error = ratio_and_error(kl_ST.sum(-1).numpy(), tokens_S, range(samples))
         costs.append({"expected_kl": mean, "expected_kl_se": error, "expected_kl_reader": reader.name})

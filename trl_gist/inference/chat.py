@@ -31,15 +31,11 @@ template wants users and assistants to alternate, it stands at the head of the n
 
 import json
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from jinja2.exceptions import TemplateError
 
 from .keep import find_spans, kept_and_not, parse_keep
-
-
-if TYPE_CHECKING:
-    from .compactor import GistCompactor
+from .pair import GistWriter
 
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
@@ -78,7 +74,7 @@ class CompactedChat:
 
 
 def compact_messages(
-    compactor: "GistCompactor", messages: list[dict], max_tokens: int, keep=None, tools: list | None = None
+    compactor: GistWriter, messages: list[dict], max_tokens: int, keep=None, tools: list | None = None
 ) -> CompactedChat:
     """
     See [`GistCompactor.compact_messages`].
@@ -191,7 +187,7 @@ def _turns(messages):
 
 def _first_turn_to_stay(compactor, template, head, turns, max_tokens):
     """From the newest turn backwards: where the next older one would leave too little room for the gists of the rest."""
-    lengths = [len(compactor._token_ids(as_text(turn), "The turn", may_be_empty=True)) for turn in turns]
+    lengths = [len(compactor.token_ids(as_text(turn), "The turn", may_be_empty=True)) for turn in turns]
     first = len(turns) - 1
     for split in range(len(turns) - 1, 0, -1):
         new = [message for turn in turns[split:] for message in turn]
@@ -206,10 +202,10 @@ def _fold(compactor, text, room, keep):
     """A gist of at most `room` tokens of a text of any length: gists of its windows, and gists of these where needed."""
     # A window of gists must hold more than one, or there would be no end
     longest = min(compactor.pair.max_gist_length, compactor.pair.context_length // 2 - 1)
-    ids = compactor._token_ids(text, "The chat", may_be_empty=True)
+    ids = compactor.token_ids(text, "The chat", may_be_empty=True)
     while len(ids) > compactor.pair.context_length and _gists_tokens(compactor, len(ids)) > room:
         gists = compactor.compress_windows(ids, longest, keep=keep)
-        ids = compactor._token_ids("\n".join(gist.text for gist in gists), "The gists", may_be_empty=True)
+        ids = compactor.token_ids("\n".join(gist.text for gist in gists), "The gists", may_be_empty=True)
     gists = compactor.compress_windows(ids, min(compactor.pair.max_gist_length, room), keep=keep) if ids else []
     return "\n".join(gist.text for gist in gists)
 

@@ -12,35 +12,23 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-import functools
 import os
-import threading
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
-import torch
-from peft import PeftModel
 from tqdm.auto import tqdm
-from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from ..models.fingerprints import pair_fingerprint
-from ..models.generation import generate
-from ..models.loading import HalfLoader, local_directory
-from ..pair import GENERATOR_DIR, PairConfig
-from ..prompts import GistPrompts
 from ..scoring.gist_log_probs import given_log_probs, written_log_probs
 from .certify import expected_kls
+from .chat import CompactedChat, compact_messages
 from .gist import Continuation, Gist
+from .keep import keep_in_gists, parse_keep
+from .pair import LoadedPair
 from .search import search_gist
+from .session.session import Session
 
 
-if TYPE_CHECKING:
-    from .chat import CompactedChat
-    from .session.session import Session
-
-
-class GistCompactor:
+class GistCompactor(LoadedPair):
     """
     A trained pair at inference: the summarizer compresses contexts, the generator continues from the gists.
 
@@ -63,60 +51,6 @@ class GistCompactor:
         pair ([`~pair.PairConfig`]):
             The window they were trained on.
     """
-
-    def __init__(
-        self,
-        summarizer: PreTrainedModel | PeftModel,
-        generator: PreTrainedModel | PeftModel,
-        tokenizer: PreTrainedTokenizerBase,
-        pair: PairConfig,
-    ):
-        self.summarizer = summarizer
-        self.generator = generator
-        self.tokenizer = tokenizer
-        self.pair = pair
-        self.prompts = GistPrompts.from_tokenizer(
-            tokenizer, pair.summarizer_prompt, pair.tail_length, pair.generator_prompt, pair.chat_template_kwargs
-        )
-        # One model call at a time. Reentrant, because a streamer may use another session from within one
-        self.lock = threading.RLock()
-
-    @classmethod
-    def from_pretrained(
-        cls,
-        pretrained_pair: str | os.PathLike,
-        device: str | torch.device | None = None,
-        dtype: str | torch.dtype | None = None,
-        revision: str | None = None,
-        trust_remote_code: bool = False,
-    ) -> "GistCompactor":
-        """
-        Loads what [`GistTrainer.save_model`] wrote. Two adapters of one base share it in memory.
-
-        Args:
-            pretrained_pair (`str` or `os.PathLike`):
-                A folder, or a repository on the Hub.
-            device (`str` or `torch.device`, *optional*):
-                Defaults to the machine's accelerator, or the CPU.
-            dtype (`str` or `torch.dtype`, *optional*):
-                Defaults to the one the checkpoint (under adapters: the base) is stored in.
-            revision (`str`, *optional*):
-                Of the repository on the Hub.
-            trust_remote_code (`bool`, *optional*, defaults to `False`):
-                Whether checkpoints may run their own code.
-
-        Raises:
-            ValueError: if it is not a pair, lacks the generator, or its base model cannot be loaded.
-        """
-        directory = local_directory(pretrained_pair, revision)
-        pair = PairConfig.load(directory)
-        if device is None:
-            device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
-        loader = HalfLoader(device, dtype or "auto", trust_remote_code)
-        summarizer = loader.load(directory, "summarizer")
-        generator = loader.load(directory / GENERATOR_DIR, "generator")
-        tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=trust_remote_code)
-        return cls(summarizer, generator, tokenizer, pair)
 
     def compress(
         self,
@@ -177,7 +111,7 @@ class GistCompactor:
         contexts_ids = []
         for index, context in enumerate(contexts):
             what = "The context" if len(contexts) == 1 else f"Context {index}"
-            ids = self._token_ids(context, what)
+            ids = self.token_ids(context, what)
             if len(ids) > self.pair.context_length:
                 raise ValueError(
                     f"{what} has {len(ids)} tokens, but the pair was trained on contexts of "
@@ -249,7 +183,7 @@ class GistCompactor:
             generation_kwargs:
                 For [`~transformers.GenerationConfig`], as `temperature` or `top_p`.
         """
-        context_ids = self._token_ids(text, "The text")[-self.pair.context_length :]
+        context_ids = self.token_ids(text, "The text")[-self.pair.context_length :]
         last_k = context_ids[-self.pair.last_k :] if last_k is None else last_k
         gist = self.compress(context_ids, last_k=last_k)
         return self.continue_from(gist, last_k, max_new_tokens, do_sample, **generation_kwargs)
@@ -267,34 +201,25 @@ class GistCompactor:
 
         The generator reads all of `last_text`; it was trained on `last_k` tokens of it, or on what stood in their place.
         """
-        gist_ids = gist.token_ids if isinstance(gist, Gist) else self._token_ids(gist, "The gist", may_be_empty=True)
-        last_ids = self._token_ids(last_text, "The last text", may_be_empty=True)
+        gist_ids = gist.token_ids if isinstance(gist, Gist) else self.token_ids(gist, "The gist", may_be_empty=True)
+        last_ids = self.token_ids(last_text, "The last text", may_be_empty=True)
         prompt = self.prompts.generator(gist_ids, last_ids)
-        (token_ids,), _ = self._generate(
+        (token_ids,), _ = self.generate(
             "generator", [prompt], max_new_tokens=max_new_tokens, do_sample=do_sample, **generation_kwargs
         )
-        return Continuation(self._decode(token_ids), token_ids, gist)
+        return Continuation(self.decode(token_ids), token_ids, gist)
 
-    def session(self, **settings) -> "Session":
+    def session(self, **settings) -> Session:
         """A stream of any length that the pair goes on reading and writing in one window; see [`~inference.session.session.Session`]."""
-        from .session.session import Session
-
         return Session(self, **settings)
 
-    def load_session(self, path: str | os.PathLike, **settings) -> "Session":
+    def load_session(self, path: str | os.PathLike, **settings) -> Session:
         """The session that [`~inference.session.session.Session.save`] wrote; see [`~inference.session.session.Session.load`]."""
-        from .session.session import Session
-
         return Session.load(path, self, **settings)
-
-    @functools.cached_property
-    def fingerprint(self) -> str:
-        """By which a saved session knows its pair."""
-        return pair_fingerprint(self)
 
     def compact_messages(
         self, messages: list[dict[str, str]], max_tokens: int, keep=None, tools: list | None = None
-    ) -> "CompactedChat":
+    ) -> CompactedChat:
         """
         A chat within `max_tokens` tokens of the tokenizer's chat template: the system prompt, the tools and the newest
         turns as they are, the oldest turns as one gist, a user's message; see [`trl_gist.inference.chat`].
@@ -313,23 +238,18 @@ class GistCompactor:
             ValueError: if a message has an unknown role or no text, the tokenizer has no chat template or it refuses
                 the messages, or system prompt, last turn and a gist do not fit `max_tokens`.
         """
-        from .chat import compact_messages
-
         return compact_messages(self, messages, max_tokens, keep, tools)
 
     def _windows(self, text):
-        ids, length = self._token_ids(text, "The text"), self.pair.context_length
+        ids, length = self.token_ids(text, "The text"), self.pair.context_length
         return [ids[start : start + length] for start in range(0, len(ids), length)]
 
     def _last_k_ids(self, contexts_ids, last_k):
         if last_k is None:
             return [ids[-self.pair.last_k :] for ids in contexts_ids]
-        return [self._token_ids(text, "`last_k`", may_be_empty=True) for text in last_k]
+        return [self.token_ids(text, "`last_k`", may_be_empty=True) for text in last_k]
 
     def _iter_gists(self, contexts_ids, last_k_ids, budget, do_sample, batch_size, keep, certify, search):
-        # Its patterns are evaluation's own, and evaluation imports this module
-        from .keep import parse_keep
-
         requests = [] if keep is None else parse_keep(keep)
         batch_size = 1 if search else batch_size  # which takes so long that each is wanted when it is there
         starts = range(0, len(contexts_ids), batch_size)
@@ -340,19 +260,17 @@ class GistCompactor:
         return (gist for batch in batches for gist in self._write_gists(*batch, *settings))
 
     def _write_gists(self, contexts_ids, last_k_ids, budget, do_sample, requests, certify, search):
-        from .keep import keep_in_gists
-
         shown = self.pair.tail_length if budget is None else budget
         prompts = [self.prompts.summarizer(*ids, shown) for ids in zip(contexts_ids, last_k_ids, strict=True)]
         budget = self.pair.max_gist_length if budget is None else budget
-        written, logits = self._generate(
+        written, logits = self.generate(
             "summarizer", prompts, max_new_tokens=budget, do_sample=do_sample, output_logits=True
         )
         gists, log_probs, found = written, written_log_probs(logits, written), [{}] * len(written)
         if search:
             gists = [search_gist(self, *ids) for ids in zip(contexts_ids, last_k_ids, written, strict=True)]
         if requests:
-            texts = [self._decode(ids) for ids in contexts_ids]
+            texts = [self.decode(ids) for ids in contexts_ids]
             gists, found = keep_in_gists(gists, texts, requests, budget, self.tokenizer)
         changed = [row for row, gist in enumerate(gists) if gist != written[row]]
         if changed:
@@ -361,7 +279,7 @@ class GistCompactor:
                 log_probs[row] = log_prob
         results = [
             Gist(
-                text=self._decode(gist),
+                text=self.decode(gist),
                 token_ids=gist,
                 log_prob=log_prob,
                 context_tokens=len(ids),
@@ -377,28 +295,3 @@ class GistCompactor:
             return results
         measured = expected_kls(self, contexts_ids, last_k_ids, gists)
         return [replace(gist, **costs) for gist, costs in zip(results, measured, strict=True)]
-
-    def _generate(self, role, prompts, **generation_kwargs):
-        with self.lock:
-            return generate(getattr(self, role), self.tokenizer, prompts, name=role, **generation_kwargs)
-
-    def _token_ids(self, text, what, may_be_empty=False):
-        if isinstance(text, str):
-            try:
-                text.encode("utf-8")
-            except UnicodeEncodeError as error:
-                raise ValueError(f"{what} is not valid text: {error}.") from error
-            ids = self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
-        elif isinstance(text, (list, tuple)):
-            ids = list(text)
-            for token in ids:
-                if not isinstance(token, int) or not 0 <= token < len(self.tokenizer):
-                    raise ValueError(f"{what} holds {token!r}, which is no id of the tokenizer's vocabulary.")
-        else:
-            raise ValueError(f"{what} must be text or a list of token ids, got {type(text).__name__}.")
-        if not ids and not may_be_empty:
-            raise ValueError(f"{what} is empty.")
-        return ids
-
-    def _decode(self, ids):
-        return self.tokenizer.decode(ids, skip_special_tokens=True)

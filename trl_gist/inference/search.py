@@ -25,7 +25,6 @@ docs/RESULTS.md says what that gains on text that really follows. The continuati
 """
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
 
 import torch
 
@@ -33,17 +32,14 @@ from ..models.lm_head import check_logits
 from ..prompts import before_last_k
 from ..scoring.targets import TargetScorer
 from .certify import continuation_kls, draw_continuations, full_context_reader
-
-
-if TYPE_CHECKING:
-    from .compactor import GistCompactor
+from .pair import LoadedPair
 
 
 ROWS = 16  # of the generator in one forward
 
 
 def search_gist(
-    compactor: "GistCompactor",
+    loaded: LoadedPair,
     context_ids: list[int],
     last_k_ids: list[int],
     gist: list[int],
@@ -55,7 +51,7 @@ def search_gist(
     Exchanges a gist's pieces for others of the context, where that is expected to cost less.
 
     Args:
-        compactor ([`GistCompactor`]):
+        loaded ([`~inference.pair.LoadedPair`]):
             The pair.
         context_ids, last_k_ids, gist (`list[int]`):
             X, L and the Z to start from.
@@ -74,25 +70,25 @@ def search_gist(
         ValueError: if a context and its continuation do not fit the reader's positions, or the generator's logits are
             capped or scaled in a way that scoring does not know.
     """
-    gist = compactor.prompts.without_special(gist)
+    gist = loaded.prompts.without_special(gist)
     if not gist:
         return []
-    reader, scorer = full_context_reader(compactor), TargetScorer(compactor.generator)
-    check_logits(compactor.generator)
+    reader, scorer = full_context_reader(loaded), TargetScorer(loaded.generator)
+    check_logits(loaded.generator)
     prompt = reader.prompt(context_ids, last_k_ids)
-    length = compactor.pair.target_length
-    targets, logits_TSV = draw_continuations(reader.model, compactor.tokenizer, prompt, continuations, length, seed)
+    length = loaded.pair.target_length
+    targets, logits_TSV = draw_continuations(reader.model, loaded.tokenizer, prompt, continuations, length, seed)
     at_once = max(1, ROWS // continuations)
 
     def costs(gists):
-        prompts = [compactor.prompts.generator(gist, last_k_ids) for gist in gists]
+        prompts = [loaded.prompts.generator(gist, last_k_ids) for gist in gists]
         kls = [
             continuation_kls(logits_TSV, scorer, prompts[start : start + at_once], targets)
             for start in range(0, len(prompts), at_once)
         ]
         return torch.cat(kls).sum((1, 2)).tolist()  # of the same continuations, so not divided by their tokens
 
-    readable = compactor.prompts.without_special(before_last_k(context_ids, last_k_ids))
+    readable = loaded.prompts.without_special(before_last_k(context_ids, last_k_ids))
     return exchange_pieces(gist, readable, min(piece_length, len(gist)), costs)[-1]
 
 

@@ -23,7 +23,6 @@ forgery, and need not be.
 import hashlib
 import json
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 import torch
 import xxhash
@@ -31,10 +30,6 @@ from transformers import PreTrainedTokenizerBase
 
 from ..common.files import _digest_of
 from .deepspeed import gathered, whole_shape
-
-
-if TYPE_CHECKING:
-    from ..inference.compactor import GistCompactor
 
 
 ALGORITHM = "xxh3-128"
@@ -133,31 +128,31 @@ def _part_of(name):
     return "the summarizer's half" if name.endswith((".safetensors", "optimizer.pt", "scheduler.pt")) else "a part"
 
 
-def pair_fingerprint(compactor: "GistCompactor") -> str:
+def pair_fingerprint(loaded) -> str:
     """
-    A digest of a pair: its sizes, prompts, vocabulary, and all weights in bfloat16, so that it is one and the same in
-    float32 and in bfloat16.
+    A digest of a [`~inference.pair.LoadedPair`]: its sizes, prompts, vocabulary, and all weights in bfloat16, so that it
+    is one and the same in float32 and in bfloat16.
     """
-    digest, weights = _digest_of_settings(compactor), WeightDigests(torch.bfloat16)
-    for model in (compactor.summarizer, compactor.generator):
+    digest, weights = _digest_of_settings(loaded), WeightDigests(torch.bfloat16)
+    for model in (loaded.summarizer, loaded.generator):
         for name, content in sorted(weights.of(model)):
             digest.update(name.encode() + content)
     return digest.hexdigest()
 
 
-def sampled_fingerprint(compactor: "GistCompactor") -> str:
+def sampled_fingerprint(loaded) -> str:
     """What sessions had before [`pair_fingerprint`]: of a sample of every parameter."""
-    digest = _digest_of_settings(compactor)
-    for model in (compactor.summarizer, compactor.generator):
+    digest = _digest_of_settings(loaded)
+    for model in (loaded.summarizer, loaded.generator):
         for name, parameter in sorted(model.named_parameters()):
             sample = sample_of(parameter).bfloat16().float().cpu()
             digest.update(f"{name}{tuple(parameter.shape)}".encode() + sample.numpy().tobytes())
     return digest.hexdigest()
 
 
-def _digest_of_settings(compactor):
+def _digest_of_settings(loaded):
     names = ("context_length", "last_k", "max_gist_length", "tail_length", "summarizer_prompt", "generator_prompt")
-    described = [{name: getattr(compactor.pair, name) for name in names}, vocabulary_of(compactor.tokenizer)]
-    if compactor.pair.chat_template_kwargs:
-        described.append(compactor.pair.chat_template_kwargs)
+    described = [{name: getattr(loaded.pair, name) for name in names}, vocabulary_of(loaded.tokenizer)]
+    if loaded.pair.chat_template_kwargs:
+        described.append(loaded.pair.chat_template_kwargs)
     return hashlib.sha256(json.dumps(described).encode())

@@ -132,14 +132,14 @@ class Engine:
         except ValueError as error:
             raise ApiError(400, str(error), None, "messages") from error
         prompt = tokenizer.apply_chat_template(chat.messages, tokenize=False, add_generation_prompt=True)
-        ids = compactor._token_ids(prompt, "The chat")
+        ids = compactor.token_ids(prompt, "The chat")
         text = TextStream(tokenizer, emit, request.stops)
         tee = TokenTee(text.add, None, end_token_ids(compactor.generator, tokenizer))
         finish_reason = self._generate(
             text,
             request,
             new_tokens,
-            lambda **sampling: compactor._generate(
+            lambda **sampling: compactor.generate(
                 "generator", [ids], max_new_tokens=new_tokens, streamer=tee, **sampling
             ),
         )
@@ -200,7 +200,7 @@ class Engine:
 
     def _token_ids(self, text, param):
         try:
-            return self.compactor._token_ids(text, f"`{param}`")
+            return self.compactor.token_ids(text, f"`{param}`")
         except ValueError as error:
             raise ApiError(400, str(error), None, param) from error
 
@@ -210,4 +210,4 @@ class Engine:
             raise ContextTooLong(f"`{param}` has {tokens} tokens; this server takes {most}.", param)
 
     def _count(self, text):
-        return len(self.compactor._token_ids(text, "The text", may_be_empty=True))
+        return len(self.compactor.token_ids(text, "The text", may_be_empty=True))

@@ -115,7 +115,7 @@ def long_documents(
             skipped.counts[reason] += 1
             continue
         text = row["text"] + DOCUMENT_SEPARATOR if join_documents else row["text"]
-        ids = compactor._token_ids(text, "The document", may_be_empty=True)
+        ids = compactor.token_ids(text, "The document", may_be_empty=True)
         if not join_documents:
             if geometry.windows(len(ids)):
                 yield {"document_id": row.get("document_id", index), "ids": ids[: geometry.length(windows)]}
@@ -254,7 +254,7 @@ class DistanceReadings:
         return [writer.prompts.without_special(gist.token_ids) for gist in gists]
 
     def _read(self, documents, present, window, gists, states, hidden, texts):
-        geometry, decode = self.geometry, self.compactor._decode
+        geometry, decode = self.geometry, self.compactor.decode
         ids_D = [documents[index]["ids"] for index in present]
         targets = [geometry.target(ids, window) for ids in ids_D]
         rows = [

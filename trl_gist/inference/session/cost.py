@@ -13,11 +13,13 @@
 # limitations under the License.
 
 import dataclasses
+from collections.abc import Iterable
 
 import torch
 
 from ...models.roles import max_positions
 from ...scoring.targets import TargetRows, TargetScorer
+from ..pair import LoadedPair
 
 
 @dataclasses.dataclass
@@ -46,8 +48,8 @@ class CostMeter:
     It keeps two prompts of each compaction until the `target_length` tokens that come next are there.
     """
 
-    def __init__(self, compactor, pending=()):
-        self.compactor = compactor
+    def __init__(self, loaded: LoadedPair, pending: Iterable[dict] = ()):
+        self.loaded = loaded
         self.pending = [PendingCost(**values) for values in pending]
 
     def watch(self, index: int, before: list[int], after: list[int]):
@@ -71,15 +73,15 @@ class CostMeter:
 
     @property
     def _length(self):
-        return self.compactor.pair.target_length
+        return self.loaded.pair.target_length
 
     def _cost(self, pending):
-        generator, next_ids = self.compactor.generator, pending.next_ids
+        generator, next_ids = self.loaded.generator, pending.next_ids
         positions = max_positions(generator)
         if positions is not None and max(map(len, pending.prompts)) + len(next_ids) > positions:
             return None
         rows = TargetRows.build(pending.prompts, [next_ids] * 2, 1, generator.device)
-        with self.compactor.lock, torch.no_grad():
+        with self.loaded.lock, torch.no_grad():
             logps_NT = TargetScorer(generator)(rows)[0]
         before, after = logps_NT.double().mean(-1).tolist()
         return before - after

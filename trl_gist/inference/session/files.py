@@ -21,15 +21,11 @@ import os
 import secrets
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from ...models.fingerprints import sampled_fingerprint
+from ...pair import PairConfig
+from ..pair import LoadedPair
 from .state import Compaction
-
-
-if TYPE_CHECKING:
-    from ..compactor import GistCompactor
-    from .session import Session
 
 
 FORMAT = "trl_gist session 1"
@@ -39,9 +35,8 @@ STATE_NAMES = (
 )
 
 
-def pair_name(compactor: "GistCompactor") -> str:
+def pair_name(pair: PairConfig) -> str:
     """What errors call a pair, which does not know the folder it came from."""
-    pair = compactor.pair
     bases = pair.base_models
     return (
         f"{bases.get('summarizer')} and {bases.get('generator')} after {pair.step} steps, "
@@ -55,20 +50,6 @@ def check_unused(autosave: str | os.PathLike):
         raise ValueError(
             f"`autosave` ({autosave}) exists already: go on with it by `compactor.load_session`, or name a new file."
         )
-
-
-def state_of(session: "Session") -> dict:
-    """All that a session goes on from, but its `history`; no longer for a longer stream."""
-    return {
-        "fingerprint": session.compactor.fingerprint,
-        "pair": pair_name(session.compactor),
-        "settings": dataclasses.asdict(session.settings),
-        "position": session.position,
-        "gists": [dataclasses.asdict(gist) for gist in session.gists],
-        "live": session.live.tokens,
-        "pending": session._meter.state,
-        "keep_history": None if session._tokens is None else str(session._tokens.path),
-    }
 
 
 class SavedSession:
@@ -103,11 +84,9 @@ class SavedSession:
             replaced.unlink(missing_ok=True)
 
 
-def read_session(
-    path: str | os.PathLike, compactor: "GistCompactor", fingerprint: str
-) -> tuple[dict, list[Compaction]]:
+def read_session(path: str | os.PathLike, loaded: LoadedPair) -> tuple[dict, list[Compaction]]:
     """
-    The state and the compactions of a saved session.
+    The state and the compactions of a session of this pair.
 
     Raises:
         ValueError: if the file is none, is damaged or is a session of another pair.
@@ -124,10 +103,10 @@ def read_session(
     missing = [name for name in STATE_NAMES if name not in state]
     if missing:
         raise ValueError(f"{path} is damaged: it lacks {missing}.")
-    if state["fingerprint"] != fingerprint and state["fingerprint"] != sampled_fingerprint(compactor):
+    if state["fingerprint"] != loaded.fingerprint and state["fingerprint"] != sampled_fingerprint(loaded):
         raise ValueError(
             f"{path} is a session of another pair ({state['pair']}; fingerprint {state['fingerprint'][:12]}), and this "
-            f"one is {pair_name(compactor)} (fingerprint {fingerprint[:12]}). Load it with its own pair."
+            f"one is {pair_name(loaded.pair)} (fingerprint {loaded.fingerprint[:12]}). Load it with its own pair."
         )
     log = path.with_name(state["log"])
     content = log.read_bytes()[: state["log_bytes"]] if log.is_file() else b""

@@ -23,9 +23,10 @@ from transformers.generation.streamers import BaseStreamer
 
 from ...data.geometry import SEPARATOR, join
 from ...models.generation import TokenTee, end_token_ids
-from ..compactor import Continuation, GistCompactor
+from ..gist import Continuation
+from ..pair import GistWriter
 from .cost import CostMeter
-from .files import SavedSession, TokenFile, check_unused, read_session, state_of
+from .files import SavedSession, TokenFile, check_unused, pair_name, read_session
 from .recursion import RECURSIONS, StoredGist
 from .state import Compaction, CompactionPlan, SessionSettings
 from .window import LiveToken, LiveWindow
@@ -97,7 +98,7 @@ class Session:
 
     def __init__(
         self,
-        compactor: GistCompactor,
+        compactor: GistWriter,
         window: int | None = None,
         last_k: int | None = None,
         recursion: str = "rolling",
@@ -112,21 +113,34 @@ class Session:
         settings = SessionSettings.resolve(compactor, window, last_k, recursion, budget, gist_budget, measure)
         if autosave is not None:
             check_unused(autosave)
-        self._start(compactor, settings, autosave, keep_history, before_compaction, after_compaction)
+        self._start(compactor, settings, keep_history, autosave, before_compaction, after_compaction)
         if self._tokens is not None:
             self._tokens.create()
 
-    def _start(self, compactor, settings, autosave, keep_history, before_compaction, after_compaction):
+    def _start(
+        self,
+        compactor,
+        settings,
+        keep_history,
+        autosave,
+        before_compaction,
+        after_compaction,
+        position=0,
+        gists=(),
+        live=(),
+        history=(),
+        pending=(),
+    ):
         self.compactor = compactor
         self.settings = settings
         self.autosave = autosave
         self.before_compaction = before_compaction
         self.after_compaction = after_compaction
-        self.position = 0  # tokens of the stream so far
-        self.gists: list[StoredGist] = []
-        self.live = LiveWindow(settings.protectable)
-        self.history: list[Compaction] = []
-        self._meter = CostMeter(compactor)
+        self.position = position  # tokens of the stream so far
+        self.gists: list[StoredGist] = list(gists)
+        self.live = LiveWindow(settings.protectable, live)
+        self.history: list[Compaction] = list(history)
+        self._meter = CostMeter(compactor, pending)
         self._separator_ids = list(compactor.prompts.tokenize(SEPARATOR))
         self._tokens = None if keep_history is None else TokenFile(keep_history)
         self._saved: SavedSession | None = None
@@ -141,7 +155,7 @@ class Session:
 
     @property
     def gist(self) -> str:
-        return self.compactor._decode(self.gist_ids)
+        return self.compactor.decode(self.gist_ids)
 
     @property
     def token_ids(self) -> list[int]:
@@ -176,7 +190,7 @@ class Session:
             ValueError: if it is not text or empty, or more would be protected than the window can hold. Nothing was
                 added then.
         """
-        ids = self.compactor._token_ids(text, "The text")
+        ids = self.compactor.token_ids(text, "The text")
         if protected:
             self.live.check_protectable(len(ids))
         start = 0
@@ -232,7 +246,7 @@ class Session:
             while goes_on and len(written) < max_new_tokens:
                 self._make_room()
                 up_to = min(len(written) + self.room, max_new_tokens)
-                self.compactor._generate(
+                self.compactor.generate(
                     "generator",
                     [self.token_ids],
                     max_new_tokens=up_to - len(written),
@@ -246,7 +260,7 @@ class Session:
             if streamer is not None:
                 streamer.end()
         self._save_if_asked()
-        return Continuation(self.compactor._decode(written), written, self.gist)
+        return Continuation(self.compactor.decode(written), written, self.gist)
 
     def protect(self, start: int, stop: int):
         """Keeps the live tokens at these positions of the stream verbatim. Raises `ValueError` as `append` does."""
@@ -322,7 +336,7 @@ class Session:
             read_tokens=sum(context_lengths),
             gists_written=len(context_lengths),
             previous_gist=self.history[-1].gist if self.history else "",
-            gist=self.compactor._decode(gist_ids),
+            gist=self.compactor.decode(gist_ids),
             gist_ids=gist_ids,
             gist_tokens=len(gist_ids),
             seconds=time.perf_counter() - started,
@@ -350,14 +364,14 @@ class Session:
             self._saved, self._unsaved = SavedSession(Path(path)), list(self.history)
         if self._tokens is not None:
             self._tokens.sync()
-        self._saved.write(state_of(self), self._unsaved)
+        self._saved.write(self.state, self._unsaved)
         self._unsaved = []
 
     @classmethod
     def load(
         cls,
         path: str | os.PathLike,
-        compactor: GistCompactor,
+        compactor: GistWriter,
         autosave: str | os.PathLike | None = None,
         before_compaction: Callable | None = None,
         after_compaction: Callable | None = None,
@@ -376,17 +390,41 @@ class Session:
         Raises:
             ValueError: if the file holds no session, is damaged, or is of another pair.
         """
-        state, history = read_session(path, compactor, compactor.fingerprint)
+        state, history = read_session(path, compactor)
         if autosave is not None and Path(autosave) != Path(path):
             check_unused(autosave)
-        session = cls.__new__(cls)
-        settings = SessionSettings(**state["settings"])
-        session._start(compactor, settings, autosave, state["keep_history"], before_compaction, after_compaction)
-        session.position = state["position"]
-        session.gists = [StoredGist(**gist) for gist in state["gists"]]
-        session.live.tokens = [LiveToken(*token) for token in state["live"]]
-        session.history = history
-        session._meter = CostMeter(compactor, state["pending"])
+        return cls._from_state(state, history, compactor, autosave, before_compaction, after_compaction)
+
+    @property
+    def state(self) -> dict:
+        """All that the session goes on from, but its `history`; no longer for a longer stream."""
+        return {
+            "fingerprint": self.compactor.fingerprint,
+            "pair": pair_name(self.compactor.pair),
+            "settings": dataclasses.asdict(self.settings),
+            "position": self.position,
+            "gists": [dataclasses.asdict(gist) for gist in self.gists],
+            "live": self.live.tokens,
+            "pending": self._meter.state,
+            "keep_history": None if self._tokens is None else str(self._tokens.path),
+        }
+
+    @classmethod
+    def _from_state(cls, state, history, compactor, autosave, before_compaction, after_compaction):
+        session = cls.__new__(cls)  # past `__init__`: its sizes are resolved, and its files are there
+        session._start(
+            compactor,
+            SessionSettings(**state["settings"]),
+            state["keep_history"],
+            autosave,
+            before_compaction,
+            after_compaction,
+            position=state["position"],
+            gists=[StoredGist(**gist) for gist in state["gists"]],
+            live=[LiveToken(*token) for token in state["live"]],
+            history=history,
+            pending=state["pending"],
+        )
         if session._tokens is not None:
             session._tokens.resume(session.position)
         return session

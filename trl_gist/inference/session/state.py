@@ -13,16 +13,12 @@
 # limitations under the License.
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from ...data.geometry import SEPARATOR, rolling_chunk_length
 from ...models.roles import max_positions
+from ..pair import LoadedPair
 from .recursion import RECURSIONS, StoredGist
 from .window import LiveToken, spans_of
-
-
-if TYPE_CHECKING:
-    from ..compactor import GistCompactor
 
 
 @dataclass(frozen=True)
@@ -142,7 +138,7 @@ class SessionSettings:
     @classmethod
     def resolve(
         cls,
-        compactor: "GistCompactor",
+        loaded: LoadedPair,
         window: int | None,
         last_k: int | None,
         recursion: str,
@@ -156,7 +152,7 @@ class SessionSettings:
         for name, value in (("window", window), ("last_k", last_k), ("budget", budget), ("gist_budget", gist_budget)):
             if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
                 raise ValueError(f"`{name}` must be a number of tokens, at least 1, got {value!r}.")
-        pair, prompts = compactor.pair, compactor.prompts
+        pair, prompts = loaded.pair, loaded.prompts
         last_k = pair.last_k if last_k is None else last_k
         gist_length = pair.max_gist_length if budget is None else budget
         separator = len(prompts.tokenize(SEPARATOR))
@@ -184,12 +180,12 @@ class SessionSettings:
             window = prompts.generator_overhead + gist_budget + chunk_length + last_k
         protectable = window - prompts.generator_overhead - gist_budget - last_k - 1
         settings = cls(window, last_k, recursion, budget, gist_length, gist_budget, chunk_length, protectable, measure)
-        settings._check_window(compactor)
-        settings._check_summarizer(compactor)
+        settings._check_window(loaded)
+        settings._check_summarizer(loaded)
         return settings
 
-    def _check_window(self, compactor):
-        overhead = compactor.prompts.generator_overhead
+    def _check_window(self, loaded):
+        overhead = loaded.prompts.generator_overhead
         least = overhead + self.gist_budget + self.last_k + 1
         if self.window < least:
             raise ValueError(
@@ -197,18 +193,18 @@ class SessionSettings:
                 f"({self.gist_budget}), `last_k` ({self.last_k}) and a new token need {least}. Raise it, or lower "
                 "`budget` or `last_k`."
             )
-        positions = max_positions(compactor.generator)
+        positions = max_positions(loaded.generator)
         if positions is not None and self.window > positions:
             raise ValueError(
                 f"`window` ({self.window}) exceeds the generator's {positions} positions: lower it to {positions}."
             )
 
-    def _check_summarizer(self, compactor):
+    def _check_summarizer(self, loaded):
         # As long as its prompts get: what the tokens are does not matter
-        shown = compactor.pair.tail_length if self.budget is None else self.budget
-        context_ids = [0] * compactor.pair.context_length
-        needed = len(compactor.prompts.summarizer(context_ids, [0] * self.last_k, shown)) + self.gist_length
-        positions = max_positions(compactor.summarizer)
+        shown = loaded.pair.tail_length if self.budget is None else self.budget
+        context_ids = [0] * loaded.pair.context_length
+        needed = len(loaded.prompts.summarizer(context_ids, [0] * self.last_k, shown)) + self.gist_length
+        positions = max_positions(loaded.summarizer)
         if positions is not None and needed > positions:
             raise ValueError(
                 f"`budget` ({self.gist_length}) is too large: with its prompt the summarizer would need {needed} "

@@ -1,0 +1,174 @@
+# Copyright 2026 The trl_gist authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""
+A trained pair in memory: two models, their tokenizer, and the window they were trained on.
+
+What is done with it lies above: one subject a file, and [`~inference.compactor.GistCompactor`] as the front of them all.
+"""
+
+import functools
+import os
+import threading
+from contextlib import AbstractContextManager
+from typing import Protocol, Self
+
+import torch
+from peft import PeftModel
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from ..models.fingerprints import pair_fingerprint
+from ..models.generation import generate
+from ..models.loading import HalfLoader, local_directory
+from ..pair import GENERATOR_DIR, PairConfig
+from ..prompts import GistPrompts
+from .gist import Gist
+
+
+class LoadedPair:
+    """
+    The two models of a pair and what they need to read and write text.
+
+    Args:
+        summarizer, generator ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
+            The two models, in eval mode.
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
+            Their tokenizer.
+        pair ([`~pair.PairConfig`]):
+            The window they were trained on.
+    """
+
+    def __init__(
+        self,
+        summarizer: PreTrainedModel | PeftModel,
+        generator: PreTrainedModel | PeftModel,
+        tokenizer: PreTrainedTokenizerBase,
+        pair: PairConfig,
+    ):
+        self.summarizer = summarizer
+        self.generator = generator
+        self.tokenizer = tokenizer
+        self.pair = pair
+        self.prompts = GistPrompts.from_tokenizer(
+            tokenizer, pair.summarizer_prompt, pair.tail_length, pair.generator_prompt, pair.chat_template_kwargs
+        )
+        # One model call at a time. Reentrant, because a streamer may use another session from within one
+        self.lock = threading.RLock()
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_pair: str | os.PathLike,
+        device: str | torch.device | None = None,
+        dtype: str | torch.dtype | None = None,
+        revision: str | None = None,
+        trust_remote_code: bool = False,
+    ) -> Self:
+        """
+        Loads what [`GistTrainer.save_model`] wrote. Two adapters of one base share it in memory.
+
+        Args:
+            pretrained_pair (`str` or `os.PathLike`):
+                A folder, or a repository on the Hub.
+            device (`str` or `torch.device`, *optional*):
+                Defaults to the machine's accelerator, or the CPU.
+            dtype (`str` or `torch.dtype`, *optional*):
+                Defaults to the one the checkpoint (under adapters: the base) is stored in.
+            revision (`str`, *optional*):
+                Of the repository on the Hub.
+            trust_remote_code (`bool`, *optional*, defaults to `False`):
+                Whether checkpoints may run their own code.
+
+        Raises:
+            ValueError: if it is not a pair, lacks the generator, or its base model cannot be loaded.
+        """
+        directory = local_directory(pretrained_pair, revision)
+        pair = PairConfig.load(directory)
+        if device is None:
+            device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
+        loader = HalfLoader(device, dtype or "auto", trust_remote_code)
+        summarizer = loader.load(directory, "summarizer")
+        generator = loader.load(directory / GENERATOR_DIR, "generator")
+        tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=trust_remote_code)
+        return cls(summarizer, generator, tokenizer, pair)
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """By which a saved session knows its pair."""
+        return pair_fingerprint(self)
+
+    def generate(
+        self, role: str, prompts: list[list[int]], **generation_kwargs
+    ) -> tuple[list[list[int]], tuple[torch.Tensor, ...] | None]:
+        """As [`~models.generation.generate`], by the `"summarizer"` or the `"generator"`, one call at a time."""
+        with self.lock:
+            return generate(getattr(self, role), self.tokenizer, prompts, name=role, **generation_kwargs)
+
+    def token_ids(self, text: str | list[int], what: str, may_be_empty: bool = False) -> list[int]:
+        """
+        Token ids of a text, without special tokens; ids that are given are checked.
+
+        Args:
+            text (`str` or `list[int]`):
+                Text or token ids.
+            what (`str`):
+                What errors call it.
+            may_be_empty (`bool`, *optional*, defaults to `False`):
+                Whether no token is no error.
+
+        Raises:
+            ValueError: if it is neither, not valid text, holds an id outside the vocabulary, or is empty.
+        """
+        if isinstance(text, str):
+            try:
+                text.encode("utf-8")
+            except UnicodeEncodeError as error:
+                raise ValueError(f"{what} is not valid text: {error}.") from error
+            ids = self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+        elif isinstance(text, (list, tuple)):
+            ids = list(text)
+            for token in ids:
+                if not isinstance(token, int) or not 0 <= token < len(self.tokenizer):
+                    raise ValueError(f"{what} holds {token!r}, which is no id of the tokenizer's vocabulary.")
+        else:
+            raise ValueError(f"{what} must be text or a list of token ids, got {type(text).__name__}.")
+        if not ids and not may_be_empty:
+            raise ValueError(f"{what} is empty.")
+        return ids
+
+    def decode(self, token_ids: list[int]) -> str:
+        """The text of token ids, without special tokens."""
+        return self.tokenizer.decode(token_ids, skip_special_tokens=True)
+
+
+class GistWriter(Protocol):
+    """A [`LoadedPair`] that writes gists, remembered or new: all that chats and sessions ask of a compactor."""
+
+    summarizer: PreTrainedModel | PeftModel
+    generator: PreTrainedModel | PeftModel
+    tokenizer: PreTrainedTokenizerBase
+    pair: PairConfig
+    prompts: GistPrompts
+    lock: AbstractContextManager
+    fingerprint: str
+
+    def generate(self, role: str, prompts: list[list[int]], **generation_kwargs) -> tuple: ...
+
+    def token_ids(self, text: str | list[int], what: str, may_be_empty: bool = False) -> list[int]: ...
+
+    def decode(self, token_ids: list[int]) -> str: ...
+
+    def compress_batch(self, contexts: list[str | list[int]], budget: int | None = None, **settings) -> list[Gist]: ...
+
+    def compress_windows(self, text: str | list[int], budget: int | None = None, **settings) -> list[Gist]: ...
