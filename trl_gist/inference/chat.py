@@ -85,7 +85,7 @@ def compact_messages(
     """
     template = _Template(compactor.tokenizer, tools)
     _check_messages(messages)
-    requests = [] if keep is None else parse_keep(keep)
+    requests = parse_keep(keep)
     before = template.tokens(messages)
     if before <= max_tokens:
         return CompactedChat(list(messages), [], "", before, before, [], [])

@@ -12,9 +12,11 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
+"""The front of a pair at inference: gists, continuations, sessions and chats. Each is a module of its own."""
+
 import os
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from tqdm.auto import tqdm
 
@@ -22,10 +24,36 @@ from ..scoring.gist_log_probs import given_log_probs, written_log_probs
 from .certify import expected_kls
 from .chat import CompactedChat, compact_messages
 from .gist import Continuation, Gist
-from .keep import keep_in_gists, parse_keep
+from .keep import Request, keep_in_gists, parse_keep
 from .pair import LoadedPair
 from .search import search_gist
 from .session.session import Session
+
+
+@dataclass(frozen=True)
+class GistRequest:
+    """
+    What is asked of the gists of one call; see [`GistCompactor.compress`].
+
+    Attributes:
+        budget (`int` or `None`):
+            The most tokens of a gist; `None` is what the pair was trained on.
+        do_sample (`bool`):
+            Whether the summarizer samples.
+        batch_size (`int`):
+            Contexts in one forward.
+        keep (`list`):
+            Of [`~inference.keep.parse_keep`].
+        certify, search (`bool`):
+            Whether the expected cost is measured, and whether pieces of gists are exchanged.
+    """
+
+    budget: int | None
+    do_sample: bool
+    batch_size: int
+    keep: list[Request]
+    certify: bool
+    search: bool
 
 
 class GistCompactor(LoadedPair):
@@ -51,6 +79,8 @@ class GistCompactor(LoadedPair):
         pair ([`~pair.PairConfig`]):
             The window they were trained on.
     """
+
+    shows_progress = True
 
     def compress(
         self,
@@ -91,10 +121,8 @@ class GistCompactor(LoadedPair):
             ValueError: if the context is empty, not text, longer than the pair's contexts, or does not fit the
                 summarizer's positions; if `keep` holds what cannot be looked for.
         """
-        last_k = None if last_k is None else [last_k]
-        return self.compress_batch(
-            [context], budget, do_sample, last_k=last_k, keep=keep, certify=certify, search=search
-        )[0]
+        request = GistRequest(budget, do_sample, 1, parse_keep(keep), certify, search)
+        return self._compress([context], None if last_k is None else [last_k], request)[0]
 
     def compress_batch(
         self,
@@ -108,20 +136,8 @@ class GistCompactor(LoadedPair):
         search: bool = False,
     ) -> list[Gist]:
         """As [`~GistCompactor.compress`], for many contexts, `batch_size` of them in one forward."""
-        contexts_ids = []
-        for index, context in enumerate(contexts):
-            what = "The context" if len(contexts) == 1 else f"Context {index}"
-            ids = self.token_ids(context, what)
-            if len(ids) > self.pair.context_length:
-                raise ValueError(
-                    f"{what} has {len(ids)} tokens, but the pair was trained on contexts of "
-                    f"{self.pair.context_length}. Use `compress_windows`, which cuts a text into such contexts."
-                )
-            contexts_ids.append(ids)
-        last_k_ids = self._last_k_ids(contexts_ids, last_k)
-        gists = self._iter_gists(contexts_ids, last_k_ids, budget, do_sample, batch_size, keep, certify, search)
-        hidden = len(contexts) <= batch_size and not search
-        return list(tqdm(gists, total=len(contexts), desc="Compressing", unit=" contexts", disable=hidden))
+        request = GistRequest(budget, do_sample, batch_size, parse_keep(keep), certify, search)
+        return self._compress(contexts, last_k, request)
 
     def compress_windows(
         self,
@@ -138,9 +154,9 @@ class GistCompactor(LoadedPair):
         One gist for each `context_length` tokens of a text of any length; the last context may be shorter. A `last_k`,
         as in [`~GistCompactor.compress`], is the same for all of them.
         """
+        request = GistRequest(budget, do_sample, batch_size, parse_keep(keep), certify, search)
         windows = self._windows(text)
-        last_k = None if last_k is None else [last_k] * len(windows)
-        return self.compress_batch(windows, budget, do_sample, batch_size, last_k, keep, certify, search)
+        return self._compress(windows, None if last_k is None else [last_k] * len(windows), request)
 
     def iter_windows(
         self,
@@ -154,9 +170,10 @@ class GistCompactor(LoadedPair):
         search: bool = False,
     ) -> Iterator[Gist]:
         """As [`~GistCompactor.compress_windows`], each batch of gists as soon as it is written."""
+        request = GistRequest(budget, do_sample, batch_size, parse_keep(keep), certify, search)
         windows = self._windows(text)
         last_k_ids = self._last_k_ids(windows, None if last_k is None else [last_k] * len(windows))
-        return self._iter_gists(windows, last_k_ids, budget, do_sample, batch_size, keep, certify, search)
+        return self._iter_gists(windows, last_k_ids, request)
 
     def continue_text(
         self,
@@ -210,11 +227,17 @@ class GistCompactor(LoadedPair):
         return Continuation(self.decode(token_ids), token_ids, gist)
 
     def session(self, **settings) -> Session:
-        """A stream of any length that the pair goes on reading and writing in one window; see [`~inference.session.session.Session`]."""
+        """
+        A stream of any length that the pair goes on reading and writing in one window; see
+        [`~inference.session.session.Session`].
+        """
         return Session(self, **settings)
 
     def load_session(self, path: str | os.PathLike, **settings) -> Session:
-        """The session that [`~inference.session.session.Session.save`] wrote; see [`~inference.session.session.Session.load`]."""
+        """
+        The session that [`~inference.session.session.Session.save`] wrote; see
+        [`~inference.session.session.Session.load`].
+        """
         return Session.load(path, self, **settings)
 
     def compact_messages(
@@ -240,6 +263,21 @@ class GistCompactor(LoadedPair):
         """
         return compact_messages(self, messages, max_tokens, keep, tools)
 
+    def _compress(self, contexts, last_k, request):
+        contexts_ids = []
+        for index, context in enumerate(contexts):
+            what = "The context" if len(contexts) == 1 else f"Context {index}"
+            ids = self.token_ids(context, what)
+            if len(ids) > self.pair.context_length:
+                raise ValueError(
+                    f"{what} has {len(ids)} tokens, but the pair was trained on contexts of "
+                    f"{self.pair.context_length}. Use `compress_windows`, which cuts a text into such contexts."
+                )
+            contexts_ids.append(ids)
+        gists = self._iter_gists(contexts_ids, self._last_k_ids(contexts_ids, last_k), request)
+        hidden = not self.shows_progress or (len(contexts) <= request.batch_size and not request.search)
+        return list(tqdm(gists, total=len(contexts), desc="Compressing", unit=" contexts", disable=hidden))
+
     def _windows(self, text):
         ids, length = self.token_ids(text, "The text"), self.pair.context_length
         return [ids[start : start + length] for start in range(0, len(ids), length)]
@@ -249,29 +287,24 @@ class GistCompactor(LoadedPair):
             return [ids[-self.pair.last_k :] for ids in contexts_ids]
         return [self.token_ids(text, "`last_k`", may_be_empty=True) for text in last_k]
 
-    def _iter_gists(self, contexts_ids, last_k_ids, budget, do_sample, batch_size, keep, certify, search):
-        requests = [] if keep is None else parse_keep(keep)
-        batch_size = 1 if search else batch_size  # which takes so long that each is wanted when it is there
-        starts = range(0, len(contexts_ids), batch_size)
-        batches = [
-            (contexts_ids[start : start + batch_size], last_k_ids[start : start + batch_size]) for start in starts
-        ]
-        settings = (budget, do_sample, requests, certify, search)
-        return (gist for batch in batches for gist in self._write_gists(*batch, *settings))
+    def _iter_gists(self, contexts_ids, last_k_ids, request):
+        size = 1 if request.search else request.batch_size  # each that is searched for is wanted when it is there
+        batches = [slice(start, start + size) for start in range(0, len(contexts_ids), size)]
+        return (gist for rows in batches for gist in self._write_gists(contexts_ids[rows], last_k_ids[rows], request))
 
-    def _write_gists(self, contexts_ids, last_k_ids, budget, do_sample, requests, certify, search):
-        shown = self.pair.tail_length if budget is None else budget
+    def _write_gists(self, contexts_ids, last_k_ids, request):
+        shown = self.pair.tail_length if request.budget is None else request.budget
         prompts = [self.prompts.summarizer(*ids, shown) for ids in zip(contexts_ids, last_k_ids, strict=True)]
-        budget = self.pair.max_gist_length if budget is None else budget
+        budget = self.pair.max_gist_length if request.budget is None else request.budget
         written, logits = self.generate(
-            "summarizer", prompts, max_new_tokens=budget, do_sample=do_sample, output_logits=True
+            "summarizer", prompts, max_new_tokens=budget, do_sample=request.do_sample, output_logits=True
         )
         gists, log_probs, found = written, written_log_probs(logits, written), [{}] * len(written)
-        if search:
+        if request.search:
             gists = [search_gist(self, *ids) for ids in zip(contexts_ids, last_k_ids, written, strict=True)]
-        if requests:
+        if request.keep:
             texts = [self.decode(ids) for ids in contexts_ids]
-            gists, found = keep_in_gists(gists, texts, requests, budget, self.tokenizer)
+            gists, found = keep_in_gists(gists, texts, request.keep, budget, self.tokenizer)
         changed = [row for row, gist in enumerate(gists) if gist != written[row]]
         if changed:
             given = [prompts[row] for row in changed], [gists[row] for row in changed]
@@ -291,7 +324,7 @@ class GistCompactor(LoadedPair):
                 contexts_ids, last_k_ids, gists, log_probs, found, strict=True
             )
         ]
-        if not certify:
+        if not request.certify:
             return results
         measured = expected_kls(self, contexts_ids, last_k_ids, gists)
         return [replace(gist, **costs) for gist, costs in zip(results, measured, strict=True)]

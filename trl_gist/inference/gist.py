@@ -12,6 +12,8 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
+"""What a pair writes: gists and continuations."""
+
 from dataclasses import dataclass, field
 
 

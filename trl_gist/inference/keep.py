@@ -67,13 +67,15 @@ class Span:
         return self.text in gist if self.units is None else self.units <= _folded_units(gist)
 
 
-def parse_keep(keep: Request | list[Request]) -> list[Request]:
+def parse_keep(keep: Request | list[Request] | None) -> list[Request]:
     """
-    The requests of a `keep` argument, with its patterns compiled.
+    The requests of a `keep` argument, with its patterns compiled; none for `None`.
 
     Raises:
         ValueError: if a request is empty, neither a string nor a pattern, or no valid pattern.
     """
+    if keep is None:
+        return []
     requests = []
     for request in keep if isinstance(keep, (list, tuple)) else [keep]:
         if isinstance(request, str) and request.startswith("regex:"):

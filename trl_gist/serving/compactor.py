@@ -32,32 +32,22 @@ class ServedCompactor(GistCompactor):
             Whose models and lock it shares.
     """
 
+    shows_progress = False  # a bar is no line of a log
+
     def __init__(self, compactor: GistCompactor):
         super().__init__(compactor.summarizer, compactor.generator, compactor.tokenizer, compactor.pair)
         self.lock = compactor.lock
         self.gists: OrderedDict[bytes, Gist] = OrderedDict()
 
-    def compress_batch(
-        self, contexts, budget=None, do_sample=False, batch_size=8, last_k=None, keep=None, certify=False, search=False
-    ) -> list[Gist]:
-        """As [`GistCompactor.compress_batch`], without its progress bar, which is no line of a log."""
-        gists = []
-        for start in range(0, len(contexts), batch_size):
-            rows = slice(start, start + batch_size)
-            last = None if last_k is None else last_k[rows]
-            gists += super().compress_batch(contexts[rows], budget, do_sample, batch_size, last, keep, certify, search)
-        return gists
-
-    def _write_gists(self, contexts_ids, last_k_ids, budget, do_sample, requests, certify, search):
-        settings = (budget, do_sample, requests, certify, search)
-        if do_sample or certify or search:
-            return super()._write_gists(contexts_ids, last_k_ids, *settings)
-        keys = [_key(*ids, budget, requests) for ids in zip(contexts_ids, last_k_ids, strict=True)]
+    def _write_gists(self, contexts_ids, last_k_ids, request):
+        if request.do_sample or request.certify or request.search:
+            return super()._write_gists(contexts_ids, last_k_ids, request)
+        keys = [_key(*ids, request.budget, request.keep) for ids in zip(contexts_ids, last_k_ids, strict=True)]
         new = [row for row, key in enumerate(keys) if key not in self.gists]
         known = {key: self.gists[key] for key in keys if key in self.gists}
         if new:
             written = super()._write_gists(
-                [contexts_ids[row] for row in new], [last_k_ids[row] for row in new], *settings
+                [contexts_ids[row] for row in new], [last_k_ids[row] for row in new], request
             )
             known |= {keys[row]: gist for row, gist in zip(new, written, strict=True)}
         for key in keys:
