@@ -123,7 +123,12 @@ def test_whatever_else_reward_functions_are_handed_has_a_reserved_name(handed_on
 @pytest.fixture
 def cut(make_args, tokenizer):
     """As a trainer does at its construction."""
-    return lambda dataset, name="train", **args: prepare_windows(dataset, tokenizer, make_args(**args), name=name)
+
+    def cut(dataset, name="train", **settings):
+        args = make_args(**settings)
+        return prepare_windows(dataset, tokenizer, args.window_spec(tokenizer), name=name, rules=args.column_rules)
+
+    return cut
 
 
 @pytest.mark.parametrize("column", RESERVED_COLUMNS)

@@ -27,7 +27,7 @@ IDS = ("context_ids", "last_k_ids", "target_ids")
 @pytest.fixture
 def cut(make_args, tokenizer):
     def cut(dataset, **args):
-        windows, skipped = prepare_windows(dataset, tokenizer, make_args(**args))
+        windows, skipped = prepare_windows(dataset, tokenizer, make_args(**args).window_spec(tokenizer))
         return list(windows), skipped
 
     return cut
@@ -172,7 +172,7 @@ def test_special_tokens_written_in_a_document_stay_one_token(cut, tokenizer, dat
 
 def test_a_streams_counts_grow_only_as_it_is_read(make_args, tokenizer):
     rows = [{"text": t} for t in make_documents(3)] + [{"text": "short"}] * 4
-    windows, skipped = prepare_windows(stream(rows), tokenizer, make_args())
+    windows, skipped = prepare_windows(stream(rows), tokenizer, make_args().window_spec(tokenizer))
     assert skipped.total == 0
     list(windows)
     assert skipped.counts == {"too short": 4}
@@ -186,6 +186,8 @@ def test_a_stream_is_not_read_ahead_of_need(make_args, tokenizer):
             pulled.append(index)
             yield {"text": text}
 
-    windows, _ = prepare_windows(IterableDataset.from_generator(endless), tokenizer, make_args())
+    windows, _ = prepare_windows(
+        IterableDataset.from_generator(endless), tokenizer, make_args().window_spec(tokenizer)
+    )
     next(iter(windows))
     assert len(pulled) < 100

@@ -32,7 +32,6 @@ from trl.trainer import grpo_trainer
 from trl.trainer.utils import (
     RepeatSampler,
     create_model_from_path,
-    disable_dropout_in_model,
     get_config_model_id,
     split_tensor_dict,
 )
@@ -368,7 +367,6 @@ def test_trl_writes_its_card_through_create_model_card():
 def test_utilities_that_we_import_still_take_our_arguments():
     assert parameters(create_model_from_path)[0] == "model_id"
     assert any(p.kind is p.VAR_KEYWORD for p in inspect.signature(create_model_from_path).parameters.values())
-    assert parameters(disable_dropout_in_model) == ["model"]
     assert parameters(get_config_model_id) == ["config"]
     assert parameters(split_tensor_dict) == ["tensor_dict", "num_chunks"]
     assert {"model", "accelerator", "gradient_checkpointing_kwargs"} <= set(parameters(unwrap_model_for_generation))

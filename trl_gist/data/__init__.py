@@ -15,7 +15,7 @@
 """From documents to what a gist is trained on: contexts, last tokens and targets."""
 
 from .documents import load_documents
-from .windows import PositionLimits, SkippedRows, WindowSpec, prepare_windows
+from .windows import ColumnRules, PositionLimits, SkippedRows, WindowSpec, prepare_windows
 
 
-__all__ = ["PositionLimits", "SkippedRows", "WindowSpec", "load_documents", "prepare_windows"]
+__all__ = ["ColumnRules", "PositionLimits", "SkippedRows", "WindowSpec", "load_documents", "prepare_windows"]

@@ -20,10 +20,8 @@ from accelerate.logging import get_logger
 from datasets import Dataset, Features, IterableDataset, List, Value
 from transformers import PreTrainedTokenizerBase
 
-from ..models.roles import max_positions
 from ..prompts import GistPrompts, through_last_k
-from ..trainer.gist_config import GistConfig
-from .geometry import SEPARATOR, Geometry, walk_geometry
+from .geometry import Geometry
 
 
 logger = get_logger(__name__)
@@ -89,16 +87,23 @@ class PositionLimits:
     summarizer_sees_last_k: bool = False
 
     @classmethod
-    def from_models(cls, summarizer, generator, teacher, prompts: GistPrompts, max_gist_length: int):
+    def from_positions(
+        cls,
+        summarizer: int | None,
+        generator: int | None,
+        teacher: int | None,
+        prompts: GistPrompts,
+        max_gist_length: int,
+    ) -> "PositionLimits":
+        """Of what each model has ([`~models.roles.max_positions`])."""
+
         def minus(limit, used):
             return None if limit is None else limit - used
 
         return cls(
-            summarizer=minus(
-                max_positions(summarizer), prompts.summarizer_overhead(max_gist_length) + max_gist_length
-            ),
-            teacher=minus(max_positions(teacher), len(prompts.bos)),
-            generator=minus(max_positions(generator), prompts.generator_overhead + max_gist_length),
+            summarizer=minus(summarizer, prompts.summarizer_overhead(max_gist_length) + max_gist_length),
+            teacher=minus(teacher, len(prompts.bos)),
+            generator=minus(generator, prompts.generator_overhead + max_gist_length),
             summarizer_sees_last_k=prompts.sees_last_k,
         )
 
@@ -126,7 +131,9 @@ class PositionLimits:
 
 @dataclass(frozen=True)
 class WindowSpec:
-    """How documents are cut, in tokens. See [`GistConfig`]."""
+    """
+    How documents are cut, in tokens; with a `geometry`, into walks. See [`GistConfig`], whose `window_spec` it is.
+    """
 
     context_length: int
     target_length: int
@@ -148,12 +155,55 @@ class WindowSpec:
         return self.context_length + self.target_length
 
 
+@dataclass(frozen=True)
+class ColumnRules:
+    """
+    What a trainer asks of a dataset's columns, which it hands on to reward functions.
+
+    Attributes:
+        walks (`bool`):
+            Whether names of what a walk's windows are made of are taken too.
+        budgets (`tuple[int, int]` or `None`):
+            The `gist_length_range` that a column `budget` must be within.
+    """
+
+    walks: bool
+    budgets: tuple[int, int] | None
+
+    def check(self, columns: set[str], name: str):
+        """Raises `ValueError` that names the column that cannot be handed on, and what to do."""
+        reserved = RESERVED_COLUMNS | (RESERVED_WALK_COLUMNS if self.walks else {})
+        for column in sorted(columns & reserved.keys()):
+            raise ValueError(
+                f"The {name} dataset has a column `{column}`, a name that is taken: it is {reserved[column]}. Rename it, "
+                f"as by `dataset.rename_column({column!r}, 'my_{column}')`, and reward functions get it under that name; "
+                "or remove it (`trl-gist train --remove_columns`)."
+            )
+        if "budget" in columns and self.budgets is None:
+            raise ValueError(
+                f"The {name} dataset has a column `budget`, which says the most tokens of each gist where "
+                "`gist_length_range` is set; it is None. Set it, or rename the column, as by "
+                "`dataset.rename_column('budget', 'my_budget')`."
+            )
+
+    def check_budget(self, budget, where: str):
+        """Raises `ValueError` for one that no gist may have."""
+        least, greatest = self.budgets
+        if budget is not None and (type(budget) is not int or not least <= budget <= greatest):
+            raise ValueError(
+                f"{where} has `budget` {budget!r}, which is no whole number within `gist_length_range` ({least}, "
+                f"{greatest}). Widen the range, or change the column, as by `dataset.cast_column('budget', "
+                "Value('int64'))`; None stands for a budget to be drawn."
+            )
+
+
 def prepare_windows(
     dataset: Dataset | IterableDataset,
     tokenizer: PreTrainedTokenizerBase,
-    args: GistConfig | WindowSpec,
+    spec: WindowSpec,
     limits: PositionLimits | None = None,
     name: str = "train",
+    rules: ColumnRules | None = None,
 ) -> tuple[Dataset | IterableDataset, SkippedRows]:
     """
     Cuts documents into windows, or checks and tokenises ready-made ones.
@@ -167,12 +217,14 @@ def prepare_windows(
             `gist_length_range` a column `budget` says the most tokens of each row's gists, `None` for one to be drawn.
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
             The one tokenizer of all roles.
-        args ([`GistConfig`] or [`WindowSpec`]):
+        spec ([`WindowSpec`]):
             Window lengths, stride and windows per document.
         limits ([`PositionLimits`], *optional*):
             Windows that exceed them raise.
         name (`str`, *optional*, defaults to `"train"`):
             What the log calls the dataset.
+        rules ([`ColumnRules`], *optional*):
+            What columns may be called, and budgets be; any, if left out.
 
     Returns:
         The windows, with columns `prompt` (the context as text, for logs), `context_ids`, `last_k_ids`, `target_ids`
@@ -202,12 +254,10 @@ def prepare_windows(
             f"The {name} dataset has columns {sorted(columns)}; it needs either `text`, or `context` and `target` "
             "(and optionally `last_k`)."
         )
-    if isinstance(args, GistConfig):
-        check_columns(columns, args, name)
+    if rules is not None:
+        rules.check(columns, name)
     carried = sorted(columns - consumed - set(WINDOW_COLUMNS))
     carries_document_id = "document_id" in columns
-    # Only what shapes a window goes into the closure: `datasets` hashes it to find cached results
-    spec = args if isinstance(args, WindowSpec) else _window_spec(args, tokenizer)
     if spec.walks and to_windows is _ready_window:
         raise ValueError(
             f"The {name} dataset has ready windows, and `windows_per_document` ({spec.windows_per_document}) walks along "
@@ -217,13 +267,14 @@ def prepare_windows(
     id_columns = [column for column in window_columns if column.endswith("_ids")]
     longest_context = spec.context_length if spec.walks else 0
     vocab_size = len(tokenizer)
-    budgets = args.gist_length_range if isinstance(args, GistConfig) and "budget" in columns else None
+    # Only what shapes or refuses a window goes into the closure: `datasets` hashes it to find cached results
+    check_budget = rules.check_budget if rules is not None and "budget" in columns else None
 
     def windows_of_batch(batch, indices):
         out = {column: [] for column in (*window_columns, _SKIPPED, *carried)}
         for row, index in enumerate(indices):
-            if budgets is not None:
-                _check_budget(batch["budget"][row], budgets, f"Row {index} of the {name} dataset")
+            if check_budget is not None:
+                check_budget(batch["budget"][row], f"Row {index} of the {name} dataset")
             windows, reason = to_windows({column: batch[column][row] for column in batch}, tokenizer, spec)
             if any(not 0 <= token < vocab_size for window in windows for ids in window.values() for token in ids):
                 windows, reason = [], "with ids outside the vocabulary"
@@ -298,36 +349,10 @@ def check_dataset(dataset, name: str):
         )
 
 
-def check_columns(columns: set[str], args: GistConfig, name: str):
-    """Raises `ValueError` that names the columns that a trainer cannot hand on, and what to do."""
-    reserved = RESERVED_COLUMNS | (RESERVED_WALK_COLUMNS if args.windows_per_document > 1 else {})
-    for column in sorted(columns & reserved.keys()):
-        raise ValueError(
-            f"The {name} dataset has a column `{column}`, a name that is taken: it is {reserved[column]}. Rename it, as by "
-            f"`dataset.rename_column({column!r}, 'my_{column}')`, and reward functions get it under that name; or remove it "
-            "(`trl-gist train --remove_columns`)."
-        )
-    if "budget" in columns and args.gist_length_range is None:
-        raise ValueError(
-            f"The {name} dataset has a column `budget`, which says the most tokens of each gist where `gist_length_range` is "
-            "set; it is None. Set it, or rename the column, as by `dataset.rename_column('budget', 'my_budget')`."
-        )
-
-
 def is_cut(dataset: Dataset | IterableDataset, name: str) -> bool:
     """Whether a dataset is what [`prepare_windows`] returned, or a part of it: its columns cannot be a user's."""
     check_dataset(dataset, name)
     return set(WINDOW_COLUMNS) <= columns_of(dataset, name)
-
-
-def _check_budget(budget, budgets, where):
-    least, greatest = budgets
-    if budget is not None and (type(budget) is not int or not least <= budget <= greatest):
-        raise ValueError(
-            f"{where} has `budget` {budget!r}, which is no whole number within `gist_length_range` ({least}, {greatest}). "
-            "Widen the range, or change the column, as by `dataset.cast_column('budget', Value('int64'))`; None stands for "
-            "a budget to be drawn."
-        )
 
 
 def columns_of(dataset: Dataset | IterableDataset, name: str) -> set[str]:
@@ -336,21 +361,6 @@ def columns_of(dataset: Dataset | IterableDataset, name: str) -> set[str]:
     if first is None:
         raise ValueError(f"The {name} dataset is empty.")
     return set(first)
-
-
-def _window_spec(args, tokenizer):
-    geometry = None
-    if args.windows_per_document > 1:
-        geometry = walk_geometry(args, len(_tokenize(tokenizer, SEPARATOR)))
-    return WindowSpec(
-        args.context_length,
-        args.target_length,
-        args.last_k,
-        args.window_stride,
-        args.max_windows_per_document,
-        args.windows_per_document,
-        geometry,
-    )
 
 
 def _length_hint(spec):

@@ -13,10 +13,10 @@
 # limitations under the License.
 
 from transformers import PreTrainedModel
-from trl.trainer.utils import create_model_from_path
 
 from ..inference.compactor import GistCompactor
 from ..models.loading import HalfLoader, for_inference, local_directory
+from ..models.pretrained import create_model_from_path
 from ..models.roles import base_if_adapted, check_same_tokenizer
 from ..pair import GENERATOR_DIR, PairConfig
 from .quality.measures import with_means

@@ -35,8 +35,8 @@ import numpy as np
 import torch
 from peft import PeftModel
 from torch.nn.functional import kl_div
+from torch.nn.utils.rnn import pad_sequence
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
-from trl.trainer.utils import pad
 
 from ..common.statistics import ratio_and_error
 from ..models.generation import generate
@@ -177,7 +177,7 @@ def continuation_kls(
 def _hidden_states(model, prompts, targets):
     """From which each target is predicted after each prompt: `(prompts × targets, tokens, hidden)`."""
     inputs = [torch.tensor([prompt[-1], *target[:-1]]) for prompt in prompts for target in targets]
-    input_ids = pad(inputs, padding_value=0).to(model.device)
+    input_ids = pad_sequence(inputs, batch_first=True).to(model.device)
     cache = _read_once(model, prompts, len(targets))
     backbone = backbone_of(base_of(model))
     return backbone(input_ids=input_ids, past_key_values=cache, use_cache=cache is not None).last_hidden_state

@@ -14,13 +14,14 @@
 
 """Generation at inference, as it was in training."""
 
+import functools
 from collections.abc import Callable
 
 import torch
 from peft import PeftModel
+from torch.nn.utils.rnn import pad_sequence
 from transformers import Cache, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.generation.streamers import BaseStreamer
-from trl.trainer.utils import pad
 
 from ..prompts import gist_from_completion
 from .generation_settings import plain_generation_config
@@ -94,10 +95,11 @@ def generate(
         tokenizer, eos_token_ids, max_new_tokens, do_sample, return_dict_in_generate=True, **generation_kwargs
     )
     tensors = [torch.tensor(prompt) for prompt in prompts]
+    pad = functools.partial(pad_sequence, batch_first=True, padding_side="left")
     with torch.no_grad():
         output = model.generate(
-            input_ids=pad(tensors, config.pad_token_id, padding_side="left").to(model.device),
-            attention_mask=pad([torch.ones_like(ids) for ids in tensors], 0, padding_side="left").to(model.device),
+            input_ids=pad(tensors, padding_value=config.pad_token_id).to(model.device),
+            attention_mask=pad([torch.ones_like(ids) for ids in tensors]).to(model.device),
             generation_config=config,
             tokenizer=tokenizer,  # which `stop_strings` need
             past_key_values=past_key_values,

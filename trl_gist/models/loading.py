@@ -23,11 +23,11 @@ from peft import PeftConfig, PeftModel
 from peft.utils import CONFIG_NAME as ADAPTER_CONFIG_NAME
 from transformers import PreTrainedModel
 from transformers.utils import CONFIG_NAME as MODEL_CONFIG_NAME
-from trl.trainer.utils import create_model_from_path
 
 from ..pair import PAIR_CONFIG_NAME
 from .adapters import check_leaves_base
 from .attention import use_matmul_attention
+from .pretrained import create_model_from_path
 from .roles import clone_with_shared_parameters
 
 

@@ -22,10 +22,10 @@ from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import ModulesToSaveWrapper
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
-from trl.trainer.utils import create_model_from_path, disable_dropout_in_model, get_config_model_id
 
 from .adapters import check_folder, check_given, check_teacher
 from .deepspeed import is_sharded, whole_shape
+from .pretrained import create_model_from_path
 
 
 @dataclass
@@ -127,7 +127,7 @@ def copy_without_adapter(model: PreTrainedModel | PeftModel, **model_init_kwargs
     again, with `model_init_kwargs`.
     """
     if is_sharded(model):
-        return create_model_from_path(get_config_model_id(model.config), **model_init_kwargs)
+        return create_model_from_path(model.config.name_or_path, **model_init_kwargs)
     return _without_adapter(copy.deepcopy(model))
 
 
@@ -171,7 +171,7 @@ def check_same_tokenizer(tokenizer: PreTrainedTokenizerBase, role: str, model, t
     loaded = not isinstance(model, str)
     if loaded:
         check_embeddings(tokenizer, role, model)
-    checkpoint = get_config_model_id(model.config) if loaded else model
+    checkpoint = model.config.name_or_path if loaded else model
     try:
         other = AutoTokenizer.from_pretrained(checkpoint, trust_remote_code=trust_remote_code, local_files_only=loaded)
     except (OSError, ValueError):
@@ -216,10 +216,11 @@ def _difference(tokenizer, other):
 def disable_dropout(model: torch.nn.Module):
     """
     All that makes a model's forward random in train mode: dropout, also that of attention or whole layers, and the
-    jitter of a mixture of experts' routers. In transformers they are numbers of modules, where TRL looks for layers.
+    jitter of a mixture of experts' routers. Some are layers; in transformers most are numbers of other modules.
     """
-    disable_dropout_in_model(model)
     for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
         for name, value in list(vars(module).items()):
             if isinstance(value, float) and re.search("drop|jitter", name):
                 setattr(module, name, 0.0)

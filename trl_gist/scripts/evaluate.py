@@ -33,6 +33,7 @@ from ..evaluation.quality.page import write_page
 from ..evaluation.quality.plots import draw_quality
 from ..inference.compactor import GistCompactor
 from ..models.fingerprints import fingerprint
+from ..models.roles import max_positions
 from ..version import __version__
 from .compare import check_compressors, compare
 from .describe import ask_other_readers, describe_gists
@@ -68,8 +69,10 @@ def evaluate(args: argparse.Namespace):
         documents,
         compactor.tokenizer,
         WindowSpec(pair.context_length, pair.target_length, pair.last_k, None, args.max_windows_per_document),
-        PositionLimits.from_models(
-            compactor.summarizer, compactor.generator, teacher, compactor.prompts, pair.max_gist_length
+        PositionLimits.from_positions(
+            *map(max_positions, (compactor.summarizer, compactor.generator, teacher)),
+            compactor.prompts,
+            pair.max_gist_length,
         ),
         name="evaluation",
     )

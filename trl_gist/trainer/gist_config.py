@@ -15,8 +15,11 @@
 from dataclasses import dataclass, field
 
 import torch
+from transformers import PreTrainedTokenizerBase
 from trl import GRPOConfig
 
+from ..data.geometry import SEPARATOR, walk_geometry
+from ..data.windows import ColumnRules, WindowSpec
 from ..prompts import GENERATOR_PROMPT, SUMMARIZER_PROMPT_WITH_TAIL
 from .config_checks import check_config, resolve_best_model
 
@@ -330,3 +333,24 @@ class GistConfig(GRPOConfig):
     def steps_per_rollout(self) -> int:
         """Optimizer steps of the summarizer on one rollout; at least 1."""
         return max(1, self.steps_per_generation * self.num_iterations // self.gradient_accumulation_steps)
+
+    def window_spec(self, tokenizer: PreTrainedTokenizerBase) -> WindowSpec:
+        """How documents are cut. Raises `ValueError` if a context of a walk has no room for a chunk."""
+        geometry = None
+        if self.windows_per_document > 1:
+            separator_ids = tokenizer(SEPARATOR, add_special_tokens=False)["input_ids"]
+            geometry = walk_geometry(self, len(separator_ids))
+        return WindowSpec(
+            self.context_length,
+            self.target_length,
+            self.last_k,
+            self.window_stride,
+            self.max_windows_per_document,
+            self.windows_per_document,
+            geometry,
+        )
+
+    @property
+    def column_rules(self) -> ColumnRules:
+        """What a dataset's columns may be called, and its budgets be."""
+        return ColumnRules(self.windows_per_document > 1, self.gist_length_range)

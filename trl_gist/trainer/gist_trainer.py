@@ -43,6 +43,7 @@ from ..models.roles import (
     check_same_tokenizer,
     disable_dropout,
     load_roles,
+    max_positions,
 )
 from ..models.shared_prefix import check_padded, why_not_shared
 from ..prompts import GistPrompts, gist_from_completion
@@ -238,13 +239,15 @@ class GistTrainer(
             args.generator_prompt,
             args.chat_template_kwargs,
         )
-        limits = PositionLimits.from_models(
-            roles.summarizer, roles.generator, roles.teacher, self.prompts, args.max_completion_length
+        positions = {role: max_positions(each) for role, each in vars(roles).items()}
+        limits = PositionLimits.from_positions(
+            **positions, prompts=self.prompts, max_gist_length=args.max_completion_length
         )
+        spec, rules = args.window_spec(processing_class), args.column_rules
         self.skipped_rows = {}
 
         def windows(dataset, name):
-            dataset, self.skipped_rows[name] = prepare_windows(dataset, processing_class, args, limits, name)
+            dataset, self.skipped_rows[name] = prepare_windows(dataset, processing_class, spec, limits, name, rules)
             return dataset
 
         self.windows_of = windows  # for what `evaluate` and `predict` are given later
