@@ -30,12 +30,12 @@ python -m research.gist_tokens.gist_tokens --k 1 10 --rows 16 --output_dir runs/
 
 import argparse
 import json
-import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
 from trl_gist import GistCompactor
+from trl_gist.common.files import replace_file
 from trl_gist.data.windows import WindowSpec, prepare_windows
 from trl_gist.evaluation.gist_tokens.measures import (
     add_rouge_l,
@@ -108,9 +108,7 @@ def finished(path: Path, make) -> list[dict]:
     if not path.is_file():
         rows = make()
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text(json.dumps(rows, ensure_ascii=False) + "\n", encoding="utf-8")
-        os.replace(temporary, path)
+        replace_file(path, (json.dumps(rows, ensure_ascii=False) + "\n").encode())
     return json.loads(path.read_text(encoding="utf-8"))
 
 

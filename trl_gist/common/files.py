@@ -12,16 +12,39 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""Files that are there whole or not at all: linked or copied, digested, synced to the disk."""
+"""Files that are there whole or not at all: written beside and renamed, linked or copied, digested, synced to the disk."""
 
 import hashlib
 import json
 import os
 import shutil
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 
-def _files(directory):
+def replace_file(path: Path, content: bytes, synced: bool = False):
+    """Writes beside the file and renames: whoever reads finds what was there before, or all of this."""
+    draft = path.with_name(f"{path.name}.{os.getpid()}.draft")
+    try:
+        draft.write_bytes(content)
+        if synced:
+            sync(draft)
+        os.replace(draft, path)
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def sync(path: str | os.PathLike):
+    """Returns when a file, or the names in a folder, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def files_in(directory: Path) -> Iterator[Path]:
     """All files but hidden ones, which file managers and download caches leave."""
     for path in directory.rglob("*"):
         if path.is_file() and not any(part.startswith(".") for part in path.relative_to(directory).parts):
@@ -37,27 +60,21 @@ def link_or_copy(source: str | os.PathLike, target: str | os.PathLike) -> str | 
     return target
 
 
-def _map_files(directory, paths, sync=False):
+def described_files(directory: Path, paths: list[Path], synced: bool = False) -> Iterator[tuple[str, dict]]:
+    """Of each file its path inside the directory and `{"size": bytes, "sha256": hex digest}`."""
     with ThreadPoolExecutor() as pool:  # hashlib lets go of the interpreter's lock
-        described = pool.map(lambda path: _describe_file(path, sync), paths)
+        described = pool.map(lambda path: _described(path, synced), paths)
         yield from zip((path.relative_to(directory).as_posix() for path in paths), described, strict=True)
 
 
-def _describe_file(path, sync):
+def _described(path, synced):
     with open(path, "rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-        if sync:
+        if synced:
             os.fsync(file.fileno())
         return {"size": file.tell(), "sha256": digest}
 
 
-def _digest_of(values):
+def json_digest(values) -> str:
+    """SHA-256, in hexadecimal, of values as JSON."""
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
-
-
-def _sync_directory(directory):
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

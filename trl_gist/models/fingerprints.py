@@ -28,7 +28,7 @@ import torch
 import xxhash
 from transformers import PreTrainedTokenizerBase
 
-from ..common.files import _digest_of
+from ..common.files import json_digest
 from .deepspeed import gathered, whole_shape
 
 
@@ -119,13 +119,10 @@ def sampled_digests(models: dict[str, torch.nn.Module]) -> dict[str, str]:
 def vocabulary_of(tokenizer: PreTrainedTokenizerBase) -> dict:
     """`{"size": tokens, "sha256": digest of every token and its id}`."""
     vocabulary = sorted(tokenizer.get_vocab().items())
-    return {"size": len(vocabulary), "sha256": _digest_of(vocabulary)}
+    return {"size": len(vocabulary), "sha256": json_digest(vocabulary)}
 
 
-def _part_of(name):
-    if name.startswith("generator/"):
-        return "the generator's half"
-    return "the summarizer's half" if name.endswith((".safetensors", "optimizer.pt", "scheduler.pt")) else "a part"
+# ---- By what a saved session knows its pair ----
 
 
 def pair_fingerprint(loaded) -> str:

@@ -30,6 +30,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 
+from ..common.files import replace_file
 from ..models.fingerprints import fingerprint
 from ..prompts import GistPrompts, seen_ids
 
@@ -78,19 +79,16 @@ class TeacherCache:
         return hidden_TH if hidden_TH.shape == (len(row["target_ids"]), self.hidden_size) else None
 
     def put(self, row: dict, hidden_TH: torch.Tensor):
-        """Writes an entry beside its place and renames it, so that no reader sees half of one."""
+        """Writes an entry, of which no reader sees half."""
         name = self._name(row)
         content = save({"hidden": hidden_TH.detach().cpu().contiguous()})
         digest = hashlib.sha256(name.encode() + content).hexdigest().encode()
         path = self._path(name)
-        temporary = path.with_name(f"{path.name}.{os.getpid()}")
         try:
             path.parent.mkdir(exist_ok=True)
-            temporary.write_bytes(digest + content)
-            os.replace(temporary, path)
+            replace_file(path, digest + content)
         except OSError as error:
             # A full disk costs the cache, not the run
-            temporary.unlink(missing_ok=True)
             warnings.warn(f"The teacher's hidden states could not be kept in {self.directory}: {error}")
 
     def _name(self, row):

@@ -40,6 +40,7 @@ from accelerate.logging import get_logger
 from datasets import Dataset
 from transformers import TrainerCallback
 
+from ..common.files import replace_file
 from ..common.run_files import GISTS_FILE, METRICS_FILE, RUN_FILE, RUN_LOG_DIR, finite, read_entries
 from ..models.generation_settings import plain_generation_config
 from ..models.sampling import sample_gists
@@ -216,7 +217,8 @@ class RunLog(TrainerCallback):
             }
             for name, window in self._windows().items()
         }
-        _replace(self.directory / RUN_FILE, json.dumps(finite(self.run), indent=2, ensure_ascii=False, default=str))
+        run = json.dumps(finite(self.run), indent=2, ensure_ascii=False, default=str)
+        replace_file(self.directory / RUN_FILE, run.encode(errors="backslashreplace"))
 
     def _resume(self, state):
         """Takes up the log of the run that the checkpoint is of, up to the checkpoint's step."""
@@ -233,7 +235,8 @@ class RunLog(TrainerCallback):
             kept = [entry for entry in entries if entry["step"] <= state.global_step]
             if len(kept) < len(entries):
                 logger.info(f"{path}: dropped {len(entries) - len(kept)} entries beyond step {state.global_step}.")
-            _replace(path, "".join(f"{_to_json(entry)}\n" for entry in kept))
+            lines = "".join(f"{_to_json(entry)}\n" for entry in kept)
+            replace_file(path, lines.encode(errors="backslashreplace"))
         if self.run is None:
             self.run = {"started": None, "resumed": []}
         self.run["resumed"].append({"step": state.global_step, "time": _now()})
@@ -310,13 +313,6 @@ def _key(row):
 
 def _now():
     return time.strftime("%Y-%m-%dT%H:%M:%S%z")
-
-
-def _replace(path, text):
-    """Writes the whole file or leaves the old one."""
-    draft = path.with_name(f"{path.name}.tmp")
-    draft.write_text(text, encoding="utf-8", errors="backslashreplace")
-    os.replace(draft, path)
 
 
 def _to_json(entry):

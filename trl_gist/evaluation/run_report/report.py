@@ -25,6 +25,7 @@ import time
 from datetime import datetime, timedelta
 from pathlib import Path
 
+from ...common.files import replace_file
 from ...common.statistics import is_number
 from ...version import __version__
 from ..gists.pattern_plots import visible
@@ -85,9 +86,7 @@ def write_report(run_dir: str | os.PathLike, output: str | os.PathLike | None = 
         raise ValueError(f"`--output` ({output}): there is no such folder.")
     if output.is_file() and not overwrite and MARKER not in output.read_text("utf-8", "replace")[:200]:
         raise ValueError(f"{output} is not a report of trl-gist. Choose another `--output`, or pass `--overwrite`.")
-    draft = output.with_name(f"{output.name}.tmp")
-    draft.write_text(render(run), encoding="utf-8", errors="backslashreplace")
-    os.replace(draft, output)
+    replace_file(output, render(run).encode(errors="backslashreplace"))
     return output
 
 

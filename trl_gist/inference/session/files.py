@@ -22,6 +22,7 @@ import secrets
 import sys
 from pathlib import Path
 
+from ...common.files import replace_file, sync
 from ...models.fingerprints import sampled_fingerprint
 from ...pair import PairConfig
 from ..pair import LoadedPair
@@ -70,15 +71,11 @@ class SavedSession:
             file.seek(self.log_bytes)
             file.truncate()  # of what a failed save left
             file.write(lines.encode())
-            _sync(file)
             log_bytes = file.tell()
+        sync(self.log)
         state = {"format": FORMAT, **state, "log": self.log.name, "log_bytes": log_bytes}
-        draft = self.path.with_name(f"{self.path.name}.{os.getpid()}.draft")
-        with open(draft, "w", encoding="utf-8") as file:
-            json.dump(state, file)
-            _sync(file)
         replaced = None if self.log_bytes else _log_of(self.path)
-        os.replace(draft, self.path)
+        replace_file(self.path, json.dumps(state).encode(), synced=True)
         self.log_bytes = log_bytes
         if replaced is not None and replaced != self.log:
             replaced.unlink(missing_ok=True)
@@ -144,10 +141,6 @@ class TokenFile:
         with open(self.path, "ab") as file:
             file.write(_in_file_order(array.array("I", token_ids)).tobytes())
 
-    def sync(self):
-        with open(self.path, "ab") as file:
-            _sync(file)
-
     def read(self, start: int, stop: int) -> list[int]:
         with open(self.path, "rb") as file:
             file.seek(4 * start)
@@ -167,8 +160,3 @@ def _log_of(path):
         return path.with_name(state["log"]) if state["format"] == FORMAT else None
     except (FileNotFoundError, ValueError, TypeError, KeyError):
         return None
-
-
-def _sync(file):
-    file.flush()
-    os.fsync(file.fileno())

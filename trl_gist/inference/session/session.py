@@ -21,6 +21,7 @@ from pathlib import Path
 import torch
 from transformers.generation.streamers import BaseStreamer
 
+from ...common.files import sync
 from ...data.geometry import SEPARATOR, join
 from ...models.generation import TokenTee, end_token_ids
 from ..gist import Continuation
@@ -363,7 +364,7 @@ class Session:
         if self._saved is None or self._saved.path != Path(path):
             self._saved, self._unsaved = SavedSession(Path(path)), list(self.history)
         if self._tokens is not None:
-            self._tokens.sync()
+            sync(self._tokens.path)
         self._saved.write(self.state, self._unsaved)
         self._unsaved = []
 

@@ -26,8 +26,7 @@ import time
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
-from ...common.files import _describe_file, _digest_of, _files, _map_files, _sync_directory
-from ...models.fingerprints import _part_of
+from ...common.files import described_files, files_in, json_digest, replace_file, sync
 from ...version import __version__
 
 
@@ -76,15 +75,12 @@ class Manifest:
 
     def complete(self, directory: Path):
         """Lists the files of `directory`, makes sure that they are on the disk, and writes the manifest last."""
-        self.files = dict(_map_files(directory, sorted(_files(directory)), sync=True))
+        self.files = dict(described_files(directory, sorted(files_in(directory)), synced=True))
         values = asdict(self)
-        content = {"format": MANIFEST_FORMAT, "sha256": _digest_of(values), **values}
-        draft = directory / f"{MANIFEST_FILE}.tmp"
-        draft.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-        _describe_file(draft, sync=True)
-        draft.rename(directory / MANIFEST_FILE)
+        content = {"format": MANIFEST_FORMAT, "sha256": json_digest(values), **values}
+        replace_file(directory / MANIFEST_FILE, (json.dumps(content, indent=1) + "\n").encode(), synced=True)
         for folder in {directory / path.parent for path in map(Path, self.files)} | {directory}:
-            _sync_directory(folder)
+            sync(folder)
 
     @classmethod
     def load(cls, directory: Path) -> "Manifest":
@@ -109,7 +105,7 @@ class Manifest:
                 f"{path} has format {format}, written by trl_gist {values.get('version')}; this trl_gist ({__version__}) "
                 f"reads format {MANIFEST_FORMAT}. Go on with {age} version."
             )
-        if digest != _digest_of(values) or values.keys() != {each.name for each in fields(cls)}:
+        if digest != json_digest(values) or values.keys() != {each.name for each in fields(cls)}:
             raise ValueError(f"{path} is damaged: it is not what was written.")
         return cls(**values)
 
@@ -125,7 +121,7 @@ class Manifest:
                 )
         # A folder that the checkpoint did not have, as that of an evaluation, is read by no one who resumes
         folders = {str(Path(name).parent) for name in self.files}
-        for path in _files(directory):
+        for path in files_in(directory):
             name = path.relative_to(directory)
             if str(name) not in {*self.files, MANIFEST_FILE} and str(name.parent) in folders:
                 raise ValueError(
@@ -133,6 +129,12 @@ class Manifest:
                     "is not loaded for what was saved."
                 )
         paths = [directory / name for name in self.files]
-        for name, found in _map_files(directory, paths):
+        for name, found in described_files(directory, paths):
             if found["sha256"] != self.files[name]["sha256"]:
                 raise ValueError(f"{directory / name} is damaged: its checksum is not that of what was written.")
+
+
+def _part_of(name):
+    if name.startswith("generator/"):
+        return "the generator's half"
+    return "the summarizer's half" if name.endswith((".safetensors", "optimizer.pt", "scheduler.pt")) else "a part"

@@ -22,7 +22,7 @@ from pathlib import Path
 
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoint
 
-from ...common.files import _files, _sync_directory
+from ...common.files import files_in, sync
 from .manifest import MANIFEST_FILE, Manifest, logger
 
 
@@ -79,12 +79,12 @@ def publish(staged: Path, final: Path):
     if final.exists():
         final.rename(staged.with_name(f"replaced-{final.name}"))
     staged.rename(final)
-    _sync_directory(final.parent)
+    sync(final.parent)
 
 
 def replace_files(source: Path, target: Path, last: str):
     """Moves each file of `source` over its namesake in `target`, and the one named `last` when the others are there."""
-    for path in sorted(_files(source), key=lambda path: (path.name == last, path)):
+    for path in sorted(files_in(source), key=lambda path: (path.name == last, path)):
         destination = target / path.relative_to(source)
         destination.parent.mkdir(parents=True, exist_ok=True)
         os.replace(path, destination)
