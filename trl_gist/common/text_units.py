@@ -38,7 +38,7 @@ _UNIT = regex.compile(
 )
 
 
-_CJK_UNIT = regex.compile(f"[{_CJK}]")
+CJK_UNIT = regex.compile(f"[{_CJK}]")
 
 
 _SIGN = regex.compile(r"[^\p{L}\p{M}\p{N}]")
@@ -119,7 +119,7 @@ class Units:
 
 # ---- Units ----
 
-_units = functools.lru_cache(maxsize=256)(Units)  # a context has a gist at every step
+units_of = functools.lru_cache(maxsize=256)(Units)  # a context has a gist at every step
 
 
 def _kind(unit, names):

@@ -36,10 +36,15 @@ ATTENTION_NAME = "bfloat16_matmul"
 _QUERIES_PER_BLOCK = 256
 
 
+def attention_of(model: PreTrainedModel | PeftModel) -> str:
+    """The name of a model's attention, for which transformers (5.23) has a public setter and no getter."""
+    return model.config._attn_implementation
+
+
 def use_matmul_attention(model: PreTrainedModel | PeftModel):
     """Switches a model that runs on a CPU from `"sdpa"`; one that was loaded with another attention keeps it."""
     base = base_of(model)
-    if base.config._attn_implementation == "sdpa":
+    if attention_of(base) == "sdpa":
         base.set_attn_implementation(ATTENTION_NAME)
 
 

@@ -27,7 +27,7 @@ from dataclasses import dataclass
 import torch
 from transformers import PreTrainedModel
 
-from .attention import ATTENTION_NAME, additive_mask
+from .attention import ATTENTION_NAME, additive_mask, attention_of
 from .lm_head import token_log_probs
 from .roles import backbone_of, probe_ids, rounding_of, same_logits
 
@@ -163,7 +163,7 @@ def attention_masks(
     config = base.config.get_text_config().to_dict()
     kinds, window = _layer_kinds(config), config.get("sliding_window")
     # Eager attention must be given a mask to add; ours, where it is at work, would make one in every layer
-    attention = base.config._attn_implementation
+    attention = attention_of(base)
     adds = attention == "eager" or (attention == ATTENTION_NAME and base.dtype == torch.bfloat16)
 
     def mask(kind):
@@ -178,7 +178,7 @@ def attention_masks(
 
 def why_not_shared(model: PreTrainedModel) -> str | None:
     """Why a model must take the padded batch instead, or `None` if it can share prefixes."""
-    attention = model.config._attn_implementation
+    attention = attention_of(model)
     if attention not in ("sdpa", "eager", ATTENTION_NAME):
         return f"its attention ({attention}) takes no 4D mask; load it with attn_implementation='sdpa'"
     other = _layer_kinds(model.config.get_text_config().to_dict()) - {"full_attention", "sliding_attention"}

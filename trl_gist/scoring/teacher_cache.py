@@ -31,6 +31,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 
 from ..common.files import replace_file
+from ..models.attention import attention_of
 from ..models.fingerprints import fingerprint
 from ..prompts import GistPrompts, seen_ids
 
@@ -63,7 +64,7 @@ class TeacherCache:
         self.directory.mkdir(parents=True, exist_ok=True)
         self.prompts = prompts
         self.hidden_size = teacher.config.get_text_config().hidden_size
-        self.key = [fingerprint(teacher), mixed_precision, teacher.config._attn_implementation]
+        self.key = [fingerprint(teacher), mixed_precision, attention_of(teacher)]
 
     def get(self, row: dict) -> torch.Tensor | None:
         """Hidden states of shape `(target positions, hidden)`, or `None` where they must be computed."""

@@ -42,7 +42,7 @@ import numpy as np
 import regex
 
 from ...common.statistics import ratio_and_error
-from ...common.text_units import _CJK_UNIT, DATE, KINDS, Units, _units, date_parts
+from ...common.text_units import CJK_UNIT, DATE, KINDS, Units, date_parts, units_of
 
 
 COPIED_NGRAMS = (1, 2, 4)
@@ -157,7 +157,7 @@ def gist_patterns(
           live on as copies; see [`text_survival`]
         - `bits_per_token`: −`log_prob` in bits, a token of the gist
     """
-    texts = _units(context), _units(gist)
+    texts = units_of(context), units_of(gist)
     counts = _style_counts(*texts) | _recall_counts(*texts, context, target) | _copy_counts(*texts)
     counts |= _survival_counts(*texts)
     known = gist_length is not None and max_gist_length is not None
@@ -220,7 +220,7 @@ def survival(rows: list[dict], bins: int = 24, by: str = "step") -> Survival:
     labels = sorted({row[by] for row in rows})
     kept_LB, units_LB = np.zeros((len(labels), bins)), np.zeros((len(labels), bins))
     for row in rows:
-        shares = text_survival(_units(row["context"]), _units(row["gist"]))
+        shares = text_survival(units_of(row["context"]), units_of(row["gist"]))
         places = np.arange(len(shares)) * bins // max(len(shares), 1)
         line = labels.index(row[by])
         kept_LB[line] += np.bincount(places, weights=shares, minlength=bins)
@@ -237,7 +237,7 @@ def _style_counts(context, gist):
     acronyms = [word.casefold().replace(".", "") for word in gist.words if _ACRONYM.fullmatch(word)]
     expected = len(gist.words) * context.count("function") / max(len(context.words), 1)
     counts = {
-        "cjk_share": (sum(bool(_CJK_UNIT.fullmatch(word)) for word in gist.words), len(gist.words)),
+        "cjk_share": (sum(bool(CJK_UNIT.fullmatch(word)) for word in gist.words), len(gist.words)),
         "function_words_dropped": (gist.count("function"), expected),
         "acronyms_coined": (sum(acronym not in known for acronym in acronyms), 1),
     }
