@@ -12,6 +12,8 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
+"""Documents from local files or the Hub, as rows with a `text`."""
+
 from collections.abc import Sequence
 from pathlib import Path
 

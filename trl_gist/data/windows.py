@@ -12,6 +12,8 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
+"""Documents as windows: context, last tokens and target, in token ids. What fits the models, and which columns may be."""
+
 from collections import Counter
 from dataclasses import dataclass, field
 

@@ -12,6 +12,8 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
+"""Summarizer, generator and teacher: loaded or copied over shared parameters, and checked for what they must have."""
+
 import copy
 import re
 from dataclasses import dataclass

@@ -12,6 +12,8 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
+"""Gists scored: log-probs and KLs of the target under the generator, against no gist and against the teacher."""
+
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 

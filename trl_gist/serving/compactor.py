@@ -12,6 +12,8 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
+"""A compactor for servers, which remembers its gists."""
+
 import hashlib
 from collections import OrderedDict
 

@@ -12,6 +12,8 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
+"""What a server allows. Without torch, for the command line."""
+
 import dataclasses
 import ipaddress
 from dataclasses import dataclass

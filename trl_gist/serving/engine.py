@@ -12,6 +12,8 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
+"""From a request to its answer: what is compacted, what is generated, what is counted. Nothing of HTTP."""
+
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass

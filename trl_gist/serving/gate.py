@@ -12,6 +12,8 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
+"""Who is let in, how many at a time, and the count of all requests."""
+
 import hmac
 import time
 

@@ -12,6 +12,8 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
+"""Tokens as text as they come, whole characters only, up to a stop string."""
+
 from collections.abc import Callable
 
 from transformers import PreTrainedTokenizerBase

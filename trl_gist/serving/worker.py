@@ -12,6 +12,8 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
+"""The one thread that runs the models, and the jobs that wait for it."""
+
 import asyncio
 import logging
 import threading

@@ -12,6 +12,8 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
+"""What compactions cost, measured on the tokens that came next."""
+
 import dataclasses
 from collections.abc import Iterable
 

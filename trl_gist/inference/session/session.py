@@ -12,6 +12,8 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
+"""The session itself. How gists follow from chunks is in [`recursion`], what is on disk in [`files`]."""
+
 import dataclasses
 import os
 import time

@@ -12,6 +12,8 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
+"""What a session is told and tells: its sizes, the plan of a compaction and its record."""
+
 from dataclasses import dataclass
 
 from ...data.geometry import SEPARATOR, rolling_chunk_length

@@ -12,6 +12,8 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
+"""The live tokens of a session: what scrolls off, and what is protected."""
+
 from collections.abc import Iterable
 from typing import NamedTuple
 

@@ -1,0 +1,207 @@
+# Copyright 2026 The trl_gist authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""
+The house: which module may import which, and which may reach into TRL and transformers.
+
+Every import counts, also those inside functions and for type checkers.
+"""
+
+import ast
+import importlib
+import inspect
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import trl_gist
+
+
+PACKAGE = Path(trl_gist.__file__).parent
+# From the ground up: each imports those before it alone
+WINGS = (
+    *("version", "common", "prompts", "pair", "data", "models", "scoring", "inference", "pipeline", "rewards"),
+    *("evaluation", "serving", "trainer", "scripts", "cli"),
+)
+# What both libraries call themselves by, and no one else should
+PRIVATE_IN = (
+    *("trl.trainer.grpo_trainer", "trl.trainer.base_trainer", "trl.trainer.utils"),
+    *("transformers.trainer", "transformers.modeling_utils", "transformers.configuration_utils"),
+    *("transformers.generation.utils", "transformers.tokenization_utils_base", "transformers.pipelines.base"),
+)
+MAY_REACH = {
+    "trainer/gist_trainer.py": "all that GistTrainer overrides of TRL's trainer",
+    "trainer/vllm.py": "what TRL's vLLM engine is told of the pair's policy",
+    # Until GistTrainer is one class
+    **dict.fromkeys(
+        (
+            *("trainer/rollout.py", "trainer/held_out.py", "trainer/hub.py"),
+            *("trainer/checkpoints/pair_state.py", "trainer/checkpoints/run_directory.py"),
+        ),
+        "a mixin of GistTrainer",
+    ),
+    "pipeline.py": "`_sanitize_parameters` and `_forward`, which transformers documents for pipelines of others",
+    "models/attention.py": "`_attn_implementation`, which has a public setter and no getter",
+}
+
+
+def modules() -> dict[str, Path]:
+    """Names without `trl_gist.`, but for the package itself."""
+    names = {}
+    for path in PACKAGE.rglob("*.py"):
+        parts = path.relative_to(PACKAGE).with_suffix("").parts
+        names[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return names
+
+
+MODULES = modules()
+TREES = {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in MODULES.items()}
+
+
+def imports(name: str) -> set[str]:
+    """The modules of the package that a module imports."""
+    package = MODULES[name].parent.relative_to(PACKAGE.parent).parts
+    found = set()
+    for node in ast.walk(TREES[name]):
+        if isinstance(node, ast.Import):
+            targets = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            above = package[: len(package) - node.level + 1] if node.level else ()
+            module = ".".join([*above, *([node.module] if node.module else [])])
+            targets = [f"{module}.{alias.name}" for alias in node.names]
+        else:
+            continue
+        for target in targets:
+            if target.partition(".")[0] == "trl_gist":
+                inside = target.removeprefix("trl_gist").removeprefix(".")
+                found.add(inside if inside in MODULES else inside.rpartition(".")[0])
+    return found
+
+
+def foreign_roots(name: str) -> set[str]:
+    """Packages beside this one that a module imports."""
+    roots = set()
+    for node in ast.walk(TREES[name]):
+        if isinstance(node, ast.Import):
+            roots |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            roots.add(node.module.partition(".")[0])
+    return roots
+
+
+GRAPH = {name: imports(name) for name in MODULES if name}
+
+
+def wing(name: str) -> str:
+    return name.partition(".")[0]
+
+
+def test_every_module_is_in_a_wing():
+    assert {wing(name) for name in GRAPH} == set(WINGS)
+
+
+def test_imports_go_down_only():
+    upward = [
+        f"{name} imports {target or 'trl_gist'}"
+        for name, targets in GRAPH.items()
+        for target in targets
+        if not target or WINGS.index(wing(target)) > WINGS.index(wing(name))
+    ]
+    assert not upward
+
+
+def test_no_modules_import_each_other_in_a_circle():
+    left = {name: targets - {name} for name, targets in GRAPH.items()}
+    while free := [name for name, targets in left.items() if not targets & left.keys()]:
+        for name in free:
+            del left[name]
+    assert not left
+
+
+@pytest.mark.parametrize("name", [name for name in GRAPH if WINGS.index(wing(name)) <= WINGS.index("inference")])
+def test_inference_and_what_is_below_it_never_import_trl(name):
+    assert "trl" not in foreign_roots(name)
+
+
+# ---- Private names ----
+
+
+def is_private(name: str) -> bool:
+    return name.startswith("_") and not name.startswith("__")
+
+
+def private_names_of_others() -> set[str]:
+    """That TRL's and transformers' classes call themselves by."""
+    sources = [inspect.getsource(importlib.import_module(module)) for module in PRIVATE_IN]
+    return {name for source in sources for name in re.findall(r"\b(?:self\.|def )(_[a-z]\w*)", source)}
+
+
+def reached(tree: ast.Module, theirs: set[str]) -> set[str]:
+    """
+    Private names of TRL and transformers that a file imports, overrides, or reads where it does not define them itself.
+    """
+    found, defined, bases = set(), set(), {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and not node.level and wing(node.module) in ("trl", "transformers"):
+            bases |= {alias.name: importlib.import_module(node.module) for alias in node.names}
+            found |= {alias.name for alias in node.names if is_private(alias.name)}
+        elif isinstance(node, ast.FunctionDef):
+            defined.add(node.name)
+        elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store) and ast.unparse(node.value) == "self":
+            defined.add(node.attr)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ClassDef):
+            own = {each.name for each in node.body if isinstance(each, ast.FunctionDef) and is_private(each.name)}
+            for base in {ast.unparse(base) for base in node.bases} & bases.keys():
+                found |= {name for name in own if hasattr(getattr(bases[base], base), name)}
+        elif isinstance(node, ast.Attribute) and node.attr not in defined:
+            found |= {node.attr} & theirs
+    return found
+
+
+def test_private_names_of_trl_and_transformers_are_reached_in_few_files():
+    theirs = private_names_of_others()
+    assert {"_generate_and_score_completions", "_save_checkpoint", "_attn_implementation"} <= theirs
+    reaching = {
+        MODULES[name].relative_to(PACKAGE).as_posix(): names
+        for name, tree in TREES.items()
+        if (names := reached(tree, theirs))
+    }
+    assert {path: names for path, names in reaching.items() if path not in MAY_REACH} == {}
+
+
+# ---- What is loaded ----
+
+
+def loaded_by(code: str) -> set[str]:
+    """Top-level modules in a fresh process after some code."""
+    code = f"import sys\n{code}\nprint(*{{name.partition('.')[0] for name in sys.modules}})"
+    process = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=PACKAGE.parent
+    )
+    return set(process.stdout.splitlines()[-1].split())
+
+
+def test_inference_loads_neither_trl_nor_what_trains_and_serves():
+    loaded = loaded_by("import trl_gist.inference.compactor")
+    assert "torch" in loaded
+    assert not loaded & {"trl", "deepspeed", "vllm", "fastapi", "matplotlib"}
+
+
+def test_help_loads_no_torch():
+    code = "from trl_gist.cli import main\ntry: main(['--help'])\nexcept SystemExit: pass"
+    assert not loaded_by(code) & {"torch", "transformers", "numpy"}
