@@ -12,7 +12,7 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""Documents as windows: context, last tokens and target, in token ids. What fits the models, and which columns may be."""
+"""Documents as windows in token ids: context, last tokens, target. What fits the models, and which columns may be."""
 
 from collections import Counter
 from dataclasses import dataclass, field
