@@ -196,10 +196,10 @@ def loaded_by(code: str) -> set[str]:
     return set(process.stdout.splitlines()[-1].split())
 
 
-def test_inference_loads_neither_trl_nor_what_trains_and_serves():
+def test_inference_loads_nothing_that_reads_data_trains_or_serves():
     loaded = loaded_by("import trl_gist.inference.compactor")
     assert "torch" in loaded
-    assert not loaded & {"trl", "deepspeed", "vllm", "fastapi", "matplotlib"}
+    assert not loaded & {"trl", "datasets", "pandas", "deepspeed", "vllm", "fastapi", "matplotlib"}
 
 
 def test_help_loads_no_torch():
