@@ -308,7 +308,7 @@ def test_a_folder_that_cannot_be_made_costs_the_log_alone(make_run, monkeypatch,
     def fail(*args, **kwargs):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(run_log, "_replace", fail)
+    monkeypatch.setattr(run_log, "replace_file", fail)
     trainer = make_run()
     with caplog.at_level(logging.WARNING):
         trainer.train()
