@@ -26,7 +26,7 @@ from trl import GRPOTrainer
 from trl.trainer.utils import get_config_model_id
 
 from .. import rewards
-from ..data.windows import PositionLimits, prepare_windows
+from ..data.windows import PositionLimits, is_cut, prepare_windows
 from ..models.adapters import check_adapter, check_drawn
 from ..models.attention import use_matmul_attention
 from ..models.deepspeed import check_distributed_settings, is_sharded
@@ -48,16 +48,16 @@ from ..models.shared_prefix import check_padded, why_not_shared
 from ..prompts import GistPrompts, gist_from_completion
 from ..rewards import kl_gain, length_penalty
 from ..scoring.extraction import IDF_CONTEXTS
+from . import held_out
 from .advantages import best_of_group, group_signal
 from .alarms import Alarms, StopOnAlarm
 from .checkpoints.pair_state import PairCheckpoints
 from .checkpoints.run_directory import DurableCheckpoints
 from .cold_start import ExtractiveSummarizer, first_steps_times
 from .config_checks import check_best_model_of, check_head_dtype
-from .data_order import DataLoading
+from .data_order import EpochRepeatSampler, OneStream
 from .generator_trainer import GeneratorSchedule, GeneratorTrainer
 from .gist_config import GistConfig
-from .held_out import HeldOutEvaluation
 from .hub import PairHub
 from .length_penalty import LengthPenalty, exchange_rate
 from .rollout import GistRollouts, sample_walks
@@ -77,11 +77,9 @@ _SCORE_METRICS = ("teacher_kl", "null_teacher_kl", "log_prob_gain", "kl_gain", "
 
 class GistTrainer(
     GistRollouts,
-    HeldOutEvaluation,
     DurableCheckpoints,
     PairCheckpoints,
     PairHub,
-    DataLoading,
     VLLMSampling,
     GRPOTrainer,
 ):
@@ -508,6 +506,65 @@ class GistTrainer(
                 f"load-balancing loss of the experts (`router_aux_loss_coef`, {self.router_aux_loss_coef}) over such "
                 "rows. `router_aux_loss_coef=0.0` leaves that loss out."
             )
+
+    # ---- The data: which rank reads what, and what is measured on held-out windows ----
+
+    def _get_train_sampler(self, dataset: Dataset | None = None):
+        return EpochRepeatSampler.of(super()._get_train_sampler(dataset))
+
+    def _get_dataloader(self, dataset, *args, **kwargs):
+        if isinstance(dataset, IterableDataset):
+            dataset = OneStream(dataset)
+            # As TRL (1.16) sets it for streams that it is constructed with: rows of text cannot be concatenated
+            self.accelerator.dataloader_config.dispatch_batches = False
+        return super()._get_dataloader(dataset, *args, **kwargs)
+
+    def get_eval_dataloader(self, eval_dataset: str | Dataset | IterableDataset | None = None):
+        # `evaluate` may be given documents, as the constructor; a name stands for windows that it has cut
+        if eval_dataset is None or isinstance(eval_dataset, str):
+            return super().get_eval_dataloader(eval_dataset)
+        if not is_cut(eval_dataset, "eval"):
+            eval_dataset = self.windows_of(eval_dataset, "eval")
+        # With `dataloader_persistent_workers` it would be taken for the trainer's own, or that for it
+        kept = self.__dict__.pop("_eval_dataloaders", {})
+        try:
+            return super().get_eval_dataloader(eval_dataset)
+        finally:
+            self._eval_dataloaders = kept
+
+    def get_test_dataloader(self, test_dataset: Dataset | IterableDataset):
+        # `predict` samples, and measures, as `evaluate`; of streams TRL (1.16) repeats the contexts for that alone
+        return self.get_eval_dataloader(test_dataset)
+
+    def evaluation_loop(self, dataloader, description, *args, metric_key_prefix: str = "eval", **kwargs):
+        if self.is_deepspeed_enabled and self.generator_trainer.engine is None:
+            raise ValueError(
+                "Under DeepSpeed the generator's engine is made when training begins: evaluate with `eval_on_start=True`, "
+                "or after training."
+            )
+        self.eval_rows = []
+        # The loader takes its seed from torch's generator, from which the next gists are sampled; a run that is evaluated
+        # on the way is the run that is not
+        device = self.accelerator.device
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            output = super().evaluation_loop(
+                dataloader, description, *args, metric_key_prefix=metric_key_prefix, **kwargs
+            )
+        scorer = self.generator_trainer.scorer
+        self.eval_rows, self.last_measures = held_out.measure(scorer, self.eval_rows, self.accelerator)
+        self.last_gists = held_out.readable_gists(self.eval_rows, self.processing_class.decode)
+        output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in self.last_measures.items()})
+        return output
+
+    def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys: list[str] | None = None):
+        # Samples, scores and logs; the policy's loss says nothing on held-out data and is not computed
+        self._prepare_inputs(inputs)
+        return None, None, None
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if isinstance(self.train_dataset, IterableDataset) and self.model.training:
+            logs["skipped_rows"] = self.skipped_rows["train"].total
+        super().log(logs, start_time)
 
 
 @contextmanager
