@@ -62,7 +62,7 @@ from .hub import PairHub
 from .length_penalty import LengthPenalty, exchange_rate
 from .rollout import GistRollouts, sample_walks
 from .run_log import RunLog
-from .vllm import VLLMSampling, check_vllm_settings
+from .vllm import check_vllm_settings, prepare_vllm
 from .walks import Walk
 
 
@@ -80,7 +80,6 @@ class GistTrainer(
     DurableCheckpoints,
     PairCheckpoints,
     PairHub,
-    VLLMSampling,
     GRPOTrainer,
 ):
     """
@@ -304,7 +303,7 @@ class GistTrainer(
                 peft_config=peft_config,
             )
         if self.use_vllm:
-            self._prepare_vllm()
+            prepare_vllm(self.vllm_generation, self.model, self.num_generations)
         else:  # TRL's would be completed by the checkpoint's
             self.generation_config = plain_generation_config(
                 processing_class,

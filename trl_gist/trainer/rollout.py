@@ -22,6 +22,7 @@ from ..models.roles import base_of
 from ..models.sampling import sample_gists
 from ..models.shared_prefix import shared_prefix_log_probs
 from ..prompts import before_last_k, gist_from_completion
+from .vllm import sample_with_vllm
 
 
 # Multiples of it, modulo 1, spread evenly over [0, 1) however many there are
@@ -76,7 +77,9 @@ class GistRollouts:
     def _sample(self, prompt_ids, images, multimodal_fields, num_generations, **kwargs):
         # Evaluation is greedy: what `GistCompactor` writes, and no noise between evaluations
         if self.use_vllm:
-            return self._sample_with_vllm(prompt_ids, images, multimodal_fields, num_generations, **kwargs)
+            temperature = self.temperature if self.model.training else 0.0
+            generate = super()._generate_single_turn
+            return sample_with_vllm(generate, self.vllm_generation, prompt_ids, num_generations, temperature)
         self.generation_config.do_sample = self.model.training
         if self.use_transformers_continuous_batching or not self.shares_prefix:
             return super()._generate_single_turn(prompt_ids, images, multimodal_fields, num_generations, **kwargs)
