@@ -15,11 +15,13 @@
 import copy
 import math
 from collections.abc import Callable
+from concurrent.futures import Future
 from contextlib import contextmanager
 
 import torch
 from accelerate.logging import get_logger
 from datasets import Dataset, IterableDataset
+from huggingface_hub import CommitInfo
 from peft import PeftConfig, PeftModel, get_peft_model
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 from trl import GRPOTrainer
@@ -79,7 +81,6 @@ class GistTrainer(
     GistRollouts,
     DurableCheckpoints,
     PairCheckpoints,
-    PairHub,
     GRPOTrainer,
 ):
     """
@@ -287,6 +288,7 @@ class GistTrainer(
                 "`trl_gist.length_penalty` to `reward_funcs`."
             )
 
+        self.hub = PairHub(self, args)
         # TRL needs the former for a reference alone, and would warn of them else: S is loaded
         loads_reference = args.beta != 0 and not lora and isinstance(model, str)
         model_init_kwargs = args.model_init_kwargs if loads_reference else None
@@ -564,6 +566,62 @@ class GistTrainer(
         if isinstance(self.train_dataset, IterableDataset) and self.model.training:
             logs["skipped_rows"] = self.skipped_rows["train"].total
         super().log(logs, start_time)
+
+    # ---- The Hub ----
+
+    def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
+        super().init_hf_repo(token=token, private=private)
+        self.hub.prepare(token)
+
+    def push_to_hub(
+        self,
+        commit_message: str | None = "End of training",
+        blocking: bool = True,
+        token: str | None = None,
+        revision: str | None = None,
+        private: bool | None = None,
+        **kwargs,
+    ) -> CommitInfo | Future[CommitInfo] | None:
+        """
+        Saves the pair to `args.output_dir` and pushes both halves, `gist_config.json`, the card and the run's plots and
+        report in one commit.
+
+        Args:
+            commit_message (`str`, *optional*, defaults to `"End of training"`):
+                Message of the commit.
+            blocking (`bool`, *optional*, defaults to `True`):
+                Whether to return only when the commit is made.
+            token (`str`, *optional*):
+                Token with write permission. Defaults to `args.hub_token`, or else the one of `hf auth login`.
+            revision (`str`, *optional*):
+                Branch to push to. Defaults to `args.hub_revision`, or else `"main"`.
+            private (`bool`, *optional*):
+                Whether to make the repository private when it is created. Defaults to `args.hub_private_repo`.
+            kwargs (`dict`):
+                What other trainers put in their card; a pair's card takes none.
+
+        Returns:
+            [`~huggingface_hub.CommitInfo`], or a `Future` of it if not `blocking`; `None` but on the main process.
+
+        Raises:
+            ConnectionError: if the push failed. The pair is saved, and the repository is as it was.
+        """
+        self.callback_handler.on_push_begin(self.args, self.state, self.control)
+        if self.hub_model_id is None:  # `args.push_to_hub` is off
+            self.init_hf_repo(token=token, private=private)
+        self.save_model(_internal_call=True)
+        if not self.is_world_process_zero():
+            return None
+        self._finish_current_push()
+        return self.hub.push_pair(commit_message, blocking, token, revision)
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        pass  # `Trainer` (5.23) asks for it while the checkpoint is written; `_save_checkpoint` pushes what is complete
+
+    @property
+    def hub_url(self) -> str | None:
+        """The repository of the last push, as the Hub gave it; on the main process."""
+        return self.hub.url
 
 
 @contextmanager

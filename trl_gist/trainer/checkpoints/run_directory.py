@@ -158,7 +158,6 @@ class DurableCheckpoints:
             )
         run_dir = self._get_output_dir(trial)
         final = os.path.join(run_dir, f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}")
-        push_to_hub, self.args.push_to_hub = self.args.push_to_hub, False  # `Trainer` would push the unfinished folder
         try:
             with self._written_beside(run_dir, f"The checkpoint of step {self.state.global_step}") as staging:
                 self._staging_dir = str(staging)
@@ -166,9 +165,8 @@ class DurableCheckpoints:
                 self._complete(staging / Path(final).name, final)
         finally:
             self._staging_dir = None
-            self.args.push_to_hub = push_to_hub
-        if push_to_hub:
-            self._push_from_checkpoint(final)
+        if self.args.push_to_hub:
+            self.hub.push_checkpoint(final)
         if self.args.should_save:
             best = self.state.best_model_checkpoint
             rotate(run_dir, self.args.save_total_limit, {Path(final)} | ({Path(best)} if best else set()))
