@@ -331,7 +331,7 @@ def test_the_newest_checkpoint_is_the_last_that_was_saved_not_the_one_of_the_lat
     again = make_run(max_steps=4, seed=8)
     again.train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-2"))
     assert names(tmp_path / "run") == ["checkpoint-2", "checkpoint-4", "checkpoint-6"]
-    assert again._newest_complete()[0] == tmp_path / "run" / "checkpoint-4"
+    assert again.run_directory.newest_complete()[0] == tmp_path / "run" / "checkpoint-4"
 
 
 def test_what_is_pushed_to_the_hub_is_the_complete_checkpoint(make_run, tmp_path, monkeypatch):

@@ -14,16 +14,21 @@
 
 import copy
 import math
+import os
 from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 from accelerate.logging import get_logger
+from accelerate.utils import broadcast_object_list
 from datasets import Dataset, IterableDataset
 from huggingface_hub import CommitInfo
-from peft import PeftConfig, PeftModel, get_peft_model
-from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
+from peft import PeftConfig, PeftModel, get_peft_model, set_peft_model_state_dict
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback, TrainerState
+from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, SaveStrategy
 from trl import GRPOTrainer
 from trl.trainer.utils import get_config_model_id
 
@@ -31,8 +36,8 @@ from .. import rewards
 from ..data.windows import PositionLimits, is_cut, prepare_windows
 from ..models.adapters import check_adapter, check_drawn
 from ..models.attention import use_matmul_attention
-from ..models.deepspeed import check_distributed_settings, is_sharded
-from ..models.fingerprints import frozen_digests
+from ..models.deepspeed import check_distributed_settings, is_sharded, zero_stage
+from ..models.fingerprints import frozen_digests, sampled_digests, vocabulary_of
 from ..models.generation_settings import plain_generation_config
 from ..models.roles import (
     base_of,
@@ -47,18 +52,23 @@ from ..models.roles import (
     load_roles,
 )
 from ..models.shared_prefix import check_padded, why_not_shared
+from ..pair import GENERATOR_DIR, PAIR_CONFIG_NAME, PairConfig
 from ..prompts import GistPrompts, gist_from_completion
 from ..rewards import kl_gain, length_penalty
 from ..scoring.extraction import IDF_CONTEXTS
+from ..version import __version__
 from . import held_out
 from .advantages import best_of_group, group_signal
 from .alarms import Alarms, StopOnAlarm
-from .checkpoints.pair_state import PairCheckpoints
-from .checkpoints.run_directory import DurableCheckpoints
+from .checkpoints.manifest import Manifest
+from .checkpoints.pair_state import load_state, recipe_of, save_pair, save_state
+from .checkpoints.resharding import load_universal, remove_universal
+from .checkpoints.run_directory import RunDirectory, check_unused
+from .checkpoints.staging import recover, replace_files, rotate, written_beside
 from .cold_start import ExtractiveSummarizer, first_steps_times
-from .config_checks import check_best_model_of, check_head_dtype
+from .config_checks import check_best_model_of, check_end_of_run, check_head_dtype
 from .data_order import EpochRepeatSampler, OneStream
-from .generator_trainer import GeneratorSchedule, GeneratorTrainer
+from .generator_trainer import GeneratorSchedule, GeneratorTrainer, read_adapter
 from .gist_config import GistConfig
 from .hub import PairHub
 from .length_penalty import LengthPenalty, exchange_rate
@@ -79,8 +89,6 @@ _SCORE_METRICS = ("teacher_kl", "null_teacher_kl", "log_prob_gain", "kl_gain", "
 
 class GistTrainer(
     GistRollouts,
-    DurableCheckpoints,
-    PairCheckpoints,
     GRPOTrainer,
 ):
     """
@@ -289,6 +297,9 @@ class GistTrainer(
             )
 
         self.hub = PairHub(self, args)
+        self.run_directory = None  # from the first `train` on
+        self._staging_dir = None  # while a checkpoint is written
+        self._held = frozenset()  # what the trainer was asked to do inside a rollout and does at its end
         # TRL needs the former for a reference alone, and would warn of them else: S is loaded
         loads_reference = args.beta != 0 and not lora and isinstance(model, str)
         model_init_kwargs = args.model_init_kwargs if loads_reference else None
@@ -566,6 +577,267 @@ class GistTrainer(
         if isinstance(self.train_dataset, IterableDataset) and self.model.training:
             logs["skipped_rows"] = self.skipped_rows["train"].total
         super().log(logs, start_time)
+
+    # ---- A run ----
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs):
+        """
+        As [`~transformers.Trainer.train`], but `resume_from_checkpoint=True` takes the newest *complete* checkpoint.
+
+        Raises:
+            ValueError: if the checkpoint, or each in `output_dir`, is damaged or of another run, saying what is wrong
+                with it; or if a new run's `output_dir` holds another run.
+        """
+        if self.is_world_process_zero():
+            recover(self.args.output_dir)
+        self.accelerator.wait_for_everyone()
+        roles = {"summarizer": self.model, "generator": self.generator, "teacher": self.teacher}
+        if self.run_directory is None:  # while the weights are as they were loaded: no engine has sharded them yet
+            stands_on = {
+                "world_size": self.args.world_size,
+                "engine": f"zero{zero_stage(self.accelerator)}" if self.is_deepspeed_enabled else "accelerate",
+                "base_models": self.base_models,
+                "frozen_weights": frozen_digests(roles),
+                "vocabulary": vocabulary_of(self.processing_class),
+            }
+            self.run_directory = RunDirectory(
+                self.args.output_dir,
+                stands_on,
+                self.args.steps_per_rollout,
+                {"summarizer": self.model, "generator": self.generator},
+                follows_reference=self.args.sync_ref_model,
+            )
+        if resume_from_checkpoint:
+            if self.run_directory.sampled_digests is None:  # on all ranks: they may hold a shard each
+                self.run_directory.sampled_digests = sampled_digests(roles)
+            resume_from_checkpoint, universal = self._verified_on_all_ranks(resume_from_checkpoint)
+            if universal:
+                load_universal(self.accelerator)
+        else:
+            check_unused(self.args.output_dir)
+        return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+
+    def _verified_on_all_ranks(self, resume_from_checkpoint):
+        """The checkpoint to load, and whether it is in DeepSpeed's universal form."""
+        outcome = [None, False, None]
+        if self.is_world_process_zero():
+            try:
+                outcome[:2] = self.run_directory.to_resume(resume_from_checkpoint)
+            except ValueError as error:
+                outcome[2] = str(error)
+        checkpoint, universal, refusal = broadcast_object_list(outcome)
+        if refusal is not None:
+            raise ValueError(refusal)
+        return checkpoint, universal
+
+    def _init_training_state(self, max_steps, num_update_steps_per_epoch, num_train_epochs, checkpoint, trial):
+        check_end_of_run(self.args, max_steps)
+        self._held = frozenset()
+        position = super()._init_training_state(
+            max_steps, num_update_steps_per_epoch, num_train_epochs, checkpoint, trial
+        )
+        if checkpoint is None or self.args.ignore_data_skip or not isinstance(self.train_dataset, IterableDataset):
+            return position
+        # A stream has no length, so `Trainer` (5.23) takes the whole run for one epoch and would look for the position
+        # past the stream's end. The epoch it saved counts passes over the stream, in fractions of the run's batches.
+        saved = TrainerState.load_from_json(Path(checkpoint, TRAINER_STATE_NAME))
+        passes, fraction = divmod(saved.epoch, 1)
+        return int(passes), round(fraction * saved.max_steps * self.args.gradient_accumulation_steps)
+
+    def _run_epoch(self, model, epoch, train_dataloader, *args, **kwargs):
+        if self.state.global_step < self.state.max_steps:
+            # Where processes share the batches and some are skipped, accelerate (1.15) does not pass it on
+            train_dataloader.set_epoch(epoch)
+            before = self.state.global_step, self._step
+            # `Trainer` passes the same number in each of a resumed run's epochs
+            resumed_inside = kwargs["steps_trained_in_current_epoch"] > 0 and epoch == kwargs["epochs_trained"]
+            super()._run_epoch(model, epoch, train_dataloader, *args, **kwargs)
+            self._check_trained(*before, resumed_inside=resumed_inside)
+        else:
+            # `Trainer` looks at the step's number after a step: from a run's last checkpoint it would take one too many
+            self.control.should_training_stop = True
+
+    def _check_trained(self, global_step, micro_step, resumed_inside):
+        """Raises `ValueError` if a whole pass over the dataset gave no optimizer step, where `Trainer` ends the run as if
+        it had come to its end, or makes passes without one."""
+        stopped = self._step > micro_step and (self.control.should_training_stop or self.control.should_epoch_stop)
+        if self.state.global_step > global_step or stopped or resumed_inside:
+            return
+        args = self.args
+        rollouts = max(1, args.gradient_accumulation_steps // (args.steps_per_generation * args.num_iterations))
+        contexts = rollouts * args.generation_batch_size // args.num_generations
+        raise ValueError(
+            f"The train dataset ended before it gave the {contexts} windows of one optimizer step "
+            f"({self.skipped_rows['train'].total} of its rows were skipped), so nothing would be trained. Lower "
+            "`per_device_train_batch_size`, `steps_per_generation` or `gradient_accumulation_steps`, raise "
+            "`num_generations`, or give more documents."
+        )
+
+    def _finalize_training(self, trial, num_train_samples, start_time):
+        if self._held:
+            logger.warning(
+                f"The run ended at step {self.state.global_step}, inside a rollout of {self.args.steps_per_rollout} "
+                "optimizer steps, so the checkpoint that was asked for was not written."
+            )
+        if self.args.load_best_model_at_end and self.state.best_model_checkpoint is None:
+            logger.warning(
+                "`load_best_model_at_end` is True, and the best evaluation fell on no step that was saved: the weights stay "
+                "those of the last step. Evaluate at the steps that are saved (`eval_steps`, `save_steps`)."
+            )
+        limit = self.args.save_total_limit
+        if self.state.global_step < self.state.max_steps:
+            # With a limit of 1 `Trainer` keeps the best checkpoint alone; a run that was stopped goes on from its last
+            self.args.save_total_limit = None
+        try:
+            return super()._finalize_training(trial, num_train_samples, start_time)
+        finally:
+            self.args.save_total_limit = limit
+
+    # ---- A checkpoint: between two rollouts, both halves as one, complete or none ----
+    # The generator has taken its step on a rollout before the summarizer takes its first, and a checkpoint holds no
+    # half-used rollout: the rest of one would never be trained on, and the next ones would start at other steps.
+
+    def _inside_rollout(self):
+        return self.state.global_step % self.args.steps_per_rollout != 0
+
+    def _maybe_log_save_evaluate(self, *args, **kwargs):
+        """Whoever asked for it, a checkpoint waits for the end of the rollout, and so does the evaluation that it is
+        chosen by."""
+        asked = {"should_save"} if self.control.should_save else set()
+        if self.control.should_evaluate and (asked or self.args.save_strategy == SaveStrategy.BEST):
+            asked.add("should_evaluate")
+        if self._inside_rollout():
+            self._held |= asked
+        for name in self._held:
+            setattr(self.control, name, not self._inside_rollout())
+        if not self._inside_rollout():
+            self._held = frozenset()
+        super()._maybe_log_save_evaluate(*args, **kwargs)
+
+    def _save_checkpoint(self, model, trial):
+        step = self.state.global_step
+        if self._inside_rollout():
+            raise ValueError(
+                f"No checkpoint can be written at step {step}, inside a rollout of "
+                f"{self.args.steps_per_rollout} optimizer steps: a run that resumes from it would leave the rest of the "
+                "rollout out. Set `control.should_save`, which waits for the rollout's end, or use `save_model`."
+            )
+        run_dir = self._get_output_dir(trial)
+        final = os.path.join(run_dir, f"{PREFIX_CHECKPOINT_DIR}-{step}")
+        try:
+            with self._written_beside(run_dir, f"The checkpoint of step {step}") as staging:
+                self._staging_dir = str(staging)
+                super()._save_checkpoint(model, trial)
+                staged = staging / Path(final).name
+                if self.state.best_model_checkpoint == str(staged):
+                    self.state.best_model_checkpoint = final
+                    if self.args.should_save:
+                        self.state.save_to_json(str(staged / TRAINER_STATE_NAME))
+                self.accelerator.wait_for_everyone()  # each rank has written its part
+                if self.args.should_save:
+                    self.run_directory.complete(staged, Path(final), step)
+        finally:
+            self._staging_dir = None
+        if self.args.push_to_hub:
+            self.hub.push_checkpoint(final)
+        if self.args.should_save:
+            best = self.state.best_model_checkpoint
+            rotate(run_dir, self.args.save_total_limit, {Path(final)} | ({Path(best)} if best else set()))
+
+    def _get_output_dir(self, trial):
+        # `Trainer._save_checkpoint` (5.23) makes its folder in here
+        return self._staging_dir or super()._get_output_dir(trial)
+
+    def _written_beside(self, directory, what):
+        return written_beside(directory, what, self.args.should_save, self.accelerator.wait_for_everyone)
+
+    def _save_optimizer_and_scheduler(self, output_dir: str):
+        super()._save_optimizer_and_scheduler(output_dir)
+        self.generator_trainer.save_checkpoint(Path(output_dir, GENERATOR_DIR))
+        if self.args.should_save:
+            save_state(output_dir, self.length_penalty, self.alarms, self._followed_reference())
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None):
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is not None:
+            self.generator_trainer.load_checkpoint(Path(checkpoint, GENERATOR_DIR), self.state.global_step)
+            load_state(checkpoint, self.length_penalty, self.alarms, self._followed_reference())
+            if not self.length_penalty.is_fixed:
+                self._apply_length_penalty()
+        self.accelerator.wait_for_everyone()
+        if self.is_world_process_zero():
+            remove_universal(Path(self.args.output_dir))
+
+    def _followed_reference(self):
+        """The reference, if it follows S; one that does not is the checkpoint that S came from."""
+        return self.accelerator.unwrap_model(self.ref_model) if self.args.sync_ref_model else None
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None):
+        model = self.model if model is None else model
+        generator_dir = Path(resume_from_checkpoint, GENERATOR_DIR)
+        if isinstance(model, PeftModel):
+            # `Trainer` (5.23) would take generator/ for a second adapter of S
+            weights = read_adapter(model, resume_from_checkpoint, "summarizer")
+            self.generator_trainer.load_model(generator_dir)
+            set_peft_model_state_dict(model, weights)
+        else:
+            self.generator_trainer.load_model(generator_dir)
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _load_best_model(self):
+        best = Path(self.state.best_model_checkpoint)
+        Manifest.load(best).check_files(best)
+        if self.is_deepspeed_enabled:  # whose checkpoints hold optimizer and weights in one
+            super()._load_best_model()
+            self.generator_trainer.load_checkpoint(best / GENERATOR_DIR, self.state.best_global_step)
+        else:
+            self._load_from_checkpoint(str(best))
+        self._last_loaded_step = -1  # or vLLM (TRL 1.16) would go on with the last weights until a step is taken
+
+    # ---- The pair ----
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False):
+        output_dir = output_dir or self.args.output_dir
+        if self._staging_dir is not None:  # a checkpoint is itself written beside its place
+            self._save_pair(output_dir)
+        else:
+            with self._written_beside(output_dir, "The pair") as staging:
+                staged = staging / Path(output_dir).resolve().name
+                self._save_pair(str(staged))
+                self.accelerator.wait_for_everyone()
+                if self.args.should_save:
+                    replace_files(staged, Path(output_dir), last=PAIR_CONFIG_NAME)
+        # As in `Trainer.save_model`, but once both halves are there
+        if self.args.push_to_hub and not _internal_call:
+            self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
+
+    def _save_pair(self, directory):
+        super().save_model(directory, _internal_call=True)
+        if self.args.should_save:
+            # A pickle; gist_config.json holds the recipe
+            Path(directory, TRAINING_ARGS_NAME).unlink(missing_ok=True)
+        save_pair(directory, self._pair_config(), self.generator_trainer, self.processing_class, self._tag_names)
+
+    def _pair_config(self):
+        return PairConfig(
+            context_length=self.args.context_length,
+            target_length=self.args.target_length,
+            last_k=self.args.last_k,
+            max_gist_length=self.args.max_completion_length,
+            tail_length=self.args.tail_length,
+            generator_prompt=self.args.generator_prompt,
+            summarizer_prompt=self.args.summarizer_prompt,
+            chat_template_kwargs=self.args.chat_template_kwargs or {},
+            base_models=self.base_models,
+            recipe=recipe_of(self.args),
+            measures=self.last_measures,
+            gists=self.last_gists,
+            step=self.state.global_step,
+            version=__version__,
+        )
+
+    def create_model_card(self, *args, **kwargs):
+        pass  # TRL writes its own to `output_dir` at every checkpoint; ours is written where the pair is, in `save_model`
 
     # ---- The Hub ----
 
