@@ -125,14 +125,14 @@ def test_training_samples_again_after_an_evaluation(make_trainer, lora, held_out
         peft_config=lora,
         args={"eval_strategy": "steps", "eval_steps": 1, "eval_on_start": True, "max_steps": 2},
     )
-    sampled, generate = [], trainer._generate_single_turn
+    sampled, write = [], trainer.rollout.write
 
-    def watch(*args, **kwargs):
-        completions, logprobs = generate(*args, **kwargs)
+    def watch(*args):
+        completions, logprobs = write(*args)
         sampled.append((trainer.model.training, completions))
         return completions, logprobs
 
-    monkeypatch.setattr(trainer, "_generate_single_turn", watch)
+    monkeypatch.setattr(trainer.rollout, "write", watch)
     trainer.train()
     training = [completions for is_training, completions in sampled if is_training]
     assert len(training) == 2 and len(sampled) == 2 + 3 * 5

@@ -53,7 +53,6 @@ def source(function):
     ("name", "expected"),
     {
         "_generate_and_score_completions": ["inputs"],
-        "_tokenize_prompts": ["prompts"],
         "_generate_single_turn": [
             "prompt_ids",
             "images",
@@ -131,17 +130,30 @@ def test_every_private_method_overrides_something_or_is_called_by_us():
     assert overrides and {name for name in private - overrides if not re.search(rf"self\.{name}\b", calls)} == set()
 
 
-def test_a_rollout_tokenizes_generates_rewards_and_then_takes_advantages():
+def test_a_rollout_writes_rewards_and_then_takes_advantages():
     """The seats of the overrides, in the order that the method needs."""
     rollout = source(GRPOTrainer._generate_and_score_completions)
-    generate = source(GRPOTrainer._generate)
     for before, after in (
         ("self._generate(prompts)", "self._calculate_rewards(inputs, prompts, completions, completion_ids_list)"),
         ("self._calculate_rewards(", "advantages = rewards - mean_grouped_rewards"),
     ):
         assert rollout.index(before) < rollout.index(after)
-    assert "prompt_ids, images, multimodal_fields = self._tokenize_prompts(prompts)" in generate
-    assert generate.index("self._tokenize_prompts(prompts)") < generate.index("self._generate_single_turn(")
+
+
+def test_a_rollout_func_writes_instead_of_trl_once_vllm_has_the_weights():
+    """It may be set after construction, and a sync can be spared by the number of the step."""
+    generate = source(GRPOTrainer._generate)
+    order = [
+        "if self.rollout_func is not None:",
+        "if self.use_vllm and self.state.global_step != self._last_loaded_step:",
+        "self.vllm_generation.sync_weights()",
+        "output = self.rollout_func(prompts, self)",
+        "self._generate_single_turn(",
+    ]
+    assert sorted(order, key=generate.index) == order
+    assert 'required_keys = {"prompt_ids", "completion_ids", "logprobs"}' in generate
+    everything = inspect.getsource(inspect.getmodule(GRPOTrainer))
+    assert everything.count("self.rollout_func") == 3, "where it is kept, asked for and called"
 
 
 def test_a_rollout_returns_the_advantages_that_the_loss_reads():

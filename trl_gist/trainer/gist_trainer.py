@@ -15,7 +15,6 @@
 import copy
 import math
 import os
-from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import contextmanager
 from pathlib import Path
@@ -30,13 +29,13 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, SaveStrategy
 from trl import GRPOTrainer
-from trl.trainer.utils import get_config_model_id
+from trl.models import unwrap_model_for_generation
+from trl.trainer.utils import get_config_model_id, split_tensor_dict
 
-from .. import rewards
 from ..data.windows import PositionLimits, is_cut, prepare_windows
-from ..models.adapters import check_adapter, check_drawn
+from ..models.adapters import check_drawn
 from ..models.attention import use_matmul_attention
-from ..models.deepspeed import check_distributed_settings, is_sharded, zero_stage
+from ..models.deepspeed import is_sharded, zero_stage
 from ..models.fingerprints import frozen_digests, sampled_digests, vocabulary_of
 from ..models.generation_settings import plain_generation_config
 from ..models.roles import (
@@ -51,46 +50,42 @@ from ..models.roles import (
     disable_dropout,
     load_roles,
 )
-from ..models.shared_prefix import check_padded, why_not_shared
+from ..models.sampling import sample_gists
+from ..models.shared_prefix import check_padded, shared_prefix_log_probs, why_not_shared
 from ..pair import GENERATOR_DIR, PAIR_CONFIG_NAME, PairConfig
 from ..prompts import GistPrompts, gist_from_completion
-from ..rewards import kl_gain, length_penalty
+from ..rewards import length_penalty
 from ..scoring.extraction import IDF_CONTEXTS
 from ..version import __version__
 from . import held_out
 from .advantages import best_of_group, group_signal
 from .alarms import Alarms, StopOnAlarm
+from .arguments import RewardFunc, check_arguments, check_loading, rewards_and_weights
 from .checkpoints.manifest import Manifest
 from .checkpoints.pair_state import load_state, recipe_of, save_pair, save_state
 from .checkpoints.resharding import load_universal, remove_universal
 from .checkpoints.run_directory import RunDirectory, check_unused
 from .checkpoints.staging import recover, replace_files, rotate, written_beside
 from .cold_start import ExtractiveSummarizer, first_steps_times
-from .config_checks import check_best_model_of, check_end_of_run, check_head_dtype
+from .config_checks import check_end_of_run
 from .data_order import EpochRepeatSampler, OneStream
 from .generator_trainer import GeneratorSchedule, GeneratorTrainer, read_adapter
 from .gist_config import GistConfig
 from .hub import PairHub
 from .length_penalty import LengthPenalty, exchange_rate
-from .rollout import GistRollouts, sample_walks
+from .rollout import GistRollout
 from .run_log import RunLog
-from .vllm import check_vllm_settings, prepare_vllm
+from .vllm import prepare_vllm, sample_with_vllm
 from .walks import Walk
 
 
 logger = get_logger(__name__)
 
-RewardFunc = Callable[..., list[float]]
-
-
 # What is logged of every rollout: means over its gists
 _SCORE_METRICS = ("teacher_kl", "null_teacher_kl", "log_prob_gain", "kl_gain", "gist_length")
 
 
-class GistTrainer(
-    GistRollouts,
-    GRPOTrainer,
-):
+class GistTrainer(GRPOTrainer):
     """
     Trainer for learned context compaction in plain tokens.
 
@@ -176,125 +171,25 @@ class GistTrainer(
         model_id = model if isinstance(model, str) else get_config_model_id(model.config)
         if args is None:
             args = GistConfig(f"{model_id.split('/')[-1]}-Gist")
-        check_distributed_settings(args)
-        if args.use_vllm:
-            check_vllm_settings(args, model)
-        if train_dataset is None:
-            raise ValueError("`train_dataset` is required.")
-        if compressor is not None and not args.generator_only:
-            raise ValueError("`compressor` writes gists for a generator trained alone: set `generator_only=True`.")
+        # First what needs no model to be refused
+        check_arguments(
+            *(args, model, model_id, generator, train_dataset, eval_dataset),
+            *(peft_config, generator_peft_config, compressor),
+        )
+        reward_funcs, weights = rewards_and_weights(reward_funcs, args)
         self.compressor = compressor
+        self.initial_reward_weights = weights
+        price = weights[reward_funcs.index(length_penalty)] if length_penalty in reward_funcs else 0.0
+        self.length_penalty = LengthPenalty(price, args)
+
+        lora = peft_config is not None or isinstance(model, PeftModel)
         if processing_class is None:
             if not model_id:
                 raise ValueError("The model does not say which checkpoint it came from: pass `processing_class`.")
             processing_class = AutoTokenizer.from_pretrained(model_id, trust_remote_code=args.trust_remote_code)
-        for role, source in (("generator", generator), ("teacher", teacher)):
-            if source is not None:
-                check_same_tokenizer(processing_class, role, source, args.trust_remote_code)
-
-        for name, config in (("peft_config", peft_config), ("generator_peft_config", generator_peft_config)):
-            if config is not None:
-                check_adapter(f"`{name}`", config, drawn_here=True)
-        if generator_peft_config is not None and isinstance(generator, PeftModel):
-            raise ValueError(
-                "`generator` is a PeftModel, which has its adapter, and `generator_peft_config` asks for another. Leave one "
-                "of them out."
-            )
-        lora = peft_config is not None or isinstance(model, PeftModel)
-        check_head_dtype(args, lora)
-        if args.beta != 0 and not lora and not model_id:
-            raise ValueError(
-                f"`beta` ({args.beta}) needs a reference, which is loaded from the checkpoint that the model came from, and "
-                "this model does not say which. Save it and pass the folder, or train it with a `peft_config`."
-            )
-        roles = load_roles(
-            model,
-            generator,
-            teacher,
-            share_base=lora,
-            summarizer_owns_base=args.use_vllm,
-            model_init_kwargs=args.model_init_kwargs,
-            trust_remote_code=args.trust_remote_code,
-        )
-        check_embeddings(processing_class, "summarizer", roles.summarizer)
-        if args.beta != 0 and not lora and not isinstance(model, str) and is_sharded(roles.summarizer):
-            raise ValueError(
-                f"`beta` ({args.beta}) needs a reference, and under ZeRO-3 it is loaded from a checkpoint: pass `model` as the "
-                "checkpoint's name."
-            )
-        loads_any = is_sharded(roles.summarizer) or any(
-            isinstance(source, str) for source in (model, generator, teacher)
-        )
-        if args.model_init_kwargs and not loads_any:
-            raise ValueError(
-                f"`model_init_kwargs` ({args.model_init_kwargs}) say how a checkpoint is loaded, and every model is loaded "
-                "already. Leave them out, or pass the checkpoint's name."
-            )
-        teacher_before = frozen_digests({"teacher": roles.teacher})["teacher"]
-        for role, trained in (("summarizer", roles.summarizer), ("generator", roles.generator)):
-            check_dtype(role, trained)
-        self.base_models = {
-            role: get_config_model_id(base.config) or type(base).__name__ for role, base in vars(roles).items()
-        }
-
-        self.prompts = GistPrompts.from_tokenizer(
-            processing_class,
-            args.summarizer_prompt,
-            args.tail_length,
-            args.generator_prompt,
-            args.chat_template_kwargs,
-        )
-        limits = PositionLimits.from_models(
-            roles.summarizer, roles.generator, roles.teacher, self.prompts, args.max_completion_length
-        )
-        self.skipped_rows = {}
-
-        def windows(dataset, name):
-            dataset, self.skipped_rows[name] = prepare_windows(dataset, processing_class, args, limits, name)
-            return dataset
-
-        self.windows_of = windows  # for what `evaluate` and `predict` are given later
-        train_dataset = windows(train_dataset, "train")
-        contexts = args.generation_batch_size // args.num_generations
-        if isinstance(train_dataset, Dataset) and len(train_dataset) < contexts:
-            raise ValueError(
-                f"The train dataset gave {len(train_dataset)} windows, but a rollout takes {contexts} contexts, so "
-                "nothing would be trained. Lower `per_device_train_batch_size` or `steps_per_generation`, raise "
-                "`num_generations`, or give more documents."
-            )
-        if isinstance(eval_dataset, dict):
-            eval_dataset = {name: windows(dataset, name) for name, dataset in eval_dataset.items()}
-        elif eval_dataset is not None:
-            eval_dataset = windows(eval_dataset, "eval")
-
-        check_best_model_of(args, eval_dataset)
-
-        if reward_funcs is None:
-            reward_funcs = [kl_gain, length_penalty]  # less noise than log_prob_gain: docs/ABLATION.md
-        else:  # a list of its own, because TRL writes into it
-            reward_funcs = list(reward_funcs) if isinstance(reward_funcs, (list, tuple)) else [reward_funcs]
-        for func in reward_funcs:
-            if isinstance(func, str) and callable(getattr(rewards, func, None)):
-                raise ValueError(
-                    f"`reward_funcs` has the string {func!r}, which TRL would take for a reward model on the Hub. Pass the "
-                    f"function: `trl_gist.rewards.{func}`."
-                )
-        weights = args.reward_weights
-        if weights is None:
-            weights = [args.length_penalty if func is length_penalty else 1.0 for func in reward_funcs]
-        if len(weights) != len(reward_funcs):
-            raise ValueError(
-                f"`reward_weights` has {len(weights)} weights for {len(reward_funcs)} reward functions. Give each its own, "
-                "or leave it out: each then counts 1.0, and `length_penalty` λ."
-            )
-        self.initial_reward_weights = weights
-        weight = weights[reward_funcs.index(length_penalty)] if length_penalty in reward_funcs else 0.0
-        self.length_penalty = LengthPenalty(weight, args)
-        if not self.length_penalty.is_fixed and length_penalty not in reward_funcs:
-            raise ValueError(
-                "`target_gist_length` and `max_teacher_kl` set the weight of the `length_penalty` reward: add "
-                "`trl_gist.length_penalty` to `reward_funcs`."
-            )
+        roles = self._load_roles(model, generator, teacher, processing_class, args, lora)
+        teacher_digest = frozen_digests({"teacher": roles.teacher})["teacher"]
+        train_dataset, eval_dataset = self._cut_windows(train_dataset, eval_dataset, processing_class, args, roles)
 
         self.hub = PairHub(self, args)
         self.run_directory = None  # from the first `train` on
@@ -315,24 +210,83 @@ class GistTrainer(
                 optimizers=optimizers,
                 peft_config=peft_config,
             )
+        self._prepare_policy(roles, as_given=not isinstance(model, str))
+        # After S's adapter is drawn, so that a run with S alone draws the same one
+        self._draw_generator(roles, generator_peft_config, teacher_digest)
+        self.generator_trainer = GeneratorTrainer(roles.generator, roles.teacher, self.prompts, args, self.accelerator)
+        self._prepare_rollouts()
+        self._add_callbacks()
+
+    def _load_roles(self, model, generator, teacher, tokenizer, args, lora):
+        for role, source in (("generator", generator), ("teacher", teacher)):
+            if source is not None:
+                check_same_tokenizer(tokenizer, role, source, args.trust_remote_code)
+        roles = load_roles(
+            model,
+            generator,
+            teacher,
+            share_base=lora,
+            summarizer_owns_base=args.use_vllm,
+            model_init_kwargs=args.model_init_kwargs,
+            trust_remote_code=args.trust_remote_code,
+        )
+        check_embeddings(tokenizer, "summarizer", roles.summarizer)
+        check_loading(args, [model, generator, teacher], roles, lora)
+        for role, trained in (("summarizer", roles.summarizer), ("generator", roles.generator)):
+            check_dtype(role, trained)
+        self.base_models = {
+            role: get_config_model_id(base.config) or type(base).__name__ for role, base in vars(roles).items()
+        }
+        return roles
+
+    def _cut_windows(self, train_dataset, eval_dataset, tokenizer, args, roles):
+        self.prompts = GistPrompts.from_tokenizer(
+            tokenizer,
+            args.summarizer_prompt,
+            args.tail_length,
+            args.generator_prompt,
+            args.chat_template_kwargs,
+        )
+        limits = PositionLimits.from_models(
+            roles.summarizer, roles.generator, roles.teacher, self.prompts, args.max_completion_length
+        )
+        self.skipped_rows = {}
+
+        def windows(dataset, name):
+            dataset, self.skipped_rows[name] = prepare_windows(dataset, tokenizer, args, limits, name)
+            return dataset
+
+        self.windows_of = windows  # for what `evaluate` and `predict` are given later
+        train_dataset = windows(train_dataset, "train")
+        contexts = args.generation_batch_size // args.num_generations
+        if isinstance(train_dataset, Dataset) and len(train_dataset) < contexts:
+            raise ValueError(
+                f"The train dataset gave {len(train_dataset)} windows, but a rollout takes {contexts} contexts, so "
+                "nothing would be trained. Lower `per_device_train_batch_size` or `steps_per_generation`, raise "
+                "`num_generations`, or give more documents."
+            )
+        if isinstance(eval_dataset, dict):
+            eval_dataset = {name: windows(dataset, name) for name, dataset in eval_dataset.items()}
+        elif eval_dataset is not None:
+            eval_dataset = windows(eval_dataset, "eval")
+        return train_dataset, eval_dataset
+
+    def _prepare_policy(self, roles, as_given):
+        """How S samples and is scored, and the reference that it is held to; `as_given` is a loaded model."""
         if self.use_vllm:
             prepare_vllm(self.vllm_generation, self.model, self.num_generations)
         else:  # TRL's would be completed by the checkpoint's
             self.generation_config = plain_generation_config(
-                processing_class,
+                self.processing_class,
                 self.eos_token_ids,
-                args.max_completion_length,
+                self.args.max_completion_length,
                 do_sample=True,
-                temperature=args.temperature,
+                temperature=self.args.temperature,
             )
-        self.walk = None
-        if args.windows_per_document > 1:
-            self.walk = Walk(self.prompts, args, processing_class.decode)
-            self.rollout_func = sample_walks  # set here, because the argument warns that TRL may change it
         policies = [self.model]
         if self.ref_model is not None:
             policies.append(self.accelerator.unwrap_model(self.ref_model))
-            if not isinstance(model, str) and not is_sharded(self.model):
+            if as_given and not is_sharded(self.model):
                 # TRL has loaded the checkpoint that S is named after; S is what it was given as
                 policies[1].load_state_dict(self.model.state_dict())
         for policy in policies:
@@ -342,14 +296,16 @@ class GistTrainer(
                 use_matmul_attention(role)
         if not is_sharded(self.model):
             self._choose_layout()
-        # After S's adapter is drawn, so that a run with S alone draws the same one
-        if generator_peft_config is None and isinstance(self.model, PeftModel):
-            generator_peft_config = self.model.active_peft_config
-        if generator_peft_config is not None and not isinstance(roles.generator, PeftModel):
+
+    def _draw_generator(self, roles, peft_config, teacher_digest):
+        """Gives the generator its adapter, and sees that what is trained leaves the teacher what it was."""
+        if peft_config is None and isinstance(self.model, PeftModel):
+            peft_config = self.model.active_peft_config
+        if peft_config is not None and not isinstance(roles.generator, PeftModel):
             # A copy, because PEFT writes the base's name into it: S may stand on another base
-            generator_peft_config = copy.deepcopy(generator_peft_config)
-            generator_peft_config.base_model_name_or_path = None
-            roles.generator = get_peft_model(roles.generator, generator_peft_config)
+            peft_config = copy.deepcopy(peft_config)
+            peft_config.base_model_name_or_path = None
+            roles.generator = get_peft_model(roles.generator, peft_config)
         for role, trained in (("summarizer", self.model), ("generator", roles.generator)):
             if not any(parameter.requires_grad for parameter in trained.parameters()):
                 raise ValueError(
@@ -358,19 +314,28 @@ class GistTrainer(
                 )
             check_bare(role, trained, roles.teacher)
         teacher_now = frozen_digests({"teacher": roles.teacher})["teacher"]
-        check_drawn(self.model, roles.generator, roles.teacher, teacher_before, teacher_now)
-        self.generator_trainer = GeneratorTrainer(roles.generator, roles.teacher, self.prompts, args, self.accelerator)
+        check_drawn(self.model, roles.generator, roles.teacher, teacher_digest, teacher_now)
+
+    def _prepare_rollouts(self):
+        args = self.args
+        self.walk = None
+        if args.windows_per_document > 1:
+            self.walk = Walk(self.prompts, args, self.processing_class.decode)
+        self.rollout = GistRollout(self)
         self.last_measures, self.last_gists, self.eval_rows = {}, [], []
         if args.cold_start_steps > 0 and not args.generator_only:
-            sample = (row["context_ids"] for row in train_dataset.take(IDF_CONTEXTS))
+            sample = (row["context_ids"] for row in self.train_dataset.take(IDF_CONTEXTS))
             self.extractive_summarizer = ExtractiveSummarizer(
-                args.cold_start_gists, sample, self.generator_trainer.scorer.teacher, self.unread_ids
+                args.cold_start_gists, sample, self.generator_trainer.scorer.teacher, self.rollout.unread_ids
             )
-            if isinstance(train_dataset, IterableDataset):
+            if isinstance(self.train_dataset, IterableDataset):
                 self.skipped_rows["train"].counts.clear()  # they will be read again
-        self.alarms = Alarms(self.generator_trainer.scorer, args.max_completion_length, self.accelerator)
-        if args.stop_on_alarm:
-            self.add_callback(StopOnAlarm(self.alarms, args.steps_per_rollout))
+
+    def _add_callbacks(self):
+        scorer, longest = self.generator_trainer.scorer, self.args.max_completion_length
+        self.alarms = Alarms(scorer, longest, self.accelerator)
+        if self.args.stop_on_alarm:
+            self.add_callback(StopOnAlarm(self.alarms, self.args.steps_per_rollout))
         self.add_callback(GeneratorSchedule(self.generator_trainer))
         self.add_callback(RunLog(self))
 
@@ -382,20 +347,30 @@ class GistTrainer(
     def teacher(self) -> PreTrainedModel:
         return self.generator_trainer.scorer.teacher.model
 
+    @property
+    def gists_per_context(self) -> int:
+        return self.num_generations if self.model.training else self.num_generations_eval
+
+    @property
+    def in_cold_start(self) -> bool:
+        """Whether a rule writes the gists of this step."""
+        early = self.state.global_step < self.args.cold_start_steps
+        return early and self.model.training and not self.args.generator_only
+
     # ---- The method: one rollout ----
-    # GRPOTrainer's rollout is: tokenize prompts → generate → rewards → advantages. The overrides give it the exact
-    # tokens of the context, score and distil before the reward functions run, and choose the advantage. The names with
-    # a leading underscore are TRL 1.16's; tests/trainer/test_trl_names.py fails when one goes.
+    # GRPOTrainer's rollout is: `rollout_func` writes → rewards → advantages. The overrides hand it the exact tokens of the
+    # context, score and distil before the reward functions run, and choose the advantage. The names with a leading
+    # underscore are TRL 1.16's and transformers 5.23's; tests/trainer/test_trl_names.py fails when one goes.
 
     def _generate_and_score_completions(self, inputs: list[dict]) -> dict:
-        if self.walk is not None:
-            inputs = self.walk.rows(inputs, self.num_generations if self.model.training else self.num_generations_eval)
-        self._rollout_rows = inputs
-        in_cold_start = self.state.global_step < self.args.cold_start_steps and not self.args.generator_only
-        self._cold_start = self.model.training and in_cold_start
-        self._set_budgets(inputs)
-        output = super()._generate_and_score_completions(inputs)
-        kind = "best" if self._cold_start else self.args.advantage
+        inputs = self.rollout.rows(inputs)
+        # TRL hands on the prompts' text alone; and set here, because TRL's argument warns that it may change
+        self.rollout_func = lambda prompts, trainer: self.rollout(inputs)
+        # TRL hands vLLM the weights before any `rollout_func`, but in the cold start nothing is sampled with them
+        in_sync = {"_last_loaded_step": self.state.global_step} if self.use_vllm and self.in_cold_start else {}
+        with fields_set(self, **in_sync):
+            output = super()._generate_and_score_completions(inputs)
+        kind = "best" if self.in_cold_start else self.args.advantage
         if kind != "group" and self.model.training:
             rewards = (self._rewards_per_func * self.reward_weights.to(self._rewards_per_func.device)).sum(dim=1)
             advantages = rewards if kind == "reward" else best_of_group(rewards, self.num_generations)
@@ -406,18 +381,18 @@ class GistTrainer(
                 logged.pop()
             logged.extend(advantages.tolist())
         if kind == "best" and self.model.training:
-            if self._cold_start:
+            if self.in_cold_start:
                 output.pop("old_per_token_logps", None)  # no old policy wrote these gists: nothing has a ratio to it
             tokens = (output["completion_mask"].sum(1) * (output["advantages"] > 0)).sum()
             output["imitated_tokens"] = self.accelerator.reduce(tokens, reduction="sum")
-        if self.model.training and not self._cold_start:  # gists cut by a rule do not answer to a price
+        if self.model.training and not self.in_cold_start:  # gists cut by a rule do not answer to a price
             self._update_length_penalty(inputs)
         return output
 
     def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list):
         training = self.model.training
         gists = [gist_from_completion(ids, self.eos_token_ids) for ids in completion_ids_list]
-        num_generations = self.num_generations if training else self.num_generations_eval
+        num_generations = self.gists_per_context
         if self.args.generator_only:  # the gists of a context are one and the same
             each = self.generator_trainer.score(inputs[::num_generations], gists[::num_generations], 1, training)
             scores = [score for score in each for _ in range(num_generations)]
@@ -447,7 +422,7 @@ class GistTrainer(
             for name, value in self.walk.measures(rows).items():
                 self._log_metric(name, value)
         self._log_metric("length_penalty", self.length_penalty.value)
-        self._log_metric("cold_start", float(self._cold_start))
+        self._log_metric("cold_start", float(self.in_cold_start))
         if self.args.generator_only:
             return  # what follows is about S
         for name in ("log_prob_gain", "kl_gain"):
@@ -487,6 +462,111 @@ class GistTrainer(
                 f"{'None or NaN' if math.isnan(value) else value} for gist {row} of the rollout. Return a finite number "
                 "for every gist; the pair was not stepped."
             )
+
+    # ---- S samples ----
+
+    def sample(self, prompt_ids: list[list[int]]) -> tuple[list[list[int]], list[list[float]] | None]:
+        """
+        A completion for each prompt, those of a context adjacent, up to where S stops; and by vLLM their log-probs. In
+        evaluation it is greedy: what [`GistCompactor`] writes, and no noise between evaluations.
+        """
+        generate, size = self._generate_single_turn, self.gists_per_context
+        if self.use_vllm:
+            temperature = self.temperature if self.model.training else 0.0
+            return sample_with_vllm(generate, self.vllm_generation, prompt_ids, size, temperature)
+        self.generation_config.do_sample = self.model.training
+        if self.use_transformers_continuous_batching or not self.shares_prefix:
+            return generate(prompt_ids, None, {}, size)
+        with self.generating() as model:
+            completion_ids_NC = sample_gists(model, prompt_ids, self.generation_config, self._tokenizer.pad_token_id)
+        rows = completion_ids_NC.tolist()
+        return [ids[: len(gist_from_completion(ids, self.eos_token_ids)) + 1] for ids in rows], None
+
+    @contextmanager
+    def generating(self):
+        """S as it generates on the transformers path, whatever wraps it."""
+        with (
+            unwrap_model_for_generation(
+                self.model_wrapped,
+                self.accelerator,
+                gather_deepspeed3_params=self.args.ds3_gather_for_generation,
+                gradient_checkpointing_kwargs=self.args.gradient_checkpointing_kwargs,
+            ) as model,
+            torch.no_grad(),
+            self.accelerator.autocast(),  # the precision in which the policy's log-probs will be computed
+        ):
+            yield model
+
+    # ---- The policy's loss: all gists of a context in one row, where the model allows it ----
+
+    def _prepare_inputs(self, generation_batch):
+        if not self.model.training or not self.shares_prefix:
+            return super()._prepare_inputs(generation_batch)
+        # As TRL's, but without its shuffle of rows, which would tear the gists of a context apart
+        if self._step % (self.args.steps_per_generation * self.num_iterations) == 0 or self._buffered_inputs is None:
+            rollout = self._generate_and_score_completions(generation_batch)
+            self._buffered_inputs = split_tensor_dict(rollout, self.args.steps_per_generation)
+        return self._buffered_inputs[self._step % self.args.steps_per_generation]
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        if self.args.generator_only:  # no gradient at all, rather than one of 0, so that not even weight decay moves S
+            return torch.zeros((), device=self.accelerator.device, requires_grad=True)
+        return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+
+    def _compute_loss(self, model, inputs):
+        """
+        TRL's, but where gists are imitated: the cross-entropy of those with a weight, a mean over their tokens in the
+        rollout (over ranks, and split over the rollout's steps). It is the same whatever `loss_type` is, and nothing clips
+        it: the rule that wrote a gist is not an old policy. The KL to the reference, the entropy bonus and the auxiliary
+        loss of experts are added to either.
+        """
+        if "imitated_tokens" not in inputs:
+            return super()._compute_loss(model, inputs)
+        weights_N = inputs["advantages"]
+        # Each `loss_type` (TRL 1.16) multiplies the policy's term by the advantage
+        others = super()._compute_loss(model, {**inputs, "advantages": torch.zeros_like(weights_N)})
+        # TRL's loss keeps to itself the log-probs that it asks for; a second forward would be the only other way to them
+        logps_NC, self._logps_NC = self._logps_NC, None
+        imitated_NC = inputs["completion_mask"] * (weights_N > 0).unsqueeze(1)
+        steps = self.args.steps_per_generation / self.current_gradient_accumulation_steps
+        tokens = inputs["imitated_tokens"] / steps / self.accelerator.num_processes  # wrappers average over ranks
+        return others - (logps_NC * imitated_NC).sum() / tokens
+
+    def _get_per_token_logps_and_entropies(
+        self, model, input_ids, attention_mask, logits_to_keep, batch_size=None, compute_aux_loss=False, **kwargs
+    ):
+        if not self.shares_prefix or compute_aux_loss:
+            scores = super()._get_per_token_logps_and_entropies(
+                model,
+                input_ids,
+                attention_mask,
+                logits_to_keep,
+                batch_size,
+                compute_aux_loss=compute_aux_loss,
+                **kwargs,
+            )
+            self._logps_NC = scores[0]
+            return scores
+        # Of the model that is asked: it may be the reference, and either may be in a wrapper
+        base = base_of(self.accelerator.unwrap_model(model, keep_torch_compile=False))
+        logps, entropies = [], []
+        size = batch_size or len(input_ids)
+        for ids, mask in zip(input_ids.split(size), attention_mask.split(size), strict=True):
+            with self.accelerator.autocast():
+                logps_NC, entropies_NC = shared_prefix_log_probs(
+                    model,
+                    base,
+                    ids[:, :-logits_to_keep],
+                    mask[:, :-logits_to_keep],
+                    ids[:, -logits_to_keep:],
+                    mask[:, -logits_to_keep:],
+                    self.temperature,
+                    differentiable_entropies=self.args.entropy_coef != 0 or self.args.use_adaptive_entropy,
+                )
+            logps.append(logps_NC)
+            entropies.append(entropies_NC)
+        self._logps_NC = torch.cat(logps)  # for `_compute_loss`
+        return self._logps_NC, torch.cat(entropies), None
 
     # ---- The second trainer, through the first one's life cycle ----
 
