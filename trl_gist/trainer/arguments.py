@@ -12,18 +12,22 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""What [`GistTrainer`] is given beside its config: what is refused before its models are loaded, and its rewards."""
+"""From what [`GistTrainer`] is given to what it trains: arguments refused early, roles loaded and drawn, rewards priced."""
 
+import copy
+import math
 from collections.abc import Callable
 
+import torch
 from datasets import Dataset, IterableDataset
-from peft import PeftConfig, PeftModel
-from transformers import PreTrainedModel
+from peft import PeftConfig, PeftModel, get_peft_model
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .. import rewards
-from ..models.adapters import check_adapter
+from ..models.adapters import check_adapter, check_drawn
 from ..models.deepspeed import check_distributed_settings, is_sharded
-from ..models.roles import Roles
+from ..models.fingerprints import frozen_digests
+from ..models.roles import Roles, check_bare, check_dtype, check_embeddings, check_same_tokenizer, load_roles
 from ..rewards import kl_gain, length_penalty
 from .config_checks import check_best_model_of, check_head_dtype
 from .gist_config import GistConfig
@@ -70,19 +74,83 @@ def check_arguments(
         )
 
 
-def check_loading(args: GistConfig, sources: list, roles: Roles, lora: bool):
-    """Raises `ValueError` for settings of loading that nothing heeds, now that the roles are loaded from `sources`."""
+def load_given(
+    model: str | PreTrainedModel | PeftModel,
+    generator: str | PreTrainedModel | PeftModel | None,
+    teacher: str | PreTrainedModel | PeftModel | None,
+    tokenizer: PreTrainedTokenizerBase,
+    args: GistConfig,
+    lora: bool,
+) -> Roles:
+    """The three roles, loaded, as far as they are given by name; the generator has no adapter yet but one that it came
+    with. Raises `ValueError` where they do not go together with the tokenizer or the settings of loading."""
+    for role, source in (("generator", generator), ("teacher", teacher)):
+        if source is not None:
+            check_same_tokenizer(tokenizer, role, source, args.trust_remote_code)
+    roles = load_roles(
+        model,
+        generator,
+        teacher,
+        share_base=lora,
+        summarizer_owns_base=args.use_vllm,
+        model_init_kwargs=args.model_init_kwargs,
+        trust_remote_code=args.trust_remote_code,
+    )
+    check_embeddings(tokenizer, "summarizer", roles.summarizer)
     sharded = is_sharded(roles.summarizer)
-    if args.beta != 0 and not lora and not isinstance(sources[0], str) and sharded:
+    if args.beta != 0 and not lora and not isinstance(model, str) and sharded:
         raise ValueError(
             f"`beta` ({args.beta}) needs a reference, and under ZeRO-3 it is loaded from a checkpoint: pass `model` as the "
             "checkpoint's name."
         )
-    if args.model_init_kwargs and not sharded and not any(isinstance(source, str) for source in sources):
+    loads_any = sharded or any(isinstance(source, str) for source in (model, generator, teacher))
+    if args.model_init_kwargs and not loads_any:
         raise ValueError(
             f"`model_init_kwargs` ({args.model_init_kwargs}) say how a checkpoint is loaded, and every model is loaded "
             "already. Leave them out, or pass the checkpoint's name."
         )
+    for role, trained in (("summarizer", roles.summarizer), ("generator", roles.generator)):
+        check_dtype(role, trained)
+    return roles
+
+
+def draw_generator(
+    summarizer: PreTrainedModel | PeftModel, roles: Roles, peft_config: PeftConfig | None, teacher_digest: str
+) -> PreTrainedModel | PeftModel:
+    """
+    The generator with its adapter.
+
+    Args:
+        summarizer ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
+            With its own adapter drawn, so that a run with S alone draws the same one.
+        roles ([`Roles`]):
+            As they were loaded.
+        peft_config ([`~peft.PeftConfig`], *optional*):
+            Defaults to the summarizer's.
+        teacher_digest (`str`):
+            Of the teacher's parameters before any adapter was drawn.
+
+    Raises:
+        ValueError: if either role has nothing to train, or training it would change the teacher.
+    """
+    generator = roles.generator
+    if peft_config is None and isinstance(summarizer, PeftModel):
+        peft_config = summarizer.active_peft_config
+    if peft_config is not None and not isinstance(generator, PeftModel):
+        # A copy, because PEFT writes the base's name into it: S may stand on another base
+        peft_config = copy.deepcopy(peft_config)
+        peft_config.base_model_name_or_path = None
+        generator = get_peft_model(generator, peft_config)
+    for role, trained in (("summarizer", summarizer), ("generator", generator)):
+        if not any(parameter.requires_grad for parameter in trained.parameters()):
+            raise ValueError(
+                f"The {role} has no trainable parameters. Load its adapter with `is_trainable=True`, or pass a "
+                "`peft_config`."
+            )
+        check_bare(role, trained, roles.teacher)
+    teacher_now = frozen_digests({"teacher": roles.teacher})["teacher"]
+    check_drawn(summarizer, generator, roles.teacher, teacher_digest, teacher_now)
+    return generator
 
 
 def rewards_and_weights(
@@ -120,3 +188,15 @@ def rewards_and_weights(
             "`trl_gist.length_penalty` to `reward_funcs`."
         )
     return reward_funcs, weights
+
+
+def check_rewards(rewards_per_func: torch.Tensor, names: list[str]):
+    """Raises `ValueError` that names the reward function which returned no finite number for a gist."""
+    bad = ~torch.isfinite(rewards_per_func)
+    if bad.any():
+        row, func = bad.nonzero()[0].tolist()
+        value = rewards_per_func[row, func].item()
+        raise ValueError(
+            f"The reward function '{names[func]}' returned {'None or NaN' if math.isnan(value) else value} for gist {row} "
+            "of the rollout. Return a finite number for every gist; the pair was not stepped."
+        )

@@ -12,8 +12,6 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-import copy
-import math
 import os
 from concurrent.futures import Future
 from contextlib import contextmanager
@@ -24,7 +22,7 @@ from accelerate.logging import get_logger
 from accelerate.utils import broadcast_object_list
 from datasets import Dataset, IterableDataset
 from huggingface_hub import CommitInfo
-from peft import PeftConfig, PeftModel, get_peft_model, set_peft_model_state_dict
+from peft import PeftConfig, PeftModel, set_peft_model_state_dict
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback, TrainerState
 from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, SaveStrategy
@@ -33,7 +31,6 @@ from trl.models import unwrap_model_for_generation
 from trl.trainer.utils import get_config_model_id, split_tensor_dict
 
 from ..data.windows import PositionLimits, is_cut, prepare_windows
-from ..models.adapters import check_drawn
 from ..models.attention import use_matmul_attention
 from ..models.deepspeed import is_sharded, zero_stage
 from ..models.fingerprints import frozen_digests, sampled_digests, vocabulary_of
@@ -41,30 +38,31 @@ from ..models.generation_settings import plain_generation_config
 from ..models.roles import (
     base_of,
     check_adapted_layers,
-    check_bare,
     check_causal,
-    check_dtype,
-    check_embeddings,
     check_not_random,
-    check_same_tokenizer,
     disable_dropout,
-    load_roles,
 )
 from ..models.sampling import sample_gists
 from ..models.shared_prefix import check_padded, shared_prefix_log_probs, why_not_shared
-from ..pair import GENERATOR_DIR, PAIR_CONFIG_NAME, PairConfig
+from ..pair import GENERATOR_DIR, PAIR_CONFIG_NAME
 from ..prompts import GistPrompts, gist_from_completion
 from ..rewards import length_penalty
 from ..scoring.extraction import IDF_CONTEXTS
-from ..version import __version__
 from . import held_out
 from .advantages import best_of_group, group_signal
 from .alarms import Alarms, StopOnAlarm
-from .arguments import RewardFunc, check_arguments, check_loading, rewards_and_weights
+from .arguments import (
+    RewardFunc,
+    check_arguments,
+    check_rewards,
+    draw_generator,
+    load_given,
+    rewards_and_weights,
+)
 from .checkpoints.manifest import Manifest
-from .checkpoints.pair_state import load_state, recipe_of, save_pair, save_state
+from .checkpoints.pair_state import load_state, pair_config, save_pair, save_state
 from .checkpoints.resharding import load_universal, remove_universal
-from .checkpoints.run_directory import RunDirectory, check_unused
+from .checkpoints.run_directory import RunDirectory
 from .checkpoints.staging import recover, replace_files, rotate, written_beside
 from .cold_start import ExtractiveSummarizer, first_steps_times
 from .config_checks import check_end_of_run
@@ -173,8 +171,15 @@ class GistTrainer(GRPOTrainer):
             args = GistConfig(f"{model_id.split('/')[-1]}-Gist")
         # First what needs no model to be refused
         check_arguments(
-            *(args, model, model_id, generator, train_dataset, eval_dataset),
-            *(peft_config, generator_peft_config, compressor),
+            args,
+            model,
+            model_id,
+            generator,
+            train_dataset,
+            eval_dataset,
+            peft_config,
+            generator_peft_config,
+            compressor,
         )
         reward_funcs, weights = rewards_and_weights(reward_funcs, args)
         self.compressor = compressor
@@ -187,7 +192,10 @@ class GistTrainer(GRPOTrainer):
             if not model_id:
                 raise ValueError("The model does not say which checkpoint it came from: pass `processing_class`.")
             processing_class = AutoTokenizer.from_pretrained(model_id, trust_remote_code=args.trust_remote_code)
-        roles = self._load_roles(model, generator, teacher, processing_class, args, lora)
+        roles = load_given(model, generator, teacher, processing_class, args, lora)
+        self.base_models = {
+            role: get_config_model_id(base.config) or type(base).__name__ for role, base in vars(roles).items()
+        }
         teacher_digest = frozen_digests({"teacher": roles.teacher})["teacher"]
         train_dataset, eval_dataset = self._cut_windows(train_dataset, eval_dataset, processing_class, args, roles)
 
@@ -212,32 +220,10 @@ class GistTrainer(GRPOTrainer):
             )
         self._prepare_policy(roles, as_given=not isinstance(model, str))
         # After S's adapter is drawn, so that a run with S alone draws the same one
-        self._draw_generator(roles, generator_peft_config, teacher_digest)
-        self.generator_trainer = GeneratorTrainer(roles.generator, roles.teacher, self.prompts, args, self.accelerator)
+        generator = draw_generator(self.model, roles, generator_peft_config, teacher_digest)
+        self.generator_trainer = GeneratorTrainer(generator, roles.teacher, self.prompts, args, self.accelerator)
         self._prepare_rollouts()
         self._add_callbacks()
-
-    def _load_roles(self, model, generator, teacher, tokenizer, args, lora):
-        for role, source in (("generator", generator), ("teacher", teacher)):
-            if source is not None:
-                check_same_tokenizer(tokenizer, role, source, args.trust_remote_code)
-        roles = load_roles(
-            model,
-            generator,
-            teacher,
-            share_base=lora,
-            summarizer_owns_base=args.use_vllm,
-            model_init_kwargs=args.model_init_kwargs,
-            trust_remote_code=args.trust_remote_code,
-        )
-        check_embeddings(tokenizer, "summarizer", roles.summarizer)
-        check_loading(args, [model, generator, teacher], roles, lora)
-        for role, trained in (("summarizer", roles.summarizer), ("generator", roles.generator)):
-            check_dtype(role, trained)
-        self.base_models = {
-            role: get_config_model_id(base.config) or type(base).__name__ for role, base in vars(roles).items()
-        }
-        return roles
 
     def _cut_windows(self, train_dataset, eval_dataset, tokenizer, args, roles):
         self.prompts = GistPrompts.from_tokenizer(
@@ -297,25 +283,6 @@ class GistTrainer(GRPOTrainer):
         if not is_sharded(self.model):
             self._choose_layout()
 
-    def _draw_generator(self, roles, peft_config, teacher_digest):
-        """Gives the generator its adapter, and sees that what is trained leaves the teacher what it was."""
-        if peft_config is None and isinstance(self.model, PeftModel):
-            peft_config = self.model.active_peft_config
-        if peft_config is not None and not isinstance(roles.generator, PeftModel):
-            # A copy, because PEFT writes the base's name into it: S may stand on another base
-            peft_config = copy.deepcopy(peft_config)
-            peft_config.base_model_name_or_path = None
-            roles.generator = get_peft_model(roles.generator, peft_config)
-        for role, trained in (("summarizer", self.model), ("generator", roles.generator)):
-            if not any(parameter.requires_grad for parameter in trained.parameters()):
-                raise ValueError(
-                    f"The {role} has no trainable parameters. Load its adapter with `is_trainable=True`, or pass a "
-                    "`peft_config`."
-                )
-            check_bare(role, trained, roles.teacher)
-        teacher_now = frozen_digests({"teacher": roles.teacher})["teacher"]
-        check_drawn(self.model, roles.generator, roles.teacher, teacher_digest, teacher_now)
-
     def _prepare_rollouts(self):
         args = self.args
         self.walk = None
@@ -332,10 +299,10 @@ class GistTrainer(GRPOTrainer):
                 self.skipped_rows["train"].counts.clear()  # they will be read again
 
     def _add_callbacks(self):
-        scorer, longest = self.generator_trainer.scorer, self.args.max_completion_length
-        self.alarms = Alarms(scorer, longest, self.accelerator)
-        if self.args.stop_on_alarm:
-            self.add_callback(StopOnAlarm(self.alarms, self.args.steps_per_rollout))
+        args = self.args
+        self.alarms = Alarms(self.generator_trainer.scorer, args.max_completion_length, self.accelerator)
+        if args.stop_on_alarm:
+            self.add_callback(StopOnAlarm(self.alarms, args.steps_per_rollout))
         self.add_callback(GeneratorSchedule(self.generator_trainer))
         self.add_callback(RunLog(self))
 
@@ -405,7 +372,7 @@ class GistTrainer(GRPOTrainer):
         self._log_completion_extra("teacher_kl", [score["teacher_kl"] for score in scores])
 
         rewards_per_func = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
-        self._check_rewards(rewards_per_func)
+        check_rewards(rewards_per_func, self.reward_func_names)
         self._rewards_per_func = rewards_per_func
         if training:
             # Last, so that a reward function that fails leaves the generator where the last checkpoint can follow
@@ -451,17 +418,6 @@ class GistTrainer(GRPOTrainer):
 
     def _apply_length_penalty(self):
         self.reward_weights[self.reward_funcs.index(length_penalty)] = self.length_penalty.value
-
-    def _check_rewards(self, rewards_per_func):
-        bad = ~torch.isfinite(rewards_per_func)
-        if bad.any():
-            row, func = bad.nonzero()[0].tolist()
-            value = rewards_per_func[row, func].item()
-            raise ValueError(
-                f"The reward function '{self.reward_func_names[func]}' returned "
-                f"{'None or NaN' if math.isnan(value) else value} for gist {row} of the rollout. Return a finite number "
-                "for every gist; the pair was not stepped."
-            )
 
     # ---- S samples ----
 
@@ -694,7 +650,7 @@ class GistTrainer(GRPOTrainer):
             if universal:
                 load_universal(self.accelerator)
         else:
-            check_unused(self.args.output_dir)
+            self.run_directory.check_unused()
         return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
 
     def _verified_on_all_ranks(self, resume_from_checkpoint):
@@ -896,25 +852,8 @@ class GistTrainer(GRPOTrainer):
         if self.args.should_save:
             # A pickle; gist_config.json holds the recipe
             Path(directory, TRAINING_ARGS_NAME).unlink(missing_ok=True)
-        save_pair(directory, self._pair_config(), self.generator_trainer, self.processing_class, self._tag_names)
-
-    def _pair_config(self):
-        return PairConfig(
-            context_length=self.args.context_length,
-            target_length=self.args.target_length,
-            last_k=self.args.last_k,
-            max_gist_length=self.args.max_completion_length,
-            tail_length=self.args.tail_length,
-            generator_prompt=self.args.generator_prompt,
-            summarizer_prompt=self.args.summarizer_prompt,
-            chat_template_kwargs=self.args.chat_template_kwargs or {},
-            base_models=self.base_models,
-            recipe=recipe_of(self.args),
-            measures=self.last_measures,
-            gists=self.last_gists,
-            step=self.state.global_step,
-            version=__version__,
-        )
+        pair = pair_config(self.args, self.base_models, self.last_measures, self.last_gists, self.state.global_step)
+        save_pair(directory, pair, self.generator_trainer, self.processing_class, self._tag_names)
 
     def create_model_card(self, *args, **kwargs):
         pass  # TRL writes its own to `output_dir` at every checkpoint; ours is written where the pair is, in `save_model`

@@ -22,6 +22,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ...pair import GENERATOR_DIR, PairConfig
+from ...version import __version__
 from ..alarms import Alarms
 from ..generator_trainer import GeneratorTrainer
 from ..gist_config import GistConfig
@@ -45,6 +46,28 @@ REFERENCE_FILE = "reference.pt"
 def recipe_of(args: GistConfig) -> dict:
     """The arguments that shape a result, as JSON holds them."""
     return {name: _plain(getattr(args, name)) for name in _RECIPE}
+
+
+def pair_config(
+    args: GistConfig, base_models: dict[str, str], measures: dict[str, float], gists: list[dict[str, str]], step: int
+) -> PairConfig:
+    """What `gist_config.json` says: how the pair is prompted, and where it comes from."""
+    return PairConfig(
+        context_length=args.context_length,
+        target_length=args.target_length,
+        last_k=args.last_k,
+        max_gist_length=args.max_completion_length,
+        tail_length=args.tail_length,
+        generator_prompt=args.generator_prompt,
+        summarizer_prompt=args.summarizer_prompt,
+        chat_template_kwargs=args.chat_template_kwargs or {},
+        base_models=base_models,
+        recipe=recipe_of(args),
+        measures=measures,
+        gists=gists,
+        step=step,
+        version=__version__,
+    )
 
 
 def save_pair(

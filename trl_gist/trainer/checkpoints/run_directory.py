@@ -75,6 +75,19 @@ class RunDirectory:
         self.sampled_digests = sampled_digests
         self.follows_reference = follows_reference
 
+    def check_unused(self):
+        """Raises `ValueError` if the folder holds another run, or the pair that one saved."""
+        last = get_last_checkpoint(self.path) if self.path.is_dir() else None
+        if last is not None:
+            raise ValueError(
+                f"`output_dir` ({self.path}) holds another run, up to {Path(last).name}. Pass "
+                "`resume_from_checkpoint=True` to continue it, or choose another `output_dir`."
+            )
+        if (self.path / PAIR_CONFIG_NAME).is_file():
+            raise ValueError(
+                f"`output_dir` ({self.path}) holds the pair that another run saved. Choose another `output_dir`."
+            )
+
     def complete(self, staged: Path, final: Path, step: int):
         """Makes a checkpoint of what all ranks have written in a folder beside its place, and puts it there."""
         Manifest(step=step, **self.stands_on).complete(staged)
@@ -182,21 +195,6 @@ class RunDirectory:
         logger.warning(
             f"{checkpoint} was saved by {manifest.world_size} processes, and {world_size} go on: what is "
             "sampled from here on is not what they would have sampled."
-        )
-
-
-def check_unused(output_dir: str | Path):
-    """Raises `ValueError` if a folder holds another run, or the pair that one saved."""
-    output_dir = Path(output_dir)
-    last = get_last_checkpoint(output_dir) if output_dir.is_dir() else None
-    if last is not None:
-        raise ValueError(
-            f"`output_dir` ({output_dir}) holds another run, up to {Path(last).name}. Pass "
-            "`resume_from_checkpoint=True` to continue it, or choose another `output_dir`."
-        )
-    if (output_dir / PAIR_CONFIG_NAME).is_file():
-        raise ValueError(
-            f"`output_dir` ({output_dir}) holds the pair that another run saved. Choose another `output_dir`."
         )
 
 
