@@ -432,7 +432,11 @@ class GistTrainer(GRPOTrainer):
             return sample_with_vllm(generate, self.vllm_generation, prompt_ids, size, temperature)
         self.generation_config.do_sample = self.model.training
         if self.use_transformers_continuous_batching or not self.shares_prefix:
-            return generate(prompt_ids, None, {}, size)
+            training = self.model.training
+            written = generate(prompt_ids, None, {}, size)
+            if not training:  # TRL (1.16) leaves the model training where it batches continuously
+                self.model.eval()
+            return written
         with self.generating() as model:
             completion_ids_NC = sample_gists(model, prompt_ids, self.generation_config, self._tokenizer.pad_token_id)
         rows = completion_ids_NC.tolist()
