@@ -200,7 +200,7 @@ class GistTrainer(GRPOTrainer):
         train_dataset, eval_dataset = self._cut_windows(train_dataset, eval_dataset, processing_class, args, roles)
 
         self.hub = PairHub(self, args)
-        self.run_directory = None  # from the first `train` on
+        self._stands_on = self._sampled_digests = None  # what manifests say of the run, once it trains
         self._staging_dir = None  # while a checkpoint is written
         self._held = frozenset()  # what the trainer was asked to do inside a rollout and does at its end
         # TRL needs the former for a reference alone, and would warn of them else: S is loaded
@@ -632,24 +632,25 @@ class GistTrainer(GRPOTrainer):
             recover(self.args.output_dir)
         self.accelerator.wait_for_everyone()
         roles = {"summarizer": self.model, "generator": self.generator, "teacher": self.teacher}
-        if self.run_directory is None:  # while the weights are as they were loaded: no engine has sharded them yet
-            stands_on = {
+        if self._stands_on is None:  # while the weights are as they were loaded: no engine has sharded them yet
+            self._stands_on = {
                 "world_size": self.args.world_size,
                 "engine": f"zero{zero_stage(self.accelerator)}" if self.is_deepspeed_enabled else "accelerate",
                 "base_models": self.base_models,
                 "frozen_weights": frozen_digests(roles),
                 "vocabulary": vocabulary_of(self.processing_class),
             }
-            self.run_directory = RunDirectory(
-                self.args.output_dir,
-                stands_on,
-                self.args.steps_per_rollout,
-                {"summarizer": self.model, "generator": self.generator},
-                follows_reference=self.args.sync_ref_model,
-            )
+        if resume_from_checkpoint and self._sampled_digests is None:  # on all ranks: they may hold a shard each
+            self._sampled_digests = sampled_digests(roles)
+        self.run_directory = RunDirectory(
+            self.args.output_dir,
+            self._stands_on,
+            self.args.steps_per_rollout,
+            {"summarizer": self.model, "generator": self.generator},
+            self._sampled_digests,
+            self.args.sync_ref_model,
+        )
         if resume_from_checkpoint:
-            if self.run_directory.sampled_digests is None:  # on all ranks: they may hold a shard each
-                self.run_directory.sampled_digests = sampled_digests(roles)
             resume_from_checkpoint, universal = self._verified_on_all_ranks(resume_from_checkpoint)
             if universal:
                 load_universal(self.accelerator)
