@@ -51,8 +51,10 @@ def rollout_of(trainer):
     trainer.model.train()
     trainer.create_optimizer_and_scheduler(2)
     trainer.current_gradient_accumulation_steps = 1
+    rows, write_rows = [], trainer.rollout.rows
+    trainer.rollout.rows = lambda inputs: rows.extend(write_rows(inputs)) or rows
     tensors = trainer._generate_and_score_completions(batch)
-    return trainer._rollout_rows, tensors
+    return rows, tensors
 
 
 def ids_of(text):

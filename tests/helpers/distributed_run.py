@@ -31,7 +31,7 @@ from tiny import make_documents, make_model, make_tokenizer
 
 from trl_gist import GistConfig, GistTrainer
 from trl_gist.models.deepspeed import whole_shape, whole_state_dict
-from trl_gist.trainer import walks
+from trl_gist.trainer import rollout
 
 
 WAYS = ("lora", "full")
@@ -85,19 +85,19 @@ def make_trainer(output_dir: str, processes: int, with_lora: bool, dtype: str = 
     )
     if with_lora:
         draw_adapters(trainer)
-    generate = trainer._generate_single_turn
+    write = trainer.rollout.write
 
-    def sample(prompts, *args, **kwargs):
+    def sample(rows, prompts):
         if not trainer.model.training:
-            return generate(prompts, *args, **kwargs)
+            return write(rows, prompts)
         completions = []
         for row, prompt in enumerate(prompts):
             rng = random.Random(f"{trainer.state.global_step} {prompt} {row % 4}")
             completions.append([rng.randrange(5, 300) for _ in range(rng.randrange(0, 6))] + [2])
         return completions, None
 
-    trainer._generate_single_turn = sample
-    walks._draw = lambda count: 1  # the gist that is carried on: each process draws its own
+    trainer.rollout.write = sample
+    rollout._draw = lambda count: 1  # the gist that is carried on: each process draws its own
     return trainer
 
 

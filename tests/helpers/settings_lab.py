@@ -33,7 +33,7 @@ from trl.trainer import grpo_trainer
 from trl_gist import GistConfig, GistTrainer, kl_gain
 from trl_gist.models.roles import base_of
 from trl_gist.prompts import SUMMARIZER_PROMPT
-from trl_gist.trainer import rollout as rollouts
+from trl_gist.trainer import gist_trainer
 
 
 SIZES = {
@@ -292,7 +292,7 @@ class Lab:
             told.append(gather_deepspeed3_params)
             return grpo_trainer.unwrap_model_for_generation(*args, **kwargs)
 
-        with patch.object(rollouts, "unwrap_model_for_generation", unwrap):
+        with patch.object(gist_trainer, "unwrap_model_for_generation", unwrap):
             self.trainer(max_steps=1, **values).train()
         return set(told)
 

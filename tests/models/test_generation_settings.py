@@ -395,10 +395,10 @@ def test_a_pair_keeps_its_chat_template_kwargs(make_trainer, thinker, lora, tmp_
         args={"chat_template_kwargs": {"enable_thinking": False}, "max_steps": 1},
     )
     read = []
-    tokenize = trainer._tokenize_prompts
-    trainer._tokenize_prompts = lambda *args: read.append(tokenize(*args)) or read[-1]
+    tokenize = trainer.rollout.prompt_ids
+    trainer.rollout.prompt_ids = lambda rows: read.append(tokenize(rows)) or read[-1]
     trainer.train()
-    assert all(thinker.decode(ids).endswith("<think></think>") for ids in read[0][0])
+    assert all(thinker.decode(ids).endswith("<think></think>") for ids in read[0])
     trainer.save_model()
     compactor = GistCompactor.from_pretrained(trainer.args.output_dir, device="cpu")
     assert compactor.pair.chat_template_kwargs == {"enable_thinking": False}

@@ -92,14 +92,14 @@ def test_a_trained_step_equals_that_of_the_padded_batch(make_trainer, lora):
     for shares_prefix in (True, False):
         trainer = make_trainer(peft_config=lora, args={"max_steps": 1, "optim": "sgd", "learning_rate": 1.0})
         trainer.shares_prefix = shares_prefix
-        sample = trainer._generate_single_turn
+        sample = trainer.sample
 
         def sample_once(*args, sample=sample, **kwargs):
             if not gists:  # a seed gives other gists on the other path
                 gists.append(sample(*args, **kwargs))
             return gists[0]
 
-        trainer._generate_single_turn = sample_once
+        trainer.sample = sample_once
         before = {n: p.detach().clone() for n, p in trainer.model.named_parameters() if p.requires_grad}
         trainer.train()
         steps.append({n: p.detach() - before[n] for n, p in trainer.model.named_parameters() if p.requires_grad})

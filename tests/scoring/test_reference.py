@@ -219,7 +219,7 @@ def train_one_step(make_trainer, tokenizer, monkeypatch):
         step, compute_loss = trainer.generator_trainer.step, trainer._compute_loss
         monkeypatch.setattr(trainer.generator_trainer, "step", step_of_generator)
         monkeypatch.setattr(trainer, "_compute_loss", calculate_loss)
-        monkeypatch.setattr(trainer, "_generate_single_turn", lambda *args, **kwargs: (COMPLETIONS, None))
+        monkeypatch.setattr(trainer.rollout, "write", lambda *args: (COMPLETIONS, None))
         # TRL shuffles the rows of a rollout before the policy loss; the reference takes them as they come
         monkeypatch.setattr("trl.trainer.grpo_trainer.shuffle_sequence_dict", lambda batch: batch)
         trainer.train()

@@ -333,12 +333,12 @@ def run(make_trainer, tokenizer):
         if write is not None:
             eos = tokenizer.eos_token_id
 
-            def generate(prompt_ids, *args, **kwargs):
+            def generate(rows, prompt_ids):
                 before, after = trainer.prompts.instruction
                 contexts = [prompt[len(before) : -len(after)] for prompt in prompt_ids]
                 return [[*write(trainer.prompts, ids, row), eos] for row, ids in enumerate(contexts)], None
 
-            trainer._generate_single_turn = generate
+            trainer.rollout.write = generate
         if callback is not None:
             trainer.add_callback(callback)
             callback.trainer = trainer

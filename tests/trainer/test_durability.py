@@ -38,6 +38,7 @@ from trl_gist.scripts.train import train
 from trl_gist.trainer.checkpoints import pair_state as checkpoints
 from trl_gist.trainer.checkpoints.manifest import MANIFEST_FILE, Manifest
 from trl_gist.trainer.generator_trainer import GeneratorTrainer
+from trl_gist.trainer.hub import PairHub
 
 
 def sigterm():
@@ -330,17 +331,17 @@ def test_the_newest_checkpoint_is_the_last_that_was_saved_not_the_one_of_the_lat
     again = make_run(max_steps=4, seed=8)
     again.train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-2"))
     assert names(tmp_path / "run") == ["checkpoint-2", "checkpoint-4", "checkpoint-6"]
-    assert again._newest_complete()[0] == tmp_path / "run" / "checkpoint-4"
+    assert again.run_directory.newest_complete()[0] == tmp_path / "run" / "checkpoint-4"
 
 
 def test_what_is_pushed_to_the_hub_is_the_complete_checkpoint(make_run, tmp_path, monkeypatch):
     pushed = []
 
-    def push(trainer, folder):
+    def push(hub, folder):
         assert_complete(Path(folder))
         pushed.append((folder, names(tmp_path / "run")))
 
-    monkeypatch.setattr(GistTrainer, "_push_from_checkpoint", push)
+    monkeypatch.setattr(PairHub, "push_checkpoint", push)
     trainer = make_run(max_steps=4, save_total_limit=1)
     trainer.args.push_to_hub = True
     trainer.train()

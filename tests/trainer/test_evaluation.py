@@ -125,19 +125,30 @@ def test_training_samples_again_after_an_evaluation(make_trainer, lora, held_out
         peft_config=lora,
         args={"eval_strategy": "steps", "eval_steps": 1, "eval_on_start": True, "max_steps": 2},
     )
-    sampled, generate = [], trainer._generate_single_turn
+    sampled, write = [], trainer.rollout.write
 
-    def watch(*args, **kwargs):
-        completions, logprobs = generate(*args, **kwargs)
+    def watch(*args):
+        completions, logprobs = write(*args)
         sampled.append((trainer.model.training, completions))
         return completions, logprobs
 
-    monkeypatch.setattr(trainer, "_generate_single_turn", watch)
+    monkeypatch.setattr(trainer.rollout, "write", watch)
     trainer.train()
     training = [completions for is_training, completions in sampled if is_training]
     assert len(training) == 2 and len(sampled) == 2 + 3 * 5
     for completions in training:
         assert len(set(map(tuple, completions[:4]))) > 1, "the gists of one context must differ"
+
+
+def test_an_evaluation_stays_one_where_sampling_leaves_the_model_training(make_trainer, lora, held_out, monkeypatch):
+    """As TRL's continuous batching does: held-out windows are not distilled on, and the next batch is greedy too."""
+    trainer = make_trainer(eval_dataset=held_out, peft_config=lora)
+    trainer.shares_prefix = False
+    generate, before = trainer._generate_single_turn, snapshot(trainer.generator)
+    monkeypatch.setattr(trainer, "_generate_single_turn", lambda *args: (generate(*args), trainer.model.train())[0])
+    trainer.evaluate()
+    assert not moved(before, trainer.generator) and without_gradients(trainer.generator)
+    assert len(trainer.eval_rows) == 20 and not trainer.generation_config.do_sample
 
 
 def test_several_eval_sets_are_logged_under_their_names(make_trainer, lora, held_out):

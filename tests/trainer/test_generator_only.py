@@ -24,6 +24,7 @@ from trl_gist import log_prob_gain
 from trl_gist.scripts.train import make_parser
 from trl_gist.scripts.train import make_trainer as make_script_trainer
 from trl_gist.trainer.callbacks import GistProgressCallback
+from trl_gist.trainer.rollout import GistRollout
 
 
 class Tail:
@@ -58,11 +59,12 @@ def test_the_progress_bar_shows_what_there_is_to_show(make_trainer, lora):
     assert trainer.state.global_step == 2
 
 
-def test_its_gradient_is_that_of_distillation_on_the_compressors_gists(make_trainer, lora):
-    tail = Tail()
+def test_its_gradient_is_that_of_distillation_on_the_compressors_gists(make_trainer, lora, monkeypatch):
+    tail, rollouts, rows_of = Tail(), [], GistRollout.rows
+    monkeypatch.setattr(GistRollout, "rows", lambda *args: rollouts.append(rows_of(*args)) or rollouts[-1])
     trainer, changed = trained(make_trainer, lora, compressor=tail, args={"max_steps": 1, "gist_dropout": 0.0})
     assert changed["summarizer"] == set()
-    rows = trainer._rollout_rows
+    (rows,) = rollouts
     assert [row["gist_ids"] for row in rows] == [row["context_ids"][-4 - 6 : -4] for row in rows]
 
     other = make_trainer(peft_config=lora, args={"gist_dropout": 0.0, "max_steps": 1})

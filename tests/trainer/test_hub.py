@@ -484,7 +484,7 @@ def staging(make_trainer, tmp_path, monkeypatch):
 
 def test_a_stage_takes_no_room_and_outlives_its_checkpoint(staging):
     trainer, saved = staging
-    stage = trainer._stage(saved, "checkpoint-1", "last-checkpoint")
+    stage = trainer.hub.stage(saved, "checkpoint-1", "last-checkpoint")
     expected = files_in(saved)
     for weights in ("model.safetensors", "generator/model.safetensors"):
         assert (stage / weights).samefile(saved / weights)
@@ -516,7 +516,7 @@ def test_where_there_are_no_hard_links_a_stage_is_a_copy(staging, monkeypatch):
         raise OSError(errno.EPERM, "Operation not permitted")
 
     monkeypatch.setattr("os.link", refuse)
-    stage = trainer._stage(saved, "checkpoint-1", "last-checkpoint")
+    stage = trainer.hub.stage(saved, "checkpoint-1", "last-checkpoint")
     assert files_in(stage / "last-checkpoint") == files_in(saved)
     assert not (stage / "model.safetensors").samefile(saved / "model.safetensors")
 
@@ -529,7 +529,7 @@ def test_a_disk_too_full_to_stage_on_costs_the_push_and_a_warning(staging, monke
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr("trl_gist.trainer.hub.link_or_copy", refuse)
-    trainer._push_from_checkpoint(str(saved))
+    trainer.hub.push_checkpoint(str(saved))
     assert f"{saved} is not pushed: it could not be staged in _hub/. [Errno 28] No space left" in caplog.text
     assert trainer.push_in_progress is None and files_in(saved) == before
 
@@ -541,14 +541,14 @@ def test_a_push_is_left_out_while_the_one_before_goes_on(staging, monkeypatch):
         "trl_gist.trainer.hub.hf_api",
         lambda: SimpleNamespace(run_as_future=lambda *_: jobs.append(Future()) or jobs[-1]),
     )
-    trainer._push_from_checkpoint(str(saved))
-    trainer._push_from_checkpoint(str(saved))
+    trainer.hub.push_checkpoint(str(saved))
+    trainer.hub.push_checkpoint(str(saved))
     assert len(jobs) == 1
     jobs[0].set_result(None)
-    trainer._push_from_checkpoint(str(saved))
+    trainer.hub.push_checkpoint(str(saved))
     assert len(jobs) == 2
     trainer.args.hub_always_push = True
-    trainer._push_from_checkpoint(str(saved))
+    trainer.hub.push_checkpoint(str(saved))
     assert len(jobs) == 3 and trainer.push_in_progress.jobs == jobs[1:]
 
 

@@ -120,7 +120,7 @@ def test_the_kl_to_the_reference_and_its_gradient_equal_a_plain_reference(
         trainer.shares_prefix = False
     perturb(trainer.model)
     summarizer = ReferenceModel(trainer.model)
-    monkeypatch.setattr(trainer, "_generate_single_turn", lambda *args, **kwargs: (GISTS, None))
+    monkeypatch.setattr(trainer.rollout, "write", lambda *args: (GISTS, None))
     seen = record_loss_inputs(trainer, monkeypatch)
     trainer.train()
     (inputs,) = seen
@@ -314,7 +314,7 @@ def test_imitation_is_the_mean_cross_entropy_whatever_shapes_the_policy_loss(
         },
     )
     completions = [GISTS]
-    monkeypatch.setattr(trainer, "_generate_single_turn", lambda ids, *args: (completions[0][: len(ids)], None))
+    monkeypatch.setattr(trainer.rollout, "write", lambda rows, _: (completions[0][: len(rows)], None))
     seen = record_loss_inputs(trainer, monkeypatch)
     trainer.train()
     accumulated = trainer.args.gradient_accumulation_steps

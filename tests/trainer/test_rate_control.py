@@ -259,8 +259,7 @@ def test_the_prompt_states_the_budget(make_trainer, tokenizer, prompt):
     trainer = make_trainer(args={"gist_length_range": [2, 6], **given})
     assert trainer.args.summarizer_prompt.count("{budget}") == 1
     row = trainer.train_dataset[0]
-    trainer._rollout_rows = [{**row, "budget": 5}]
-    (prompt,), _, _ = trainer._tokenize_prompts([""])
+    (prompt,) = trainer.rollout.prompt_ids([{**row, "budget": 5}])
     assert "at most 5 tokens" in tokenizer.decode(prompt)
 
 
@@ -308,8 +307,7 @@ def test_a_saved_pair_reads_the_prompt_that_training_and_its_log_showed(make_tra
     args = {"target_gist_length": 3, "summarizer_prompt": SUMMARIZER_PROMPT_WITH_TAIL, "max_steps": 1}
     trainer = make_trainer(args={**args, "gist_samples_steps": 1}, eval_dataset=held_out)
     row = trainer.train_dataset[0]
-    trainer._rollout_rows = [row]
-    (trained,), _, _ = trainer._tokenize_prompts([""])
+    (trained,) = trainer.rollout.prompt_ids([row])
     logged_prompts = []
     sample = run_log.sample_gists
     monkeypatch.setattr(run_log, "sample_gists", lambda *args: logged_prompts.extend(args[1]) or sample(*args))
@@ -368,14 +366,14 @@ def test_under_a_bound_on_the_kl_the_cold_start_has_gists_of_every_length(make_t
         lengths.extend(len(gist) for gist in gists)
         return score(rows, gists, *more, **kwargs)
 
-    generate = trainer._generate_single_turn
+    write = trainer.rollout.write
 
-    def completions(*more, **kwargs):
-        output = generate(*more, **kwargs)
+    def completions(*more):
+        output = write(*more)
         ended.extend(ids[-1] in trainer.eos_token_ids for ids in output[0])
         return output
 
-    trainer.generator_trainer.score, trainer._generate_single_turn = watched, completions
+    trainer.generator_trainer.score, trainer.rollout.write = watched, completions
     trainer.train()
     assert set(lengths) == {1, 2, 3, 4, 5, 6}
     assert all(lengths[start : start + 4] == 4 * [lengths[start]] for start in range(0, len(lengths), 4))

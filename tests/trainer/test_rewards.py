@@ -85,7 +85,7 @@ def test_built_in_rewards_train_with_their_weights(make_trainer, lora, tokenizer
     assert trainer.initial_reward_weights == [1.0, 1.0, 1.0, 1.0, 0.02, 1.0]
     gists = ["1854", "cholera 1854 82", "pump", "", "82 miles", "99", "1854 1854", "Snow"]
     completions = [tokenizer.encode(gist) + [tokenizer.eos_token_id] for gist in gists]
-    monkeypatch.setattr(trainer, "_generate_single_turn", lambda *args, **kwargs: (completions, None))
+    monkeypatch.setattr(trainer.rollout, "write", lambda *args: (completions, None))
     trainer.train()
 
     kls = zip(seen["null_teacher_kl"], seen["teacher_kl"], strict=True)

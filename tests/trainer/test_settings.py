@@ -41,7 +41,8 @@ from transformers import TrainingArguments
 from trl import GRPOConfig
 from trl.trainer import grpo_trainer
 
-from trl_gist import GistConfig, GistTrainer
+from trl_gist import GistConfig
+from trl_gist.trainer import gist_trainer
 
 
 TESTS = Path(__file__).parents[1]
@@ -142,7 +143,7 @@ KEPT_FOR_VLLM = {
 def test_with_vllm_its_settings_reach_what_samples(lab, monkeypatch):
     given = {}
     monkeypatch.setattr(grpo_trainer, "VLLMGeneration", lambda **kwargs: given.update(kwargs))
-    monkeypatch.setattr(GistTrainer, "_prepare_vllm", lambda trainer: None)
+    monkeypatch.setattr(gist_trainer, "prepare_vllm", lambda *args: None)
     values = {name: value for name, (_, value) in GIVEN_TO_VLLM.items()}
     trainer = lab.trainer(use_vllm=True, **values, **KEPT_FOR_VLLM)
     assert {name: given[theirs] for name, (theirs, _) in GIVEN_TO_VLLM.items()} == values

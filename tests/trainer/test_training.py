@@ -128,11 +128,11 @@ def test_the_generator_takes_one_step_a_rollout_over_the_summarizers_schedule(
         args={"per_device_train_batch_size": 4, "max_steps": max_steps, "lr_scheduler_type": "linear", **args},
     )
     generations, steps = [], []
-    generate, step = trainer._generate_single_turn, trainer.generator_trainer.step
+    write, step = trainer.rollout.write, trainer.generator_trainer.step
     monkeypatch.setattr(
-        trainer,
-        "_generate_single_turn",
-        lambda *a, **k: (generations.append(trainer.state.global_step), generate(*a, **k))[1],
+        trainer.rollout,
+        "write",
+        lambda *args: (generations.append(trainer.state.global_step), write(*args))[1],
     )
     monkeypatch.setattr(trainer.generator_trainer, "step", lambda: (steps.append(step()), steps[-1])[1])
     trainer.train()

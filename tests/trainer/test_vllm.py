@@ -198,8 +198,7 @@ def watch_rollouts(trainer):
     rollouts, score, rollout = [], trainer.generator_trainer.score, trainer._generate_and_score_completions
 
     def watch_score(rows, gists, *args, **kwargs):
-        prompts, _, _ = trainer._tokenize_prompts(None)
-        rollouts.append(SimpleNamespace(prompts=prompts, rows=rows, gists=gists))
+        rollouts.append(SimpleNamespace(prompts=trainer.rollout.prompt_ids(rows), rows=rows, gists=gists))
         return score(rows, gists, *args, **kwargs)
 
     def watch_rollout(inputs):

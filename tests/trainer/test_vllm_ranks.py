@@ -42,7 +42,7 @@ def run(directory, mode) -> dict:
             **{"use_vllm": True, "vllm_mode": mode, "vllm_importance_sampling_mode": "token_truncate"},
             vllm_importance_sampling_clip_min=0.5,
         )
-        del trainer._generate_single_turn  # the stand-in for sampling of distributed_run.py
+        del trainer.rollout.write  # the stand-in for sampling of distributed_run.py
         rollouts = watch_rollouts(trainer)
         trainer.train()
         roles = (trainer.model, trainer.generator, trainer.teacher)

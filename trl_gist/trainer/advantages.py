@@ -13,6 +13,9 @@
 # limitations under the License.
 
 """
+What is made of a rollout's rewards beside TRL's advantages: how much of their spread within a group is signal, and which
+gist of each group is imitated.
+
 Is there signal in the reward? A group whose gists are all worth the same teaches nothing, however much their rewards
 differ by which tokens happened to come.
 

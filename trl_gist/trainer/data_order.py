@@ -12,59 +12,13 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
+"""
+Which rank reads which row, and when: of a stream as of a dataset, and of a run that resumes as of one that did not stop.
+"""
 
 import torch
-from datasets import Dataset, IterableDataset
+from datasets import IterableDataset
 from trl.trainer.utils import RepeatSampler
-
-from ..data.windows import is_cut
-
-
-class DataLoading:
-    """
-    The part of [`GistTrainer`] that says which rank reads what and when. `_get_train_sampler` is TRL's (1.16);
-    `_get_dataloader` is [`~transformers.Trainer`]'s (5.23), which TRL hands a stream with each context repeated.
-    """
-
-    def get_eval_dataloader(self, eval_dataset: str | Dataset | IterableDataset | None = None):
-        # `evaluate` may be given documents, as the constructor; a name stands for windows that it has cut
-        if eval_dataset is None or isinstance(eval_dataset, str):
-            return super().get_eval_dataloader(eval_dataset)
-        if not is_cut(eval_dataset, "eval"):
-            eval_dataset = self.windows_of(eval_dataset, "eval")
-        # With `dataloader_persistent_workers` it would be taken for the trainer's own, or that for it
-        kept = self.__dict__.pop("_eval_dataloaders", {})
-        try:
-            return super().get_eval_dataloader(eval_dataset)
-        finally:
-            self._eval_dataloaders = kept
-
-    def get_test_dataloader(self, test_dataset: Dataset | IterableDataset):
-        # `predict` samples, and measures, as `evaluate`; of streams TRL (1.16) repeats the contexts for that alone
-        return self.get_eval_dataloader(test_dataset)
-
-    def _get_train_sampler(self, dataset: Dataset | None = None):
-        sampler = super()._get_train_sampler(dataset)
-        return EpochRepeatSampler(
-            data_source=sampler.data_source,
-            mini_repeat_count=sampler.mini_repeat_count,
-            batch_size=sampler.batch_size,
-            repeat_count=sampler.repeat_count,
-            shuffle=sampler.shuffle,
-            seed=sampler.seed,
-        )
-
-    def _get_dataloader(self, dataset, *args, **kwargs):
-        if isinstance(dataset, IterableDataset):
-            dataset = OneStream(dataset)
-            # As TRL (1.16) sets it for streams that it is constructed with: rows of text cannot be concatenated
-            self.accelerator.dataloader_config.dispatch_batches = False
-        return super()._get_dataloader(dataset, *args, **kwargs)
-
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        if isinstance(self.train_dataset, IterableDataset) and self.model.training:
-            logs["skipped_rows"] = self.skipped_rows["train"].total
-        super().log(logs, start_time)
 
 
 class OneStream(torch.utils.data.IterableDataset):
@@ -94,6 +48,18 @@ class OneStream(torch.utils.data.IterableDataset):
 class EpochRepeatSampler(RepeatSampler):
     """`RepeatSampler` draws each epoch's order from where the last one left its generator, so a run resumed in a later
     epoch would see the first one's order again. This one draws it from seed and epoch."""
+
+    @classmethod
+    def of(cls, sampler: RepeatSampler) -> "EpochRepeatSampler":
+        """The same rows as often."""
+        return cls(
+            data_source=sampler.data_source,
+            mini_repeat_count=sampler.mini_repeat_count,
+            batch_size=sampler.batch_size,
+            repeat_count=sampler.repeat_count,
+            shuffle=sampler.shuffle,
+            seed=sampler.seed,
+        )
 
     def set_epoch(self, epoch: int):
         if self.shuffle:

@@ -12,80 +12,79 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-import copy
-import math
-from collections.abc import Callable
+import os
+from concurrent.futures import Future
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 from accelerate.logging import get_logger
+from accelerate.utils import broadcast_object_list
 from datasets import Dataset, IterableDataset
-from peft import PeftConfig, PeftModel, get_peft_model
-from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
+from huggingface_hub import CommitInfo
+from peft import PeftConfig, PeftModel, set_peft_model_state_dict
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback, TrainerState
+from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, SaveStrategy
 from trl import GRPOTrainer
-from trl.trainer.utils import get_config_model_id
+from trl.models import unwrap_model_for_generation
+from trl.trainer.utils import get_config_model_id, split_tensor_dict
 
-from .. import rewards
-from ..data.windows import PositionLimits, prepare_windows
-from ..models.adapters import check_adapter, check_drawn
+from ..data.windows import PositionLimits, is_cut, prepare_windows
 from ..models.attention import use_matmul_attention
-from ..models.deepspeed import check_distributed_settings, is_sharded
-from ..models.fingerprints import frozen_digests
+from ..models.deepspeed import is_sharded, zero_stage
+from ..models.fingerprints import frozen_digests, sampled_digests, vocabulary_of
 from ..models.generation_settings import plain_generation_config
 from ..models.roles import (
     base_of,
     check_adapted_layers,
-    check_bare,
     check_causal,
-    check_dtype,
-    check_embeddings,
     check_not_random,
-    check_same_tokenizer,
     disable_dropout,
-    load_roles,
     max_positions,
 )
-from ..models.shared_prefix import check_padded, why_not_shared
+from ..models.sampling import sample_gists
+from ..models.shared_prefix import check_padded, shared_prefix_log_probs, why_not_shared
+from ..pair import GENERATOR_DIR, PAIR_CONFIG_NAME
 from ..prompts import GistPrompts, gist_from_completion
-from ..rewards import kl_gain, length_penalty
+from ..rewards import length_penalty
 from ..scoring.extraction import IDF_CONTEXTS
+from . import held_out
 from .advantages import best_of_group, group_signal
 from .alarms import Alarms, StopOnAlarm
-from .checkpoints.pair_state import PairCheckpoints
-from .checkpoints.run_directory import DurableCheckpoints
+from .arguments import (
+    RewardFunc,
+    check_arguments,
+    check_rewards,
+    draw_generator,
+    load_given,
+    rewards_and_weights,
+)
+from .checkpoints.manifest import Manifest
+from .checkpoints.pair_state import load_state, pair_config, save_pair, save_state
+from .checkpoints.resharding import load_universal, remove_universal
+from .checkpoints.run_directory import RunDirectory
+from .checkpoints.staging import recover, replace_files, rotate, written_beside
 from .cold_start import ExtractiveSummarizer, first_steps_times
-from .config_checks import check_best_model_of, check_head_dtype
-from .data_order import DataLoading
-from .generator_trainer import GeneratorSchedule, GeneratorTrainer
+from .config_checks import check_end_of_run
+from .data_order import EpochRepeatSampler, OneStream
+from .generator_trainer import GeneratorSchedule, GeneratorTrainer, read_adapter
 from .gist_config import GistConfig
-from .held_out import HeldOutEvaluation
 from .hub import PairHub
 from .length_penalty import LengthPenalty, exchange_rate
-from .rollout import GistRollouts, sample_walks
+from .rollout import GistRollout
 from .run_log import RunLog
-from .vllm import VLLMSampling, check_vllm_settings
+from .vllm import prepare_vllm, sample_with_vllm
 from .walks import Walk
 
 
 logger = get_logger(__name__)
 
-RewardFunc = Callable[..., list[float]]
-
-
 # What is logged of every rollout: means over its gists
 _SCORE_METRICS = ("teacher_kl", "null_teacher_kl", "log_prob_gain", "kl_gain", "gist_length")
 
 
-class GistTrainer(
-    GistRollouts,
-    HeldOutEvaluation,
-    DurableCheckpoints,
-    PairCheckpoints,
-    PairHub,
-    DataLoading,
-    VLLMSampling,
-    GRPOTrainer,
-):
+class GistTrainer(GRPOTrainer):
     """
     Trainer for learned context compaction in plain tokens.
 
@@ -171,128 +170,40 @@ class GistTrainer(
         model_id = model if isinstance(model, str) else get_config_model_id(model.config)
         if args is None:
             args = GistConfig(f"{model_id.split('/')[-1]}-Gist")
-        check_distributed_settings(args)
-        if args.use_vllm:
-            check_vllm_settings(args, model)
-        if train_dataset is None:
-            raise ValueError("`train_dataset` is required.")
-        if compressor is not None and not args.generator_only:
-            raise ValueError("`compressor` writes gists for a generator trained alone: set `generator_only=True`.")
+        # First what needs no model to be refused
+        check_arguments(
+            args,
+            model,
+            model_id,
+            generator,
+            train_dataset,
+            eval_dataset,
+            peft_config,
+            generator_peft_config,
+            compressor,
+        )
+        reward_funcs, weights = rewards_and_weights(reward_funcs, args)
         self.compressor = compressor
+        self.initial_reward_weights = weights
+        price = weights[reward_funcs.index(length_penalty)] if length_penalty in reward_funcs else 0.0
+        self.length_penalty = LengthPenalty(price, args)
+
+        lora = peft_config is not None or isinstance(model, PeftModel)
         if processing_class is None:
             if not model_id:
                 raise ValueError("The model does not say which checkpoint it came from: pass `processing_class`.")
             processing_class = AutoTokenizer.from_pretrained(model_id, trust_remote_code=args.trust_remote_code)
-        for role, source in (("generator", generator), ("teacher", teacher)):
-            if source is not None:
-                check_same_tokenizer(processing_class, role, source, args.trust_remote_code)
-
-        for name, config in (("peft_config", peft_config), ("generator_peft_config", generator_peft_config)):
-            if config is not None:
-                check_adapter(f"`{name}`", config, drawn_here=True)
-        if generator_peft_config is not None and isinstance(generator, PeftModel):
-            raise ValueError(
-                "`generator` is a PeftModel, which has its adapter, and `generator_peft_config` asks for another. Leave one "
-                "of them out."
-            )
-        lora = peft_config is not None or isinstance(model, PeftModel)
-        check_head_dtype(args, lora)
-        if args.beta != 0 and not lora and not model_id:
-            raise ValueError(
-                f"`beta` ({args.beta}) needs a reference, which is loaded from the checkpoint that the model came from, and "
-                "this model does not say which. Save it and pass the folder, or train it with a `peft_config`."
-            )
-        roles = load_roles(
-            model,
-            generator,
-            teacher,
-            share_base=lora,
-            summarizer_owns_base=args.use_vllm,
-            model_init_kwargs=args.model_init_kwargs,
-            trust_remote_code=args.trust_remote_code,
-        )
-        check_embeddings(processing_class, "summarizer", roles.summarizer)
-        if args.beta != 0 and not lora and not isinstance(model, str) and is_sharded(roles.summarizer):
-            raise ValueError(
-                f"`beta` ({args.beta}) needs a reference, and under ZeRO-3 it is loaded from a checkpoint: pass `model` as the "
-                "checkpoint's name."
-            )
-        loads_any = is_sharded(roles.summarizer) or any(
-            isinstance(source, str) for source in (model, generator, teacher)
-        )
-        if args.model_init_kwargs and not loads_any:
-            raise ValueError(
-                f"`model_init_kwargs` ({args.model_init_kwargs}) say how a checkpoint is loaded, and every model is loaded "
-                "already. Leave them out, or pass the checkpoint's name."
-            )
-        teacher_before = frozen_digests({"teacher": roles.teacher})["teacher"]
-        for role, trained in (("summarizer", roles.summarizer), ("generator", roles.generator)):
-            check_dtype(role, trained)
+        roles = load_given(model, generator, teacher, processing_class, args, lora)
         self.base_models = {
             role: get_config_model_id(base.config) or type(base).__name__ for role, base in vars(roles).items()
         }
+        teacher_digest = frozen_digests({"teacher": roles.teacher})["teacher"]
+        train_dataset, eval_dataset = self._cut_windows(train_dataset, eval_dataset, processing_class, args, roles)
 
-        self.prompts = GistPrompts.from_tokenizer(
-            processing_class,
-            args.summarizer_prompt,
-            args.tail_length,
-            args.generator_prompt,
-            args.chat_template_kwargs,
-        )
-        positions = {role: max_positions(each) for role, each in vars(roles).items()}
-        limits = PositionLimits.from_positions(
-            **positions, prompts=self.prompts, max_gist_length=args.max_completion_length
-        )
-        spec, rules = args.window_spec(processing_class), args.column_rules
-        self.skipped_rows = {}
-
-        def windows(dataset, name):
-            dataset, self.skipped_rows[name] = prepare_windows(dataset, processing_class, spec, limits, name, rules)
-            return dataset
-
-        self.windows_of = windows  # for what `evaluate` and `predict` are given later
-        train_dataset = windows(train_dataset, "train")
-        contexts = args.generation_batch_size // args.num_generations
-        if isinstance(train_dataset, Dataset) and len(train_dataset) < contexts:
-            raise ValueError(
-                f"The train dataset gave {len(train_dataset)} windows, but a rollout takes {contexts} contexts, so "
-                "nothing would be trained. Lower `per_device_train_batch_size` or `steps_per_generation`, raise "
-                "`num_generations`, or give more documents."
-            )
-        if isinstance(eval_dataset, dict):
-            eval_dataset = {name: windows(dataset, name) for name, dataset in eval_dataset.items()}
-        elif eval_dataset is not None:
-            eval_dataset = windows(eval_dataset, "eval")
-
-        check_best_model_of(args, eval_dataset)
-
-        if reward_funcs is None:
-            reward_funcs = [kl_gain, length_penalty]  # less noise than log_prob_gain: docs/ABLATION.md
-        else:  # a list of its own, because TRL writes into it
-            reward_funcs = list(reward_funcs) if isinstance(reward_funcs, (list, tuple)) else [reward_funcs]
-        for func in reward_funcs:
-            if isinstance(func, str) and callable(getattr(rewards, func, None)):
-                raise ValueError(
-                    f"`reward_funcs` has the string {func!r}, which TRL would take for a reward model on the Hub. Pass the "
-                    f"function: `trl_gist.rewards.{func}`."
-                )
-        weights = args.reward_weights
-        if weights is None:
-            weights = [args.length_penalty if func is length_penalty else 1.0 for func in reward_funcs]
-        if len(weights) != len(reward_funcs):
-            raise ValueError(
-                f"`reward_weights` has {len(weights)} weights for {len(reward_funcs)} reward functions. Give each its own, "
-                "or leave it out: each then counts 1.0, and `length_penalty` λ."
-            )
-        self.initial_reward_weights = weights
-        weight = weights[reward_funcs.index(length_penalty)] if length_penalty in reward_funcs else 0.0
-        self.length_penalty = LengthPenalty(weight, args)
-        if not self.length_penalty.is_fixed and length_penalty not in reward_funcs:
-            raise ValueError(
-                "`target_gist_length` and `max_teacher_kl` set the weight of the `length_penalty` reward: add "
-                "`trl_gist.length_penalty` to `reward_funcs`."
-            )
-
+        self.hub = PairHub(self, args)
+        self._stands_on = self._sampled_digests = None  # what manifests say of the run, once it trains
+        self._staging_dir = None  # while a checkpoint is written
+        self._held = frozenset()  # what the trainer was asked to do inside a rollout and does at its end
         # TRL needs the former for a reference alone, and would warn of them else: S is loaded
         loads_reference = args.beta != 0 and not lora and isinstance(model, str)
         model_init_kwargs = args.model_init_kwargs if loads_reference else None
@@ -308,24 +219,63 @@ class GistTrainer(
                 optimizers=optimizers,
                 peft_config=peft_config,
             )
+        self._prepare_policy(roles, as_given=not isinstance(model, str))
+        # After S's adapter is drawn, so that a run with S alone draws the same one
+        generator = draw_generator(self.model, roles, generator_peft_config, teacher_digest)
+        self.generator_trainer = GeneratorTrainer(generator, roles.teacher, self.prompts, args, self.accelerator)
+        self._prepare_rollouts()
+        self._add_callbacks()
+
+    def _cut_windows(self, train_dataset, eval_dataset, tokenizer, args, roles):
+        self.prompts = GistPrompts.from_tokenizer(
+            tokenizer,
+            args.summarizer_prompt,
+            args.tail_length,
+            args.generator_prompt,
+            args.chat_template_kwargs,
+        )
+        positions = {role: max_positions(each) for role, each in vars(roles).items()}
+        limits = PositionLimits.from_positions(
+            **positions, prompts=self.prompts, max_gist_length=args.max_completion_length
+        )
+        spec, rules = args.window_spec(tokenizer), args.column_rules
+        self.skipped_rows = {}
+
+        def windows(dataset, name):
+            dataset, self.skipped_rows[name] = prepare_windows(dataset, tokenizer, spec, limits, name, rules)
+            return dataset
+
+        self.windows_of = windows  # for what `evaluate` and `predict` are given later
+        train_dataset = windows(train_dataset, "train")
+        contexts = args.generation_batch_size // args.num_generations
+        if isinstance(train_dataset, Dataset) and len(train_dataset) < contexts:
+            raise ValueError(
+                f"The train dataset gave {len(train_dataset)} windows, but a rollout takes {contexts} contexts, so "
+                "nothing would be trained. Lower `per_device_train_batch_size` or `steps_per_generation`, raise "
+                "`num_generations`, or give more documents."
+            )
+        if isinstance(eval_dataset, dict):
+            eval_dataset = {name: windows(dataset, name) for name, dataset in eval_dataset.items()}
+        elif eval_dataset is not None:
+            eval_dataset = windows(eval_dataset, "eval")
+        return train_dataset, eval_dataset
+
+    def _prepare_policy(self, roles, as_given):
+        """How S samples and is scored, and the reference that it is held to; `as_given` is a loaded model."""
         if self.use_vllm:
-            self._prepare_vllm()
+            prepare_vllm(self.vllm_generation, self.model, self.num_generations)
         else:  # TRL's would be completed by the checkpoint's
             self.generation_config = plain_generation_config(
-                processing_class,
+                self.processing_class,
                 self.eos_token_ids,
-                args.max_completion_length,
+                self.args.max_completion_length,
                 do_sample=True,
-                temperature=args.temperature,
+                temperature=self.args.temperature,
             )
-        self.walk = None
-        if args.windows_per_document > 1:
-            self.walk = Walk(self.prompts, args, processing_class.decode)
-            self.rollout_func = sample_walks  # set here, because the argument warns that TRL may change it
         policies = [self.model]
         if self.ref_model is not None:
             policies.append(self.accelerator.unwrap_model(self.ref_model))
-            if not isinstance(model, str) and not is_sharded(self.model):
+            if as_given and not is_sharded(self.model):
                 # TRL has loaded the checkpoint that S is named after; S is what it was given as
                 policies[1].load_state_dict(self.model.state_dict())
         for policy in policies:
@@ -335,32 +285,24 @@ class GistTrainer(
                 use_matmul_attention(role)
         if not is_sharded(self.model):
             self._choose_layout()
-        # After S's adapter is drawn, so that a run with S alone draws the same one
-        if generator_peft_config is None and isinstance(self.model, PeftModel):
-            generator_peft_config = self.model.active_peft_config
-        if generator_peft_config is not None and not isinstance(roles.generator, PeftModel):
-            # A copy, because PEFT writes the base's name into it: S may stand on another base
-            generator_peft_config = copy.deepcopy(generator_peft_config)
-            generator_peft_config.base_model_name_or_path = None
-            roles.generator = get_peft_model(roles.generator, generator_peft_config)
-        for role, trained in (("summarizer", self.model), ("generator", roles.generator)):
-            if not any(parameter.requires_grad for parameter in trained.parameters()):
-                raise ValueError(
-                    f"The {role} has no trainable parameters. Load its adapter with `is_trainable=True`, or pass a "
-                    "`peft_config`."
-                )
-            check_bare(role, trained, roles.teacher)
-        teacher_now = frozen_digests({"teacher": roles.teacher})["teacher"]
-        check_drawn(self.model, roles.generator, roles.teacher, teacher_before, teacher_now)
-        self.generator_trainer = GeneratorTrainer(roles.generator, roles.teacher, self.prompts, args, self.accelerator)
+
+    def _prepare_rollouts(self):
+        args = self.args
+        self.walk = None
+        if args.windows_per_document > 1:
+            self.walk = Walk(self.prompts, args, self.processing_class.decode)
+        self.rollout = GistRollout(self)
         self.last_measures, self.last_gists, self.eval_rows = {}, [], []
         if args.cold_start_steps > 0 and not args.generator_only:
-            sample = (row["context_ids"] for row in train_dataset.take(IDF_CONTEXTS))
+            sample = (row["context_ids"] for row in self.train_dataset.take(IDF_CONTEXTS))
             self.extractive_summarizer = ExtractiveSummarizer(
-                args.cold_start_gists, sample, self.generator_trainer.scorer.teacher, self.unread_ids
+                args.cold_start_gists, sample, self.generator_trainer.scorer.teacher, self.rollout.unread_ids
             )
-            if isinstance(train_dataset, IterableDataset):
+            if isinstance(self.train_dataset, IterableDataset):
                 self.skipped_rows["train"].counts.clear()  # they will be read again
+
+    def _add_callbacks(self):
+        args = self.args
         self.alarms = Alarms(self.generator_trainer.scorer, args.max_completion_length, self.accelerator)
         if args.stop_on_alarm:
             self.add_callback(StopOnAlarm(self.alarms, args.steps_per_rollout))
@@ -375,20 +317,30 @@ class GistTrainer(
     def teacher(self) -> PreTrainedModel:
         return self.generator_trainer.scorer.teacher.model
 
+    @property
+    def gists_per_context(self) -> int:
+        return self.num_generations if self.model.training else self.num_generations_eval
+
+    @property
+    def in_cold_start(self) -> bool:
+        """Whether a rule writes the gists of this step."""
+        early = self.state.global_step < self.args.cold_start_steps
+        return early and self.model.training and not self.args.generator_only
+
     # ---- The method: one rollout ----
-    # GRPOTrainer's rollout is: tokenize prompts → generate → rewards → advantages. The overrides give it the exact
-    # tokens of the context, score and distil before the reward functions run, and choose the advantage. The names with
-    # a leading underscore are TRL 1.16's; tests/trainer/test_trl_names.py fails when one goes.
+    # GRPOTrainer's rollout is: `rollout_func` writes → rewards → advantages. The overrides hand it the exact tokens of the
+    # context, score and distil before the reward functions run, and choose the advantage. The names with a leading
+    # underscore are TRL 1.16's and transformers 5.23's; tests/trainer/test_trl_names.py fails when one goes.
 
     def _generate_and_score_completions(self, inputs: list[dict]) -> dict:
-        if self.walk is not None:
-            inputs = self.walk.rows(inputs, self.num_generations if self.model.training else self.num_generations_eval)
-        self._rollout_rows = inputs
-        in_cold_start = self.state.global_step < self.args.cold_start_steps and not self.args.generator_only
-        self._cold_start = self.model.training and in_cold_start
-        self._set_budgets(inputs)
-        output = super()._generate_and_score_completions(inputs)
-        kind = "best" if self._cold_start else self.args.advantage
+        inputs = self.rollout.rows(inputs)
+        # TRL hands on the prompts' text alone; and set here, because TRL's argument warns that it may change
+        self.rollout_func = lambda prompts, trainer: self.rollout(inputs)
+        # TRL hands vLLM the weights before any `rollout_func`, but in the cold start nothing is sampled with them
+        in_sync = {"_last_loaded_step": self.state.global_step} if self.use_vllm and self.in_cold_start else {}
+        with fields_set(self, **in_sync):
+            output = super()._generate_and_score_completions(inputs)
+        kind = "best" if self.in_cold_start else self.args.advantage
         if kind != "group" and self.model.training:
             rewards = (self._rewards_per_func * self.reward_weights.to(self._rewards_per_func.device)).sum(dim=1)
             advantages = rewards if kind == "reward" else best_of_group(rewards, self.num_generations)
@@ -399,18 +351,18 @@ class GistTrainer(
                 logged.pop()
             logged.extend(advantages.tolist())
         if kind == "best" and self.model.training:
-            if self._cold_start:
+            if self.in_cold_start:
                 output.pop("old_per_token_logps", None)  # no old policy wrote these gists: nothing has a ratio to it
             tokens = (output["completion_mask"].sum(1) * (output["advantages"] > 0)).sum()
             output["imitated_tokens"] = self.accelerator.reduce(tokens, reduction="sum")
-        if self.model.training and not self._cold_start:  # gists cut by a rule do not answer to a price
+        if self.model.training and not self.in_cold_start:  # gists cut by a rule do not answer to a price
             self._update_length_penalty(inputs)
         return output
 
     def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list):
         training = self.model.training
         gists = [gist_from_completion(ids, self.eos_token_ids) for ids in completion_ids_list]
-        num_generations = self.num_generations if training else self.num_generations_eval
+        num_generations = self.gists_per_context
         if self.args.generator_only:  # the gists of a context are one and the same
             each = self.generator_trainer.score(inputs[::num_generations], gists[::num_generations], 1, training)
             scores = [score for score in each for _ in range(num_generations)]
@@ -423,7 +375,7 @@ class GistTrainer(
         self._log_completion_extra("teacher_kl", [score["teacher_kl"] for score in scores])
 
         rewards_per_func = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
-        self._check_rewards(rewards_per_func)
+        check_rewards(rewards_per_func, self.reward_func_names)
         self._rewards_per_func = rewards_per_func
         if training:
             # Last, so that a reward function that fails leaves the generator where the last checkpoint can follow
@@ -440,7 +392,7 @@ class GistTrainer(
             for name, value in self.walk.measures(rows).items():
                 self._log_metric(name, value)
         self._log_metric("length_penalty", self.length_penalty.value)
-        self._log_metric("cold_start", float(self._cold_start))
+        self._log_metric("cold_start", float(self.in_cold_start))
         if self.args.generator_only:
             return  # what follows is about S
         for name in ("log_prob_gain", "kl_gain"):
@@ -470,16 +422,114 @@ class GistTrainer(
     def _apply_length_penalty(self):
         self.reward_weights[self.reward_funcs.index(length_penalty)] = self.length_penalty.value
 
-    def _check_rewards(self, rewards_per_func):
-        bad = ~torch.isfinite(rewards_per_func)
-        if bad.any():
-            row, func = bad.nonzero()[0].tolist()
-            value = rewards_per_func[row, func].item()
-            raise ValueError(
-                f"The reward function '{self.reward_func_names[func]}' returned "
-                f"{'None or NaN' if math.isnan(value) else value} for gist {row} of the rollout. Return a finite number "
-                "for every gist; the pair was not stepped."
+    # ---- S samples ----
+
+    def sample(self, prompt_ids: list[list[int]]) -> tuple[list[list[int]], list[list[float]] | None]:
+        """
+        A completion for each prompt, those of a context adjacent, up to where S stops; and by vLLM their log-probs. In
+        evaluation it is greedy: what [`GistCompactor`] writes, and no noise between evaluations.
+        """
+        generate, size = self._generate_single_turn, self.gists_per_context
+        if self.use_vllm:
+            temperature = self.temperature if self.model.training else 0.0
+            return sample_with_vllm(generate, self.vllm_generation, prompt_ids, size, temperature)
+        self.generation_config.do_sample = self.model.training
+        if self.use_transformers_continuous_batching or not self.shares_prefix:
+            training = self.model.training
+            written = generate(prompt_ids, None, {}, size)
+            if not training:  # TRL (1.16) leaves the model training where it batches continuously
+                self.model.eval()
+            return written
+        with self.generating() as model:
+            completion_ids_NC = sample_gists(model, prompt_ids, self.generation_config, self._tokenizer.pad_token_id)
+        rows = completion_ids_NC.tolist()
+        return [ids[: len(gist_from_completion(ids, self.eos_token_ids)) + 1] for ids in rows], None
+
+    @contextmanager
+    def generating(self):
+        """S as it generates on the transformers path, whatever wraps it."""
+        with (
+            unwrap_model_for_generation(
+                self.model_wrapped,
+                self.accelerator,
+                gather_deepspeed3_params=self.args.ds3_gather_for_generation,
+                gradient_checkpointing_kwargs=self.args.gradient_checkpointing_kwargs,
+            ) as model,
+            torch.no_grad(),
+            self.accelerator.autocast(),  # the precision in which the policy's log-probs will be computed
+        ):
+            yield model
+
+    # ---- The policy's loss: all gists of a context in one row, where the model allows it ----
+
+    def _prepare_inputs(self, generation_batch):
+        if not self.model.training or not self.shares_prefix:
+            return super()._prepare_inputs(generation_batch)
+        # As TRL's, but without its shuffle of rows, which would tear the gists of a context apart
+        if self._step % (self.args.steps_per_generation * self.num_iterations) == 0 or self._buffered_inputs is None:
+            rollout = self._generate_and_score_completions(generation_batch)
+            self._buffered_inputs = split_tensor_dict(rollout, self.args.steps_per_generation)
+        return self._buffered_inputs[self._step % self.args.steps_per_generation]
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        if self.args.generator_only:  # no gradient at all, rather than one of 0, so that not even weight decay moves S
+            return torch.zeros((), device=self.accelerator.device, requires_grad=True)
+        return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+
+    def _compute_loss(self, model, inputs):
+        """
+        TRL's, but where gists are imitated: the cross-entropy of those with a weight, a mean over their tokens in the
+        rollout (over ranks, and split over the rollout's steps). It is the same whatever `loss_type` is, and nothing clips
+        it: the rule that wrote a gist is not an old policy. The KL to the reference, the entropy bonus and the auxiliary
+        loss of experts are added to either.
+        """
+        if "imitated_tokens" not in inputs:
+            return super()._compute_loss(model, inputs)
+        weights_N = inputs["advantages"]
+        # Each `loss_type` (TRL 1.16) multiplies the policy's term by the advantage
+        others = super()._compute_loss(model, {**inputs, "advantages": torch.zeros_like(weights_N)})
+        # TRL's loss keeps to itself the log-probs that it asks for; a second forward would be the only other way to them
+        logps_NC, self._logps_NC = self._logps_NC, None
+        imitated_NC = inputs["completion_mask"] * (weights_N > 0).unsqueeze(1)
+        steps = self.args.steps_per_generation / self.current_gradient_accumulation_steps
+        tokens = inputs["imitated_tokens"] / steps / self.accelerator.num_processes  # wrappers average over ranks
+        return others - (logps_NC * imitated_NC).sum() / tokens
+
+    def _get_per_token_logps_and_entropies(
+        self, model, input_ids, attention_mask, logits_to_keep, batch_size=None, compute_aux_loss=False, **kwargs
+    ):
+        if not self.shares_prefix or compute_aux_loss:
+            scores = super()._get_per_token_logps_and_entropies(
+                model,
+                input_ids,
+                attention_mask,
+                logits_to_keep,
+                batch_size,
+                compute_aux_loss=compute_aux_loss,
+                **kwargs,
             )
+            self._logps_NC = scores[0]
+            return scores
+        # Of the model that is asked: it may be the reference, and either may be in a wrapper
+        base = base_of(self.accelerator.unwrap_model(model, keep_torch_compile=False))
+        logps, entropies = [], []
+        size = batch_size or len(input_ids)
+        for ids, mask in zip(input_ids.split(size), attention_mask.split(size), strict=True):
+            with self.accelerator.autocast():
+                logps_NC, entropies_NC = shared_prefix_log_probs(
+                    model,
+                    base,
+                    ids[:, :-logits_to_keep],
+                    mask[:, :-logits_to_keep],
+                    ids[:, -logits_to_keep:],
+                    mask[:, -logits_to_keep:],
+                    self.temperature,
+                    differentiable_entropies=self.args.entropy_coef != 0 or self.args.use_adaptive_entropy,
+                )
+            logps.append(logps_NC)
+            entropies.append(entropies_NC)
+        self._logps_NC = torch.cat(logps)  # for `_compute_loss`
+        return self._logps_NC, torch.cat(entropies), None
 
     # ---- The second trainer, through the first one's life cycle ----
 
@@ -511,6 +561,366 @@ class GistTrainer(
                 f"load-balancing loss of the experts (`router_aux_loss_coef`, {self.router_aux_loss_coef}) over such "
                 "rows. `router_aux_loss_coef=0.0` leaves that loss out."
             )
+
+    # ---- The data: which rank reads what, and what is measured on held-out windows ----
+
+    def _get_train_sampler(self, dataset: Dataset | None = None):
+        return EpochRepeatSampler.of(super()._get_train_sampler(dataset))
+
+    def _get_dataloader(self, dataset, *args, **kwargs):
+        if isinstance(dataset, IterableDataset):
+            dataset = OneStream(dataset)
+            # As TRL (1.16) sets it for streams that it is constructed with: rows of text cannot be concatenated
+            self.accelerator.dataloader_config.dispatch_batches = False
+        return super()._get_dataloader(dataset, *args, **kwargs)
+
+    def get_eval_dataloader(self, eval_dataset: str | Dataset | IterableDataset | None = None):
+        # `evaluate` may be given documents, as the constructor; a name stands for windows that it has cut
+        if eval_dataset is None or isinstance(eval_dataset, str):
+            return super().get_eval_dataloader(eval_dataset)
+        if not is_cut(eval_dataset, "eval"):
+            eval_dataset = self.windows_of(eval_dataset, "eval")
+        # With `dataloader_persistent_workers` it would be taken for the trainer's own, or that for it
+        kept = self.__dict__.pop("_eval_dataloaders", {})
+        try:
+            return super().get_eval_dataloader(eval_dataset)
+        finally:
+            self._eval_dataloaders = kept
+
+    def get_test_dataloader(self, test_dataset: Dataset | IterableDataset):
+        # `predict` samples, and measures, as `evaluate`; of streams TRL (1.16) repeats the contexts for that alone
+        return self.get_eval_dataloader(test_dataset)
+
+    def evaluation_loop(self, dataloader, description, *args, metric_key_prefix: str = "eval", **kwargs):
+        if self.is_deepspeed_enabled and self.generator_trainer.engine is None:
+            raise ValueError(
+                "Under DeepSpeed the generator's engine is made when training begins: evaluate with `eval_on_start=True`, "
+                "or after training."
+            )
+        self.eval_rows = []
+        # The loader takes its seed from torch's generator, from which the next gists are sampled; a run that is evaluated
+        # on the way is the run that is not
+        device = self.accelerator.device
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            output = super().evaluation_loop(
+                dataloader, description, *args, metric_key_prefix=metric_key_prefix, **kwargs
+            )
+        scorer = self.generator_trainer.scorer
+        self.eval_rows, self.last_measures = held_out.measure(scorer, self.eval_rows, self.accelerator)
+        self.last_gists = held_out.readable_gists(self.eval_rows, self.processing_class.decode)
+        output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in self.last_measures.items()})
+        return output
+
+    def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys: list[str] | None = None):
+        # Samples, scores and logs; the policy's loss says nothing on held-out data and is not computed
+        self._prepare_inputs(inputs)
+        return None, None, None
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if isinstance(self.train_dataset, IterableDataset) and self.model.training:
+            logs["skipped_rows"] = self.skipped_rows["train"].total
+        super().log(logs, start_time)
+
+    # ---- A run ----
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs):
+        """
+        As [`~transformers.Trainer.train`], but `resume_from_checkpoint=True` takes the newest *complete* checkpoint.
+
+        Raises:
+            ValueError: if the checkpoint, or each in `output_dir`, is damaged or of another run, saying what is wrong
+                with it; or if a new run's `output_dir` holds another run.
+        """
+        if self.is_world_process_zero():
+            recover(self.args.output_dir)
+        self.accelerator.wait_for_everyone()
+        roles = {"summarizer": self.model, "generator": self.generator, "teacher": self.teacher}
+        if self._stands_on is None:  # while the weights are as they were loaded: no engine has sharded them yet
+            self._stands_on = {
+                "world_size": self.args.world_size,
+                "engine": f"zero{zero_stage(self.accelerator)}" if self.is_deepspeed_enabled else "accelerate",
+                "base_models": self.base_models,
+                "frozen_weights": frozen_digests(roles),
+                "vocabulary": vocabulary_of(self.processing_class),
+            }
+        if resume_from_checkpoint and self._sampled_digests is None:  # on all ranks: they may hold a shard each
+            self._sampled_digests = sampled_digests(roles)
+        self.run_directory = RunDirectory(
+            self.args.output_dir,
+            self._stands_on,
+            self.args.steps_per_rollout,
+            {"summarizer": self.model, "generator": self.generator},
+            self._sampled_digests,
+            self.args.sync_ref_model,
+        )
+        if resume_from_checkpoint:
+            resume_from_checkpoint, universal = self._verified_on_all_ranks(resume_from_checkpoint)
+            if universal:
+                load_universal(self.accelerator)
+        else:
+            self.run_directory.check_unused()
+        return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+
+    def _verified_on_all_ranks(self, resume_from_checkpoint):
+        """The checkpoint to load, and whether it is in DeepSpeed's universal form."""
+        outcome = [None, False, None]
+        if self.is_world_process_zero():
+            try:
+                outcome[:2] = self.run_directory.to_resume(resume_from_checkpoint)
+            except ValueError as error:
+                outcome[2] = str(error)
+        checkpoint, universal, refusal = broadcast_object_list(outcome)
+        if refusal is not None:
+            raise ValueError(refusal)
+        return checkpoint, universal
+
+    def _init_training_state(self, max_steps, num_update_steps_per_epoch, num_train_epochs, checkpoint, trial):
+        check_end_of_run(self.args, max_steps)
+        self._held = frozenset()
+        position = super()._init_training_state(
+            max_steps, num_update_steps_per_epoch, num_train_epochs, checkpoint, trial
+        )
+        if checkpoint is None or self.args.ignore_data_skip or not isinstance(self.train_dataset, IterableDataset):
+            return position
+        # A stream has no length, so `Trainer` (5.23) takes the whole run for one epoch and would look for the position
+        # past the stream's end. The epoch it saved counts passes over the stream, in fractions of the run's batches.
+        saved = TrainerState.load_from_json(Path(checkpoint, TRAINER_STATE_NAME))
+        passes, fraction = divmod(saved.epoch, 1)
+        return int(passes), round(fraction * saved.max_steps * self.args.gradient_accumulation_steps)
+
+    def _run_epoch(self, model, epoch, train_dataloader, *args, **kwargs):
+        if self.state.global_step < self.state.max_steps:
+            # Where processes share the batches and some are skipped, accelerate (1.15) does not pass it on
+            train_dataloader.set_epoch(epoch)
+            before = self.state.global_step, self._step
+            # `Trainer` passes the same number in each of a resumed run's epochs
+            resumed_inside = kwargs["steps_trained_in_current_epoch"] > 0 and epoch == kwargs["epochs_trained"]
+            super()._run_epoch(model, epoch, train_dataloader, *args, **kwargs)
+            self._check_trained(*before, resumed_inside=resumed_inside)
+        else:
+            # `Trainer` looks at the step's number after a step: from a run's last checkpoint it would take one too many
+            self.control.should_training_stop = True
+
+    def _check_trained(self, global_step, micro_step, resumed_inside):
+        """Raises `ValueError` if a whole pass over the dataset gave no optimizer step, where `Trainer` ends the run as if
+        it had come to its end, or makes passes without one."""
+        stopped = self._step > micro_step and (self.control.should_training_stop or self.control.should_epoch_stop)
+        if self.state.global_step > global_step or stopped or resumed_inside:
+            return
+        args = self.args
+        rollouts = max(1, args.gradient_accumulation_steps // (args.steps_per_generation * args.num_iterations))
+        contexts = rollouts * args.generation_batch_size // args.num_generations
+        raise ValueError(
+            f"The train dataset ended before it gave the {contexts} windows of one optimizer step "
+            f"({self.skipped_rows['train'].total} of its rows were skipped), so nothing would be trained. Lower "
+            "`per_device_train_batch_size`, `steps_per_generation` or `gradient_accumulation_steps`, raise "
+            "`num_generations`, or give more documents."
+        )
+
+    def _finalize_training(self, trial, num_train_samples, start_time):
+        if self._held:
+            logger.warning(
+                f"The run ended at step {self.state.global_step}, inside a rollout of {self.args.steps_per_rollout} "
+                "optimizer steps, so the checkpoint that was asked for was not written."
+            )
+        if self.args.load_best_model_at_end and self.state.best_model_checkpoint is None:
+            logger.warning(
+                "`load_best_model_at_end` is True, and the best evaluation fell on no step that was saved: the weights stay "
+                "those of the last step. Evaluate at the steps that are saved (`eval_steps`, `save_steps`)."
+            )
+        limit = self.args.save_total_limit
+        if self.state.global_step < self.state.max_steps:
+            # With a limit of 1 `Trainer` keeps the best checkpoint alone; a run that was stopped goes on from its last
+            self.args.save_total_limit = None
+        try:
+            return super()._finalize_training(trial, num_train_samples, start_time)
+        finally:
+            self.args.save_total_limit = limit
+
+    # ---- A checkpoint: between two rollouts, both halves as one, complete or none ----
+    # The generator has taken its step on a rollout before the summarizer takes its first, and a checkpoint holds no
+    # half-used rollout: the rest of one would never be trained on, and the next ones would start at other steps.
+
+    def _inside_rollout(self):
+        return self.state.global_step % self.args.steps_per_rollout != 0
+
+    def _maybe_log_save_evaluate(self, *args, **kwargs):
+        """Whoever asked for it, a checkpoint waits for the end of the rollout, and so does the evaluation that it is
+        chosen by."""
+        asked = {"should_save"} if self.control.should_save else set()
+        if self.control.should_evaluate and (asked or self.args.save_strategy == SaveStrategy.BEST):
+            asked.add("should_evaluate")
+        if self._inside_rollout():
+            self._held |= asked
+        for name in self._held:
+            setattr(self.control, name, not self._inside_rollout())
+        if not self._inside_rollout():
+            self._held = frozenset()
+        super()._maybe_log_save_evaluate(*args, **kwargs)
+
+    def _save_checkpoint(self, model, trial):
+        step = self.state.global_step
+        if self._inside_rollout():
+            raise ValueError(
+                f"No checkpoint can be written at step {step}, inside a rollout of "
+                f"{self.args.steps_per_rollout} optimizer steps: a run that resumes from it would leave the rest of the "
+                "rollout out. Set `control.should_save`, which waits for the rollout's end, or use `save_model`."
+            )
+        run_dir = self._get_output_dir(trial)
+        final = os.path.join(run_dir, f"{PREFIX_CHECKPOINT_DIR}-{step}")
+        try:
+            with self._written_beside(run_dir, f"The checkpoint of step {step}") as staging:
+                self._staging_dir = str(staging)
+                super()._save_checkpoint(model, trial)
+                staged = staging / Path(final).name
+                if self.state.best_model_checkpoint == str(staged):
+                    self.state.best_model_checkpoint = final
+                    if self.args.should_save:
+                        self.state.save_to_json(str(staged / TRAINER_STATE_NAME))
+                self.accelerator.wait_for_everyone()  # each rank has written its part
+                if self.args.should_save:
+                    self.run_directory.complete(staged, Path(final), step)
+        finally:
+            self._staging_dir = None
+        if self.args.push_to_hub:
+            self.hub.push_checkpoint(final)
+        if self.args.should_save:
+            best = self.state.best_model_checkpoint
+            rotate(run_dir, self.args.save_total_limit, {Path(final)} | ({Path(best)} if best else set()))
+
+    def _get_output_dir(self, trial):
+        # `Trainer._save_checkpoint` (5.23) makes its folder in here
+        return self._staging_dir or super()._get_output_dir(trial)
+
+    def _written_beside(self, directory, what):
+        return written_beside(directory, what, self.args.should_save, self.accelerator.wait_for_everyone)
+
+    def _save_optimizer_and_scheduler(self, output_dir: str):
+        super()._save_optimizer_and_scheduler(output_dir)
+        self.generator_trainer.save_checkpoint(Path(output_dir, GENERATOR_DIR))
+        if self.args.should_save:
+            save_state(output_dir, self.length_penalty, self.alarms, self._followed_reference())
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None):
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is not None:
+            self.generator_trainer.load_checkpoint(Path(checkpoint, GENERATOR_DIR), self.state.global_step)
+            load_state(checkpoint, self.length_penalty, self.alarms, self._followed_reference())
+            if not self.length_penalty.is_fixed:
+                self._apply_length_penalty()
+        self.accelerator.wait_for_everyone()
+        if self.is_world_process_zero():
+            remove_universal(Path(self.args.output_dir))
+
+    def _followed_reference(self):
+        """The reference, if it follows S; one that does not is the checkpoint that S came from."""
+        return self.accelerator.unwrap_model(self.ref_model) if self.args.sync_ref_model else None
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None):
+        model = self.model if model is None else model
+        generator_dir = Path(resume_from_checkpoint, GENERATOR_DIR)
+        if isinstance(model, PeftModel):
+            # `Trainer` (5.23) would take generator/ for a second adapter of S
+            weights = read_adapter(model, resume_from_checkpoint, "summarizer")
+            self.generator_trainer.load_model(generator_dir)
+            set_peft_model_state_dict(model, weights)
+        else:
+            self.generator_trainer.load_model(generator_dir)
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _load_best_model(self):
+        best = Path(self.state.best_model_checkpoint)
+        Manifest.load(best).check_files(best)
+        if self.is_deepspeed_enabled:  # whose checkpoints hold optimizer and weights in one
+            super()._load_best_model()
+            self.generator_trainer.load_checkpoint(best / GENERATOR_DIR, self.state.best_global_step)
+        else:
+            self._load_from_checkpoint(str(best))
+        self._last_loaded_step = -1  # or vLLM (TRL 1.16) would go on with the last weights until a step is taken
+
+    # ---- The pair ----
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False):
+        output_dir = output_dir or self.args.output_dir
+        if self._staging_dir is not None:  # a checkpoint is itself written beside its place
+            self._save_pair(output_dir)
+        else:
+            with self._written_beside(output_dir, "The pair") as staging:
+                staged = staging / Path(output_dir).resolve().name
+                self._save_pair(str(staged))
+                self.accelerator.wait_for_everyone()
+                if self.args.should_save:
+                    replace_files(staged, Path(output_dir), last=PAIR_CONFIG_NAME)
+        # As in `Trainer.save_model`, but once both halves are there
+        if self.args.push_to_hub and not _internal_call:
+            self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
+
+    def _save_pair(self, directory):
+        super().save_model(directory, _internal_call=True)
+        if self.args.should_save:
+            # A pickle; gist_config.json holds the recipe
+            Path(directory, TRAINING_ARGS_NAME).unlink(missing_ok=True)
+        pair = pair_config(self.args, self.base_models, self.last_measures, self.last_gists, self.state.global_step)
+        save_pair(directory, pair, self.generator_trainer, self.processing_class, self._tag_names)
+
+    def create_model_card(self, *args, **kwargs):
+        pass  # TRL writes its own to `output_dir` at every checkpoint; ours is written where the pair is, in `save_model`
+
+    # ---- The Hub ----
+
+    def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
+        super().init_hf_repo(token=token, private=private)
+        self.hub.prepare(token)
+
+    def push_to_hub(
+        self,
+        commit_message: str | None = "End of training",
+        blocking: bool = True,
+        token: str | None = None,
+        revision: str | None = None,
+        private: bool | None = None,
+        **kwargs,
+    ) -> CommitInfo | Future[CommitInfo] | None:
+        """
+        Saves the pair to `args.output_dir` and pushes both halves, `gist_config.json`, the card and the run's plots and
+        report in one commit.
+
+        Args:
+            commit_message (`str`, *optional*, defaults to `"End of training"`):
+                Message of the commit.
+            blocking (`bool`, *optional*, defaults to `True`):
+                Whether to return only when the commit is made.
+            token (`str`, *optional*):
+                Token with write permission. Defaults to `args.hub_token`, or else the one of `hf auth login`.
+            revision (`str`, *optional*):
+                Branch to push to. Defaults to `args.hub_revision`, or else `"main"`.
+            private (`bool`, *optional*):
+                Whether to make the repository private when it is created. Defaults to `args.hub_private_repo`.
+            kwargs (`dict`):
+                What other trainers put in their card; a pair's card takes none.
+
+        Returns:
+            [`~huggingface_hub.CommitInfo`], or a `Future` of it if not `blocking`; `None` but on the main process.
+
+        Raises:
+            ConnectionError: if the push failed. The pair is saved, and the repository is as it was.
+        """
+        self.callback_handler.on_push_begin(self.args, self.state, self.control)
+        if self.hub_model_id is None:  # `args.push_to_hub` is off
+            self.init_hf_repo(token=token, private=private)
+        self.save_model(_internal_call=True)
+        if not self.is_world_process_zero():
+            return None
+        self._finish_current_push()
+        return self.hub.push_pair(commit_message, blocking, token, revision)
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        pass  # `Trainer` (5.23) asks for it while the checkpoint is written; `_save_checkpoint` pushes what is complete
+
+    @property
+    def hub_url(self) -> str | None:
+        """The repository of the last push, as the Hub gave it; on the main process."""
+        return self.hub.url
 
 
 @contextmanager

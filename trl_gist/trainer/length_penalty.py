@@ -13,7 +13,7 @@
 # limitations under the License.
 
 """
-λ, the price of a gist token, as the multiplier of a constraint.
+λ, the price of a gist token: the weight of the reward [`trl_gist.length_penalty`], fixed or the multiplier of a constraint.
 
 The method is constrained: be useful, at a rate. A fixed λ names a price and takes the length that comes out; here the
 user names the length, or the distance to the teacher that may be lost, and λ is found by dual ascent while the policy

@@ -46,6 +46,7 @@ from ..models.generation_settings import plain_generation_config
 from ..models.sampling import sample_gists
 from ..prompts import gist_from_completion
 from ..version import __version__
+from .checkpoints.pair_state import recipe_of
 
 
 logger = get_logger(__name__)
@@ -278,7 +279,7 @@ def _describe(trainer):
     device = trainer.accelerator.device
     return {
         "base_models": trainer.base_models,
-        "recipe": trainer._pair_config().recipe,
+        "recipe": recipe_of(args),
         "changed": changed,
         "rewards": dict(zip(trainer.reward_func_names, trainer.initial_reward_weights, strict=True)),
         "environment": {

@@ -18,12 +18,14 @@ weights that come back from a sync as they were.
 """
 
 import copy
+from collections.abc import Callable
 from contextlib import contextmanager
 from functools import partial
 
 from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 from transformers import PreTrainedModel
+from trl.generation.vllm_generation import VLLMGeneration
 
 from .gist_config import GistConfig
 
@@ -46,35 +48,64 @@ def check_vllm_settings(args: GistConfig, model: str | PreTrainedModel | PeftMod
         )
 
 
-class VLLMSampling:
+def prepare_vllm(generation: VLLMGeneration, model: PreTrainedModel | PeftModel, num_generations: int):
     """
-    The part of [`GistTrainer`] that samples with vLLM, by the `vllm_generation` that TRL has built.
+    Changes what TRL has built: a sync hands over merged weights as copies, and an engine is asked once for all gists of
+    a context.
 
     TRL asks a server once for all gists of a context, but the engine beside it, or shared by some ranks
     (`vllm_tensor_parallel_size`), once for each gist.
+
+    Args:
+        generation ([`~trl.generation.vllm_generation.VLLMGeneration`]):
+            The trainer's.
+        model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
+            The summarizer.
+        num_generations (`int`):
+            Gists of a context in training; in evaluation it is asked for one.
     """
+    if isinstance(model, PeftModel):
+        generation._iter_named_params = partial(_merged_weights, generation._iter_named_params, model)
+    if generation.mode == "colocate":
+        generation.llm.generate = partial(_gists_of_contexts, generation.llm.generate, model, num_generations)
 
-    def _prepare_vllm(self):
-        generation = self.vllm_generation
-        if isinstance(self.model, PeftModel):
-            generation._iter_named_params = partial(_merged_weights, generation._iter_named_params, self.model)
-        if self.vllm_mode == "colocate":
-            generation.llm.generate = partial(self._gists_of_contexts, generation.llm.generate)
 
-    def _sample_with_vllm(self, prompt_ids, images, multimodal_fields, num_generations, **kwargs):
-        self.vllm_generation.temperature = self.temperature if self.model.training else 0.0
-        if self.model.training:
-            return super()._generate_single_turn(prompt_ids, images, multimodal_fields, num_generations, **kwargs)
-        # Greedy, so the gists of a context are one and the same, which vLLM refuses to write more than once
-        once = super()._generate_single_turn(prompt_ids[::num_generations], images, multimodal_fields, 1, **kwargs)
-        return tuple([row for row in rows for _ in range(num_generations)] for rows in once)
+def sample_with_vllm(
+    generate: Callable,
+    generation: VLLMGeneration,
+    prompt_ids: list[list[int]],
+    num_generations: int,
+    temperature: float,
+) -> tuple[list[list[int]], list[list[float]]]:
+    """
+    Completions and their log-probs, `num_generations` rows a context.
 
-    def _gists_of_contexts(self, generate, prompts, sampling_params, **kwargs):
-        """`LLM.generate` for rows of which each context has `num_generations`, as TRL passes them; an output a row."""
-        size = self.num_generations if self.model.training else 1
-        sampling_params.n = size
-        outputs = generate(prompts[::size], sampling_params=sampling_params, **kwargs)
-        return [_with_gist(output, gist) for output in outputs for gist in output.outputs]
+    Args:
+        generate (`Callable`):
+            TRL's `_generate_single_turn`.
+        generation ([`~trl.generation.vllm_generation.VLLMGeneration`]):
+            The trainer's.
+        prompt_ids (`list[list[int]]`):
+            A prompt a row; those of a context are adjacent.
+        num_generations (`int`):
+            Rows of a context.
+        temperature (`float`):
+            0 is greedy.
+    """
+    generation.temperature = temperature
+    if temperature > 0:
+        return generate(prompt_ids, None, {}, num_generations)
+    # The greedy gists of a context are one and the same, which vLLM refuses to write more than once
+    once = generate(prompt_ids[::num_generations], None, {}, 1)
+    return tuple([row for row in rows for _ in range(num_generations)] for rows in once)
+
+
+def _gists_of_contexts(generate, model, num_generations, prompts, sampling_params, **kwargs):
+    """`LLM.generate` for rows of which each context has `num_generations`, as TRL passes them; an output a row."""
+    size = num_generations if model.training else 1
+    sampling_params.n = size
+    outputs = generate(prompts[::size], sampling_params=sampling_params, **kwargs)
+    return [_with_gist(output, gist) for output in outputs for gist in output.outputs]
 
 
 def _with_gist(output, gist):

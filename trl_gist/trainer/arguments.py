@@ -1,0 +1,202 @@
+# Copyright 2026 The trl_gist authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""From what [`GistTrainer`] is given to what it trains: arguments refused early, roles loaded and drawn, rewards priced."""
+
+import copy
+import math
+from collections.abc import Callable
+
+import torch
+from datasets import Dataset, IterableDataset
+from peft import PeftConfig, PeftModel, get_peft_model
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from .. import rewards
+from ..models.adapters import check_adapter, check_drawn
+from ..models.deepspeed import check_distributed_settings, is_sharded
+from ..models.fingerprints import frozen_digests
+from ..models.roles import Roles, check_bare, check_dtype, check_embeddings, check_same_tokenizer, load_roles
+from ..rewards import kl_gain, length_penalty
+from .config_checks import check_best_model_of, check_head_dtype
+from .gist_config import GistConfig
+from .vllm import check_vllm_settings
+
+
+RewardFunc = Callable[..., list[float]]
+
+
+def check_arguments(
+    args: GistConfig,
+    model: str | PreTrainedModel | PeftModel,
+    model_id: str | None,
+    generator: str | PreTrainedModel | PeftModel | None,
+    train_dataset: Dataset | IterableDataset | None,
+    eval_dataset: Dataset | IterableDataset | dict[str, Dataset | IterableDataset] | None,
+    peft_config: PeftConfig | None,
+    generator_peft_config: PeftConfig | None,
+    compressor,
+):
+    """Raises `ValueError` for arguments of [`GistTrainer`] that do not go together; `model_id` is the model's checkpoint."""
+    check_distributed_settings(args)
+    if args.use_vllm:
+        check_vllm_settings(args, model)
+    if train_dataset is None:
+        raise ValueError("`train_dataset` is required.")
+    check_best_model_of(args, eval_dataset)
+    if compressor is not None and not args.generator_only:
+        raise ValueError("`compressor` writes gists for a generator trained alone: set `generator_only=True`.")
+    for name, config in (("peft_config", peft_config), ("generator_peft_config", generator_peft_config)):
+        if config is not None:
+            check_adapter(f"`{name}`", config, drawn_here=True)
+    if generator_peft_config is not None and isinstance(generator, PeftModel):
+        raise ValueError(
+            "`generator` is a PeftModel, which has its adapter, and `generator_peft_config` asks for another. Leave one "
+            "of them out."
+        )
+    lora = peft_config is not None or isinstance(model, PeftModel)
+    check_head_dtype(args, lora)
+    if args.beta != 0 and not lora and not model_id:
+        raise ValueError(
+            f"`beta` ({args.beta}) needs a reference, which is loaded from the checkpoint that the model came from, and "
+            "this model does not say which. Save it and pass the folder, or train it with a `peft_config`."
+        )
+
+
+def load_given(
+    model: str | PreTrainedModel | PeftModel,
+    generator: str | PreTrainedModel | PeftModel | None,
+    teacher: str | PreTrainedModel | PeftModel | None,
+    tokenizer: PreTrainedTokenizerBase,
+    args: GistConfig,
+    lora: bool,
+) -> Roles:
+    """The three roles, loaded, as far as they are given by name; the generator has no adapter yet but one that it came
+    with. Raises `ValueError` where they do not go together with the tokenizer or the settings of loading."""
+    for role, source in (("generator", generator), ("teacher", teacher)):
+        if source is not None:
+            check_same_tokenizer(tokenizer, role, source, args.trust_remote_code)
+    roles = load_roles(
+        model,
+        generator,
+        teacher,
+        share_base=lora,
+        summarizer_owns_base=args.use_vllm,
+        model_init_kwargs=args.model_init_kwargs,
+        trust_remote_code=args.trust_remote_code,
+    )
+    check_embeddings(tokenizer, "summarizer", roles.summarizer)
+    sharded = is_sharded(roles.summarizer)
+    if args.beta != 0 and not lora and not isinstance(model, str) and sharded:
+        raise ValueError(
+            f"`beta` ({args.beta}) needs a reference, and under ZeRO-3 it is loaded from a checkpoint: pass `model` as the "
+            "checkpoint's name."
+        )
+    loads_any = sharded or any(isinstance(source, str) for source in (model, generator, teacher))
+    if args.model_init_kwargs and not loads_any:
+        raise ValueError(
+            f"`model_init_kwargs` ({args.model_init_kwargs}) say how a checkpoint is loaded, and every model is loaded "
+            "already. Leave them out, or pass the checkpoint's name."
+        )
+    for role, trained in (("summarizer", roles.summarizer), ("generator", roles.generator)):
+        check_dtype(role, trained)
+    return roles
+
+
+def draw_generator(
+    summarizer: PreTrainedModel | PeftModel, roles: Roles, peft_config: PeftConfig | None, teacher_digest: str
+) -> PreTrainedModel | PeftModel:
+    """
+    The generator with its adapter.
+
+    Args:
+        summarizer ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
+            With its own adapter drawn, so that a run with S alone draws the same one.
+        roles ([`Roles`]):
+            As they were loaded.
+        peft_config ([`~peft.PeftConfig`], *optional*):
+            Defaults to the summarizer's.
+        teacher_digest (`str`):
+            Of the teacher's parameters before any adapter was drawn.
+
+    Raises:
+        ValueError: if either role has nothing to train, or training it would change the teacher.
+    """
+    generator = roles.generator
+    if peft_config is None and isinstance(summarizer, PeftModel):
+        peft_config = summarizer.active_peft_config
+    if peft_config is not None and not isinstance(generator, PeftModel):
+        # A copy, because PEFT writes the base's name into it: S may stand on another base
+        peft_config = copy.deepcopy(peft_config)
+        peft_config.base_model_name_or_path = None
+        generator = get_peft_model(generator, peft_config)
+    for role, trained in (("summarizer", summarizer), ("generator", generator)):
+        if not any(parameter.requires_grad for parameter in trained.parameters()):
+            raise ValueError(
+                f"The {role} has no trainable parameters. Load its adapter with `is_trainable=True`, or pass a "
+                "`peft_config`."
+            )
+        check_bare(role, trained, roles.teacher)
+    teacher_now = frozen_digests({"teacher": roles.teacher})["teacher"]
+    check_drawn(summarizer, generator, roles.teacher, teacher_digest, teacher_now)
+    return generator
+
+
+def rewards_and_weights(
+    reward_funcs: RewardFunc | list[RewardFunc] | None, args: GistConfig
+) -> tuple[list[RewardFunc], list[float]]:
+    """
+    The reward functions, in a list of its own because TRL writes into it, and what each counts.
+
+    Raises:
+        ValueError: for a function that is given by its name, for weights that are too few or too many, and where
+            `args` set the weight of the length penalty, which is not among the functions.
+    """
+    if reward_funcs is None:
+        reward_funcs = [kl_gain, length_penalty]  # less noise than log_prob_gain: docs/ABLATION.md
+    else:
+        reward_funcs = list(reward_funcs) if isinstance(reward_funcs, (list, tuple)) else [reward_funcs]
+    for func in reward_funcs:
+        if isinstance(func, str) and callable(getattr(rewards, func, None)):
+            raise ValueError(
+                f"`reward_funcs` has the string {func!r}, which TRL would take for a reward model on the Hub. Pass the "
+                f"function: `trl_gist.rewards.{func}`."
+            )
+    weights = args.reward_weights
+    if weights is None:
+        weights = [args.length_penalty if func is length_penalty else 1.0 for func in reward_funcs]
+    if len(weights) != len(reward_funcs):
+        raise ValueError(
+            f"`reward_weights` has {len(weights)} weights for {len(reward_funcs)} reward functions. Give each its own, "
+            "or leave it out: each then counts 1.0, and `length_penalty` λ."
+        )
+    constrained = args.target_gist_length is not None or args.max_teacher_kl is not None
+    if constrained and length_penalty not in reward_funcs:
+        raise ValueError(
+            "`target_gist_length` and `max_teacher_kl` set the weight of the `length_penalty` reward: add "
+            "`trl_gist.length_penalty` to `reward_funcs`."
+        )
+    return reward_funcs, weights
+
+
+def check_rewards(rewards_per_func: torch.Tensor, names: list[str]):
+    """Raises `ValueError` that names the reward function which returned no finite number for a gist."""
+    bad = ~torch.isfinite(rewards_per_func)
+    if bad.any():
+        row, func = bad.nonzero()[0].tolist()
+        value = rewards_per_func[row, func].item()
+        raise ValueError(
+            f"The reward function '{names[func]}' returned {'None or NaN' if math.isnan(value) else value} for gist {row} "
+            "of the rollout. Return a finite number for every gist; the pair was not stepped."
+        )
