@@ -28,7 +28,7 @@ from ..data.documents import load_documents
 from ..data.windows import PositionLimits, WindowSpec, prepare_windows
 from ..evaluation import PairReadings, load_generator_only, load_teacher
 from ..evaluation.folder import EvaluationFolder
-from ..evaluation.quality import measures as quality
+from ..evaluation.quality.measures import quality
 from ..evaluation.quality.page import write_page
 from ..evaluation.quality.plots import draw_quality
 from ..inference.compactor import GistCompactor
