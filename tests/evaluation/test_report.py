@@ -157,7 +157,7 @@ def test_the_page_of_a_run_holds_its_figures(finished, capsys):
     for label, name, digits in (
         ("KL(teacher ‖ generator), with the gist", "teacher_kl", 3),
         ("the same with an empty gist", "null_teacher_kl", 3),
-        ("NLL: teacher, last K+|Z| tokens, verbatim", "nll_tail", 3),
+        ("NLL, teacher: last K+|Z|", "nll_tail", 3),
         ("the gist's gain over an empty gist", "gain_over_null", 3),
         ("tokens a gist", "gist_length", 1),
     ):
@@ -397,7 +397,7 @@ def test_without_a_log_the_checkpoint_and_the_pair_speak(make_trainer, lora, doc
     page = page_of(tmp_path / "run")
     assert "has no run_log/: the curves are those of checkpoint-2" in page.text
     assert "Distance to the teacher" in page.headings
-    assert page.row("NLL: generator, gist + last K") == [
+    assert page.row("NLL, generator: gist") == [
         f"{measured['eval_nll_gist']:.3f} ± {measured['eval_nll_gist_se']:.3f}"
     ]
 

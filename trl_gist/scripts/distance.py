@@ -159,8 +159,7 @@ def _facts_table(report):
         table.add_column(f"{first}" if first == last else f"{first}-{last}", justify="right", no_wrap=True)
     table.add_column("never", justify="right", no_wrap=True)
     for writer, found in facts["since_last"].items():
-        name = "zero-shot summary" if writer == "zero_shot" else f"{writer} gist"
-        table.add_row(f"share in the {name}", *map(with_error, found["share"], found["share_se"]))
+        table.add_row(f"share, {labels[writer]}", *map(with_error, found["share"], found["share_se"]))
     for arm in report["verdicts"]:
         found = gains[arm]
         cells = [with_error(*cell, sign="+") for cell in zip(found["gain"], found["gain_se"], strict=True)]

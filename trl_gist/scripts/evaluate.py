@@ -29,6 +29,7 @@ from ..evaluation.folder import PLOTS_DIR, EvaluationFolder
 from ..evaluation.gists.pattern_plots import draw_survival
 from ..evaluation.gists.patterns import PATTERNS, gist_patterns, summarize_patterns, survival
 from ..evaluation.gists.transfer import as_text, read_as_text, read_by_pair, summarize_transfer, transfer_table
+from ..evaluation.pages.labels import reader_labels
 from ..evaluation.pages.plots import save_figure
 from ..evaluation.quality.measures import quality, with_means
 from ..evaluation.quality.page import write_page
@@ -45,17 +46,7 @@ _DECISIVE = (
     *("max_windows", "batch_size", "last_k", "budgets", "generator_only", "teacher", "compressors", "samples"),
     *("token_classifier", "gists", "own_generators"),
 )
-_READERS = {
-    "teacher": "T: the whole context",
-    "full": "G: the whole context",
-    "gist": "G: gist",
-    "null": "G: empty gist",
-    "generator_only": "G alone: empty",
-    "shuffled": "G: another's gist",
-    "random": "G: random tokens",
-    "last_k": "T: last {last_k}",
-    "tail": "T: last {last_k} + |Z|",
-}
+_ROWS = ("teacher", "full", "gist", "null", "generator_only", "shuffled", "random", "last_k", "tail")
 
 
 def evaluate(args: EvaluateArguments):
@@ -175,15 +166,16 @@ def _print(measures, setting, pair, title):
         return with_error(measures.get(name), measures.get(f"{name}_se"), digits)
 
     last_k, budget = setting[0] or pair.last_k, setting[1]
+    labels = reader_labels(last_k=last_k)
     table = Table(title=title, box=box.SIMPLE, title_justify="left")
     table.add_column("Target read after", no_wrap=True)
     for heading in ("NLL", "the gist gains", "KL from T"):
         table.add_column(heading, justify="right", no_wrap=True)
-    for name, label in _READERS.items():
+    for name in _ROWS:
         if f"nll_{name}" in measures:
             cells = value(f"nll_{name}"), value(f"gain_over_{name}") if f"gain_over_{name}" in measures else ""
             kl = "" if name == "teacher" else value(f"kl_{name}", 3)
-            table.add_row(label.format(last_k=last_k), *cells, kl, style="bold" if name == "gist" else None)
+            table.add_row(labels[name], *cells, kl, style="bold" if name == "gist" else None)
     console = Console()
     console.print(table)
     uses = measures["break_even_uses"]

@@ -15,19 +15,20 @@
 """What a walk's measures are called in tables, plots and on the page, and what they say in words."""
 
 from ...common.statistics import with_error
+from ..pages.labels import reader_labels
 
 
 def arm_labels(report: dict) -> dict[str, str]:
     """Arms in the order in which tables show them, from all text to the recursive gists."""
-    last_k = report["geometry"]["last_k"]
+    readers = reader_labels(last_k=report["geometry"]["last_k"])
     labels = {
         "full": "T: all text so far",
         "window": f"T: last {report['geometry']['context_length']}, verbatim",
-        "tail": f"T: last {last_k}+|Z|, verbatim",
-        "last_k": f"T: last {last_k}, sliding window",
+        "tail": f"{readers['tail']}, verbatim",
+        "last_k": f"{readers['last_k']}, sliding window",
         "zero_shot": "T: its own rolling summary",
         "zero_shot_g": "G: T's rolling summary",
-        "null": "G: empty gist, sliding window",
+        "null": f"{readers['null']}, sliding window",
         "stale": "G: the first window's gist",
         "single": "G: gist of the chunk alone",
         "pair": "G: rolling gist",

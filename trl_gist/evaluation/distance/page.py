@@ -52,7 +52,7 @@ def write_distance_page(directory: str | os.PathLike) -> Path:
             tables=_tables(report),
             gains=_gains(report),
             plots=inline_plots(directory / PLOTS_DIR, _CAPTIONS),
-            gallery=_gallery(rows, ["pair", "zero_shot", *report["pairs"]]),
+            gallery=_gallery(rows, report),
             facts=_facts(report, rows),
             now=time.strftime("%Y-%m-%d %H:%M %Z"),
         )
@@ -103,8 +103,9 @@ def _gains(report):
     ]
 
 
-def _gallery(rows, writers):
+def _gallery(rows, report):
     """Windows of the longest document, evenly spread."""
+    labels, writers = arm_labels(report), ("pair", "zero_shot", *report["pairs"])
     longest = max(rows, key=lambda row: row["window"])["document_id"]
     own = [row for row in rows if row["document_id"] == longest]
     chosen = sorted({round(index * (len(own) - 1) / (_GALLERY - 1)) for index in range(_GALLERY)})
@@ -113,7 +114,7 @@ def _gallery(rows, writers):
             "document": str(longest),
             "window": own[index]["window"] + 1,
             "tokens": own[index]["tokens"],
-            "gists": [(writer, own[index]["gists"][writer]) for writer in writers],
+            "gists": [(labels[writer], own[index]["gists"][writer]) for writer in writers],
             "chunk": own[index]["chunk"],
             "target": own[index]["target"],
         }

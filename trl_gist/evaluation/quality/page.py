@@ -31,8 +31,9 @@ from ..folder import MEASURES_FILE, PAGE_FILE, PLOTS_DIR, ROWS_FILE, SETTINGS_FI
 from ..gists.pattern_plots import survival_html
 from ..gists.patterns import PATTERNS
 from ..gists.transfer import GAINS
-from ..pages.environment import gain_against, inline_plots, measure, page_environment, without_folders
-from .plots import READER_LABELS, setting_label
+from ..pages.environment import headline, inline_plots, measure, page_environment, without_folders
+from ..pages.labels import reader_labels
+from .plots import setting_label
 
 
 _GALLERY = 6
@@ -46,12 +47,6 @@ _CAPTIONS = {
     "every window the gist that turned out best of all of them, with its target known: what choosing could still bring, "
     "not what a compressor reached.",
     "survival": "Which of the context's tokens are found again in the gist, by their place in the context.",
-}
-_CONTROLS = {
-    "null": "an empty gist",
-    "shuffled": "another document's gist",
-    "generator_only": "a generator trained without gists",
-    "tail": "as many verbatim tokens read by T",
 }
 
 
@@ -90,18 +85,12 @@ def write_page(directory: str | os.PathLike) -> Path:
 
 def _verdict(measures):
     """The result in a sentence and in tiles."""
-    parts, tiles = [], []
-    for name, control in _CONTROLS.items():
-        gain, error = measures.get(f"gain_over_{name}"), measures.get(f"gain_over_{name}_se")
-        if gain is not None:
-            words, tile = gain_against(control, gain, error)
-            parts.append(words)
-            tiles.append(tile)
+    words, tiles = headline(measures)
     tiles.append(("KL from the teacher", measure(measures["teacher_kl"], measures["teacher_kl_se"]), "plain"))
     rate = f"{100 * measures['gist_rate']:.1f}% · {100 * measures['total_rate']:.1f}%"
     tiles.append(("of the context's tokens: the gist · all that G reads", rate, "plain"))
     sentence = (
-        f"On {measures['windows']} windows of {measures['documents']} documents the gist {'; it '.join(parts)}. "
+        f"On {measures['windows']} windows of {measures['documents']} documents the gist {words}. "
         "In nats per target token, ± standard error over documents; clear differences exceed two of them."
     )
     return {"sentence": sentence, "tiles": tiles}
@@ -109,10 +98,9 @@ def _verdict(measures):
 
 def _table(measures):
     rows = []
-    for name in ("teacher", *READER_LABELS):
+    for name, label in reader_labels().items():
         if measures.get(f"nll_{name}") is None:
             continue
-        label = "T: whole context" if name == "teacher" else READER_LABELS[name]
         figures = [
             measure(measures.get(f"{kind}_{name}"), measures.get(f"{kind}_{name}_se"))
             for kind in ("nll", "bits_per_byte", "kl", "gain_over")
