@@ -12,6 +12,8 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
+"""`python -m trl_gist.cli`, which is `trl-gist`."""
+
 import sys
 
 from .main import main

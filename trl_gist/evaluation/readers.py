@@ -12,6 +12,8 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
+"""Models that read beside the pair: its teacher, a generator trained alone; and all readings of windows in one call."""
+
 from transformers import PreTrainedModel
 from trl.trainer.utils import create_model_from_path
 

@@ -30,6 +30,7 @@ from ..evaluation.distance.page import write_distance_page
 from ..evaluation.distance.plots import draw_distance
 from ..evaluation.distance.walk import DistanceReadings, long_documents
 from ..evaluation.folder import COSTS_FILE
+from ..evaluation.pages.environment import spread
 from ..version import __version__
 from .arguments import DistanceArguments
 from .compare import named
@@ -174,8 +175,7 @@ def _costs_table(costs):
     table = Table(title="Cost of the next token, by length", box=box.SIMPLE, title_justify="left")
     for heading in ("tokens", "read", "written", "cache", "memory", "T: read", "written", "cache", "memory"):
         table.add_column(heading, justify="right", no_wrap=True)
-    shown = sorted({round(index * (len(costs) - 1) / 7) for index in range(8)})
-    for row in (costs[index] for index in shown):
+    for row in spread(costs, 8):
         cells = [f"{row['tokens']:,}"]
         for who in ("pair", "full"):
             known = f"read_{who}" in row

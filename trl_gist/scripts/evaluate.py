@@ -32,7 +32,7 @@ from ..evaluation.gists.transfer import as_text, read_as_text, read_by_pair, sum
 from ..evaluation.pages.labels import reader_labels
 from ..evaluation.pages.plots import save_figure
 from ..evaluation.quality.measures import quality, with_means
-from ..evaluation.quality.page import write_page
+from ..evaluation.quality.page import write_quality_page
 from ..evaluation.quality.plots import draw_quality
 from ..version import __version__
 from .arguments import EvaluateArguments
@@ -104,7 +104,7 @@ def evaluate(args: EvaluateArguments):
             **more,
         }
     )
-    finish(folder, draw_quality, write_page)
+    finish(folder, draw_quality, write_quality_page)
 
 
 def describe_gists(rows: list[dict], readings: PairReadings, folder: EvaluationFolder) -> dict[str, float]:

@@ -36,9 +36,7 @@ from ...common.statistics import standard_error
 from ...prompts import before_last_k
 from ...scoring.gist_scorer import GistScorer
 from ...scoring.targets import TargetScorer
-from ..compressors import (
-    Compressor,
-)
+from ..compressors import Compressor
 
 
 NO_GIST, TRAINED = "no gist", "trained summarizer"

@@ -12,10 +12,11 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""What all pages share: their templates' environment, how a figure is written, plots inlined."""
+"""What all pages share: how they are rendered, how figures are written, plots inlined; the templates lie beside it."""
 
 import os
 import re
+import time
 from pathlib import Path
 
 import jinja2
@@ -27,20 +28,38 @@ from .labels import CONTROLS
 _HEADLINE = ("null", "shuffled", "generator_only", "tail")
 
 
-def page_environment() -> jinja2.Environment:
-    """For the templates of evaluation, which share a style; named by their path from there."""
-    return jinja2.Environment(
+def render_page(template: str, **content) -> str:
+    """A page as HTML, from one of evaluation's templates, named by its path from there, and what it shows."""
+    environment = jinja2.Environment(
         loader=jinja2.PackageLoader("trl_gist.evaluation", ""),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters |= {"measure": measure, "number": number}
+    return environment.get_template(template).render(now=time.strftime("%Y-%m-%d %H:%M %Z"), **content)
 
 
 def measure(value, error=None, sign: str = "", digits: int = 3) -> str:
     """[`with_error`] as it is printed on a page."""
     return with_error(value, error, digits, sign).replace("-", "−")
+
+
+def number(value) -> str:
+    """Any scalar of a log, with as many digits as it needs."""
+    if not is_number(value):
+        return "–" if value is None or isinstance(value, float) else str(value)
+    if float(value).is_integer() and abs(value) < 1e6:
+        return f"{value:.0f}"
+    return f"{value:.3f}" if 0.01 <= abs(value) < 1000 else f"{value:.3g}"
+
+
+def spread(items: list, count: int) -> list:
+    """At most `count` of them, evenly spread, the first and the last among them."""
+    if len(items) <= count:
+        return items
+    return [items[round(index * (len(items) - 1) / (count - 1))] for index in range(count)]
 
 
 def headline(measures: dict, prefix: str = "") -> tuple[str, list[tuple[str, str, str]]]:

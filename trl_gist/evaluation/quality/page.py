@@ -20,18 +20,17 @@ The page of an evaluation: one HTML file that needs nothing but itself, made fro
 import json
 import os
 import platform
-import time
 from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from ..folder import MEASURES_FILE, PAGE_FILE, PLOTS_DIR, ROWS_FILE, SETTINGS_FILE
+from ..folder import PLOTS_DIR, SETTINGS_FILE, read_measures, read_rows, write_page
 from ..gists.pattern_plots import survival_html
 from ..gists.patterns import PATTERNS
 from ..gists.transfer import GAINS
-from ..pages.environment import headline, inline_plots, measure, page_environment, without_folders
+from ..pages.environment import headline, inline_plots, measure, render_page, spread, without_folders
 from ..pages.labels import reader_labels
 from .plots import setting_label
 
@@ -50,22 +49,19 @@ _CAPTIONS = {
 }
 
 
-def write_page(directory: str | os.PathLike) -> Path:
+def write_quality_page(directory: str | os.PathLike) -> Path:
     """Writes the page of an evaluation's folder, from its measures, its rows and its plots; returns its path."""
-    directory = Path(directory)
-    environment = page_environment()
-    environment.filters["measure"] = measure
-    report = json.loads((directory / MEASURES_FILE).read_text(encoding="utf-8"))
-    settings = json.loads((directory / SETTINGS_FILE).read_text(encoding="utf-8"))
-    with open(directory / ROWS_FILE, encoding="utf-8") as file:
-        rows = [json.loads(line) for line in file]
-    page = environment.get_template("quality/evaluation.html.jinja").render(
+    report = read_measures(directory)
+    settings = json.loads(Path(directory, SETTINGS_FILE).read_text(encoding="utf-8"))
+    page = render_page(
+        "quality/evaluation.html.jinja",
         name=Path(report["pair"]).name,
+        status="held-out evaluation",
         report=report,
         verdict=_verdict(report["measures"][0]),
         tables=[_table(setting) for setting in report["measures"]],
-        plots=inline_plots(directory / PLOTS_DIR, _CAPTIONS),
-        gallery=_gallery(rows),
+        plots=inline_plots(Path(directory, PLOTS_DIR), _CAPTIONS),
+        gallery=_gallery(read_rows(directory)),
         patterns=[
             (label, measure(report["patterns"][name], report["patterns"][f"{name}_se"]))
             for name, label in PATTERNS.items()
@@ -76,11 +72,8 @@ def write_page(directory: str | os.PathLike) -> Path:
         ],
         transfer_headings=list(GAINS.values()),
         facts=_facts(report, settings),
-        now=time.strftime("%Y-%m-%d %H:%M %Z"),
     )
-    path = directory / PAGE_FILE
-    path.write_text(page, encoding="utf-8", errors="backslashreplace")
-    return path
+    return write_page(directory, page)
 
 
 def _verdict(measures):
@@ -121,8 +114,6 @@ def _gallery(rows):
         gain = float(np.mean(row["log_probs"]["gist"]) - np.mean(row["log_probs"]["null"]))
         by_document.setdefault(row["document_id"], (gain, row))
     ranked = sorted(by_document.values(), key=lambda item: -item[0])
-    last = max(1, min(_GALLERY, len(ranked)) - 1)
-    chosen = [ranked[round(index * (len(ranked) - 1) / last)] for index in range(min(_GALLERY, len(ranked)))]
     return [
         {
             "document": str(row["document_id"]),
@@ -132,7 +123,7 @@ def _gallery(rows):
             "target": row["target"],
             "context_and_gist": survival_html(row["context"], row["gist"]),
         }
-        for gain, row in chosen
+        for gain, row in spread(ranked, _GALLERY)
     ]
 
 

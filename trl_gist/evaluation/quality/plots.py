@@ -15,14 +15,13 @@
 
 """The plots of an evaluation: who loses how much, where in the target, and at what rate."""
 
-import json
 import os
 from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
 
-from ..folder import MEASURES_FILE, PLOTS_DIR
+from ..folder import PLOTS_DIR, read_measures
 from ..pages.labels import reader_labels
 from ..pages.plots import GIST, NEUTRAL, NULL, OCHRE, PLUM, plot_style, save_figure
 
@@ -34,7 +33,7 @@ _COLORS = {"gist": GIST, "null": NULL, "tail": OCHRE, "generator_only": PLUM}
 
 def draw_quality(directory: str | os.PathLike) -> list[Path]:
     """Draws the measures of an evaluation's folder into `plots/`, each as PNG and SVG; returns the PNGs."""
-    settings = json.loads(Path(directory, MEASURES_FILE).read_text(encoding="utf-8"))["measures"]
+    settings = read_measures(directory)["measures"]
     figures = {"readers": plot_readers_by_k(settings), "positions": plot_positions(settings[0])}
     if len(settings) > 1:
         figures["rate"] = plot_rate(settings)

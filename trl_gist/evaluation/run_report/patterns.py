@@ -19,6 +19,7 @@ import matplotlib
 from ...common.text_units import Units
 from ..gists.pattern_plots import blank_patterns, draw_patterns, draw_survival, survival_html, visible
 from ..gists.patterns import gist_patterns, summarize_patterns, survival
+from ..pages.environment import spread
 from .plots import STYLE, Plot, page_svg
 
 
@@ -80,13 +81,6 @@ def pattern_rows(
     return [
         _row(windows[name], gist, step, max_gist_length) for (name, step), gist in gists.items() if name in windows
     ]
-
-
-def spread(steps: list[int], count: int) -> list[int]:
-    """At most `count` of the steps, the first and the last among them."""
-    if len(steps) <= count:
-        return steps
-    return [steps[round(number * (len(steps) - 1) / (count - 1))] for number in range(count)]
 
 
 def _row(window, gist, step, max_gist_length):

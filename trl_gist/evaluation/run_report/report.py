@@ -28,9 +28,9 @@ from pathlib import Path
 from ...common.statistics import is_number
 from ...version import __version__
 from ..gists.pattern_plots import visible
-from ..pages.environment import headline, measure, page_environment, without_folders
+from ..pages.environment import headline, measure, number, render_page, spread, without_folders
 from ..pages.labels import CONTROLS, reader_labels
-from .patterns import draw_gists, spread
+from .patterns import draw_gists
 from .plots import draw_run, series, smoothing_window
 from .run_folder import Run, read_run
 
@@ -88,14 +88,13 @@ def write_report(run_dir: str | os.PathLike, output: str | os.PathLike | None = 
 
 def render(run: Run) -> str:
     """The page as HTML."""
-    environment = page_environment()
-    environment.filters |= {"number": _number, "measure": measure}
-    template = environment.get_template("run_report/report.html.jinja")
     prefix = run.prefixes[0] if run.prefixes else "eval_"
     config = run.info.get("changed", {}) | run.info.get("recipe", {})
     gists = _gists_at(run)
-    return template.render(
+    return render_page(
+        "run_report/report.html.jinja",
         marker=MARKER,
+        name=run.name,
         run=run,
         config=config,
         status=_status(run),
@@ -109,7 +108,6 @@ def render(run: Run) -> str:
         patterns=draw_gists(run.info.get("windows", {}), gists, config.get("max_completion_length")),
         scalars=_scalars(run),
         version=__version__,
-        now=time.strftime("%Y-%m-%d %H:%M %Z"),
     )
 
 
@@ -174,7 +172,7 @@ def _verdict(held_out, prefix):
         return None
     first, last = logs[0], logs[-1]
     words, tiles = headline(last, prefix)
-    windows, documents = (_number(last.get(f"{prefix}{name}")) for name in ("windows", "documents"))
+    windows, documents = (number(last.get(f"{prefix}{name}")) for name in ("windows", "documents"))
     sentence = (
         f"On {windows} held-out windows of {documents} documents the gist {words}. "
         "In nats per target token, ± standard error over documents."
@@ -222,7 +220,7 @@ def _alarms(train):
         fired = [int(step) for step, value in zip(steps, values, strict=True) if value > 0]
         at_first = next((log for log in train if fired and log["step"] == fired[0] and name in log), {})
         figures = [
-            f"{label} {_number(at_first[figure])}"
+            f"{label} {number(at_first[figure])}"
             for figure, label in _ALARM_FIGURES.items()
             if is_number(at_first.get(figure))
         ]
@@ -296,14 +294,3 @@ def _cell(gist, context_words, before):
 
 def _words(text):
     return [word.casefold() for word in re.findall(r"\w+", text)]
-
-
-# ---- Numbers ----
-
-
-def _number(value):
-    if not is_number(value):
-        return "–" if value is None or isinstance(value, float) else str(value)
-    if float(value).is_integer() and abs(value) < 1e6:
-        return f"{value:.0f}"
-    return f"{value:.3f}" if 0.01 <= abs(value) < 1000 else f"{value:.3g}"
