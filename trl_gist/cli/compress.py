@@ -34,8 +34,8 @@ def add_parser(commands):
         "--keep",
         nargs="+",
         metavar="WHAT",
-        help="what a gist must have of its context, within its budget: numbers, names, dates, regex:PATTERN or a literal "
-        "string",
+        help="what a gist must have of its context, within its budget: numbers, names, dates, regex:PATTERN or a "
+        "literal string",
     )
     parser.add_argument(
         "--certify",

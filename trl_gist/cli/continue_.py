@@ -47,8 +47,8 @@ def run(args: argparse.Namespace):
     text = read_text(args.file)
     if args.last_k is not None and (args.window is not None or args.recursion != "rolling" or args.verbose):
         raise ValueError(
-            "--last_k goes on from one gist of the text's end, and --window, --recursion and --verbose are a session's: "
-            "leave one of the two out."
+            "--last_k goes on from one gist of the text's end, and --window, --recursion and --verbose are a "
+            "session's: leave one of the two out."
         )
     from ..scripts.continue_ import continue_from_gist, continue_session
 

@@ -78,8 +78,8 @@ def add_parser(commands):
         "--gists",
         nargs="+",
         metavar="NAME=FILE",
-        help="gists that other systems wrote of contexts.jsonl in the output folder, as JSON lines with `context_hash` "
-        "and `gist`",
+        help="gists that other systems wrote of contexts.jsonl in the output folder, as JSON lines with "
+        "`context_hash` and `gist`",
     )
     parser.add_argument(
         "--own_generators",

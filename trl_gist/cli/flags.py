@@ -141,8 +141,8 @@ def add_output(parser: argparse.ArgumentParser, default: str):
     parser.add_argument(
         "--output_dir",
         metavar="DIR",
-        help="where rows, measures, plots and the page go; an evaluation that was cut off goes on from there (default: "
-        f"{default})",
+        help="where rows, measures, plots and the page go; an evaluation that was cut off goes on from there "
+        f"(default: {default})",
     )
     parser.add_argument("--overwrite", action="store_true", help="remove an evaluation with other settings there")
 

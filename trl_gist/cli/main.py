@@ -13,8 +13,8 @@
 # limitations under the License.
 
 """
-The command line: `trl-gist train | evaluate | distance | compress | continue | serve | report`. Each command has a file
-here, with its flags and what it runs.
+The command line: `trl-gist train | evaluate | distance | compress | continue | serve | report`. Each command has a
+file here, with its flags and what it runs.
 
 Nothing heavy is imported before a command runs, so that help and usage errors come at once. What a user got wrong (a
 path, a file, a setting) ends in one line on stderr and exit code 2; a run that fails after training began keeps its

@@ -87,7 +87,7 @@ def compare(args: EvaluateArguments, readings: PairReadings, rows: list[dict], f
 
 
 def check_compressors(args: EvaluateArguments):
-    """Raises `ValueError` if `--compressors` or `--own_generators` names one that there is not: before hours of reading."""
+    """Raises `ValueError` if `--compressors` or `--own_generators` has unknown names: before hours of reading."""
     known = [*COMPRESSORS, *named(args.gists, "--gists")]
     asked = args.compressors or known
     for flag, names, there in (

@@ -150,8 +150,8 @@ def _table(report, name, title, labels):
 def _facts_table(report):
     facts, gains, labels = report["facts"], report["fact_gains"], arm_labels(report)
     table = Table(
-        title="Numbers and names, by how many windows ago they were said last: share that the newest gist has, and nats per "
-        "token gained where they come again",
+        title="Numbers and names, by how many windows ago they were said last: share that the newest gist has, and "
+        "nats per token gained where they come again",
         box=box.SIMPLE,
         title_justify="left",
     )

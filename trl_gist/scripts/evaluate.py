@@ -108,7 +108,7 @@ def evaluate(args: EvaluateArguments):
 
 
 def describe_gists(rows: list[dict], readings: PairReadings, folder: EvaluationFolder) -> dict[str, float]:
-    """Prints the patterns of the first setting's gists and draws which places survive; returns [`summarize_patterns`]."""
+    """Prints and returns the patterns of the first setting's gists, and draws which places survive."""
     labelled, patterns = [], []
     for row in rows:
         last_k, budget = row["setting"]

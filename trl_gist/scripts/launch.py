@@ -35,7 +35,7 @@ STOPPED_FILE = "TRL_GIST_STOPPED_FILE"  # names, in the environment, the file by
 
 @dataclass(frozen=True)
 class LaunchArguments:
-    """How processes share the work, and those of accelerate's flags that say where. What is trained is said by others."""
+    """How processes share the work, and those of accelerate's flags that say where; what is trained, others say."""
 
     accelerate_config: str | None = None
     num_processes: str | None = None

@@ -13,8 +13,8 @@
 # limitations under the License.
 
 """
-What `trl-gist evaluate` and `trl-gist distance` share: the pair and the documents, and an evaluation that goes on where
-it was cut off, from the folder it opens to the page it ends with.
+What `trl-gist evaluate` and `trl-gist distance` share: the pair and the documents, and an evaluation that goes on
+where it was cut off, from the folder it opens to the page it ends with.
 """
 
 import os
@@ -85,7 +85,7 @@ def measure_rows(
     settings: int = 1,
 ) -> list[dict]:
     """
-    All rows of an evaluation: those that the folder has, and those that are still to be measured, written as they come.
+    All rows of an evaluation: those that the folder has, and those still to be measured, written as they come.
 
     Args:
         folder ([`EvaluationFolder`]):

@@ -125,8 +125,8 @@ class GistScriptArguments:
     compressor: str | None = field(
         default=None,
         metadata={
-            "help": "With `generator_only`, whose gists the generator learns to read, as 'tail' or 'tf-idf'. Defaults to "
-            "empty gists."
+            "help": "With `generator_only`, whose gists the generator learns to read, as 'tail' or 'tf-idf'. Defaults "
+            "to empty gists."
         },
     )
     dry_run: bool = field(

@@ -71,8 +71,8 @@ def verdict_sentences(report: dict, walker: str) -> list[str]:
     slope = report["slopes"][walker]
     per_1000 = [None if slope[name] is None else 1e3 * slope[name] for name in ("slope", "slope_se")]
     sentences.append(
-        f"{label}: its gain over its own sliding window changes by {with_error(*per_1000, digits=2, sign='+')} · 10⁻³ nats "
-        f"per token with each window, {_direction(slope)} (within {slope['documents']} documents)."
+        f"{label}: its gain over its own sliding window changes by {with_error(*per_1000, digits=2, sign='+')} · 10⁻³ "
+        f"nats per token with each window, {_direction(slope)} (within {slope['documents']} documents)."
     )
     gains = report["gains"][walker]
     others = ("single" if walker == "pair" else "pair", "stale", "zero_shot", "tail", "window")

@@ -24,13 +24,13 @@ from .labels import arm_labels, stretch_label, verdict_sentences
 
 _GALLERY = 6
 _CAPTIONS = {
-    "distance_loss": "By tokens before the target, windows taken together as in the table; bands are standard errors (left, "
-    "where nothing is paired, the pair's alone). T on all text so far is there as far as T has positions.",
+    "distance_loss": "By tokens before the target, windows taken together as in the table; bands are standard errors "
+    "(left, where nothing is paired, the pair's alone). T on all text so far is there as far as T has positions.",
     "distance_advantage": "Each gist against the same reader without it. Points are single windows.",
-    "distance_facts": "Left: of all facts said so far, those that the newest gist still has. Right: their tokens in the "
-    "target, where they are not among the last tokens too. Small counts say little.",
-    "distance_costs": "On the longest document, one after the other. What the pair reads includes writing the gist. Other work "
-    "on the machine shows as spikes.",
+    "distance_facts": "Left: of all facts said so far, those that the newest gist still has. Right: their tokens in "
+    "the target, where they are not among the last tokens too. Small counts say little.",
+    "distance_costs": "On the longest document, one after the other. What the pair reads includes writing the gist. "
+    "Other work on the machine shows as spikes.",
 }
 
 
@@ -121,8 +121,8 @@ def _facts(report, rows):
         ("teacher", without_folders(report["teacher"])),
         (
             "a window",
-            f"{geometry['chunk_length']} tokens are folded into a gist of at most {report['gist_length']}; G sees it and "
-            f"{geometry['last_k']} more, and predicts {geometry['target_length']}",
+            f"{geometry['chunk_length']} tokens are folded into a gist of at most {report['gist_length']}; G sees it "
+            f"and {geometry['last_k']} more, and predicts {geometry['target_length']}",
         ),
         ("measured", f"{len(rows)} windows of {len({str(row['document_id']) for row in rows})} documents"),
         ("made with", f"trl_gist {report['version']}"),

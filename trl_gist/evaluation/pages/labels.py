@@ -20,8 +20,8 @@ labels beside the measures: [`~evaluation.gists.patterns.PATTERNS`], [`~evaluati
 
 def reader_labels(generator: str = "G", teacher: str = "T", last_k: str | int = "K") -> dict[str, str]:
     """
-    Those who predict a target, by their names in [`~evaluation.PairReadings`]. G sees the last K tokens whatever else it
-    reads. The arguments say how the two models and the number are called where nothing explains the letters.
+    Those who predict a target, by their names in [`~evaluation.PairReadings`]. G sees the last K tokens whatever else
+    it reads. The arguments say how the two models and the number are called where nothing explains the letters.
     """
     return {
         "teacher": f"{teacher}: whole context",

@@ -42,9 +42,9 @@ _CAPTIONS = {
     "positions": "The same by position in the target; bands are standard errors over documents.",
     "rate": "Every number of last tokens and every budget measured: what is read against what is lost.",
     "compressors": "Other compressors with as many tokens, read by the same readers.",
-    "pool": "Each point one compressor, read by the generator that was trained on the pair's gists. The line takes for "
-    "every window the gist that turned out best of all of them, with its target known: what choosing could still bring, "
-    "not what a compressor reached.",
+    "pool": "Each point one compressor, read by the generator that was trained on the pair's gists. The line takes "
+    "for every window the gist that turned out best of all of them, with its target known: what choosing could still "
+    "bring, not what a compressor reached.",
     "survival": "Which of the context's tokens are found again in the gist, by their place in the context.",
 }
 

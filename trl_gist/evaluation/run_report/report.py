@@ -151,8 +151,8 @@ def _facts(run, config):
         facts.append(
             (
                 "walks",
-                f"{config['windows_per_document']} consecutive windows, each gist from one before it and the next chunk; "
-                f"gains in later windows discounted by {config['gist_discount']}",
+                f"{config['windows_per_document']} consecutive windows, each gist from one before it and the next "
+                f"chunk; gains in later windows discounted by {config['gist_discount']}",
             )
         )
     times = [log["time"] for log in run.train if is_number(log.get("time"))]
