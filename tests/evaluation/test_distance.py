@@ -20,8 +20,8 @@ import math
 import pytest
 import torch
 from datasets import Dataset
-from test_session import CONTEXT, GIST, LAST_K, TARGET, make_compactor
 from tiny import PARAGRAPH, make_documents, make_model
+from tiny_sessions import CONTEXT, GIST, LAST_K, TARGET, make_compactor
 
 from trl_gist.cli import main
 from trl_gist.data.geometry import Geometry

@@ -443,7 +443,7 @@ def test_without_matplotlib_the_command_names_the_extra(make_folder, fails, monk
     assert 'pip install "trl_gist[eval]"' in fails("report", make_folder())
 
 
-def test_a_wheel_holds_the_template(tmp_path):
+def test_a_wheel_holds_the_templates(tmp_path):
     build = "from setuptools import build_meta; import sys; build_meta.build_wheel(sys.argv[1])"
     source = tmp_path / "source"
     source.mkdir()
@@ -452,7 +452,10 @@ def test_a_wheel_holds_the_template(tmp_path):
     done = subprocess.run([sys.executable, "-c", build, str(tmp_path)], cwd=source, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     (wheel,) = tmp_path.glob("*.whl")
-    assert "trl_gist/evaluation/report.html.jinja" in zipfile.ZipFile(wheel).namelist()
+    files = [*ROOT.glob("trl_gist/evaluation/*/*.jinja"), *ROOT.glob("trl_gist/evaluation/*/*.css")]
+    templates = {str(path.relative_to(ROOT)) for path in files}
+    assert {"trl_gist/evaluation/pages/style.css", "trl_gist/evaluation/run_report/report.html.jinja"} < templates
+    assert templates <= set(zipfile.ZipFile(wheel).namelist())
 
 
 # ---- Trackers ----

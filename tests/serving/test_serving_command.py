@@ -26,7 +26,7 @@ from pathlib import Path
 import httpx
 import openai
 import pytest
-from test_session import make_compactor
+from tiny_sessions import make_compactor
 
 from trl_gist.cli import main
 from trl_gist.scripts.serve import bind, read_api_key

@@ -12,7 +12,10 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""Plots of a run. Matplotlib's object interface only: nothing here touches a user's own figures or backend."""
+"""
+Plots of a run, and what all plots share. Matplotlib's object interface only: nothing here touches a user's own figures
+or backend.
+"""
 
 import os
 from pathlib import Path
