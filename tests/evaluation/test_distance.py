@@ -20,10 +20,10 @@ import math
 import pytest
 import torch
 from datasets import Dataset
-from test_session import CONTEXT, GIST, LAST_K, TARGET, make_compactor
 from tiny import PARAGRAPH, make_documents, make_model
+from tiny_sessions import CONTEXT, GIST, LAST_K, TARGET, make_compactor
 
-from trl_gist.cli.main import main
+from trl_gist.cli import main
 from trl_gist.data.geometry import Geometry
 from trl_gist.data.windows import SkippedRows
 from trl_gist.evaluation.distance.costs import measure_costs
@@ -273,9 +273,9 @@ def saved_pair(make_trainer, lora):
 def test_the_command_leaves_measures_plots_and_a_page_and_goes_on_after_a_kill(saved_pair, tmp_path, capsys):
     data = tmp_path / "held_out.jsonl"
     data.write_text("".join(json.dumps({"text": text}) + "\n" for text in [*make_documents(4, seed=9), "short"]))
-    command = ["evaluate", saved_pair, "--dataset", str(data), "--windows", "4", "--pairs", f"again={saved_pair}"]
-    command += ["--device", "cpu", "--batch_size", "2"]
-    assert main([*command, "--output_dir", str(tmp_path / "straight")]) == 0
+    flags = [saved_pair, "--dataset", str(data), "--windows", "4", "--pairs", f"again={saved_pair}"]
+    flags += ["--device", "cpu", "--batch_size", "2"]
+    assert main(["distance", *flags, "--output_dir", str(tmp_path / "straight")]) == 0
     printed = capsys.readouterr().out
     assert "NLL, nats per token" in printed and "1 rows skipped (1 too short)" in printed
     straight = (tmp_path / "straight/rows.jsonl").read_bytes()
@@ -292,7 +292,7 @@ def test_the_command_leaves_measures_plots_and_a_page_and_goes_on_after_a_kill(s
     killed.mkdir()
     (killed / "settings.json").write_bytes((tmp_path / "straight/settings.json").read_bytes())
     (killed / "rows.jsonl").write_bytes(straight[: len(straight) * 2 // 3])
-    assert main([*command, "--output_dir", str(killed)]) == 0
+    assert main(["evaluate", *flags, "--output_dir", str(killed)]) == 0  # its older name
     assert (killed / "rows.jsonl").read_bytes() == straight
     mine = json.loads((killed / "measures.json").read_text())
     assert {**mine, "costs": 0} == {**measures, "costs": 0}
@@ -301,21 +301,15 @@ def test_the_command_leaves_measures_plots_and_a_page_and_goes_on_after_a_kill(s
 def test_the_command_says_what_is_wrong(saved_pair, tmp_path, capsys):
     data = tmp_path / "short.jsonl"
     data.write_text('{"text": "short"}\n')
-    command = [
-        "evaluate",
-        saved_pair,
-        "--dataset",
-        str(data),
-        "--device",
-        "cpu",
-        "--output_dir",
-        str(tmp_path / "out"),
-    ]
-    for flags, message in (
-        (["--windows", "2"], "No document has one window of 29 tokens: 1 rows skipped (1 too short)"),
-        (["--windows", "2", "--compressors"], "--compressors does not go with --windows"),
-        (["--join_documents"], "--join_documents is for walks along documents: add --windows N"),
+    argv = [saved_pair, "--dataset", str(data), "--device", "cpu", "--output_dir", str(tmp_path / "out")]
+    for command, flags, message in (
+        ("distance", ["--windows", "2"], "No document has one window of 29 tokens: 1 rows skipped (1 too short)"),
+        ("distance", [], "the following arguments are required: --windows"),
+        ("distance", ["--windows", "2", "--pairs", "other"], "`--pairs` takes NAME=PATH, got 'other'"),
+        ("evaluate", ["--windows", "2", "--compressors"], "--compressors does not go with --windows"),
+        ("evaluate", ["--windows", "2", "--max_windows", "2"], "--max_windows does not go with --windows"),
+        ("evaluate", ["--join_documents"], "--join_documents is for walks along documents: add --windows N"),
     ):
         with pytest.raises(SystemExit):
-            main([*command, *flags])
+            main([command, *argv, *flags])
         assert message in capsys.readouterr().err

@@ -157,7 +157,7 @@ def test_the_page_of_a_run_holds_its_figures(finished, capsys):
     for label, name, digits in (
         ("KL(teacher ‖ generator), with the gist", "teacher_kl", 3),
         ("the same with an empty gist", "null_teacher_kl", 3),
-        ("NLL: teacher, last K+|Z| tokens, verbatim", "nll_tail", 3),
+        ("NLL, teacher: last K+|Z|", "nll_tail", 3),
         ("the gist's gain over an empty gist", "gain_over_null", 3),
         ("tokens a gist", "gist_length", 1),
     ):
@@ -397,7 +397,7 @@ def test_without_a_log_the_checkpoint_and_the_pair_speak(make_trainer, lora, doc
     page = page_of(tmp_path / "run")
     assert "has no run_log/: the curves are those of checkpoint-2" in page.text
     assert "Distance to the teacher" in page.headings
-    assert page.row("NLL: generator, gist + last K") == [
+    assert page.row("NLL, generator: gist") == [
         f"{measured['eval_nll_gist']:.3f} ± {measured['eval_nll_gist_se']:.3f}"
     ]
 
@@ -443,7 +443,7 @@ def test_without_matplotlib_the_command_names_the_extra(make_folder, fails, monk
     assert 'pip install "trl_gist[eval]"' in fails("report", make_folder())
 
 
-def test_a_wheel_holds_the_template(tmp_path):
+def test_a_wheel_holds_the_templates(tmp_path):
     build = "from setuptools import build_meta; import sys; build_meta.build_wheel(sys.argv[1])"
     source = tmp_path / "source"
     source.mkdir()
@@ -452,7 +452,10 @@ def test_a_wheel_holds_the_template(tmp_path):
     done = subprocess.run([sys.executable, "-c", build, str(tmp_path)], cwd=source, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     (wheel,) = tmp_path.glob("*.whl")
-    assert "trl_gist/evaluation/report.html.jinja" in zipfile.ZipFile(wheel).namelist()
+    files = [*ROOT.glob("trl_gist/evaluation/*/*.jinja"), *ROOT.glob("trl_gist/evaluation/*/*.css")]
+    templates = {str(path.relative_to(ROOT)) for path in files}
+    assert {"trl_gist/evaluation/pages/style.css", "trl_gist/evaluation/run_report/report.html.jinja"} < templates
+    assert templates <= set(zipfile.ZipFile(wheel).namelist())
 
 
 # ---- Trackers ----

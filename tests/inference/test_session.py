@@ -20,43 +20,16 @@ import threading
 
 import pytest
 import torch
-from tiny import PARAGRAPH, make_model, make_tokenizer
+from tiny import PARAGRAPH
+from tiny_sessions import CONTEXT, GIST, LAST_K, TARGET, make_compactor
 from transformers import TextIteratorStreamer, TextStreamer
 
-from trl_gist import GistCompactor
 from trl_gist.inference.session.session import Session
 from trl_gist.models.fingerprints import sampled_fingerprint
-from trl_gist.pair import PairConfig
-from trl_gist.prompts import GENERATOR_PROMPT, SUMMARIZER_PROMPT
+from trl_gist.prompts import SUMMARIZER_PROMPT
 
 
-CONTEXT, LAST_K, GIST, TARGET = 32, 5, 6, 8
 MODES = ("rolling", "chain", "tree")
-
-
-def make_compactor(seed=0, dtype=torch.float64, summarizer_prompt=SUMMARIZER_PROMPT):
-    tokenizer = make_tokenizer()
-    # A fresh model whose head is tied mostly repeats its last token
-    summarizer, generator = (
-        make_model(tokenizer, seed=seed + n, dtype=dtype, tie_word_embeddings=False).eval() for n in (1, 2)
-    )
-    generator.lm_head.weight.data[tokenizer.eos_token_id] = 0  # so that greedy continuations are as long as asked
-    pair = PairConfig(
-        context_length=CONTEXT,
-        target_length=TARGET,
-        last_k=LAST_K,
-        max_gist_length=GIST,
-        tail_length=GIST,
-        summarizer_prompt=summarizer_prompt,
-        base_models={"summarizer": f"tiny-{seed}", "generator": f"tiny-{seed}", "teacher": f"tiny-{seed}"},
-        recipe={},
-        measures={},
-        gists=[],
-        step=2,
-        version="0",
-        generator_prompt=GENERATOR_PROMPT,
-    )
-    return GistCompactor(summarizer, generator, tokenizer, pair)
 
 
 @pytest.fixture(scope="module")

@@ -23,8 +23,9 @@ from pathlib import Path
 
 import pytest
 from launching import PYTHONPATH
-from test_session import make_compactor, state
+from test_session import state
 from tiny import PARAGRAPH
+from tiny_sessions import make_compactor
 
 
 NEW_TOKENS = 90
@@ -33,7 +34,7 @@ NEW_TOKENS = 90
 VICTIM = """
 import sys
 from test_session_kill import NEW_TOKENS, Teller, open_session
-from test_session import make_compactor
+from tiny_sessions import make_compactor
 
 compactor = make_compactor()
 compactor.summarizer.register_forward_hook(lambda *_: Teller.say("S"))

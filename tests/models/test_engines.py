@@ -176,7 +176,7 @@ def test_the_command_line_launches_by_name_stops_on_sigterm_and_goes_on(built_op
     command = [
         sys.executable,
         "-m",
-        "trl_gist.cli.main",
+        "trl_gist.cli",
         "train",
         "--accelerate_config",
         "zero2",

@@ -25,8 +25,8 @@ import openai
 import pytest
 from peft import LoraConfig, get_peft_model
 from serving_run import NAME, metrics_of, running, slowed, until
-from test_session import make_compactor
 from tiny import PARAGRAPH, make_model
+from tiny_sessions import make_compactor
 
 from trl_gist import GistCompactor
 

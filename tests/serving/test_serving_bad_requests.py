@@ -22,7 +22,7 @@ import socket
 import httpx
 import pytest
 from serving_run import NAME, metrics_of, running, until
-from test_session import make_compactor
+from tiny_sessions import make_compactor
 
 
 VALID = {

@@ -26,9 +26,9 @@ from pathlib import Path
 import httpx
 import openai
 import pytest
-from test_session import make_compactor
+from tiny_sessions import make_compactor
 
-from trl_gist.cli.main import main
+from trl_gist.cli import main
 from trl_gist.scripts.serve import bind, read_api_key
 from trl_gist.serving.config import ServingConfig, check_host
 from trl_gist.serving.text_stream import StopReached, TextStream
@@ -65,7 +65,7 @@ def refusal(capsys, *argv):
 
 def test_a_server_answers_finishes_what_it_began_at_sigterm_and_exits_with_0(pair):
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-m", "trl_gist.cli.main", "serve", str(pair), "--port", "0", "--max_new_tokens", "300"]
+    command = [sys.executable, "-m", "trl_gist.cli", "serve", str(pair), "--port", "0", "--max_new_tokens", "300"]
     command += ["--device", "cpu", "--chat_window", "100"]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     with subprocess.Popen(command, env=environment, **pipes) as process:

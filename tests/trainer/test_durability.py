@@ -158,7 +158,7 @@ def test_trl_gist_train_exits_with_0_on_sigterm_and_resumes(checkpoint, tmp_path
     }
     argv = ["train", *(str(part) for name, value in flags.items() for part in (f"--{name}", value))]
     process = subprocess.Popen(
-        [sys.executable, "-m", "trl_gist.cli.main", *argv, "--max_steps", "100000"],
+        [sys.executable, "-m", "trl_gist.cli", *argv, "--max_steps", "100000"],
         **{"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True},
         env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "HF_DATASETS_CACHE": str(tmp_path / "hf")},
     )

@@ -12,60 +12,85 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""Flags of `trl-gist continue` and `serve`, apart from their scripts, which import torch."""
+"""Flags that several commands have, and what they stand for: the pair, a text, held-out documents."""
 
 import argparse
+import dataclasses
+import importlib.util
+import sys
+from typing import TYPE_CHECKING
 
-from ..serving.config import ServingConfig
+from ..scripts.arguments import HeldOutArguments
 
 
-def add_continue_flags(parser: argparse.ArgumentParser):
+if TYPE_CHECKING:
+    from ..inference.compactor import GistCompactor
+
+
+def positive(value: str) -> int:
+    number = int(value)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, got {number}")
+    return number
+
+
+def add_pair(parser: argparse.ArgumentParser):
+    parser.add_argument("pair", metavar="PAIR", help="what training saved: a folder, or a repository on the Hub")
+    parser.add_argument("--device", help="as 'cpu' or 'cuda:1' (default: the machine's accelerator)")
     parser.add_argument(
-        "--tokens",
-        "--max_new_tokens",
-        dest="tokens",
-        type=positive,
-        default=64,
-        metavar="N",
-        help="longest continuation (default: %(default)s)",
+        "--dtype", choices=("float32", "bfloat16", "float16"), help="of the weights (default: as stored)"
     )
-    parser.add_argument("--do_sample", action="store_true", help="sample instead of taking the likeliest tokens")
-    parser.add_argument("--temperature", type=float, default=1.0, help="of the sampling (default: %(default)s)")
-    parser.add_argument("--seed", type=int, help="of the sampling")
-    _add_window(parser)
-    parser.add_argument("--verbose", action="store_true", help="print each compaction on stderr")
-    parser.add_argument("--json", action="store_true", help="one JSON object: text, ids, the gist and the compactions")
+    parser.add_argument("--revision", help="of the repository on the Hub")
+    parser.add_argument("--trust_remote_code", action="store_true", help="let checkpoints run their own code")
 
 
-def add_serve_flags(parser: argparse.ArgumentParser):
+def load(args: argparse.Namespace) -> "GistCompactor":
+    """The pair of [`add_pair`]."""
+    from ..inference.compactor import GistCompactor
+
+    return GistCompactor.from_pretrained(
+        args.pair,
+        device=args.device,
+        dtype=args.dtype,
+        revision=args.revision,
+        trust_remote_code=args.trust_remote_code,
+    )
+
+
+def add_batch_size(parser: argparse.ArgumentParser, default: int):
     parser.add_argument(
-        "--host",
-        default="127.0.0.1",
-        help="address to bind to; any but loopback needs an API key (default: %(default)s)",
+        "--batch_size", type=positive, default=default, metavar="N", help="rows in one forward (default: %(default)s)"
     )
-    parser.add_argument("--port", type=_port, default=8000, help="(default: %(default)s)")
-    parser.add_argument(
-        "--api_key_file",
-        metavar="FILE",
-        help="the key that clients must send (default: TRL_GIST_API_KEY, if it is set)",
-    )
-    parser.add_argument(
-        "--served_name", metavar="NAME", help="the model's at the API (default: the last part of PAIR)"
-    )
-    _add_window(parser)
-    for name, text in (
-        ("chat_window", "most tokens that the generator reads of a chat (default: all it can)"),
-        ("max_new_tokens", "that a request may ask for (default: %(default)s)"),
-        ("max_context_tokens", "of a prompt, a chat or the texts to compress (default: %(default)s)"),
-        ("max_body_bytes", "of a request (default: %(default)s)"),
-        ("max_requests", "answered or waiting at one time (default: %(default)s)"),
-        ("request_seconds", "that a request may take, waiting included (default: %(default)s)"),
-    ):
-        default = getattr(ServingConfig, name)
-        parser.add_argument(f"--{name}", type=positive, default=default, metavar="N", help=text)
 
 
-def _add_window(parser: argparse.ArgumentParser):
+def add_file(
+    parser: argparse.ArgumentParser,
+    last_k_help: str = "what the generator reads beside the gist, as a question (default: the text's end)",
+):
+    parser.add_argument(
+        "file", metavar="FILE", nargs="?", default="-", help="a UTF-8 text file; '-' or nothing reads stdin"
+    )
+    parser.add_argument("--last_k", metavar="TEXT", help=last_k_help)
+
+
+def read_text(file: str) -> str:
+    """The text of [`add_file`]; before any model is loaded."""
+    name = "stdin" if file == "-" else file
+    if file == "-":
+        content = sys.stdin.buffer.read()
+    else:
+        with open(file, "rb") as stream:
+            content = stream.read()
+    try:
+        text = content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{name} is not UTF-8 text: byte 0x{content[error.start]:02x} at {error.start}.") from error
+    if not text:
+        raise ValueError(f"{name} is empty.")
+    return text
+
+
+def add_window(parser: argparse.ArgumentParser):
     parser.add_argument(
         "--window",
         type=positive,
@@ -80,15 +105,62 @@ def _add_window(parser: argparse.ArgumentParser):
     )
 
 
-def positive(value):
-    number = int(value)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, got {number}")
-    return number
+def add_documents(parser: argparse.ArgumentParser):
+    """Of [`HeldOutArguments`], but for the output."""
+    parser.add_argument(
+        "--dataset",
+        required=True,
+        nargs="+",
+        metavar="NAME_OR_PATH",
+        help="a dataset on the Hub, or local text, JSON lines or parquet files or folders of them",
+    )
+    parser.add_argument("--dataset_config", metavar="NAME", help="configuration of the dataset on the Hub")
+    parser.add_argument(
+        "--split",
+        default=HeldOutArguments.split,
+        help="split of the dataset on the Hub, or of a folder laid out as one (default: %(default)s)",
+    )
+    parser.add_argument("--streaming", action="store_true", help="read documents as they are needed")
+    parser.add_argument(
+        "--text_column",
+        default=HeldOutArguments.text_column,
+        metavar="NAME",
+        help="column that holds the text (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--max_documents",
+        type=positive,
+        metavar="N",
+        help="read the first N documents; after training with `eval_documents: N`, those that were held out",
+    )
+    add_batch_size(parser, HeldOutArguments.batch_size)
+    parser.add_argument("--teacher", metavar="NAME_OR_PATH", help="the frozen teacher (default: the pair's own)")
 
 
-def _port(value):
-    number = int(value)
-    if not 0 <= number < 65536:
-        raise argparse.ArgumentTypeError(f"must be from 0 to 65535, got {number}")
-    return number
+def add_output(parser: argparse.ArgumentParser, default: str):
+    parser.add_argument(
+        "--output_dir",
+        metavar="DIR",
+        help="where rows, measures, plots and the page go; an evaluation that was cut off goes on from there "
+        f"(default: {default})",
+    )
+    parser.add_argument("--overwrite", action="store_true", help="remove an evaluation with other settings there")
+
+
+def as_dataclass(kind: type, args: argparse.Namespace):
+    """What was parsed, of which a dataclass takes the flags of its fields' names."""
+    return kind(**{field.name: getattr(args, field.name) for field in dataclasses.fields(kind)})
+
+
+def check_installed(*modules: str, purpose: str, extra: str):
+    """Raises `ValueError` for those that are missing, with the extra that brings them."""
+    missing = [name for name in modules if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ValueError(f'{", ".join(missing)}: missing, {purpose}: pip install "trl_gist[{extra}]"')
+
+
+def exit_with(prog: str, error: Exception | str):
+    """One line on stderr, and exit code 2."""
+    message = " ".join(str(error).split())  # the Hub's messages run over several lines
+    print(f"{prog}: error: {message}", file=sys.stderr)
+    raise SystemExit(2)

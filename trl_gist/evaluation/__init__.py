@@ -12,6 +12,8 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
+"""What a trained pair is worth: readings of held-out windows and what they come to."""
+
 from ..common.statistics import ratio_and_error, standard_error
 from ..scoring.controls import add_controls, summarize
 from .quality.measures import quality

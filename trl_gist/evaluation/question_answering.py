@@ -100,8 +100,8 @@ def answer_questions(
             Rows in one forward.
 
     Returns:
-        `list[dict]`: For each question its `document_id`, `references` and `gist`, and for each reader `{reader}_answer`,
-        `{reader}_nll` of the target in nats per token, `{reader}_exact_match` and `{reader}_f1`.
+        `list[dict]`: For each question its `document_id`, `references` and `gist`, and for each reader
+        `{reader}_answer`, `{reader}_nll` of the target in nats per token, `{reader}_exact_match` and `{reader}_f1`.
     """
     passages, questions, targets = (
         [row[f"{part}_ids"] for row in windows] for part in ("context", "last_k", "target")
@@ -149,7 +149,8 @@ def answers_table(rows: list[dict]) -> Table:
     """The table of [`summarize_answers`], for [`rich.console.Console.print`]; exact match and F1 in percent."""
     summary = summarize_answers(rows)
     table = Table(
-        title=f"{summary['questions']} questions about {summary['documents']} documents, ± standard error over documents",
+        title=f"{summary['questions']} questions about {summary['documents']} documents, ± standard error over "
+        "documents",
         box=box.SIMPLE,
         title_justify="left",
     )

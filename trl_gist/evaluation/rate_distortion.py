@@ -16,15 +16,15 @@
 The distortion-rate function of prompt compression for a frozen reader, exact (Nagle et al. 2024,
 https://huggingface.co/papers/2407.15504).
 
-An encoder replaces each context x by a candidate m, at random if it likes, and a frozen reader answers from m. With n_x of
-N rows on context x, m costs the rate R_xm = (n_x/N)·|m|/|x| and the distortion D_xm = (1/N)·Σ over those rows. The least
-distortion at a mean rate of at most R is a linear program, with the dual
+An encoder replaces each context x by a candidate m, at random if it likes, and a frozen reader answers from m. With
+n_x of N rows on context x, m costs the rate R_xm = (n_x/N)·|m|/|x| and the distortion D_xm = (1/N)·Σ over those rows.
+The least distortion at a mean rate of at most R is a linear program, with the dual
 
     D*(R) = max over λ >= 0 of  Σ_x min_m (D_xm + λ R_xm)  −  λ R
 
 For each x only the best candidate of each length can attain the inner minimum, and of those only the corners of their
-lower convex hull. The dual is piecewise linear in λ, and D* is the sum of the hulls: all their segments, steepest first. So
-the whole curve comes out at once, without a search over λ.
+lower convex hull. The dual is piecewise linear in λ, and D* is the sum of the hulls: all their segments, steepest
+first. So the whole curve comes out at once, without a search over λ.
 
 No encoder beats D*(R) with this reader. A reader that is trained with the encoder can.
 """
@@ -110,7 +110,8 @@ def distortion_rate_curve(
     for name, values_X in (("context_lengths_X", context_lengths_X), ("weights_X", weights_X)):
         if values_X.shape != (len(best_XL),):
             raise ValueError(
-                f"`{name}` has shape {values_X.shape}, but `distortions_XM` has {len(best_XL)} contexts: give one each."
+                f"`{name}` has shape {values_X.shape}, but `distortions_XM` has {len(best_XL)} contexts: give "
+                "one each."
             )
     if not (np.isfinite(context_lengths_X) & (context_lengths_X > 0)).all():
         raise ValueError("`context_lengths_X` must be above 0: a rate is relative to the context's length.")
@@ -134,8 +135,8 @@ def best_of_each_length(
     candidate_lengths_M: Sequence[int], distortions_XM: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """
-    The least distortion of each context at each length: `lengths_L`, ascending, and `best_XL`. All that the curve needs
-    of a large table of candidates, which may be reduced part by part.
+    The least distortion of each context at each length: `lengths_L`, ascending, and `best_XL`. All that the curve
+    needs of a large table of candidates, which may be reduced part by part.
 
     Raises:
         ValueError: if shapes do not match, a length is negative, or a distortion is NaN or −∞.
@@ -143,8 +144,8 @@ def best_of_each_length(
     lengths_M, distortions_XM = np.asarray(candidate_lengths_M), np.asarray(distortions_XM, dtype=np.float64)
     if distortions_XM.ndim != 2 or lengths_M.shape != distortions_XM.shape[1:] or 0 in distortions_XM.shape:
         raise ValueError(
-            f"`distortions_XM` has shape {distortions_XM.shape} and `candidate_lengths_M` {lengths_M.shape}: they must be "
-            "(contexts, candidates) and (candidates,), none of them empty."
+            f"`distortions_XM` has shape {distortions_XM.shape} and `candidate_lengths_M` {lengths_M.shape}: they "
+            "must be (contexts, candidates) and (candidates,), none of them empty."
         )
     if not (lengths_M >= 0).all():
         raise ValueError("`candidate_lengths_M` must be at least 0, in tokens.")
@@ -158,8 +159,8 @@ def best_of_each_length(
 @dataclass(frozen=True)
 class QueryCurves:
     """
-    D*(R) by what the encoder knows of the query. It is told nothing (`agnostic`), or the query, under one mean rate for
-    all queries (`aware`), or for each query under a mean rate of its own (`per_query`).
+    D*(R) by what the encoder knows of the query. It is told nothing (`agnostic`), or the query, under one mean rate
+    for all queries (`aware`), or for each query under a mean rate of its own (`per_query`).
     """
 
     agnostic: DistortionRateCurve
@@ -180,8 +181,8 @@ def query_curves(
         context_lengths_X, candidate_lengths_M (`Sequence[int]`):
             As of [`distortion_rate_curve`].
         distortions_of_queries (`Iterable[np.ndarray]`):
-            For each query an array `(contexts, candidates)`, as of [`distortion_rate_curve`]; a generator need not hold
-            them all in memory.
+            For each query an array `(contexts, candidates)`, as of [`distortion_rate_curve`]; a generator need not
+            hold them all in memory.
         weights_XQ (`np.ndarray` of shape `(contexts, queries)`):
             Rows of each context and query, on any scale.
 
@@ -218,8 +219,8 @@ def best_in_pool_curve(
     weights: Sequence[float] | None = None,
 ) -> DistortionRateCurve:
     """
-    The same for natural text, where candidates cannot be listed: the best that can be done with a finite pool of them for
-    each context, as gists of several compressors. An upper bound of D*(R) that falls as pools grow.
+    The same for natural text, where candidates cannot be listed: the best that can be done with a finite pool of them
+    for each context, as gists of several compressors. An upper bound of D*(R) that falls as pools grow.
 
     Args:
         context_lengths (`Sequence[int]`):
@@ -245,7 +246,7 @@ def best_in_pool_curve(
 
 
 def _hull_segments(rates_XL, best_XL, at_X, weights_X):
-    """Runs and rises, weighted, of all falling segments of the lower convex hulls, from a corner of each context on."""
+    """Runs and rises, weighted, of all falling segments of the hulls, from a corner of each context on."""
     runs, rises = [], []
     while len(at_X):
         contexts_X = np.arange(len(at_X))

@@ -12,6 +12,8 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
+"""Models that read beside the pair, its teacher and a generator trained alone; and all readings in one call."""
+
 from transformers import PreTrainedModel
 
 from ..inference.compactor import GistCompactor
@@ -64,7 +66,8 @@ def load_generator_only(directory: str, compactor: GistCompactor, trust_remote_c
     pair = PairConfig.load(directory)
     if pair.last_k != compactor.pair.last_k:
         raise ValueError(
-            f"{directory} was trained on {pair.last_k} last tokens, the pair on {compactor.pair.last_k}: it is no control."
+            f"{directory} was trained on {pair.last_k} last tokens, the pair on {compactor.pair.last_k}: it is no "
+            "control."
         )
     if pair.generator_prompt != compactor.pair.generator_prompt:
         raise ValueError(

@@ -15,7 +15,6 @@
 
 """`trl-gist evaluate --compressors`: other compressors on the windows that were read, and the table of them all."""
 
-import argparse
 from itertools import islice
 
 from rich.console import Console
@@ -29,14 +28,13 @@ from ..evaluation.compressors import TrainedSummarizer, write_contexts
 from ..evaluation.compressors.registry import COMPRESSORS, standard_compressors
 from ..evaluation.folder import COMPRESSORS_FILE, CONTEXTS_FILE, PLOTS_DIR, EvaluationFolder
 from ..scoring.extraction import IDF_CONTEXTS
+from .arguments import EvaluateArguments
 
 
 _CHUNK = 16
 
 
-def compare(
-    args: argparse.Namespace, readings: PairReadings, rows: list[dict], folder: EvaluationFolder
-) -> list[dict]:
+def compare(args: EvaluateArguments, readings: PairReadings, rows: list[dict], folder: EvaluationFolder) -> list[dict]:
     """
     Compares at every budget, with the first number of last tokens; prints the tables and draws the plots.
 
@@ -88,8 +86,8 @@ def compare(
     return summaries
 
 
-def check_compressors(args: argparse.Namespace):
-    """Raises `ValueError` if `--compressors` or `--own_generators` names one that there is not: before hours of reading."""
+def check_compressors(args: EvaluateArguments):
+    """Raises `ValueError` if `--compressors` or `--own_generators` has unknown names: before hours of reading."""
     known = [*COMPRESSORS, *named(args.gists, "--gists")]
     asked = args.compressors or known
     for flag, names, there in (

@@ -14,41 +14,58 @@
 
 """What `trl-gist continue` runs."""
 
-import argparse
 import dataclasses
 import json
 import sys
-from collections.abc import Callable
 
 from transformers import TextStreamer, set_seed
 
 from ..inference.compactor import GistCompactor
 
 
-def continue_text(args: argparse.Namespace, text: str, load: Callable[[argparse.Namespace], GistCompactor]):
-    """Prints what follows a text, token by token; with `--json`, one object at the end."""
-    if args.last_k is not None and (args.window is not None or args.recursion != "rolling" or args.verbose):
-        raise ValueError(
-            "--last_k goes on from one gist of the text's end, and --window, --recursion and --verbose are a session's: "
-            "leave one of the two out."
-        )
-    compactor = load(args)
-    if args.seed is not None:
-        set_seed(args.seed)
-    sampling = {"temperature": args.temperature} if args.do_sample else {}
-    if args.last_k is not None:
-        continuation = compactor.continue_text(text, args.tokens, args.do_sample, args.last_k, **sampling)
-        print(json.dumps(dataclasses.asdict(continuation), ensure_ascii=False) if args.json else continuation.text)
-        return
-    session = compactor.session(
-        window=args.window, recursion=args.recursion, after_compaction=_report if args.verbose else None
-    )
+def continue_from_gist(
+    compactor: GistCompactor,
+    text: str,
+    last_k: str,
+    max_new_tokens: int,
+    as_json: bool = False,
+    do_sample: bool = False,
+    temperature: float = 1.0,
+    seed: int | None = None,
+):
+    """Prints what follows a gist of the text's end and `last_k`; with `as_json`, one object."""
+    sampling = _sampling(do_sample, temperature, seed)
+    continuation = compactor.continue_text(text, max_new_tokens, do_sample, last_k, **sampling)
+    print(json.dumps(dataclasses.asdict(continuation), ensure_ascii=False) if as_json else continuation.text)
+
+
+def continue_session(
+    compactor: GistCompactor,
+    text: str,
+    max_new_tokens: int,
+    as_json: bool = False,
+    window: int | None = None,
+    recursion: str = "rolling",
+    verbose: bool = False,
+    do_sample: bool = False,
+    temperature: float = 1.0,
+    seed: int | None = None,
+):
+    """Prints what follows a text, token by token; with `as_json`, one object at the end."""
+    sampling = _sampling(do_sample, temperature, seed)
+    session = compactor.session(window=window, recursion=recursion, after_compaction=_report if verbose else None)
     session.append(text)
-    streamer = None if args.json else TextStreamer(compactor.tokenizer, skip_special_tokens=True)
-    continuation = session.generate(args.tokens, args.do_sample, streamer, **sampling)
-    if args.json:
+    streamer = None if as_json else TextStreamer(compactor.tokenizer, skip_special_tokens=True)
+    continuation = session.generate(max_new_tokens, do_sample, streamer, **sampling)
+    if as_json:
         compactions = [dataclasses.asdict(compaction) for compaction in session.history]
         print(json.dumps({**dataclasses.asdict(continuation), "compactions": compactions}, ensure_ascii=False))
+
+
+def _sampling(do_sample, temperature, seed):
+    if seed is not None:
+        set_seed(seed)
+    return {"temperature": temperature} if do_sample else {}
 
 
 def _report(session, compaction):

@@ -12,15 +12,12 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""`trl-gist evaluate --windows N`: what a pair keeps as windows pass."""
+"""What `trl-gist distance` runs: what a pair keeps as windows pass."""
 
-import argparse
 from itertools import islice
-from pathlib import Path
 
 from rich import box
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from ..common.statistics import with_error
@@ -32,46 +29,42 @@ from ..evaluation.distance.measures import distance_measures
 from ..evaluation.distance.page import write_distance_page
 from ..evaluation.distance.plots import draw_distance
 from ..evaluation.distance.walk import DistanceReadings, long_documents
-from ..evaluation.folder import COSTS_FILE, EvaluationFolder
-from ..inference.compactor import GistCompactor
-from ..models.fingerprints import fingerprint
+from ..evaluation.folder import COSTS_FILE
+from ..evaluation.pages.environment import spread
 from ..version import __version__
+from .arguments import DistanceArguments
 from .compare import named
-from .evaluate import held_out_documents
+from .resumable import finish, held_out_documents, load_pair, measure_rows, open_folder
 
 
-# Of the other kind of evaluation
-_UNUSED = "last_k budgets generator_only readers compressors samples token_classifier gists own_generators"
-_UNUSED += " max_windows max_windows_per_document"
+# What decides the rows
+_DECISIVE = (
+    *("pair", "dataset", "dataset_config", "split", "text_column", "max_documents", "windows", "pairs"),
+    *("join_documents", "batch_size", "teacher"),
+)
 _WIDTH = 160
 
 
-def evaluate_distance(args: argparse.Namespace):
+def measure_distance(args: DistanceArguments):
     """Walks along held-out documents, and leaves rows, measures, plots and a page."""
-    for name in _UNUSED.split():
-        if getattr(args, name) not in (None, 0):
-            raise ValueError(
-                f"--{name} does not go with --windows, which walks with the sizes the pair was trained on."
-            )
     paths = named(args.pairs, "--pairs")
-    compactor = _load(args, args.pair, args.revision)
-    readings = DistanceReadings(
-        compactor,
-        load_teacher(compactor, args.teacher, args.trust_remote_code),
-        {name: _load(args, path) for name, path in paths.items()},
-        args.batch_size,
-    )
-
+    compactor = load_pair(args, args.pair, args.revision)
+    teacher = load_teacher(compactor, args.teacher, args.trust_remote_code)
+    others = {name: load_pair(args, path) for name, path in paths.items()}
+    readings = DistanceReadings(compactor, teacher, others, args.batch_size)
     dataset = held_out_documents(args)
 
     def documents(skipped=None):
         return long_documents(dataset, compactor, readings.geometry, args.windows, args.join_documents, skipped)
 
     skipped = SkippedRows()
-    folder = EvaluationFolder(args.output_dir or _default_folder(args.pair), _settings(args, readings), args.overwrite)
+    models = {"teacher": teacher}
+    for name, pair in {"pair": compactor, **others}.items():
+        models |= {f"{name} summarizer": pair.summarizer, f"{name} generator": pair.generator}
+    folder = open_folder(args, "distance", _DECISIVE, models)
     # Tokenising them is little beside reading them
     total = None if args.streaming else sum(readings.geometry.windows(len(text["ids"])) for text in documents())
-    rows = _walk(readings, documents(skipped), args.windows, total, folder)
+    rows = measure_rows(folder, lambda rows: readings.walk(documents(skipped), args.windows, rows), total)
     if not rows:
         raise ValueError(
             f"No document has one window of {readings.geometry.length(1)} tokens: {skipped}. Use longer documents, or "
@@ -95,51 +88,7 @@ def evaluate_distance(args: argparse.Namespace):
     _print(report)
     if skipped.total:
         print(f"{skipped}.")
-    draw_distance(folder.path)
-    print(f"Rows, measures and plots are in {folder.path}; on one page: {write_distance_page(folder.path)}")
-
-
-def _load(args, pair, revision=None):
-    return GistCompactor.from_pretrained(pair, args.device, args.dtype, revision, args.trust_remote_code)
-
-
-def _default_folder(pair):
-    return Path(pair, "distance") if Path(pair).is_dir() else Path(f"{pair.split('/')[-1]}-distance")
-
-
-def _settings(args, readings):
-    """What decides the rows, for a resumed walk to be the same one."""
-    models = {"teacher": readings.teacher}
-    for name, pair in {"pair": readings.compactor, **readings.others}.items():
-        models |= {f"{name} summarizer": pair.summarizer, f"{name} generator": pair.generator}
-    names = (
-        "pair dataset dataset_config split text_column max_documents windows pairs join_documents batch_size teacher"
-    )
-    return {
-        **{name: getattr(args, name) for name in names.split()},
-        "fingerprints": {role: fingerprint(model) for role, model in models.items()},
-        "version": __version__,
-    }
-
-
-def _walk(readings, documents, windows, total, folder):
-    rows = folder.rows(1)
-    console = Console(stderr=True)
-    if rows:
-        console.print(f"{len(rows)} windows were measured before; going on from there")
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(elapsed_when_finished=True),
-    )
-    with Progress(*columns, console=console) as progress:
-        task = progress.add_task("Windows", total=total, completed=len(rows))
-        for batch in readings.walk(documents, windows, rows):
-            folder.append(batch)
-            rows += batch
-            progress.advance(task, len(batch))
-    return rows
+    finish(folder, draw_distance, write_distance_page)
 
 
 def _costs(readings, documents, rows, folder):
@@ -201,8 +150,8 @@ def _table(report, name, title, labels):
 def _facts_table(report):
     facts, gains, labels = report["facts"], report["fact_gains"], arm_labels(report)
     table = Table(
-        title="Numbers and names, by how many windows ago they were said last: share that the newest gist has, and nats per "
-        "token gained where they come again",
+        title="Numbers and names, by how many windows ago they were said last: share that the newest gist has, and "
+        "nats per token gained where they come again",
         box=box.SIMPLE,
         title_justify="left",
     )
@@ -211,8 +160,7 @@ def _facts_table(report):
         table.add_column(f"{first}" if first == last else f"{first}-{last}", justify="right", no_wrap=True)
     table.add_column("never", justify="right", no_wrap=True)
     for writer, found in facts["since_last"].items():
-        name = "zero-shot summary" if writer == "zero_shot" else f"{writer} gist"
-        table.add_row(f"share in the {name}", *map(with_error, found["share"], found["share_se"]))
+        table.add_row(f"share, {labels[writer]}", *map(with_error, found["share"], found["share_se"]))
     for arm in report["verdicts"]:
         found = gains[arm]
         cells = [with_error(*cell, sign="+") for cell in zip(found["gain"], found["gain_se"], strict=True)]
@@ -227,8 +175,7 @@ def _costs_table(costs):
     table = Table(title="Cost of the next token, by length", box=box.SIMPLE, title_justify="left")
     for heading in ("tokens", "read", "written", "cache", "memory", "T: read", "written", "cache", "memory"):
         table.add_column(heading, justify="right", no_wrap=True)
-    shown = sorted({round(index * (len(costs) - 1) / 7) for index in range(8)})
-    for row in (costs[index] for index in shown):
+    for row in spread(costs, 8):
         cells = [f"{row['tokens']:,}"]
         for who in ("pair", "full"):
             known = f"read_{who}" in row

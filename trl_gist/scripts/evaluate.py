@@ -12,54 +12,50 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
+"""What `trl-gist evaluate` runs: a pair on held-out windows, what its gists look like, and who else can read them."""
 
-import argparse
 from itertools import islice
-from pathlib import Path
 
-from datasets import Dataset, IterableDataset
+from datasets import Dataset
 from rich import box
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from ..common.statistics import with_error
-from ..data.documents import load_documents
+from ..common.statistics import is_number, with_error
 from ..data.windows import PositionLimits, WindowSpec, prepare_windows
 from ..evaluation import PairReadings, load_generator_only, load_teacher
-from ..evaluation.folder import EvaluationFolder
-from ..evaluation.quality.measures import quality
-from ..evaluation.quality.page import write_page
+from ..evaluation.folder import PLOTS_DIR, EvaluationFolder
+from ..evaluation.gists.pattern_plots import draw_survival
+from ..evaluation.gists.patterns import PATTERNS, gist_patterns, summarize_patterns, survival
+from ..evaluation.gists.transfer import as_text, read_as_text, read_by_pair, summarize_transfer, transfer_table
+from ..evaluation.pages.labels import reader_labels
+from ..evaluation.pages.plots import save_figure
+from ..evaluation.quality.measures import quality, with_means
+from ..evaluation.quality.page import write_quality_page
 from ..evaluation.quality.plots import draw_quality
-from ..inference.compactor import GistCompactor
-from ..models.fingerprints import fingerprint
 from ..models.roles import max_positions
 from ..version import __version__
+from .arguments import EvaluateArguments
 from .compare import check_compressors, compare
-from .describe import ask_other_readers, describe_gists
+from .resumable import finish, held_out_documents, load_pair, measure_rows, open_folder
 
 
-_READERS = {
-    "teacher": "T: the whole context",
-    "full": "G: the whole context",
-    "gist": "G: gist",
-    "null": "G: empty gist",
-    "generator_only": "G alone: empty",
-    "shuffled": "G: another's gist",
-    "random": "G: random tokens",
-    "last_k": "T: last {last_k}",
-    "tail": "T: last {last_k} + |Z|",
-}
+# What decides the rows
+_DECISIVE = (
+    *("pair", "dataset", "dataset_config", "split", "text_column", "max_documents", "max_windows_per_document"),
+    *("max_windows", "batch_size", "last_k", "budgets", "generator_only", "teacher", "compressors", "samples"),
+    *("token_classifier", "gists", "own_generators"),
+)
+_ROWS = ("teacher", "full", "gist", "null", "generator_only", "shuffled", "random", "last_k", "tail")
 
 
-def evaluate(args: argparse.Namespace):
-    """`trl-gist evaluate`: measures a pair on held-out documents, and leaves rows, measures, plots and a page."""
+def evaluate(args: EvaluateArguments):
+    """Measures a pair on held-out documents, and leaves rows, measures, plots and a page."""
     if args.compressors is not None:
         check_compressors(args)
     documents = held_out_documents(args)
-    compactor = GistCompactor.from_pretrained(
-        args.pair, args.device, args.dtype, args.revision, args.trust_remote_code
-    )
+    compactor = load_pair(args, args.pair, args.revision)
     pair = compactor.pair
     teacher = load_teacher(compactor, args.teacher, args.trust_remote_code)
     generator_only = None
@@ -78,10 +74,14 @@ def evaluate(args: argparse.Namespace):
     )
     windows, count = _choose_windows(windows, args.max_windows)
     readings = PairReadings(compactor, teacher, args.batch_size, args.last_k, args.budgets, generator_only)
-    folder = EvaluationFolder(
-        args.output_dir or _default_folder(args.pair), _settings(args, readings), overwrite=args.overwrite
+    models = {"summarizer": compactor.summarizer, "generator": compactor.generator, "teacher": teacher}
+    if generator_only is not None:
+        models["generator_only"] = generator_only
+    folder = open_folder(args, "evaluation", _DECISIVE, models)
+    settings = len(readings.settings)
+    rows = measure_rows(
+        folder, lambda rows: readings.read(islice(windows, len(rows) // settings, None), rows), count, settings
     )
-    rows = _read(readings, windows, count, folder)
 
     measures = {}
     for setting in readings.settings:
@@ -107,40 +107,51 @@ def evaluate(args: argparse.Namespace):
             **more,
         }
     )
-    draw_quality(folder.path)
-    print(f"Rows, measures and plots are in {folder.path}; on one page: {write_page(folder.path)}")
+    finish(folder, draw_quality, write_quality_page)
 
 
-def held_out_documents(args: argparse.Namespace) -> Dataset | IterableDataset:
-    """Those that the command line names."""
-    source = args.dataset[0] if len(args.dataset) == 1 else args.dataset
-    documents = load_documents(source, args.dataset_config, args.split, args.streaming, args.text_column)
-    if args.max_documents is not None:
-        documents = documents.take(
-            min(args.max_documents, len(documents)) if isinstance(documents, Dataset) else args.max_documents
-        )
-    return documents
+def describe_gists(rows: list[dict], readings: PairReadings, folder: EvaluationFolder) -> dict[str, float]:
+    """Prints and returns the patterns of the first setting's gists, and draws which places survive."""
+    labelled, patterns = [], []
+    for row in rows:
+        last_k, budget = row["setting"]
+        most = readings.compactor.pair.max_gist_length if budget is None else budget
+        label = f"K = {row['last_k']}, ≤ {most} tokens"
+        labelled.append({"context": row["context"], "gist": row["gist"], "label": label})
+        if (last_k, budget) == readings.settings[0]:
+            found = gist_patterns(
+                row["context"], row["gist"], row["target"], row["gist_length"], most, row["summarizer_log_prob"]
+            )
+            patterns.append({"document_id": row["document_id"], **found})
+    save_figure(draw_survival(survival(labelled, by="label"), ylabel=""), folder.path / PLOTS_DIR / "survival")
+    summary = summarize_patterns(patterns)
+    table = Table(title="What the gists look like", box=box.SIMPLE, title_justify="left", show_header=False)
+    for name, label in PATTERNS.items():
+        if is_number(summary[name]):
+            table.add_row(label, with_error(summary[name], summary[f"{name}_se"]))
+    Console().print(table)
+    return summary
 
 
-def _default_folder(pair):
-    return Path(pair, "evaluation") if Path(pair).is_dir() else Path(f"{pair.split('/')[-1]}-evaluation")
-
-
-def _settings(args, readings):
-    """What decides the rows, for a resumed evaluation to be the same one."""
-    models = {"summarizer": readings.compactor.summarizer, "generator": readings.compactor.generator}
-    models |= {"teacher": readings.teacher}
-    if readings.generator_only is not None:
-        models["generator_only"] = readings.generator_only
-    names = (
-        "pair dataset dataset_config split text_column max_documents max_windows_per_document max_windows batch_size last_k "
-        "budgets generator_only teacher compressors samples token_classifier gists own_generators"
-    )
-    return {
-        **{name: getattr(args, name) for name in names.split()},
-        "fingerprints": {role: fingerprint(model) for role, model in models.items()},
-        "version": __version__,
+def ask_other_readers(args: EvaluateArguments, rows: list[dict], readings: PairReadings) -> dict[str, dict]:
+    """Prints and returns what the gists, as text, gain the teacher and every one of `--readers`."""
+    rows = [with_means(row) for row in rows if tuple(row["setting"]) == readings.settings[0]]
+    tokenizer = readings.compactor.tokenizer
+    texts = as_text(tokenizer, rows)
+    summaries = {
+        "G, its own prompt": summarize_transfer(read_by_pair(rows, texts)),
+        "T, as text": summarize_transfer(read_as_text(readings.teacher, tokenizer, texts, args.batch_size)),
     }
+    for name in args.readers:
+        model = AutoModelForCausalLM.from_pretrained(name, trust_remote_code=args.trust_remote_code).eval()
+        reader = AutoTokenizer.from_pretrained(name, trust_remote_code=args.trust_remote_code)
+        model = model.to(readings.teacher.device)
+        summaries[f"{name}, as text"] = summarize_transfer(read_as_text(model, reader, texts, args.batch_size))
+    console = Console()
+    console.print(transfer_table(summaries))
+    same = sum(text["same_tokens"] for text in texts)
+    console.print(f"{same} of {len(texts)} gists give the same tokens back when their text is tokenised again.")
+    return summaries
 
 
 def _choose_windows(windows, count):
@@ -153,36 +164,21 @@ def _choose_windows(windows, count):
     return windows.select([index * len(windows) // count for index in range(count)]), count
 
 
-def _read(readings, windows, count, folder):
-    rows = folder.rows(len(readings.settings))
-    done = len(rows) // len(readings.settings)
-    console = Console(stderr=True)
-    if done:
-        console.print(f"{done} windows were measured before; going on from there")
-    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-    with Progress(*columns, console=console) as progress:
-        task = progress.add_task("Windows", total=count, completed=done)
-        for batch in readings.read(islice(windows, done, None), rows):
-            folder.append(batch)
-            rows += batch
-            progress.advance(task, len(batch) // len(readings.settings))
-    return rows
-
-
 def _print(measures, setting, pair, title):
     def value(name, digits=4):
         return with_error(measures.get(name), measures.get(f"{name}_se"), digits)
 
     last_k, budget = setting[0] or pair.last_k, setting[1]
+    labels = reader_labels(last_k=last_k)
     table = Table(title=title, box=box.SIMPLE, title_justify="left")
     table.add_column("Target read after", no_wrap=True)
     for heading in ("NLL", "the gist gains", "KL from T"):
         table.add_column(heading, justify="right", no_wrap=True)
-    for name, label in _READERS.items():
+    for name in _ROWS:
         if f"nll_{name}" in measures:
             cells = value(f"nll_{name}"), value(f"gain_over_{name}") if f"gain_over_{name}" in measures else ""
             kl = "" if name == "teacher" else value(f"kl_{name}", 3)
-            table.add_row(label.format(last_k=last_k), *cells, kl, style="bold" if name == "gist" else None)
+            table.add_row(labels[name], *cells, kl, style="bold" if name == "gist" else None)
     console = Console()
     console.print(table)
     uses = measures["break_even_uses"]

@@ -17,6 +17,7 @@
 import argparse
 import os
 import tempfile
+from dataclasses import asdict, dataclass, fields
 from importlib.resources import files
 from pathlib import Path
 
@@ -30,23 +31,39 @@ from ..models.deepspeed import build_cpu_operators
 
 CONFIGS = Path(str(files("trl_gist") / "accelerate_configs"))
 STOPPED_FILE = "TRL_GIST_STOPPED_FILE"  # names, in the environment, the file by which a run says that it was saved
-# Those of accelerate's that say where a run takes place; what is trained is said by `trl-gist train`'s own
-_FLAGS = ("num_processes", "num_machines", "machine_rank", "main_process_ip", "main_process_port")
 
 
-def split_launch_flags(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
+@dataclass(frozen=True)
+class LaunchArguments:
+    """How processes share the work, and those of accelerate's flags that say where; what is trained, others say."""
+
+    accelerate_config: str | None = None
+    num_processes: str | None = None
+    num_machines: str | None = None
+    machine_rank: str | None = None
+    main_process_ip: str | None = None
+    main_process_port: str | None = None
+
+    def places(self) -> dict[str, str]:
+        """Those of accelerate's that were given."""
+        given = {name: value for name, value in asdict(self).items() if value is not None}
+        given.pop("accelerate_config", None)
+        return given
+
+
+def split_launch_flags(argv: list[str]) -> tuple[LaunchArguments, list[str]]:
     """
-    The flags of the launch, `accelerate_config` and accelerate's `num_processes`, `num_machines`, `machine_rank`,
-    `main_process_ip` and `main_process_port`, and the others.
+    The flags of the launch, and the others.
 
     Raises:
         ValueError: if there is one without `accelerate_config`.
     """
     parser = argparse.ArgumentParser(prog="trl-gist train", add_help=False, allow_abbrev=False)
-    for name in ("accelerate_config", *_FLAGS):
-        parser.add_argument(f"--{name}")
-    flags, rest = parser.parse_known_args(argv)
-    given = [name for name in _FLAGS if getattr(flags, name) is not None]
+    for field in fields(LaunchArguments):
+        parser.add_argument(f"--{field.name}")
+    known, rest = parser.parse_known_args(argv)
+    flags = LaunchArguments(**vars(known))
+    given = list(flags.places())
     if given and flags.accelerate_config is None:
         raise ValueError(
             f"`--{given[0]}` launches processes: say how they share the work, with `--accelerate_config` and one of "
@@ -55,7 +72,7 @@ def split_launch_flags(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     return flags, rest
 
 
-def launch(flags: argparse.Namespace, argv: list[str]):
+def launch(flags: LaunchArguments, argv: list[str]):
     """
     Launches `trl-gist train ARGV` as the flags say. Without `num_processes`, one process for each accelerator here.
     Returns when the run has ended, or has been saved on a signal.
@@ -64,16 +81,16 @@ def launch(flags: argparse.Namespace, argv: list[str]):
         ValueError: if `accelerate_config` is neither a file nor a name.
         SignalException: if a signal ended the run and it could not be saved.
     """
-    config = config_path(flags.accelerate_config)
-    if flags.num_processes is None and config.parent == CONFIGS and config.stem != "single":
-        flags.num_processes = str(max(1, torch.accelerator.device_count()))
+    config, places = config_path(flags.accelerate_config), flags.places()
+    if "num_processes" not in places and config.parent == CONFIGS and config.stem != "single":
+        places["num_processes"] = str(max(1, torch.accelerator.device_count()))
     if "DEEPSPEED" in str(yaml.safe_load(config.read_text(encoding="utf-8")).get("distributed_type")):
         build_cpu_operators()
     # SIGTERM reaches the launcher, which hands it on: give the run the time to end its rollout and save
     os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "600")
-    chosen = [(f"--{name}", getattr(flags, name)) for name in _FLAGS if getattr(flags, name) is not None]
-    launch_args = ["--config_file", str(config), *(part for flag in chosen for part in flag)]
-    args = launch_command_parser().parse_args([*launch_args, "--module", "trl_gist.cli.main", "train", *argv])
+    chosen = [part for name, value in places.items() for part in (f"--{name}", value)]
+    launch_args = ["--config_file", str(config), *chosen, "--module", "trl_gist.cli", "train", *argv]
+    args = launch_command_parser().parse_args(launch_args)
     with tempfile.TemporaryDirectory() as directory:
         stopped = os.environ[STOPPED_FILE] = os.path.join(directory, "stopped")
         try:
@@ -83,7 +100,7 @@ def launch(flags: argparse.Namespace, argv: list[str]):
                 raise
 
 
-def size_of_launch(flags: argparse.Namespace) -> list[str]:
+def size_of_launch(flags: LaunchArguments) -> list[str]:
     """What `--dry_run` takes of such a launch: its `--world_size` and `--zero_stage`."""
     config = yaml.safe_load(config_path(flags.accelerate_config).read_text(encoding="utf-8"))
     stage = config.get("deepspeed_config", {}).get("zero_stage", 0)

@@ -14,7 +14,6 @@
 
 """What `trl-gist serve` runs."""
 
-import argparse
 import os
 import signal
 import socket
@@ -33,27 +32,37 @@ API_KEY_VARIABLE = "TRL_GIST_API_KEY"
 SHUTDOWN_SECONDS = 25
 
 
-def serve(args: argparse.Namespace, load: Callable[[argparse.Namespace], GistCompactor]):
+def serve(
+    load: Callable[[], GistCompactor],
+    name: str,
+    config: ServingConfig,
+    host: str,
+    port: int,
+    api_key_file: str | None = None,
+):
     """
     Serves a pair until SIGTERM or SIGINT: requests that are being answered then have 25 seconds left.
 
     Args:
-        args (`argparse.Namespace`):
-            Of the command line.
         load (`Callable`):
-            Loads the pair.
+            Loads the pair; called when all else is known to be well.
+        name (`str`):
+            The model's at the API.
+        config ([`ServingConfig`]):
+            The limits.
+        host (`str`), port (`int`):
+            The address to bind to.
+        api_key_file (`str`, *optional*):
+            See [`read_api_key`].
 
     Raises:
         ValueError: if the host needs a key and there is none, or the limits do not fit the pair.
         OSError: if the address is taken.
     """
-    api_key = read_api_key(args.api_key_file)
-    check_host(args.host, api_key)
-    names = ("max_body_bytes", "max_context_tokens", "max_new_tokens", "max_requests", "request_seconds")
-    config = ServingConfig(**{name: getattr(args, name) for name in (*names, "window", "chat_window", "recursion")})
-    address = bind(args.host, args.port)  # before the minutes that a pair may take to load
-    name = args.served_name or Path(args.pair).name
-    app = make_app(load(args), name, config, api_key)
+    api_key = read_api_key(api_key_file)
+    check_host(host, api_key)
+    address = bind(host, port)  # before the minutes that a pair may take to load
+    app = make_app(load(), name, config, api_key)
     server = uvicorn.Server(
         uvicorn.Config(
             app,

@@ -12,6 +12,8 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
+"""What `trl-gist train` runs: its arguments beside the trainer's, the data and the rewards they name, and the run."""
+
 import importlib
 import logging
 import os
@@ -72,7 +74,7 @@ class GistScriptArguments:
             path (e.g., `"my_lib.rewards.my_reward"`). Defaults to `kl_gain length_penalty`.
         compressor (`str`, *optional*):
             With `generator_only`, whose gists the generator learns to read: a name of
-            `evaluation.compare.EXTRACTIVE_COMPRESSORS`. Defaults to empty gists.
+            `evaluation.compressors.registry.EXTRACTIVE_COMPRESSORS`. Defaults to empty gists.
         dry_run (`bool`, *optional*, defaults to `False`):
             Print what the recipe takes on each rank instead of training; see [`~scripts.memory.print_memory`]. Neither
             weights nor data are loaded.
@@ -123,8 +125,8 @@ class GistScriptArguments:
     compressor: str | None = field(
         default=None,
         metadata={
-            "help": "With `generator_only`, whose gists the generator learns to read, as 'tail' or 'tf-idf'. Defaults to "
-            "empty gists."
+            "help": "With `generator_only`, whose gists the generator learns to read, as 'tail' or 'tf-idf'. Defaults "
+            "to empty gists."
         },
     )
     dry_run: bool = field(

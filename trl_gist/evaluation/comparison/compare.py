@@ -15,14 +15,14 @@
 """
 The trained summarizer against other compressors: the same windows, the same readers, the same number of tokens.
 
-Every window gives each compressor a budget of as many tokens as the trained summarizer's gist of it has. A gist is read by
+Every window gives each compressor a budget of as many tokens as the trained summarizer's gist has. A gist is read by
 
     teacher         the frozen T, as plain text before L: what the gist is worth to a model that never saw gists
     generator       the co-trained G, through its own prompt: what it is worth to the model that was taught to read S's
     own generator   where there is one, a G that was taught to read this compressor's gists for as long: the fair test
 
-and beside them "no gist", L alone. The log-probs are held against T on the whole context, and, paired by window, against
-the trained summarizer.
+and beside them "no gist", L alone. The log-probs are held against T on the whole context, and, paired by window,
+against the trained summarizer.
 """
 
 import itertools
@@ -36,9 +36,7 @@ from ...common.statistics import standard_error
 from ...prompts import before_last_k
 from ...scoring.gist_scorer import GistScorer
 from ...scoring.targets import TargetScorer
-from ..compressors import (
-    Compressor,
-)
+from ..compressors import Compressor
 
 
 NO_GIST, TRAINED = "no gist", "trained summarizer"
@@ -74,8 +72,8 @@ def compare_compressors(
     Returns:
         `list[dict]`: For each window, compressor and reader: `compressor`, `reader`, `window` (its number),
         `document_id`; in nats per target token `log_prob`, `teacher_log_prob` (on the whole context) and `kl` from the
-        teacher; `budget` and `tokens` of the gist, `bytes` of its text, `gist_rate` = tokens / |X|, and the `gist`. For
-        each missing compressor a row of `compressor` and `unavailable`, the reason.
+        teacher; `budget` and `tokens` of the gist, `bytes` of its text, `gist_rate` = tokens / |X|, and the `gist`.
+        For each missing compressor a row of `compressor` and `unavailable`, the reason.
 
     Raises:
         ValueError: if a generator is of no compressor, or a compressor breaks its budget.
@@ -129,11 +127,11 @@ def summarize_comparison(rows: list[dict]) -> list[dict]:
             Of [`compare_compressors`].
 
     Returns:
-        `list[dict]`: For each compressor and reader, in nats per target token: `nll`, `lost` = NLL − NLL of the teacher
-        on the whole context, `kl`, and `behind_trained` = NLL − NLL of the trained summarizer's gist with the same
-        reader, paired by window, which is above 0 where the trained summarizer is better (an own generator's against
-        the co-trained one's); `tokens`, `bytes` and `gist_rate`, means alone; `windows` and `documents`. Missing
-        compressors come last, as they are.
+        `list[dict]`: For each compressor and reader, in nats per target token: `nll`, `lost` = NLL − NLL of the
+        teacher on the whole context, `kl`, and `behind_trained` = NLL − NLL of the trained summarizer's gist with the
+        same reader, paired by window, which is above 0 where the trained summarizer is better (an own generator's
+        against the co-trained one's); `tokens`, `bytes` and `gist_rate`, means alone; `windows` and `documents`.
+        Missing compressors come last, as they are.
     """
     groups = {}
     for row in rows:

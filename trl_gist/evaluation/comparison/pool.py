@@ -16,10 +16,10 @@
 """
 Best in pool: how much better the gists of natural text could be, as far as a pool of candidates tells.
 
-The distortion-rate function of [`rate_distortion`] needs all candidates, which natural text has too many of. With the gists
-of every compressor at every budget as each window's candidates, the same linear program gives the best mixture of them:
-each window takes, with its target known, the gist that turned out best. No compressor knows the target, so the curve is
-what choosing could bring; and the pool is not all there is, so it bounds nothing from below.
+The distortion-rate function of [`rate_distortion`] needs all candidates, which natural text has too many of. With the
+gists of every compressor at every budget as each window's candidates, the same linear program gives the best mixture
+of them: each window takes, with its target known, the gist that turned out best. No compressor knows the target, so
+the curve is what choosing could bring; and the pool is not all there is, so it bounds nothing from below.
 """
 
 import os

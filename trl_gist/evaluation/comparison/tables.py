@@ -24,15 +24,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from ...common.statistics import with_error
+from ..pages.labels import COMPARISON_READERS
 from ..pages.plots import GIST, NEUTRAL, NULL, save_figure
-from .compare import GENERATOR, NO_GIST, OWN_GENERATOR, READERS, TEACHER, TRAINED
-
-
-_TITLES = {
-    TEACHER: "Read by the frozen teacher",
-    GENERATOR: "Read by the co-trained generator",
-    OWN_GENERATOR: "Read by a generator of its own",
-}
+from .compare import GENERATOR, NO_GIST, OWN_GENERATOR, READERS, TRAINED
 
 
 def comparison_tables(summary: list[dict]) -> list[Table]:
@@ -46,7 +40,7 @@ def comparison_tables(summary: list[dict]) -> list[Table]:
     tables = []
     for reader in _readers(summary):
         rows = sorted((row for row in summary if row.get("reader") == reader), key=lambda row: row["lost"])
-        table = Table(title=_TITLES[reader], box=box.SIMPLE, title_justify="left")
+        table = Table(title=COMPARISON_READERS[reader], box=box.SIMPLE, title_justify="left")
         table.add_column("Compressor", no_wrap=True)
         for heading in ("tokens", "bytes", "NLL", "lost against T(X)", "KL from T(X)", "behind the trained"):
             table.add_column(heading, justify="right")
@@ -100,7 +94,7 @@ def plot_comparison(summary: list[dict], path: str | os.PathLike):
         for place, name in enumerate(names):
             if (name, reader) in lost:
                 _draw_row(axis, place, lost[name, reader], {TRAINED: GIST, NO_GIST: NULL}.get(name, NEUTRAL))
-        axis.set_title(_TITLES[reader], loc="left", fontsize=10)
+        axis.set_title(COMPARISON_READERS[reader], loc="left", fontsize=10)
         axis.spines[["top", "right"]].set_visible(False)
         axis.grid(axis="x", alpha=0.2)
         axis.tick_params(axis="y", length=0)

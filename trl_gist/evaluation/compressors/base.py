@@ -75,7 +75,7 @@ class ExtractiveCompressor:
         return gists
 
     def keep(self, contexts: list[list[int]], budgets: list[int]) -> list[list[int]]:
-        """Positions of the tokens to keep, in any order. Every context has more tokens than its budget of at least 1."""
+        """Positions of the tokens to keep, in any order. Every context is longer than its budget of at least 1."""
         raise NotImplementedError
 
 

@@ -17,7 +17,7 @@
 Gists from a file, so that any outside system can be scored: [`write_contexts`] writes what there is to compress, the
 system answers in JSON lines, [`FromFile`] reads them.
 
-    {"context_hash": "5f0c…", "budget": 24, "context": "In 1854 …", "context_ids": […], "document_id": "Cholera", "index": 0}
+    {"context_hash": "5f0c…", "budget": 24, "context": "In 1854 …", "context_ids": […], "document_id": 7, "index": 0}
     {"context_hash": "5f0c…", "gist": "Snow, Broad Street pump"}
 """
 
@@ -62,8 +62,8 @@ def write_contexts(rows: list[dict], budgets: list[int], tokenizer: PreTrainedTo
 @dataclass
 class FromFile:
     """
-    Gists from JSON lines with `context_hash` and either `gist`, text, or `gist_ids`, ids of the pair's tokenizer; other
-    fields are not read.
+    Gists from JSON lines with `context_hash` and either `gist`, text, or `gist_ids`, ids of the pair's tokenizer;
+    other fields are not read.
 
     Args:
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
@@ -102,8 +102,8 @@ class FromFile:
             ids = values["gist_ids"] if "gist_ids" in values else self._token_ids(values["gist"])
         except (json.JSONDecodeError, KeyError, TypeError) as error:
             raise ValueError(
-                f"{self.path}, line {number}, is not a JSON object with `context_hash` and `gist` (text) or `gist_ids`: "
-                f"{type(error).__name__} {error}."
+                f"{self.path}, line {number}, is not a JSON object with `context_hash` and `gist` (text) or "
+                f"`gist_ids`: {type(error).__name__} {error}."
             ) from error
         special = set(self.tokenizer.all_special_ids)
         unknown = [token for token in ids if not isinstance(token, int) or not 0 <= token < len(self.tokenizer)]

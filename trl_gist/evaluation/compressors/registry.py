@@ -41,8 +41,6 @@ EXTRACTIVE_COMPRESSORS = (
     *("head", "tail", "random drop", "stop-word drop", "tf-idf", "tf-idf, then tail", "self-information"),
     "perplexity pruning",
 )
-
-
 COMPRESSORS = (*EXTRACTIVE_COMPRESSORS, "token classifier", "zero-shot summary")
 
 

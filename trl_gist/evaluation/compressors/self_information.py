@@ -14,8 +14,8 @@
 
 
 """
-Selective-Context ([Li et al., 2023](https://huggingface.co/papers/2310.06201)): what a language model could have guessed
-is left out.
+Selective-Context ([Li et al., 2023](https://huggingface.co/papers/2310.06201)): what a language model could have
+guessed is left out.
 
 The paper drops tokens, phrases or sentences, and does best with phrases, which it takes from a parser. Here words are
 dropped: whole, so that the gist can be read, and without a parser to install for every language. As in the authors'

@@ -14,8 +14,8 @@
 
 
 """
-LLMLingua-2 ([Pan et al., 2024](https://huggingface.co/papers/2403.12968)): a bidirectional encoder was trained to say of
-every token whether GPT-4 would keep it; the words most worth keeping stay.
+LLMLingua-2 ([Pan et al., 2024](https://huggingface.co/papers/2403.12968)): a bidirectional encoder was trained to say
+of every token whether GPT-4 would keep it; the words most worth keeping stay.
 
 Its checkpoints are plain token classifiers, and are read as such. The authors' package `llmlingua` is not used: it
 fetches another model's tokenizer to count with, holds to a budget only roughly, reads two checkpoints by their names
@@ -74,14 +74,14 @@ class TokenClassifier(ExtractiveCompressor):
         except OSError as error:
             raise ValueError(
                 f"{checkpoint}, the token classifier, is neither a folder nor a repository on the Hub in reach. "
-                f"Download one of LLMLingua-2's, as with `hf download {_CHECKPOINT} --local-dir llmlingua-2`, and pass "
-                "its folder."
+                f"Download one of LLMLingua-2's, as with `hf download {_CHECKPOINT} --local-dir llmlingua-2`, and "
+                "pass its folder."
             ) from error
         if loading["missing_keys"] or classifier.config.num_labels != 2:
             raise ValueError(
                 f"{checkpoint} has no trained classifier of tokens into two classes, drop and keep "
-                f"({classifier.config.num_labels} labels, missing weights: {sorted(loading['missing_keys'])}). Use one "
-                f"of LLMLingua-2's, as {_CHECKPOINT}."
+                f"({classifier.config.num_labels} labels, missing weights: {sorted(loading['missing_keys'])}). Use "
+                f"one of LLMLingua-2's, as {_CHECKPOINT}."
             )
         return cls(tokenizer, classifier.to(device).eval(), classifier_tokenizer)
 

@@ -42,8 +42,8 @@ def measure_costs(readings: DistanceReadings, ids: list[int], windows: int) -> l
     Returns:
         `list[dict]`: For each window `tokens` read so far; and, ending in `_pair` and, as far as T has positions, in
         `_full`: `read`, seconds per token of the next chunk that is read (for the pair, S's writing of the gist
-        and G's reading of gist and L are part of it), `written`, seconds per token that passes one by one, `cache`, bytes of
-        G's or T's keys and values, and `memory`, resident bytes of the process (on an accelerator, bytes allocated).
+        and G's reading of gist and L are part of it), `written`, seconds per token that passes one by one, `cache`,
+        bytes of G's or T's keys and values, and `memory`, resident bytes (on an accelerator, bytes allocated).
     """
     if readings.geometry.chunk_length <= _STEPS:
         return []

@@ -67,8 +67,8 @@ class FactIndex:
         The facts of the target that G cannot copy from L or from the target itself.
 
         Returns:
-            `list[dict]`: `fact`, its `kind`, the tokens of the target `[first, last]` that spell it, and its `age`: how
-            many windows ago it was said last, 0 for this window's chunk, `None` if it was never said.
+            `list[dict]`: `fact`, its `kind`, the tokens of the target `[first, last]` that spell it, and its `age`:
+            how many windows ago it was said last, 0 for this window's chunk, `None` if it was never said.
         """
         seen, start = (window + 1) * self.geometry.chunk_length, self.geometry.before(window)
         found = []
@@ -112,8 +112,8 @@ def facts_by_age(rows: list[dict], writers: list[str], ages: list[tuple[int, int
 
     Returns:
         `dict`: `ages`, and for `since_first` (facts by the window that said them first, however often they came again)
-        and `since_last` (by the last that said them) for each writer `share`, `share_se` (over documents) and `of`, how
-        many facts were looked for, a figure for each stretch of ages.
+        and `since_last` (by the last that said them) for each writer `share`, `share_se` (over documents) and `of`,
+        how many facts were looked for, a figure for each stretch of ages.
     """
     looked_up = {writer: {"since_first": [], "since_last": []} for writer in writers}
     said_first, said_last = {}, {}

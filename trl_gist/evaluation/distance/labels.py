@@ -15,19 +15,20 @@
 """What a walk's measures are called in tables, plots and on the page, and what they say in words."""
 
 from ...common.statistics import with_error
+from ..pages.labels import reader_labels
 
 
 def arm_labels(report: dict) -> dict[str, str]:
     """Arms in the order in which tables show them, from all text to the recursive gists."""
-    last_k = report["geometry"]["last_k"]
+    readers = reader_labels(last_k=report["geometry"]["last_k"])
     labels = {
         "full": "T: all text so far",
         "window": f"T: last {report['geometry']['context_length']}, verbatim",
-        "tail": f"T: last {last_k}+|Z|, verbatim",
-        "last_k": f"T: last {last_k}, sliding window",
+        "tail": f"{readers['tail']}, verbatim",
+        "last_k": f"{readers['last_k']}, sliding window",
         "zero_shot": "T: its own rolling summary",
         "zero_shot_g": "G: T's rolling summary",
-        "null": "G: empty gist, sliding window",
+        "null": f"{readers['null']}, sliding window",
         "stale": "G: the first window's gist",
         "single": "G: gist of the chunk alone",
         "pair": "G: rolling gist",
@@ -70,8 +71,8 @@ def verdict_sentences(report: dict, walker: str) -> list[str]:
     slope = report["slopes"][walker]
     per_1000 = [None if slope[name] is None else 1e3 * slope[name] for name in ("slope", "slope_se")]
     sentences.append(
-        f"{label}: its gain over its own sliding window changes by {with_error(*per_1000, digits=2, sign='+')} · 10⁻³ nats "
-        f"per token with each window, {_direction(slope)} (within {slope['documents']} documents)."
+        f"{label}: its gain over its own sliding window changes by {with_error(*per_1000, digits=2, sign='+')} · 10⁻³ "
+        f"nats per token with each window, {_direction(slope)} (within {slope['documents']} documents)."
     )
     gains = report["gains"][walker]
     others = ("single" if walker == "pair" else "pair", "stale", "zero_shot", "tail", "window")

@@ -15,9 +15,9 @@
 """
 What a walk along documents comes to, by distance into the document.
 
-Differences between arms are paired over windows, and each gist is held against its own reader's sliding window: the same
-model on the same last tokens without it. Standard errors are over documents; where there is one document, as one long
-stream, over its windows, which are not quite independent.
+Differences between arms are paired over windows, and each gist is held against its own reader's sliding window: the
+same model on the same last tokens without it. Standard errors are over documents; where there is one document, as one
+long stream, over its windows, which are not quite independent.
 """
 
 import numpy as np
@@ -41,11 +41,12 @@ def distance_measures(rows: list[dict], others: list[str] = ()) -> dict:
     Returns:
         `dict`: In nats per target token, standard errors under the same names with `_se`.
 
-        - `windows` and `stretches` (1, 2, 3-4, 5-8, ... windows): for each `first`, `last` (from 0), `tokens` before the
-          target (mean), `rows`, `documents`, `gist_length`, and by arm `nll_{arm}`, `kl_{arm}` (from the full context),
-          `advantage_{arm}` = NLL(its sliding window) − NLL(arm), `over_last_k_{arm}` = NLL(T's sliding window) − NLL(arm).
-        - `slopes`: by arm, of the advantage in nats per token and window: the regression within documents, Σ Sxy / Σ Sxx,
-          which weighs the slope of each document by how far it reaches.
+        - `windows` and `stretches` (1, 2, 3-4, 5-8, ... windows): for each `first`, `last` (from 0), `tokens` before
+          the target (mean), `rows`, `documents`, `gist_length`, and by arm `nll_{arm}`, `kl_{arm}` (from the full
+          context), `advantage_{arm}` = NLL(its sliding window) − NLL(arm), `over_last_k_{arm}` = NLL(T's sliding
+          window) − NLL(arm).
+        - `slopes`: by arm, of the advantage in nats per token and window: the regression within documents, Σ Sxy / Σ
+          Sxx, which weighs the slope of each document by how far it reaches.
         - `gains`: for the pair and each other pair, what it gains over every arm from the second window on.
         - `verdicts`: for the same, [`verdict`] against the sliding windows of its own generator and of T.
         - `facts`, `fact_gains`: of [`distance_facts`].
@@ -93,9 +94,9 @@ def verdict(rows: list[dict], windows: list[dict], arm: str, control: str) -> di
     Whether an arm stays below its sliding window from the second window on, by two standard errors.
 
     Returns:
-        `dict`: `unclear`, the windows (from 0) at which it does not, of `of` that at least 3 documents reach; `since`, the
-        first of those at the end, from which on it never does, or `None` if it does at the last window; and `last`, the last
-        one looked at. With one document a window has no error, and the stretches stand for them.
+        `dict`: `unclear`, the windows (from 0) at which it does not, of `of` that at least 3 documents reach; `since`,
+        the first of those at the end, from which on it never does, or `None` if it does at the last window; and
+        `last`, the last one looked at. With one document a window has no error, and the stretches stand for them.
     """
     if _one_document(rows):
         last = max(row["window"] for row in rows)

@@ -14,52 +14,42 @@
 
 """The page of a walk along documents: one HTML file that needs nothing but itself."""
 
-import json
 import os
-import time
 from pathlib import Path
 
-from ..folder import MEASURES_FILE, PAGE_FILE, PLOTS_DIR, ROWS_FILE
-from ..pages.environment import inline_plots, measure, page_environment, without_folders
+from ..folder import PLOTS_DIR, read_measures, read_rows, write_page
+from ..pages.environment import inline_plots, measure, render_page, spread, without_folders
 from .labels import arm_labels, stretch_label, verdict_sentences
 
 
 _GALLERY = 6
 _CAPTIONS = {
-    "distance_loss": "By tokens before the target, windows taken together as in the table; bands are standard errors (left, "
-    "where nothing is paired, the pair's alone). T on all text so far is there as far as T has positions.",
+    "distance_loss": "By tokens before the target, windows taken together as in the table; bands are standard errors "
+    "(left, where nothing is paired, the pair's alone). T on all text so far is there as far as T has positions.",
     "distance_advantage": "Each gist against the same reader without it. Points are single windows.",
-    "distance_facts": "Left: of all facts said so far, those that the newest gist still has. Right: their tokens in the "
-    "target, where they are not among the last tokens too. Small counts say little.",
-    "distance_costs": "On the longest document, one after the other. What the pair reads includes writing the gist. Other work "
-    "on the machine shows as spikes.",
+    "distance_facts": "Left: of all facts said so far, those that the newest gist still has. Right: their tokens in "
+    "the target, where they are not among the last tokens too. Small counts say little.",
+    "distance_costs": "On the longest document, one after the other. What the pair reads includes writing the gist. "
+    "Other work on the machine shows as spikes.",
 }
 
 
 def write_distance_page(directory: str | os.PathLike) -> Path:
     """Writes the page of a walk's folder, from its measures, its rows and its plots; returns its path."""
-    directory = Path(directory)
-    report = json.loads((directory / MEASURES_FILE).read_text(encoding="utf-8"))
-    with open(directory / ROWS_FILE, encoding="utf-8") as file:
-        rows = [json.loads(line) for line in file]
-    page = (
-        page_environment()
-        .get_template("distance/distance.html.jinja")
-        .render(
-            name=Path(report["pair"]).name,
-            report=report,
-            verdicts=[sentence for walker in report["verdicts"] for sentence in verdict_sentences(report, walker)],
-            tables=_tables(report),
-            gains=_gains(report),
-            plots=inline_plots(directory / PLOTS_DIR, _CAPTIONS),
-            gallery=_gallery(rows, ["pair", "zero_shot", *report["pairs"]]),
-            facts=_facts(report, rows),
-            now=time.strftime("%Y-%m-%d %H:%M %Z"),
-        )
+    report, rows = read_measures(directory), read_rows(directory)
+    page = render_page(
+        "distance/distance.html.jinja",
+        name=Path(report["pair"]).name,
+        status="what it keeps as windows pass",
+        report=report,
+        verdicts=[sentence for walker in report["verdicts"] for sentence in verdict_sentences(report, walker)],
+        tables=_tables(report),
+        gains=_gains(report),
+        plots=inline_plots(Path(directory, PLOTS_DIR), _CAPTIONS),
+        gallery=_gallery(rows, report),
+        facts=_facts(report, rows),
     )
-    path = directory / PAGE_FILE
-    path.write_text(page, encoding="utf-8", errors="backslashreplace")
-    return path
+    return write_page(directory, page)
 
 
 def _tables(report):
@@ -103,21 +93,21 @@ def _gains(report):
     ]
 
 
-def _gallery(rows, writers):
+def _gallery(rows, report):
     """Windows of the longest document, evenly spread."""
+    labels, writers = arm_labels(report), ("pair", "zero_shot", *report["pairs"])
     longest = max(rows, key=lambda row: row["window"])["document_id"]
     own = [row for row in rows if row["document_id"] == longest]
-    chosen = sorted({round(index * (len(own) - 1) / (_GALLERY - 1)) for index in range(_GALLERY)})
     return [
         {
             "document": str(longest),
-            "window": own[index]["window"] + 1,
-            "tokens": own[index]["tokens"],
-            "gists": [(writer, own[index]["gists"][writer]) for writer in writers],
-            "chunk": own[index]["chunk"],
-            "target": own[index]["target"],
+            "window": row["window"] + 1,
+            "tokens": row["tokens"],
+            "gists": [(labels[writer], row["gists"][writer]) for writer in writers],
+            "chunk": row["chunk"],
+            "target": row["target"],
         }
-        for index in chosen
+        for row in spread(own, _GALLERY)
     ]
 
 
@@ -131,8 +121,8 @@ def _facts(report, rows):
         ("teacher", without_folders(report["teacher"])),
         (
             "a window",
-            f"{geometry['chunk_length']} tokens are folded into a gist of at most {report['gist_length']}; G sees it and "
-            f"{geometry['last_k']} more, and predicts {geometry['target_length']}",
+            f"{geometry['chunk_length']} tokens are folded into a gist of at most {report['gist_length']}; G sees it "
+            f"and {geometry['last_k']} more, and predicts {geometry['target_length']}",
         ),
         ("measured", f"{len(rows)} windows of {len({str(row['document_id']) for row in rows})} documents"),
         ("made with", f"trl_gist {report['version']}"),

@@ -14,7 +14,6 @@
 
 """The plots of a walk along documents: loss by distance, what the gist is worth, facts by age, and costs by length."""
 
-import json
 import os
 from pathlib import Path
 
@@ -22,7 +21,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from ...common.statistics import with_error
-from ..folder import MEASURES_FILE, PLOTS_DIR
+from ..folder import PLOTS_DIR, read_measures
 from ..pages.plots import GIST, NULL, OCHRE, PLUM, plot_style, save_figure
 from .labels import arm_labels
 
@@ -45,7 +44,7 @@ _LOSS_ARMS = ("full", "window", "tail", "last_k", "zero_shot", "null", "pair")
 
 def draw_distance(directory: str | os.PathLike) -> list[Path]:
     """Draws the measures of a walk's folder into `plots/`, each as PNG and SVG; returns the PNGs."""
-    report = json.loads(Path(directory, MEASURES_FILE).read_text(encoding="utf-8"))
+    report = read_measures(directory)
     figures = {
         "distance_loss": plot_loss(report),
         "distance_advantage": plot_advantage(report),

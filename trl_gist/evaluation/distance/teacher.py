@@ -44,7 +44,7 @@ def full_context_hidden(
             How many windows.
 
     Returns:
-        `list[torch.Tensor]`: Of shape `(target positions, hidden)`, for as many windows as fit the teacher's positions.
+        `list[torch.Tensor]`: Of shape `(target positions, hidden)`, for as many windows as fit T's positions.
     """
     base = base_of(teacher.model)
     positions, cache = max_positions(base), DynamicCache(config=base.config)

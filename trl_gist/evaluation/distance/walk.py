@@ -16,8 +16,8 @@
 What a pair keeps as windows pass: a walk along long documents, folded as a `rolling` session folds them.
 
 Window w of a document has a chunk of C tokens, [w·C, (w+1)·C); L, the next `last_k` tokens; and the target Y, the next
-`target_length`. The gist is S's of the previous gist, the chunk and L, as in [`~inference.session.session.Session`], and every arm
-predicts the same Y:
+`target_length`. The gist is S's of the previous gist, the chunk and L, as in [`~inference.session.session.Session`],
+and every arm predicts the same Y:
 
     full          the frozen T on all text so far, as long as it fits T's positions
     window        T on the last `context_length` tokens, verbatim: as many as S reads at once
@@ -146,8 +146,8 @@ class DistanceReadings:
             Documents in one forward.
 
     Raises:
-        ValueError: if another pair has the name of an arm, other window sizes or another tokenizer; or a model's logits
-            are capped or scaled in a way that scoring does not know.
+        ValueError: if another pair has the name of an arm, other window sizes or another tokenizer; or a model's
+            logits are capped or scaled in a way that scoring does not know.
     """
 
     compactor: GistCompactor
@@ -333,8 +333,9 @@ class DistanceReadings:
         found = geometry_of_pair(other)
         if found != self.geometry:
             raise ValueError(
-                f"`--pairs`: {name} folds {found.chunk_length} tokens at a time and the pair {self.geometry.chunk_length} "
-                f"({found} against {self.geometry}), so their targets differ. Compare pairs trained on the same window."
+                f"`--pairs`: {name} folds {found.chunk_length} tokens at a time and the pair "
+                f"{self.geometry.chunk_length} ({found} against {self.geometry}), so their targets differ. Compare "
+                "pairs trained on the same window."
             )
         if other.tokenizer.get_vocab() != self.compactor.tokenizer.get_vocab():
             raise ValueError(

@@ -13,10 +13,10 @@
 # limitations under the License.
 
 """
-Gist tokens held against text: how far each reader of a compressed context is from the teacher, and what it keeps of it.
+Gist tokens held against text: how far each reader of a compressed context is from the teacher, and what it keeps.
 
-A *reader* is whatever predicts Y from L and what is left of X: gist tokens, their controls, a text pair's generator, the
-teacher on L alone. Each gives rows of the same columns, one for each window:
+A *reader* is whatever predicts Y from L and what is left of X: gist tokens, their controls, a text pair's generator,
+the teacher on L alone. Each gives rows of the same columns, one for each window:
 
     teacher_kl          mean over Y of KL(teacher on the whole X ‖ reader), nats
     log_prob            mean log-prob of Y, nats
@@ -25,8 +25,8 @@ teacher on L alone. Each gives rows of the same columns, one for each window:
     kv_bytes            of their keys and values, while they are read
     text_bytes          of the gist in UTF-8, which is all that must be stored or sent; None where there is no text
 
-ROUGE-L is over word stems, as in [the paper](https://huggingface.co/papers/2304.08467), which reports it for answers to
-instructions. Here it is between two models' continuations of running text, which part ways at the first word that
+ROUGE-L is over word stems, as in [the paper](https://huggingface.co/papers/2304.08467), which reports it for answers
+to instructions. Here it is between two models' continuations of running text, which part ways at the first word that
 differs: its values are not to be compared with the paper's.
 """
 
@@ -135,7 +135,7 @@ def add_rouge_l(rows: list[dict], references: list[str]):
 
 
 def kv_bytes(config: PreTrainedConfig, positions: int, dtype: torch.dtype) -> int:
-    """Bytes of the keys and values of some positions: positions × layers × 2 × key heads × head size × bytes of a number."""
+    """Bytes of the keys and values of positions: positions × layers × 2 × key heads × head size × bytes a number."""
     config = config.get_text_config()
     head_size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     key_heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
@@ -215,8 +215,8 @@ def gist_tokens_tables(readers: list[dict]) -> tuple[Table, Table]:
 
 def plot_gist_tokens(readers: list[dict], path: str | os.PathLike):
     """
-    Draws KL against the positions kept, with the readers that keep none, or all, as lines; and how much lower it is than
-    the negative control's (of a text gist: an empty gist's), paired over windows.
+    Draws KL against the positions kept, with the readers that keep none, or all, as lines; and how much lower it is
+    than the negative control's (of a text gist: an empty gist's), paired over windows.
 
     Args:
         readers (`list[dict]`):

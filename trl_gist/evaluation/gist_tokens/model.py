@@ -20,11 +20,11 @@ After [Learning to Compress Prompts with Gist Tokens](https://huggingface.co/pap
 
     X' ⟨g1⟩ … ⟨gk⟩ L Y
 
-where X' is what of X the generator does not see by itself ([`~prompts.before_last_k`], after the tokenizer's bos) and the
-g are new embeddings. The gist mask hides X' from everything after the gist tokens, so what is needed of it must go
-through their keys and values, and those are all that is kept: a gist of k positions in every layer. The loss is not the
-paper's cross-entropy but that of [`TargetScorer`], KL(teacher on the whole X ‖ model) over Y: the very same code, and so
-the same number, as the generator's distillation from text.
+where X' is what of X the generator does not see by itself ([`~prompts.before_last_k`], after the tokenizer's bos) and
+the g are new embeddings. The gist mask hides X' from everything after the gist tokens, so what is needed of it must go
+through their keys and values, and those are all that is kept: a gist of k positions in every layer. The loss is not
+the paper's cross-entropy but that of [`TargetScorer`], KL(teacher on the whole X ‖ model) over Y: the very same code,
+and so the same number, as the generator's distillation from text.
 
 What was taken from the paper and from its authors' code:
 
@@ -33,10 +33,10 @@ What was taken from the paper and from its authors' code:
   learns an embedding of its own;
 - the *positive control*: no mask; what follows sees all of X' and the gist tokens.
 
-The paper's *negative control* hides X' and the gist tokens from what follows; where attention sees only distances it is one
-model for every k. Here the gist tokens stay and X' is hidden from them too, so that they become a learned prefix of the
-same k, the same for every context: still nothing beyond L, but as many parameters and positions. It is the stricter
-control. A gain over it is what was compressed.
+The paper's *negative control* hides X' and the gist tokens from what follows; where attention sees only distances it
+is one model for every k. Here the gist tokens stay and X' is hidden from them too, so that they become a learned
+prefix of the same k, the same for every context: still nothing beyond L, but as many parameters and positions. It is
+the stricter control. A gain over it is what was compressed.
 """
 
 import math
@@ -245,8 +245,8 @@ class GistTokenModel(TargetScorer):
         saved, expected = ({n: w.shape for n, w in of.items()} for of in (weights, trained))
         if saved != expected:
             raise ValueError(
-                f"The gist tokens in {directory} do not fit: {len(saved.items() ^ expected.items())} tensors differ in "
-                "name or shape. Were they trained with another `num_gist_tokens` or another adapter?"
+                f"The gist tokens in {directory} do not fit: {len(saved.items() ^ expected.items())} tensors differ "
+                "in name or shape. Were they trained with another `num_gist_tokens` or another adapter?"
             )
         with torch.no_grad():
             for name, weight in weights.items():
@@ -289,8 +289,8 @@ def train_gist_tokens(
     track: Callable = iter,
 ) -> list[float]:
     """
-    Distils the teacher's reading of whole contexts into gist tokens, with AdamW, constant learning rate after a warmup and
-    gradients clipped to a norm of 1, which are the generator's defaults.
+    Distils the teacher's reading of whole contexts into gist tokens, with AdamW, constant learning rate after a warmup
+    and gradients clipped to a norm of 1, which are the generator's defaults.
 
     Args:
         model ([`GistTokenModel`]):

@@ -90,7 +90,8 @@ _FAINT = 0.4
 _FRAGMENT = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined).from_string(
     '<div style="display: grid; grid-template-columns: minmax(0, 2fr) minmax(0, 1fr); gap: .3rem 2rem">'
     "<div><small>context</small>"
-    '<div style="white-space: pre-wrap; overflow-wrap: anywhere; unicode-bidi: isolate">{% for text, opacity in pieces %}'
+    '<div style="white-space: pre-wrap; overflow-wrap: anywhere; unicode-bidi: isolate">'
+    "{% for text, opacity in pieces %}"
     '{% if opacity %}<mark style="background: rgba({{ color }}, {{ opacity }}); color: inherit">{{ text }}</mark>'
     "{% else %}{{ text }}{% endif %}{% endfor %}</div></div>"
     "<div><small>gist</small>"
@@ -105,7 +106,8 @@ def plot_gists(rows: list[dict], directory: str | os.PathLike):
 
     Args:
         rows (`list[dict]`):
-            [`~evaluation.gists.patterns.gist_patterns`] of gists, with their `step`, `document_id`, and `context` and `gist` as text.
+            [`~evaluation.gists.patterns.gist_patterns`] of gists, with their `step`, `document_id`, and `context` and
+            `gist` as text.
         directory (`str` or `os.PathLike`):
             Where to write them.
     """
@@ -217,8 +219,8 @@ def draw_survival(found: Survival, last_k_start: float | None = None, ylabel: st
 
 def survival_html(context: str, gist: str) -> str:
     """
-    A fragment of HTML: the context beside its gist, with what of it survives marked, the fainter the more places a copy
-    may come from; see [`~evaluation.gists.patterns.text_survival`]. It brings its own style and has no ids.
+    A fragment of HTML: the context beside its gist, with what of it survives marked, the fainter the more places a
+    copy may come from; see [`~evaluation.gists.patterns.text_survival`]. It brings its own style and has no ids.
     """
     units = Units(context)
     shares = text_survival(units, Units(gist))

@@ -76,10 +76,10 @@ def copied_shares(
     """
     Which of a context's units, or tokens, live on as copies in its gist.
 
-    The gist is read from its start and cut into the longest runs that stand in the context: the extractive fragments of
-    [Grusky et al. 2018](https://huggingface.co/papers/1804.11283), which unlike a longest common subsequence allow for
-    another order. Where a run stands in the context several times, each place gets an equal share of it, so that no
-    end of the context is favoured. A run that is nothing but `chance` copies no place.
+    The gist is read from its start and cut into the longest runs that stand in the context: the extractive fragments
+    of [Grusky et al. 2018](https://huggingface.co/papers/1804.11283), which unlike a longest common subsequence allow
+    for another order. Where a run stands in the context several times, each place gets an equal share of it, so that
+    no end of the context is favoured. A run that is nothing but `chance` copies no place.
 
     Args:
         context, gist (`Sequence[Hashable]`):
@@ -108,8 +108,8 @@ def copied_shares(
 
 
 def text_survival(context: Units, gist: Units) -> list[float]:
-    """[`copied_shares`] of two texts: for each unit of the context, whatever its case, its share of a copy in the gist.
-    A run of nothing but function words and signs is held to be chance."""
+    """[`copied_shares`] of two texts: for each unit of the context, whatever its case, its share of a copy in the
+    gist. A run of nothing but function words and signs is held to be chance."""
     chance = {
         word
         for text in (context, gist)
@@ -148,8 +148,8 @@ def gist_patterns(
           `context_function_share`, `context_punctuation_share`: of the context's
         - `function_words_dropped`: 1 − function words of the gist / those it would have at the context's share; 0 is
           the context's own style, 1 a gist without any; negative if it has more than its context
-        - `number_recall`, `name_recall`, `date_recall`: of the different numbers, names and dates of the context, those
-          that the gist has; `..._in_target`: of those that the target has too
+        - `number_recall`, `name_recall`, `date_recall`: of the different numbers, names and dates of the context,
+          those that the gist has; `..._in_target`: of those that the target has too
         - `acronyms_coined`: words of two to six capitals that the context does not have in any case; a count a gist
         - `cut_mid_sentence`: 1 for a gist as long as it may be that ends with no sentence
         - `copy_rate_1`, `copy_rate_2`, `copy_rate_4`: of the gist's n-grams of units, those that the context has

@@ -111,8 +111,8 @@ def read_as_text(
             Rows in one forward.
 
     Returns:
-        `list[dict]`: For each window its `document_id`, `target_bytes`, and for each of `READINGS` the `{name}_nats` of
-        the target, summed over it; `shuffled_nats` is NaN where no other document lends its gist.
+        `list[dict]`: For each window its `document_id`, `target_bytes`, and for each of `READINGS` the `{name}_nats`
+        of the target, summed over it; `shuffled_nats` is NaN where no other document lends its gist.
 
     Raises:
         ValueError: if the tokenizer is not a fast one, L is empty and the tokenizer starts a text with no token of its
@@ -120,8 +120,8 @@ def read_as_text(
     """
     if not tokenizer.is_fast:
         raise ValueError(
-            f"{type(tokenizer).__name__} is no fast tokenizer, and does not say where in the text its tokens lie. Load "
-            "the reader's with `AutoTokenizer.from_pretrained`, which gives a fast one where there is one."
+            f"{type(tokenizer).__name__} is no fast tokenizer, and does not say where in the text its tokens lie. "
+            "Load the reader's with `AutoTokenizer.from_pretrained`, which gives a fast one where there is one."
         )
     bos = GistPrompts.from_tokenizer(tokenizer, "{context}").bos
     found = [{"document_id": text["document_id"], "target_bytes": len(text["target"].encode())} for text in texts]
@@ -138,8 +138,8 @@ def read_as_text(
 
 def read_by_pair(rows: list[dict], texts: list[dict]) -> list[dict]:
     """
-    The same of the pair's own generator, which reads the gist's tokens in its own prompt; its `tail` and its `full` are
-    those of the frozen teacher, on as many verbatim *tokens* and on all of X.
+    The same of the pair's own generator, which reads the gist's tokens in its own prompt; its `tail` and its `full`
+    are those of the frozen teacher, on as many verbatim *tokens* and on all of X.
 
     Args:
         rows (`list[dict]`):
@@ -234,8 +234,8 @@ def _tokens(tokenizer, bos, text, prefix):
     prompt = [*bos, *tokenizer(prefix, add_special_tokens=False)["input_ids"], *ids[:first]]
     if not prompt:
         raise ValueError(
-            "A window has an empty `last_k`, and the reader's tokenizer has no token that starts a text: there is nothing "
-            "to predict the target's first token from. Leave such windows out."
+            "A window has an empty `last_k`, and the reader's tokenizer has no token that starts a text: there is "
+            "nothing to predict the target's first token from. Leave such windows out."
         )
     return prompt, ids[first:]
 

@@ -12,26 +12,33 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""What all pages share: their templates' environment, how a figure is written, plots inlined."""
+"""What all pages share: how they are rendered, how figures are written, plots inlined; the templates lie beside it."""
 
 import os
 import re
+import time
 from pathlib import Path
 
 import jinja2
 
 from ...common.statistics import is_number, with_error
+from .labels import CONTROLS
 
 
-def page_environment() -> jinja2.Environment:
-    """For the templates of evaluation, which share a style; named by their path from there."""
-    return jinja2.Environment(
+_HEADLINE = ("null", "shuffled", "generator_only", "tail")
+
+
+def render_page(template: str, **content) -> str:
+    """A page as HTML, from one of evaluation's templates, named by its path from there, and what it shows."""
+    environment = jinja2.Environment(
         loader=jinja2.PackageLoader("trl_gist.evaluation", ""),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters |= {"measure": measure, "number": number}
+    return environment.get_template(template).render(now=time.strftime("%Y-%m-%d %H:%M %Z"), **content)
 
 
 def measure(value, error=None, sign: str = "", digits: int = 3) -> str:
@@ -39,18 +46,54 @@ def measure(value, error=None, sign: str = "", digits: int = 3) -> str:
     return with_error(value, error, digits, sign).replace("-", "−")
 
 
-def gain_against(control: str, gain: float, error: float | None) -> tuple[str, tuple[str, str, str]]:
-    """What a gain over a control says, in words, and as a tile: its label, its figure and its grade."""
-    known = is_number(error)
-    clear = known and abs(gain) > 2 * error
-    if clear:
-        words = f"{'beats' if gain > 0 else 'loses to'} {control} by {measure(abs(gain), error)}"
-    elif known:
-        words = f"is within two standard errors of {control} ({measure(gain, error)})"
-    else:
-        words = f"is {measure(gain)} from {control} (standard error unknown)"
-    grade = ("good" if gain > 0 else "bad") if clear else "even"
-    return words, (f"gain over {control}", measure(gain, error, sign="+"), grade)
+def number(value) -> str:
+    """Any scalar of a log, with as many digits as it needs."""
+    if not is_number(value):
+        return "–" if value is None or isinstance(value, float) else str(value)
+    if float(value).is_integer() and abs(value) < 1e6:
+        return f"{value:.0f}"
+    return f"{value:.3f}" if 0.01 <= abs(value) < 1000 else f"{value:.3g}"
+
+
+def spread(items: list, count: int) -> list:
+    """At most `count` of them, evenly spread, the first and the last among them."""
+    if len(items) <= count:
+        return items
+    return [items[round(index * (len(items) - 1) / (count - 1))] for index in range(count)]
+
+
+def headline(measures: dict, prefix: str = "") -> tuple[str, list[tuple[str, str, str]]]:
+    """
+    What the gist gains over its controls.
+
+    Args:
+        measures (`dict`):
+            `gain_over_{control}` and their standard errors under the same names with `_se`.
+        prefix (`str`, *optional*, defaults to `""`):
+            What their names begin with.
+
+    Returns:
+        `tuple[str, list]`: What a sentence says of the gist, and tiles: each a label, a figure and a grade.
+    """
+    parts, tiles = [], []
+    for name in _HEADLINE:
+        gain, error = (measures.get(f"{prefix}gain_over_{name}{end}") for end in ("", "_se"))
+        if is_number(gain):
+            words, grade = _gain_against(CONTROLS[name], gain, error)
+            parts.append(words)
+            tiles.append((f"gain over {CONTROLS[name]}", measure(gain, error, sign="+"), grade))
+    return "; it ".join(parts), tiles
+
+
+def _gain_against(control, gain, error):
+    """In words, and graded."""
+    if not is_number(error):
+        return f"is {measure(gain)} from {control} (standard error unknown)", "even"
+    if abs(gain) <= 2 * error:
+        return f"is within two standard errors of {control} ({measure(gain, error)})", "even"
+    beats = gain > 0
+    words = f"{'beats' if beats else 'loses to'} {control} by {measure(abs(gain), error)}"
+    return words, "good" if beats else "bad"
 
 
 def without_folders(name: str) -> str:

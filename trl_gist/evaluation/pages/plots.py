@@ -12,7 +12,10 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""Plots of a run. Matplotlib's object interface only: nothing here touches a user's own figures or backend."""
+"""
+Plots of a run, and what all plots share. Matplotlib's object interface only: nothing here touches a user's own figures
+or backend.
+"""
 
 import os
 from pathlib import Path
@@ -20,17 +23,12 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from ...common.statistics import standard_error
+from .labels import CONTROLS, reader_labels
 
 
 GIST, NULL, NEUTRAL = "#1f6f8b", "#c8553d", "#555555"
 OCHRE, PLUM, GREEN = "#a5731b", "#6b4f9e", "#3d7a4a"
-_READERS = {
-    "gist": "generator: gist + last K",
-    "tail": "teacher: last K+|Z| tokens, verbatim",
-    "last_k": "teacher: last K tokens",
-    "null": "generator: empty gist + last K",
-    "shuffled": "generator: another document's gist + last K",
-}
+_READERS = ("gist", "tail", "last_k", "null", "shuffled")
 
 
 def plot_training(log_history: list[dict], path: str | os.PathLike):
@@ -52,8 +50,8 @@ def plot_training(log_history: list[dict], path: str | os.PathLike):
             _draw_smoothed(axis, [log["step"] for log in train], [log[name] for log in train], color)
     for name, color, label in (("teacher_kl", GIST, "with the gist"), ("null_teacher_kl", NULL, "empty gist")):
         _draw_held_out(kl, held_out, f"eval_{name}", color, label)
-    _draw_held_out(gain, held_out, "eval_gain_over_null", GIST, "over an empty gist")
-    _draw_held_out(gain, held_out, "eval_gain_over_shuffled", NEUTRAL, "over another document's gist")
+    _draw_held_out(gain, held_out, "eval_gain_over_null", GIST, f"over {CONTROLS['null']}")
+    _draw_held_out(gain, held_out, "eval_gain_over_shuffled", NEUTRAL, f"over {CONTROLS['shuffled']}")
     plot_style(kl, "Distance to the teacher", "KL(teacher ‖ generator), nats per token")
     plot_style(gain, "What the gist buys", "gain in log-prob, nats per token")
     gain.axhline(0, color="black", linewidth=0.8)
@@ -91,7 +89,8 @@ def plot_readers(before: list[dict] | None, after: list[dict], path: str | os.Pa
         if before is not None and name in ("gist", "null", "shuffled"):  # the frozen teacher's readers do not change
             mean, error = _lost(before, name)
             axis.errorbar(mean, row, xerr=error, fmt="o", mfc="white", color=color, markersize=6, capsize=3)
-    axis.set_yticks(range(len(names)), [_READERS[name] for name in names], fontsize=9)
+    labels = reader_labels("generator", "teacher")
+    axis.set_yticks(range(len(names)), [labels[name] for name in names], fontsize=9)
     axis.set_ylim(len(names) - 0.5, -0.7)
     axis.set_xlim(left=0)
     figure.supxlabel(

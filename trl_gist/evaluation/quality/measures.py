@@ -84,9 +84,9 @@ def costs(rows: list[dict]) -> dict[str, float]:
     """
     What compressing costs and saves, in token-passes: tokens that go through a model once, means over windows.
 
-    S passes `summarizer_tokens` once for each context; each time it is used G then passes `generator_tokens` instead of
-    `teacher_tokens`. From `break_even_uses` uses on, compressing has cost less than it saved; infinite where G's prompt
-    is no shorter than the context.
+    S passes `summarizer_tokens` once for each context; each time it is used G then passes `generator_tokens` instead
+    of `teacher_tokens`. From `break_even_uses` uses on, compressing has cost less than it saved; infinite where G's
+    prompt is no shorter than the context.
     """
     summarizer, generator, teacher = (
         float(np.mean([row[f"{role}_tokens"] for row in rows])) for role in ("summarizer", "generator", "teacher")

@@ -20,19 +20,19 @@ The page of an evaluation: one HTML file that needs nothing but itself, made fro
 import json
 import os
 import platform
-import time
 from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from ..folder import MEASURES_FILE, PAGE_FILE, PLOTS_DIR, ROWS_FILE, SETTINGS_FILE
+from ..folder import PLOTS_DIR, SETTINGS_FILE, read_measures, read_rows, write_page
 from ..gists.pattern_plots import survival_html
 from ..gists.patterns import PATTERNS
 from ..gists.transfer import GAINS
-from ..pages.environment import gain_against, inline_plots, measure, page_environment, without_folders
-from .plots import READER_LABELS, setting_label
+from ..pages.environment import headline, inline_plots, measure, render_page, spread, without_folders
+from ..pages.labels import reader_labels
+from .plots import setting_label
 
 
 _GALLERY = 6
@@ -42,35 +42,26 @@ _CAPTIONS = {
     "positions": "The same by position in the target; bands are standard errors over documents.",
     "rate": "Every number of last tokens and every budget measured: what is read against what is lost.",
     "compressors": "Other compressors with as many tokens, read by the same readers.",
-    "pool": "Each point one compressor, read by the generator that was trained on the pair's gists. The line takes for "
-    "every window the gist that turned out best of all of them, with its target known: what choosing could still bring, "
-    "not what a compressor reached.",
+    "pool": "Each point one compressor, read by the generator that was trained on the pair's gists. The line takes "
+    "for every window the gist that turned out best of all of them, with its target known: what choosing could still "
+    "bring, not what a compressor reached.",
     "survival": "Which of the context's tokens are found again in the gist, by their place in the context.",
 }
-_CONTROLS = {
-    "null": "an empty gist",
-    "shuffled": "another document's gist",
-    "generator_only": "a generator trained without gists",
-    "tail": "as many verbatim tokens read by T",
-}
 
 
-def write_page(directory: str | os.PathLike) -> Path:
+def write_quality_page(directory: str | os.PathLike) -> Path:
     """Writes the page of an evaluation's folder, from its measures, its rows and its plots; returns its path."""
-    directory = Path(directory)
-    environment = page_environment()
-    environment.filters["measure"] = measure
-    report = json.loads((directory / MEASURES_FILE).read_text(encoding="utf-8"))
-    settings = json.loads((directory / SETTINGS_FILE).read_text(encoding="utf-8"))
-    with open(directory / ROWS_FILE, encoding="utf-8") as file:
-        rows = [json.loads(line) for line in file]
-    page = environment.get_template("quality/evaluation.html.jinja").render(
+    report = read_measures(directory)
+    settings = json.loads(Path(directory, SETTINGS_FILE).read_text(encoding="utf-8"))
+    page = render_page(
+        "quality/evaluation.html.jinja",
         name=Path(report["pair"]).name,
+        status="held-out evaluation",
         report=report,
         verdict=_verdict(report["measures"][0]),
         tables=[_table(setting) for setting in report["measures"]],
-        plots=inline_plots(directory / PLOTS_DIR, _CAPTIONS),
-        gallery=_gallery(rows),
+        plots=inline_plots(Path(directory, PLOTS_DIR), _CAPTIONS),
+        gallery=_gallery(read_rows(directory)),
         patterns=[
             (label, measure(report["patterns"][name], report["patterns"][f"{name}_se"]))
             for name, label in PATTERNS.items()
@@ -81,27 +72,18 @@ def write_page(directory: str | os.PathLike) -> Path:
         ],
         transfer_headings=list(GAINS.values()),
         facts=_facts(report, settings),
-        now=time.strftime("%Y-%m-%d %H:%M %Z"),
     )
-    path = directory / PAGE_FILE
-    path.write_text(page, encoding="utf-8", errors="backslashreplace")
-    return path
+    return write_page(directory, page)
 
 
 def _verdict(measures):
     """The result in a sentence and in tiles."""
-    parts, tiles = [], []
-    for name, control in _CONTROLS.items():
-        gain, error = measures.get(f"gain_over_{name}"), measures.get(f"gain_over_{name}_se")
-        if gain is not None:
-            words, tile = gain_against(control, gain, error)
-            parts.append(words)
-            tiles.append(tile)
+    words, tiles = headline(measures)
     tiles.append(("KL from the teacher", measure(measures["teacher_kl"], measures["teacher_kl_se"]), "plain"))
     rate = f"{100 * measures['gist_rate']:.1f}% · {100 * measures['total_rate']:.1f}%"
     tiles.append(("of the context's tokens: the gist · all that G reads", rate, "plain"))
     sentence = (
-        f"On {measures['windows']} windows of {measures['documents']} documents the gist {'; it '.join(parts)}. "
+        f"On {measures['windows']} windows of {measures['documents']} documents the gist {words}. "
         "In nats per target token, ± standard error over documents; clear differences exceed two of them."
     )
     return {"sentence": sentence, "tiles": tiles}
@@ -109,10 +91,9 @@ def _verdict(measures):
 
 def _table(measures):
     rows = []
-    for name in ("teacher", *READER_LABELS):
+    for name, label in reader_labels().items():
         if measures.get(f"nll_{name}") is None:
             continue
-        label = "T: whole context" if name == "teacher" else READER_LABELS[name]
         figures = [
             measure(measures.get(f"{kind}_{name}"), measures.get(f"{kind}_{name}_se"))
             for kind in ("nll", "bits_per_byte", "kl", "gain_over")
@@ -133,8 +114,6 @@ def _gallery(rows):
         gain = float(np.mean(row["log_probs"]["gist"]) - np.mean(row["log_probs"]["null"]))
         by_document.setdefault(row["document_id"], (gain, row))
     ranked = sorted(by_document.values(), key=lambda item: -item[0])
-    last = max(1, min(_GALLERY, len(ranked)) - 1)
-    chosen = [ranked[round(index * (len(ranked) - 1) / last)] for index in range(min(_GALLERY, len(ranked)))]
     return [
         {
             "document": str(row["document_id"]),
@@ -144,7 +123,7 @@ def _gallery(rows):
             "target": row["target"],
             "context_and_gist": survival_html(row["context"], row["gist"]),
         }
-        for gain, row in chosen
+        for gain, row in spread(ranked, _GALLERY)
     ]
 
 

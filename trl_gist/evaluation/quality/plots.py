@@ -15,34 +15,25 @@
 
 """The plots of an evaluation: who loses how much, where in the target, and at what rate."""
 
-import json
 import os
 from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
 
-from ..folder import MEASURES_FILE, PLOTS_DIR
+from ..folder import PLOTS_DIR, read_measures
+from ..pages.labels import reader_labels
 from ..pages.plots import GIST, NEUTRAL, NULL, OCHRE, PLUM, plot_style, save_figure
 
 
-READER_LABELS = {
-    "full": "G: whole context",
-    "gist": "G: gist + last K",
-    "tail": "T: last K+|Z|, verbatim",
-    "last_k": "T: last K",
-    "generator_only": "G trained alone: last K",
-    "null": "G: empty gist + last K",
-    "random": "G: random tokens + last K",
-    "shuffled": "G: another's gist + last K",
-}
+_LABELS = reader_labels()
 _RATE_READERS = ("gist", "tail", "last_k", "null")
 _COLORS = {"gist": GIST, "null": NULL, "tail": OCHRE, "generator_only": PLUM}
 
 
 def draw_quality(directory: str | os.PathLike) -> list[Path]:
     """Draws the measures of an evaluation's folder into `plots/`, each as PNG and SVG; returns the PNGs."""
-    settings = json.loads(Path(directory, MEASURES_FILE).read_text(encoding="utf-8"))["measures"]
+    settings = read_measures(directory)["measures"]
     figures = {"readers": plot_readers_by_k(settings), "positions": plot_positions(settings[0])}
     if len(settings) > 1:
         figures["rate"] = plot_rate(settings)
@@ -53,7 +44,7 @@ def draw_quality(directory: str | os.PathLike) -> list[Path]:
 
 def plot_readers_by_k(settings: list[dict]) -> Figure:
     """KL from the teacher of each reader, a panel for each setting, the readers in the order of the first."""
-    names = [name for name in READER_LABELS if settings[0].get(f"kl_{name}") is not None]
+    names = [name for name in _LABELS if name != "teacher" and settings[0].get(f"kl_{name}") is not None]
     names.sort(key=lambda name: settings[0][f"kl_{name}"])
     figure = Figure(figsize=(3.4 + 2.9 * len(settings), 0.9 + 0.36 * len(names)), layout="constrained")
     axes = np.atleast_1d(figure.subplots(1, len(settings), sharex=True, sharey=True))
@@ -67,7 +58,7 @@ def plot_readers_by_k(settings: list[dict]) -> Figure:
             axis.annotate(
                 f"{mean:.3f}", (mean, row), (0, 6), textcoords="offset points", ha="center", fontsize=8, color=color
             )
-        axis.set_yticks(range(len(names)), [READER_LABELS[name] for name in names], fontsize=9)
+        axis.set_yticks(range(len(names)), [_LABELS[name] for name in names], fontsize=9)
         axis.set_ylim(len(names) - 0.5, -0.8)
         axis.spines[["top", "right"]].set_visible(False)
         axis.grid(axis="x", alpha=0.2)
@@ -124,9 +115,7 @@ def plot_rate(settings: list[dict]) -> Figure:
                 axis.annotate(
                     f"K = {last_k}", (rate[0], kl[0]), (4, 8), textcoords="offset points", fontsize=8, color=color
                 )
-    handles = [
-        axis.plot([], [], "o-", color=_COLORS.get(n, NEUTRAL), label=READER_LABELS[n])[0] for n in _RATE_READERS
-    ]
+    handles = [axis.plot([], [], "o-", color=_COLORS.get(n, NEUTRAL), label=_LABELS[n])[0] for n in _RATE_READERS]
     axis.legend(handles=handles, frameon=False, fontsize=8, loc="upper right")
     plot_style(axis, "Quality against rate", "KL from the teacher, nats per token")
     axis.set_xlabel("total rate: tokens read by the reader / tokens of the whole context", fontsize=9)
@@ -155,5 +144,5 @@ def _label_ends(axis, x, values):
     for name, value in sorted(values.items(), key=lambda item: item[1]):
         at = max(value, at + gap)
         axis.annotate(
-            READER_LABELS[name], (x, value), (x * 1.03, at), fontsize=8, va="center", color=_COLORS.get(name, NEUTRAL)
+            _LABELS[name], (x, value), (x * 1.03, at), fontsize=8, va="center", color=_COLORS.get(name, NEUTRAL)
         )

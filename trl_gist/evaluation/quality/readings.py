@@ -155,7 +155,7 @@ class PairReadings:
         return rows
 
     def _read_once(self, model, rows, prompts, teacher_hidden):
-        """Readings of a batch's prompts, `None` where there is none; what another setting has asked is not read again."""
+        """Readings of a batch's prompts, `None` where there is none; what another setting asked is not read again."""
         keys = [None if ids is None else (id(model), row, *ids) for row, ids in enumerate(prompts)]
         new = [row for row, key in enumerate(keys) if key is not None and key not in self._read]
         of_new = ([column[row] for row in new] for column in (rows, prompts, teacher_hidden))
@@ -169,8 +169,8 @@ class PairReadings:
             return row
         if len(before_last_k(row["context_ids"], row["last_k_ids"])) == len(row["context_ids"]):
             raise ValueError(
-                f"`last_k` ({last_k}) cannot be varied: document {row['document_id']} brings last tokens of its own that "
-                "are not the end of its context."
+                f"`last_k` ({last_k}) cannot be varied: document {row['document_id']} brings last tokens of its own "
+                "that are not the end of its context."
             )
         if not 0 < last_k < len(row["context_ids"]):
             raise ValueError(

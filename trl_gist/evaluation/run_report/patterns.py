@@ -12,20 +12,22 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""The part of a run's report on what its gists look like: from the gists of fixed held-out windows in the run's log."""
+"""What a run's report says of its gists: from those of fixed held-out windows in the run's log."""
 
 import matplotlib
 
 from ...common.text_units import Units
 from ..gists.pattern_plots import blank_patterns, draw_patterns, draw_survival, survival_html, visible
 from ..gists.patterns import gist_patterns, summarize_patterns, survival
+from ..pages.environment import spread
 from .plots import STYLE, Plot, page_svg
 
 
 _MAX_MAP_LINES = 16
 _CURVES = (
-    "Copied: the share of a gist's words, pairs and runs of four that stand in the context. Names are capitalised words "
-    "that do not only start sentences; function words are articles, pronouns, prepositions, conjunctions and auxiliaries."
+    "Copied: the share of a gist's words, pairs and runs of four that stand in the context. Names are capitalised "
+    "words that do not only start sentences; function words are articles, pronouns, prepositions, conjunctions and "
+    "auxiliaries."
 )
 _MAP = (
     "A line for each step; from left to right the context. Copies are the longest runs of words that the gist and the "
@@ -46,8 +48,8 @@ def draw_gists(windows: dict[str, dict], gists: dict[tuple[str, int], dict], max
             The most tokens a gist could have.
 
     Returns:
-        `dict`: For the page: `plots` ([`~evaluation.run_report.plots.Plot`]); `fragments`, a document and its HTML for each window, at
-        the last `step`; the titles of what is `blank`; and how many `windows` and `documents`. Empty without gists.
+        `dict`: For the page: `plots` ([`Plot`]); `fragments`, a document and its HTML for each window, at the last
+        `step`; the titles of what is `blank`; and how many `windows` and `documents`. Empty without gists.
     """
     rows = pattern_rows(windows, gists, max_gist_length)
     if not rows:
@@ -76,17 +78,10 @@ def draw_gists(windows: dict[str, dict], gists: dict[tuple[str, int], dict], max
 def pattern_rows(
     windows: dict[str, dict], gists: dict[tuple[str, int], dict], max_gist_length: int | None
 ) -> list[dict]:
-    """The [`~evaluation.gists.patterns.gist_patterns`] of a run's logged gists, fit for [`~evaluation.gists.pattern_plots.plot_gists`]; see [`draw_gists`]."""
+    """The [`gist_patterns`] of a run's logged gists, fit for [`~evaluation.gists.pattern_plots.plot_gists`]."""
     return [
         _row(windows[name], gist, step, max_gist_length) for (name, step), gist in gists.items() if name in windows
     ]
-
-
-def spread(steps: list[int], count: int) -> list[int]:
-    """At most `count` of the steps, the first and the last among them."""
-    if len(steps) <= count:
-        return steps
-    return [steps[round(number * (len(steps) - 1) / (count - 1))] for number in range(count)]
 
 
 def _row(window, gist, step, max_gist_length):

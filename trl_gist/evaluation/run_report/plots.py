@@ -29,6 +29,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from ...common.statistics import is_number
+from ..pages.labels import CONTROLS
 from ..pages.plots import GIST, GREEN, NEUTRAL, NULL, OCHRE, PLUM
 
 
@@ -143,9 +144,9 @@ class _Page:
         axis = self._axis("gain in log-prob, nats per token")
         axis.axhline(0, color=INK, linewidth=0.8)
         drawn = [
-            self._curve(axis, "log_prob_gain", GIST, "over an empty gist"),
-            self._points(axis, "gain_over_null", GIST, "over an empty gist"),
-            self._points(axis, "gain_over_shuffled", OCHRE, "over another document's gist"),
+            self._curve(axis, "log_prob_gain", GIST, f"over {CONTROLS['null']}"),
+            self._points(axis, "gain_over_null", GIST, f"over {CONTROLS['null']}"),
+            self._points(axis, "gain_over_shuffled", OCHRE, f"over {CONTROLS['shuffled']}"),
         ]
         return self._done(axis, drawn, "What the gist buys", "Zero would mean that the generator makes no use of it.")
 
@@ -157,17 +158,12 @@ class _Page:
 
     def controls(self):
         """What the gist gains over each control, before and after."""
-        names = {
-            "null": "an empty gist",
-            "shuffled": "another document's gist",
-            "last_k": "the frozen teacher on the last K tokens",
-            "tail": "the frozen teacher on K+|Z| tokens, verbatim",
-        }
         logs = [log for log in self.held_out if is_number(log.get(f"{self.prefix}gain_over_null"))]
         if not logs:
             return None
         axis = Figure(figsize=(5.4, 3.0), layout="constrained").subplots()
         axis.axvline(0, color=INK, linewidth=0.8)
+        names = ("null", "shuffled", "last_k", "tail")
         rows = [name for name in names if is_number(logs[-1].get(f"{self.prefix}gain_over_{name}"))]
         shown = [(logs[0], False), (logs[-1], True)] if len(logs) > 1 else [(logs[-1], True)]
         for row, name in enumerate(rows):
@@ -186,7 +182,7 @@ class _Page:
                     capsize=3,
                     label=f"step {log['step']}" if row == 0 else None,
                 )
-        axis.set_yticks(range(len(rows)), [names[name] for name in rows])
+        axis.set_yticks(range(len(rows)), [CONTROLS[name] for name in rows])
         axis.set_ylim(len(rows) - 0.4, -0.6)
         axis.figure.supxlabel("the gist's gain, nats per token ± standard error", fontsize=9)
         axis.grid(axis="x", linewidth=0.6)

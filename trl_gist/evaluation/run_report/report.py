@@ -29,8 +29,9 @@ from ...common.files import replace_file
 from ...common.statistics import is_number
 from ...version import __version__
 from ..gists.pattern_plots import visible
-from ..pages.environment import gain_against, measure, page_environment, without_folders
-from .patterns import draw_gists, spread
+from ..pages.environment import headline, measure, number, render_page, spread, without_folders
+from ..pages.labels import CONTROLS, reader_labels
+from .patterns import draw_gists
 from .plots import draw_run, series, smoothing_window
 from .run_folder import Run, read_run
 
@@ -38,26 +39,20 @@ from .run_folder import Run, read_run
 MARKER = "<!-- trl-gist report -->"
 
 _MAX_GALLERY_STEPS = 16
-_CONTROLS = {"null": "an empty gist", "shuffled": "another document's gist", "tail": "as many verbatim tokens"}
+_LABELS = reader_labels("generator", "teacher")
 _MEASURES = {
     "teacher_kl": "KL(teacher ‖ generator), with the gist",
     "null_teacher_kl": "the same with an empty gist",
-    "nll_teacher": "NLL: teacher, whole context",
-    "nll_tail": "NLL: teacher, last K+|Z| tokens, verbatim",
-    "nll_last_k": "NLL: teacher, last K tokens",
-    "nll_gist": "NLL: generator, gist + last K",
-    "nll_null": "NLL: generator, empty gist + last K",
-    "nll_shuffled": "NLL: generator, another document's gist + last K",
-    "gain_over_null": "the gist's gain over an empty gist",
-    "gain_over_shuffled": "… over another document's gist",
-    "gain_over_last_k": "… over the frozen teacher on the last K tokens",
-    "gain_over_tail": "… over the frozen teacher on K+|Z| tokens, verbatim",
+    **{f"nll_{name}": f"NLL, {_LABELS[name]}" for name in ("teacher", "tail", "last_k", "gist", "null", "shuffled")},
+    "gain_over_null": f"the gist's gain over {CONTROLS['null']}",
+    **{f"gain_over_{name}": f"… over {CONTROLS[name]}" for name in ("shuffled", "last_k", "tail")},
     "gap_closed_last_k": "gap closed, against the teacher's last K",
     "gap_closed_null": "gap closed, against an empty gist",
     "gist_length": "tokens a gist",
     "gist_rate": "gist rate, |Z|/|X|",
     "total_rate": "total rate, all that the generator reads / |X|",
 }
+_OVER_TIME = ("null", "shuffled", "tail")
 # What a reader wants to know of the moment an alarm went off
 _ALARM_FIGURES = {"gist_length": "tokens a gist", "log_prob_gain": "gain", "null_teacher_kl": "KL, empty gist"}
 
@@ -92,14 +87,13 @@ def write_report(run_dir: str | os.PathLike, output: str | os.PathLike | None = 
 
 def render(run: Run) -> str:
     """The page as HTML."""
-    environment = page_environment()
-    environment.filters |= {"number": _number, "measure": measure}
-    template = environment.get_template("run_report/report.html.jinja")
     prefix = run.prefixes[0] if run.prefixes else "eval_"
     config = run.info.get("changed", {}) | run.info.get("recipe", {})
     gists = _gists_at(run)
-    return template.render(
+    return render_page(
+        "run_report/report.html.jinja",
         marker=MARKER,
+        name=run.name,
         run=run,
         config=config,
         status=_status(run),
@@ -113,7 +107,6 @@ def render(run: Run) -> str:
         patterns=draw_gists(run.info.get("windows", {}), gists, config.get("max_completion_length")),
         scalars=_scalars(run),
         version=__version__,
-        now=time.strftime("%Y-%m-%d %H:%M %Z"),
     )
 
 
@@ -157,8 +150,8 @@ def _facts(run, config):
         facts.append(
             (
                 "walks",
-                f"{config['windows_per_document']} consecutive windows, each gist from one before it and the next chunk; "
-                f"gains in later windows discounted by {config['gist_discount']}",
+                f"{config['windows_per_document']} consecutive windows, each gist from one before it and the next "
+                f"chunk; gains in later windows discounted by {config['gist_discount']}",
             )
         )
     times = [log["time"] for log in run.train if is_number(log.get("time"))]
@@ -177,16 +170,10 @@ def _verdict(held_out, prefix):
     if not logs:
         return None
     first, last = logs[0], logs[-1]
-    parts, tiles = [], []
-    for name, control in _CONTROLS.items():
-        gain, error = (last.get(f"{prefix}gain_over_{name}{end}") for end in ("", "_se"))
-        if is_number(gain):
-            words, tile = gain_against(control, gain, error)
-            parts.append(words)
-            tiles.append(tile)
-    windows, documents = (_number(last.get(f"{prefix}{name}")) for name in ("windows", "documents"))
+    words, tiles = headline(last, prefix)
+    windows, documents = (number(last.get(f"{prefix}{name}")) for name in ("windows", "documents"))
     sentence = (
-        f"On {windows} held-out windows of {documents} documents the gist {'; it '.join(parts)}. "
+        f"On {windows} held-out windows of {documents} documents the gist {words}. "
         "In nats per target token, ± standard error over documents."
     )
     kl, error = ([measure(log.get(f"{prefix}teacher_kl{end}"), None) for log in (first, last)] for end in ("", "_se"))
@@ -214,7 +201,7 @@ def _held_out_table(held_out, prefix):
             for name in names
         ]
 
-    over_time = ("teacher_kl", "null_teacher_kl", *(f"gain_over_{name}" for name in _CONTROLS), "gist_length")
+    over_time = ("teacher_kl", "null_teacher_kl", *(f"gain_over_{name}" for name in _OVER_TIME), "gist_length")
     columns = [cells(log, _MEASURES) for log in ends]
     return {
         "name": prefix.removesuffix("_"),
@@ -232,7 +219,7 @@ def _alarms(train):
         fired = [int(step) for step, value in zip(steps, values, strict=True) if value > 0]
         at_first = next((log for log in train if fired and log["step"] == fired[0] and name in log), {})
         figures = [
-            f"{label} {_number(at_first[figure])}"
+            f"{label} {number(at_first[figure])}"
             for figure, label in _ALARM_FIGURES.items()
             if is_number(at_first.get(figure))
         ]
@@ -306,14 +293,3 @@ def _cell(gist, context_words, before):
 
 def _words(text):
     return [word.casefold() for word in re.findall(r"\w+", text)]
-
-
-# ---- Numbers ----
-
-
-def _number(value):
-    if not is_number(value):
-        return "–" if value is None or isinstance(value, float) else str(value)
-    if float(value).is_integer() and abs(value) < 1e6:
-        return f"{value:.0f}"
-    return f"{value:.3f}" if 0.01 <= abs(value) < 1000 else f"{value:.3g}"

@@ -1,0 +1,60 @@
+# Copyright 2026 The trl_gist authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""`trl-gist continue`: a text of any length goes on."""
+
+import argparse
+
+from .flags import add_file, add_pair, add_window, load, positive, read_text
+
+
+def add_parser(commands):
+    parser = commands.add_parser(
+        "continue", help="continue a text of any length, compacting whenever the window is full", allow_abbrev=False
+    )
+    add_pair(parser)
+    add_file(parser, "instead of a session: a gist of the text's last context_length tokens, and this beside it")
+    parser.add_argument(
+        "--tokens",
+        "--max_new_tokens",
+        dest="tokens",
+        type=positive,
+        default=64,
+        metavar="N",
+        help="longest continuation (default: %(default)s)",
+    )
+    parser.add_argument("--do_sample", action="store_true", help="sample instead of taking the likeliest tokens")
+    parser.add_argument("--temperature", type=float, default=1.0, help="of the sampling (default: %(default)s)")
+    parser.add_argument("--seed", type=int, help="of the sampling")
+    add_window(parser)
+    parser.add_argument("--verbose", action="store_true", help="print each compaction on stderr")
+    parser.add_argument("--json", action="store_true", help="one JSON object: text, ids, the gist and the compactions")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace):
+    text = read_text(args.file)
+    if args.last_k is not None and (args.window is not None or args.recursion != "rolling" or args.verbose):
+        raise ValueError(
+            "--last_k goes on from one gist of the text's end, and --window, --recursion and --verbose are a "
+            "session's: leave one of the two out."
+        )
+    from ..scripts.continue_ import continue_from_gist, continue_session
+
+    sampling = {"do_sample": args.do_sample, "temperature": args.temperature, "seed": args.seed}
+    if args.last_k is not None:
+        continue_from_gist(load(args), text, args.last_k, args.tokens, args.json, **sampling)
+    else:
+        session = {"window": args.window, "recursion": args.recursion, "verbose": args.verbose}
+        continue_session(load(args), text, args.tokens, args.json, **session, **sampling)

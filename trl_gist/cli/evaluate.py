@@ -1,0 +1,122 @@
+# Copyright 2026 The trl_gist authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""`trl-gist evaluate`: a pair against its controls on held-out windows."""
+
+import argparse
+import dataclasses
+
+from ..scripts.arguments import DistanceArguments, EvaluateArguments
+from . import distance
+from .flags import add_documents, add_output, add_pair, as_dataclass, check_installed, positive
+
+
+def add_parser(commands):
+    parser = commands.add_parser(
+        "evaluate", help="measure a pair against its controls on held-out documents", allow_abbrev=False
+    )
+    add_pair(parser)
+    add_documents(parser)
+    parser.add_argument(
+        "--max_windows_per_document", type=positive, metavar="N", help="cut at most N windows from a document"
+    )
+    parser.add_argument(
+        "--max_windows",
+        type=positive,
+        metavar="N",
+        help="measure N windows, spread evenly over the documents (of a stream: the first N)",
+    )
+    parser.add_argument(
+        "--last_k",
+        type=positive,
+        nargs="+",
+        metavar="K",
+        help="numbers of last tokens to measure with, as 64 128 256 (default: as trained)",
+    )
+    parser.add_argument(
+        "--budgets",
+        type=positive,
+        nargs="+",
+        metavar="N",
+        help="most tokens of a gist to measure with (default: as trained)",
+    )
+    parser.add_argument(
+        "--generator_only", metavar="PAIR", help="a pair trained as long with `--generator_only`, as a control"
+    )
+    parser.add_argument(
+        "--readers",
+        nargs="*",
+        metavar="NAME_OR_PATH",
+        help="also have the gists read as plain text by the teacher, and by these unrelated language models",
+    )
+    parser.add_argument(
+        "--compressors",
+        nargs="*",
+        metavar="NAME",
+        help="also compare with other compressors at the same number of tokens: with these, as tail, or with all",
+    )
+    parser.add_argument(
+        "--samples",
+        type=int,
+        default=EvaluateArguments.samples,
+        metavar="N",
+        help="with --compressors: also N gists that S samples (default: %(default)s)",
+    )
+    parser.add_argument("--token_classifier", metavar="PATH", help="a checkpoint of LLMLingua-2's, as one more")
+    parser.add_argument(
+        "--gists",
+        nargs="+",
+        metavar="NAME=FILE",
+        help="gists that other systems wrote of contexts.jsonl in the output folder, as JSON lines with "
+        "`context_hash` and `gist`",
+    )
+    parser.add_argument(
+        "--own_generators",
+        nargs="+",
+        metavar="NAME=PAIR",
+        help="for a compressor, a pair trained as long with `--generator_only --compressor NAME`",
+    )
+    parser.add_argument(
+        "--windows", type=positive, metavar="N", help="an alias: does what `trl-gist distance --windows N` does"
+    )
+    parser.add_argument("--pairs", nargs="+", metavar="NAME=PAIR", help="with --windows: as of `trl-gist distance`")
+    parser.add_argument("--join_documents", action="store_true", help="with --windows: as of `trl-gist distance`")
+    add_output(parser, "PAIR/evaluation, with --windows PAIR/distance")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace):
+    if args.windows is not None:
+        for name in _given(args, EvaluateArguments, DistanceArguments):
+            raise ValueError(
+                f"--{name} does not go with --windows, which walks with the sizes the pair was trained on."
+            )
+        distance.run(args)
+        return
+    check_installed("matplotlib", purpose="which draws the curves", extra="eval")
+    for name in _given(args, DistanceArguments, EvaluateArguments):
+        raise ValueError(f"--{name} is for walks along documents: add --windows N.")
+    from ..scripts.evaluate import evaluate
+
+    evaluate(as_dataclass(EvaluateArguments, args))
+
+
+def _given(args, kind, other):
+    """Flags that only one of the two commands has, and that were given."""
+    shared = {field.name for field in dataclasses.fields(other)}
+    return [
+        field.name
+        for field in dataclasses.fields(kind)
+        if field.name not in shared and getattr(args, field.name) not in (None, 0)
+    ]

@@ -1,0 +1,71 @@
+# Copyright 2026 The trl_gist authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""`trl-gist serve`: a pair over HTTP."""
+
+import argparse
+from functools import partial
+from pathlib import Path
+
+from ..serving.config import ServingConfig
+from .flags import add_pair, add_window, as_dataclass, check_installed, load, positive
+
+
+def add_parser(commands):
+    parser = commands.add_parser(
+        "serve", help="answer chats and completions over HTTP, as OpenAI's API does", allow_abbrev=False
+    )
+    add_pair(parser)
+    parser.add_argument(
+        "--host",
+        default="127.0.0.1",
+        help="address to bind to; any but loopback needs an API key (default: %(default)s)",
+    )
+    parser.add_argument("--port", type=_port, default=8000, help="(default: %(default)s)")
+    parser.add_argument(
+        "--api_key_file",
+        metavar="FILE",
+        help="the key that clients must send (default: TRL_GIST_API_KEY, if it is set)",
+    )
+    parser.add_argument(
+        "--served_name", metavar="NAME", help="the model's at the API (default: the last part of PAIR)"
+    )
+    add_window(parser)
+    for name, text in (
+        ("chat_window", "most tokens that the generator reads of a chat (default: all it can)"),
+        ("max_new_tokens", "that a request may ask for (default: %(default)s)"),
+        ("max_context_tokens", "of a prompt, a chat or the texts to compress (default: %(default)s)"),
+        ("max_body_bytes", "of a request (default: %(default)s)"),
+        ("max_requests", "answered or waiting at one time (default: %(default)s)"),
+        ("request_seconds", "that a request may take, waiting included (default: %(default)s)"),
+    ):
+        default = getattr(ServingConfig, name)
+        parser.add_argument(f"--{name}", type=positive, default=default, metavar="N", help=text)
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace):
+    packages = ("starlette", "pydantic", "uvicorn", "prometheus_client")
+    check_installed(*packages, purpose="which the server needs", extra="serve")
+    from ..scripts.serve import serve
+
+    name = args.served_name or Path(args.pair).name
+    serve(partial(load, args), name, as_dataclass(ServingConfig, args), args.host, args.port, args.api_key_file)
+
+
+def _port(value):
+    number = int(value)
+    if not 0 <= number < 65536:
+        raise argparse.ArgumentTypeError(f"must be from 0 to 65535, got {number}")
+    return number

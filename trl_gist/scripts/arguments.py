@@ -1,0 +1,67 @@
+# Copyright 2026 The trl_gist authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""
+What `trl-gist evaluate` and `trl-gist distance` are told: a field for each flag, whose help says what it is. Nothing
+heavy is imported, so that the command line takes names and defaults from here.
+"""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeldOutArguments:
+    """What both are told: a pair, the held-out documents and where the evaluation goes."""
+
+    pair: str
+    device: str | None = None
+    dtype: str | None = None
+    revision: str | None = None
+    trust_remote_code: bool = False
+    dataset: list[str]
+    dataset_config: str | None = None
+    split: str = "test"
+    streaming: bool = False
+    text_column: str = "text"
+    max_documents: int | None = None
+    batch_size: int = 32
+    teacher: str | None = None
+    output_dir: str | None = None
+    overwrite: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateArguments(HeldOutArguments):
+    """Of `trl-gist evaluate`."""
+
+    max_windows_per_document: int | None = None
+    max_windows: int | None = None
+    last_k: list[int] | None = None
+    budgets: list[int] | None = None
+    generator_only: str | None = None
+    readers: list[str] | None = None
+    compressors: list[str] | None = None
+    samples: int = 0
+    token_classifier: str | None = None
+    gists: list[str] | None = None
+    own_generators: list[str] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistanceArguments(HeldOutArguments):
+    """Of `trl-gist distance`."""
+
+    windows: int
+    pairs: list[str] | None = None
+    join_documents: bool = False

@@ -1,0 +1,127 @@
+# Copyright 2026 The trl_gist authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""
+What `trl-gist evaluate` and `trl-gist distance` share: the pair and the documents, and an evaluation that goes on
+where it was cut off, from the folder it opens to the page it ends with.
+"""
+
+import os
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+from datasets import Dataset, IterableDataset
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import nn
+
+from ..data.documents import load_documents
+from ..evaluation.folder import EvaluationFolder
+from ..inference.compactor import GistCompactor
+from ..models.fingerprints import fingerprint
+from ..version import __version__
+from .arguments import HeldOutArguments
+
+
+def load_pair(args: HeldOutArguments, pair: str, revision: str | None = None) -> GistCompactor:
+    """The pair, or another one beside it."""
+    return GistCompactor.from_pretrained(pair, args.device, args.dtype, revision, args.trust_remote_code)
+
+
+def held_out_documents(args: HeldOutArguments) -> Dataset | IterableDataset:
+    source = args.dataset[0] if len(args.dataset) == 1 else args.dataset
+    documents = load_documents(source, args.dataset_config, args.split, args.streaming, args.text_column)
+    if args.max_documents is not None:
+        documents = documents.take(
+            min(args.max_documents, len(documents)) if isinstance(documents, Dataset) else args.max_documents
+        )
+    return documents
+
+
+def open_folder(
+    args: HeldOutArguments, kind: str, decisive: Iterable[str], models: dict[str, nn.Module]
+) -> EvaluationFolder:
+    """
+    The folder that was asked for, or `kind` in the pair's.
+
+    Args:
+        args ([`HeldOutArguments`]):
+            Of the command.
+        kind (`str`):
+            What the evaluation is, in one word.
+        decisive (`Iterable[str]`):
+            Those of `args` that decide the rows. A folder where one of them was another holds another evaluation.
+        models (`dict[str, nn.Module]`):
+            Whose weights decide the rows, by role.
+
+    Raises:
+        ValueError: see [`EvaluationFolder`].
+    """
+    pair = Path(args.pair)
+    default = pair / kind if pair.is_dir() else Path(f"{args.pair.split('/')[-1]}-{kind}")
+    settings = {
+        **{name: getattr(args, name) for name in decisive},
+        "fingerprints": {role: fingerprint(model) for role, model in models.items()},
+        "version": __version__,
+    }
+    return EvaluationFolder(args.output_dir or default, settings, args.overwrite)
+
+
+def measure_rows(
+    folder: EvaluationFolder,
+    measure: Callable[[list[dict]], Iterator[list[dict]]],
+    windows: int | None,
+    settings: int = 1,
+) -> list[dict]:
+    """
+    All rows of an evaluation: those that the folder has, and those still to be measured, written as they come.
+
+    Args:
+        folder ([`EvaluationFolder`]):
+            Where they are and go.
+        measure (`Callable`):
+            Takes the rows that there are and yields the others, some windows at a time.
+        windows (`int`, *optional*):
+            How many windows there are, if that is known.
+        settings (`int`, *optional*, defaults to `1`):
+            Rows of a window.
+    """
+    rows = folder.rows(settings)
+    done = len(rows) // settings
+    console = Console(stderr=True)
+    if done:
+        console.print(f"{done} windows were measured before; going on from there")
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(elapsed_when_finished=True),
+    )
+    with Progress(*columns, console=console) as progress:
+        task = progress.add_task("Windows", total=windows, completed=done)
+        for batch in measure(rows):
+            folder.append(batch)
+            rows += batch
+            progress.advance(task, len(batch) // settings)
+    return rows
+
+
+def finish(
+    folder: EvaluationFolder,
+    draw: Callable[[str | os.PathLike], list[Path]],
+    write_page: Callable[[str | os.PathLike], Path],
+):
+    """Draws the plots, writes the page and says where they are."""
+    draw(folder.path)
+    print(f"Rows, measures and plots are in {folder.path}; on one page: {write_page(folder.path)}")
