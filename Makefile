@@ -45,7 +45,7 @@ lint: $(READY)
 
 # The pages of docs/ and the API, from docstrings, into site/; a link that leads nowhere fails
 docs: $(READY)
-	$(BIN)/mkdocs build --strict --quiet $(ARGS)
+	$(BIN)/zensical build --strict --clean $(ARGS)
 
 # torch first and by its exact version: on a machine without a GPU an open range may bring gigabytes of CUDA
 $(READY): setup.cfg pyproject.toml constraints.txt

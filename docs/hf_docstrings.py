@@ -29,7 +29,7 @@ import griffe
 SECTION = re.compile(r"^(Args|Parameters|Attributes|Returns|Raises|Example):$")
 ENTRY = re.compile(r"^ {4}(\w+(?:, \w+)*)(?: \((.*)\))?:\s*(.*)$")
 DOCUMENTED = re.compile(r"^::: ([\w.]+)$", re.MULTILINE)
-REFERENCE = re.compile(r"\[`~?([\w.]+)`\](?!\()")
+REFERENCE = re.compile(r"\[`(~?)([\w.]+)`\](?!\()")
 
 
 class HuggingFaceDocstrings(griffe.Extension):
@@ -48,16 +48,14 @@ class HuggingFaceDocstrings(griffe.Extension):
                 self._render(member)
 
     def _link(self, match):
-        name = match[1]
+        full, parts = match[1] == "", match[2].split(".")
         # `GistCompactor.compress` is a member of what is documented
-        owner, _, member = re.sub(r"^([a-z_]+\.)*(?=[A-Z])", "", name).partition(".")
-        for path in self.documented:
-            if name in (path, path.removeprefix("trl_gist.")):
-                return f'<autoref optional identifier="{path}"><code>{name.split(".")[-1]}</code></autoref>'
-            if owner[:1].isupper() and path.split(".")[-1] == owner:
-                target, text = (f"{path}.{member}", f"{owner}.{member}") if member else (path, owner)
-                return f'<autoref optional identifier="{target}"><code>{text}</code></autoref>'
-        return f"`{name}`"
+        for index in reversed(range(len(parts))):
+            for path in self.documented:
+                if path.split(".")[-1] == parts[index]:
+                    target, text = ".".join([path, *parts[index + 1 :]]), ".".join(parts[index:])
+                    return f'<autoref optional identifier="{target}"><code>{text}</code></autoref>'
+        return f"`{match[2] if full else parts[-1]}`"
 
 
 def to_markdown(docstring: str) -> str:

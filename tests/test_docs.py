@@ -50,6 +50,13 @@ def test_lines_are_of_at_most_100_columns_but_in_tables(page):
 def test_links_lead_to_files(page):
     links = [link.partition("#")[0] for link in found(page, r"\]\(([^)\s]+)\)") if "://" not in link]
     assert [link for link in links if link and not (page.parent / link).exists()] == []
+    home = ROOT if page == README else ROOT / "docs"  # what the site has
+    assert [link for link in links if not (page.parent / link).resolve().is_relative_to(home)] == []
+
+
+def test_the_site_has_every_page():
+    pages = {str(page.relative_to(ROOT / "docs")) for page in PAGES if page != README}
+    assert set(found(ROOT / "mkdocs.yml", r"^ +- ([\w/]+\.md)$")) | {"index.md"} == pages
 
 
 @each_page
