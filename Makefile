@@ -8,7 +8,7 @@ READY := $(VENV)/.installed
 TRAINS := tests/scoring/test_reference.py tests/trainer/test_rate_control.py tests/trainer/test_training.py tests/scoring/test_extractive.py \
 	tests/trainer/test_alarms.py tests/evaluation/test_gist_tokens.py tests/examples/test_minimal_loop.py tests/trainer/test_resume.py
 
-.PHONY: demo test test-isa chaos bench lint clean
+.PHONY: demo test test-isa chaos bench lint docs clean
 
 demo: $(READY)
 	$(BIN)/python -m examples.demo $(ARGS)
@@ -43,6 +43,10 @@ lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
+# The pages of docs/ and the API, from docstrings, into site/; a link that leads nowhere fails
+docs: $(READY)
+	$(BIN)/zensical build --strict --clean $(ARGS)
+
 # torch first and by its exact version: on a machine without a GPU an open range may bring gigabytes of CUDA
 $(READY): setup.cfg pyproject.toml constraints.txt
 	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11))" || \
@@ -53,4 +57,4 @@ $(READY): setup.cfg pyproject.toml constraints.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache
+	rm -rf $(VENV) build dist site *.egg-info .pytest_cache .ruff_cache
