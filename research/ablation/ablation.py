@@ -170,18 +170,8 @@ def main():
         for arm in args.arms:
             if not (args.folder / f"{arm}-{seed}.json").is_file():
                 print(f"{arm}, seed {seed}", flush=True)
-                command = [
-                    sys.executable,
-                    __file__,
-                    "--child",
-                    "--arms",
-                    arm,
-                    "--seeds",
-                    str(seed),
-                    "--folder",
-                    args.folder,
-                ]
-                subprocess.run(command, check=True)
+                command = [sys.executable, "-m", "research.ablation.ablation", "--child", "--arms", arm]
+                subprocess.run([*command, "--seeds", str(seed), "--folder", args.folder], check=True)
     print_table(args.folder, args.base)
 
 

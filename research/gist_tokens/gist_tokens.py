@@ -59,8 +59,7 @@ from rich.console import Console
 from rich.progress import track
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from examples.demo import HELD_OUT_ARTICLES, spread_out
-from examples.demo_assets import smollm2_checkpoint, wikipedia_articles
+from examples.demo_assets import smollm2_checkpoint, split_articles, spread_out
 from examples.short_run import quiet_console
 
 
@@ -83,11 +82,9 @@ class Experiment:
 
 def load_windows(tokenizer) -> tuple[list[dict], list[dict]]:
     """The demo's: for training, and held out."""
-    articles = wikipedia_articles().shuffle(seed=0)
-    train, _ = prepare_windows(articles.select(range(HELD_OUT_ARTICLES, len(articles))), tokenizer, SPEC)
-    held_out, _ = prepare_windows(
-        spread_out(articles.select(range(HELD_OUT_ARTICLES))), tokenizer, SPEC, name="evaluation"
-    )
+    train_articles, held_out_articles = split_articles()
+    train, _ = prepare_windows(train_articles, tokenizer, SPEC)
+    held_out, _ = prepare_windows(spread_out(held_out_articles), tokenizer, SPEC, name="evaluation")
     return list(train), list(held_out)
 
 

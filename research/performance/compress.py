@@ -75,13 +75,16 @@ def article_contexts(compactor: GistCompactor, count: int) -> list[str]:
     """Texts of `context_length` tokens: what a caller passes, tokenising included."""
     length, ids = compactor.pair.context_length, []
     for article in wikipedia_articles().shuffle(seed=0):
-        ids += compactor.tokenizer(article["text"], add_special_tokens=False, verbose=False)["input_ids"]
+        ids += token_ids(compactor, article["text"])
         if len(ids) >= 2 * count * length:
             break
     texts = (compactor.tokenizer.decode(ids[start : start + length]) for start in range(0, len(ids), length))
     # A text cut from the middle may have a token more when it is tokenised again
-    fits = [text for text in texts if len(compactor._token_ids(text, "text")) <= length]
-    return fits[:count]
+    return [text for text in texts if len(token_ids(compactor, text)) <= length][:count]
+
+
+def token_ids(compactor: GistCompactor, text: str) -> list[int]:
+    return compactor.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
 
 
 def measure(compactor: GistCompactor, texts: list[str], batch_size: int) -> dict[str, float]:
@@ -106,7 +109,7 @@ def prefill_rate(compactor, texts, batch_size):
     """Tokens that the summarizer reads in a second when it writes nothing: of the same prompts, template included."""
     prompts = []
     for text in texts:
-        ids = compactor._token_ids(text, "text")
+        ids = token_ids(compactor, text)
         prompts.append(compactor.prompts.summarizer(ids, ids[-compactor.pair.last_k :], compactor.pair.tail_length))
     width = max(map(len, prompts))
     started = time.perf_counter()

@@ -104,7 +104,7 @@ def body_flops(timed, runs, args):
 
 def peak_memory(kind, args):
     """Peak bytes of one step, in a process of its own."""
-    command = [sys.executable, __file__, "--measure_memory", kind]
+    command = [sys.executable, "-m", "research.performance.step_vs_trl", "--measure_memory", kind]
     for name in (*SIZES, "dtype"):
         command += [f"--{name}", str(getattr(args, name))]
     command += ["--full"] if args.full else []

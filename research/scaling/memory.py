@@ -13,8 +13,8 @@
 # limitations under the License.
 
 """
-What `trl_gist.trainer.memory.estimate` says a step takes, against what one took: the same recipe, in a process of its own, trained for two
-steps on CPU, whose resident memory the kernel reports.
+What `trl_gist.trainer.memory.estimate` says a step takes, against what one took: the same recipe, in a process of its own,
+trained for two steps on CPU, whose resident memory the kernel reports.
 
 python -m research.scaling.memory                             # LoRA and full, with and without checkpointing, X = 512
 python -m research.scaling.memory --context 256 --cases lora full
@@ -65,7 +65,7 @@ def main(args):
 
 def run(args, case):
     """Estimate and measurement of one case, in bytes, from a process of its own."""
-    command = [sys.executable, __file__, "--measure", case]
+    command = [sys.executable, "-m", "research.scaling.memory", "--measure", case]
     for name in ("context", "gists", "documents", "score_batch_size", "model"):
         if getattr(args, name) is not None:
             command += [f"--{name}", str(getattr(args, name))]
@@ -154,7 +154,7 @@ class PhasePeaks:
 
         self.phase, self.peaks = None, {}
         scorer = trainer.generator_trainer.scorer
-        self._around(trainer, "_generate_single_turn", "sampling", None)
+        self._around(trainer, "_generate", "sampling", None)
         self._around(scorer, "read_contexts", "teacher", "distillation")
         self._around(trainer, "_calculate_rewards", None, "policy")
         peaks = self
