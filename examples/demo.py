@@ -16,9 +16,9 @@
 The main job, end to end, on two CPU cores and without the Hugging Face Hub: `make demo`.
 
 Co-trains SmolLM2-135M-Instruct as summarizer and generator on Wikipedia articles, and measures the pair on articles it
-never saw. Everything is the real thing but smaller than the defaults: 128 tokens of context instead of 512, 32 of target
-instead of 64, gists of at most 24 instead of 48, 16 gists a step, 24 steps instead of 1,500, 6 of them the cold start.
-What each setting bought is in docs/ABLATION.md.
+never saw. Everything is the real thing but smaller than the defaults: 128 tokens of context instead of 512, 32 of
+target instead of 64, gists of at most 24 instead of 48, 16 gists a step, 24 steps instead of 1,500, 6 of them the cold
+start. What each setting bought is in docs/ABLATION.md.
 
 python -m examples.demo                                       about 7 minutes after the downloads
 python -m examples.demo --max_steps 100                       not run yet
@@ -106,12 +106,13 @@ def main(max_steps: int, output_dir: str | None, generator_only: bool, compresso
     print_continuation(console, output_dir, held_out_articles[0])
     console.rule()
     console.print(
-        f"""Done in {(time.time() - started) / 60:.1f} minutes. The pair is in {output_dir}, its plots in {output_dir}/plots.
+        f"""Done in {(time.time() - started) / 60:.1f} minutes.
+The pair is in {output_dir}, its plots in {output_dir}/plots.
 The run on one page, to open in a browser: {report}
 
 What to run next:
-  .venv/bin/trl-gist evaluate {output_dir} --dataset {output_dir}/held_out.jsonl --compressors    against other compressors
-  .venv/bin/trl-gist compress {output_dir} FILE --json          a gist for every {trainer.args.context_length} tokens of a text
+  .venv/bin/trl-gist evaluate {output_dir} --dataset {output_dir}/held_out.jsonl --compressors    against others
+  .venv/bin/trl-gist compress {output_dir} FILE --json          a gist for every {trainer.args.context_length} tokens
   .venv/bin/trl-gist continue {output_dir} FILE                 go on from the gist
   .venv/bin/python -m examples.demo --max_steps 200            train longer
   .venv/bin/trl-gist train --config configs/smollm2-135m_fineweb-edu.yaml    the original's window, with Hub access

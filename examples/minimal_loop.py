@@ -13,7 +13,7 @@
 # limitations under the License.
 
 """
-The whole method with no Trainer, to read and to change: sample gists, score them, train S by GRPO and G by distillation.
+The whole method with no Trainer, to read and to change: sample gists, score them, train S by GRPO, G by distillation.
 
 `GistTrainer` does the same, with groups sharing one forward, checkpoints, data parallelism and evaluation.
 Rows are one at a time here, so that there is no padding, no mask and nothing to hide a mistake in.
@@ -83,7 +83,7 @@ def score_and_distill(generator, teacher, prompts, window, gists, weight):
 
 
 def policy_loss(summarizer, prompt_ids, completion_ids, advantage, tokens_in_rollout):
-    """On-policy, the clipped ratio is 1 and its gradient is that of the log-prob: minus advantage × log π, per token."""
+    """On-policy, the clipped ratio is 1 and its gradient is that of log π: minus advantage × log π, per token."""
     logits_SV = summarizer(input_ids=torch.tensor([prompt_ids + completion_ids])).logits[0].float() / TEMPERATURE
     log_p_CV = logits_SV[len(prompt_ids) - 1 : -1].log_softmax(-1)
     log_p_C = log_p_CV.gather(-1, torch.tensor(completion_ids).unsqueeze(-1))

@@ -13,12 +13,13 @@
 # limitations under the License.
 
 """
-Question answering as an ordinary run: the passage is the context, the question the last k tokens, the answer the target.
+Question answering as an ordinary run: the passage is the context, the question the last k, the answer the target.
 
 The summarizer compresses a passage, the generator answers a question about it from the gist, and the teacher answers
-with the whole passage before it. Without `--question_aware` the summarizer writes its gist before any question is known,
-as one would to store passages; with it the prompt has `{last_k}`, and the gist may be about the question alone.
-SmolLM2-135M-Instruct on SQuAD's questions, whose answers are words of the passage; articles are held out, not questions.
+with the whole passage before it. Without `--question_aware` the summarizer writes its gist before any question is
+known, as one would to store passages; with it the prompt has `{last_k}`, and the gist may be about the question alone.
+SmolLM2-135M-Instruct on SQuAD's questions, whose answers are words of the passage; articles are held out, not
+questions.
 
 python -m examples.question_answering                                      not run yet
 python -m examples.question_answering --question_aware --max_steps 16      docs/QUESTION_ANSWERING.md

@@ -15,7 +15,7 @@
 """
 OpenAI's own client against `trl-gist serve`: a chat, a long one streamed, and the gists of a text.
 
-trl-gist serve runs/demo-1 --chat_window 128        a pair that `make demo` trained; a chat beyond 128 tokens is compacted
+trl-gist serve runs/demo-1 --chat_window 128        a pair of `make demo`; chats beyond 128 tokens are compacted
 python examples/serving_client.py                   in another terminal, with `pip install openai`
 python examples/serving_client.py --file article.txt --budget 12
 

@@ -68,7 +68,7 @@ class HeldOut(NamedTuple):
 
 
 def short_config(output_dir: str, **settings) -> GistConfig:
-    """16 gists a step of at most 24 tokens, for two CPU cores. `settings` come on top, windows and steps among them."""
+    """16 gists a step of at most 24 tokens, for two CPU cores. `settings` come on top: windows, steps and others."""
     defaults = {
         "max_completion_length": 24,
         "num_generations": 4,
@@ -131,8 +131,9 @@ def print_gists(console: Console, before: HeldOut, after: HeldOut):
 
 def print_measures(console: Console, before: HeldOut, after: HeldOut, *sections: dict[str, str]):
     """Measures of [`trl_gist.evaluation.summarize`] with their standard errors: `{name: label}` in each section."""
+    windows, articles = len(after.rows), after.measures["documents"]
     table = Table(
-        title=f"{len(after.rows)} windows of {after.measures['documents']} unseen articles, ± standard error over articles",
+        title=f"{windows} windows of {articles} unseen articles, ± standard error over articles",
         box=box.SIMPLE,
         title_justify="left",
     )
@@ -167,7 +168,7 @@ def print_verdicts(console: Console, before: HeldOut, after: HeldOut, scorer: Gi
 
 
 def print_continuation(console: Console, pair_dir: str, article: dict[str, str]):
-    """128 tokens from the middle of an article, compressed by a saved pair and gone on with, beside what really follows."""
+    """128 tokens from within an article, compressed by a saved pair and gone on with, beside what really follows."""
     compactor = GistCompactor.from_pretrained(pair_dir)
     ids = compactor.tokenizer(article["text"], add_special_tokens=False)["input_ids"][1000:1160]
     text, reference = compactor.tokenizer.decode(ids[:128]), compactor.tokenizer.decode(ids[128:])

@@ -15,9 +15,9 @@
 """
 Does training on walks over several windows help where gists are rewritten, window after window?
 
-Trains two pairs by the demo's recipe, on as many gists in as many steps, from the same seed: one on single windows, one
-on walks over several (`windows_per_document`), each gist from one before it and the next chunk. What each keeps of a
-long document is then measured by
+Trains two pairs by the demo's recipe, on as many gists in as many steps, from the same seed: one on single windows,
+one on walks over several (`windows_per_document`), each gist from one before it and the next chunk. What each keeps of
+a long document is then measured by
 
 trl-gist evaluate recursion/single --recursive recursion/walks --dataset recursion/held_out.jsonl --windows 12
 

@@ -20,8 +20,8 @@ LoRA, learning rate, schedule, loss and steps; beside each its negative control,
 context, and once the positive control, which sees all of it. What is finished is kept in the output folder and not
 trained again, so that a run that was stopped goes on, and k can be added.
 
-The demo's generator sees 4 contexts a step, each with 4 gists. A context has only one gist of gist tokens; `--rows 4` is the
-same number of contexts, `--rows 16` of rows.
+The demo's generator sees 4 contexts a step, each with 4 gists. A context has only one gist of gist tokens; `--rows 4`
+is the same number of contexts, `--rows 16` of rows.
 
 python -m research.gist_tokens.gist_tokens
 python -m research.gist_tokens.gist_tokens --pair runs/demo-1

@@ -13,15 +13,15 @@
 # limitations under the License.
 
 """
-How fast texts are compressed in batches, beside the rate at which the same model merely reads: what is spent outside the
-model's forwards is overhead.
+How fast texts are compressed in batches, beside the rate at which the same model merely reads: what is spent outside
+the model's forwards is overhead.
 
-For each batch size, in turn: `compress_batch` on contexts of full length, and a plain forward of the same prompts in the
-same batches, which keeps one position's logits. The model's share is timed around its own `forward`; the rest of
-`compress_batch` (tokenising, prompts, the loop of `generate`, choosing tokens, log-probs of gists, decoding) is overhead.
-Prints medians over repeats.
+For each batch size, in turn: `compress_batch` on contexts of full length, and a plain forward of the same prompts in
+the same batches, which keeps one position's logits. The model's share is timed around its own `forward`; the rest of
+`compress_batch` (tokenising, prompts, the loop of `generate`, choosing tokens, log-probs of gists, decoding) is
+overhead. Prints medians over repeats.
 
-python -m research.performance.compress PAIR                      a pair that `make demo` trained, on the demo's articles
+python -m research.performance.compress PAIR            a pair that `make demo` trained, on the demo's articles
 python -m research.performance.compress PAIR --batch_sizes 1 8 32 --contexts 64
 """
 

@@ -13,8 +13,8 @@
 # limitations under the License.
 
 """
-Attention by matrix products (`trl_gist/models/attention.py`) against torch's fused kernel, in bfloat16 on a CPU, in the shapes
-of a training step of SmolLM2-135M: X=512, Y=64, |Z|=48, 8 gists a context, 4 contexts decoded together.
+Attention by matrix products (`trl_gist/models/attention.py`) against torch's fused kernel, in bfloat16 on a CPU, in
+the shapes of a training step of SmolLM2-135M: X=512, Y=64, |Z|=48, 8 gists a context, 4 contexts decoded together.
 
 python -m research.performance.cpu_attention
 """

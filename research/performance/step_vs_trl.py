@@ -22,7 +22,7 @@ the peak memory of each in a process of its own. On a GPU the phases are timed b
 
 python -m research.performance.step_vs_trl                       # SmolLM2-135M, X=512, 4 documents × 8 gists, LoRA
 python -m research.performance.step_vs_trl --full --repeats 1    # full fine-tuning
-python -m research.performance.step_vs_trl --profile             # only: which operators GistTrainer's step spends it on
+python -m research.performance.step_vs_trl --profile             # only: which operators GistTrainer's step spends
 """
 
 import argparse
