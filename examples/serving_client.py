@@ -19,7 +19,15 @@ trl-gist serve runs/demo-1 --chat_window 128        a pair of `make demo`; chats
 python examples/serving_client.py                   in another terminal, with `pip install openai`
 python examples/serving_client.py --file article.txt --budget 12
 
-@@EXPECT@@
+With that pair the second prints, on one core (a model of this size answers hardly anything right):
+
+    answered: The map depicted a map of the world, with the Earth divided into nine continents. …
+      36 tokens read, 40 written
+      nothing was compacted
+    streamed: The map showed a map of the city of London, with the city of London on the map. …
+      96 tokens were compacted into 24: 'ery next door, or water from a; 1854; John Snow; Soho; Broad Street'
+    compressed: 123 tokens into 24, expected to cost 0.236 ± 0.015 nats per token: ' The\\n1854; John Snow; …
+
 A server with a key reads it from TRL_GIST_API_KEY, and so does this client. Routes, fields, limits: docs/SERVING.md.
 """
 
@@ -43,6 +51,7 @@ CHAT = [
 ]
 MESSAGES = [{"role": role, "content": content} for role, content in CHAT]
 TEXT = " ".join(content for _, content in CHAT[1:-1])
+KEEP = ["names", "numbers"]  # of what a gist stands for, as far as there is room
 
 
 def chat(client: OpenAI, model: str):
@@ -62,7 +71,7 @@ def stream(client: OpenAI, model: str):
         max_tokens=40,
         temperature=0,
         stream=True,
-        extra_body={"keep": ["names", "numbers"]},  # of the text that is compacted, as far as there is room
+        extra_body={"keep": KEEP},
     )
     for chunk in chunks:
         (choice,) = chunk.choices
@@ -82,7 +91,7 @@ def print_compacted(gist: dict | None):
 
 def compress(client: OpenAI, text: str, budget: int | None):
     """A gist for each context of a text, by a route that OpenAI does not have."""
-    body = {"input": text, "certify": True, **({} if budget is None else {"budget": budget})}
+    body = {"input": text, "keep": KEEP, "certify": True, **({} if budget is None else {"budget": budget})}
     compressed = client.post("/compress", cast_to=httpx.Response, body=body).json()
     for gist in compressed["data"]:
         print(

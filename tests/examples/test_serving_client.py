@@ -35,9 +35,9 @@ def test_it_prints_answers_what_was_compacted_for_them_and_gists(compactor, caps
     printed = capsys.readouterr().out
     answered, streamed = printed.split("streamed: ")
     assert answered.startswith("answered: ") and answered.endswith(" written\n  nothing was compacted\n")
-    chat = compactor.compact_messages(serving_client.MESSAGES, 150, ["names", "numbers"])
+    chat = compactor.compact_messages(serving_client.MESSAGES, 150, serving_client.KEEP)
     assert f"were compacted into {len(compactor.tokenizer(chat.gist)['input_ids'])}: {chat.gist!r}\n" in streamed
-    gists = compactor.compress_windows(serving_client.TEXT, 4, certify=True)
+    gists = compactor.compress_windows(serving_client.TEXT, 4, keep=serving_client.KEEP, certify=True)
     assert len(gists) > 2
     assert [line.split("nats per token: ")[1] for line in printed.splitlines() if line.startswith("compressed: ")] == [
         repr(gist.text) for gist in gists
