@@ -29,8 +29,8 @@ test-isa: $(READY)
 
 # Five minutes: 20 times kill -9 of one process, then of two under DeepSpeed, while saving too; nothing is lost
 chaos: $(READY)
-	$(BIN)/python tests/chaos.py $(ARGS)
-	$(BIN)/python tests/chaos.py --zero2 $(ARGS)
+	PYTHONPATH=tests/helpers $(BIN)/python tests/chaos.py $(ARGS)
+	PYTHONPATH=tests/helpers $(BIN)/python tests/chaos.py --zero2 $(ARGS)
 
 # What docs/PERFORMANCE.md reports: about an hour on two cores; tables on the terminal, numbers and plots in bench/
 bench: $(READY)

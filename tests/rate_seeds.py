@@ -12,11 +12,10 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-
 """
 Does a tiny run keep to its target length? Not a test: a run's path differs from machine to machine.
 
-python tests/rate_seeds.py                  60 rollouts of five seeds, towards 4 tokens of at most 8: about two minutes
+PYTHONPATH=tests/helpers python tests/rate_seeds.py     60 rollouts of five seeds, towards 4 tokens of at most 8: two minutes
 
 Prints, for each seed, the shortest mean length of a rollout and the mean over the last quarter, as shares of the target.
 """

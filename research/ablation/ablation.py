@@ -15,13 +15,14 @@
 """
 What each piece of the method bought, on the demo's recipe and its held-out articles.
 
-python -m research.ablation.ablation                                 all arms, one seed: ten minutes or less each on one core
+python -m research.ablation.ablation                           all arms, one seed: some nine minutes each on one core
 python -m research.ablation.ablation --arms base tail_cold --seeds 42 43 44
 python -m research.ablation.ablation --arms open_end rank_4 rank_64 --base open_end
-python -m research.ablation.ablation --table                         the table of what has run, without running more
+python -m research.ablation.ablation --table                   the table of what has run, without running more
 
-A run is one process with one thread, kept as a JSON file in `--folder` (default: ablation); one that is there is not run again.
-Beside the real gist the trained generator reads the tokens just before L, as many of them: the rule to beat.
+A run is one process with one thread, kept as a JSON file in `--folder` (default: ablation); one that is there is not
+run again. Beside the real gist the trained generator reads the tokens just before L, as many of them: the rule to
+beat.
 """
 
 import argparse
@@ -108,9 +109,9 @@ def run(arm: str, seed: int, folder: Path):
 
 def print_table(folder: Path, base_arm: str = "base"):
     """
-    Means over seeds, in nats per token, each with its standard error over the held-out articles, paired where two arms are
-    compared: lower and better by means than `base_arm`. A gain's reliability is the share of its spread within groups, in
-    training, that is signal.
+    Means over seeds, in nats per token, each with its standard error over the held-out articles, paired where two arms
+    are compared: lower and better by means than `base_arm`. A gain's reliability is the share of its spread within
+    groups, in training, that is signal.
     """
     results = {
         arm: [json.loads(path.read_text()) for path in sorted(folder.glob(f"{arm}-[0-9]*.json"))] for arm in ARMS
@@ -170,18 +171,8 @@ def main():
         for arm in args.arms:
             if not (args.folder / f"{arm}-{seed}.json").is_file():
                 print(f"{arm}, seed {seed}", flush=True)
-                command = [
-                    sys.executable,
-                    __file__,
-                    "--child",
-                    "--arms",
-                    arm,
-                    "--seeds",
-                    str(seed),
-                    "--folder",
-                    args.folder,
-                ]
-                subprocess.run(command, check=True)
+                command = [sys.executable, "-m", "research.ablation.ablation", "--child", "--arms", arm]
+                subprocess.run([*command, "--seeds", str(seed), "--folder", args.folder], check=True)
     print_table(args.folder, args.base)
 
 

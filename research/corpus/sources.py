@@ -20,8 +20,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from .fetch import DebianPackage, NpmPackage
-from .prose import SENTENCE_END, Page, clean, prose_paragraphs, read_html
+from research.corpus.fetch import DebianPackage, NpmPackage
+from research.corpus.prose import SENTENCE_END, Page, clean, prose_paragraphs, read_html
 
 
 @dataclass(frozen=True)

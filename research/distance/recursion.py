@@ -15,9 +15,9 @@
 """
 Does training on walks over several windows help where gists are rewritten, window after window?
 
-Trains two pairs by the demo's recipe, on as many gists in as many steps, from the same seed: one on single windows, one
-on walks over several (`windows_per_document`), each gist from one before it and the next chunk. What each keeps of a
-long document is then measured by
+Trains two pairs by the demo's recipe, on as many gists in as many steps, from the same seed: one on single windows,
+one on walks over several (`windows_per_document`), each gist from one before it and the next chunk. What each keeps of
+a long document is then measured by
 
 trl-gist evaluate recursion/single --recursive recursion/walks --dataset recursion/held_out.jsonl --windows 12
 
@@ -28,8 +28,8 @@ python -m research.distance.recursion --only walks        one of them, to run th
 import argparse
 from pathlib import Path
 
-from examples.demo import HELD_OUT_ARTICLES, make_trainer, spread_out
-from examples.demo_assets import wikipedia_articles
+from examples.demo import make_trainer
+from examples.demo_assets import split_articles, spread_out
 from examples.short_run import print_measures, quiet_console, train_and_evaluate
 
 
@@ -45,18 +45,13 @@ MEASURES = (
 )
 
 
-def held_out_articles():
-    """Whole: the articles that no run of the demo trains on."""
-    return wikipedia_articles().shuffle(seed=0).select(range(HELD_OUT_ARTICLES))
-
-
 def train(kind: str, output_dir: Path, windows: int, max_steps: int):
     console = quiet_console()
     console.rule(f"[bold]{kind}")
     windows = windows if kind == "walks" else 1
     trainer = make_trainer(
         str(output_dir / kind),
-        eval_dataset=spread_out(held_out_articles(), windows_per_article=1, characters=1000 * windows),
+        eval_dataset=spread_out(split_articles()[1], windows_per_article=1, characters=1000 * windows),
         windows_per_document=windows,
         per_device_train_batch_size=GISTS_A_STEP // windows,
         per_device_eval_batch_size=GISTS_A_STEP // windows,
@@ -78,7 +73,7 @@ def main():
     for kind in KINDS if args.only is None else (args.only,):
         train(kind, args.output_dir, args.windows, args.max_steps)
     articles = args.output_dir / "held_out.jsonl"
-    held_out_articles().rename_column("title", "document_id").to_json(articles)
+    split_articles()[1].rename_column("title", "document_id").to_json(articles)
     print(f"The pairs are in {args.output_dir}, the held-out articles in {articles}.")
 
 

@@ -20,8 +20,8 @@ LoRA, learning rate, schedule, loss and steps; beside each its negative control,
 context, and once the positive control, which sees all of it. What is finished is kept in the output folder and not
 trained again, so that a run that was stopped goes on, and k can be added.
 
-The demo's generator sees 4 contexts a step, each with 4 gists. A context has only one gist of gist tokens; `--rows 4` is the
-same number of contexts, `--rows 16` of rows.
+The demo's generator sees 4 contexts a step, each with 4 gists. A context has only one gist of gist tokens; `--rows 4`
+is the same number of contexts, `--rows 16` of rows.
 
 python -m research.gist_tokens.gist_tokens
 python -m research.gist_tokens.gist_tokens --pair runs/demo-1
@@ -59,8 +59,7 @@ from rich.console import Console
 from rich.progress import track
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from examples.demo import HELD_OUT_ARTICLES, spread_out
-from examples.demo_assets import smollm2_checkpoint, wikipedia_articles
+from examples.demo_assets import smollm2_checkpoint, split_articles, spread_out
 from examples.short_run import quiet_console
 
 
@@ -83,11 +82,9 @@ class Experiment:
 
 def load_windows(tokenizer) -> tuple[list[dict], list[dict]]:
     """The demo's: for training, and held out."""
-    articles = wikipedia_articles().shuffle(seed=0)
-    train, _ = prepare_windows(articles.select(range(HELD_OUT_ARTICLES, len(articles))), tokenizer, SPEC)
-    held_out, _ = prepare_windows(
-        spread_out(articles.select(range(HELD_OUT_ARTICLES))), tokenizer, SPEC, name="evaluation"
-    )
+    train_articles, held_out_articles = split_articles()
+    train, _ = prepare_windows(train_articles, tokenizer, SPEC)
+    held_out, _ = prepare_windows(spread_out(held_out_articles), tokenizer, SPEC, name="evaluation")
     return list(train), list(held_out)
 
 

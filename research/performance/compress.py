@@ -13,15 +13,15 @@
 # limitations under the License.
 
 """
-How fast texts are compressed in batches, beside the rate at which the same model merely reads: what is spent outside the
-model's forwards is overhead.
+How fast texts are compressed in batches, beside the rate at which the same model merely reads: what is spent outside
+the model's forwards is overhead.
 
-For each batch size, in turn: `compress_batch` on contexts of full length, and a plain forward of the same prompts in the
-same batches, which keeps one position's logits. The model's share is timed around its own `forward`; the rest of
-`compress_batch` (tokenising, prompts, the loop of `generate`, choosing tokens, log-probs of gists, decoding) is overhead.
-Prints medians over repeats.
+For each batch size, in turn: `compress_batch` on contexts of full length, and a plain forward of the same prompts in
+the same batches, which keeps one position's logits. The model's share is timed around its own `forward`; the rest of
+`compress_batch` (tokenising, prompts, the loop of `generate`, choosing tokens, log-probs of gists, decoding) is
+overhead. Prints medians over repeats.
 
-python -m research.performance.compress PAIR                      a pair that `make demo` trained, on the demo's articles
+python -m research.performance.compress PAIR            a pair that `make demo` trained, on the demo's articles
 python -m research.performance.compress PAIR --batch_sizes 1 8 32 --contexts 64
 """
 
@@ -75,7 +75,7 @@ def article_contexts(compactor: GistCompactor, count: int) -> list[str]:
     """Texts of `context_length` tokens: what a caller passes, tokenising included."""
     length, ids = compactor.pair.context_length, []
     for article in wikipedia_articles().shuffle(seed=0):
-        ids += compactor.tokenizer(article["text"], add_special_tokens=False, verbose=False)["input_ids"]
+        ids += compactor.token_ids(article["text"], "An article")
         if len(ids) >= 2 * count * length:
             break
     texts = (compactor.tokenizer.decode(ids[start : start + length]) for start in range(0, len(ids), length))

@@ -13,12 +13,13 @@
 # limitations under the License.
 
 """
-Attention by matrix products (`trl_gist/models/attention.py`) against torch's fused kernel, in bfloat16 on a CPU, in the shapes
-of a training step of SmolLM2-135M: X=512, Y=64, |Z|=48, 8 gists a context, 4 contexts decoded together.
+Attention by matrix products (`trl_gist/models/attention.py`) against torch's fused kernel, in bfloat16 on a CPU, in
+the shapes of a training step of SmolLM2-135M: X=512, Y=64, |Z|=48, 8 gists a context, 4 contexts decoded together.
 
 python -m research.performance.cpu_attention
 """
 
+import argparse
 import statistics
 import time
 from types import SimpleNamespace
@@ -82,4 +83,5 @@ def main():
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     main()

@@ -53,6 +53,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.generation import BaseStreamer
 from transformers.utils import logging
 
+from examples.demo_assets import smollm2_checkpoint, wikipedia_articles
+
 
 RUNS = {"full": "full context", "compress": "writing the gist, once", "gist": "continuing from the gist"}
 COSTS = {
@@ -130,8 +132,6 @@ def load(args):
     device = "cuda" if torch.cuda.is_available() else "cpu"
     if args.pair:
         return GistCompactor.from_pretrained(args.pair, device=device, dtype=args.dtype)
-    from examples.demo_assets import smollm2_checkpoint
-
     checkpoint = args.model or str(smollm2_checkpoint())
     model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=args.dtype).to(device).eval()
     window = {"context_length": args.contexts[-1], "target_length": args.tokens, "last_k": 64}
@@ -165,8 +165,6 @@ def check(args, compactor):
 
 
 def read_text(tokenizer, length):
-    from examples.demo_assets import wikipedia_articles
-
     text = "\n".join(wikipedia_articles()["text"])
     ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
     if len(ids) < length:

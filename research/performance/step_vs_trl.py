@@ -22,7 +22,7 @@ the peak memory of each in a process of its own. On a GPU the phases are timed b
 
 python -m research.performance.step_vs_trl                       # SmolLM2-135M, X=512, 4 documents × 8 gists, LoRA
 python -m research.performance.step_vs_trl --full --repeats 1    # full fine-tuning
-python -m research.performance.step_vs_trl --profile             # only: which operators GistTrainer's step spends it on
+python -m research.performance.step_vs_trl --profile             # only: which operators GistTrainer's step spends
 """
 
 import argparse
@@ -104,7 +104,7 @@ def body_flops(timed, runs, args):
 
 def peak_memory(kind, args):
     """Peak bytes of one step, in a process of its own."""
-    command = [sys.executable, __file__, "--measure_memory", kind]
+    command = [sys.executable, "-m", "research.performance.step_vs_trl", "--measure_memory", kind]
     for name in (*SIZES, "dtype"):
         command += [f"--{name}", str(getattr(args, name))]
     command += ["--full"] if args.full else []

@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""What a reader loses on gists of the task's strings: exact expectations, D*(R), its check by a linear program, the plot."""
+"""What a reader loses on gists of the task's strings, exactly: D*(R), its check by a linear program, the plot."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -107,8 +107,8 @@ def reader_curves(model, tokenizer, problem: Problem, longest: int) -> dict[str,
 
 def largest_difference_from_linprog(model, tokenizer, problem: Problem) -> float:
     """
-    Between D*(R) and a linear program with a variable for every string and candidate, at R_min and four other rates, in
-    both distortions. For a problem of few strings.
+    Between D*(R) and a linear program with a variable for every string and candidate, at R_min and four other rates,
+    in both distortions. For a problem of few strings.
     """
     candidates = all_strings(range(problem.lengths[-1] + 1))
     lengths_M = np.array([len(bits) for bits in candidates])
@@ -137,9 +137,9 @@ def largest_difference_from_linprog(model, tokenizer, problem: Problem) -> float
 
 def measure_gists(generator, tokenizer, problem: Problem, gists_XQ: np.ndarray, held_out_X: np.ndarray) -> dict:
     """
-    Exact expectations over strings, queries and answers: the rate, both distortions, each also per query and on held-out
-    strings, and what either half leaves: `_best_decoder` is the same gists decoded from their exact posterior,
-    `_best_encoder` D* of this generator at the rate, with gists no longer than its longest.
+    Exact expectations over strings, queries and answers: the rate, both distortions, each also per query and on
+    held-out strings, and what either half leaves: `_best_decoder` is the same gists decoded from their exact
+    posterior, `_best_encoder` D* of this generator at the rate, with gists no longer than its longest.
 
     Args:
         generator ([`~transformers.LlamaForCausalLM`]):

@@ -12,7 +12,7 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""The frozen reader: a small Llama trained from scratch to answer queries about whole strings, and what it loses on others."""
+"""The frozen reader: a small Llama trained from scratch to answer queries about strings, and its losses on gists."""
 
 import math
 
@@ -45,8 +45,8 @@ def make_model(
 
 class Asker:
     """
-    Asks a model all seven queries after prefixes of strings, in one forward. Each query is a branch of its own: it sees
-    the prefix and itself, at the position after the prefix. The answers are those to each query alone.
+    Asks a model all seven queries after prefixes of strings, in one forward. Each query is a branch of its own: it
+    sees the prefix and itself, at the position after the prefix. The answers are those to each query alone.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast):
@@ -86,8 +86,8 @@ def train_reader(
     seed: int,
 ) -> LlamaForCausalLM:
     """
-    Trains with the cross-entropy of all answers, after random prefixes of strings of the chain, which are strings of it
-    themselves, but not those `excluded`. Half of the weight of the palindrome query is on strings forced to be one.
+    Trains with the cross-entropy of all answers, after random prefixes of strings of the chain, which are strings of
+    it themselves, but not those `excluded`. Half of the weight of the palindrome query is on strings forced to be one.
     """
     model, asker = make_model(tokenizer, seed), Asker(tokenizer)
     generator = np.random.default_rng(seed)
@@ -129,8 +129,8 @@ def answer_losses(model, asker, strings, lengths_NP, generator, excluded=frozens
 
 def losses(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, strings: list[str]) -> dict[str, np.ndarray]:
     """
-    What the reader loses after each string, by query and true answer: arrays of shape `(strings, 7, 33)` of the log-loss
-    in nats and of the 0/1 loss of the likeliest token.
+    What the reader loses after each string, by query and true answer: arrays of shape `(strings, 7, 33)` of the
+    log-loss in nats and of the 0/1 loss of the likeliest token.
     """
     asker, log_loss, error = Asker(tokenizer), [], []
     with torch.no_grad():

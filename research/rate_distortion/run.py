@@ -16,18 +16,18 @@ Below the floor of a frozen decoder: rate-distortion of prompt compression (Nagl
 https://huggingface.co/papers/2407.15504) on their synthetic task, with a decoder that is trained with its encoder.
 
 1. A small Llama is trained from scratch to answer seven queries about binary strings of 2-32 bits, and frozen.
-2. The distortion-rate function D*(R) of that frozen reader is computed exactly, over all binary strings as candidates: no
-   encoder, however clever, goes below it.
-3. `GistTrainer` co-trains a summarizer, which can write bits only, and a generator, both of which start as
-   the frozen reader. The gist's alphabet and lengths are those of the candidates, but the generator may learn another
-   meaning of the bits. That is the point: the frozen reader takes a shorter string for what it says, and is confidently
-   wrong.
+2. The distortion-rate function D*(R) of that frozen reader is computed exactly, over all binary strings as candidates:
+   no encoder, however clever, goes below it.
+3. `GistTrainer` co-trains a summarizer, which can write bits only, and a generator, both of which start as the frozen
+   reader. The gist's alphabet and lengths are those of the candidates, but the generator may learn another meaning of
+   the bits. That is the point: the frozen reader takes a shorter string for what it says, and is confidently wrong.
 
 Every figure is an exact expectation over all strings of 4-10 bits under the chain; errors are over seeds. A finished
 reader or run in the output folder is not trained again.
 
-Three controls are decoded by the exact posterior, and none is trained: no gist at all and the bits that the cold start's
-rule takes say what of it is not the summarizer's; a code by Lloyd's algorithm says how much a code can be worth.
+Three controls are decoded by the exact posterior, and none is trained: no gist at all and the bits that the cold
+start's rule takes say what of it is not the summarizer's; a code by Lloyd's algorithm says how much a code can be
+worth.
 
 python -m research.rate_distortion.run
 python -m research.rate_distortion.run --query_aware   # the summarizer also sees the query

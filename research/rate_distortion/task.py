@@ -13,11 +13,11 @@
 # limitations under the License.
 
 """
-The synthetic task of Nagle et al. 2024 (https://huggingface.co/papers/2407.15504), rebuilt: seven questions about a binary
-string, a tokenizer with a token for each bit, and the exact weight of every string, question and answer.
+The synthetic task of Nagle et al. 2024 (https://huggingface.co/papers/2407.15504), rebuilt: seven questions about a
+binary string, a tokenizer with a token for each bit, and the exact weight of every string, question and answer.
 
-A string is drawn from a two-state chain that starts uniformly and stays with probability 0.9; its length is uniform. Half
-of the strings that are asked about palindromes are forced to be one: the second half mirrors the first.
+A string is drawn from a two-state chain that starts uniformly and stays with probability 0.9; its length is uniform.
+Half of the strings that are asked about palindromes are forced to be one: the second half mirrors the first.
 """
 
 from itertools import groupby, product
@@ -101,8 +101,8 @@ def draw_row(lengths, generator: np.random.Generator) -> tuple[str, int, int]:
 
 def make_tokenizer() -> PreTrainedTokenizerFast:
     """
-    A token for each bit, query, answer and budget. The words of the generator's template are dropped: the generator then
-    reads a gist and a query just as the frozen reader does a string and a query, and can start as that reader.
+    A token for each bit, query, answer and budget. The words of the generator's template are dropped: the generator
+    then reads a gist and a query just as the frozen reader does a string and a query, and can start as that reader.
     """
     tokens = ["0", "1", "</s>", "<pad>", *(f"?{query}" for query in QUERIES), *(f"={n}" for n in range(ANSWERS))]
     tokens += [f"<{n}>" for n in range(1, MAX_LENGTH + 1)]

@@ -13,14 +13,15 @@
 # limitations under the License.
 
 """
-Compressors at one rate, each read by a generator that was distilled on its gists (`trl-gist train --generator_only true
---compressor NAME`), on one window of each held-out document. The first is what the others are held against. Readers of one
-and the same compressor go by their folders' names: recipes for a reader against one another.
+Compressors at one rate, each read by a generator that was distilled on its gists (`trl-gist train --generator_only
+true --compressor NAME`), on one window of each held-out document. The first is what the others are held against.
+Readers of one and the same compressor go by their folders' names: recipes for a reader against one another.
 
-OMP_NUM_THREADS=2 python -m research.results.own_readers tail=runs/tail "stop-word drop=runs/stop" --dataset corpus --split test
+OMP_NUM_THREADS=2 python -m research.results.own_readers tail=runs/tail "stop-word drop=runs/stop" \
+    --dataset corpus --split test
 
-With `--searched FILE`, the first is what `search_gists.py` found there, as its pair's generator read it, and only the file's
-documents are read.
+With `--searched FILE`, the first is what `search_gists.py` found there, as its pair's generator read it, and only the
+file's documents are read.
 """
 
 import argparse

@@ -13,8 +13,8 @@
 # limitations under the License.
 
 """
-Quality against rate: pairs with a gist length each, and one pair for all of them, on the same held-out windows. Reads what
-`trl-gist evaluate` left.
+Quality against rate: pairs with a gist length each, and one pair for all of them, on the same held-out windows. Reads
+what `trl-gist evaluate` left.
 
 trl-gist train --config RECIPE.yaml --max_completion_length 96 --output_dir sweep/96           # and 48, 128, 160
 trl-gist train --config RECIPE.yaml --max_completion_length 160 --gist_length_range 24 160 --output_dir sweep/single
@@ -75,8 +75,8 @@ def main():
 
 def settings_of(rows: dict[Path, list[dict]]) -> list[dict]:
     """
-    The measures of each budget, by length; with `kl_below_tail`, how much lower KL is than T's on as many tokens, verbatim, by
-    window, and `ends_at_l`, the share of gists that end as the context does before L.
+    The measures of each budget, by length; with `kl_below_tail`, how much lower KL is than T's on as many tokens,
+    verbatim, by window, and `ends_at_l`, the share of gists that end as the context does before L.
     """
     settings = []
     for folder, windows in rows.items():

@@ -53,8 +53,8 @@ def read(
             By kind, who reads its gists.
 
     Returns:
-        `tuple[np.ndarray, np.ndarray]`: KL from the teacher and NLL of the target, of shape `(kinds, windows)`, in nats
-        per token.
+        `tuple[np.ndarray, np.ndarray]`: KL from the teacher and NLL of the target, of shape `(kinds, windows)`, in
+        nats per token.
     """
     kl_MN, nll_MN = np.empty((2, len(gists), len(rows)))
     for start in track(range(0, len(rows), GENERATOR_ROWS), "Reading"):

@@ -13,11 +13,12 @@
 # limitations under the License.
 
 """
-What a run came to, for docs/RESULTS.md: figures of its training and its gists' patterns, and, as Markdown, how it went,
-the original experiment's claims beside it, the verdicts, and a gallery. Reads what `trl-gist train` and `trl-gist
-evaluate --compressors` left, and computes nothing anew.
+What a run came to, for docs/RESULTS.md: figures of its training and its gists' patterns, and, as Markdown, how it
+went, the original experiment's claims beside it, the verdicts, and a gallery. Reads what `trl-gist train` and
+`trl-gist evaluate --compressors` left, and computes nothing anew.
 
-python -m research.results.results flagship --evaluation test=flagship/evaluation "other genres"=flagship-other-genres --images docs/images/results
+python -m research.results.results flagship --images docs/images/results \
+    --evaluation test=flagship/evaluation "other genres=flagship-other-genres"
 """
 
 import argparse

@@ -13,11 +13,12 @@
 # limitations under the License.
 
 """
-How far a gist that is searched for gets beyond the tail, and how much of that can be known without the target. The tail is
-cut into pieces, and each in turn, the one farthest from L first, is exchanged for the piece of the context that lowers
-KL(T‖G) most on targets that the teacher makes up. The target that really came is read only to judge.
+How far a gist that is searched for gets beyond the tail, and how much of that can be known without the target. The
+tail is cut into pieces, and each in turn, the one farthest from L first, is exchanged for the piece of the context
+that lowers KL(T‖G) most on targets that the teacher makes up. The target that really came is read only to judge.
 
-OMP_NUM_THREADS=2 python -m research.results.search_gists found.jsonl --pair PAIR --dataset corpus --split test --documents 48 --compile
+OMP_NUM_THREADS=2 python -m research.results.search_gists found.jsonl --pair PAIR --dataset corpus --split test \
+    --documents 48 --compile
 python -m research.results.search_gists found.jsonl more.jsonl                     the tables of what has been found
 
 A minute of a core each context. A line of the file is a context; a file that is there is added to.
@@ -148,7 +149,7 @@ def table_of_gists(found: list[dict]) -> list[str]:
 
 
 def table_of_knowledge(found: list[dict]) -> list[str]:
-    """How much the first exchange lowers KL on targets that it was not chosen by, for each number of those that it was."""
+    """How much the first exchange lowers KL on targets that it was not chosen by, by the number of those it was."""
     documents = [search["document_id"] for search in found]
     gain_NTM = np.array([search["first_kl"] for search in found])
     gain_NTM = gain_NTM[..., -1:] - gain_NTM

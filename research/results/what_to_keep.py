@@ -13,13 +13,14 @@
 # limitations under the License.
 
 """
-Which tokens of a context are worth keeping beside its tail, and how much it would be worth to know that for each context:
-the gists of the cold start's rule `passages`, read by a pair's generator on held-out documents. One more line takes the
-best of each context's gists in hindsight: what a summarizer that knew the target could gain by choosing among them. With
-`--futures N` another takes the best on N targets that the teacher made up: what can be gained without knowing it.
-`search_gists.py` goes beyond those kinds.
+Which tokens of a context are worth keeping beside its tail, and how much it would be worth to know that for each
+context: the gists of the cold start's rule `passages`, read by a pair's generator on held-out documents. One more line
+takes the best of each context's gists in hindsight: what a summarizer that knew the target could gain by choosing
+among them. With `--futures N` another takes the best on N targets that the teacher made up: what can be gained without
+knowing it. `search_gists.py` goes beyond those kinds.
 
-OMP_NUM_THREADS=2 python -m research.results.what_to_keep PAIR --dataset corpus --split validation --documents 60 --futures 4
+OMP_NUM_THREADS=2 python -m research.results.what_to_keep PAIR --dataset corpus --split validation \
+    --documents 60 --futures 4
 """
 
 import argparse

@@ -13,15 +13,15 @@
 # limitations under the License.
 
 """
-What `trl_gist.trainer.memory.estimate` says a step takes, against what one took: the same recipe, in a process of its own, trained for two
-steps on CPU, whose resident memory the kernel reports.
+What `trl_gist.trainer.memory.estimate` says a step takes, against what one took: the same recipe, in a process of its
+own, trained for two steps on CPU, whose resident memory the kernel reports.
 
 python -m research.scaling.memory                             # LoRA and full, with and without checkpointing, X = 512
 python -m research.scaling.memory --context 256 --cases lora full
 
 Measured is the most that was resident in each phase of the second step, when optimizer states are there (VmHWM, reset
-where a phase begins), less what a run with next to no model leaves resident: libraries and the interpreter. So it holds
-what the estimate leaves out of a model's own, as the scratch space of kernels.
+where a phase begins), less what a run with next to no model leaves resident: libraries and the interpreter. So it
+holds what the estimate leaves out of a model's own, as the scratch space of kernels.
 """
 
 import argparse
@@ -65,7 +65,7 @@ def main(args):
 
 def run(args, case):
     """Estimate and measurement of one case, in bytes, from a process of its own."""
-    command = [sys.executable, __file__, "--measure", case]
+    command = [sys.executable, "-m", "research.scaling.memory", "--measure", case]
     for name in ("context", "gists", "documents", "score_batch_size", "model"):
         if getattr(args, name) is not None:
             command += [f"--{name}", str(getattr(args, name))]
@@ -130,7 +130,7 @@ def measure(args, full, gradient_checkpointing):
 
 
 def load_libraries(model_config, tokenizer, config, rows, lora):
-    """The same run with next to no model: what libraries, their caches and the interpreter take is no model's memory."""
+    """The same run with next to no model: what libraries and the interpreter take is no model's memory."""
     from trl_gist import GistTrainer
 
     from transformers import AutoModelForCausalLM
@@ -154,7 +154,7 @@ class PhasePeaks:
 
         self.phase, self.peaks = None, {}
         scorer = trainer.generator_trainer.scorer
-        self._around(trainer.rollout, "write", "sampling", None)
+        self._around(trainer, "_generate", "sampling", None)
         self._around(scorer, "read_contexts", "teacher", "distillation")
         self._around(trainer, "_calculate_rewards", None, "policy")
         peaks = self
@@ -193,7 +193,7 @@ class PhasePeaks:
 
 
 def status(name):
-    """A line of this process's status, in bytes: `VmRSS` is what is resident, `VmHWM` the most since the last reset."""
+    """A line of this process's status, in bytes: `VmRSS` is resident now, `VmHWM` the most since the last reset."""
     lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
     return int(lines[name].split()[0]) * 1024
 

@@ -40,7 +40,7 @@ print(seen["spins"], seen["policy"])
 IMPORTS = {
     "the library": "import trl_gist; trl_gist.GistConfig",
     "the command line": "import trl_gist.cli; import trl_gist.scripts.train",
-    **{f"the {name}": f"sys.path.insert(0, 'examples'); import {name}" for name in ("demo", "minimal_loop")},
+    **{f"the {name}": f"import examples.{name}" for name in ("demo", "minimal_loop")},
 }
 
 

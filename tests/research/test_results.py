@@ -116,25 +116,6 @@ def test_the_rate_curve_takes_evaluations_of_the_same_windows_only(flagship, tmp
     assert "other windows" in capsys.readouterr().err
 
 
-def test_runs_are_paired_with_the_first(flagship, tmp_path, capsys, monkeypatch):
-    from research.results import compare_runs
-
-    folder, better = flagship / "evaluation", tmp_path / "better"
-    shutil.copytree(folder, better)
-    rows = [json.loads(line) for line in (folder / "rows.jsonl").read_text().splitlines()]
-    for row in rows:
-        row["kls"]["gist"] = [value - 0.25 for value in row["kls"]["gist"]]
-    (better / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in reversed(rows)))
-    capsys.readouterr()
-    monkeypatch.setattr(sys, "argv", ["compare_runs.py", f"base={folder}", f"better={better}"])
-    compare_runs.main()
-    head, _, base, other = (line.split(" | ") for line in capsys.readouterr().out.splitlines())
-    measures = json.loads((folder / "measures.json").read_text())["measures"][0]
-    assert base[1] == f"{measures['kl_gist']:.3f} ± {measures['kl_gist_se']:.3f}"
-    assert base[4] == f"{measures['gain_over_null']:.3f} ± {measures['gain_over_null_se']:.3f}"
-    assert (base[2], other[2], other[5]) == ("", "0.250 ± 0.000", "0.000 ± 0.000")
-
-
 def test_kinds_of_gists_are_chosen_with_and_without_the_target(flagship, tmp_path, capsys, monkeypatch):
     from research.results import what_to_keep
 

@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""examples/rate_distortion, each part against a plain reference, and the whole at a tiny size."""
+"""research/rate_distortion, each part against a plain reference, and the whole at a tiny size."""
 
 import json
 from collections import Counter, defaultdict

@@ -12,24 +12,23 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""examples/benchmarks on a tiny model: the counts are exact, the times add up."""
+"""research/performance on a tiny model: the counts are exact, the times add up."""
 
 import argparse
 import json
 import sys
+import time
 from pathlib import Path
 
 import pytest
+import torch
 
-
-demo_assets = pytest.importorskip("demo_assets")
+from research.performance import compress, growth, inference, step_vs_trl, workload
 
 
 @pytest.fixture
 def run(checkpoint, documents, tmp_path, monkeypatch):
-    from research.performance import inference
-
-    monkeypatch.setattr(demo_assets, "wikipedia_articles", lambda: documents)
+    monkeypatch.setattr(inference, "wikipedia_articles", lambda: documents)
     files = {"output": str(tmp_path / "out" / "costs.json"), "plot": str(tmp_path / "out" / "costs.svg")}
 
     def run(**overrides):
@@ -77,7 +76,7 @@ def test_inference_times_a_saved_pair_at_its_own_window(make_trainer, run):
 
 @pytest.fixture
 def arguments(checkpoint, documents, tmp_path, monkeypatch):
-    monkeypatch.setattr(demo_assets, "wikipedia_articles", lambda: documents)
+    monkeypatch.setattr(workload, "wikipedia_articles", lambda: documents)
     sizes = {"context": 24, "target": 8, "last_k": 4, "gist": 6, "documents": 2, "gists": 4, "score_batch_size": 4}
     report = str(tmp_path / "out" / "report.json")
     return argparse.Namespace(
@@ -95,8 +94,6 @@ def arguments(checkpoint, documents, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("full", [False, True], ids=["LoRA", "full"])
 def test_step_vs_trl_times_both_and_counts_their_token_passes(arguments, full, capsys):
-    from research.performance import step_vs_trl
-
     arguments.full = full
     step_vs_trl.main(arguments)
     report = json.loads(Path(arguments.output).read_text())
@@ -109,8 +106,6 @@ def test_step_vs_trl_times_both_and_counts_their_token_passes(arguments, full, c
 
 
 def test_growth_measures_the_crossing_of_its_axes_once(arguments, tmp_path, monkeypatch):
-    from research.performance import growth
-
     measured = []
     measure = growth.measure
     monkeypatch.setattr(growth, "measure", lambda *args: measured.append(args) or measure(*args))
@@ -136,41 +131,6 @@ def test_growth_measures_the_crossing_of_its_axes_once(arguments, tmp_path, monk
     assert "tokens of a context" in Path(arguments.plot).read_text()
 
 
-def test_the_ablation_table_pairs_windows_and_averages_seeds(tmp_path, capsys):
-    from research.ablation import ablation
-
-    def save(arm, seed, gains):
-        rows = [
-            {
-                "document_id": f"article {index // 2}",
-                "last_k_ids": [index],
-                "gist_log_prob": gain - index,
-                "null_log_prob": -index,
-                "rule_log_prob": 0.1 - index,
-                "teacher_kl": 0.5,
-            }
-            for index, gain in enumerate(gains)
-        ]
-        (tmp_path / f"{arm}-{seed}.json").write_text(
-            json.dumps({"rows": rows, "log": [{"reliability/log_prob_gain": 0.25, "reliability/kl_gain": 0.5}]})
-        )
-
-    save("base", 42, [0.1, 0.1, 0.3, 0.3])
-    save("base", 43, [0.3, 0.3, 0.5, 0.5])
-    save("without_l", 42, [0.4, 0.4, 0.6, 0.6])
-    ablation.print_table(tmp_path)
-    lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 4
-    # Means over two seeds are 0.2 and 0.4 in the two articles: 0.3, and an error of their difference, halved
-    assert lines[2] == (
-        "| base | 2 | 0.500 ± 0.000 | 0.000 ± 0.000 | 0.300 ± 0.100 | 0.200 ± 0.100 | 0.000 ± 0.000 | 0.25 | 0.50 |"
-    )
-    # Paired, the articles' own difficulty is gone: 0.2 better in each
-    assert lines[3] == (
-        "| without_l | 1 | 0.500 ± 0.000 | 0.000 ± 0.000 | 0.500 ± 0.100 | 0.400 ± 0.100 | 0.200 ± 0.000 | 0.25 | 0.50 |"
-    )
-
-
 @pytest.fixture
 def tiny_pair(make_trainer, tmp_path):
     make_trainer(args={"output_dir": str(tmp_path / "pair")}).save_model()
@@ -178,8 +138,6 @@ def tiny_pair(make_trainer, tmp_path):
 
 
 def test_compressing_is_timed_beside_reading(tiny_pair, documents, tmp_path, monkeypatch, capsys):
-    from research.performance import compress
-
     monkeypatch.setattr(compress, "wikipedia_articles", lambda: documents)
     output = tmp_path / "rates.json"
     argv = ["compress.py", tiny_pair, "--contexts", "5", "--batch_sizes", "1", "4", "--repeats", "1"]
@@ -194,12 +152,6 @@ def test_compressing_is_timed_beside_reading(tiny_pair, documents, tmp_path, mon
 
 
 def test_the_clock_counts_the_models_seconds_alone():
-    import time
-
-    import torch
-
-    from research.performance import compress
-
     class Slow(torch.nn.Linear):
         device = torch.device("cpu")
 
@@ -216,22 +168,3 @@ def test_the_clock_counts_the_models_seconds_alone():
     model(torch.zeros(1, 2))
     assert clock.forwards == 3
     assert 0.15 <= clock.seconds < 0.28, "the sleeps between forwards are not the model's"
-
-
-def test_the_long_document_lists_every_compaction(tiny_pair, documents, tmp_path, monkeypatch, capsys):
-    from examples import long_document
-
-    monkeypatch.setattr(long_document, "wikipedia_articles", lambda: documents)
-    plot = tmp_path / "long.png"
-    argv = ["long_document.py", tiny_pair, "--tokens", "200", "--step", "50", "--new_tokens", "4", "--measure"]
-    monkeypatch.setattr(sys, "argv", [*argv, "--plot", str(plot)])
-    long_document.main()
-    lines = capsys.readouterr().out.splitlines()
-    steps = [line for line in lines if "CPU s/1k" in line]
-    assert [int(line.split()[0]) for line in steps] == [50, 100, 150, 200]
-    compactions = int(steps[-1].split()[-1])
-    listed = [line for line in lines if "→" in line]
-    # What G writes in the end may fold once more
-    assert compactions <= len(listed) <= compactions + 1
-    assert compactions >= (200 - 24) // 13
-    assert plot.stat().st_size > 1000
