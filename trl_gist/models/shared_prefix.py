@@ -48,17 +48,17 @@ class SharedPrefixBatch:
             Restart at the prompt's length in each slot.
         visible_DSS (`torch.BoolTensor` of shape `(contexts, sequence, sequence)`):
             Which position (last axis) each position sees.
-        context_N (`torch.LongTensor` of shape `(rows,)`):
-            The context of each gist.
-        predicted_at_NC (`torch.LongTensor` of shape `(rows, completion positions)`):
-            Where in its context's sequence each gist token is predicted.
+        predicted_at_P (`torch.LongTensor` of shape `(gist tokens,)`):
+            Where in `(contexts, sequence)`, flattened, each gist token is predicted.
+        token_ids_P (`torch.LongTensor` of shape `(gist tokens,)`):
+            The gist tokens, a gist after the other.
     """
 
     input_ids_DS: torch.Tensor
     position_ids_DS: torch.Tensor
     visible_DSS: torch.Tensor
-    context_N: torch.Tensor
-    predicted_at_NC: torch.Tensor
+    predicted_at_P: torch.Tensor
+    token_ids_P: torch.Tensor
 
     @classmethod
     def build(cls, prompt_ids_NP, prompt_mask_NP, completion_ids_NC, completion_mask_NC) -> "SharedPrefixBatch":
@@ -97,7 +97,11 @@ class SharedPrefixBatch:
 
         predicted_at_NC = prompt_width + slot_N[:, None] * width + torch.arange(-1, width - 1, device=device)
         predicted_at_NC[:, 0] = prompt_width - 1
-        return cls(input_ids_DS, position_ids_DS, visible_DSS, context_N, predicted_at_NC)
+        keep_NC = completion_mask_NC.bool()
+        predicted_at_NC += context_N[:, None] * input_ids_DS.shape[1]
+        return cls(
+            input_ids_DS, position_ids_DS, visible_DSS, predicted_at_NC[keep_NC], completion_ids_NC[keep_NC]
+        )
 
 
 def shared_prefix_log_probs(
@@ -129,6 +133,20 @@ def shared_prefix_log_probs(
         `logps_NC` and `entropies_NC`, 0 at padding.
     """
     batch = SharedPrefixBatch.build(prompt_ids_NP, prompt_mask_NP, completion_ids_NC, completion_mask_NC)
+    logps_P, entropies_P = batch_log_probs(model, base, batch, temperature, differentiable_entropies)
+    keep_NC = completion_mask_NC.bool()
+    zeros_NC = torch.zeros(keep_NC.shape, dtype=logps_P.dtype, device=logps_P.device)
+    return zeros_NC.masked_scatter(keep_NC, logps_P), zeros_NC.masked_scatter(keep_NC, entropies_P)
+
+
+def batch_log_probs(
+    model: torch.nn.Module,
+    base: PreTrainedModel,
+    batch: SharedPrefixBatch,
+    temperature: float,
+    differentiable_entropies: bool = False,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """As [`shared_prefix_log_probs`], of a batch that is built: no shape depends on what a tensor holds."""
     hidden = []
     # The forward's own logits would be those of every position; only the gists' reach the head below
     hook = backbone_of(base).register_forward_hook(
@@ -144,13 +162,8 @@ def shared_prefix_log_probs(
         )
     finally:
         hook.remove()
-    hidden_NCH = hidden[0][batch.context_N[:, None], batch.predicted_at_NC]
-    keep_NC = completion_mask_NC.bool()
-    logps_P, entropies_P = token_log_probs(
-        base, hidden_NCH[keep_NC], completion_ids_NC[keep_NC], temperature, differentiable_entropies
-    )
-    zeros_NC = torch.zeros(keep_NC.shape, dtype=logps_P.dtype, device=logps_P.device)
-    return zeros_NC.masked_scatter(keep_NC, logps_P), zeros_NC.masked_scatter(keep_NC, entropies_P)
+    hidden_PH = hidden[0].flatten(0, 1)[batch.predicted_at_P]
+    return token_log_probs(base, hidden_PH, batch.token_ids_P, temperature, differentiable_entropies)
 
 
 def attention_masks(

@@ -40,6 +40,8 @@ class TargetRows:
             The targets, padded with 0.
         mask_NT (`torch.BoolTensor` of shape `(rows, target positions)`):
             True at real target tokens.
+        real_U (`torch.LongTensor` of shape `(target tokens,)`):
+            Where in `(targets, target positions)`, flattened, they are. With it no shape depends on what a tensor holds.
         gists (`int`):
             Adjacent rows that have the same target.
     """
@@ -48,6 +50,7 @@ class TargetRows:
     positions_NT: torch.Tensor
     target_ids_NT: torch.Tensor
     mask_NT: torch.Tensor
+    real_U: torch.Tensor
     gists: int
 
     @classmethod
@@ -63,7 +66,9 @@ class TargetRows:
             positions_NT[row, : len(target)] = torch.arange(len(prompt) - 1, len(prompt) + len(target) - 1)
             target_ids_NT[row, : len(target)] = torch.tensor(target)
             mask_NT[row, : len(target)] = True
-        return cls(*(tensor.to(device) for tensor in (input_ids_NS, positions_NT, target_ids_NT, mask_NT)), gists)
+        real_U = mask_NT[::gists].flatten().nonzero().squeeze(1)
+        tensors = (input_ids_NS, positions_NT, target_ids_NT, mask_NT, real_U)
+        return cls(*(tensor.to(device) for tensor in tensors), gists)
 
 
 class TargetScorer(nn.Module):
@@ -101,14 +106,13 @@ class TargetScorer(nn.Module):
             `rows.mask_NT` is False.
         """
         hidden_NTH = self.hidden_states(rows)
-        mask_DT = rows.mask_NT[:: rows.gists]
-        hidden_UGH = hidden_NTH.unflatten(0, (-1, rows.gists)).transpose(1, 2)[mask_DT]
-        target_ids_U = rows.target_ids_NT[:: rows.gists][mask_DT]
+        hidden_UGH = hidden_NTH.unflatten(0, (-1, rows.gists)).transpose(1, 2).flatten(0, 1)[rows.real_U]
+        target_ids_U = rows.target_ids_NT[:: rows.gists].flatten()[rows.real_U]
         teacher_log_probs = None if teacher is None else teacher.log_probs
         scores = target_scores(
             base_of(self.model), hidden_UGH, target_ids_U, teacher_log_probs, teacher_hidden_UH, loss
         )
-        return tuple(_to_rows(score_UG, mask_DT) for score_UG in scores)
+        return tuple(_to_rows(score_UG, rows) for score_UG in scores)
 
     def hidden_states(self, rows: TargetRows) -> torch.Tensor:
         """Hidden states of shape `(rows, target positions, hidden)` from which the targets are predicted."""
@@ -123,9 +127,8 @@ class TargetScorer(nn.Module):
             return log_softmax(output_logits(base_of(self.model), hidden_PH))
 
 
-def _to_rows(score_UG, mask_DT):
+def _to_rows(score_UG, rows):
     """Scores of target tokens as `(rows, target positions)`, 0 where there is no token."""
-    gists = score_UG.shape[1]
-    score_DTG = torch.zeros(*mask_DT.shape, gists, dtype=score_UG.dtype, device=score_UG.device)
-    score_DTG[mask_DT] = score_UG
+    score_PG = score_UG.new_zeros(rows.mask_NT.numel() // rows.gists, rows.gists)
+    score_DTG = score_PG.index_copy(0, rows.real_U, score_UG).unflatten(0, (-1, rows.mask_NT.shape[1]))
     return score_DTG.transpose(1, 2).flatten(0, 1)

@@ -32,9 +32,8 @@ from torch.utils._pytree import tree_leaves
 from transformers import DynamicCache, PreTrainedTokenizerBase
 
 from ...data.geometry import SEPARATOR, walk_geometry
-from ...models.lm_head import target_scores, token_log_probs
-from ...models.roles import Roles, backbone_of, base_of
-from ...models.shared_prefix import attention_masks
+from ...models.roles import Roles, base_of
+from ...models.shared_prefix import SharedPrefixBatch, attention_masks, batch_log_probs
 from ...prompts import GistPrompts
 from ...scoring.targets import TargetRows, TargetScorer
 from ..gist_config import GistConfig
@@ -270,26 +269,16 @@ class StepTrace:
         """
         gists = min(rows, self.args.num_generations)
         contexts, steps, prompt = -(-rows // gists), self.args.max_completion_length, self.lengths.summarizer
-        base = base_of(self.summarizer)
+        entropies = self.args.entropy_coef != 0 or self.args.use_adaptive_entropy
 
         def one_pass():
             ids_DS = torch.zeros(contexts, prompt + gists * steps, dtype=torch.long)
             visible_DSS = torch.ones(*ids_DS.shape, ids_DS.shape[1], dtype=torch.bool)
-            hidden = []
-            hook = backbone_of(base).register_forward_hook(lambda _, __, out: hidden.append(out.last_hidden_state))
+            tokens_P = torch.zeros(contexts * gists * steps, dtype=torch.long)
+            batch = SharedPrefixBatch(ids_DS, ids_DS, visible_DSS, tokens_P, tokens_P)
             with self.autocast():
-                self.summarizer(
-                    input_ids=ids_DS,
-                    attention_mask=attention_masks(base, visible_DSS, ids_DS, ids_DS),
-                    position_ids=ids_DS,
-                    use_cache=False,
-                    logits_to_keep=1,
-                )
-                hook.remove()
-                hidden_PH = hidden[0][:, -gists * steps :].flatten(0, 1).clone()
-                entropies = self.args.entropy_coef != 0 or self.args.use_adaptive_entropy
-                token_ids_P = torch.zeros(len(hidden_PH), dtype=torch.long)
-                logps_P, _ = token_log_probs(base, hidden_PH, token_ids_P, self.args.temperature, entropies)
+                base = base_of(self.summarizer)
+                logps_P, _ = batch_log_probs(self.summarizer, base, batch, self.args.temperature, entropies)
             logps_P.sum().backward()
 
         def run():
@@ -301,24 +290,21 @@ class StepTrace:
 
     def _score_chunk(self, prompt, teacher_hidden_DH, rows, together, differentiated):
         batch = self._rows(prompt, rows, together)
-        scorer, base = TargetScorer(self.generator), base_of(self.generator)
+        generator, teacher = TargetScorer(self.generator), TargetScorer(self.teacher)
         loss = self.args.distillation_loss if differentiated else "forward_kl"
         with torch.set_grad_enabled(differentiated), self.autocast():
-            hidden_NTH = scorer.hidden_states(batch)
-            hidden_UGH = hidden_NTH.unflatten(0, (-1, together)).transpose(1, 2).flatten(0, 1).clone()
-            teacher = TargetScorer(self.teacher)
-            target_ids_U = batch.target_ids_NT[::together].flatten()
-            teacher_hidden_UH = teacher_hidden_DH[: len(target_ids_U)].clone()
-            scores = target_scores(base, hidden_UGH, target_ids_U, teacher.log_probs, teacher_hidden_UH, loss)
+            teacher_hidden_UH = teacher_hidden_DH[: len(batch.real_U)].clone()
+            _, _, loss_NT = generator(batch, teacher_hidden_UH, teacher, loss)
         if differentiated:
-            scores[2].sum().backward()
+            loss_NT.sum().backward()
 
     def _rows(self, prompt, rows, together):
         zeros_NS, zeros_NT = (
             torch.zeros(rows, length, dtype=torch.long)
             for length in (prompt + self.args.target_length, self.args.target_length)
         )
-        return TargetRows(zeros_NS, zeros_NT, zeros_NT, zeros_NT.bool(), together)
+        real_U = torch.zeros(rows // together * self.args.target_length, dtype=torch.long)
+        return TargetRows(zeros_NS, zeros_NT, zeros_NT, zeros_NT.bool(), real_U, together)
 
     def _sampling_peak(self, run):
         training = self.summarizer.training
