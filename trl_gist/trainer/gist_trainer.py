@@ -71,6 +71,7 @@ from .generator_trainer import GeneratorSchedule, GeneratorTrainer, read_adapter
 from .gist_config import GistConfig
 from .hub import PairHub
 from .length_penalty import LengthPenalty, exchange_rate
+from .model_card import TAGS
 from .rollout import GistRollout
 from .run_log import RunLog
 from .vllm import prepare_vllm, sample_with_vllm
@@ -147,7 +148,7 @@ class GistTrainer(GRPOTrainer):
             distributed setting is not supported.
     """
 
-    _tag_names = ["trl", "trl_gist", "context-compression"]
+    _tag_names = TAGS
     _name = "Gist"
 
     def __init__(
@@ -858,7 +859,7 @@ class GistTrainer(GRPOTrainer):
             # A pickle; gist_config.json holds the recipe
             Path(directory, TRAINING_ARGS_NAME).unlink(missing_ok=True)
         pair = pair_config(self.args, self.base_models, self.last_measures, self.last_gists, self.state.global_step)
-        save_pair(directory, pair, self.generator_trainer, self.processing_class, self._tag_names)
+        save_pair(directory, pair, self.generator_trainer, self.processing_class)
 
     def create_model_card(self, *args, **kwargs):
         pass  # TRL writes its own to `output_dir` at every checkpoint; ours is written where the pair is, in `save_model`

@@ -138,7 +138,7 @@ class PairHub:
         pair = PairConfig.load(source)
         pair.save(stage)
         self._draw(stage)
-        save_model_card(stage, pair, self.trainer.hub_model_id, self.trainer._tag_names)
+        save_model_card(stage, pair, self.trainer.hub_model_id)
         if resume_dir is not None:
             shutil.copytree(source, stage / resume_dir, copy_function=place)
         return stage
