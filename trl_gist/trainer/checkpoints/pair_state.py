@@ -76,7 +76,8 @@ def save_pair(
     generator_trainer: GeneratorTrainer,
     tokenizer: PreTrainedTokenizerBase,
 ):
-    """Makes a pair of a folder with a saved summarizer: the generator, `gist_config.json`, the card. All ranks call it."""
+    """Makes a pair of a folder with a saved summarizer: the generator, `gist_config.json`, the card. All ranks call
+    it."""
     generator_dir = Path(directory, GENERATOR_DIR)
     generator_trainer.save_model(generator_dir)
     if generator_trainer.args.should_save:
