@@ -108,12 +108,12 @@ class Timed:
 
     def __init__(self, trainer, tokens):
         self.trainer, self.tokens, self.seconds = trainer, tokens, {}
-        self._time(trainer.rollout, "write", "sample")
-        self._time(trainer, "_calculate_rewards", "score + distil")
-        self._time(trainer, "training_step", "step")
+        self._time("_generate", "sample")
+        self._time("_calculate_rewards", "score + distil")
+        self._time("training_step", "step")
 
-    def _time(self, owner, name, phase):
-        method = getattr(owner, name)
+    def _time(self, name, phase):
+        method = getattr(self.trainer, name)
 
         def timed(*args, **kwargs):
             synchronize()
@@ -123,7 +123,7 @@ class Timed:
             self.seconds[phase] = self.seconds.get(phase, 0.0) + time.perf_counter() - start
             return result
 
-        setattr(owner, name, timed)
+        setattr(self.trainer, name, timed)
 
     def step(self):
         self.seconds = {}

@@ -154,7 +154,7 @@ class PhasePeaks:
 
         self.phase, self.peaks = None, {}
         scorer = trainer.generator_trainer.scorer
-        self._around(trainer.rollout, "write", "sampling", None)
+        self._around(trainer, "_generate", "sampling", None)
         self._around(scorer, "read_contexts", "teacher", "distillation")
         self._around(trainer, "_calculate_rewards", None, "policy")
         peaks = self
