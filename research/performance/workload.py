@@ -30,8 +30,6 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import GRPOConfig, GRPOTrainer
 
-from examples.demo_assets import smollm2_checkpoint, wikipedia_articles
-
 
 PHASES = ("sample", "score + distil", "policy", "whole step")
 
@@ -110,12 +108,12 @@ class Timed:
 
     def __init__(self, trainer, tokens):
         self.trainer, self.tokens, self.seconds = trainer, tokens, {}
-        self._time(trainer, "_generate", "sample")
-        self._time(trainer, "_calculate_rewards", "score + distil")
-        self._time(trainer, "training_step", "step")
+        self._time("_generate", "sample")
+        self._time("_calculate_rewards", "score + distil")
+        self._time("training_step", "step")
 
-    def _time(self, owner, name, phase):
-        method = getattr(owner, name)
+    def _time(self, name, phase):
+        method = getattr(self.trainer, name)
 
         def timed(*args, **kwargs):
             synchronize()
@@ -125,7 +123,7 @@ class Timed:
             self.seconds[phase] = self.seconds.get(phase, 0.0) + time.perf_counter() - start
             return result
 
-        setattr(owner, name, timed)
+        setattr(self.trainer, name, timed)
 
     def step(self):
         self.seconds = {}
@@ -162,6 +160,8 @@ def token_passes(args, prompts):
 
 def build(kind, args, directory):
     """A `Timed` trainer; `kind` is "naive" or "gist"."""
+    from examples.demo_assets import smollm2_checkpoint
+
     checkpoint = args.model or str(smollm2_checkpoint())
     tokenizer = AutoTokenizer.from_pretrained(checkpoint)
     prompts = GistPrompts.from_tokenizer(tokenizer, SUMMARIZER_PROMPT)
@@ -238,6 +238,8 @@ def naive_trainer(checkpoint, tokenizer, prompts, lora, common, args):
 
 def windows(tokenizer, args):
     """The context and the target that each long enough article of the demo begins with, as token ids."""
+    from examples.demo_assets import wikipedia_articles
+
     length = args.context + args.target
     for text in wikipedia_articles()["text"]:
         ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]

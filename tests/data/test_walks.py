@@ -12,8 +12,8 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""Walks over several windows of a document: how it is cut, what S reads, what a gist is paid for, and that it is trained
-as single windows are."""
+"""Walks over several windows of a document: how it is cut, what S reads, what a gist is paid for, and that it is
+trained as single windows are."""
 
 from pathlib import Path
 

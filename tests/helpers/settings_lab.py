@@ -12,7 +12,8 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""The tiny runs that tests/helpers/settings_table.py asserts effects on. Runs are shared: the same settings are trained once."""
+"""The tiny runs that tests/helpers/settings_table.py asserts effects on. Runs are shared: the same settings are
+trained once."""
 
 import math
 from collections import Counter, defaultdict
@@ -114,8 +115,8 @@ def variety(completion_ids, **kwargs):
 
 class Lab:
     """
-    Makes configs, trainers and runs that differ from the usual tiny ones by the settings given, and says of them what the
-    table asks.
+    Makes configs, trainers and runs that differ from the usual tiny ones by the settings given, and says of them what
+    the table asks.
     """
 
     def __init__(self, directory: Path):

@@ -236,7 +236,7 @@ def check_scores(trainer):
 
         # Greedy, as in evaluation: what S writes is the likeliest, up to rounding
         trainer.model.eval()
-        written, _ = trainer._sample(prompts, None, {}, 2)
+        written, _ = trainer.sample(prompts)
         for prompt, completion in zip(prompts, written, strict=True):
             chosen, likeliest = plain_log_probs(summarizer, prompt, completion)
             torch.testing.assert_close(chosen, likeliest, atol=1e-4, rtol=0)

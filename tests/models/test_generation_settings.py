@@ -189,7 +189,7 @@ def test_gists_of_training_are_the_same_whatever_the_checkpoint_declares(samplin
 
     def sample():
         torch.manual_seed(0)
-        return trainer._sample(prompts, None, {}, 2)[0]
+        return trainer.sample(prompts)[0]
 
     gists = written_whatever_is_declared([trainer.model], sample)
     assert (gists[0] == gists[1]) != training
@@ -258,7 +258,7 @@ def test_every_end_of_sequence_token_of_a_checkpoint_ends_a_gist(make_trainer, t
     trainer = make_trainer(model, processing_class=tokenizer)
     for shared in (True, False):
         trainer.shares_prefix = shared
-        for gist in trainer._sample([CONTEXT] * 8, None, {}, 4)[0]:
+        for gist in trainer.sample([CONTEXT] * 8)[0]:
             assert len(gist) == 6 or gist[-1] >= 100
             assert all(token < 100 for token in gist[:-1])
 

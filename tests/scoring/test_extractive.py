@@ -164,8 +164,8 @@ def test_the_cold_start_teaches_the_summarizer_the_rule(make_trainer, tokenizer)
 def test_sampling_begins_when_the_cold_start_ends(make_trainer, monkeypatch):
     trainer = make_trainer(args={"cold_start_steps": 2, "max_steps": 4})
     sampled = []
-    sample = trainer._sample
-    monkeypatch.setattr(trainer, "_sample", lambda *args, **kwargs: sampled.append(1) or sample(*args, **kwargs))
+    sample = trainer.sample
+    monkeypatch.setattr(trainer, "sample", lambda prompt_ids: sampled.append(1) or sample(prompt_ids))
     trainer.train()
     assert len(sampled) == 2
     assert [log["cold_start"] for log in trainer.state.log_history if "cold_start" in log] == [1, 1, 0, 0]

@@ -12,7 +12,8 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""What the Hub holds of a run is one pair, and loads elsewhere; through huggingface_hub's own client and a loopback server."""
+"""What the Hub holds of a run is one pair, and loads elsewhere; through huggingface_hub's own client and a loopback
+server."""
 
 import errno
 import json

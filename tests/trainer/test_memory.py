@@ -120,7 +120,7 @@ def test_each_phase_of_a_real_step_allocates_what_was_estimated(
         setattr(owner, name, watched)
 
     scorer = trainer.generator_trainer.scorer
-    watch(trainer, "_sample", "sampling")
+    watch(trainer, "sample", "sampling")
     watch(scorer, "read_contexts", "teacher")
     watch(scorer, "_score", "distillation", list(trainer.generator.parameters()))
     # The policy's phase is what of `training_step` follows the rollout: from the loss on

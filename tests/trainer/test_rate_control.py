@@ -81,10 +81,10 @@ def simulated_lengths(
     target, longest, speed, momentum=0.9, noise=0.0, delay=0, drift=0.0, wander=0.0, start=-5.0, rollouts=200, seed=0
 ):
     """
-    A policy that ends a gist with the same chance at every token, in float64. What S earns by a token (0.02, and `drift`
-    more at the end) less what it costs moves the chance's logit, by at most `speed` in a rollout, with the optimizer's
-    `momentum`; S's other gradients move it by `wander`. The controller reads the mean length with `noise`, relative to the
-    target, and its price counts `delay` rollouts later.
+    A policy that ends a gist with the same chance at every token, in float64. What S earns by a token (0.02, and
+    `drift` more at the end) less what it costs moves the chance's logit, by at most `speed` in a rollout, with the
+    optimizer's `momentum`; S's other gradients move it by `wander`. The controller reads the mean length with `noise`,
+    relative to the target, and its price counts `delay` rollouts later.
     """
     penalty, random_state = make_penalty(1e-4, target=target, learning_rate=6e-3), random.Random(seed)
     logit, velocity, lengths, prices = start, 0.0, [], [penalty.value] * delay

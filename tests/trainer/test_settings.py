@@ -13,8 +13,8 @@
 # limitations under the License.
 
 """
-Every setting that a GistConfig has or inherits is in tests/helpers/settings_table.py, and does what stands there: no setting may be
-taken and do something else than it says.
+Every setting that a GistConfig has or inherits is in tests/helpers/settings_table.py, and does what stands there: no
+setting may be taken and do something else than it says.
 """
 
 import ast

@@ -13,8 +13,8 @@
 # limitations under the License.
 
 """
-What passes between the trainer and vLLM: weights one way, prompts and gists the other. vLLM itself is stood in for, at the
-two objects that TRL (1.16) talks to: the engine in the process and the client of a server.
+What passes between the trainer and vLLM: weights one way, prompts and gists the other. vLLM itself is stood in for, at
+the two objects that TRL (1.16) talks to: the engine in the process and the client of a server.
 """
 
 from pathlib import Path

@@ -13,8 +13,8 @@
 # limitations under the License.
 
 """
-vLLM under two processes and ZeRO-3, where S's weights are gathered to be merged: what tests/trainer/test_vllm.py says of one
-process. Launched, it trains and leaves what each rank has seen: `test_vllm_ranks.py DIRECTORY`.
+vLLM under two processes and ZeRO-3, where S's weights are gathered to be merged: what tests/trainer/test_vllm.py says
+of one process. Launched, it trains and leaves what each rank has seen: `test_vllm_ranks.py DIRECTORY`.
 """
 
 import json

@@ -13,14 +13,14 @@
 # limitations under the License.
 
 """
-What is made of a rollout's rewards beside TRL's advantages: how much of their spread within a group is signal, and which
-gist of each group is imitated.
+What is made of a rollout's rewards beside TRL's advantages: how much of their spread within a group is signal, and
+which gist of each group is imitated.
 
 Is there signal in the reward? A group whose gists are all worth the same teaches nothing, however much their rewards
 differ by which tokens happened to come.
 
-A reward that is a mean over the target's tokens answers this by itself: split the target in halves, and what the halves
-agree on about the gists of a context is signal, what they disagree on is noise.
+A reward that is a mean over the target's tokens answers this by itself: split the target in halves, and what the
+halves agree on about the gists of a context is signal, what they disagree on is noise.
 """
 
 import numpy as np

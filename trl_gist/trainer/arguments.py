@@ -12,7 +12,8 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""From what [`GistTrainer`] is given to what it trains: arguments refused early, roles loaded and drawn, rewards priced."""
+"""From what [`GistTrainer`] is given to what it trains: arguments refused early, roles loaded and drawn, rewards
+priced."""
 
 import copy
 import math
@@ -48,7 +49,8 @@ def check_arguments(
     generator_peft_config: PeftConfig | None,
     compressor,
 ):
-    """Raises `ValueError` for arguments of [`GistTrainer`] that do not go together; `model_id` is the model's checkpoint."""
+    """Raises `ValueError` for arguments of [`GistTrainer`] that do not go together; `model_id` is the model's
+    checkpoint."""
     check_distributed_settings(args)
     if args.use_vllm:
         check_vllm_settings(args, model)
@@ -62,15 +64,15 @@ def check_arguments(
             check_adapter(f"`{name}`", config, drawn_here=True)
     if generator_peft_config is not None and isinstance(generator, PeftModel):
         raise ValueError(
-            "`generator` is a PeftModel, which has its adapter, and `generator_peft_config` asks for another. Leave one "
-            "of them out."
+            "`generator` is a PeftModel, which has its adapter, and `generator_peft_config` asks for another. Leave "
+            "one of them out."
         )
     lora = peft_config is not None or isinstance(model, PeftModel)
     check_head_dtype(args, lora)
     if args.beta != 0 and not lora and not model_id:
         raise ValueError(
-            f"`beta` ({args.beta}) needs a reference, which is loaded from the checkpoint that the model came from, and "
-            "this model does not say which. Save it and pass the folder, or train it with a `peft_config`."
+            f"`beta` ({args.beta}) needs a reference, which is loaded from the checkpoint that the model came from, "
+            "and this model does not say which. Save it and pass the folder, or train it with a `peft_config`."
         )
 
 
@@ -100,14 +102,14 @@ def load_given(
     sharded = is_sharded(roles.summarizer)
     if args.beta != 0 and not lora and not isinstance(model, str) and sharded:
         raise ValueError(
-            f"`beta` ({args.beta}) needs a reference, and under ZeRO-3 it is loaded from a checkpoint: pass `model` as the "
-            "checkpoint's name."
+            f"`beta` ({args.beta}) needs a reference, and under ZeRO-3 it is loaded from a checkpoint: pass `model` "
+            "as the checkpoint's name."
         )
     loads_any = sharded or any(isinstance(source, str) for source in (model, generator, teacher))
     if args.model_init_kwargs and not loads_any:
         raise ValueError(
-            f"`model_init_kwargs` ({args.model_init_kwargs}) say how a checkpoint is loaded, and every model is loaded "
-            "already. Leave them out, or pass the checkpoint's name."
+            f"`model_init_kwargs` ({args.model_init_kwargs}) say how a checkpoint is loaded, and every model is "
+            "loaded already. Leave them out, or pass the checkpoint's name."
         )
     for role, trained in (("summarizer", roles.summarizer), ("generator", roles.generator)):
         check_dtype(role, trained)
@@ -170,16 +172,16 @@ def rewards_and_weights(
     for func in reward_funcs:
         if isinstance(func, str) and callable(getattr(rewards, func, None)):
             raise ValueError(
-                f"`reward_funcs` has the string {func!r}, which TRL would take for a reward model on the Hub. Pass the "
-                f"function: `trl_gist.rewards.{func}`."
+                f"`reward_funcs` has the string {func!r}, which TRL would take for a reward model on the Hub. Pass "
+                f"the function: `trl_gist.rewards.{func}`."
             )
     weights = args.reward_weights
     if weights is None:
         weights = [args.length_penalty if func is length_penalty else 1.0 for func in reward_funcs]
     if len(weights) != len(reward_funcs):
         raise ValueError(
-            f"`reward_weights` has {len(weights)} weights for {len(reward_funcs)} reward functions. Give each its own, "
-            "or leave it out: each then counts 1.0, and `length_penalty` λ."
+            f"`reward_weights` has {len(weights)} weights for {len(reward_funcs)} reward functions. Give each its "
+            "own, or leave it out: each then counts 1.0, and `length_penalty` λ."
         )
     constrained = args.target_gist_length is not None or args.max_teacher_kl is not None
     if constrained and length_penalty not in reward_funcs:
@@ -197,6 +199,6 @@ def check_rewards(rewards_per_func: torch.Tensor, names: list[str]):
         row, func = bad.nonzero()[0].tolist()
         value = rewards_per_func[row, func].item()
         raise ValueError(
-            f"The reward function '{names[func]}' returned {'None or NaN' if math.isnan(value) else value} for gist {row} "
-            "of the rollout. Return a finite number for every gist; the pair was not stepped."
+            f"The reward function '{names[func]}' returned {'None or NaN' if math.isnan(value) else value} for gist "
+            f"{row} of the rollout. Return a finite number for every gist; the pair was not stepped."
         )

@@ -36,8 +36,8 @@ class GistProgressCallback(ProgressCallback):
 
 class SaveOnSignal(TrainerCallback):
     """
-    Ends a run with a checkpoint when the machine is about to be taken away: at the end of the rollout in which a signal
-    arrives, on all processes alike.
+    Ends a run with a checkpoint when the machine is about to be taken away: at the end of the rollout in which a
+    signal arrives, on all processes alike.
 
     It listens inside its `with` block; then whoever listened before does again.
 

@@ -21,7 +21,8 @@ Gists cut out of the context by a rule: what a summarizer imitates before it has
                 https://huggingface.co/papers/2310.06201)
     mixed       keywords by tf-idf, then the tail; the gists of a group range from all tail to half keywords, so that
                 there is something to choose from
-    passages    the same, but by turns keywords, the context's beginning, or the passage that has most of L's rare tokens:
+    passages    the same, but by turns keywords, the context's beginning, or the passage that has most of L's rare
+    tokens:
                 what is worth as much as the tail on average, and much more or less than it in one context
 """
 

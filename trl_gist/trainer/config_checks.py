@@ -12,8 +12,8 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""What [`GistConfig`] refuses: sizes, choices and settings of TRL that cannot be or do not go together. Every function raises
-`ValueError` that names the field, its value and what to do."""
+"""What [`GistConfig`] refuses: sizes, choices and settings of TRL that cannot be or do not go together. Every function
+raises `ValueError` that names the field, its value and what to do."""
 
 import inspect
 import json
@@ -69,8 +69,8 @@ UNHEEDED = {
     "data_seed": (None, "the order of the contexts follows `seed`, which to set in its place."),
     "train_sampling_strategy": (
         "random",
-        "a sampler keeps the gists of a context together and draws the contexts. Leave it out; `shuffle_dataset=False` "
-        "takes them in the dataset's order.",
+        "a sampler keeps the gists of a context together and draws the contexts. Leave it out; "
+        "`shuffle_dataset=False` takes them in the dataset's order.",
     ),
     "length_column_name": ("length", "contexts are not grouped by length. Leave it out."),
     "label_names": (None, "no label is read from the rows. Leave it out."),
@@ -172,19 +172,19 @@ def check_inherited(args):
         )
     if args.mask_truncated_completions:
         raise ValueError(
-            "`mask_truncated_completions` must be False: a gist that `max_completion_length` or its budget cuts is whole, "
-            "the generator reads it as it is, and most gists of the cold start end so. To have them end by themselves, "
-            "raise `max_completion_length` and set a `length_penalty`."
+            "`mask_truncated_completions` must be False: a gist that `max_completion_length` or its budget cuts is "
+            "whole, the generator reads it as it is, and most gists of the cold start end so. To have them end by "
+            "themselves, raise `max_completion_length` and set a `length_penalty`."
         )
     if args.neftune_noise_alpha is not None:
         raise ValueError(
-            f"`neftune_noise_alpha` must be None, got {args.neftune_noise_alpha}: gists are sampled and scored in train "
-            "mode, so noise would make the policy that samples differ from the policy that is trained."
+            f"`neftune_noise_alpha` must be None, got {args.neftune_noise_alpha}: gists are sampled and scored in "
+            "train mode, so noise would make the policy that samples differ from the policy that is trained."
         )
     if args.remove_unused_columns:
         raise ValueError(
-            "`remove_unused_columns` must be False: it would remove the windows' tokens, which no model takes by name, and "
-            "the columns of reward functions. Remove a column from the dataset yourself where it is in the way."
+            "`remove_unused_columns` must be False: it would remove the windows' tokens, which no model takes by "
+            "name, and the columns of reward functions. Remove a column from the dataset yourself where it is in the way."
         )
     if args.enable_jit_checkpoint:
         raise ValueError(
@@ -205,9 +205,9 @@ def check_sampling(args):
         value = getattr(args, name)
         if value not in neutral:
             raise ValueError(
-                f"`{name}` must be {neutral[0]}, got {value!r}: the policy is trained on its plain log-probs, and a saved "
-                "pair writes gists without it. Leave it out; `temperature` below 1 makes unlikely tokens rarer, in the "
-                "log-probs as well."
+                f"`{name}` must be {neutral[0]}, got {value!r}: the policy is trained on its plain log-probs, and a "
+                "saved pair writes gists without it. Leave it out; `temperature` below 1 makes unlikely tokens rarer, "
+                "in the log-probs as well."
             )
     for name, value in (args.generation_kwargs or {}).items():
         if args.use_vllm and name in VLLM_KWARGS:
@@ -224,8 +224,8 @@ def check_continuous_batching(args):
     if args.use_transformers_continuous_batching and args.device.type == "cpu":
         raise ValueError(
             "`use_transformers_continuous_batching` (or `use_transformers_paged`) is True, but transformers batches "
-            "continuously on an accelerator only, and this run is on the CPU. Leave it out: all gists of a context are "
-            "sampled in one row anyway."
+            "continuously on an accelerator only, and this run is on the CPU. Leave it out: all gists of a context "
+            "are sampled in one row anyway."
         )
 
 
@@ -236,8 +236,8 @@ def check_chat_template_kwargs(args):
     for name in kwargs:
         if name in taken:
             raise ValueError(
-                f"`chat_template_kwargs` must not set `{name}`, which `apply_chat_template` sets: give variables of the "
-                "template alone, as `enable_thinking`."
+                f"`chat_template_kwargs` must not set `{name}`, which `apply_chat_template` sets: give variables of "
+                "the template alone, as `enable_thinking`."
             )
     try:
         same = json.loads(json.dumps(kwargs)) == kwargs
@@ -245,8 +245,8 @@ def check_chat_template_kwargs(args):
         same = False
     if not same:
         raise ValueError(
-            f"`chat_template_kwargs` are saved with the pair as JSON, which cannot hold {kwargs!r}. Use strings, numbers, "
-            "booleans, lists and dictionaries with strings for keys."
+            f"`chat_template_kwargs` are saved with the pair as JSON, which cannot hold {kwargs!r}. Use strings, "
+            "numbers, booleans, lists and dictionaries with strings for keys."
         )
 
 
@@ -268,8 +268,8 @@ def check_precision(args):
     ):
         if chosen:
             raise ValueError(
-                f"{name} asks for float16, in which most of the generator's gradient would be 0: its loss is a mean over a "
-                f"whole rollout's tokens, and is not scaled. {way_out}"
+                f"{name} asks for float16, in which most of the generator's gradient would be 0: its loss is a mean "
+                f"over a whole rollout's tokens, and is not scaled. {way_out}"
             )
     for name in ("fp16_full_eval", "bf16_full_eval"):
         if getattr(args, name):
@@ -302,7 +302,8 @@ def check_unheeded(args):
 
 
 def check_aggregation(args):
-    """How rewards become one: those that are normalized before they are summed are not in nats, nor is a price beside them."""
+    """How rewards become one: those that are normalized before they are summed are not in nats, nor is a price beside
+    them."""
     if args.advantage != "group" and (
         args.multi_objective_aggregation != "sum_then_normalize" or args.scale_rewards == "batch"
     ):
@@ -337,14 +338,14 @@ def check_engine_settings(args):
     if args.torch_compile:
         raise ValueError(
             "`torch_compile` must be False (which `torch_compile_backend` and `torch_compile_mode` set as well), got "
-            f"{args.torch_compile_backend!r}: each rollout has rows of another length, for which all three models would be "
-            "compiled anew, and sampling is not compiled. Leave it out."
+            f"{args.torch_compile_backend!r}: each rollout has rows of another length, for which all three models "
+            "would be compiled anew, and sampling is not compiled. Leave it out."
         )
     for name in ("every_n_layers", "offload"):
         if name in (args.activation_checkpointing_kwargs or {}):
             raise ValueError(
-                f"`activation_checkpointing_kwargs` (or `gradient_checkpointing_kwargs`) must not set `{name}`: TRL switches "
-                "checkpointing off and on around each rollout, without it. Leave it out."
+                f"`activation_checkpointing_kwargs` (or `gradient_checkpointing_kwargs`) must not set `{name}`: TRL "
+                "switches checkpointing off and on around each rollout, without it. Leave it out."
             )
     if args.parallelism_config is not None:
         raise ValueError(
@@ -359,8 +360,8 @@ def check_engine_settings(args):
         )
     if "num_steps" in (config.gradient_accumulation_kwargs or {}):
         raise ValueError(
-            "`accelerator_config` must not set `num_steps` in `gradient_accumulation_kwargs`: rollouts are planned with "
-            "`gradient_accumulation_steps`, which to set in its place."
+            "`accelerator_config` must not set `num_steps` in `gradient_accumulation_kwargs`: rollouts are planned "
+            "with `gradient_accumulation_steps`, which to set in its place."
         )
 
 
@@ -376,23 +377,23 @@ def resolve_rate(args):
         ):
             if getattr(args, name) != neutral:
                 raise ValueError(
-                    f"`{name}` ({getattr(args, name)}) acts on the summarizer, which `generator_only=True` does not train. "
-                    "Leave one of them out."
+                    f"`{name}` ({getattr(args, name)}) acts on the summarizer, which `generator_only=True` does not "
+                    "train. Leave one of them out."
                 )
     if args.max_teacher_kl is not None and args.length_penalty < 0:
         raise ValueError(
-            f"`length_penalty` must not be below 0 with `max_teacher_kl`, got {args.length_penalty}: that bound is a reason "
-            "to shorten, and λ starts there."
+            f"`length_penalty` must not be below 0 with `max_teacher_kl`, got {args.length_penalty}: that bound is a "
+            "reason to shorten, and λ starts there."
         )
     if args.cold_start_learning_rate is not None and args.learning_rate == 0:
         raise ValueError(
-            f"`cold_start_learning_rate` ({args.cold_start_learning_rate}) is a multiple of `learning_rate`, which is 0: "
-            "raise it, or leave the former out."
+            f"`cold_start_learning_rate` ({args.cold_start_learning_rate}) is a multiple of `learning_rate`, which is "
+            "0: raise it, or leave the former out."
         )
     if all(getattr(args, name) is None for name in targets) and args.length_penalty_learning_rate is not None:
         raise ValueError(
-            f"`length_penalty_learning_rate` ({args.length_penalty_learning_rate}) moves λ towards `target_gist_length` or "
-            "`max_teacher_kl`: set one of them, or leave it out; λ is then `length_penalty` throughout."
+            f"`length_penalty_learning_rate` ({args.length_penalty_learning_rate}) moves λ towards "
+            "`target_gist_length` or `max_teacher_kl`: set one of them, or leave it out; λ is then `length_penalty` throughout."
         )
     if args.length_penalty_learning_rate is None:
         args.length_penalty_learning_rate = 6e-3 if args.max_teacher_kl is None else 4e-4
@@ -497,13 +498,13 @@ def check_optimizer(args):
             )
     if args.optim_args is not None and args.optim in OPTIMIZERS_WITHOUT_ARGS:
         raise ValueError(
-            f"`optim_args` must be None, got {args.optim_args!r}: `optim` '{args.optim.value}' reads none of them. Set "
-            "`adam_beta1`, `adam_beta2`, `adam_epsilon` or `weight_decay`, or choose another `optim`."
+            f"`optim_args` must be None, got {args.optim_args!r}: `optim` '{args.optim.value}' reads none of them. "
+            "Set `adam_beta1`, `adam_beta2`, `adam_epsilon` or `weight_decay`, or choose another `optim`."
         )
     if args.optim_target_modules is not None and not args.optim.startswith(OPTIMIZERS_WITH_TARGETS):
         raise ValueError(
-            f"`optim_target_modules` must be None, got {args.optim_target_modules!r}: `optim` '{args.optim.value}' has none. "
-            "It is read by GaLore and APOLLO; what LoRA trains is said by `target_modules` of the `peft_config`."
+            f"`optim_target_modules` must be None, got {args.optim_target_modules!r}: `optim` '{args.optim.value}' "
+            "has none. It is read by GaLore and APOLLO; what LoRA trains is said by `target_modules` of the `peft_config`."
         )
     if args.max_grad_norm is None:
         raise ValueError("`max_grad_norm` must be a number, got None. Set it to 0 for no clipping.")
@@ -512,15 +513,15 @@ def check_optimizer(args):
 def check_schedule(args):
     if args.lr_scheduler_type in ("reduce_lr_on_plateau", "greedy"):
         raise ValueError(
-            f"`lr_scheduler_type` must not be '{args.lr_scheduler_type.value}': it follows one figure, and two models are "
-            "trained here, each of which moves it. Choose a schedule that is a function of the step, as 'linear' or "
-            "'cosine'."
+            f"`lr_scheduler_type` must not be '{args.lr_scheduler_type.value}': it follows one figure, and two models "
+            "are trained here, each of which moves it. Choose a schedule that is a function of the step, as 'linear' "
+            "or 'cosine'."
         )
 
 
 def resolve_best_model(args):
-    """Names the measure of the best checkpoint where one is needed, and says which way it is better: transformers takes
-    the greater value of every measure whose name does not end with `loss`."""
+    """Names the measure of the best checkpoint where one is needed, and says which way it is better: transformers
+    takes the greater value of every measure whose name does not end with `loss`."""
     if args.metric_for_best_model is None:
         if not args.load_best_model_at_end and args.save_strategy != "best":
             return
@@ -541,8 +542,8 @@ def resolve_best_model(args):
         args.greater_is_better = GREATER_IS_BETTER[max(measures, key=len)]
     if args.greater_is_better is None:
         raise ValueError(
-            f"`metric_for_best_model` ('{args.metric_for_best_model}') is not better either way: it says nothing of the "
-            "gists. Set `greater_is_better`, or choose another measure, as 'teacher_kl'."
+            f"`metric_for_best_model` ('{args.metric_for_best_model}') is not better either way: it says nothing of "
+            "the gists. Set `greater_is_better`, or choose another measure, as 'teacher_kl'."
         )
 
 
@@ -552,8 +553,8 @@ def check_best_model_of(args, eval_dataset):
         return
     if eval_dataset is None or eval_dataset == {}:
         raise ValueError(
-            f"`metric_for_best_model` ('{args.metric_for_best_model}') chooses the best checkpoint by an evaluation: pass an "
-            "`eval_dataset`."
+            f"`metric_for_best_model` ('{args.metric_for_best_model}') chooses the best checkpoint by an evaluation: "
+            "pass an `eval_dataset`."
         )
     metric = args.metric_for_best_model.removeprefix("eval_")
     several = isinstance(eval_dataset, dict)
@@ -571,7 +572,7 @@ def check_head_dtype(args, lora: bool):
     """What [`~trl.GRPOConfig`] allows of the LM head and roles that share a base do not."""
     if args.cast_lm_head_to_fp32 and lora:
         raise ValueError(
-            "`cast_lm_head_to_fp32=True` casts the summarizer's LM head, which under LoRA the generator and the teacher "
-            "share and read in their own dtype. Leave it out: log-probs are taken from the logits in float32 anyway; for a "
-            "float32 head load the models in float32."
+            "`cast_lm_head_to_fp32=True` casts the summarizer's LM head, which under LoRA the generator and the "
+            "teacher share and read in their own dtype. Leave it out: log-probs are taken from the logits in float32 "
+            "anyway; for a float32 head load the models in float32."
         )

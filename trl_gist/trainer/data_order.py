@@ -13,7 +13,8 @@
 # limitations under the License.
 
 """
-Which rank reads which row, and when: of a stream as of a dataset, and of a run that resumes as of one that did not stop.
+Which rank reads which row, and when: of a stream as of a dataset, and of a run that resumes as of one that did not
+stop.
 """
 
 import torch

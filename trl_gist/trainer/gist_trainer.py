@@ -72,6 +72,7 @@ from .generator_trainer import GeneratorSchedule, GeneratorTrainer, read_adapter
 from .gist_config import GistConfig
 from .hub import PairHub
 from .length_penalty import LengthPenalty, exchange_rate
+from .model_card import TAGS
 from .rollout import GistRollout
 from .run_log import RunLog
 from .vllm import prepare_vllm, sample_with_vllm
@@ -124,10 +125,11 @@ class GistTrainer(GRPOTrainer):
             Default to the model's own checkpoint. Under LoRA the three then stand on one base in memory.
         train_dataset, eval_dataset ([`~datasets.Dataset`] or [`~datasets.IterableDataset`]):
             Documents (`text`) or ready windows (`context`, `target`, optionally `last_k`); see
-            [`~data.windows.prepare_windows`]. `eval_dataset` may be a dict of them; `evaluate` and `predict` take the same.
+            [`~data.windows.prepare_windows`]. `eval_dataset` may be a dict of them; `evaluate` and `predict` take the
+            same.
         reward_funcs (`Callable` or `list`, *optional*):
-            TRL reward functions over the scored columns listed in [`trl_gist.rewards`] and the dataset's own. Defaults to
-            `[kl_gain, length_penalty]`, the latter weighted by `args.length_penalty`.
+            TRL reward functions over the scored columns listed in [`trl_gist.rewards`] and the dataset's own. Defaults
+            to `[kl_gain, length_penalty]`, the latter weighted by `args.length_penalty`.
         processing_class ([`~transformers.PreTrainedTokenizerBase`], *optional*):
             The one tokenizer of all roles. Defaults to the model's.
         peft_config ([`~peft.PeftConfig`], *optional*):
@@ -148,7 +150,7 @@ class GistTrainer(GRPOTrainer):
             distributed setting is not supported.
     """
 
-    _tag_names = ["trl", "trl_gist", "context-compression"]
+    _tag_names = TAGS
     _name = "Gist"
 
     def __init__(
@@ -328,8 +330,8 @@ class GistTrainer(GRPOTrainer):
         return early and self.model.training and not self.args.generator_only
 
     # ---- The method: one rollout ----
-    # GRPOTrainer's rollout is: `rollout_func` writes → rewards → advantages. The overrides hand it the exact tokens of the
-    # context, score and distil before the reward functions run, and choose the advantage. The names with a leading
+    # GRPOTrainer's rollout is: `rollout_func` writes → rewards → advantages. The overrides hand it the exact tokens of
+    # the context, score and distil before the reward functions run, and choose the advantage. The names with a leading
     # underscore are TRL 1.16's and transformers 5.23's; tests/trainer/test_trl_names.py fails when one goes.
 
     def _generate_and_score_completions(self, inputs: list[dict]) -> dict:
@@ -479,16 +481,16 @@ class GistTrainer(GRPOTrainer):
     def _compute_loss(self, model, inputs):
         """
         TRL's, but where gists are imitated: the cross-entropy of those with a weight, a mean over their tokens in the
-        rollout (over ranks, and split over the rollout's steps). It is the same whatever `loss_type` is, and nothing clips
-        it: the rule that wrote a gist is not an old policy. The KL to the reference, the entropy bonus and the auxiliary
-        loss of experts are added to either.
+        rollout (over ranks, and split over the rollout's steps). It is the same whatever `loss_type` is, and nothing
+        clips it: the rule that wrote a gist is not an old policy. The KL to the reference, the entropy bonus and the
+        auxiliary loss of experts are added to either.
         """
         if "imitated_tokens" not in inputs:
             return super()._compute_loss(model, inputs)
         weights_N = inputs["advantages"]
         # Each `loss_type` (TRL 1.16) multiplies the policy's term by the advantage
         others = super()._compute_loss(model, {**inputs, "advantages": torch.zeros_like(weights_N)})
-        # TRL's loss keeps to itself the log-probs that it asks for; a second forward would be the only other way to them
+        # TRL's loss keeps its log-probs to itself: they are kept where it asks for them, or a second forward would be due
         logps_NC, self._logps_NC = self._logps_NC, None
         imitated_NC = inputs["completion_mask"] * (weights_N > 0).unsqueeze(1)
         steps = self.args.steps_per_generation / self.current_gradient_accumulation_steps
@@ -594,12 +596,12 @@ class GistTrainer(GRPOTrainer):
     def evaluation_loop(self, dataloader, description, *args, metric_key_prefix: str = "eval", **kwargs):
         if self.is_deepspeed_enabled and self.generator_trainer.engine is None:
             raise ValueError(
-                "Under DeepSpeed the generator's engine is made when training begins: evaluate with `eval_on_start=True`, "
-                "or after training."
+                "Under DeepSpeed the generator's engine is made when training begins: evaluate with "
+                "`eval_on_start=True`, or after training."
             )
         self.eval_rows = []
-        # The loader takes its seed from torch's generator, from which the next gists are sampled; a run that is evaluated
-        # on the way is the run that is not
+        # The loader takes its seed from torch's generator, from which the next gists are sampled; a run that is
+        # evaluated on the way is the run that is not
         device = self.accelerator.device
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             output = super().evaluation_loop(
@@ -698,12 +700,12 @@ class GistTrainer(GRPOTrainer):
             super()._run_epoch(model, epoch, train_dataloader, *args, **kwargs)
             self._check_trained(*before, resumed_inside=resumed_inside)
         else:
-            # `Trainer` looks at the step's number after a step: from a run's last checkpoint it would take one too many
+            # `Trainer` looks at the step's number after a step: from the last checkpoint it would take one too many
             self.control.should_training_stop = True
 
     def _check_trained(self, global_step, micro_step, resumed_inside):
-        """Raises `ValueError` if a whole pass over the dataset gave no optimizer step, where `Trainer` ends the run as if
-        it had come to its end, or makes passes without one."""
+        """Raises `ValueError` if a whole pass over the dataset gave no optimizer step, where `Trainer` ends the run as
+        if it had come to its end, or makes passes without one."""
         stopped = self._step > micro_step and (self.control.should_training_stop or self.control.should_epoch_stop)
         if self.state.global_step > global_step or stopped or resumed_inside:
             return
@@ -725,8 +727,8 @@ class GistTrainer(GRPOTrainer):
             )
         if self.args.load_best_model_at_end and self.state.best_model_checkpoint is None:
             logger.warning(
-                "`load_best_model_at_end` is True, and the best evaluation fell on no step that was saved: the weights stay "
-                "those of the last step. Evaluate at the steps that are saved (`eval_steps`, `save_steps`)."
+                "`load_best_model_at_end` is True, and the best evaluation fell on no step that was saved: the "
+                "weights stay those of the last step. Evaluate at the steps that are saved (`eval_steps`, `save_steps`)."
             )
         limit = self.args.save_total_limit
         if self.state.global_step < self.state.max_steps:
@@ -763,8 +765,8 @@ class GistTrainer(GRPOTrainer):
         if self._inside_rollout():
             raise ValueError(
                 f"No checkpoint can be written at step {step}, inside a rollout of "
-                f"{self.args.steps_per_rollout} optimizer steps: a run that resumes from it would leave the rest of the "
-                "rollout out. Set `control.should_save`, which waits for the rollout's end, or use `save_model`."
+                f"{self.args.steps_per_rollout} optimizer steps: a run that resumes from it would leave the rest of "
+                "the rollout out. Set `control.should_save`, which waits for the rollout's end, or use `save_model`."
             )
         run_dir = self._get_output_dir(trial)
         final = os.path.join(run_dir, f"{PREFIX_CHECKPOINT_DIR}-{step}")
@@ -861,10 +863,10 @@ class GistTrainer(GRPOTrainer):
             # A pickle; gist_config.json holds the recipe
             Path(directory, TRAINING_ARGS_NAME).unlink(missing_ok=True)
         pair = pair_config(self.args, self.base_models, self.last_measures, self.last_gists, self.state.global_step)
-        save_pair(directory, pair, self.generator_trainer, self.processing_class, self._tag_names)
+        save_pair(directory, pair, self.generator_trainer, self.processing_class)
 
     def create_model_card(self, *args, **kwargs):
-        pass  # TRL writes its own to `output_dir` at every checkpoint; ours is written where the pair is, in `save_model`
+        pass  # TRL writes its own to `output_dir` at every checkpoint; `save_model` writes ours where the pair is
 
     # ---- The Hub ----
 
@@ -882,8 +884,8 @@ class GistTrainer(GRPOTrainer):
         **kwargs,
     ) -> CommitInfo | Future[CommitInfo] | None:
         """
-        Saves the pair to `args.output_dir` and pushes both halves, `gist_config.json`, the card and the run's plots and
-        report in one commit.
+        Saves the pair to `args.output_dir` and pushes both halves, `gist_config.json`, the card and the run's plots
+        and report in one commit.
 
         Args:
             commit_message (`str`, *optional*, defaults to `"End of training"`):
@@ -915,7 +917,7 @@ class GistTrainer(GRPOTrainer):
         return self.hub.push_pair(commit_message, blocking, token, revision)
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        pass  # `Trainer` (5.23) asks for it while the checkpoint is written; `_save_checkpoint` pushes what is complete
+        pass  # `Trainer` (5.23) asks while the checkpoint is being written; `_save_checkpoint` pushes it complete
 
     @property
     def hub_url(self) -> str | None:

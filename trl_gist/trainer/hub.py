@@ -44,9 +44,9 @@ _MODEL_CONFIGS = (CONFIG_NAME, GENERATION_CONFIG_NAME, ADAPTER_CONFIG_NAME, SAFE
 
 class PairHub:
     """
-    Pushes the pair of a [`GistTrainer`], in the place of [`~transformers.Trainer`]'s own pushes (5.23), which would copy
-    S's half of a checkpoint over the pair in `output_dir`, pickle the arguments with the token in them, and upload the
-    folder while the run goes on writing to it.
+    Pushes the pair of a [`GistTrainer`], in the place of [`~transformers.Trainer`]'s own pushes (5.23), which would
+    copy S's half of a checkpoint over the pair in `output_dir`, pickle the arguments with the token in them, and
+    upload the folder while the run goes on writing to it.
 
     A push is staged first: a folder of hard links that holds what one commit will hold, so that neither a later
     save nor the rotation of checkpoints can touch it. It is uploaded by `create_commit`: with Xet,
@@ -84,8 +84,8 @@ class PairHub:
         self, commit_message: str | None, blocking: bool, token: str | None, revision: str | None
     ) -> CommitInfo | Future[CommitInfo]:
         """What [`GistTrainer.push_to_hub`] does once the pair is saved in `output_dir`; on the main process."""
-        # The next `save_model` writes where these files are (safetensors 0.8 replaces a file, others write into it), and an
-        # upload in the background may not have read them by then
+        # The next `save_model` writes where these files are (safetensors 0.8 replaces a file, others write into it),
+        # and an upload in the background may not have read them by then
         stage = self.stage(self.args.output_dir, "pair", by_copy=not blocking)
         token = token if token is not None else self.args.hub_token
         revision = revision if revision is not None else self.args.hub_revision
@@ -138,7 +138,7 @@ class PairHub:
         pair = PairConfig.load(source)
         pair.save(stage)
         self._draw(stage)
-        save_model_card(stage, pair, self.trainer.hub_model_id, self.trainer._tag_names)
+        save_model_card(stage, pair, self.trainer.hub_model_id)
         if resume_dir is not None:
             shutil.copytree(source, stage / resume_dir, copy_function=place)
         return stage
@@ -164,8 +164,8 @@ class PairHub:
             said = f"{error} {error.__cause__}" if isinstance(error, RuntimeError) else error
             raise ConnectionError(
                 f"The push to {self.trainer.hub_model_id} failed: {said}\nThe repository is as it was, "
-                f"and what is saved in {self.args.output_dir} is whole. `trainer.push_to_hub()` pushes again; what has "
-                "arrived is not sent twice."
+                f"and what is saved in {self.args.output_dir} is whole. `trainer.push_to_hub()` pushes again; what "
+                "has arrived is not sent twice."
             ) from error
         finally:
             shutil.rmtree(stage, ignore_errors=True)
@@ -192,7 +192,8 @@ class PairHub:
             commit_message=commit_message,
             token=token,
             revision=revision,
-            # Files that have not changed are left out of a commit: had somebody pushed in between, it would be a mixture
+            # Files that have not changed are left out of a commit: had somebody pushed in between, it would be a
+            # mixture
             parent_commit=head.sha,
         )
 

@@ -13,7 +13,8 @@
 # limitations under the License.
 
 """
-λ, the price of a gist token: the weight of the reward [`trl_gist.length_penalty`], fixed or the multiplier of a constraint.
+λ, the price of a gist token: the weight of the reward [`trl_gist.length_penalty`], fixed or the multiplier of a
+constraint.
 
 The method is constrained: be useful, at a rate. A fixed λ names a price and takes the length that comes out; here the
 user names the length, or the distance to the teacher that may be lost, and λ is found by dual ascent while the policy
@@ -43,8 +44,8 @@ class _Gains(NamedTuple):
 _LENGTH = _Gains(decay=0.6, proportional=50.0, derivative=400.0, windup=0.1)
 # The KL of a few contexts is noisier than the length of their gists, and a bound is not aimed at: it may be undercut
 _KL = _Gains(decay=0.9, proportional=50.0, derivative=200.0, windup=0.25)
-# Where proportional and derivative part end, in exchange rates. Advantages are relative: at six, length makes all but a
-# sixth of their spread. A higher price pulls no harder and drowns what gists are worth; three do not brake in time.
+# Where proportional and derivative part end, in exchange rates. Advantages are relative: at six, length makes all but
+# a sixth of their spread. A higher price pulls no harder and drowns what gists are worth; three do not brake in time.
 _REACH = 6.0
 
 
@@ -68,15 +69,16 @@ def exchange_rate(rewards_N: torch.Tensor, lengths_N: torch.Tensor, num_generati
 
 class LengthPenalty:
     """
-    λ in nats per target token for each gist token: fixed, or by dual ascent on `target_gist_length` or `max_teacher_kl`.
+    λ in nats per target token for each gist token: fixed, or by dual ascent on `target_gist_length` or
+    `max_teacher_kl`.
 
-    The violation e is relative: (length − target) / target, or (bound − KL) / bound, as a distance that is still allowed
-    is a reason to shorten; a moving average of either. λ = I + η (50 e + 400 Δe), I ← I + η e, with η =
+    The violation e is relative: (length − target) / target, or (bound − KL) / bound, as a distance that is still
+    allowed is a reason to shorten; a moving average of either. λ = I + η (50 e + 400 Δe), I ← I + η e, with η =
     `length_penalty_learning_rate` and e cut at 0.1 where it is integrated: a PID controller (Stooke et al. 2020,
     https://huggingface.co/papers/2007.03964), whose integral alone is dual ascent. For the KL, whose gains are lower,
-    it is 200 Δe and a cut at 0.25. For the length the part in brackets ends at six times the rollouts' [`exchange_rate`],
-    a moving average: the gain of the policy's answer is measured, not assumed. The length constraint is an equality, so its λ may be negative and pay for
-    tokens; the other is an inequality, and λ >= 0.
+    it is 200 Δe and a cut at 0.25. For the length the part in brackets ends at six times the rollouts'
+    [`exchange_rate`], a moving average: the gain of the policy's answer is measured, not assumed. The length
+    constraint is an equality, so its λ may be negative and pay for tokens; the other is an inequality, and λ >= 0.
 
     Args:
         value (`float`):

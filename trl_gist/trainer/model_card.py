@@ -24,6 +24,7 @@ from ..pair import GENERATOR_DIR, PairConfig
 
 
 PLOTS_DIR = "plots"
+TAGS = ["trl", "trl_gist", "context-compression"]
 
 
 _CARD = """---
@@ -93,13 +94,13 @@ Trained from {{ pair.base_models.summarizer }} (summarizer), {{ pair.base_models
 """
 
 
-def save_model_card(directory: str | os.PathLike, pair: PairConfig, model_name: str, tags: list[str]):
+def save_model_card(directory: str | os.PathLike, pair: PairConfig, model_name: str):
     """Writes `README.md`: how to use the pair in `directory`, its held-out measures, plot, three gists and recipe."""
     base = pair.base_models["summarizer"]
     card_data = ModelCardData(
         base_model=None if os.path.isdir(base) else base or None,
         library_name="transformers",
-        tags=tags,
+        tags=TAGS,
         model_name=model_name,
     )
     measures = [

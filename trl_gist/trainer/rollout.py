@@ -25,12 +25,12 @@ _GOLDEN_RATIO = (5**0.5 - 1) / 2
 
 class GistRollout:
     """
-    Writes the gists of a rollout: S samples them, in the cold start a rule cuts them out of the context, or where G alone
-    is trained a compressor writes them. On walks it goes window after window, for all walks at once; in evaluation, which
-    is greedy, the first gist of a window is carried on.
+    Writes the gists of a rollout: S samples them, in the cold start a rule cuts them out of the context, or where G
+    alone is trained a compressor writes them. On walks it goes window after window, for all walks at once; in
+    evaluation, which is greedy, the first gist of a window is carried on.
 
-    It is what TRL (1.16) calls a `rollout_func`, but is handed rows: re-tokenising the text of their prompts could move
-    the tokens of X.
+    It is what TRL (1.16) calls a `rollout_func`, but is handed rows: re-tokenising the text of their prompts could
+    move the tokens of X.
 
     Args:
         trainer ([`GistTrainer`]):
@@ -69,7 +69,8 @@ class GistRollout:
 
     def __call__(self, rows: list[dict]) -> dict[str, list]:
         """
-        Writes a gist for each row; the rows of a walk's later windows get their `context_ids`, with the gist carried on.
+        Writes a gist for each row; the rows of a walk's later windows get their `context_ids`, with the gist carried
+        on.
 
         Args:
             rows (`list[dict]`):
@@ -155,7 +156,8 @@ class GistRollout:
         return self.trainer.prompts.special_ids | set(self.trainer.eos_token_ids)
 
     def _ended(self, gist):
-        # The model may stop at several tokens, in an order of its own. TRL (1.16) has the tokenizer's always among them
+        # The model may stop at several tokens, in an order of its own. TRL (1.16) has the tokenizer's always among
+        # them
         return [*gist, self.trainer.processing_class.eos_token_id]
 
 

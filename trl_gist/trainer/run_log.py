@@ -143,7 +143,8 @@ class RunLog(TrainerCallback):
         return self.windows
 
     def _sample(self, state):
-        """Every process writes the gists, because ZeRO-3 gathers the summarizer from all of them; the main one keeps them."""
+        """Every process writes the gists, because ZeRO-3 gathers the summarizer from all of them; the main one keeps
+        them."""
         if self.trainer.args.generator_only:
             return
         self.sampled_step = state.global_step

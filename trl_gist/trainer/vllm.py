@@ -42,16 +42,16 @@ def check_vllm_settings(args: GistConfig, model: str | PreTrainedModel | PeftMod
     needed = args.context_length + args.max_completion_length
     if args.vllm_max_model_length is not None and args.vllm_max_model_length < needed:
         raise ValueError(
-            f"`vllm_max_model_length` ({args.vllm_max_model_length}) must hold `summarizer_prompt` with `context_length` "
-            f"+ `max_completion_length` = {args.context_length} + {args.max_completion_length} tokens. Raise it, or leave "
-            "it out to take the model's own."
+            f"`vllm_max_model_length` ({args.vllm_max_model_length}) must hold `summarizer_prompt` with "
+            f"`context_length` + `max_completion_length` = {args.context_length} + {args.max_completion_length} "
+            "tokens. Raise it, or leave it out to take the model's own."
         )
 
 
 def prepare_vllm(generation: VLLMGeneration, model: PreTrainedModel | PeftModel, num_generations: int):
     """
-    Changes what TRL has built: a sync hands over merged weights as copies, and an engine is asked once for all gists of
-    a context.
+    Changes what TRL has built: a sync hands over merged weights as copies, and an engine is asked once for all gists
+    of a context.
 
     TRL asks a server once for all gists of a context, but the engine beside it, or shared by some ranks
     (`vllm_tensor_parallel_size`), once for each gist.
@@ -117,8 +117,8 @@ def _with_gist(output, gist):
 def _merged_weights(iter_named_params, model):
     """
     TRL's names and merged weights, as copies. TRL subtracts the adapter again when the last one has been taken, but
-    vLLM gathers weights to 1 GiB before it broadcasts them (`pack_tensors`), and the last ones, which may be all, after
-    that: a server would be sent the base alone.
+    vLLM gathers weights to 1 GiB before it broadcasts them (`pack_tensors`), and the last ones, which may be all,
+    after that: a server would be sent the base alone.
     """
     with base_restored(model):
         for name, weight in iter_named_params():
@@ -130,9 +130,9 @@ def base_restored(model: PeftModel):
     """
     In it the adapter may be merged into the base and subtracted again; then the base is bit for bit what it was.
 
-    TRL does so at every sync, and each subtraction rounds: 100 syncs move a bfloat16 base by 0.8% of its norm, and one of
-    float32 by 1.4e-7 (tests/trainer/test_vllm.py prints both), away from the base that the adapter is saved for. What is merged
-    is therefore a copy, of the layers that carry an adapter, in memory as long as the sync takes.
+    TRL does so at every sync, and each subtraction rounds: 100 syncs move a bfloat16 base by 0.8% of its norm, and one
+    of float32 by 1.4e-7 (tests/trainer/test_vllm.py prints both), away from the base that the adapter is saved for.
+    What is merged is therefore a copy, of the layers that carry an adapter, in memory as long as the sync takes.
     """
     bases = [layer.get_base_layer() for layer in model.modules() if isinstance(layer, BaseTunerLayer)]
     kept = {parameter: parameter.data for base in bases for parameter in base.parameters()}

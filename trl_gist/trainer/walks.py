@@ -24,8 +24,8 @@ Z1, chunk 2    → Z2 → …
 All gists of a window are written from the same context: of the gists of the window before it, one drawn at random is
 carried on, as a session carries on the one it has. So a group still differs in its gists alone, and advantages compare
 gists of one document and window; a context is still read once for all its gists. What a gist is worth later on is
-measured by letting G read it, as it is, in the later windows; how S then carries it on has no part in that, and is what
-the later gists are rewarded for.
+measured by letting G read it, as it is, in the later windows; how S then carries it on has no part in that, and is
+what the later gists are rewarded for.
 """
 
 from collections.abc import Callable

@@ -51,8 +51,8 @@ class Manifest:
         base_models (`dict[str, str]`):
             Checkpoints that `summarizer`, `generator` and `teacher` started from.
         frozen_weights (`dict[str, str]`):
-            [`frozen_digests`] of the roles, or [`sampled_digests`]: a checkpoint does not hold frozen weights, but means
-            nothing on others.
+            [`frozen_digests`] of the roles, or [`sampled_digests`]: a checkpoint does not hold frozen weights, but
+            means nothing on others.
         vocabulary (`dict`):
             [`vocabulary_of`] the tokenizer.
         files (`dict[str, dict]`):
@@ -102,8 +102,8 @@ class Manifest:
         if format != MANIFEST_FORMAT:
             age = "a newer" if isinstance(format, int) and format > MANIFEST_FORMAT else "another"
             raise ValueError(
-                f"{path} has format {format}, written by trl_gist {values.get('version')}; this trl_gist ({__version__}) "
-                f"reads format {MANIFEST_FORMAT}. Go on with {age} version."
+                f"{path} has format {format}, written by trl_gist {values.get('version')}; this trl_gist "
+                f"({__version__}) reads format {MANIFEST_FORMAT}. Go on with {age} version."
             )
         if digest != json_digest(values) or values.keys() != {each.name for each in fields(cls)}:
             raise ValueError(f"{path} is damaged: it is not what was written.")
@@ -125,8 +125,8 @@ class Manifest:
             name = path.relative_to(directory)
             if str(name) not in {*self.files, MANIFEST_FILE} and str(name.parent) in folders:
                 raise ValueError(
-                    f"{path} is not of the checkpoint: {MANIFEST_FILE} does not list it. Move it elsewhere, so that it "
-                    "is not loaded for what was saved."
+                    f"{path} is not of the checkpoint: {MANIFEST_FILE} does not list it. Move it elsewhere, so that "
+                    "it is not loaded for what was saved."
                 )
         paths = [directory / name for name in self.files]
         for name, found in described_files(directory, paths):

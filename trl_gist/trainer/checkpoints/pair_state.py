@@ -75,15 +75,15 @@ def save_pair(
     pair: PairConfig,
     generator_trainer: GeneratorTrainer,
     tokenizer: PreTrainedTokenizerBase,
-    tags: list[str],
 ):
-    """Makes a pair of a folder with a saved summarizer: the generator, `gist_config.json`, the card. All ranks call it."""
+    """Makes a pair of a folder with a saved summarizer: the generator, `gist_config.json`, the card. All ranks call
+    it."""
     generator_dir = Path(directory, GENERATOR_DIR)
     generator_trainer.save_model(generator_dir)
     if generator_trainer.args.should_save:
         tokenizer.save_pretrained(generator_dir)
         pair.save(directory)
-        save_model_card(directory, pair, Path(directory).name, tags)
+        save_model_card(directory, pair, Path(directory).name)
 
 
 def save_state(

@@ -145,8 +145,8 @@ class RunDirectory:
         vocabulary = self.stands_on["vocabulary"]
         if manifest.vocabulary != vocabulary:
             raise ValueError(
-                f"{checkpoint} was trained with another vocabulary, of {manifest.vocabulary['size']} tokens; this run's "
-                f"has {vocabulary['size']}. Pass the `processing_class` that is saved in the checkpoint."
+                f"{checkpoint} was trained with another vocabulary, of {manifest.vocabulary['size']} tokens; this "
+                f"run's has {vocabulary['size']}. Pass the `processing_class` that is saved in the checkpoint."
             )
         for role, model in self.models.items():
             check_fits(model, checkpoint / HALVES[role], role)
@@ -154,8 +154,8 @@ class RunDirectory:
             if manifest.frozen_weights[role] not in (digest, self.sampled_digests[role]):
                 raise ValueError(
                     f"{checkpoint} does not fit the {role}: it was trained with the frozen weights of base model "
-                    f"{manifest.base_models[role]!r}, and those of {self.stands_on['base_models'][role]!r} are others. "
-                    "Resume with the base model, the dtype and the kind of `peft_config` that it was trained with."
+                    f"{manifest.base_models[role]!r}, and those of {self.stands_on['base_models'][role]!r} are "
+                    "others. Resume with the base model, the dtype and the kind of `peft_config` that it was trained with."
                 )
         self._check_world_size(checkpoint, manifest)
         return manifest
@@ -178,8 +178,8 @@ class RunDirectory:
         for name in names:
             if name not in manifest.files:
                 raise ValueError(
-                    f"{checkpoint} cannot be resumed: it was saved without {name}, as with `save_only_model=True` or other "
-                    "settings. Resume from another checkpoint."
+                    f"{checkpoint} cannot be resumed: it was saved without {name}, as with `save_only_model=True` or "
+                    "other settings. Resume from another checkpoint."
                 )
 
     def _check_world_size(self, checkpoint, manifest):
@@ -215,6 +215,6 @@ def check_fits(model, directory: Path, role: str):
     different = {name for name, shape in saved.items() if expected.get(name) != shape}
     if different or not saved:
         raise ValueError(
-            f"The weights in {directory} do not fit the {role}: {len(different)} of {len(saved)} tensors differ in name "
-            "or shape. Was it trained with another model, or with a `peft_config`?"
+            f"The weights in {directory} do not fit the {role}: {len(different)} of {len(saved)} tensors differ in "
+            "name or shape. Was it trained with another model, or with a `peft_config`?"
         )

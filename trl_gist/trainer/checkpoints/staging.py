@@ -65,9 +65,9 @@ def written_beside(directory: str | os.PathLike, what: str, main: bool, wait) ->
             "There was no checkpoint before it" if last is None else f"{Path(last).name} and those before it are whole"
         )
         raise OSError(
-            f"{what} could not be written to {directory}, where {free} bytes were free: {type(error).__name__}: {error}. "
-            f"What was written of it is removed. {kept}. Make room there, or choose a lower `save_total_limit`; then "
-            "resume."
+            f"{what} could not be written to {directory}, where {free} bytes were free: {type(error).__name__}: "
+            f"{error}. What was written of it is removed. {kept}. Make room there, or choose a lower "
+            "`save_total_limit`; then resume."
         ) from error
     wait()
     if main:
