@@ -18,7 +18,11 @@ The whole method with no Trainer, to read and to change: sample gists, score the
 `GistTrainer` does the same, with groups sharing one forward, checkpoints, data parallelism and evaluation.
 Rows are one at a time here, so that there is no padding, no mask and nothing to hide a mistake in.
 
-python -m examples.minimal_loop --steps 20        @@EXPECT@@
+python -m examples.minimal_loop --steps 20        some 80 seconds of a core a step; beyond the third not run yet
+
+    step 1: reward +0.016, KL(T‖G) 0.627, 23.4 tokens a gist
+    step 2: reward +0.091, KL(T‖G) 0.397, 22.8 tokens a gist
+    step 3: reward +0.042, KL(T‖G) 0.240, 19.8 tokens a gist
 """
 
 import argparse
