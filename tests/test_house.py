@@ -46,14 +46,6 @@ PRIVATE_IN = (
 MAY_REACH = {
     "trainer/gist_trainer.py": "all that GistTrainer overrides of TRL's trainer",
     "trainer/vllm.py": "what TRL's vLLM engine is told of the pair's policy",
-    # Until GistTrainer is one class
-    **dict.fromkeys(
-        (
-            *("trainer/rollout.py", "trainer/held_out.py", "trainer/hub.py"),
-            *("trainer/checkpoints/pair_state.py", "trainer/checkpoints/run_directory.py"),
-        ),
-        "a mixin of GistTrainer",
-    ),
     "pipeline.py": "`_sanitize_parameters` and `_forward`, which transformers documents for pipelines of others",
     "models/attention.py": "`_attn_implementation`, which has a public setter and no getter",
 }

@@ -30,6 +30,8 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import GRPOConfig, GRPOTrainer
 
+from examples.demo_assets import smollm2_checkpoint, wikipedia_articles
+
 
 PHASES = ("sample", "score + distil", "policy", "whole step")
 
@@ -160,8 +162,6 @@ def token_passes(args, prompts):
 
 def build(kind, args, directory):
     """A `Timed` trainer; `kind` is "naive" or "gist"."""
-    from examples.demo_assets import smollm2_checkpoint
-
     checkpoint = args.model or str(smollm2_checkpoint())
     tokenizer = AutoTokenizer.from_pretrained(checkpoint)
     prompts = GistPrompts.from_tokenizer(tokenizer, SUMMARIZER_PROMPT)
@@ -238,8 +238,6 @@ def naive_trainer(checkpoint, tokenizer, prompts, lora, common, args):
 
 def windows(tokenizer, args):
     """The context and the target that each long enough article of the demo begins with, as token ids."""
-    from examples.demo_assets import wikipedia_articles
-
     length = args.context + args.target
     for text in wikipedia_articles()["text"]:
         ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
