@@ -99,9 +99,7 @@ class SharedPrefixBatch:
         predicted_at_NC[:, 0] = prompt_width - 1
         keep_NC = completion_mask_NC.bool()
         predicted_at_NC += context_N[:, None] * input_ids_DS.shape[1]
-        return cls(
-            input_ids_DS, position_ids_DS, visible_DSS, predicted_at_NC[keep_NC], completion_ids_NC[keep_NC]
-        )
+        return cls(input_ids_DS, position_ids_DS, visible_DSS, predicted_at_NC[keep_NC], completion_ids_NC[keep_NC])
 
 
 def shared_prefix_log_probs(
