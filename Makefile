@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.installed
 
 TRAINS := tests/scoring/test_reference.py tests/trainer/test_rate_control.py tests/trainer/test_training.py tests/scoring/test_extractive.py \
-	tests/trainer/test_alarms.py tests/evaluation/test_gist_tokens.py tests/examples/test_minimal_loop.py tests/trainer/test_resume.py
+	tests/trainer/test_alarms.py tests/research/test_gist_tokens.py tests/examples/test_minimal_loop.py tests/trainer/test_resume.py
 
 .PHONY: demo test test-isa chaos bench lint docs clean
 

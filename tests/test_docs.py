@@ -17,6 +17,7 @@
 import ast
 import pkgutil
 import re
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -89,6 +90,13 @@ def test_commands_of_trl_gist_exist(page, capsys):
 def test_names_of_the_package_exist(page):
     for name in found(page, r"(?<![\w./])(trl_gist(?:\.[A-Za-z_]\w*)+)"):
         pkgutil.resolve_name(name)
+
+
+@each_page
+def test_imports_of_the_package_work(page):
+    for module, names in found(page, r"^ *from (trl_gist[\w.]*) import ([\w, ]+)"):
+        for name in names.split(","):
+            assert hasattr(import_module(module), name.strip()), (module, name)
 
 
 @each_page

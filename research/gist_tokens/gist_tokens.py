@@ -37,15 +37,6 @@ from pathlib import Path
 from trl_gist import GistCompactor
 from trl_gist.common.files import replace_file
 from trl_gist.data.windows import WindowSpec, prepare_windows
-from trl_gist.evaluation.gist_tokens.measures import (
-    add_rouge_l,
-    gist_tokens_tables,
-    plot_gist_tokens,
-    read_gist_tokens,
-    read_prompts,
-    summarize_reader,
-)
-from trl_gist.evaluation.gist_tokens.model import WEIGHTS_FILE, GistTokenModel, train_gist_tokens
 from trl_gist.models.attention import use_matmul_attention
 from trl_gist.models.roles import clone_with_shared_parameters
 from trl_gist.prompts import GistPrompts, before_last_k
@@ -61,6 +52,15 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 
 from examples.demo_assets import smollm2_checkpoint, split_articles, spread_out
 from examples.short_run import quiet_console
+from research.gist_tokens.measures import (
+    add_rouge_l,
+    gist_tokens_tables,
+    plot_gist_tokens,
+    read_gist_tokens,
+    read_prompts,
+    summarize_reader,
+)
+from research.gist_tokens.model import WEIGHTS_FILE, GistTokenModel, train_gist_tokens
 
 
 SPEC = WindowSpec(context_length=128, target_length=32, last_k=16, window_stride=None, max_windows_per_document=None)

@@ -24,7 +24,7 @@ from tiny import PARAGRAPH, make_documents, make_model
 from tiny_sessions import CONTEXT, GIST, LAST_K, TARGET, make_compactor
 
 from trl_gist.cli import main
-from trl_gist.data.geometry import Geometry
+from trl_gist.common.geometry import Geometry
 from trl_gist.data.windows import SkippedRows
 from trl_gist.evaluation.distance.costs import measure_costs
 from trl_gist.evaluation.distance.measures import distance_measures

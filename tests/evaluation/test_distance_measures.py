@@ -21,7 +21,7 @@ import pytest
 from scipy.stats import linregress
 from tiny import make_tokenizer
 
-from trl_gist.data.geometry import Geometry
+from trl_gist.common.geometry import Geometry
 from trl_gist.evaluation.distance.facts import FactIndex, fact_gains_by_age, facts_by_age, text_and_ends
 from trl_gist.evaluation.distance.labels import verdict_sentences
 from trl_gist.evaluation.distance.measures import distance_measures, doubling

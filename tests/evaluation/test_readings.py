@@ -23,7 +23,7 @@ import torch
 from tiny import make_model
 
 from trl_gist.evaluation import PairReadings, evaluate_pair
-from trl_gist.evaluation.quality.measures import by_position, quality
+from trl_gist.evaluation.held_out.measures import by_position, quality
 from trl_gist.prompts import through_last_k
 
 

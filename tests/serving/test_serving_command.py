@@ -113,7 +113,7 @@ def test_keys_come_from_a_file_or_the_environment(tmp_path, monkeypatch):
 def test_without_its_packages_it_says_what_to_install(capsys, monkeypatch):
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "uvicorn" else find(name))
-    assert 'uvicorn: missing, which the server needs: pip install "trl_gist[serve]"' in refusal(capsys, "no-pair")
+    assert 'uvicorn is missing, which the server needs: pip install "trl_gist[serve]"' in refusal(capsys, "no-pair")
 
 
 def test_an_address_that_is_taken_is_said_before_the_pair_is_loaded(capsys, monkeypatch):

@@ -284,6 +284,13 @@ def test_rewards_may_be_a_tuple_and_a_name_is_not_looked_up_on_the_hub(make_trai
         make_trainer(peft_config=lora, reward_funcs=["kl_gain", length_penalty])
 
 
+def test_a_rollout_func_of_the_users_own_is_refused_and_says_what_to_override(make_trainer, lora):
+    trainer = make_trainer(peft_config=lora)
+    trainer.rollout_func = lambda prompts, trainer: {}
+    with pytest.raises(ValueError, match="`rollout_func` is how this trainer writes gists.* override `sample`"):
+        trainer.train()
+
+
 def test_a_reward_that_tokens_earn_teaches_the_summarizer_to_write_them(make_trainer, tokenizer, lora):
     """A reward that needs no generator: sampling, advantages and the policy loss must agree on what was written."""
     # Half of the vocabulary, and a half that so small a model can learn to tell: one side of its embedding space

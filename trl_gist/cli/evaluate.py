@@ -98,15 +98,15 @@ def add_parser(commands):
 
 def run(args: argparse.Namespace):
     if args.windows is not None:
-        for name in _given(args, EvaluateArguments, DistanceArguments):
+        if others := _given(args, EvaluateArguments, DistanceArguments):
             raise ValueError(
-                f"--{name} does not go with --windows, which walks with the sizes the pair was trained on."
+                f"--{others[0]} does not go with --windows, which walks with the sizes the pair was trained on."
             )
         distance.run(args)
         return
     check_installed("matplotlib", purpose="which draws the curves", extra="eval")
-    for name in _given(args, DistanceArguments, EvaluateArguments):
-        raise ValueError(f"--{name} is for walks along documents: add --windows N.")
+    if others := _given(args, DistanceArguments, EvaluateArguments):
+        raise ValueError(f"--{others[0]} is for walks along documents: add --windows N.")
     from ..scripts.evaluate import evaluate
 
     evaluate(as_dataclass(EvaluateArguments, args))

@@ -156,7 +156,8 @@ def check_installed(*modules: str, purpose: str, extra: str):
     """Raises `ValueError` for those that are missing, with the extra that brings them."""
     missing = [name for name in modules if importlib.util.find_spec(name) is None]
     if missing:
-        raise ValueError(f'{", ".join(missing)}: missing, {purpose}: pip install "trl_gist[{extra}]"')
+        verb = "is" if len(missing) == 1 else "are"
+        raise ValueError(f'{", ".join(missing)} {verb} missing, {purpose}: pip install "trl_gist[{extra}]"')
 
 
 def exit_with(prog: str, error: Exception | str):

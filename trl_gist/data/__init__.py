@@ -14,24 +14,8 @@
 
 """From documents to what a gist is trained on: contexts, last tokens and targets."""
 
-from importlib import import_module
-from typing import TYPE_CHECKING
+from .documents import load_documents
+from .windows import ColumnRules, PositionLimits, SkippedRows, WindowSpec, prepare_windows
 
-
-_HOMES = {
-    "load_documents": "documents",
-    **dict.fromkeys(("ColumnRules", "PositionLimits", "SkippedRows", "WindowSpec", "prepare_windows"), "windows"),
-}
 
 __all__ = ["ColumnRules", "PositionLimits", "SkippedRows", "WindowSpec", "load_documents", "prepare_windows"]
-
-if TYPE_CHECKING:
-    from .documents import load_documents
-    from .windows import ColumnRules, PositionLimits, SkippedRows, WindowSpec, prepare_windows
-
-
-def __getattr__(name: str):
-    # As they are asked for: inference needs `geometry`, and never `datasets` with pandas and pyarrow
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f".{_HOMES[name]}", __name__), name)

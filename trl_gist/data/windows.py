@@ -22,8 +22,8 @@ from accelerate.logging import get_logger
 from datasets import Dataset, Features, IterableDataset, List, Value
 from transformers import PreTrainedTokenizerBase
 
+from ..common.geometry import Geometry
 from ..prompts import GistPrompts, through_last_k
-from .geometry import Geometry
 
 
 logger = get_logger(__name__)

@@ -16,8 +16,8 @@
 
 from ..common.statistics import ratio_and_error, standard_error
 from ..scoring.controls import add_controls, summarize
-from .quality.measures import quality
-from .quality.readings import PairReadings
+from .held_out.measures import quality
+from .held_out.readings import PairReadings
 from .readers import evaluate_pair, load_generator_only, load_teacher
 
 

@@ -21,8 +21,8 @@ from ..models.loading import HalfLoader, for_inference, local_directory
 from ..models.pretrained import create_model_from_path
 from ..models.roles import base_if_adapted, check_same_tokenizer
 from ..pair import GENERATOR_DIR, PairConfig
-from .quality.measures import with_means
-from .quality.readings import PairReadings
+from .held_out.measures import with_means
+from .held_out.readings import PairReadings
 
 
 def load_teacher(

@@ -15,7 +15,7 @@
 """From hidden states to the log-probs and KLs that a gist is paid by."""
 
 from .gist_scorer import GistScorer
-from .targets import TargetScorer
+from .targets import TargetRows, TargetScorer
 
 
-__all__ = ["GistScorer", "TargetScorer"]
+__all__ = ["GistScorer", "TargetRows", "TargetScorer"]

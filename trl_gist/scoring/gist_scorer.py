@@ -228,7 +228,7 @@ class GistScorer:
         """Log-probs and KLs of each gist's target tokens, in float64 on the CPU."""
         rows = [(document, hidden_TH) for document, hidden_TH in zip(documents, hidden_D, strict=True)]
         scored = []
-        for start, stop, together in _gists_together(len(gists_N), num_generations, self.batch_size):
+        for start, stop, together in gists_together(len(gists_N), num_generations, self.batch_size):
             of_batch = [rows[index // num_generations] for index in range(start, stop)]
             prompts = [
                 self.prompts.generator(gist, document["last_k_ids"])
@@ -278,7 +278,7 @@ def _by_walk(rows):
     return walks
 
 
-def _gists_together(count, num_generations, batch_size):
+def gists_together(count, num_generations, batch_size):
     """Batches of gists, `(start, stop, gists of one context in it)`: whole contexts, or equal parts of one."""
     if batch_size >= num_generations:
         together, size = num_generations, batch_size // num_generations * num_generations

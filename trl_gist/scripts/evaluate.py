@@ -29,11 +29,11 @@ from ..evaluation.folder import PLOTS_DIR, EvaluationFolder
 from ..evaluation.gists.pattern_plots import draw_survival
 from ..evaluation.gists.patterns import PATTERNS, gist_patterns, summarize_patterns, survival
 from ..evaluation.gists.transfer import as_text, read_as_text, read_by_pair, summarize_transfer, transfer_table
+from ..evaluation.held_out.measures import quality, with_means
+from ..evaluation.held_out.page import write_quality_page
+from ..evaluation.held_out.plots import draw_quality
 from ..evaluation.pages.labels import reader_labels
 from ..evaluation.pages.plots import save_figure
-from ..evaluation.quality.measures import quality, with_means
-from ..evaluation.quality.page import write_quality_page
-from ..evaluation.quality.plots import draw_quality
 from ..models.roles import max_positions
 from ..version import __version__
 from .arguments import EvaluateArguments

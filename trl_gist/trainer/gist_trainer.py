@@ -72,7 +72,6 @@ from .generator_trainer import GeneratorSchedule, GeneratorTrainer, read_adapter
 from .gist_config import GistConfig
 from .hub import PairHub
 from .length_penalty import LengthPenalty, exchange_rate
-from .model_card import TAGS
 from .rollout import GistRollout
 from .run_log import RunLog
 from .vllm import prepare_vllm, sample_with_vllm
@@ -144,13 +143,16 @@ class GistTrainer(GRPOTrainer):
         optimizers (`tuple`, *optional*, defaults to `(None, None)`):
             Optimizer and scheduler of the summarizer, as in [`~transformers.Trainer`].
 
+    A subclass that writes gists in another way overrides [`sample`]. TRL's own `rollout_func`, `_generate_single_turn` and
+    `_tokenize_prompts` are not asked, because gists of a context are written side by side.
+
     Raises:
         ValueError: if roles have different tokenizers, an adapter would change the teacher, a window does not fit a
             model's positions, a dataset is empty or all too short or has a column whose name is taken, or the
             distributed setting is not supported.
     """
 
-    _tag_names = TAGS
+    _tag_names = ["trl", "trl_gist", "context-compression"]
     _name = "Gist"
 
     def __init__(
@@ -202,7 +204,7 @@ class GistTrainer(GRPOTrainer):
         teacher_digest = frozen_digests({"teacher": roles.teacher})["teacher"]
         train_dataset, eval_dataset = self._cut_windows(train_dataset, eval_dataset, processing_class, args, roles)
 
-        self.hub = PairHub(self, args)
+        self.hub = PairHub(self, args, self._tag_names)
         self._stands_on = self._sampled_digests = None  # what manifests say of the run, once it trains
         self._staging_dir = None  # while a checkpoint is written
         self._held = frozenset()  # what the trainer was asked to do inside a rollout and does at its end
@@ -335,12 +337,16 @@ class GistTrainer(GRPOTrainer):
     # underscore are TRL 1.16's and transformers 5.23's; tests/trainer/test_trl_names.py fails when one goes.
 
     def _generate_and_score_completions(self, inputs: list[dict]) -> dict:
+        if self.rollout_func is not None:
+            raise ValueError(
+                "`rollout_func` is how this trainer writes gists. To write them another way, override `sample`."
+            )
         inputs = self.rollout.rows(inputs)
-        # TRL hands on the prompts' text alone; and set here, because TRL's argument warns that it may change
-        self.rollout_func = lambda prompts, trainer: self.rollout(inputs)
-        # TRL hands vLLM the weights before any `rollout_func`, but in the cold start nothing is sampled with them
-        in_sync = {"_last_loaded_step": self.state.global_step} if self.use_vllm and self.in_cold_start else {}
-        with fields_set(self, **in_sync):
+        # TRL hands on the prompts' text alone
+        ours = {"rollout_func": lambda prompts, trainer: self.rollout(inputs)}
+        if self.use_vllm and self.in_cold_start:  # TRL would hand vLLM weights that nothing is sampled with
+            ours["_last_loaded_step"] = self.state.global_step
+        with fields_set(self, **ours):
             output = super()._generate_and_score_completions(inputs)
         kind = "best" if self.in_cold_start else self.args.advantage
         if kind != "group" and self.model.training:
@@ -773,7 +779,8 @@ class GistTrainer(GRPOTrainer):
         try:
             with self._written_beside(run_dir, f"The checkpoint of step {step}") as staging:
                 self._staging_dir = str(staging)
-                super()._save_checkpoint(model, trial)
+                with fields_set(self.args, push_to_hub=False):  # `Trainer` would push what is not complete
+                    super()._save_checkpoint(model, trial)
                 staged = staging / Path(final).name
                 if self.state.best_model_checkpoint == str(staged):
                     self.state.best_model_checkpoint = final
@@ -785,7 +792,7 @@ class GistTrainer(GRPOTrainer):
         finally:
             self._staging_dir = None
         if self.args.push_to_hub:
-            self.hub.push_checkpoint(final)
+            self._push_from_checkpoint(final)
         if self.args.should_save:
             best = self.state.best_model_checkpoint
             rotate(run_dir, self.args.save_total_limit, {Path(final)} | ({Path(best)} if best else set()))
@@ -863,7 +870,7 @@ class GistTrainer(GRPOTrainer):
             # A pickle; gist_config.json holds the recipe
             Path(directory, TRAINING_ARGS_NAME).unlink(missing_ok=True)
         pair = pair_config(self.args, self.base_models, self.last_measures, self.last_gists, self.state.global_step)
-        save_pair(directory, pair, self.generator_trainer, self.processing_class)
+        save_pair(directory, pair, self.generator_trainer, self.processing_class, self._tag_names)
 
     def create_model_card(self, *args, **kwargs):
         pass  # TRL writes its own to `output_dir` at every checkpoint; `save_model` writes ours where the pair is
@@ -917,7 +924,7 @@ class GistTrainer(GRPOTrainer):
         return self.hub.push_pair(commit_message, blocking, token, revision)
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        pass  # `Trainer` (5.23) asks while the checkpoint is being written; `_save_checkpoint` pushes it complete
+        self.hub.push_checkpoint(checkpoint_folder)
 
     @property
     def hub_url(self) -> str | None:
@@ -926,13 +933,13 @@ class GistTrainer(GRPOTrainer):
 
 
 @contextmanager
-def fields_set(args, **values):
-    """Fields of `args` that hold other values inside, and their own afterwards."""
-    own = {name: getattr(args, name) for name in values}
+def fields_set(owner, **values):
+    """Fields of an object that hold other values inside, and their own afterwards."""
+    own = {name: getattr(owner, name) for name in values}
     for name, value in values.items():
-        setattr(args, name, value)
+        setattr(owner, name, value)
     try:
         yield
     finally:
         for name, value in own.items():
-            setattr(args, name, value)
+            setattr(owner, name, value)

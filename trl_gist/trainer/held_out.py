@@ -20,7 +20,7 @@ from collections.abc import Callable
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
-from ..evaluation import add_controls, summarize
+from ..scoring.controls import add_controls, summarize
 from ..scoring.gist_scorer import GistScorer
 
 

@@ -59,15 +59,18 @@ class PairHub:
             Has the repository's name, and the pushes that go on, where [`~transformers.Trainer`] waits for them.
         args ([`GistConfig`]):
             The trainer's.
+        tags (`list[str]`):
+            Of the card.
 
     Attributes:
         url (`str` or `None`):
             The repository of the last push, as the Hub gave it; on the main process.
     """
 
-    def __init__(self, trainer, args: GistConfig):
+    def __init__(self, trainer, args: GistConfig, tags: list[str]):
         self.trainer = trainer
         self.args = args
+        self.tags = tags
         self.url = None
 
     def prepare(self, token: str | None = None):
@@ -138,7 +141,7 @@ class PairHub:
         pair = PairConfig.load(source)
         pair.save(stage)
         self._draw(stage)
-        save_model_card(stage, pair, self.trainer.hub_model_id)
+        save_model_card(stage, pair, self.trainer.hub_model_id, self.tags)
         if resume_dir is not None:
             shutil.copytree(source, stage / resume_dir, copy_function=place)
         return stage

@@ -24,7 +24,6 @@ from ..pair import GENERATOR_DIR, PairConfig
 
 
 PLOTS_DIR = "plots"
-TAGS = ["trl", "trl_gist", "context-compression"]
 
 
 _CARD = """---
@@ -94,13 +93,13 @@ Trained from {{ pair.base_models.summarizer }} (summarizer), {{ pair.base_models
 """
 
 
-def save_model_card(directory: str | os.PathLike, pair: PairConfig, model_name: str):
+def save_model_card(directory: str | os.PathLike, pair: PairConfig, model_name: str, tags: list[str]):
     """Writes `README.md`: how to use the pair in `directory`, its held-out measures, plot, three gists and recipe."""
     base = pair.base_models["summarizer"]
     card_data = ModelCardData(
         base_model=None if os.path.isdir(base) else base or None,
         library_name="transformers",
-        tags=TAGS,
+        tags=tags,
         model_name=model_name,
     )
     measures = [

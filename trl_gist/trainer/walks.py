@@ -30,7 +30,7 @@ what the later gists are rewarded for.
 
 from collections.abc import Callable
 
-from ..data.geometry import SEPARATOR, join, walk_geometry
+from ..common.geometry import SEPARATOR, join, walk_geometry
 from ..prompts import GistPrompts
 
 

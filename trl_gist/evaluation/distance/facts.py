@@ -38,7 +38,7 @@ class FactIndex:
     Args:
         ids (`list[int]`):
             The document.
-        geometry ([`~data.geometry.Geometry`]):
+        geometry ([`~common.geometry.Geometry`]):
             How it is cut.
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
             For its text.

@@ -38,7 +38,7 @@ def full_context_hidden(
             For what stands before a plain text.
         ids (`list[int]`):
             A document.
-        geometry ([`~data.geometry.Geometry`]):
+        geometry ([`~common.geometry.Geometry`]):
             Where its targets are.
         windows (`int`):
             How many windows.

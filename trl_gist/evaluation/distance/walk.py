@@ -40,7 +40,7 @@ import torch
 from datasets import Dataset, IterableDataset
 from transformers import PreTrainedModel
 
-from ...data.geometry import SEPARATOR, Geometry, join
+from ...common.geometry import SEPARATOR, Geometry, join
 from ...data.windows import SkippedRows, columns_of, why_unusable
 from ...inference.compactor import GistCompactor
 from ...inference.session.state import SessionSettings

@@ -24,7 +24,7 @@ import torch
 from transformers.generation.streamers import BaseStreamer
 
 from ...common.files import sync
-from ...data.geometry import SEPARATOR, join
+from ...common.geometry import SEPARATOR, join
 from ...models.generation import TokenTee, end_token_ids
 from ..gist import Continuation
 from ..pair import GistWriter

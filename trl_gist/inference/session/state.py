@@ -16,7 +16,7 @@
 
 from dataclasses import dataclass
 
-from ...data.geometry import SEPARATOR, rolling_chunk_length
+from ...common.geometry import SEPARATOR, rolling_chunk_length
 from ...models.roles import max_positions
 from ..pair import LoadedPair
 from .recursion import RECURSIONS, StoredGist

@@ -21,7 +21,6 @@ that a kill at any moment leaves `checkpoint-N` whole or absent. Both the Hub's 
 """
 
 import json
-import logging
 import time
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -29,8 +28,6 @@ from pathlib import Path
 from ...common.files import described_files, files_in, json_digest, replace_file, sync
 from ...version import __version__
 
-
-logger = logging.getLogger(__name__)
 
 MANIFEST_FILE = "manifest.json"
 MANIFEST_FORMAT = 1

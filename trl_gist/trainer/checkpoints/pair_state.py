@@ -75,6 +75,7 @@ def save_pair(
     pair: PairConfig,
     generator_trainer: GeneratorTrainer,
     tokenizer: PreTrainedTokenizerBase,
+    tags: list[str],
 ):
     """Makes a pair of a folder with a saved summarizer: the generator, `gist_config.json`, the card. All ranks call
     it."""
@@ -83,7 +84,7 @@ def save_pair(
     if generator_trainer.args.should_save:
         tokenizer.save_pretrained(generator_dir)
         pair.save(directory)
-        save_model_card(directory, pair, Path(directory).name)
+        save_model_card(directory, pair, Path(directory).name, tags)
 
 
 def save_state(

@@ -14,6 +14,7 @@
 
 """Folders written beside their place and put there in one step, and what an interrupted step left behind."""
 
+import logging
 import os
 import shutil
 from collections.abc import Iterator
@@ -23,7 +24,10 @@ from pathlib import Path
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoint
 
 from ...common.files import files_in, sync
-from .manifest import MANIFEST_FILE, Manifest, logger
+from .manifest import MANIFEST_FILE, Manifest
+
+
+logger = logging.getLogger(__name__)
 
 
 STAGING_DIR = "_saving"

@@ -31,10 +31,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import DynamicCache, PreTrainedTokenizerBase
 
-from ...data.geometry import SEPARATOR, walk_geometry
+from ...common.geometry import SEPARATOR, walk_geometry
 from ...models.roles import Roles, base_of
 from ...models.shared_prefix import SharedPrefixBatch, attention_masks, batch_log_probs
 from ...prompts import GistPrompts
+from ...scoring.gist_scorer import gists_together
 from ...scoring.targets import TargetRows, TargetScorer
 from ..gist_config import GistConfig
 
@@ -247,18 +248,16 @@ class StepTrace:
 
     def score(self, contexts: int) -> Peak:
         """G with and without gists, forward and backward; see [`~scoring.gist_scorer.GistScorer.score`]."""
-        rows, gists = self.args.score_batch_size, self.args.num_generations
-        together = max(n for n in range(1, min(rows, gists) + 1) if gists % n == 0)
-        chunk = min(max(rows // gists, 1), contexts) * together
-        chunks, dropout = contexts * gists // chunk, self.args.gist_dropout
+        rows, gists, dropout = self.args.score_batch_size, self.args.num_generations, self.args.gist_dropout
+        batches = gists_together(contexts * gists, gists, rows)
 
         def run():
             hidden_size = base_of(self.teacher).config.get_text_config().hidden_size
             shape = (contexts * self.args.target_length, hidden_size)
             hidden_DH = torch.zeros(shape, dtype=torch.bfloat16 if self.args.bf16 else self.teacher.dtype)
             self._score_chunk(self.lengths.null_generator, hidden_DH, min(rows, contexts), 1, dropout > 0)
-            for _ in range(min(chunks, 2)):  # as in `policy`
-                self._score_chunk(self.lengths.generator, hidden_DH, chunk, together, dropout < 1)
+            for start, stop, together in batches[:2]:  # as in `policy`; only the last may be smaller
+                self._score_chunk(self.lengths.generator, hidden_DH, stop - start, together, dropout < 1)
 
         return self._peak(run, self.generator.parameters())
 

@@ -54,7 +54,7 @@ def write_quality_page(directory: str | os.PathLike) -> Path:
     report = read_measures(directory)
     settings = json.loads(Path(directory, SETTINGS_FILE).read_text(encoding="utf-8"))
     page = render_page(
-        "quality/evaluation.html.jinja",
+        "held_out/evaluation.html.jinja",
         name=Path(report["pair"]).name,
         status="held-out evaluation",
         report=report,

@@ -27,9 +27,7 @@ from tiny import make_documents, make_model, make_tokenizer
 from transformers import LlamaConfig
 
 from research.gist_tokens import gist_tokens as example
-from trl_gist.data.windows import WindowSpec, prepare_windows
-from trl_gist.evaluation import standard_error
-from trl_gist.evaluation.gist_tokens.measures import (
+from research.gist_tokens.measures import (
     add_rouge_l,
     gist_tokens_tables,
     kv_bytes,
@@ -37,7 +35,9 @@ from trl_gist.evaluation.gist_tokens.measures import (
     read_gist_tokens,
     summarize_reader,
 )
-from trl_gist.evaluation.gist_tokens.model import CONDITIONS, GistTokenModel, _leave_gradient, train_gist_tokens
+from research.gist_tokens.model import CONDITIONS, GistTokenModel, _leave_gradient, train_gist_tokens
+from trl_gist.data.windows import WindowSpec, prepare_windows
+from trl_gist.evaluation import standard_error
 from trl_gist.models.attention import use_matmul_attention
 from trl_gist.models.generation import greedy_continuations
 from trl_gist.models.roles import clone_with_shared_parameters
