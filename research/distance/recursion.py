@@ -19,7 +19,7 @@ Trains two pairs by the demo's recipe, on as many gists in as many steps, from t
 one on walks over several (`windows_per_document`), each gist from one before it and the next chunk. What each keeps of
 a long document is then measured by
 
-trl-gist evaluate recursion/single --recursive recursion/walks --dataset recursion/held_out.jsonl --windows 12
+trl-gist distance recursion/walks --pairs single_windows=recursion/single --dataset recursion/held_out.jsonl --windows 12
 
 python -m research.distance.recursion                     both, one after the other; some 30 minutes on two cores
 python -m research.distance.recursion --only walks        one of them, to run them apart

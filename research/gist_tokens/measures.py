@@ -34,6 +34,13 @@ import copy
 import math
 import os
 
+from trl_gist.common.statistics import standard_error, with_error
+from trl_gist.evaluation.pages.plots import GIST, NEUTRAL, NULL, save_figure
+from trl_gist.models.generation import greedy_continuations
+from trl_gist.models.lm_head import target_scores
+from trl_gist.models.roles import base_of
+from trl_gist.scoring.gist_scorer import GistScorer
+
 import numpy as np
 import torch
 from matplotlib.figure import Figure
@@ -42,13 +49,7 @@ from rich.table import Table
 from rouge_score.rouge_scorer import RougeScorer
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
-from ...common.statistics import standard_error, with_error
-from ...models.generation import greedy_continuations
-from ...models.lm_head import target_scores
-from ...models.roles import base_of
-from ...scoring.gist_scorer import GistScorer
-from ..pages.plots import GIST, NEUTRAL, NULL, save_figure
-from .model import GistTokenModel
+from research.gist_tokens.model import GistTokenModel
 
 
 _CLOSE = ("teacher_kl", "kl_gain_over_negative", "nll", "gain_over_negative", "rouge_l")

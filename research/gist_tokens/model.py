@@ -45,18 +45,18 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from trl_gist.models.lm_head import check_logits, output_logits
+from trl_gist.models.roles import backbone_of, base_of, disable_dropout
+from trl_gist.models.shared_prefix import attention_masks, why_not_shared
+from trl_gist.prompts import GistPrompts, before_last_k, gist_from_completion
+from trl_gist.scoring.gist_scorer import GistScorer
+from trl_gist.scoring.targets import TargetRows, TargetScorer
+
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import DynamicCache, PreTrainedModel, get_scheduler
-
-from ...models.lm_head import check_logits, output_logits
-from ...models.roles import backbone_of, base_of, disable_dropout
-from ...models.shared_prefix import attention_masks, why_not_shared
-from ...prompts import GistPrompts, before_last_k, gist_from_completion
-from ...scoring.gist_scorer import GistScorer
-from ...scoring.targets import TargetRows, TargetScorer
 
 
 CONDITIONS = ("gist", "positive", "negative")

@@ -46,7 +46,7 @@ class SaveOnSignal(TrainerCallback):
     ```python
     with SaveOnSignal() as save_on_signal:
         trainer.add_callback(save_on_signal)
-        trainer.train(resume_from_checkpoint=True)
+        trainer.train(resume_from_checkpoint=any(Path(args.output_dir).glob("checkpoint-*")))
     if save_on_signal.stopped_at is None:
         trainer.save_model()
     ```

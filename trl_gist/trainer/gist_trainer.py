@@ -107,9 +107,9 @@ class GistTrainer(GRPOTrainer):
 
     trainer = GistTrainer(
         model="HuggingFaceTB/SmolLM2-135M-Instruct",
-        args=GistConfig("smollm2-gist"),
+        args=GistConfig("smollm2-gist", learning_rate=1e-4, generator_learning_rate=2e-4),
         train_dataset=dataset,
-        peft_config=LoraConfig(r=32, target_modules="all-linear"),
+        peft_config=LoraConfig(r=32, lora_alpha=64, target_modules="all-linear"),
     )
     trainer.train()
     trainer.save_model()
