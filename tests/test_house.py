@@ -194,3 +194,8 @@ def test_inference_loads_nothing_that_reads_data_trains_or_serves():
 def test_help_loads_no_torch():
     code = "from trl_gist.cli import main\ntry: main(['--help'])\nexcept SystemExit: pass"
     assert not loaded_by(code) & {"torch", "transformers", "numpy"}
+
+
+def test_every_module_says_what_lives_there():
+    silent = [name for name, tree in TREES.items() if ast.get_docstring(tree) is None]
+    assert silent == []

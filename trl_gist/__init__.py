@@ -12,6 +12,8 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
+"""Learned context compaction in plain tokens. What is named here is public, and loaded as it is asked for."""
+
 from .common import openmp  # isort: skip  (before torch is loaded)
 
 from importlib import import_module

@@ -12,6 +12,11 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
+"""
+The token ids that each role reads: prompts with the exact tokens of context, gist and last tokens in their
+places.
+"""
+
 import functools
 import re
 from collections.abc import Callable

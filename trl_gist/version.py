@@ -12,4 +12,6 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
+"""The version."""
+
 __version__ = "0.1.0"

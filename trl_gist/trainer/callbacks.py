@@ -12,6 +12,8 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
+"""Callbacks that a script adds: a checkpoint on a signal, and progress with the figures of a gist."""
+
 import signal
 
 import torch

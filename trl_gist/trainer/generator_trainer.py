@@ -12,6 +12,8 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
+"""The second trainer: scores gists under the generator, and steps it by the gradient of the same forwards."""
+
 import copy
 import math
 import os

@@ -12,6 +12,8 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
+"""Every setting of a run. What is refused, and in which words, is in [`trl_gist.trainer.config_checks`]."""
+
 from dataclasses import dataclass, field
 
 import torch

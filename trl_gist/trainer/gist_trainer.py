@@ -12,6 +12,11 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
+"""
+The trainer, top to bottom: all that it overrides of TRL's and transformers'. What is no training is a
+collaborator beside it.
+"""
+
 import os
 from concurrent.futures import Future
 from contextlib import contextmanager
