@@ -32,7 +32,7 @@ PLACES = [
 ]
 PLACES.remove(Path(__file__))
 MODULES = re.compile(r"python[\d.]* -m ((?:examples|research)\.[\w.]+)|\"-m\", \"(research\.[\w.]+)\"")
-FILES = re.compile(r"(?:python[\d.]*|launch) ((?:examples|research|tests)/\S+\.py)|\b(research/\S+?\.py)\b")
+FILES = re.compile(r"(?:python[\d.]*|launch) ((?:examples|research|tests)/\S+\.py)|(?<![\w/])(research/\S+?\.py)\b")
 
 
 def found(pattern):

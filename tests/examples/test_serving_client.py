@@ -14,6 +14,9 @@
 
 """examples/serving_client.py: OpenAI's client on a real socket, against a tiny pair."""
 
+import io
+from contextlib import redirect_stdout
+
 import pytest
 from serving_run import running
 
@@ -28,11 +31,12 @@ def compactor(make_trainer):
     return GistCompactor.from_pretrained(trainer.args.output_dir, device="cpu")
 
 
-def test_it_prints_answers_what_was_compacted_for_them_and_gists(compactor, capsys, monkeypatch):
+def test_it_prints_answers_what_was_compacted_for_them_and_gists(compactor, monkeypatch):
     monkeypatch.setenv("TRL_GIST_API_KEY", "secret")
-    with running(compactor, api_key="secret") as url:
+    # Not captured by pytest, whose files the server's threads would share
+    with running(compactor, api_key="secret") as url, redirect_stdout(io.StringIO()) as stdout:
         serving_client.main(f"{url}/v1", None, 4)
-    printed = capsys.readouterr().out
+    printed = stdout.getvalue()
     answered, streamed = printed.split("streamed: ")
     assert answered.startswith("answered: ") and answered.endswith(" written\n  nothing was compacted\n")
     chat = compactor.compact_messages(serving_client.MESSAGES, 150, serving_client.KEEP)
