@@ -351,6 +351,11 @@ def check_dataset(dataset, name: str):
         )
 
 
+def window_key(row: dict) -> tuple[tuple[int, ...], ...]:
+    """What tells a window from another: its context, last tokens and target."""
+    return tuple(row["context_ids"]), tuple(row["last_k_ids"]), tuple(row["target_ids"])
+
+
 def is_cut(dataset: Dataset | IterableDataset, name: str) -> bool:
     """Whether a dataset is what [`prepare_windows`] returned, or a part of it: its columns cannot be a user's."""
     check_dataset(dataset, name)

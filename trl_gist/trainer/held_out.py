@@ -20,6 +20,7 @@ from collections.abc import Callable
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
+from ..data.windows import window_key
 from ..scoring.controls import add_controls, summarize
 from ..scoring.gist_scorer import GistScorer
 
@@ -40,7 +41,7 @@ def measure(scorer: GistScorer, rows: list[dict], accelerator: Accelerator) -> t
     Returns:
         The rows of all ranks with their controls, and the measures, each with its standard error.
     """
-    rows = list({_window(row): row for row in gather_object(rows)}.values())
+    rows = list({(str(row["document_id"]), *window_key(row)): row for row in gather_object(rows)}.values())
     # Under ZeRO-3 each rank must run as many forwards as the others: the last ones score the first rows once more
     share = math.ceil(len(rows) / accelerator.num_processes)
     start = share * accelerator.process_index
@@ -57,8 +58,3 @@ def readable_gists(rows: list[dict], decode: Callable[..., str]) -> list[dict[st
         {"context_end": decode(row["last_k_ids"]), "gist": decode(row["gist_ids"], skip_special_tokens=True)}
         for row in rows[::step][:3]
     ]
-
-
-def _window(row):
-    """What tells a held-out window from another."""
-    return str(row["document_id"]), *(tuple(row[name]) for name in ("context_ids", "last_k_ids", "target_ids"))

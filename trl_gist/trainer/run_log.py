@@ -42,6 +42,7 @@ from transformers import TrainerCallback
 
 from ..common.files import replace_file
 from ..common.run_files import GISTS_FILE, METRICS_FILE, RUN_FILE, RUN_LOG_DIR, finite, read_entries
+from ..data.windows import window_key
 from ..models.generation_settings import plain_generation_config
 from ..models.sampling import sample_gists
 from ..prompts import gist_from_completion
@@ -96,11 +97,11 @@ class RunLog(TrainerCallback):
     def on_evaluate(self, args, state, control, **kwargs):
         if not state.is_world_process_zero:
             return
-        rows = {_key(row): row for row in self.trainer.eval_rows}
+        rows = {window_key(row): row for row in self.trainer.eval_rows}
         entries = []
         for name, window in self._windows().items():
-            if _key(window) in rows:
-                row = rows[_key(window)]
+            if window_key(window) in rows:
+                row = rows[window_key(window)]
                 scores = {score: row[score] for score in ("teacher_kl", "log_prob_gain")}
                 entries.append(self._entry(state, name, window, row["gist_ids"]) | scores)
         if entries:
@@ -139,7 +140,7 @@ class RunLog(TrainerCallback):
             else:
                 first = list(islice(dataset, 16 * count))
                 rows = [first[index] for index in _spread([row["document_id"] for row in first], count)]
-            self.windows = {sha256(repr(_key(row)).encode()).hexdigest()[:8]: row for row in rows}
+            self.windows = {sha256(repr(window_key(row)).encode()).hexdigest()[:8]: row for row in rows}
         return self.windows
 
     def _sample(self, state):
@@ -306,11 +307,6 @@ def _spread(document_ids: Iterable, count: int) -> list[int]:
     if len(firsts) >= count:
         return [firsts[number * len(firsts) // count] for number in range(count)]
     return [index for _, index in sorted(order)[:count]]
-
-
-def _key(row):
-    """What tells a held-out window from another."""
-    return tuple(row["context_ids"]), tuple(row["last_k_ids"]), tuple(row["target_ids"])
 
 
 def _now():
