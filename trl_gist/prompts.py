@@ -145,13 +145,15 @@ class GistPrompts:
 
     def generator(self, gist_ids: list[int], last_k_ids: list[int]) -> list[int]:
         """What G reads before the target. Special tokens in the gist never reach G."""
-        return [
-            *self.before_gist,
-            *self.without_special(gist_ids),
-            *self.before_last_k,
-            *last_k_ids,
-            *self.before_target,
-        ]
+        return [*self.generator_before_cue(gist_ids), *self.generator_cue(last_k_ids)]
+
+    def generator_before_cue(self, gist_ids: list[int]) -> list[int]:
+        """What G reads of a gist once, whatever number of targets follows."""
+        return [*self.before_gist, *self.without_special(gist_ids), *self.before_last_k]
+
+    def generator_cue(self, cue_ids: list[int]) -> list[int]:
+        """What G reads between the gist and one target: its cue, which of the continuation is L."""
+        return [*cue_ids, *self.before_target]
 
     def teacher(self, context_ids: list[int], last_k_ids: list[int]) -> list[int]:
         """What T reads before the target: all that S and G have together."""

@@ -120,7 +120,7 @@ def read_prompts(
     lengths = [len(row["target_ids"]) for row in windows]
     written = greedy_continuations(reader.model, prompts, max(lengths), tokenizer, scorer.batch_size)
     rows = []
-    for row, (logps_T, kl_T), ids, length, kept in zip(windows, readings, written, lengths, kept_ids, strict=True):
+    for row, (logps_T, kl_T, _), ids, length, kept in zip(windows, readings, written, lengths, kept_ids, strict=True):
         nbytes = kv_bytes(reader.model.config, len(kept), reader.model.dtype)
         text = len(tokenizer.decode(kept).encode()) if readable else None
         continuation = tokenizer.decode(ids[:length])
@@ -289,7 +289,7 @@ def _score_evicted(model, contexts, windows, teacher_hidden_UH, scorer):
     hidden_UH = hidden_NSH.gather(1, rows.positions_NT.unsqueeze(-1).expand(-1, -1, hidden_NSH.shape[-1]))[
         rows.mask_NT
     ]
-    logps_U1, kl_U1, _ = target_scores(
+    logps_U1, kl_U1, *_ = target_scores(
         base_of(model.model),
         hidden_UH.unsqueeze(1),
         rows.target_ids_NT[rows.mask_NT],

@@ -66,7 +66,7 @@ def read(
                 for gist, row in zip(of_kind[chunk], rows[chunk], strict=True)
             ]
             model = (readers or {}).get(name, scorer.generator)
-            for offset, (logps_T, kl_T) in enumerate(scorer.read(model, rows[chunk], prompts, teacher_hidden)):
+            for offset, (logps_T, kl_T, _) in enumerate(scorer.read(model, rows[chunk], prompts, teacher_hidden)):
                 kl_MN[kind, start + offset] = kl_T.mean().item()
                 nll_MN[kind, start + offset] = -logps_T.mean().item()
     return kl_MN, nll_MN

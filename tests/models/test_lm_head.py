@@ -75,7 +75,7 @@ def test_target_scores(monkeypatch, base, rows_per_chunk, loss, teacher_vocabula
     targets = torch.arange(positions) + 11
     log_p = (3 * draw(positions, vocabulary + teacher_vocabulary, seed=1)).log_softmax(-1)
     arguments = base, hidden, targets, lambda index: log_p[index[:, 0].long()], torch.arange(5.0)[:, None]
-    logps, kl, losses = target_scores(*arguments, loss)
+    logps, kl, losses, greedy = target_scores(*arguments, loss)
 
     log_q = output_logits(base, hidden).log_softmax(-1)
     padding = torch.full((positions, max(0, -teacher_vocabulary)), -torch.inf)
@@ -84,6 +84,7 @@ def test_target_scores(monkeypatch, base, rows_per_chunk, loss, teacher_vocabula
     expected_logps = log_q.gather(-1, targets.view(-1, 1, 1).expand(-1, gists, 1)).squeeze(-1)
     expected["cross_entropy"] = -expected_logps
     check_same(base, hidden, losses, expected[loss], draw(positions, gists, seed=2))
+    assert torch.equal(greedy, (log_q.argmax(-1) == targets[:, None]).to(greedy)) and not greedy.requires_grad
     # The measures are the same under every loss, and never differentiated
     with torch.no_grad():
         undifferentiated = target_scores(*arguments)
@@ -104,7 +105,7 @@ def test_a_divergence_falls_to_zero_at_the_teacher(loss, padding):
     score = partial(lm_head._distillation_scores, loss, lambda _: log_p)
     values = []
     for _ in range(200):
-        *_, value = lm_head._FromLogits.apply(score, logits, torch.tensor([11]), torch.zeros(1, 1))
+        _, _, value, _ = lm_head._FromLogits.apply(score, logits, torch.tensor([11]), torch.zeros(1, 1))
         optimizer.zero_grad()
         value.sum().backward()
         optimizer.step()

@@ -153,7 +153,7 @@ def test_log_probs_and_kl_are_those_of_a_llama_in_which_each_position_sees_what_
 ):
     model = gist_model(make_model(tokenizer), prompts, condition)
     hidden_D, _ = scorer.read_contexts(windows)
-    logps_NT, kl_NT, loss_NT = model(model.rows(windows), torch.cat(hidden_D), scorer.teacher)
+    logps_NT, kl_NT, loss_NT, _ = model(model.rows(windows), torch.cat(hidden_D), scorer.teacher)
     assert torch.equal(kl_NT, loss_NT.detach())
     head_VH = model.model.lm_head.weight.detach().double()
     for row, window in enumerate(windows):
@@ -396,7 +396,7 @@ def test_rows_hold_the_scores_of_each_window_and_their_continuations(tokenizer, 
     rows = read_gist_tokens(model, windows, scorer, tokenizer)
     hidden_D, _ = scorer.read_contexts(windows)
     for row, window, hidden_TH in zip(rows, windows, hidden_D, strict=True):
-        logps_1T, kl_1T, _ = model(model.rows([window]), hidden_TH, scorer.teacher)
+        logps_1T, kl_1T, *_ = model(model.rows([window]), hidden_TH, scorer.teacher)
         (ids,) = model.continue_from(model.compress([window]), [window["last_k_ids"]], len(window["target_ids"]))
         assert row["log_prob"] == pytest.approx(logps_1T.mean().item(), abs=1e-5)
         assert row["teacher_kl"] == pytest.approx(kl_1T.mean().item(), abs=1e-5)

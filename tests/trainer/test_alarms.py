@@ -244,7 +244,7 @@ class Rollouts:
         self.scorer = SimpleNamespace(
             prompts=scorer.prompts,
             generator_log_probs=lambda rows, gists: self.shuffled,
-            teacher_log_probs=lambda rows, prefixes: self.last_k,
+            cue_log_probs=lambda rows: self.last_k,
         )
         self.alarms, self.step = Alarms(self.scorer, 24, Accelerator()), 0
 

@@ -61,7 +61,7 @@ def target_scores(
     teacher_log_probs: Callable[[torch.Tensor], torch.Tensor] | None = None,
     teacher_hidden_UH: torch.Tensor | None = None,
     loss: str = "forward_kl",
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """
     Scores of target positions, each predicted from `G` hidden states (one for each gist): the teacher's distribution
     there is computed once.
@@ -84,7 +84,8 @@ def target_scores(
 
     Returns:
         Log-probs of the targets and KL(teacher ‖ model), both without a gradient, and the loss, which alone carries
-        one; all of shape `(positions, gists)`, in nats. Without a teacher the KL is 0 and the loss the cross-entropy.
+        one, all in nats; and 1.0 where the target is the model's likeliest token, else 0.0. Each of shape
+        `(positions, gists)`. Without a teacher the KL is 0 and the loss the cross-entropy.
 
         Heads of one family may be padded to different vocabularies. What the teacher's head alone has is left out;
         what the model's alone has is taken for impossible under the teacher, so that probability there costs: as it
@@ -152,6 +153,7 @@ def _policy_scores(differentiable_entropies, log_p_PGV, token_ids_P):
 def _distillation_scores(loss, teacher_log_probs, log_q_UGV, target_ids_U, teacher_hidden_UH=None):
     index_UG1 = target_ids_U.view(-1, 1, 1).expand(-1, log_q_UGV.shape[1], 1)
     logps_UG = log_q_UGV.gather(-1, index_UG1).squeeze(-1)
+    greedy_UG = (logps_UG == log_q_UGV.amax(-1)).to(logps_UG)
     if teacher_log_probs is None:
         kl_UG, loss = torch.zeros_like(logps_UG), "cross_entropy"
     else:
@@ -162,17 +164,17 @@ def _distillation_scores(loss, teacher_log_probs, log_q_UGV, target_ids_U, teach
         log_ratio_UGV = log_q_UGV[..., :shared] - log_p_UV.unsqueeze(1)
         kl_UG = -(log_ratio_UGV @ p_UV1).squeeze(-1)
     if loss == "cross_entropy":
-        yield logps_UG, kl_UG, -logps_UG
-        yield None, None, log_q_UGV.exp_().scatter_add_(-1, index_UG1, -torch.ones_like(logps_UG).unsqueeze(-1))
+        yield logps_UG, kl_UG, -logps_UG, greedy_UG
+        yield None, None, log_q_UGV.exp_().scatter_add_(-1, index_UG1, -torch.ones_like(logps_UG).unsqueeze(-1)), None
     elif loss == "forward_kl":
-        yield logps_UG, kl_UG, kl_UG.clone()
+        yield logps_UG, kl_UG, kl_UG.clone(), greedy_UG
         by_logits_UGV = log_q_UGV.exp_().mul_(p_UV1.sum(1, keepdim=True))
         by_logits_UGV[..., :shared] -= p_UV1.mT
-        yield None, None, by_logits_UGV
+        yield None, None, by_logits_UGV, None
     else:
         steps = _expectation_under_model(loss, log_q_UGV.exp_(), log_ratio_UGV, p_UV1, kl_UG)
-        yield logps_UG, kl_UG, next(steps)
-        yield None, None, next(steps)
+        yield logps_UG, kl_UG, next(steps), greedy_UG
+        yield None, None, next(steps), None
 
 
 def _expectation_under_model(loss, q_UGV, log_ratio_UGV, p_UV1, kl_UG):

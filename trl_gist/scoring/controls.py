@@ -65,7 +65,7 @@ def add_controls(scorer: GistScorer, rows: list[dict], share: list[int] | None =
     """
     shuffled = shuffled_log_probs(scorer, rows, share)
     rows = rows if share is None else [rows[index] for index in share]
-    last_k = scorer.teacher_log_probs(rows, [row["last_k_ids"] for row in rows])
+    last_k = scorer.cue_log_probs(rows)
     tails = [
         through_last_k(row["context_ids"], row["last_k_ids"])[-(len(row["last_k_ids"]) + row["gist_length"]) :]
         for row in rows

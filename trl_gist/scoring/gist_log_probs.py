@@ -40,5 +40,5 @@ def given_log_probs(
     check_logits(summarizer)
     rows = TargetRows.build(prompts, gists, 1, summarizer.device)
     with torch.no_grad():
-        logps_NT, _, _ = TargetScorer(summarizer)(rows)
+        logps_NT, *_ = TargetScorer(summarizer)(rows)
     return logps_NT.double().sum(-1).tolist()

@@ -14,12 +14,16 @@
 
 """Gists scored: log-probs and KLs of the target under the generator, against no gist and against the teacher."""
 
+import functools
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import nn
 
+from ..data.targets import targets_of
+from ..models.roles import base_of
+from ..models.shared_prefix import why_not_shared
 from ..prompts import GistPrompts, seen_ids
 from .targets import TargetRows, TargetScorer
 from .teacher_cache import TeacherCache
@@ -31,7 +35,8 @@ class GistScorer:
 
     T(Y|X) and G(Y|L) depend on the context only and are computed once per context, G(Y|Z,L) once per gist. The forward
     that gives a gist's score is the one to differentiate: `backward` is called with its loss, chunk by chunk, so no
-    activation outlives its chunk.
+    activation outlives its chunk. A context's targets stand side by side in one row, where the models can share one, and
+    each counts alike, however many tokens it has.
 
     Args:
         generator, teacher ([`TargetScorer`]):
@@ -46,6 +51,9 @@ class GistScorer:
             Where the teacher's hidden states are looked up and kept.
         loss (`str`, *optional*, defaults to `"forward_kl"`):
             What `backward` is called with: `"forward_kl"`, `"reverse_kl"`, `"jsd"` or `"cross_entropy"`.
+        target_floor (`float`, *optional*):
+            What T must gain from the context over the cue alone for a target to count, in nats per token. The best target
+            of a context always counts. `None` asks nothing.
     """
 
     def __init__(
@@ -57,6 +65,7 @@ class GistScorer:
         autocast: Callable[[], AbstractContextManager] = nullcontext,
         teacher_cache: TeacherCache | None = None,
         loss: str = "forward_kl",
+        target_floor: float | None = None,
     ):
         self.generator = generator
         self.teacher = teacher
@@ -65,6 +74,13 @@ class GistScorer:
         self.autocast = autocast
         self.teacher_cache = teacher_cache
         self.loss = loss
+        self.target_floor = target_floor
+        self._models = generator.model, teacher.model  # the generator may come to stand in a wrapper
+
+    @functools.cached_property
+    def shares_rows(self) -> bool:
+        """Whether both models can read several targets in one row."""
+        return all(why_not_shared(base_of(model)) is None for model in self._models)
 
     def score(
         self,
@@ -97,34 +113,63 @@ class GistScorer:
             `list[dict]`: The scored columns of each row, in nats, as listed in [`trl_gist.rewards`].
         """
         documents = rows[::num_generations]
-        hidden_D, teacher_log_prob_D = self.read_contexts(documents)
+        hidden_D, _ = self.read_contexts(documents)
+        teacher_D = self.teacher_readings(documents, hidden_D)
+        if self.target_floor is not None:
+            documents, hidden_D, teacher_D = self._worth_asking(documents, hidden_D, teacher_D)
         null_D = self._score(documents, [[]] * len(documents), 1, hidden_D, null_backward)
         gist_N = self._score(documents, gists, num_generations, hidden_D, backward)
         later_N2 = self._later_gains(documents, gists, num_generations, hidden_D, null_D, windows, discount)
         columns = []
-        for row, (logps_T, kl_T) in enumerate(gist_N):
-            null_logps_T, null_kl_T = null_D[row // num_generations]
-            gist_log_prob, null_log_prob, teacher_kl, null_teacher_kl = (
-                values_T.mean().item() for values_T in (logps_T, null_logps_T, kl_T, null_kl_T)
+        for row, (logps_T, kl_T, greedy_T) in enumerate(gist_N):
+            index = row // num_generations
+            null_logps_T, null_kl_T, _ = null_D[index]
+            targets = targets_of(documents[index])
+            gist_log_prob, null_log_prob, teacher_kl, null_teacher_kl, teacher_log_prob = (
+                target_means(values_T, targets)
+                for values_T in (logps_T, null_logps_T, kl_T, null_kl_T, teacher_D[index])
             )
             columns.append(
                 {
                     "gist_ids": gists[row],
                     "gist_length": len(gists[row]),
-                    "gist_log_prob": gist_log_prob,
-                    "null_log_prob": null_log_prob,
-                    "teacher_log_prob": teacher_log_prob_D[row // num_generations],
-                    "log_prob_gain": gist_log_prob - null_log_prob,
+                    "gist_log_prob": gist_log_prob.mean().item(),
+                    "null_log_prob": null_log_prob.mean().item(),
+                    "teacher_log_prob": teacher_log_prob.mean().item(),
+                    "log_prob_gain": gist_log_prob.mean().item() - null_log_prob.mean().item(),
                     "token_log_prob_gains": (logps_T - null_logps_T).tolist(),
-                    "teacher_kl": teacher_kl,
-                    "null_teacher_kl": null_teacher_kl,
-                    "kl_gain": null_teacher_kl - teacher_kl,
+                    "teacher_kl": teacher_kl.mean().item(),
+                    "null_teacher_kl": null_teacher_kl.mean().item(),
+                    "kl_gain": null_teacher_kl.mean().item() - teacher_kl.mean().item(),
                     "token_kl_gains": (null_kl_T - kl_T).tolist(),
                     "later_log_prob_gain": later_N2[row, 0].item(),
                     "later_kl_gain": later_N2[row, 1].item(),
+                    "target_kinds": [target["kind"] for target in targets],
+                    "target_log_prob_gains": (gist_log_prob - null_log_prob).tolist(),
+                    "target_kl_gains": (null_teacher_kl - teacher_kl).tolist(),
+                    "target_exact": [exact == 1 for exact in target_means(greedy_T, targets).tolist()],
                 }
             )
+            if "targets" in documents[index]:
+                columns[-1]["targets"] = targets
         return columns
+
+    def _worth_asking(self, documents, hidden_D, teacher_D):
+        """Contexts with the targets that T predicts better for having read them, and what belongs to these."""
+        kept_D = []
+        for document, hidden_TH, logps_T, alone_K in zip(
+            documents, hidden_D, teacher_D, self._cue_log_probs(documents), strict=True
+        ):
+            targets = targets_of(document)
+            gain_K = target_means(logps_T, targets).cpu() - alone_K
+            keep_K = (gain_K >= min(self.target_floor, gain_K.max().item())).tolist()
+            sizes = [len(target["target_ids"]) for target in targets]
+            keep_T = [keep for keep, size in zip(keep_K, sizes, strict=True) for _ in range(size)]
+            if not all(keep_K):
+                document = {**document, "targets": [t for t, keep in zip(targets, keep_K, strict=True) if keep]}
+                hidden_TH, logps_T = hidden_TH[keep_T], logps_T[keep_T]
+            kept_D.append((document, hidden_TH, logps_T))
+        return zip(*kept_D, strict=True)
 
     def _later_gains(self, documents, gists_N, num_generations, hidden_D, null_D, windows, discount):
         """What each gist would gain, as log-prob and as KL, were it read as it is in the later windows of its walk; a sum
@@ -140,17 +185,17 @@ class GistScorer:
                 [hidden_D[index + lag] for index in own],
                 None,
             )
-            for row, (logps_T, kl_T) in zip(gist_rows, read, strict=True):
-                null_logps_T, null_kl_T = null_D[row // num_generations + lag]
+            for row, (logps_T, kl_T, _) in zip(gist_rows, read, strict=True):
+                null_logps_T, null_kl_T, _ = null_D[row // num_generations + lag]
                 gains = (logps_T - null_logps_T).mean(), (null_kl_T - kl_T).mean()
                 gains_N2[row] += discount**lag * torch.stack(gains)
         return gains_N2
 
     def read_contexts(self, documents: list[dict]) -> tuple[list[torch.Tensor], list[float]]:
         """
-        The teacher on each whole context, and on L after it where L is not its end: its hidden states at the target, of
-        shape `(target positions, hidden)`, from which its distribution is recomputed where it is needed, and its mean
-        log-prob of the target. The windows of a walk are read in one row.
+        The teacher on each whole context, and on a target's cue after it where that is not its end: its hidden states at
+        the targets, of shape `(target positions, hidden)`, from which its distribution is recomputed where it is needed,
+        and its mean log-prob of them. The windows of a walk are read in one row.
         """
         cached_D = [None if self.teacher_cache is None else self.teacher_cache.get(row) for row in documents]
         unread = [row for row, hidden_TH in zip(documents, cached_D, strict=True) if hidden_TH is None]
@@ -163,17 +208,29 @@ class GistScorer:
                     self.teacher_cache.put(row, hidden_TH)
             new = iter(read)
             hidden_D = [next(new) if hidden_TH is None else hidden_TH.to(device) for hidden_TH in cached_D]
-        return hidden_D, [logps_T.mean().item() for logps_T in self.teacher_readings(documents, hidden_D)]
+        readings = zip(documents, self.teacher_readings(documents, hidden_D), strict=True)
+        return hidden_D, [target_means(logps_T, targets_of(row)).mean().item() for row, logps_T in readings]
 
     def _read_walks(self, walks):
-        """The teacher's hidden states at each window's target; a context by itself is a walk of one window."""
-        prompts = [self.prompts.teacher(seen_ids(walk[0]), walk[0]["last_k_ids"]) for walk in walks]
-        # From the first window's target on to the end of the last one's
-        texts = [[*seen_ids(walk[-1])[len(seen_ids(walk[0])) :], *walk[-1]["target_ids"]] for walk in walks]
-        hidden_NTH = self.teacher.hidden_states(TargetRows.build(prompts, texts, 1, self._device()))
+        """The teacher's hidden states at each window's targets; a context by itself is a walk of one window."""
+        prompts, targets = [], []
+        for walk in walks:
+            seen = seen_ids(walk[0])
+            prompts.append(self.prompts.plain(seen))
+            if len(walk) == 1:
+                targets.append([(target["after_ids"], target["target_ids"]) for target in targets_of(walk[0])])
+            else:  # from the first window's target on to the end of the last one's
+                targets.append([([], [*seen_ids(walk[-1])[len(seen) :], *walk[-1]["target_ids"]])])
+        hidden_W = [[] for _ in walks]
+        rows = self._rows(prompts, targets)
+        read = self.teacher.hidden_states(TargetRows.of_several(*_columns(rows), 1, self._device()))
+        for (walk, _, own), hidden_TH in zip(rows, read, strict=True):
+            hidden_W[walk].append(hidden_TH[: sum(len(target) for _, target in own)])
         return [
             hidden_TH[len(seen_ids(row)) - len(seen_ids(walk[0])) :][: len(row["target_ids"])].clone()
-            for walk, hidden_TH in zip(walks, hidden_NTH, strict=True)
+            if len(walk) > 1
+            else hidden_TH
+            for walk, hidden_TH in zip(walks, map(torch.cat, hidden_W), strict=True)
             for row in walk
         ]
 
@@ -189,7 +246,7 @@ class GistScorer:
 
     def read(
         self, model: nn.Module, rows: list[dict], prompts: list[list[int]], teacher_hidden: list[torch.Tensor]
-    ) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    ) -> list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
         """
         What a model makes of each row's target after any prompt, without a gradient.
 
@@ -204,54 +261,93 @@ class GistScorer:
                 Of [`read_contexts`], for the same rows.
 
         Returns:
-            `list[tuple[torch.Tensor, torch.Tensor]]`: For each row the log-prob of every target token, and the KL
-            from the teacher on the whole context at it; in nats, float64, on the CPU.
+            `list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]`: For each row the log-prob of every target token and
+            the KL from the teacher on the whole context at it, in nats, and 1.0 where it is the model's likeliest;
+            float64, on the CPU.
         """
         readings = []
         with torch.no_grad(), self.autocast():
             for start, batch in zip(range(0, len(rows), self.batch_size), self._batches(rows, prompts), strict=True):
                 hidden_UH = torch.cat(teacher_hidden[start : start + self.batch_size])
-                logps_NT, kl_NT, _ = model(batch, hidden_UH, self.teacher)
-                readings += _by_row(logps_NT, kl_NT, batch.mask_NT)
+                logps_NT, kl_NT, _, greedy_NT = model(batch, hidden_UH, self.teacher)
+                readings += _by_row((logps_NT, kl_NT, greedy_NT), batch.mask_NT)
         return readings
 
     def generator_log_probs(self, rows: list[dict], gists: list[list[int]]) -> list[float]:
-        """Mean log-prob of each row's target under the generator with the given gist."""
-        prompts = [self.prompts.generator(gist, row["last_k_ids"]) for row, gist in zip(rows, gists, strict=True)]
-        return self._log_probs(self.generator, rows, prompts)
+        """Mean log-prob of each row's targets under the generator with the given gist."""
+        prompts = [self.prompts.generator_before_cue(gist) for gist in gists]
+        targets = [self._cued(targets_of(row)) for row in rows]
+        return [logps_K.mean().item() for logps_K in self._target_log_probs(self.generator, prompts, targets)]
 
     def teacher_log_probs(self, rows: list[dict], prefixes: list[list[int]]) -> list[float]:
-        """Mean log-prob of each row's target under the frozen teacher that saw only the given prefix."""
-        return self._log_probs(self.teacher, rows, [self.prompts.plain(prefix) for prefix in prefixes])
+        """Mean log-prob of each row's one target under the frozen teacher that saw only the given prefix."""
+        prompts, targets = [self.prompts.plain(ids) for ids in prefixes], [[([], row["target_ids"])] for row in rows]
+        return [logps_K.item() for logps_K in self._target_log_probs(self.teacher, prompts, targets)]
+
+    def cue_log_probs(self, rows: list[dict]) -> list[float]:
+        """Mean log-prob of each row's targets under the frozen teacher that saw only their cues."""
+        return [logps_K.mean().item() for logps_K in self._cue_log_probs(rows)]
+
+    def _cue_log_probs(self, rows):
+        targets = [[(target["cue_ids"], target["target_ids"]) for target in targets_of(row)] for row in rows]
+        return self._target_log_probs(self.teacher, [self.prompts.plain([])] * len(rows), targets)
+
+    def _cued(self, targets):
+        """Targets after what G reads before each."""
+        return [(self.prompts.generator_cue(target["cue_ids"]), target["target_ids"]) for target in targets]
+
+    def _rows(self, prompts, targets):
+        """Each prompt with its targets, and its number; for models that cannot share a row, with each of its targets."""
+        rows = list(zip(range(len(prompts)), prompts, targets, strict=True))
+        if max(map(len, targets)) == 1 or self.shares_rows:
+            return rows
+        return [(index, prompt, [target]) for index, prompt, own in rows for target in own]
 
     def _score(self, documents, gists_N, num_generations, hidden_D, backward):
-        """Log-probs and KLs of each gist's target tokens, in float64 on the CPU."""
-        rows = [(document, hidden_TH) for document, hidden_TH in zip(documents, hidden_D, strict=True)]
-        scored = []
-        for start, stop, together in gists_together(len(gists_N), num_generations, self.batch_size):
-            of_batch = [rows[index // num_generations] for index in range(start, stop)]
-            prompts = [
-                self.prompts.generator(gist, document["last_k_ids"])
-                for gist, (document, _) in zip(gists_N[start:stop], of_batch, strict=True)
-            ]
-            targets = [document["target_ids"] for document, _ in of_batch]
-            batch = TargetRows.build(prompts, targets, together, self._device())
-            hidden_UH = torch.cat([hidden_TH for _, hidden_TH in of_batch[::together]])
+        """Log-probs, KLs and exactness of each gist's target tokens, in float64 on the CPU."""
+        targets_D = [targets_of(document) for document in documents]
+        contexts = self._rows(list(zip(documents, hidden_D, strict=True)), targets_D)
+        # Each of them, where they do not share a row, has its part of the hidden states
+        rest_D, parts = list(hidden_D), []
+        for index, (document, _), own in contexts:
+            size = sum(len(target["target_ids"]) for target in own)
+            parts.append((index, document, own, rest_D[index][:size]))
+            rest_D[index] = rest_D[index][size:]
+        read = [
+            (part, index * num_generations + gist)
+            for part in parts
+            for index in part[:1]
+            for gist in range(num_generations)
+        ]
+        scored_N = [[] for _ in gists_N]
+        for start, stop, together in gists_together(len(read), num_generations, self.batch_size):
+            chunk = read[start:stop]
+            prompts = [self.prompts.generator_before_cue(gists_N[row]) for _, row in chunk]
+            targets = [self._cued(own) for (_, _, own, _), _ in chunk]
+            batch = TargetRows.of_several(prompts, targets, together, self._device())
+            hidden_UH = torch.cat([hidden_TH for (*_, hidden_TH), _ in chunk[::together]])
             # Where nothing is differentiated, the loss that costs nothing
             loss = "forward_kl" if backward is None else self.loss
             with torch.set_grad_enabled(backward is not None), self.autocast():
-                logps_NT, kl_NT, loss_NT = self.generator(batch, hidden_UH, self.teacher, loss)
+                logps_NT, kl_NT, loss_NT, greedy_NT = self.generator(batch, hidden_UH, self.teacher, loss)
             if backward is not None:
-                backward(loss_NT, [document for document, _ in of_batch])
-            scored += _by_row(logps_NT.detach(), kl_NT.detach(), batch.mask_NT)
-        return scored
+                of_chunk = [document for (_, document, _, _), _ in chunk]
+                weights_NT = _target_weights(of_chunk, [own for (_, _, own, _), _ in chunk], loss_NT)
+                backward(loss_NT if weights_NT is None else loss_NT * weights_NT, of_chunk)
+            scores = _by_row((logps_NT.detach(), kl_NT.detach(), greedy_NT), batch.mask_NT)
+            for (_, row), score in zip(chunk, scores, strict=True):
+                scored_N[row].append(score)
+        return [tuple(map(torch.cat, zip(*of_row, strict=True))) for of_row in scored_N]
 
-    def _log_probs(self, scorer, rows, prompts):
-        means = []
+    def _target_log_probs(self, scorer, prompts, targets):
+        """For each prompt the mean log-probs of its targets, in float64 on the CPU."""
+        means_N = [[] for _ in prompts]
         with torch.no_grad(), self.autocast():
-            for batch in self._batches(rows, prompts):
-                means += (scorer(batch)[0].double().sum(-1) / batch.mask_NT.sum(-1)).tolist()
-        return means
+            for rows in _split(self._rows(prompts, targets), self.batch_size):
+                batch = TargetRows.of_several(*_columns(rows), 1, self._device())
+                for (index, _, own), (logps_T,) in zip(rows, _by_row(scorer(batch)[:1], batch.mask_NT), strict=True):
+                    means_N[index] += [logps.mean() for logps in logps_T.split([len(target) for _, target in own])]
+        return [torch.stack(means) for means in means_N]
 
     def _batches(self, rows, prompts):
         for some in _split(list(zip(rows, prompts, strict=True)), self.batch_size):
@@ -287,7 +383,30 @@ def gists_together(count, num_generations, batch_size):
     return [(start, min(start + size, count), together) for start in range(0, count, size)]
 
 
-def _by_row(logps_NT, kl_NT, mask_NT):
-    """Both scores of each row's target tokens, in float64 on the CPU."""
-    scores_N2T = torch.stack((logps_NT, kl_NT), dim=1).double().cpu()
-    return [tuple(row_2T[:, mask_T]) for row_2T, mask_T in zip(scores_N2T, mask_NT.cpu(), strict=True)]
+def _by_row(scores, mask_NT):
+    """Each row's scores of its target tokens, in float64 on the CPU."""
+    scores_NCT = torch.stack(scores, dim=1).double().cpu()
+    return [tuple(row_CT[:, mask_T]) for row_CT, mask_T in zip(scores_NCT, mask_NT.cpu(), strict=True)]
+
+
+def _columns(rows):
+    """Prompts, and their targets, of numbered rows."""
+    return [prompt for _, prompt, _ in rows], [targets for _, _, targets in rows]
+
+
+def _target_weights(documents, targets, loss_NT):
+    """What makes each target of a context count alike, and all of them as much as one of the window's length; `None`
+    where each has one."""
+    if all("targets" not in document for document in documents):
+        return None
+    weights_NT = torch.zeros_like(loss_NT)
+    for row, (document, own) in enumerate(zip(documents, targets, strict=True)):
+        sizes = torch.tensor([len(target["target_ids"]) for target in own], device=loss_NT.device)
+        each = len(document["target_ids"]) / (len(targets_of(document)) * sizes)
+        weights_NT[row, : sizes.sum()] = each.repeat_interleave(sizes)
+    return weights_NT
+
+
+def target_means(values_T: torch.Tensor, targets: list[dict]) -> torch.Tensor:
+    """Of values at the tokens of a context's targets, one after the other, the mean over each target."""
+    return torch.stack([values.mean() for values in values_T.split([len(target["target_ids"]) for target in targets])])

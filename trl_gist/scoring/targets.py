@@ -14,36 +14,47 @@
 
 """The tokens to predict, packed into rows, and a model's hidden states turned into their log-probs."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import nn
 
 from ..models.lm_head import log_softmax, output_logits, target_scores
 from ..models.roles import backbone_of, base_of
+from ..models.shared_prefix import attention_masks
+
+
+_PROMPT, _PADDING = -1, -2  # beside the numbers of a row's targets
 
 
 @dataclass
 class TargetRows:
     """
-    A batch of prompts, each followed by its target: every target once for each gist.
+    A batch of prompts, each followed by its targets: those of a context once for each gist.
 
-    Rows are padded on the right, so that no attention mask is needed: causal attention never looks right, and the
-    hidden states of padding are never read.
+    One target goes on where its prompt ends, and rows are padded on the right, so that no attention mask is needed:
+    causal attention never looks right, and the hidden states of padding are never read. Several stand side by side in
+    one row, each after its cue, and see the prompt and themselves; positions restart where the prompt ends:
+
+        prompt | cue₁ target₁ | cue₂ target₂ | …
 
     Attributes:
         input_ids_NS (`torch.LongTensor` of shape `(rows, sequence)`):
-            Prompt, target, padding.
+            Prompt, targets, padding.
         positions_NT (`torch.LongTensor` of shape `(rows, target positions)`):
-            Where each target token is predicted: the position before it.
+            Where each target token is predicted: at the token before it.
         target_ids_NT (`torch.LongTensor` of shape `(rows, target positions)`):
-            The targets, padded with 0.
+            A row's targets one after the other, padded with 0.
         mask_NT (`torch.BoolTensor` of shape `(rows, target positions)`):
             True at real target tokens.
         real_U (`torch.LongTensor` of shape `(target tokens,)`):
-            Where in `(targets, target positions)`, flattened, they are. With it no shape depends on what a tensor holds.
+            Where in `(contexts, target positions)`, flattened, they are. With it no shape depends on what a tensor holds.
         gists (`int`):
-            Adjacent rows that have the same target.
+            Adjacent rows that have the same targets.
+        position_ids_NS (`torch.LongTensor` of shape `(rows, sequence)`, *optional*):
+            Where a row has several targets, the position of each token.
+        visible_NSS (`torch.BoolTensor` of shape `(rows, sequence, sequence)`, *optional*):
+            Where it does, which token (last axis) each token sees.
     """
 
     input_ids_NS: torch.Tensor
@@ -52,23 +63,67 @@ class TargetRows:
     mask_NT: torch.Tensor
     real_U: torch.Tensor
     gists: int
+    position_ids_NS: torch.Tensor | None = field(default=None, kw_only=True)
+    visible_NSS: torch.Tensor | None = field(default=None, kw_only=True)
 
     @classmethod
     def build(cls, prompts: list[list[int]], targets: list[list[int]], gists: int, device) -> "TargetRows":
-        rows, length = len(prompts), max(len(p) + len(t) for p, t in zip(prompts, targets, strict=True))
-        width = max(len(target) for target in targets)
-        input_ids_NS = torch.zeros(rows, length, dtype=torch.long)
-        positions_NT = torch.zeros(rows, width, dtype=torch.long)
-        target_ids_NT = torch.zeros(rows, width, dtype=torch.long)
+        """Of one target right after each prompt."""
+        return cls.of_several(prompts, [[([], target)] for target in targets], gists, device)
+
+    @classmethod
+    def of_several(
+        cls, prompts: list[list[int]], targets: list[list[tuple[list[int], list[int]]]], gists: int, device
+    ) -> "TargetRows":
+        """
+        Args:
+            prompts (`list[list[int]]`):
+                Token ids.
+            targets (`list[list[tuple[list[int], list[int]]]]`):
+                For each prompt the targets after it: pairs of a cue, which may be empty, and a target.
+            gists (`int`):
+                Adjacent prompts with the same targets.
+            device:
+                Where the tensors go.
+        """
+        rows = len(prompts)
+        sizes = [
+            (len(prompt) + sum(len(cue) + len(target) for cue, target in own), sum(len(target) for _, target in own))
+            for prompt, own in zip(prompts, targets, strict=True)
+        ]
+        length, width = (max(size) for size in zip(*sizes, strict=True))
+        input_ids_NS, position_ids_NS = torch.zeros(2, rows, length, dtype=torch.long)
+        branch_NS = torch.full((rows, length), _PADDING)
+        positions_NT, target_ids_NT = torch.zeros(2, rows, width, dtype=torch.long)
         mask_NT = torch.zeros(rows, width, dtype=torch.bool)
-        for row, (prompt, target) in enumerate(zip(prompts, targets, strict=True)):
-            input_ids_NS[row, : len(prompt) + len(target)] = torch.tensor(prompt + target)
-            positions_NT[row, : len(target)] = torch.arange(len(prompt) - 1, len(prompt) + len(target) - 1)
-            target_ids_NT[row, : len(target)] = torch.tensor(target)
-            mask_NT[row, : len(target)] = True
+        for row, (prompt, own) in enumerate(zip(prompts, targets, strict=True)):
+            ids, positions, branches, predicted_at = [*prompt], [*range(len(prompt))], [_PROMPT] * len(prompt), []
+            for index, (cue, target) in enumerate(own):
+                start = len(ids)
+                ids += [*cue, *target]
+                positions += range(len(prompt), len(prompt) + len(cue) + len(target))
+                branches += [index] * (len(cue) + len(target))
+                first = start + len(cue)
+                predicted_at += [first - 1 if cue else len(prompt) - 1, *range(first, len(ids) - 1)]
+            for of_row, values in ((input_ids_NS, ids), (position_ids_NS, positions), (branch_NS, branches)):
+                of_row[row, : len(values)] = torch.tensor(values)
+            positions_NT[row, : len(predicted_at)] = torch.tensor(predicted_at)
+            target_ids_NT[row, : len(predicted_at)] = torch.tensor([token for _, target in own for token in target])
+            mask_NT[row, : len(predicted_at)] = True
         real_U = mask_NT[::gists].flatten().nonzero().squeeze(1)
         tensors = (input_ids_NS, positions_NT, target_ids_NT, mask_NT, real_U)
-        return cls(*(tensor.to(device) for tensor in tensors), gists)
+        several = {}
+        if any(len(own) > 1 for own in targets):
+            several = {"position_ids_NS": position_ids_NS.to(device), "visible_NSS": _visible(branch_NS).to(device)}
+        return cls(*(tensor.to(device) for tensor in tensors), gists, **several)
+
+
+def _visible(branch_NS):
+    """Which tokens each sees: up to itself the prompt's and its own branch's. Padding sees padding, so that no row of the
+    softmax is empty."""
+    query_NS1, key_N1S = branch_NS[:, :, None], branch_NS[:, None, :]
+    visible_NSS = (query_NS1 == key_N1S) | ((key_N1S == _PROMPT) & (query_NS1 != _PADDING))
+    return visible_NSS.tril()
 
 
 class TargetScorer(nn.Module):
@@ -88,7 +143,7 @@ class TargetScorer(nn.Module):
         teacher_hidden_UH: torch.Tensor | None = None,
         teacher: "TargetScorer | None" = None,
         loss: str = "forward_kl",
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
         """
         Args:
             rows ([`TargetRows`]):
@@ -102,8 +157,8 @@ class TargetScorer(nn.Module):
 
         Returns:
             `logps_NT`, log p(Y_t | ·), and `kl_NT`, KL(teacher ‖ model) over the full vocabulary (0 without a
-            teacher), whatever the loss is; and `loss_NT`, which alone carries a gradient. All in nats, 0 where
-            `rows.mask_NT` is False.
+            teacher), whatever the loss is; `loss_NT`, which alone carries a gradient; all in nats. And `greedy_NT`, 1.0
+            where the token that came is the model's likeliest. Each is 0 where `rows.mask_NT` is False.
         """
         hidden_NTH = self.hidden_states(rows)
         hidden_UGH = hidden_NTH.unflatten(0, (-1, rows.gists)).transpose(1, 2).flatten(0, 1)[rows.real_U]
@@ -116,8 +171,13 @@ class TargetScorer(nn.Module):
 
     def hidden_states(self, rows: TargetRows) -> torch.Tensor:
         """Hidden states of shape `(rows, target positions, hidden)` from which the targets are predicted."""
-        backbone = backbone_of(base_of(self.model))
-        hidden_NSH = backbone(input_ids=rows.input_ids_NS, use_cache=False).last_hidden_state
+        base, branched = base_of(self.model), {}
+        if rows.visible_NSS is not None:
+            positions_NS = rows.position_ids_NS
+            mask = attention_masks(base, rows.visible_NSS, positions_NS, positions_NS)
+            branched = {"attention_mask": mask, "position_ids": positions_NS}
+        output = backbone_of(base)(input_ids=rows.input_ids_NS, use_cache=False, **branched)
+        hidden_NSH = output.last_hidden_state
         index = rows.positions_NT.unsqueeze(-1).expand(-1, -1, hidden_NSH.shape[-1])
         return hidden_NSH.gather(1, index)
 

@@ -31,6 +31,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 
 from ..common.files import replace_file
+from ..data.targets import targets_of
 from ..models.attention import attention_of
 from ..models.fingerprints import fingerprint
 from ..prompts import GistPrompts, seen_ids
@@ -77,7 +78,8 @@ class TeacherCache:
             hidden_TH = load(content)["hidden"]
         except (FileNotFoundError, SafetensorError, KeyError):
             return None
-        return hidden_TH if hidden_TH.shape == (len(row["target_ids"]), self.hidden_size) else None
+        tokens = sum(len(target["target_ids"]) for target in targets_of(row))
+        return hidden_TH if hidden_TH.shape == (tokens, self.hidden_size) else None
 
     def put(self, row: dict, hidden_TH: torch.Tensor):
         """Writes an entry, of which no reader sees half."""
@@ -94,7 +96,10 @@ class TeacherCache:
 
     def _name(self, row):
         prompt = self.prompts.teacher(seen_ids(row), row["last_k_ids"])
-        window = json.dumps([self.key, prompt, row["target_ids"]])
+        read = [self.key, prompt, row["target_ids"]]
+        if "targets" in row:
+            read.append([[target["after_ids"], target["target_ids"]] for target in row["targets"]])
+        window = json.dumps(read)
         return hashlib.sha256(window.encode()).hexdigest()
 
     def _path(self, name):

@@ -234,7 +234,7 @@ class Alarms:
         stands for its group: they are independent draws."""
         firsts = rows[::num_generations]
         shuffled = self._shuffled(firsts)
-        last_k = self.scorer.teacher_log_probs(firsts, [row["last_k_ids"] for row in firsts])
+        last_k = self.scorer.cue_log_probs(firsts)
         contexts = []
         for index, first in enumerate(firsts):
             group = slice(index * num_generations, (index + 1) * num_generations)
@@ -258,8 +258,11 @@ class Alarms:
 
     def _shuffled(self, firsts):
         """Lenders come from all processes; a rollout of one context borrows from the rollout before."""
-        names = ("context_ids", "last_k_ids", "target_ids", "gist_ids")
-        own = [{"document_id": str(row["document_id"]), **{name: row[name] for name in names}} for row in firsts]
+        names = ("context_ids", "last_k_ids", "target_ids", "targets", "gist_ids")
+        own = [
+            {"document_id": str(row["document_id"])} | {name: row[name] for name in names if name in row}
+            for row in firsts
+        ]
         everyone = gather_object(own)
         lenders = everyone if len(everyone) > 1 else everyone + self.previous
         self.previous = everyone[-1:]

@@ -112,7 +112,7 @@ def compare_compressors(
                 readings = scorer.read(model, batch, prompts, teacher_hidden)
                 results += [
                     {**values, "reader": reader, "log_prob": logps_T.mean().item(), "kl": kl_T.mean().item()}
-                    for values, (logps_T, kl_T) in zip(shared, readings, strict=True)
+                    for values, (logps_T, kl_T, _) in zip(shared, readings, strict=True)
                 ]
         windows += len(batch)
     return results

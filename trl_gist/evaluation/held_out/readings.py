@@ -159,7 +159,7 @@ class PairReadings:
         keys = [None if ids is None else (id(model), row, *ids) for row, ids in enumerate(prompts)]
         new = [row for row, key in enumerate(keys) if key is not None and key not in self._read]
         of_new = ([column[row] for row in new] for column in (rows, prompts, teacher_hidden))
-        for row, (logps_T, kl_T) in zip(new, self.scorer.read(model, *of_new), strict=True):
+        for row, (logps_T, kl_T, _) in zip(new, self.scorer.read(model, *of_new), strict=True):
             self._read[keys[row]] = _rounded(logps_T), _rounded(kl_T)
         return [self._read.get(key) for key in keys]
 
