@@ -24,6 +24,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ..common.geometry import Geometry
 from ..prompts import GistPrompts, through_last_k
+from .targets import QUESTION, TargetSpec, make_targets, targets_of
 
 
 logger = get_logger(__name__)
@@ -31,19 +32,23 @@ logger = get_logger(__name__)
 WINDOW_COLUMNS = ("prompt", "context_ids", "last_k_ids", "target_ids", "document_id")
 # The text of a walk over several windows; the other columns are then its first window
 WALK_COLUMN = "walk_ids"
+# What a gist is paid for, where that is more than the one target that the other columns are
+TARGETS_COLUMN = "targets"
 
 _WINDOW = "what a window is made of"
 _SCORE = "what a gist is scored with"
 _REWARDS = "what TRL hands to reward functions by itself"
 # Names that a dataset's columns cannot have where a trainer reads them: it would write over them, or be led by them.
-# `text`, `context`, `last_k`, `target`, `document_id` and, with `gist_length_range`, `budget` are inputs
+# `text`, `context`, `last_k`, `target`, `document_id` and, with `gist_length_range`, `budget` are inputs, and so is
+# `targets` beside `context`
 RESERVED_COLUMNS = {
-    **dict.fromkeys((*WINDOW_COLUMNS[:-1], WALK_COLUMN, "seen_ids"), _WINDOW),
+    **dict.fromkeys((*WINDOW_COLUMNS[:-1], WALK_COLUMN, "seen_ids", TARGETS_COLUMN, "kind"), _WINDOW),
     **dict.fromkeys(
         (
             *("gist_ids", "gist_length", "gist_log_prob", "null_log_prob", "teacher_log_prob"),
             *("log_prob_gain", "token_log_prob_gains", "later_log_prob_gain", "teacher_kl", "null_teacher_kl"),
             *("kl_gain", "token_kl_gains", "later_kl_gain"),
+            *("target_kinds", "target_log_prob_gains", "target_kl_gains", "target_exact"),
         ),
         _SCORE,
     ),
@@ -59,6 +64,10 @@ RESERVED_COLUMNS = {
 RESERVED_WALK_COLUMNS = dict.fromkeys(("window", "chunk_ids"), "what a walk's windows are made of")
 # Why a row gave no window, until it is counted
 _SKIPPED = "trl_gist: skipped"
+_WITHOUT_TARGETS = "without targets"
+_TARGETS_FEATURE = List(
+    {"kind": Value("string"), **{name: List(Value("int32")) for name in ("cue_ids", "target_ids", "after_ids")}}
+)
 
 
 @dataclass
@@ -80,7 +89,7 @@ class SkippedRows:
 class PositionLimits:
     """
     Tokens of a window that fit the models' positions beside prompt and gist: S reads X, and L if its prompt has it, T
-    reads X, L and Y, G reads L and Y. `None` means no limit.
+    reads X, L and Y, G reads L and Y. Each of several targets follows X, or the gist, by itself. `None` means no limit.
     """
 
     summarizer: int | None = None
@@ -111,30 +120,34 @@ class PositionLimits:
 
     def check(self, window: dict[str, list[int]], what: str, longest_context: int = 0):
         """
-        Raises `ValueError` if a window, with `context_ids`, `last_k_ids` and `target_ids`, does not fit; or a walk, with
-        `walk_ids` too, whose contexts have at most `longest_context` tokens.
+        Raises `ValueError` if a window, with `context_ids`, `last_k_ids` and `target_ids`, or `targets`, does not fit; or
+        a walk, with `walk_ids` too, whose contexts have at most `longest_context` tokens.
         """
-        context_ids, last_k_ids = window["context_ids"], window["last_k_ids"]
-        last_k, target = len(last_k_ids), len(window["target_ids"])
-        seen = window.get(WALK_COLUMN) or [*through_last_k(context_ids, last_k_ids), *window["target_ids"]]
-        read = max(len(context_ids), longest_context)
+        context, last_k, targets = len(window["context_ids"]), len(window["last_k_ids"]), targets_of(window)
+        after = max(len(target["after_ids"]) + len(target["target_ids"]) for target in targets)
         for role, length, limit in (
-            ("summarizer", read + last_k * self.summarizer_sees_last_k, self.summarizer),
-            ("teacher", len(seen), self.teacher),
-            ("generator", last_k + target, self.generator),
+            ("summarizer", max(context, longest_context) + last_k * self.summarizer_sees_last_k, self.summarizer),
+            ("teacher", len(window.get(WALK_COLUMN, ())) or context + after, self.teacher),
+            (
+                "generator",
+                max(len(target["cue_ids"]) + len(target["target_ids"]) for target in targets),
+                self.generator,
+            ),
         ):
             if limit is not None and length > limit:
                 raise ValueError(
                     f"{what} does not fit the {role}: {length} tokens where its positions leave room for {limit} "
                     "beside prompt and gist. Lower `context_length`, `windows_per_document`, `target_length` or `last_k`, "
-                    "or use a model with more positions."
+                    + ("bring its targets nearer or shorten them, " if window.get(TARGETS_COLUMN) else "")
+                    + "or use a model with more positions."
                 )
 
 
 @dataclass(frozen=True)
 class WindowSpec:
     """
-    How documents are cut, in tokens; with a `geometry`, into walks. See [`GistConfig`], whose `window_spec` it is.
+    How documents are cut, in tokens; with a `geometry`, into walks; with `targets`, each window gets several. See
+    [`GistConfig`], whose `window_spec` it is. Raises `ValueError` for walks with `targets`.
     """
 
     context_length: int
@@ -144,6 +157,14 @@ class WindowSpec:
     max_windows_per_document: int | None
     windows_per_document: int = 1
     geometry: Geometry | None = None
+    targets: TargetSpec | None = None
+
+    def __post_init__(self):
+        if self.walks and self.targets is not None:
+            raise ValueError(
+                f"`windows_per_document` ({self.windows_per_document}) walks along documents, and `targets` are of single "
+                "windows: set `windows_per_document` to 1, or leave `targets` out."
+            )
 
     @property
     def walks(self) -> bool:
@@ -215,12 +236,14 @@ def prepare_windows(
             Either a `text` column, cut by token ids into windows of `context_length + target_length`; or columns
             `context`, `target` and optionally `last_k` (by default the context's last tokens), each text or a list of
             token ids, of any length. A `last_k` that is not the context's end follows it: a question after its
-            passage. Other columns are kept, for reward functions, but for the names of [`RESERVED_COLUMNS`]. With
-            `gist_length_range` a column `budget` says the most tokens of each row's gists, `None` for one to be drawn.
+            passage. In place of `target` a column `targets` may hold several, each a dictionary with `cue` and
+            `target`, text or token ids too, and optionally `kind`, by default `"question"`. Other columns are kept, for
+            reward functions, but for the names of [`RESERVED_COLUMNS`]. With `gist_length_range` a column `budget`
+            says the most tokens of each row's gists, `None` for one to be drawn.
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
             The one tokenizer of all roles.
         spec ([`WindowSpec`]):
-            Window lengths, stride and windows per document.
+            Window lengths, stride and windows per document, and the targets of each.
         limits ([`PositionLimits`], *optional*):
             Windows that exceed them raise.
         name (`str`, *optional*, defaults to `"train"`):
@@ -230,8 +253,9 @@ def prepare_windows(
 
     Returns:
         The windows, with columns `prompt` (the context as text, for logs), `context_ids`, `last_k_ids`, `target_ids`
-        and `document_id`, and, of walks over several, `walk_ids`, the text of them all; and the count of rows that gave
-        none: too short, null, not a string, undecodable.
+        and `document_id`, and, of walks over several, `walk_ids`, the text of them all; with `spec.targets`, or of a
+        column `targets`, also `targets`, as of [`make_targets`], whose first is `target_ids` in ready windows; and the
+        count of rows that gave none: too short, null, not a string, undecodable, and of windows without targets.
 
     Raises:
         ValueError: if the dataset is none, as a `DatasetDict`, is empty, has neither set of columns, or both, or a
@@ -242,23 +266,31 @@ def prepare_windows(
     check_dataset(dataset, name)
     dataset = dataset.with_format(None)  # as plain Python values, whatever tensors the user reads it as
     columns = columns_of(dataset, name)
-    if "text" in columns and {"context", "target"} <= columns:
+    if {"context", "target", TARGETS_COLUMN} <= columns:
         raise ValueError(
-            f"The {name} dataset has both `text`, which is cut into windows, and `context` and `target`, which are windows. "
+            f"The {name} dataset has both `target` and `targets`: a context's targets are all in `targets`, or there is one "
+            "`target`. Remove the column that is not meant: `dataset.remove_columns('target')`."
+        )
+    if {"text", "context"} <= columns and columns & {"target", TARGETS_COLUMN}:
+        raise ValueError(
+            f"The {name} dataset has both `text`, which is cut into windows, and `context` and "
+            f"`{'target' if 'target' in columns else TARGETS_COLUMN}`, which are windows. "
             "Remove those that are not meant, or rename them: `dataset.rename_column('text', ...)`."
         )
     if "text" in columns:
-        to_windows, consumed = _cut_document, {"text"}
+        to_windows, consumed, several = _cut_document, {"text"}, spec.targets is not None
     elif {"context", "target"} <= columns:
-        to_windows, consumed = _ready_window, {"context", "target", "last_k"}
+        to_windows, consumed, several = _ready_window, {"context", "target", "last_k"}, False
+    elif {"context", TARGETS_COLUMN} <= columns:
+        to_windows, consumed, several = _ready_window, {"context", TARGETS_COLUMN, "last_k"}, True
     else:
         raise ValueError(
-            f"The {name} dataset has columns {sorted(columns)}; it needs either `text`, or `context` and `target` "
-            "(and optionally `last_k`)."
+            f"The {name} dataset has columns {sorted(columns)}; it needs either `text`, or `context` and `target` or "
+            "`targets` (and optionally `last_k`)."
         )
     if rules is not None:
-        rules.check(columns, name)
-    carried = sorted(columns - consumed - set(WINDOW_COLUMNS))
+        rules.check(columns - consumed, name)
+    carried = sorted(columns - consumed - {*WINDOW_COLUMNS, TARGETS_COLUMN})
     carries_document_id = "document_id" in columns
     if spec.walks and to_windows is _ready_window:
         raise ValueError(
@@ -267,28 +299,30 @@ def prepare_windows(
         )
     window_columns = (*WINDOW_COLUMNS, WALK_COLUMN) if spec.walks else WINDOW_COLUMNS
     id_columns = [column for column in window_columns if column.endswith("_ids")]
+    list_columns = [*id_columns, *([TARGETS_COLUMN] if several else [])]
     longest_context = spec.context_length if spec.walks else 0
     vocab_size = len(tokenizer)
     # Only what shapes or refuses a window goes into the closure: `datasets` hashes it to find cached results
     check_budget = rules.check_budget if rules is not None and "budget" in columns else None
 
     def windows_of_batch(batch, indices):
-        out = {column: [] for column in (*window_columns, _SKIPPED, *carried)}
+        out = {column: [] for column in (*window_columns, *list_columns, _SKIPPED, *carried)}
         for row, index in enumerate(indices):
             if check_budget is not None:
                 check_budget(batch["budget"][row], f"Row {index} of the {name} dataset")
             windows, reason = to_windows({column: batch[column][row] for column in batch}, tokenizer, spec)
-            if any(not 0 <= token < vocab_size for window in windows for ids in window.values() for token in ids):
+            if any(not 0 <= token < vocab_size for window in windows for ids in _all_ids(window) for token in ids):
                 windows, reason = [], "with ids outside the vocabulary"
             # A skipped row stays one row until it is counted, so that cached and parallel maps count alike
-            for window in windows or [{column: [] for column in id_columns}]:
-                if limits is not None and windows:
+            for window in windows or [{column: [] for column in list_columns}]:
+                why = reason or (_WITHOUT_TARGETS if several and not window[TARGETS_COLUMN] else "")
+                if limits is not None and not why:
                     limits.check(window, f"Row {index} of the {name} dataset", longest_context)
                 out["prompt"].append(tokenizer.decode(window["context_ids"]))
                 for column, ids in window.items():
                     out[column].append(ids)
                 out["document_id"].append(batch["document_id"][row] if carries_document_id else index)
-                out[_SKIPPED].append(reason or "")
+                out[_SKIPPED].append(why)
                 for column in carried:
                     out[column].append(batch[column][row])
         return out
@@ -306,7 +340,7 @@ def prepare_windows(
         )
         windows = windows.filter(counted).remove_columns(_SKIPPED)
         if next(iter(windows), None) is None:
-            raise ValueError(f"The {name} dataset gave no window: {skipped}. {_length_hint(spec)}")
+            raise ValueError(f"The {name} dataset gave no window: {skipped}. {_hint(skipped, spec)}")
         skipped.counts.clear()
         return windows, skipped
 
@@ -315,6 +349,7 @@ def prepare_windows(
         {
             "prompt": Value("string"),
             **{column: List(Value("int32")) for column in id_columns},
+            **({TARGETS_COLUMN: _TARGETS_FEATURE} if several else {}),
             "document_id": dataset.features["document_id"] if carries_document_id else Value("int64"),
             _SKIPPED: Value("string"),
             **{column: dataset.features[column] for column in carried},
@@ -330,7 +365,7 @@ def prepare_windows(
     )
     skipped.counts.update(reason for reason in windows[_SKIPPED] if reason)
     if skipped.total == len(windows):
-        raise ValueError(f"The {name} dataset gave no window: {skipped}. {_length_hint(spec)}")
+        raise ValueError(f"The {name} dataset gave no window: {skipped}. {_hint(skipped, spec)}")
     keep = [row for row, reason in enumerate(windows[_SKIPPED]) if not reason]
     windows = windows.select(keep).remove_columns(_SKIPPED)
     logger.info(f"{name} dataset: {len(windows)} windows from {len(dataset)} rows, {skipped}.")
@@ -370,7 +405,13 @@ def columns_of(dataset: Dataset | IterableDataset, name: str) -> set[str]:
     return set(first)
 
 
-def _length_hint(spec):
+def _hint(skipped, spec):
+    """What to do where no row gave a window."""
+    if skipped.counts[_WITHOUT_TARGETS]:
+        return (
+            "A ready window needs at least one entry in `targets`; a document's contexts must have what the kinds of "
+            "target are made of: add `continuation`, which every window has, or raise `context_length`."
+        )
     if spec.walks:
         return (
             f"A document needs at least {spec.length} tokens for a walk over {spec.windows_per_document} windows. Lower "
@@ -399,6 +440,15 @@ def _tokenize(tokenizer, text):
     return tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
 
 
+def _all_ids(window):
+    """Every list of token ids that a window consists of."""
+    for column, value in window.items():
+        if column == TARGETS_COLUMN:
+            yield from (target[name] for target in value for name in ("cue_ids", "target_ids"))
+        else:
+            yield value
+
+
 def _cut_document(row, tokenizer, spec):
     reason = why_unusable(row["text"])
     if reason:
@@ -410,14 +460,16 @@ def _cut_document(row, tokenizer, spec):
         cut = ids[start : start + spec.length]
         # Of a walk, the first window by itself, whose context is all text so far
         context_ids = cut[: spec.geometry.before(0) if spec.walks else spec.context_length]
-        windows.append(
-            {
-                "context_ids": context_ids,
-                "last_k_ids": context_ids[-spec.last_k :],
-                "target_ids": cut[len(context_ids) :][: spec.target_length],
-                **({WALK_COLUMN: cut} if spec.walks else {}),
-            }
-        )
+        window = {
+            "context_ids": context_ids,
+            "last_k_ids": context_ids[-spec.last_k :],
+            "target_ids": cut[len(context_ids) :][: spec.target_length],
+        }
+        if spec.walks:
+            window[WALK_COLUMN] = cut
+        if spec.targets is not None:
+            window[TARGETS_COLUMN] = make_targets(tokenizer, ids, start, spec, spec.targets)
+        windows.append(window)
     return windows, None if windows else "too short"
 
 
@@ -427,15 +479,44 @@ def _ready_window(row, tokenizer, spec):
         if column == "last_k" and "last_k" not in row:
             window["last_k_ids"] = window["context_ids"][-spec.last_k :]
             continue
-        value = row[column]
-        if isinstance(value, (list, tuple)) and all(isinstance(token, int) for token in value):
-            ids = list(value)
+        if column == "target" and TARGETS_COLUMN in row:
+            window[TARGETS_COLUMN], reason = _ready_targets(row[TARGETS_COLUMN], window["context_ids"], tokenizer)
+            window["target_ids"] = [] if reason else window[TARGETS_COLUMN][0]["target_ids"]
         else:
-            reason = why_unusable(value)
-            if reason:
-                return [], reason
-            ids = _tokenize(tokenizer, value)
-        if not ids:
-            return [], "empty"
-        window[f"{column}_ids"] = ids
+            window[f"{column}_ids"], reason = _ids_of(row[column], tokenizer)
+        if reason:
+            return [], reason
     return [window], None
+
+
+def _ready_targets(entries, context_ids, tokenizer):
+    """The targets that a user has given, or why they cannot be used."""
+    if entries is None:
+        return None, "null"
+    if not isinstance(entries, (list, tuple)):
+        return None, "whose targets are not a list"
+    targets = []
+    for entry in entries:
+        if not isinstance(entry, dict) or not {"cue", "target"} <= entry.keys():
+            return None, "with a target that lacks `cue` or `target`"
+        kind = QUESTION if entry.get("kind") is None else entry["kind"]
+        reason = why_unusable(kind)
+        cue_ids, why_cue = _ids_of(entry["cue"], tokenizer)
+        target_ids, why_target = _ids_of(entry["target"], tokenizer)
+        if reason := reason or why_cue or why_target:
+            return None, reason
+        after_ids = through_last_k(context_ids, cue_ids)[len(context_ids) :]
+        targets.append({"kind": kind, "cue_ids": cue_ids, "target_ids": target_ids, "after_ids": after_ids})
+    return (targets, None) if targets else (None, _WITHOUT_TARGETS)
+
+
+def _ids_of(value, tokenizer):
+    """Token ids of what is text or ids already, or why it is neither."""
+    if isinstance(value, (list, tuple)) and all(isinstance(token, int) for token in value):
+        ids = list(value)
+    else:
+        reason = why_unusable(value)
+        if reason:
+            return None, reason
+        ids = _tokenize(tokenizer, value)
+    return (ids, None) if ids else (None, "empty")

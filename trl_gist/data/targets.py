@@ -1,0 +1,393 @@
+# Copyright 2026 The trl_gist authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""
+What a gist is paid for: the targets of a context, each a cue that the generator reads and the tokens after it.
+
+Targets made by rule stand in the document itself, so that nothing has to be written for them. All is in token space:
+a target's ids are the document's own, wherever it is cut. How documents are cut is in `windows.py`.
+"""
+
+import functools
+import hashlib
+import math
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+import regex
+from transformers import PreTrainedTokenizerBase
+
+from ..common.text_units import DATE, Units
+from ..prompts import seen_ids, through_last_k
+
+
+# Made by rule, in a document; questions come with a dataset of ready windows
+RULE_KINDS = ("continuation", "fact", "recall", "far")
+# Of a target in a ready window that does not say its kind
+QUESTION = "question"
+
+# Tokens: a fact that is longer is rarely one name; a cue, or the rest of a sentence, that is shorter says nothing
+_LONGEST_FACT, _SHORTEST_CUE, _SHORTEST_REST = 12, 4, 4
+# Tokens after X that tell whether its last sentence ends there
+_LOOK_AHEAD = 8
+
+_SENTENCE_END = regex.compile(
+    r"""[.!?]+["'\p{Pe}\p{Pf}]*(?=\s+["'\p{Ps}\p{Pi}]*\p{Lu}|\s*\n|\s*\Z) | [。！？]["'\p{Pe}\p{Pf}]*""", regex.VERBOSE
+)
+_BLANK_LINE = regex.compile(r"\n\s*\n")
+
+
+class WindowLengths(Protocol):
+    """What a target is cut by of a [`WindowSpec`], in tokens."""
+
+    context_length: int
+    target_length: int
+    last_k: int
+
+
+@dataclass(frozen=True)
+class TargetSpec:
+    """
+    Which targets a window gets.
+
+    Attributes:
+        kinds (`tuple[tuple[str, float], ...]`):
+            Names of `RULE_KINDS`, each with its weight: how many of the targets are of that kind, relative to the others.
+        targets_per_context (`int`):
+            Targets of a window, of all kinds together; fewer where a context has fewer.
+        cue_length (`int`, *optional*, defaults to `12`):
+            Tokens before a fact that the generator reads, at most; of a sentence to recall it reads half as many.
+        far_offset (`int`, *optional*, defaults to `128`):
+            Tokens between the context and a far target.
+
+    Raises:
+        ValueError: for a kind that is unknown or named twice, or a number that is too small.
+    """
+
+    kinds: tuple[tuple[str, float], ...]
+    targets_per_context: int
+    cue_length: int = 12
+    far_offset: int = 128
+
+    def __post_init__(self):
+        names = [name for name, _ in self.kinds]
+        if not names:
+            raise ValueError(f"`kinds` is empty: name at least one of {RULE_KINDS} with its weight.")
+        for name, weight in self.kinds:
+            if name not in RULE_KINDS:
+                raise ValueError(
+                    f"`kinds` has {name!r}, which no rule makes: name some of {RULE_KINDS}, or give other targets as a "
+                    "dataset with columns `context` and `targets`."
+                )
+            if names.count(name) > 1:
+                raise ValueError(f"`kinds` has {name!r} more than once: add its weights up.")
+            if not 0 < weight < math.inf:
+                raise ValueError(f"The weight of {name!r} in `kinds` must be positive, got {weight}; or leave it out.")
+        for name, least in (("targets_per_context", 1), ("cue_length", 2), ("far_offset", 1)):
+            if getattr(self, name) < least:
+                raise ValueError(f"`{name}` must be at least {least}, got {getattr(self, name)}.")
+
+    def length_beyond(self, target_length: int) -> int:
+        """Tokens after a context that its farthest kind of target takes; 0 if all of them stand in the context."""
+        beyond = {"continuation": target_length, "far": self.far_offset + target_length}
+        return max(beyond.get(name, 0) for name, _ in self.kinds)
+
+
+# ---- A window's targets ----
+
+
+def make_targets(
+    tokenizer: PreTrainedTokenizerBase, ids: list[int], start: int, spec: WindowLengths, targets: TargetSpec
+) -> list[dict]:
+    """
+    The targets of one window, drawn from all that its document offers.
+
+    Which are drawn depends on the window's ids alone: on every rank, and in whatever order, a window has the same.
+
+    Args:
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
+            Of the ids.
+        ids (`list[int]`):
+            The whole document's.
+        start (`int`):
+            Where the window begins: its context is `ids[start : start + spec.context_length]`.
+        spec ([`WindowSpec`]):
+            Lengths of context, target and last tokens.
+        targets ([`TargetSpec`]):
+            What is drawn.
+
+    Returns:
+        In order of kind, then of place, dictionaries of `kind`, `cue_ids` (what G reads before the target), `target_ids`
+        and `after_ids` (what T reads between X and the target). Fewer than `targets_per_context` where the window has no
+        more, and none where it has none.
+    """
+    make = {"continuation": _continuation, "fact": _facts, "recall": _recalls, "far": _far}
+    found = {kind: make[kind](tokenizer, ids, start, spec, targets) for kind, _ in targets.kinds}
+    counts = _shares(targets.targets_per_context, dict(targets.kinds), {kind: len(found[kind]) for kind in found})
+    window = ids[start : start + spec.context_length + spec.target_length]
+    # Not hash(), whose value may change between processes and versions
+    rng = random.Random(hashlib.sha256(",".join(map(str, window)).encode()).digest())
+    return [
+        {"kind": kind, "cue_ids": cue, "target_ids": target, "after_ids": after}
+        for kind, candidates in found.items()
+        for cue, target, after in (candidates[n] for n in sorted(rng.sample(range(len(candidates)), counts[kind])))
+    ]
+
+
+def targets_of(row: dict) -> list[dict]:
+    """
+    A window's targets, as of [`make_targets`]: its column `targets`, or, without one, the one that `last_k_ids` and
+    `target_ids` are.
+    """
+    if row.get("targets"):
+        return row["targets"]
+    seen, last_k = seen_ids(row), row["last_k_ids"]
+    return [
+        {
+            "kind": "continuation",
+            "cue_ids": last_k,
+            "target_ids": row["target_ids"],
+            "after_ids": through_last_k(seen, last_k)[len(seen) :],
+        }
+    ]
+
+
+def one_row_each(row: dict) -> list[dict]:
+    """
+    A window as one row for each of its targets, for whatever reads rows of one: the cue is `last_k_ids`, and `kind` says
+    which it is. Where the teacher reads something else than X and the cue, as before a far target, that is `seen_ids`.
+    """
+    rows, seen = [], seen_ids(row)
+    for target in targets_of(row):
+        cue, read = target["cue_ids"], [*seen, *target["after_ids"]]
+        one = {name: value for name, value in row.items() if name != "targets"}
+        one |= {"last_k_ids": cue, "target_ids": target["target_ids"], "kind": target["kind"]}
+        if through_last_k(seen, cue) != read:
+            one["seen_ids"] = read
+        rows.append(one)
+    return rows
+
+
+# ---- Facts ----
+
+
+def fact_spans(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> list[tuple[int, int]]:
+    """
+    Where names, numbers and dates stand in a text.
+
+    A date or a name of several words is one fact. A token with the space before a fact belongs to it; a fact that shares
+    a token with anything else is left out.
+
+    Args:
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
+            Of the ids.
+        ids (`list[int]`):
+            The text.
+
+    Returns:
+        For each fact, in order, the tokens from which and to which it goes.
+    """
+    spelled = _Spelled(_pieces(tokenizer), ids)
+    spans = (spelled.tokens(start, end) for start, end in _facts_in(spelled.text))
+    return [span for span in spans if span is not None]
+
+
+def fact_list(tokenizer: PreTrainedTokenizerBase, ids: list[int], length: int) -> list[int]:
+    """
+    A gist cut by rule: a text's facts from its start, each once, whatever its case, with commas between them.
+
+    Args:
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
+            Of the ids.
+        ids (`list[int]`):
+            The text.
+        length (`int`):
+            The most tokens of the gist. A fact that does not fit whole is cut.
+    """
+    pieces, seen, gist = _pieces(tokenizer), set(), []
+    for start, end in fact_spans(tokenizer, ids):
+        text = _Spelled(pieces, ids[start:end]).text.strip().casefold()
+        if text in seen:
+            continue
+        seen.add(text)
+        gist += [*(pieces.comma if gist else ()), *ids[start:end]]
+        if len(gist) >= length:
+            break
+    return gist[:length]
+
+
+def _facts_in(text) -> list[tuple[int, int]]:
+    """Characters of each fact, the longest of those that overlap."""
+    units, run = Units(text), None
+    spans = [match.span() for match in DATE.finditer(text)]
+    for kind, (start, end) in zip(units.kinds, units.spans, strict=True):
+        if kind == "number":
+            spans.append((start, end))
+        if kind == "name":
+            run = (run[0] if run and text[run[1] : start] == " " else start, end)
+            spans.append(run)
+        else:
+            run = None
+    taken, facts = bytearray(len(text)), []
+    for start, end in sorted(spans, key=lambda span: (span[0] - span[1], span)):
+        if not any(taken[start:end]):
+            taken[start:end] = b"\1" * (end - start)
+            # Beside a character that cannot be spelled, what looks like a word may be a part of one
+            if "\ufffd" not in text[max(0, start - 1) : end + 1]:
+                facts.append((start, end))
+    return sorted(facts)
+
+
+# ---- Candidates of each kind: cue, target, and what T reads between X and the target ----
+
+
+def _continuation(tokenizer, ids, start, spec, targets):
+    end = start + spec.context_length
+    target = ids[end : end + spec.target_length]
+    return [(ids[max(start, end - spec.last_k) : end], target, [])] if len(target) == spec.target_length else []
+
+
+def _far(tokenizer, ids, start, spec, targets):
+    end = start + spec.context_length
+    place = end + targets.far_offset
+    target = ids[place : place + spec.target_length]
+    cue = ids[max(start, place - spec.last_k) : place]
+    return [(cue, target, ids[end:place])] if len(target) == spec.target_length else []
+
+
+def _facts(tokenizer, ids, start, spec, targets):
+    context, pieces = ids[start : start + spec.context_length], _pieces(tokenizer)
+    after = _Spelled(pieces, ids[start + len(context) :][:_LOOK_AHEAD]).text
+    found = []
+    for first, end in fact_spans(tokenizer, context):
+        cue, target = context[max(0, first - targets.cue_length) : first], context[first:end]
+        if first < _SHORTEST_CUE or len(target) > _LONGEST_FACT:
+            continue
+        if end == len(context) and after and not after[0].isspace():
+            continue  # X may end inside it
+        text, before = (_Spelled(pieces, part).text.casefold() for part in (target, cue))
+        if text.strip() not in before:
+            found.append((cue, target, cue))
+    return found
+
+
+def _recalls(tokenizer, ids, start, spec, targets):
+    read = ids[start : start + spec.context_length + _LOOK_AHEAD]
+    spelled, found = _Spelled(_pieces(tokenizer), read), []
+    for span in _sentences(spelled.text, whole_start=start == 0):
+        first, end = spelled.tokens(*span) or (0, 0)
+        place = first + targets.cue_length // 2
+        if end <= spec.context_length and end - place >= _SHORTEST_REST:
+            cue = read[first:place]
+            found.append((cue, read[place:end][: spec.target_length], cue))
+    return found
+
+
+def _sentences(text, whole_start) -> Iterator[tuple[int, int]]:
+    """Characters of each sentence that is whole; the first is where the text begins with it."""
+    cuts = [(match.end(), True) for match in _SENTENCE_END.finditer(text)]
+    cuts += [(match.end(), False) for match in _BLANK_LINE.finditer(text)]
+    begin = 0 if whole_start else None
+    for cut, ends in sorted(cuts):
+        if ends and begin is not None:
+            sentence = text[begin:cut].lstrip()
+            yield cut - len(sentence), cut
+        begin = cut
+
+
+def _shares(places, weights, available) -> dict[str, int]:
+    """Places of each kind, by largest remainders; what a kind cannot fill goes to the others by the same rule."""
+    shares = dict.fromkeys(weights, 0)
+    while places and (free := [kind for kind in weights if shares[kind] < available[kind]]):
+        total = sum(weights[kind] for kind in free)
+        exact = {kind: places * weights[kind] / total for kind in free}
+        given = {kind: math.floor(exact[kind]) for kind in free}
+        by_remainder = sorted(free, key=lambda kind: given[kind] - exact[kind])
+        for kind in by_remainder[: places - sum(given.values())]:
+            given[kind] += 1
+        for kind in free:
+            filled = min(given[kind], available[kind] - shares[kind])
+            shares[kind] += filled
+            places -= filled
+    return shares
+
+
+# ---- Characters of given ids ----
+
+
+class _Pieces:
+    """What each token of a tokenizer adds to a text."""
+
+    def __init__(self, tokenizer):
+        self.tokenizer, self.known = tokenizer, {}
+        # Decoders drop the space before a first token: an anchor takes that place
+        self.anchor = tokenizer("a", add_special_tokens=False)["input_ids"]
+        self.before = len(self._decode(self.anchor))
+        with_comma = tokenizer("a,", add_special_tokens=False)["input_ids"]
+        whole = with_comma[: len(self.anchor)] == self.anchor
+        self.comma = with_comma[len(self.anchor) :] if whole else tokenizer(",", add_special_tokens=False)["input_ids"]
+
+    def __call__(self, *ids: int) -> str:
+        if ids not in self.known:
+            self.known[ids] = self._decode([*self.anchor, *ids])[self.before :]
+        return self.known[ids]
+
+    def _decode(self, ids):
+        return self.tokenizer.decode(ids, clean_up_tokenization_spaces=False)
+
+
+# Of a few tokenizers, since each keeps what it has decoded
+_pieces = functools.lru_cache(maxsize=4)(_Pieces)
+
+
+class _Spelled:
+    """
+    Given ids as text, and which tokens each character comes from: a tokenizer gives offsets for texts, not for ids, and
+    a window may begin and end inside a word.
+    """
+
+    # Tokens that can share characters: a byte each of one of four bytes, or some that each end within one
+    LONGEST = 8
+
+    def __init__(self, pieces: _Pieces, ids: list[int]):
+        texts, self.first, self.last, self.starts, self.ends, self.spaces = [], [], [], [], [], []
+        token = length = 0
+        while token < len(ids):
+            group, text = 1, pieces(ids[token])
+            if "\ufffd" in text:
+                for size in range(2, min(self.LONGEST, len(ids) - token) + 1):
+                    if "\ufffd" not in (together := pieces(*ids[token : token + size])):
+                        group, text = size, together
+                        break
+            texts.append(text)
+            self.first += [token] * len(text)
+            self.last += [token + group - 1] * len(text)
+            self.starts += [length] * group
+            self.ends += [length + len(text)] * group
+            self.spaces += [text == " "] * group
+            token, length = token + group, length + len(text)
+        self.text = "".join(texts)
+
+    def tokens(self, start: int, end: int) -> tuple[int, int] | None:
+        """
+        The tokens of some characters, with that of a space before them; `None` if they share one with what is no space.
+        """
+        first, last = self.first[start], self.last[end - 1]
+        if self.text[self.starts[first] : start].strip() or self.text[end : self.ends[last]].strip():
+            return None
+        if first and self.spaces[first - 1]:
+            first -= 1
+        return first, last + 1
