@@ -48,7 +48,7 @@ RESERVED_COLUMNS = {
             *("gist_ids", "gist_length", "gist_log_prob", "null_log_prob", "teacher_log_prob"),
             *("log_prob_gain", "token_log_prob_gains", "later_log_prob_gain", "teacher_kl", "null_teacher_kl"),
             *("kl_gain", "token_kl_gains", "later_kl_gain"),
-            *("target_kinds", "target_log_prob_gains", "target_kl_gains", "target_exact"),
+            "target_scores",
         ),
         _SCORE,
     ),

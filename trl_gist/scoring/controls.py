@@ -120,7 +120,8 @@ def summarize(rows: list[dict], controls: tuple[str, ...] = CONTROLS) -> dict[st
     Returns:
         `dict[str, float]`: In nats per target token: `teacher_kl`, `null_teacher_kl`, `nll_gist`, `nll_teacher` and
         `nll_{control}`, the paired difference `gain_over_{control}` = NLL(control) − NLL(gist); `gap_closed_{control}`;
-        `gist_length` in tokens, `gist_rate`, `total_rate`; and the counts `windows`, `documents`.
+        `gist_length` in tokens, `gist_rate`, `total_rate`; `exact`, the share of targets whose every token is the
+        generator's likeliest, of other kinds than the continuation; and the counts `windows`, `documents`.
     """
     documents = [row["document_id"] for row in rows]
 
@@ -132,6 +133,8 @@ def summarize(rows: list[dict], controls: tuple[str, ...] = CONTROLS) -> dict[st
     values |= {f"nll_{name}": nll[name] for name in nll}
     values |= {f"gain_over_{name}": nll[name] - nll["gist"] for name in controls}
     values |= {name: column(name) for name in ("gist_length", "gist_rate", "total_rate")}
+    if any(row.get("kind", "continuation") != "continuation" for row in rows):
+        values["exact"] = column("exact")
     measures = {}
     for name, value in values.items():
         measures[name], measures[f"{name}_se"] = ratio_and_error(value, np.ones(len(rows)), documents)

@@ -115,7 +115,7 @@ class GistScorer:
         documents = rows[::num_generations]
         hidden_D, _ = self.read_contexts(documents)
         teacher_D = self.teacher_readings(documents, hidden_D)
-        if self.target_floor is not None:
+        if self.target_floor is not None and any("targets" in document for document in documents):
             documents, hidden_D, teacher_D = self._worth_asking(documents, hidden_D, teacher_D)
         null_D = self._score(documents, [[]] * len(documents), 1, hidden_D, null_backward)
         gist_N = self._score(documents, gists, num_generations, hidden_D, backward)
@@ -125,29 +125,30 @@ class GistScorer:
             index = row // num_generations
             null_logps_T, null_kl_T, _ = null_D[index]
             targets = targets_of(documents[index])
-            gist_log_prob, null_log_prob, teacher_kl, null_teacher_kl, teacher_log_prob = (
-                target_means(values_T, targets)
-                for values_T in (logps_T, null_logps_T, kl_T, null_kl_T, teacher_D[index])
-            )
+            values = {
+                "gist_log_prob": logps_T,
+                "null_log_prob": null_logps_T,
+                "teacher_log_prob": teacher_D[index],
+                "teacher_kl": kl_T,
+                "null_teacher_kl": null_kl_T,
+            }
+            values = {name: target_means(values_T, targets) for name, values_T in values.items()}
+            means = {name: values_K.mean().item() for name, values_K in values.items()}
+            values["exact"] = target_means(greedy_T, targets) == 1
             columns.append(
                 {
                     "gist_ids": gists[row],
                     "gist_length": len(gists[row]),
-                    "gist_log_prob": gist_log_prob.mean().item(),
-                    "null_log_prob": null_log_prob.mean().item(),
-                    "teacher_log_prob": teacher_log_prob.mean().item(),
-                    "log_prob_gain": gist_log_prob.mean().item() - null_log_prob.mean().item(),
+                    **_with_gains(means),
                     "token_log_prob_gains": (logps_T - null_logps_T).tolist(),
-                    "teacher_kl": teacher_kl.mean().item(),
-                    "null_teacher_kl": null_teacher_kl.mean().item(),
-                    "kl_gain": null_teacher_kl.mean().item() - teacher_kl.mean().item(),
                     "token_kl_gains": (null_kl_T - kl_T).tolist(),
                     "later_log_prob_gain": later_N2[row, 0].item(),
                     "later_kl_gain": later_N2[row, 1].item(),
-                    "target_kinds": [target["kind"] for target in targets],
-                    "target_log_prob_gains": (gist_log_prob - null_log_prob).tolist(),
-                    "target_kl_gains": (null_teacher_kl - teacher_kl).tolist(),
-                    "target_exact": [exact == 1 for exact in target_means(greedy_T, targets).tolist()],
+                    "target_scores": [
+                        {"kind": target["kind"]}
+                        | _with_gains({name: values_K[place].item() for name, values_K in values.items()})
+                        for place, target in enumerate(targets)
+                    ],
                 }
             )
             if "targets" in documents[index]:
@@ -239,7 +240,8 @@ class GistScorer:
         logps_D = []
         with torch.no_grad(), self.autocast():
             for row, hidden_TH in zip(documents, teacher_hidden, strict=True):
-                target_T = torch.tensor(row["target_ids"], device=hidden_TH.device)
+                ids = [token for target in targets_of(row) for token in target["target_ids"]]
+                target_T = torch.tensor(ids, device=hidden_TH.device)
                 logps_T = self.teacher.log_probs(hidden_TH).gather(-1, target_T.unsqueeze(-1)).squeeze(-1)
                 logps_D.append(logps_T.double())
         return logps_D
@@ -389,6 +391,14 @@ def _by_row(scores, mask_NT):
     return [tuple(row_CT[:, mask_T]) for row_CT, mask_T in zip(scores_NCT, mask_NT.cpu(), strict=True)]
 
 
+def _with_gains(scores):
+    """With what the gist bought."""
+    return scores | {
+        "log_prob_gain": scores["gist_log_prob"] - scores["null_log_prob"],
+        "kl_gain": scores["null_teacher_kl"] - scores["teacher_kl"],
+    }
+
+
 def _columns(rows):
     """Prompts, and their targets, of numbered rows."""
     return [prompt for _, prompt, _ in rows], [targets for _, _, targets in rows]
@@ -402,7 +412,7 @@ def _target_weights(documents, targets, loss_NT):
     weights_NT = torch.zeros_like(loss_NT)
     for row, (document, own) in enumerate(zip(documents, targets, strict=True)):
         sizes = torch.tensor([len(target["target_ids"]) for target in own], device=loss_NT.device)
-        each = len(document["target_ids"]) / (len(targets_of(document)) * sizes)
+        each = len(document["target_ids"]) / (len(targets_of(document)) * sizes.to(loss_NT.dtype))
         weights_NT[row, : sizes.sum()] = each.repeat_interleave(sizes)
     return weights_NT
 

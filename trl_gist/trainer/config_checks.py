@@ -92,6 +92,7 @@ OPTIMIZERS_WITH_TARGETS = ("galore", "apollo")
 def check_config(args):
     """All of it; fills in what follows from the rate that is asked for."""
     check_sizes(args)
+    check_targets(args)
     check_choices(args)
     check_inherited(args)
     check_sampling(args)
@@ -145,6 +146,15 @@ def check_sizes(args):
             f"`last_k` ({args.last_k}) must not exceed `context_length` ({args.context_length}): the last tokens "
             "are taken from the context. Lower `last_k` or raise `context_length`."
         )
+
+
+def check_targets(args):
+    if args.target_kinds is not None and not (isinstance(args.target_kinds, dict) and args.target_kinds):
+        raise ValueError(
+            f"`target_kinds` must name kinds with their weights, as {{'fact': 3, 'continuation': 1}}, got "
+            f"{args.target_kinds!r}."
+        )
+    args.target_spec  # noqa: B018 (it refuses what is wrong with them)
 
 
 def check_choices(args):

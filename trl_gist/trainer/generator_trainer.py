@@ -104,6 +104,7 @@ class GeneratorTrainer:
             accelerator.autocast,
             cache,
             args.distillation_loss,
+            args.target_floor,
         )
         self.engine = None  # DeepSpeed's
         self.optimizer = None

@@ -21,6 +21,7 @@ from transformers import PreTrainedTokenizerBase
 from trl import GRPOConfig
 
 from ..common.geometry import SEPARATOR, walk_geometry
+from ..data.targets import TargetSpec
 from ..data.windows import ColumnRules, WindowSpec
 from ..prompts import GENERATOR_PROMPT, SUMMARIZER_PROMPT_WITH_TAIL
 from .config_checks import check_config, resolve_best_model
@@ -54,6 +55,24 @@ class GistConfig(GRPOConfig):
             that windows do not overlap.
         max_windows_per_document (`int`, *optional*):
             At most this many windows, or walks, are cut from a document. `None` takes all that fit.
+
+        > Parameters that control what a gist is paid for
+
+        target_kinds (`dict[str, float]`, *optional*):
+            Kinds of targets, each with its weight: how many of a context's targets are of that kind, relative to the
+            others. `"continuation"`: Y after L, as the original. `"fact"`: a name, number or date of X after the tokens
+            before it. `"recall"`: a sentence of X after its first tokens. `"far"`: what stands `far_offset` tokens after
+            X. A gist's reward is the mean gain over its targets, and G is distilled on all of them, each counting alike.
+            Defaults to `{"continuation": 1}`. Ready windows bring theirs in a column `targets`.
+        targets_per_context (`int`, *optional*, defaults to `8`):
+            Targets of a context, where there is another kind than `"continuation"`.
+        target_floor (`float`, *optional*, defaults to `0.1`):
+            What T must gain from X over the cue alone for one of several targets to count, in nats per token. The target
+            of a context that gains most always counts. `None` takes all.
+        cue_length (`int`, *optional*, defaults to `12`):
+            Tokens before a fact that G reads, at most; of a sentence to recall it reads half as many.
+        far_offset (`int`, *optional*, defaults to `128`):
+            Tokens between X and a `"far"` target.
 
         > Parameters that control walks over several windows
 
@@ -157,7 +176,7 @@ class GistConfig(GRPOConfig):
             those of evaluations alone. Training is the same with and without.
     """
 
-    _VALID_DICT_FIELDS = GRPOConfig._VALID_DICT_FIELDS
+    _VALID_DICT_FIELDS = [*GRPOConfig._VALID_DICT_FIELDS, "target_kinds"]
 
     # Parameters whose default values are overridden from GRPOConfig
     learning_rate: float = field(
@@ -196,6 +215,25 @@ class GistConfig(GRPOConfig):
         default=None,
         metadata={"help": "At most this many windows, or walks, are cut from a document. None takes all that fit."},
     )
+
+    # Parameters that control what a gist is paid for
+    target_kinds: dict | str | None = field(
+        default=None,
+        metadata={
+            "help": "Kinds of targets ('continuation', 'fact', 'recall', 'far'), each with its weight. Defaults to "
+            '{"continuation": 1}.'
+        },
+    )
+    targets_per_context: int = field(default=8, metadata={"help": "Targets of a context, where there are several."})
+    target_floor: float | None = field(
+        default=0.1,
+        metadata={
+            "help": "What the teacher must gain from the context over the cue alone for one of several targets to count, in "
+            "nats per token."
+        },
+    )
+    cue_length: int = field(default=12, metadata={"help": "Tokens before a fact that the generator reads, at most."})
+    far_offset: int = field(default=128, metadata={"help": "Tokens between the context and a far target."})
 
     # Parameters that control walks over several windows
     windows_per_document: int = field(
@@ -350,7 +388,16 @@ class GistConfig(GRPOConfig):
             self.max_windows_per_document,
             self.windows_per_document,
             geometry,
+            self.target_spec,
         )
+
+    @property
+    def target_spec(self) -> TargetSpec | None:
+        """Which targets a context gets, or `None` for the continuation alone."""
+        kinds = self.target_kinds or {}
+        if set(kinds) <= {"continuation"}:
+            return None
+        return TargetSpec(tuple(kinds.items()), self.targets_per_context, self.cue_length, self.far_offset)
 
     @property
     def column_rules(self) -> ColumnRules:

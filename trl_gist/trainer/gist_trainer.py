@@ -401,6 +401,8 @@ class GistTrainer(GRPOTrainer):
     def _log_rollout(self, rows, completions):
         for name in _SCORE_METRICS:
             self._log_metric(name, sum(row[name] for row in rows) / len(rows))
+        for name, value in self._target_measures(rows).items():
+            self._log_metric(name, value)
         if self.walk is not None:
             for name, value in self.walk.measures(rows).items():
                 self._log_metric(name, value)
@@ -409,12 +411,26 @@ class GistTrainer(GRPOTrainer):
         if self.args.generator_only:
             return  # what follows is about S
         for name in ("log_prob_gain", "kl_gain"):
-            signal = group_signal([row[f"token_{name}s"] for row in rows], self.num_generations)
+            gains = [
+                [score[name] for score in row["target_scores"]] if "targets" in row else row[f"token_{name}s"]
+                for row in rows
+            ]
+            signal = group_signal(gains, self.num_generations)
             for measure, value in signal.items():
                 self._log_metric(f"{measure.removesuffix('_std')}/{name}", value)
         step = self.state.global_step + 1
         for name, value in self.alarms.watch(rows, completions, self.num_generations, step).items():
             self._log_metric(name, value)
+
+    def _target_measures(self, rows):
+        """Means over the targets of each kind that this process had, where a context has several."""
+        scores = [score for row in rows if "targets" in row for score in row["target_scores"]]
+        measures = {"targets": len(scores) / len(rows)} if scores else {}
+        for kind in sorted({score["kind"] for score in scores}):
+            of_kind = [score for score in scores if score["kind"] == kind]
+            for name in ("teacher_kl", "kl_gain", "exact"):
+                measures[f"{kind}/{name}"] = sum(score[name] for score in of_kind) / len(of_kind)
+        return measures
 
     def _update_length_penalty(self, rows):
         if self.length_penalty.is_fixed:

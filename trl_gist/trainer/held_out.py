@@ -20,6 +20,7 @@ from collections.abc import Callable
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
+from ..data.targets import one_row_each
 from ..data.windows import window_key
 from ..scoring.controls import add_controls, summarize
 from ..scoring.gist_scorer import GistScorer
@@ -33,7 +34,7 @@ def measure(scorer: GistScorer, rows: list[dict], accelerator: Accelerator) -> t
         scorer ([`GistScorer`]):
             Scores what the controls have in a gist's place.
         rows (`list[dict]`):
-            What this rank has scored. Data-parallel samplers repeat some windows to fill their last batch; each counts
+            What this rank has scored; each target of a context is measured as a row of its own. Data-parallel samplers repeat some windows to fill their last batch; each counts
             once.
         accelerator ([`~accelerate.Accelerator`]):
             Of the trainer.
@@ -41,6 +42,9 @@ def measure(scorer: GistScorer, rows: list[dict], accelerator: Accelerator) -> t
     Returns:
         The rows of all ranks with their controls, and the measures, each with its standard error.
     """
+    rows = [
+        {**one, **score} for row in rows for one, score in zip(one_row_each(row), row["target_scores"], strict=True)
+    ]
     rows = list({(str(row["document_id"]), *window_key(row)): row for row in gather_object(rows)}.values())
     # Under ZeRO-3 each rank must run as many forwards as the others: the last ones score the first rows once more
     share = math.ceil(len(rows) / accelerator.num_processes)
@@ -48,7 +52,11 @@ def measure(scorer: GistScorer, rows: list[dict], accelerator: Accelerator) -> t
     mine = [(start + index) % len(rows) for index in range(share)]
     add_controls(scorer, rows, mine)
     rows = gather_object([rows[index] for index in mine])[: len(rows)]
-    return rows, summarize(rows)
+    measures, kinds = summarize(rows), sorted({row["kind"] for row in rows})
+    for kind in kinds if len(kinds) > 1 else ():
+        of_kind = summarize([row for row in rows if row["kind"] == kind])
+        measures |= {f"{kind}/{name}": value for name, value in of_kind.items()}
+    return rows, measures
 
 
 def readable_gists(rows: list[dict], decode: Callable[..., str]) -> list[dict[str, str]]:
