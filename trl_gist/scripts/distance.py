@@ -37,11 +37,6 @@ from .compare import named
 from .resumable import finish, held_out_documents, load_pair, measure_rows, open_folder
 
 
-# What decides the rows
-_DECISIVE = (
-    *("pair", "dataset", "dataset_config", "split", "text_column", "max_documents", "windows", "pairs"),
-    *("join_documents", "batch_size", "teacher"),
-)
 _WIDTH = 160
 
 
@@ -61,7 +56,7 @@ def measure_distance(args: DistanceArguments):
     models = {"teacher": teacher}
     for name, pair in {"pair": compactor, **others}.items():
         models |= {f"{name} summarizer": pair.summarizer, f"{name} generator": pair.generator}
-    folder = open_folder(args, "distance", _DECISIVE, models)
+    folder = open_folder(args, "distance", models)
     # Tokenising them is little beside reading them
     total = None if args.streaming else sum(readings.geometry.windows(len(text["ids"])) for text in documents())
     rows = measure_rows(folder, lambda rows: readings.walk(documents(skipped), args.windows, rows), total)

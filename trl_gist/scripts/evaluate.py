@@ -41,12 +41,6 @@ from .compare import check_compressors, compare
 from .resumable import finish, held_out_documents, load_pair, measure_rows, open_folder
 
 
-# What decides the rows
-_DECISIVE = (
-    *("pair", "dataset", "dataset_config", "split", "text_column", "max_documents", "max_windows_per_document"),
-    *("max_windows", "batch_size", "last_k", "budgets", "generator_only", "teacher", "compressors", "samples"),
-    *("token_classifier", "gists", "own_generators"),
-)
 _ROWS = ("teacher", "full", "gist", "null", "generator_only", "shuffled", "random", "last_k", "tail")
 
 
@@ -77,7 +71,7 @@ def evaluate(args: EvaluateArguments):
     models = {"summarizer": compactor.summarizer, "generator": compactor.generator, "teacher": teacher}
     if generator_only is not None:
         models["generator_only"] = generator_only
-    folder = open_folder(args, "evaluation", _DECISIVE, models)
+    folder = open_folder(args, "evaluation", models)
     settings = len(readings.settings)
     rows = measure_rows(
         folder, lambda rows: readings.read(islice(windows, len(rows) // settings, None), rows), count, settings

@@ -17,8 +17,9 @@ What `trl-gist evaluate` and `trl-gist distance` share: the pair and the documen
 where it was cut off, from the folder it opens to the page it ends with.
 """
 
+import dataclasses
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from datasets import Dataset, IterableDataset
@@ -32,6 +33,12 @@ from ..inference.compactor import GistCompactor
 from ..models.fingerprints import fingerprint
 from ..version import __version__
 from .arguments import HeldOutArguments
+
+
+# Of the arguments, what decides no row: where models are and come from, whose weights tell, and what is read besides
+_DECIDE_NO_ROW = {
+    *("device", "dtype", "revision", "trust_remote_code", "streaming", "output_dir", "overwrite", "readers"),
+}
 
 
 def load_pair(args: HeldOutArguments, pair: str, revision: str | None = None) -> GistCompactor:
@@ -49,19 +56,15 @@ def held_out_documents(args: HeldOutArguments) -> Dataset | IterableDataset:
     return documents
 
 
-def open_folder(
-    args: HeldOutArguments, kind: str, decisive: Iterable[str], models: dict[str, nn.Module]
-) -> EvaluationFolder:
+def open_folder(args: HeldOutArguments, kind: str, models: dict[str, nn.Module]) -> EvaluationFolder:
     """
     The folder that was asked for, or `kind` in the pair's.
 
     Args:
         args ([`HeldOutArguments`]):
-            Of the command.
+            Of the command. A folder where one that decides the rows was another holds another evaluation.
         kind (`str`):
             What the evaluation is, in one word.
-        decisive (`Iterable[str]`):
-            Those of `args` that decide the rows. A folder where one of them was another holds another evaluation.
         models (`dict[str, nn.Module]`):
             Whose weights decide the rows, by role.
 
@@ -71,7 +74,7 @@ def open_folder(
     pair = Path(args.pair)
     default = pair / kind if pair.is_dir() else Path(f"{args.pair.split('/')[-1]}-{kind}")
     settings = {
-        **{name: getattr(args, name) for name in decisive},
+        **{name: value for name, value in dataclasses.asdict(args).items() if name not in _DECIDE_NO_ROW},
         "fingerprints": {role: fingerprint(model) for role, model in models.items()},
         "version": __version__,
     }
