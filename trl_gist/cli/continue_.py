@@ -19,7 +19,8 @@ import dataclasses
 import json
 import sys
 
-from .flags import add_file, add_pair, add_window, load, positive, read_text
+from ..scripts.arguments import load_pair
+from .flags import add_file, add_pair, add_window, positive, read_text
 
 
 def add_parser(commands):
@@ -60,7 +61,7 @@ def run(args: argparse.Namespace):
 
 
 def _from_gist(args, text):
-    compactor, sampling = load(args), _sampling(args)
+    compactor, sampling = load_pair(args), _sampling(args)
     continuation = compactor.continue_text(text, args.tokens, args.do_sample, args.last_k, **sampling)
     print(json.dumps(dataclasses.asdict(continuation), ensure_ascii=False) if args.json else continuation.text)
 
@@ -69,7 +70,7 @@ def _from_session(args, text):
     """Token by token; with `--json`, one object at the end."""
     from transformers import TextStreamer
 
-    compactor, sampling = load(args), _sampling(args)
+    compactor, sampling = load_pair(args), _sampling(args)
     report = _report if args.verbose else None
     session = compactor.session(window=args.window, recursion=args.recursion, after_compaction=report)
     session.append(text)

@@ -32,9 +32,9 @@ from ..evaluation.distance.walk import DistanceReadings, long_documents
 from ..evaluation.folder import COSTS_FILE
 from ..evaluation.pages.environment import spread
 from ..version import __version__
-from .arguments import DistanceArguments
+from .arguments import DistanceArguments, load_pair
 from .compare import named
-from .resumable import finish, held_out_documents, load_pair, measure_rows, open_folder
+from .resumable import finish, held_out_documents, measure_rows, open_folder
 
 
 _WIDTH = 160
@@ -43,7 +43,7 @@ _WIDTH = 160
 def measure_distance(args: DistanceArguments):
     """Walks along held-out documents, and leaves rows, measures, plots and a page."""
     paths = named(args.pairs, "--pairs")
-    compactor = load_pair(args, args.pair, args.revision)
+    compactor = load_pair(args)
     teacher = load_teacher(compactor, args.teacher, args.trust_remote_code)
     others = {name: load_pair(args, path) for name, path in paths.items()}
     readings = DistanceReadings(compactor, teacher, others, args.batch_size)

@@ -13,8 +13,8 @@
 # limitations under the License.
 
 """
-What `trl-gist evaluate` and `trl-gist distance` share: the pair and the documents, and an evaluation that goes on
-where it was cut off, from the folder it opens to the page it ends with.
+What `trl-gist evaluate` and `trl-gist distance` share: the documents, and an evaluation that goes on where it was cut
+off, from the folder it opens to the page it ends with.
 """
 
 import dataclasses
@@ -29,7 +29,6 @@ from torch import nn
 
 from ..data.documents import load_documents
 from ..evaluation.folder import EvaluationFolder
-from ..inference.compactor import GistCompactor
 from ..models.fingerprints import fingerprint
 from ..version import __version__
 from .arguments import HeldOutArguments
@@ -39,11 +38,6 @@ from .arguments import HeldOutArguments
 _DECIDE_NO_ROW = {
     *("device", "dtype", "revision", "trust_remote_code", "streaming", "output_dir", "overwrite", "readers"),
 }
-
-
-def load_pair(args: HeldOutArguments, pair: str, revision: str | None = None) -> GistCompactor:
-    """The pair, or another one beside it."""
-    return GistCompactor.from_pretrained(pair, args.device, args.dtype, revision, args.trust_remote_code)
 
 
 def held_out_documents(args: HeldOutArguments) -> Dataset | IterableDataset:

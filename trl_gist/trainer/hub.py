@@ -27,9 +27,10 @@ from transformers.utils import CONFIG_NAME, GENERATION_CONFIG_NAME, SAFE_WEIGHTS
 from transformers.utils.hub import PushInProgress, hf_api
 
 from ..common.files import link_or_copy
+from ..common.run_files import PLOTS_DIR
 from ..pair import GENERATOR_DIR, PairConfig
 from .gist_config import GistConfig
-from .model_card import PLOTS_DIR, save_model_card
+from .model_card import save_model_card
 
 
 logger = get_logger(__name__)

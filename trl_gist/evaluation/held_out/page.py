@@ -26,7 +26,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ..folder import PLOTS_DIR, SETTINGS_FILE, read_measures, read_rows, write_page
+from ...common.run_files import PLOTS_DIR
+from ..folder import SETTINGS_FILE, read_measures, read_rows, write_page
 from ..gists.pattern_plots import survival_html
 from ..gists.patterns import PATTERNS
 from ..gists.transfer import GAINS
