@@ -30,7 +30,7 @@ from ..evaluation.distance.page import write_distance_page
 from ..evaluation.distance.plots import draw_distance
 from ..evaluation.distance.walk import DistanceReadings, long_documents
 from ..evaluation.folder import COSTS_FILE
-from ..evaluation.pages.environment import spread
+from ..evaluation.pages.render import spread
 from ..version import __version__
 from .arguments import DistanceArguments, load_pair
 from .compare import named

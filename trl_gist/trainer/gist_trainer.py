@@ -56,14 +56,6 @@ from ..rewards import length_penalty
 from . import held_out
 from .advantages import best_of_group, group_signal
 from .alarms import Alarms, StopOnAlarm
-from .arguments import (
-    RewardFunc,
-    check_arguments,
-    check_rewards,
-    draw_generator,
-    load_given,
-    rewards_and_weights,
-)
 from .checkpoints.manifest import Manifest
 from .checkpoints.pair_state import load_state, pair_config, save_pair, save_state
 from .checkpoints.resharding import load_universal, remove_universal
@@ -71,6 +63,14 @@ from .checkpoints.run_directory import RunDirectory
 from .checkpoints.staging import recover, replace_files, rotate, written_beside
 from .cold_start import first_steps_times
 from .config_checks import check_end_of_run
+from .constructor import (
+    RewardFunc,
+    check_arguments,
+    check_rewards,
+    draw_generator,
+    load_given,
+    rewards_and_weights,
+)
 from .data_order import EpochRepeatSampler, OneStream
 from .generator_trainer import GeneratorSchedule, GeneratorTrainer, read_adapter
 from .gist_config import GistConfig

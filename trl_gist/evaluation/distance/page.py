@@ -19,7 +19,7 @@ from pathlib import Path
 
 from ...common.run_files import PLOTS_DIR
 from ..folder import read_measures, read_rows, write_page
-from ..pages.environment import inline_plots, measure, render_page, spread, without_folders
+from ..pages.render import inline_plots, measure, render_page, spread, without_folders
 from .labels import arm_labels, stretch_label, verdict_sentences
 
 

@@ -31,8 +31,8 @@ from ..folder import SETTINGS_FILE, read_measures, read_rows, write_page
 from ..gists.pattern_plots import survival_html
 from ..gists.patterns import PATTERNS
 from ..gists.transfer import GAINS
-from ..pages.environment import headline, inline_plots, measure, render_page, spread, without_folders
 from ..pages.labels import reader_labels
+from ..pages.render import headline, inline_plots, measure, render_page, spread, without_folders
 from .plots import setting_label
 
 
