@@ -397,7 +397,7 @@ def test_an_evaluation_is_not_mixed_with_another(workspace, pair, tmp_path, fail
 
 
 def test_a_folder_holds_what_decides_its_rows(tmp_path):
-    """As older ones do. What an argument to come is for, nobody knows: it decides until somebody says that it does not."""
+    """As older ones do. An argument to come decides them too, until somebody says that it does not."""
     held_out = {"pair", "dataset", "dataset_config", "split", "text_column", "max_documents", "batch_size", "teacher"}
     of_evaluate = {"max_windows_per_document", "max_windows", "last_k", "budgets", "generator_only", "compressors"}
     of_evaluate |= {"samples", "token_classifier", "gists", "own_generators"}
