@@ -19,7 +19,7 @@ The whole method with no Trainer, to read and to change: sample gists, score the
 Rows are one at a time here, so that there is no padding, no mask and nothing to hide a mistake in.
 
 python -m examples.minimal_loop --model FOLDER_OR_NAME --texts my/*.txt        not run yet
-python -m examples.minimal_loop     the demo's model and articles, 80 seconds of a core a step; three steps have been run
+python -m examples.minimal_loop     the demo's model and articles, 80 seconds of a core a step; three have been run
 
     step 1: reward +0.016, KL(T‖G) 0.627, 23.4 tokens a gist
     step 2: reward +0.091, KL(T‖G) 0.397, 22.8 tokens a gist
@@ -72,9 +72,7 @@ def score_and_distill(generator, teacher, prompts, window, gists, weight):
     """
     context, last_k, target = window["context_ids"], window["last_k_ids"], window["target_ids"]
     with torch.no_grad():
-        teacher_TV = target_log_probs_TV(
-            teacher, prompts.teacher(context, last_k), target
-        )  # once per context, as the empty gist
+        teacher_TV = target_log_probs_TV(teacher, prompts.teacher(context, last_k), target)  # once per context
     null_kl = kl_divergence(teacher_TV, target_log_probs_TV(generator, prompts.generator([], last_k), target))
     (weight * GIST_DROPOUT * null_kl).backward()
     rewards, kls = [], []
@@ -142,7 +140,7 @@ def main(checkpoint, texts, steps):
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", help="folder, or name on the Hub (default: the demo's)")
-    parser.add_argument("--texts", nargs="+", type=Path, help="files of 160 tokens or more (default: the demo's)")
+    parser.add_argument("--texts", nargs="+", type=Path, help="files of over 160 tokens (default: the demo's)")
     parser.add_argument("--steps", type=int, default=20)
     args = parser.parse_args()
     if not (args.model and args.texts):
