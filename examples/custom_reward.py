@@ -32,6 +32,8 @@ python examples/custom_reward.py \
     --learning_rate 1e-4 --generator_learning_rate 2e-4 \
     --output_dir my-pair
 
+`trl_gist.scripts.train`, which it rests on, is public: it is what `trl-gist train` runs.
+
 The log then has `rewards/names_kept/mean` and `rewards/names_kept/std`, beside those of the others. Not run yet at
 this size; tests/examples/test_custom_reward.py runs the command on a tiny model.
 """

@@ -18,7 +18,8 @@ The whole method with no Trainer, to read and to change: sample gists, score the
 `GistTrainer` does the same, with groups sharing one forward, checkpoints, data parallelism and evaluation.
 Rows are one at a time here, so that there is no padding, no mask and nothing to hide a mistake in.
 
-python -m examples.minimal_loop --steps 20        some 80 seconds of a core a step; beyond the third not run yet
+python -m examples.minimal_loop --model FOLDER_OR_NAME --texts my/*.txt        not run yet
+python -m examples.minimal_loop     the demo's model and articles, 80 seconds of a core a step; three have been run
 
     step 1: reward +0.016, KL(T‖G) 0.627, 23.4 tokens a gist
     step 2: reward +0.091, KL(T‖G) 0.397, 22.8 tokens a gist
@@ -27,14 +28,13 @@ python -m examples.minimal_loop --steps 20        some 80 seconds of a core a st
 
 import argparse
 import copy
+from pathlib import Path
 
 from trl_gist.prompts import SUMMARIZER_PROMPT, GistPrompts, gist_from_completion
 
 import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
-
-from examples.demo_assets import smollm2_checkpoint, split_articles
 
 
 X, Y, K, MAX_GIST = 128, 32, 16, 24  # tokens of a context, of its target and its last k, and the most of a gist
@@ -73,8 +73,7 @@ def score_and_distill(generator, teacher, prompts, window, gists, weight):
     context, last_k, target = window["context_ids"], window["last_k_ids"], window["target_ids"]
     with torch.no_grad():
         teacher_TV = target_log_probs_TV(teacher, prompts.teacher(context, last_k), target)  # once per context
-    null_TV = target_log_probs_TV(generator, prompts.generator([], last_k), target)  # once per context
-    null_kl = kl_divergence(teacher_TV, null_TV)
+    null_kl = kl_divergence(teacher_TV, target_log_probs_TV(generator, prompts.generator([], last_k), target))
     (weight * GIST_DROPOUT * null_kl).backward()
     rewards, kls = [], []
     for gist in gists:
@@ -90,8 +89,7 @@ def policy_loss(summarizer, prompt_ids, completion_ids, advantage, tokens_in_rol
     """On-policy, the clipped ratio is 1 and its gradient is that of log π: minus advantage × log π, per token."""
     logits_SV = summarizer(input_ids=torch.tensor([prompt_ids + completion_ids])).logits[0].float() / TEMPERATURE
     log_p_CV = logits_SV[len(prompt_ids) - 1 : -1].log_softmax(-1)
-    log_p_C = log_p_CV.gather(-1, torch.tensor(completion_ids).unsqueeze(-1))
-    return -advantage * log_p_C.sum() / tokens_in_rollout
+    return -advantage * log_p_CV.gather(-1, torch.tensor(completion_ids).unsqueeze(-1)).sum() / tokens_in_rollout
 
 
 def train_step(summarizer, generator, teacher, prompts, tokenizer, windows, optimizers):
@@ -117,9 +115,8 @@ def train_step(summarizer, generator, teacher, prompts, tokenizer, windows, opti
     return tuple(values.mean().item() for values in (torch.cat(rewards), torch.tensor(kls), lengths))
 
 
-def main(steps):
+def main(checkpoint, texts, steps):
     torch.manual_seed(0)
-    checkpoint = smollm2_checkpoint()
     tokenizer = AutoTokenizer.from_pretrained(checkpoint)
     prompts = GistPrompts.from_tokenizer(tokenizer, SUMMARIZER_PROMPT)
     teacher = AutoModelForCausalLM.from_pretrained(checkpoint).requires_grad_(False)
@@ -127,12 +124,9 @@ def main(steps):
     memo = {id(parameter): parameter for parameter in teacher.parameters()}
     lora = LoraConfig(r=16, lora_alpha=32, target_modules="all-linear")
     summarizer, generator = (get_peft_model(copy.deepcopy(teacher, dict(memo)), lora) for _ in range(2))
-    optimizers = [
-        torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=lr)
-        for model, lr in ((summarizer, 1e-4), (generator, 5e-4))
-    ]
+    optimizers = torch.optim.AdamW(summarizer.parameters(), 1e-4), torch.optim.AdamW(generator.parameters(), 5e-4)
     windows = []
-    for text in split_articles()[0]["text"]:
+    for text in texts:
         ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
         for start in range(0, len(ids) - X - Y, X + Y):
             context, target = ids[start : start + X], ids[start + X : start + X + Y]
@@ -145,5 +139,11 @@ def main(steps):
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", help="folder, or name on the Hub (default: the demo's)")
+    parser.add_argument("--texts", nargs="+", type=Path, help="files of over 160 tokens (default: the demo's)")
     parser.add_argument("--steps", type=int, default=20)
-    main(parser.parse_args().steps)
+    args = parser.parse_args()
+    if not (args.model and args.texts):
+        from examples.demo_assets import smollm2_checkpoint, split_articles
+    texts = [path.read_text("utf-8") for path in args.texts] if args.texts else split_articles()[0]["text"]
+    main(args.model or smollm2_checkpoint(), texts, args.steps)

@@ -59,7 +59,7 @@ from transformers import TrainerCallback
 from trl_gist import GistConfig, GistTrainer
 from trl_gist.models.deepspeed import build_cpu_operators
 from trl_gist.trainer.checkpoints.manifest import MANIFEST_FILE, Manifest
-from trl_gist.trainer.checkpoints.staging import STAGING_DIR
+from trl_gist.trainer.checkpoints.staging import SAVING_DIR
 
 
 STEPS = 12
@@ -165,13 +165,13 @@ def ended(child: int) -> int | None:
 
 def complete_steps(output_dir: Path) -> list[int]:
     """Steps of the checkpoints that are there or lack nothing but their name."""
-    found = [*output_dir.glob("checkpoint-*"), *Path(output_dir, STAGING_DIR).glob("checkpoint-*")]
+    found = [*output_dir.glob("checkpoint-*"), *Path(output_dir, SAVING_DIR).glob("checkpoint-*")]
     return sorted(Manifest.load(path).step for path in found if (path / MANIFEST_FILE).is_file())
 
 
 def kill_once(output_dir: Path, child: int, rng: random.Random, duration: float) -> bool:
     """Kills the child at a random moment, in every second case one while it saves. Returns whether it still ran."""
-    staging = output_dir / STAGING_DIR
+    staging = output_dir / SAVING_DIR
     while not (output_dir / "started").exists():
         if (code := ended(child)) is not None:
             raise RuntimeError(f"An attempt ended with {code} before its first step.")
@@ -234,7 +234,7 @@ def chaos(directory: Path, kills: int, seed: int, with_lora: bool, ranks: int) -
             child = fork(output_dir, with_lora, bool(kept), ranks)
             if killed < kills and kill_once(output_dir, child, rng, duration / 2):
                 killed += 1
-                in_saving += (output_dir / STAGING_DIR).exists()
+                in_saving += (output_dir / SAVING_DIR).exists()
             else:
                 with contextlib.suppress(ChildProcessError):
                     os.waitpid(child, 0)

@@ -145,7 +145,7 @@ def co_train(
         reward_funcs=kl_gain,
         processing_class=tokenizer,
     )
-    trainer.extractive_summarizer = EvenlySpacedBits()
+    trainer.rollout.extractive_summarizer = EvenlySpacedBits()
     for callback in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(callback)
     trainer.add_callback(GistProgressCallback())

@@ -22,6 +22,7 @@ import shutil
 import subprocess
 import sys
 from configparser import ConfigParser
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -32,6 +33,8 @@ from tiny import make_documents
 from trl_gist import GistCompactor
 from trl_gist.cli import main
 from trl_gist.data.documents import load_documents
+from trl_gist.scripts.arguments import DistanceArguments, EvaluateArguments
+from trl_gist.scripts.resumable import open_folder
 from trl_gist.scripts.train import make_parser
 
 
@@ -391,6 +394,22 @@ def test_an_evaluation_is_not_mixed_with_another(workspace, pair, tmp_path, fail
     (tmp_path / "mine" / "notes.txt").write_text("mine")
     argv[argv.index(folder)] = tmp_path / "mine"
     assert "holds other files" in fails(*argv, "--overwrite")
+
+
+def test_a_folder_holds_what_decides_its_rows(tmp_path):
+    """As older ones do. An argument to come decides them too, until somebody says that it does not."""
+    held_out = {"pair", "dataset", "dataset_config", "split", "text_column", "max_documents", "batch_size", "teacher"}
+    of_evaluate = {"max_windows_per_document", "max_windows", "last_k", "budgets", "generator_only", "compressors"}
+    of_evaluate |= {"samples", "token_classifier", "gists", "own_generators"}
+    to_come = dataclasses.make_dataclass("ToCome", [("to_come", int, 1)], bases=(EvaluateArguments,), frozen=True)
+    for kind, own in (
+        (partial(DistanceArguments, windows=2), {"windows", "pairs", "join_documents"}),
+        (EvaluateArguments, of_evaluate),
+        (to_come, of_evaluate | {"to_come"}),
+    ):
+        args = kind(pair="pair", dataset=["text"], output_dir=str(tmp_path / str(len(own))))
+        settings = json.loads((open_folder(args, "evaluation", {}).path / "settings.json").read_text())
+        assert settings.keys() == held_out | own | {"fingerprints", "version"}
 
 
 def test_a_generator_of_another_prompt_is_no_control(workspace, pair, tmp_path, fails):

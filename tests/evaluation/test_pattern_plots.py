@@ -33,7 +33,7 @@ from trl_gist.evaluation.gists.pattern_plots import (
     survival_html,
 )
 from trl_gist.evaluation.gists.patterns import gist_patterns, summarize_patterns, survival
-from trl_gist.evaluation.pages.environment import spread
+from trl_gist.evaluation.pages.render import spread
 from trl_gist.evaluation.run_report.report import render
 from trl_gist.evaluation.run_report.run_folder import read_run
 

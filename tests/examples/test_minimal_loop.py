@@ -105,3 +105,14 @@ def test_the_minimal_loop_trains_both_models(tokenizer, minimal_loop, monkeypatc
     after = [p for model in (summarizer, generator) for p in model.parameters()]
     assert all(not torch.equal(old, new) for old, new in zip(before, after, strict=True))
     assert kls[-1] < kls[0]
+
+
+def test_the_minimal_loop_runs_on_a_model_and_texts_of_ones_own(
+    tokenizer, minimal_loop, monkeypatch, tmp_path, capsys
+):
+    for name, value in {"X": 24, "Y": 8, "K": 4, "MAX_GIST": 6, "GISTS": 2, "DOCUMENTS": 2}.items():
+        monkeypatch.setattr(minimal_loop, name, value)
+    make_model(tokenizer).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    minimal_loop.main(tmp_path, [tokenizer.decode(list(range(20, 90)))], steps=2)
+    assert [line[:7] for line in capsys.readouterr().out.splitlines()] == ["step 1:", "step 2:"]

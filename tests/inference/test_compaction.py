@@ -12,8 +12,11 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
+import copy
 import json
+import pickle
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from types import SimpleNamespace
 
@@ -116,6 +119,23 @@ def test_a_batch_equals_its_contexts_one_by_one(compactor, text_ids):
         single = compactor.compress(context)
         assert asdict(gist) == {**asdict(single), "log_prob": pytest.approx(single.log_prob, abs=1e-4)}
         assert gist.context_tokens == len(context)
+
+
+@pytest.mark.parametrize("method", ["compress_batch", "compress_windows", "iter_windows"])
+def test_a_batch_of_no_contexts_is_refused(compactor, method):
+    with pytest.raises(ValueError, match=r"`batch_size` \(0\) is how many .*: give 1 or more"):
+        getattr(compactor, method)([TEXT] if method == "compress_batch" else TEXT, batch_size=0)
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda pair: pickle.loads(pickle.dumps(pair))])
+def test_a_copy_writes_the_same_and_waits_for_no_call_of_the_original(compactor, text_ids, copied):
+    context = text_ids[:CONTEXT_LENGTH]
+    expected = compactor.compress(context).token_ids
+    with compactor.lock:
+        other = copied(compactor)
+        with ThreadPoolExecutor(1) as thread:
+            assert thread.submit(other.compress, context).result(60).token_ids == expected
+    assert storage_pointers(other.summarizer).isdisjoint(storage_pointers(compactor.summarizer))
 
 
 @pytest.mark.parametrize("do_sample", [False, True])

@@ -145,7 +145,7 @@ def test_the_cold_start_teaches_the_summarizer_the_rule(make_trainer, tokenizer)
     trainer = make_trainer(args=args)
     before = snapshot(trainer.generator)
     row = trainer.train_dataset[0]
-    (gist,) = trainer.extractive_summarizer.gists(row, [6])
+    (gist,) = trainer.rollout.extractive_summarizer.gists(row, [6])
 
     def log_prob():
         prompt = trainer.prompts.summarizer(row["context_ids"], row["last_k_ids"])

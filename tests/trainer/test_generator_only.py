@@ -110,12 +110,12 @@ def test_the_command_line_trains_on_a_compressor_by_name(checkpoint, tmp_path):
         return make_script_trainer(*make_parser().parse_args_and_config([*argv, *more]))
 
     context = list(range(40, 60))
-    tail = trainer("--generator_only", "true", "--compressor", "tail").compressor
+    tail = trainer("--generator_only", "true", "--compressor", "tail").rollout.compressor
     assert tail.compress([context], [6]) == [context[-6:]]
     for name in ("tf-idf", "self-information"):
         trained = trainer("--generator_only", "true", "--compressor", name)
         context = trained.train_dataset[0]["context_ids"]
-        (gist,) = trained.compressor.compress([context], [6])
+        (gist,) = trained.rollout.compressor.compress([context], [6])
         assert 0 < len(gist) <= 6 and set(gist) <= set(context)
     with pytest.raises(ValueError, match="`compressor` must be one of .*'tail'.*, got 'mine'"):
         trainer("--generator_only", "true", "--compressor", "mine")

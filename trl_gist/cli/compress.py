@@ -18,7 +18,8 @@ import argparse
 import dataclasses
 import json
 
-from .flags import add_batch_size, add_file, add_pair, load, positive, read_text
+from ..scripts.arguments import load_pair
+from .flags import add_batch_size, add_file, add_pair, positive, read_text
 
 
 def add_parser(commands):
@@ -58,5 +59,5 @@ def run(args: argparse.Namespace):
     if args.certify and not args.json:
         raise ValueError("--certify measures what only --json prints: add --json.")
     settings = {"last_k": args.last_k, "keep": args.keep, "certify": args.certify, "search": args.search}
-    for gist in load(args).iter_windows(text, args.budget, batch_size=args.batch_size, **settings):
+    for gist in load_pair(args).iter_windows(text, args.budget, batch_size=args.batch_size, **settings):
         print(json.dumps(dataclasses.asdict(gist), ensure_ascii=False) if args.json else gist.text, flush=True)

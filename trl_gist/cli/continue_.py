@@ -15,8 +15,12 @@
 """`trl-gist continue`: a text of any length goes on."""
 
 import argparse
+import dataclasses
+import json
+import sys
 
-from .flags import add_file, add_pair, add_window, load, positive, read_text
+from ..scripts.arguments import load_pair
+from .flags import add_file, add_pair, add_window, positive, read_text
 
 
 def add_parser(commands):
@@ -50,11 +54,44 @@ def run(args: argparse.Namespace):
             "--last_k goes on from one gist of the text's end, and --window, --recursion and --verbose are a "
             "session's: leave one of the two out."
         )
-    from ..scripts.continue_ import continue_from_gist, continue_session
-
-    sampling = {"do_sample": args.do_sample, "temperature": args.temperature, "seed": args.seed}
     if args.last_k is not None:
-        continue_from_gist(load(args), text, args.last_k, args.tokens, args.json, **sampling)
+        _from_gist(args, text)
     else:
-        session = {"window": args.window, "recursion": args.recursion, "verbose": args.verbose}
-        continue_session(load(args), text, args.tokens, args.json, **session, **sampling)
+        _from_session(args, text)
+
+
+def _from_gist(args, text):
+    compactor, sampling = load_pair(args), _sampling(args)
+    continuation = compactor.continue_text(text, args.tokens, args.do_sample, args.last_k, **sampling)
+    print(json.dumps(dataclasses.asdict(continuation), ensure_ascii=False) if args.json else continuation.text)
+
+
+def _from_session(args, text):
+    """Token by token; with `--json`, one object at the end."""
+    from transformers import TextStreamer
+
+    compactor, sampling = load_pair(args), _sampling(args)
+    report = _report if args.verbose else None
+    session = compactor.session(window=args.window, recursion=args.recursion, after_compaction=report)
+    session.append(text)
+    streamer = None if args.json else TextStreamer(compactor.tokenizer, skip_special_tokens=True)
+    continuation = session.generate(args.tokens, args.do_sample, streamer, **sampling)
+    if args.json:
+        compactions = [dataclasses.asdict(compaction) for compaction in session.history]
+        print(json.dumps({**dataclasses.asdict(continuation), "compactions": compactions}, ensure_ascii=False))
+
+
+def _sampling(args):
+    from transformers import set_seed
+
+    if args.seed is not None:
+        set_seed(args.seed)
+    return {"temperature": args.temperature} if args.do_sample else {}
+
+
+def _report(session, compaction):
+    print(
+        f"compaction {compaction.index}: {compaction.tokens_in} tokens up to {compaction.spans[-1][1]} -> "
+        f"{compaction.gist_tokens}: {compaction.gist!r}",
+        file=sys.stderr,
+    )

@@ -18,13 +18,8 @@ import argparse
 import dataclasses
 import importlib.util
 import sys
-from typing import TYPE_CHECKING
 
 from ..scripts.arguments import HeldOutArguments
-
-
-if TYPE_CHECKING:
-    from ..inference.compactor import GistCompactor
 
 
 def positive(value: str) -> int:
@@ -42,19 +37,6 @@ def add_pair(parser: argparse.ArgumentParser):
     )
     parser.add_argument("--revision", help="of the repository on the Hub")
     parser.add_argument("--trust_remote_code", action="store_true", help="let checkpoints run their own code")
-
-
-def load(args: argparse.Namespace) -> "GistCompactor":
-    """The pair of [`add_pair`]."""
-    from ..inference.compactor import GistCompactor
-
-    return GistCompactor.from_pretrained(
-        args.pair,
-        device=args.device,
-        dtype=args.dtype,
-        revision=args.revision,
-        trust_remote_code=args.trust_remote_code,
-    )
 
 
 def add_batch_size(parser: argparse.ArgumentParser, default: int):

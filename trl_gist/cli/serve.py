@@ -18,8 +18,9 @@ import argparse
 from functools import partial
 from pathlib import Path
 
+from ..scripts.arguments import load_pair
 from ..serving.config import ServingConfig
-from .flags import add_pair, add_window, as_dataclass, check_installed, load, positive
+from .flags import add_pair, add_window, as_dataclass, check_installed, positive
 
 
 def add_parser(commands):
@@ -61,7 +62,7 @@ def run(args: argparse.Namespace):
     from ..scripts.serve import serve
 
     name = args.served_name or Path(args.pair).name
-    serve(partial(load, args), name, as_dataclass(ServingConfig, args), args.host, args.port, args.api_key_file)
+    serve(partial(load_pair, args), name, as_dataclass(ServingConfig, args), args.host, args.port, args.api_key_file)
 
 
 def _port(value):

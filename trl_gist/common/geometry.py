@@ -75,16 +75,3 @@ def join(parts: list[list[int]], separator_ids: list[int]) -> list[int]:
     for part in parts:
         joined += [*separator_ids, *part] if joined and part else part
     return joined
-
-
-def walk_geometry(args, separator_length: int) -> Geometry:
-    """Of a [`GistConfig`]. Raises `ValueError` if a context has no room for a chunk."""
-    gist_length = args.max_completion_length
-    chunk_length = rolling_chunk_length(args.context_length, args.last_k, gist_length, separator_length)
-    if chunk_length < 1:
-        raise ValueError(
-            f"`windows_per_document` ({args.windows_per_document}): a context of `context_length` ({args.context_length}) "
-            f"tokens must hold a gist (`max_completion_length`, {gist_length}), a separator ({separator_length}), `last_k` "
-            f"({args.last_k}) and a chunk. Raise `context_length`."
-        )
-    return Geometry(args.context_length, chunk_length, args.last_k, args.target_length)

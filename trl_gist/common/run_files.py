@@ -12,7 +12,7 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""The files of a run's log: their names, and how they are read back."""
+"""The files of a run's log: their names, how they are read back, and where plots lie."""
 
 import json
 import math
@@ -21,8 +21,7 @@ from pathlib import Path
 
 
 RUN_LOG_DIR = "run_log"
-
-
+PLOTS_DIR = "plots"  # of an evaluation, and of a pair on the Hub
 RUN_FILE, METRICS_FILE, GISTS_FILE = "run.json", "metrics.jsonl", "gists.jsonl"
 
 

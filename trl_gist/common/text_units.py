@@ -22,10 +22,7 @@ import regex
 
 KINDS = ("number", "name", "function", "punctuation", "other")
 
-
 _CJK = r"\p{Han}\p{Hiragana}\p{Katakana}\p{Hangul}\p{Bopomofo}"
-
-
 _UNIT = regex.compile(
     rf"""
     \p{{Nd}}+ (?: [.,]\p{{Nd}}+ )* [\p{{L}}--[{_CJK}]]*       # 1,854.5 and 1950s
@@ -36,33 +33,21 @@ _UNIT = regex.compile(
     """,
     regex.VERBOSE | regex.VERSION1,
 )
-
-
 CJK_UNIT = regex.compile(f"[{_CJK}]")
-
-
 _SIGN = regex.compile(r"[^\p{L}\p{M}\p{N}]")
-
 
 _SENTENCE_START = regex.compile(
     r"""(?: ^ | [.!?…。！？:]["'\p{Pe}\p{Pf}]*\s | \n ) [\s\p{Ps}\p{Pi}"'*#–—-]* $""", regex.VERBOSE
 )
 
-
 _MONTHS = [*calendar.month_name[1:], *calendar.month_abbr[1:], "Sept"]
-
-
 _DAYS = [*calendar.day_name, *calendar.day_abbr]
-
-
 _MONTH, _DAY, _YEAR = rf"(?:{'|'.join(_MONTHS)})\b\.?", r"\d{1,2}(?:st|nd|rd|th)?\b", r"(?:1\d{3}|20\d{2})\b"
-
 
 DATE = regex.compile(
     rf"\b(?:\d{{4}}-\d{{2}}-\d{{2}}\b|{_DAY}\s+(?:of\s+)?{_MONTH}(?:,?\s+{_YEAR})?"
     rf"|{_MONTH}\s+{_DAY}(?:,?\s+{_YEAR})?|{_MONTH},?\s+{_YEAR}|(?<![\d.,-]){_YEAR}(?![.,-]\d))"
 )
-
 
 FUNCTION_WORDS = frozenset(
     # articles and determiners

@@ -28,12 +28,12 @@ import os
 import shutil
 from pathlib import Path
 
-from ..common.run_files import finite
+from ..common.run_files import PLOTS_DIR, finite
 
 
 SETTINGS_FILE, ROWS_FILE, MEASURES_FILE = "settings.json", "rows.jsonl", "measures.json"
 COMPRESSORS_FILE, CONTEXTS_FILE, COSTS_FILE = "compressors.jsonl", "contexts.jsonl", "costs.jsonl"
-PAGE_FILE, PLOTS_DIR = "evaluation.html", "plots"
+PAGE_FILE = "evaluation.html"
 
 
 class EvaluationFolder:

@@ -55,6 +55,12 @@ class GistRequest:
     certify: bool
     search: bool
 
+    def __post_init__(self):
+        if self.batch_size < 1:
+            raise ValueError(
+                f"`batch_size` ({self.batch_size}) is how many contexts are read in one forward: give 1 or more."
+            )
+
 
 class GistCompactor(LoadedPair):
     """

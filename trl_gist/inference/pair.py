@@ -60,11 +60,23 @@ class LoadedPair:
         self.generator = generator
         self.tokenizer = tokenizer
         self.pair = pair
+        self._complete()
+
+    def _complete(self):
+        """What is made of the rest: a copy makes its own."""
+        pair = self.pair
         self.prompts = GistPrompts.from_tokenizer(
-            tokenizer, pair.summarizer_prompt, pair.tail_length, pair.generator_prompt, pair.chat_template_kwargs
+            self.tokenizer, pair.summarizer_prompt, pair.tail_length, pair.generator_prompt, pair.chat_template_kwargs
         )
         # One model call at a time. Reentrant, because a streamer may use another session from within one
         self.lock = threading.RLock()
+
+    def __getstate__(self):
+        return {name: value for name, value in vars(self).items() if name not in ("prompts", "lock")}
+
+    def __setstate__(self, state):
+        vars(self).update(state)
+        self._complete()
 
     @classmethod
     def from_pretrained(

@@ -27,8 +27,7 @@ from transformers.utils import CONFIG_NAME as MODEL_CONFIG_NAME
 from ..pair import PAIR_CONFIG_NAME
 from .adapters import check_leaves_base
 from .attention import use_matmul_attention
-from .pretrained import create_model_from_path
-from .roles import clone_with_shared_parameters
+from .roles import clone_with_shared_parameters, create_model_from_path
 
 
 class HalfLoader:

@@ -20,14 +20,15 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
+import transformers
+from accelerate import PartialState
 from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import ModulesToSaveWrapper
-from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from .adapters import check_folder, check_given, check_teacher
 from .deepspeed import is_sharded, whole_shape
-from .pretrained import create_model_from_path
 
 
 @dataclass
@@ -110,6 +111,26 @@ def load_roles(
         teacher = clone(generator)
     teacher.requires_grad_(False)
     return Roles(summarizer, generator, teacher)
+
+
+def create_model_from_path(checkpoint: str, **init_kwargs) -> PreTrainedModel:
+    """
+    The model of a checkpoint, of the class that it names. As TRL's function of this name (1.16), so that a pair is
+    loaded without TRL as it was in training.
+
+    Args:
+        checkpoint (`str`):
+            A folder, or a repository on the Hub.
+        init_kwargs:
+            For `from_pretrained`. `dtype` defaults to float32; `device_map` to `"auto"` on a GPU, elsewhere to `None`.
+    """
+    init_kwargs.setdefault("dtype", torch.float32)
+    if "device_map" not in init_kwargs:
+        init_kwargs["device_map"] = None if PartialState().device.type in ("cpu", "mps") else "auto"
+    config = AutoConfig.from_pretrained(checkpoint, trust_remote_code=init_kwargs.get("trust_remote_code", False))
+    # A class that is the checkpoint's own is not in transformers
+    architecture = getattr(transformers, config.architectures[0], AutoModelForCausalLM)
+    return architecture.from_pretrained(checkpoint, **init_kwargs)
 
 
 def clone_with_shared_parameters(model: PreTrainedModel | PeftModel) -> PreTrainedModel:

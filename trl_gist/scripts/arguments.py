@@ -14,10 +14,15 @@
 
 """
 What `trl-gist evaluate` and `trl-gist distance` are told: a field for each flag, whose help says what it is. Nothing
-heavy is imported, so that the command line takes names and defaults from here.
+heavy is imported at the top, so that the command line takes names and defaults from here.
 """
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+
+if TYPE_CHECKING:
+    from ..inference.compactor import GistCompactor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,3 +70,11 @@ class DistanceArguments(HeldOutArguments):
     windows: int
     pairs: list[str] | None = None
     join_documents: bool = False
+
+
+def load_pair(args, pair: str | None = None) -> "GistCompactor":
+    """The pair of a command's arguments, or another one that is loaded as it is, but for the revision."""
+    from ..inference.compactor import GistCompactor
+
+    revision = args.revision if pair is None else None
+    return GistCompactor.from_pretrained(pair or args.pair, args.device, args.dtype, revision, args.trust_remote_code)

@@ -20,13 +20,14 @@ from itertools import islice
 from rich.console import Console
 from rich.progress import track
 
+from ..common.run_files import PLOTS_DIR
 from ..evaluation import PairReadings, load_generator_only
 from ..evaluation.comparison.compare import compare_compressors, summarize_comparison
 from ..evaluation.comparison.pool import plot_pool
 from ..evaluation.comparison.tables import comparison_tables, plot_comparison
 from ..evaluation.compressors import TrainedSummarizer, write_contexts
 from ..evaluation.compressors.registry import COMPRESSORS, standard_compressors
-from ..evaluation.folder import COMPRESSORS_FILE, CONTEXTS_FILE, PLOTS_DIR, EvaluationFolder
+from ..evaluation.folder import COMPRESSORS_FILE, CONTEXTS_FILE, EvaluationFolder
 from ..scoring.extraction import IDF_CONTEXTS
 from .arguments import EvaluateArguments
 

@@ -30,25 +30,20 @@ from ..evaluation.distance.page import write_distance_page
 from ..evaluation.distance.plots import draw_distance
 from ..evaluation.distance.walk import DistanceReadings, long_documents
 from ..evaluation.folder import COSTS_FILE
-from ..evaluation.pages.environment import spread
+from ..evaluation.pages.render import spread
 from ..version import __version__
-from .arguments import DistanceArguments
+from .arguments import DistanceArguments, load_pair
 from .compare import named
-from .resumable import finish, held_out_documents, load_pair, measure_rows, open_folder
+from .resumable import finish, held_out_documents, measure_rows, open_folder
 
 
-# What decides the rows
-_DECISIVE = (
-    *("pair", "dataset", "dataset_config", "split", "text_column", "max_documents", "windows", "pairs"),
-    *("join_documents", "batch_size", "teacher"),
-)
 _WIDTH = 160
 
 
 def measure_distance(args: DistanceArguments):
     """Walks along held-out documents, and leaves rows, measures, plots and a page."""
     paths = named(args.pairs, "--pairs")
-    compactor = load_pair(args, args.pair, args.revision)
+    compactor = load_pair(args)
     teacher = load_teacher(compactor, args.teacher, args.trust_remote_code)
     others = {name: load_pair(args, path) for name, path in paths.items()}
     readings = DistanceReadings(compactor, teacher, others, args.batch_size)
@@ -61,7 +56,7 @@ def measure_distance(args: DistanceArguments):
     models = {"teacher": teacher}
     for name, pair in {"pair": compactor, **others}.items():
         models |= {f"{name} summarizer": pair.summarizer, f"{name} generator": pair.generator}
-    folder = open_folder(args, "distance", _DECISIVE, models)
+    folder = open_folder(args, "distance", models)
     # Tokenising them is little beside reading them
     total = None if args.streaming else sum(readings.geometry.windows(len(text["ids"])) for text in documents())
     rows = measure_rows(folder, lambda rows: readings.walk(documents(skipped), args.windows, rows), total)

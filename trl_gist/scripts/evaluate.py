@@ -22,10 +22,11 @@ from rich.console import Console
 from rich.table import Table
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from ..common.run_files import PLOTS_DIR
 from ..common.statistics import is_number, with_error
 from ..data.windows import PositionLimits, WindowSpec, prepare_windows
 from ..evaluation import PairReadings, load_generator_only, load_teacher
-from ..evaluation.folder import PLOTS_DIR, EvaluationFolder
+from ..evaluation.folder import EvaluationFolder
 from ..evaluation.gists.pattern_plots import draw_survival
 from ..evaluation.gists.patterns import PATTERNS, gist_patterns, summarize_patterns, survival
 from ..evaluation.gists.transfer import as_text, read_as_text, read_by_pair, summarize_transfer, transfer_table
@@ -36,17 +37,11 @@ from ..evaluation.pages.labels import reader_labels
 from ..evaluation.pages.plots import save_figure
 from ..models.roles import max_positions
 from ..version import __version__
-from .arguments import EvaluateArguments
+from .arguments import EvaluateArguments, load_pair
 from .compare import check_compressors, compare
-from .resumable import finish, held_out_documents, load_pair, measure_rows, open_folder
+from .resumable import finish, held_out_documents, measure_rows, open_folder
 
 
-# What decides the rows
-_DECISIVE = (
-    *("pair", "dataset", "dataset_config", "split", "text_column", "max_documents", "max_windows_per_document"),
-    *("max_windows", "batch_size", "last_k", "budgets", "generator_only", "teacher", "compressors", "samples"),
-    *("token_classifier", "gists", "own_generators"),
-)
 _ROWS = ("teacher", "full", "gist", "null", "generator_only", "shuffled", "random", "last_k", "tail")
 
 
@@ -55,7 +50,7 @@ def evaluate(args: EvaluateArguments):
     if args.compressors is not None:
         check_compressors(args)
     documents = held_out_documents(args)
-    compactor = load_pair(args, args.pair, args.revision)
+    compactor = load_pair(args)
     pair = compactor.pair
     teacher = load_teacher(compactor, args.teacher, args.trust_remote_code)
     generator_only = None
@@ -77,7 +72,7 @@ def evaluate(args: EvaluateArguments):
     models = {"summarizer": compactor.summarizer, "generator": compactor.generator, "teacher": teacher}
     if generator_only is not None:
         models["generator_only"] = generator_only
-    folder = open_folder(args, "evaluation", _DECISIVE, models)
+    folder = open_folder(args, "evaluation", models)
     settings = len(readings.settings)
     rows = measure_rows(
         folder, lambda rows: readings.read(islice(windows, len(rows) // settings, None), rows), count, settings

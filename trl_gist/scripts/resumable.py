@@ -13,12 +13,13 @@
 # limitations under the License.
 
 """
-What `trl-gist evaluate` and `trl-gist distance` share: the pair and the documents, and an evaluation that goes on
-where it was cut off, from the folder it opens to the page it ends with.
+What `trl-gist evaluate` and `trl-gist distance` share: the documents, and an evaluation that goes on where it was cut
+off, from the folder it opens to the page it ends with.
 """
 
+import dataclasses
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from datasets import Dataset, IterableDataset
@@ -28,15 +29,15 @@ from torch import nn
 
 from ..data.documents import load_documents
 from ..evaluation.folder import EvaluationFolder
-from ..inference.compactor import GistCompactor
 from ..models.fingerprints import fingerprint
 from ..version import __version__
 from .arguments import HeldOutArguments
 
 
-def load_pair(args: HeldOutArguments, pair: str, revision: str | None = None) -> GistCompactor:
-    """The pair, or another one beside it."""
-    return GistCompactor.from_pretrained(pair, args.device, args.dtype, revision, args.trust_remote_code)
+# Of the arguments, what decides no row: where models are and come from, whose weights tell, and what is read besides
+_DECIDE_NO_ROW = {
+    *("device", "dtype", "revision", "trust_remote_code", "streaming", "output_dir", "overwrite", "readers"),
+}
 
 
 def held_out_documents(args: HeldOutArguments) -> Dataset | IterableDataset:
@@ -49,19 +50,15 @@ def held_out_documents(args: HeldOutArguments) -> Dataset | IterableDataset:
     return documents
 
 
-def open_folder(
-    args: HeldOutArguments, kind: str, decisive: Iterable[str], models: dict[str, nn.Module]
-) -> EvaluationFolder:
+def open_folder(args: HeldOutArguments, kind: str, models: dict[str, nn.Module]) -> EvaluationFolder:
     """
     The folder that was asked for, or `kind` in the pair's.
 
     Args:
         args ([`HeldOutArguments`]):
-            Of the command.
+            Of the command. A folder where one that decides the rows was another holds another evaluation.
         kind (`str`):
             What the evaluation is, in one word.
-        decisive (`Iterable[str]`):
-            Those of `args` that decide the rows. A folder where one of them was another holds another evaluation.
         models (`dict[str, nn.Module]`):
             Whose weights decide the rows, by role.
 
@@ -71,7 +68,7 @@ def open_folder(
     pair = Path(args.pair)
     default = pair / kind if pair.is_dir() else Path(f"{args.pair.split('/')[-1]}-{kind}")
     settings = {
-        **{name: getattr(args, name) for name in decisive},
+        **{name: value for name, value in dataclasses.asdict(args).items() if name not in _DECIDE_NO_ROW},
         "fingerprints": {role: fingerprint(model) for role, model in models.items()},
         "version": __version__,
     }

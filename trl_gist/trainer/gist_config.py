@@ -20,11 +20,12 @@ import torch
 from transformers import PreTrainedTokenizerBase
 from trl import GRPOConfig
 
-from ..common.geometry import SEPARATOR, walk_geometry
+from ..common.geometry import SEPARATOR
 from ..data.targets import TargetSpec
 from ..data.windows import ColumnRules, WindowSpec
 from ..prompts import GENERATOR_PROMPT, SUMMARIZER_PROMPT_WITH_TAIL
 from .config_checks import check_config, resolve_best_model
+from .walks import walk_geometry
 
 
 @dataclass

@@ -53,11 +53,17 @@ from ..models.shared_prefix import check_padded, shared_prefix_log_probs, why_no
 from ..pair import GENERATOR_DIR, PAIR_CONFIG_NAME
 from ..prompts import GistPrompts, gist_from_completion
 from ..rewards import length_penalty
-from ..scoring.extraction import IDF_CONTEXTS
 from . import held_out
 from .advantages import best_of_group, group_signal
 from .alarms import Alarms, StopOnAlarm
-from .arguments import (
+from .checkpoints.manifest import Manifest
+from .checkpoints.pair_state import load_state, pair_config, save_pair, save_state
+from .checkpoints.resharding import load_universal, remove_universal
+from .checkpoints.run_directory import RunDirectory
+from .checkpoints.staging import recover, replace_files, rotate, written_beside
+from .cold_start import first_steps_times
+from .config_checks import check_end_of_run
+from .constructor import (
     RewardFunc,
     check_arguments,
     check_rewards,
@@ -65,13 +71,6 @@ from .arguments import (
     load_given,
     rewards_and_weights,
 )
-from .checkpoints.manifest import Manifest
-from .checkpoints.pair_state import load_state, pair_config, save_pair, save_state
-from .checkpoints.resharding import load_universal, remove_universal
-from .checkpoints.run_directory import RunDirectory
-from .checkpoints.staging import recover, replace_files, rotate, written_beside
-from .cold_start import ExtractiveSummarizer, first_steps_times
-from .config_checks import check_end_of_run
 from .data_order import EpochRepeatSampler, OneStream
 from .generator_trainer import GeneratorSchedule, GeneratorTrainer, read_adapter
 from .gist_config import GistConfig
@@ -192,7 +191,6 @@ class GistTrainer(GRPOTrainer):
             compressor,
         )
         reward_funcs, weights = rewards_and_weights(reward_funcs, args)
-        self.compressor = compressor
         self.initial_reward_weights = weights
         price = weights[reward_funcs.index(length_penalty)] if length_penalty in reward_funcs else 0.0
         self.length_penalty = LengthPenalty(price, args)
@@ -232,7 +230,7 @@ class GistTrainer(GRPOTrainer):
         # After S's adapter is drawn, so that a run with S alone draws the same one
         generator = draw_generator(self.model, roles, generator_peft_config, teacher_digest)
         self.generator_trainer = GeneratorTrainer(generator, roles.teacher, self.prompts, args, self.accelerator)
-        self._prepare_rollouts()
+        self._prepare_rollouts(compressor)
         self._add_callbacks()
 
     def _cut_windows(self, train_dataset, eval_dataset, tokenizer, args, roles):
@@ -295,20 +293,15 @@ class GistTrainer(GRPOTrainer):
         if not is_sharded(self.model):
             self._choose_layout()
 
-    def _prepare_rollouts(self):
+    def _prepare_rollouts(self, compressor):
         args = self.args
         self.walk = None
         if args.windows_per_document > 1:
             self.walk = Walk(self.prompts, args, self.processing_class.decode)
-        self.rollout = GistRollout(self)
+        self.rollout = GistRollout(self, compressor)
+        if isinstance(self.train_dataset, IterableDataset):
+            self.skipped_rows["train"].counts.clear()  # what the cold start's rule learned from is read again
         self.last_measures, self.last_gists, self.eval_rows = {}, [], []
-        if args.cold_start_steps > 0 and not args.generator_only:
-            sample = (row["context_ids"] for row in self.train_dataset.take(IDF_CONTEXTS))
-            self.extractive_summarizer = ExtractiveSummarizer(
-                args.cold_start_gists, sample, self.generator_trainer.scorer.teacher, self.rollout.unread_ids
-            )
-            if isinstance(self.train_dataset, IterableDataset):
-                self.skipped_rows["train"].counts.clear()  # they will be read again
 
     def _add_callbacks(self):
         args = self.args

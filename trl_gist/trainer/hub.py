@@ -27,15 +27,15 @@ from transformers.utils import CONFIG_NAME, GENERATION_CONFIG_NAME, SAFE_WEIGHTS
 from transformers.utils.hub import PushInProgress, hf_api
 
 from ..common.files import link_or_copy
+from ..common.run_files import PLOTS_DIR
 from ..pair import GENERATOR_DIR, PairConfig
+from .checkpoints.staging import PUSHING_DIR
 from .gist_config import GistConfig
-from .model_card import PLOTS_DIR, save_model_card
+from .model_card import save_model_card
 
 
 logger = get_logger(__name__)
 
-# In `output_dir`; with an underscore, as all that Trainer (5.23) leaves out of a push
-STAGING_DIR = "_hub"
 LAST_CHECKPOINT_DIR = "last-checkpoint"
 REPORT_FILE = "report.html"
 
@@ -77,7 +77,7 @@ class PairHub:
         """Removes what a killed run did not come to push, and makes the branch: now, and not after hours of training."""
         if not self.trainer.is_world_process_zero():
             return
-        shutil.rmtree(Path(self.args.output_dir, STAGING_DIR), ignore_errors=True)
+        shutil.rmtree(Path(self.args.output_dir, PUSHING_DIR), ignore_errors=True)
         if self.args.hub_revision is not None:
             token = token if token is not None else self.args.hub_token
             repo = self.trainer.hub_model_id
@@ -115,7 +115,7 @@ class PairHub:
         try:
             stage = self.stage(checkpoint, Path(checkpoint).name, resume_dir)
         except OSError as error:  # a full disk
-            logger.warning(f"{checkpoint} is not pushed: it could not be staged in {STAGING_DIR}/. {error}")
+            logger.warning(f"{checkpoint} is not pushed: it could not be staged in {PUSHING_DIR}/. {error}")
             return
         by_epoch = self.args.save_strategy == SaveStrategy.EPOCH
         when = f"epoch {int(trainer.state.epoch)}" if by_epoch else f"step {trainer.state.global_step}"
@@ -130,7 +130,7 @@ class PairHub:
     def stage(self, source: str, name: str, resume_dir: str | None = None, by_copy: bool = False) -> Path:
         """A folder with what one commit will hold: the pair in `source` and, under `resume_dir`, all of `source`."""
         place = shutil.copy2 if by_copy else link_or_copy
-        stage = Path(self.args.output_dir, STAGING_DIR, name)
+        stage = Path(self.args.output_dir, PUSHING_DIR, name)
         shutil.rmtree(stage, ignore_errors=True)
         for half in ("", GENERATOR_DIR):
             Path(stage, half).mkdir(parents=True)

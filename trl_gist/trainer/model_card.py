@@ -20,10 +20,8 @@ from pathlib import Path
 from huggingface_hub import ModelCard, ModelCardData
 from peft.utils import CONFIG_NAME as ADAPTER_CONFIG_NAME
 
+from ..common.run_files import PLOTS_DIR
 from ..pair import GENERATOR_DIR, PairConfig
-
-
-PLOTS_DIR = "plots"
 
 
 _CARD = """---

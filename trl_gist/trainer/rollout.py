@@ -17,6 +17,8 @@
 import torch
 
 from ..prompts import before_last_k, gist_from_completion
+from ..scoring.extraction import IDF_CONTEXTS
+from .cold_start import ExtractiveSummarizer
 
 
 # Multiples of it, modulo 1, spread evenly over [0, 1) however many there are
@@ -34,12 +36,27 @@ class GistRollout:
 
     Args:
         trainer ([`GistTrainer`]):
-            Samples from S, and says which of the sources is asked.
+            Samples from S, and says which of the sources is asked. Its prompts, windows and teacher are there already.
+        compressor (*optional*):
+            See [`GistTrainer`].
+
+    Attributes:
+        compressor (*optional*):
+            The same, which may be set later: it may need the trainer's models.
+        extractive_summarizer ([`~trainer.cold_start.ExtractiveSummarizer`]):
+            The rule of the cold start, if there is one.
     """
 
-    def __init__(self, trainer):
+    def __init__(self, trainer, compressor=None):
         self.trainer = trainer
         self.args = trainer.args
+        self.compressor = compressor
+        if self.args.cold_start_steps > 0 and not self.args.generator_only:
+            sample = (row["context_ids"] for row in trainer.train_dataset.take(IDF_CONTEXTS))
+            teacher = trainer.generator_trainer.scorer.teacher
+            self.extractive_summarizer = ExtractiveSummarizer(
+                self.args.cold_start_gists, sample, teacher, self.unread_ids
+            )
 
     def rows(self, inputs: list[dict]) -> list[dict]:
         """
@@ -128,7 +145,7 @@ class GistRollout:
         size, completions = self.trainer.gists_per_context, []
         for row in rows[::size]:
             length = row.get("budget") or self._cold_start_length()
-            for gist in self.trainer.extractive_summarizer.gists(row, [length] * size):
+            for gist in self.extractive_summarizer.gists(row, [length] * size):
                 # Where the limit cuts, S need not learn to stop
                 at_limit = len(gist) == (row.get("budget") or self.args.max_completion_length)
                 completions.append(gist if at_limit else self._ended(gist))
@@ -141,12 +158,12 @@ class GistRollout:
         return torch.randint(1, self.args.max_completion_length + 1, ()).item()
 
     def _by_compressor(self, rows):
-        size, compressor, unread = self.trainer.gists_per_context, self.trainer.compressor, self.unread_ids
+        size, unread = self.trainer.gists_per_context, self.unread_ids
         rows = rows[::size]
         gists = [[] for _ in rows]
-        if compressor is not None:
+        if self.compressor is not None:
             contexts = [before_last_k(row["context_ids"], row["last_k_ids"]) for row in rows]
-            gists = compressor.compress(contexts, [row.get("budget") or self.args.tail_length for row in rows])
+            gists = self.compressor.compress(contexts, [row.get("budget") or self.args.tail_length for row in rows])
         gists = [[token for token in gist if token not in unread] for gist in gists]
         return [self._ended(gist) for gist in gists for _ in range(size)]
 

@@ -17,8 +17,9 @@
 import os
 from pathlib import Path
 
-from ..folder import PLOTS_DIR, read_measures, read_rows, write_page
-from ..pages.environment import inline_plots, measure, render_page, spread, without_folders
+from ...common.run_files import PLOTS_DIR
+from ..folder import read_measures, read_rows, write_page
+from ..pages.render import inline_plots, measure, render_page, spread, without_folders
 from .labels import arm_labels, stretch_label, verdict_sentences
 
 

@@ -20,8 +20,9 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
+from ...common.run_files import PLOTS_DIR
 from ...common.statistics import with_error
-from ..folder import PLOTS_DIR, read_measures
+from ..folder import read_measures
 from ..pages.plots import GIST, NULL, OCHRE, PLUM, plot_style, save_figure
 from .labels import arm_labels
 

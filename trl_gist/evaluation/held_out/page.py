@@ -26,12 +26,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ..folder import PLOTS_DIR, SETTINGS_FILE, read_measures, read_rows, write_page
+from ...common.run_files import PLOTS_DIR
+from ..folder import SETTINGS_FILE, read_measures, read_rows, write_page
 from ..gists.pattern_plots import survival_html
 from ..gists.patterns import PATTERNS
 from ..gists.transfer import GAINS
-from ..pages.environment import headline, inline_plots, measure, render_page, spread, without_folders
 from ..pages.labels import reader_labels
+from ..pages.render import headline, inline_plots, measure, render_page, spread, without_folders
 from .plots import setting_label
 
 

@@ -21,7 +21,8 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
-from ..folder import PLOTS_DIR, read_measures
+from ...common.run_files import PLOTS_DIR
+from ..folder import read_measures
 from ..pages.labels import reader_labels
 from ..pages.plots import GIST, NEUTRAL, NULL, OCHRE, PLUM, plot_style, save_figure
 

@@ -19,7 +19,7 @@ import matplotlib
 from ...common.text_units import Units
 from ..gists.pattern_plots import blank_patterns, draw_patterns, draw_survival, survival_html, visible
 from ..gists.patterns import gist_patterns, summarize_patterns, survival
-from ..pages.environment import spread
+from ..pages.render import spread
 from .plots import STYLE, Plot, page_svg
 
 

@@ -29,8 +29,8 @@ from ...common.files import replace_file
 from ...common.statistics import is_number
 from ...version import __version__
 from ..gists.pattern_plots import visible
-from ..pages.environment import headline, measure, number, render_page, spread, without_folders
 from ..pages.labels import CONTROLS, reader_labels
+from ..pages.render import headline, measure, number, render_page, spread, without_folders
 from .patterns import draw_gists
 from .plots import draw_run, series, smoothing_window
 from .run_folder import Run, read_run

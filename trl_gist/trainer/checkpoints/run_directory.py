@@ -36,8 +36,6 @@ from .staging import newest_first, publish
 
 logger = logging.getLogger(__name__)
 
-HALVES = {"summarizer": "", "generator": GENERATOR_DIR}
-
 
 class RunDirectory:
     """
@@ -149,7 +147,7 @@ class RunDirectory:
                 f"run's has {vocabulary['size']}. Pass the `processing_class` that is saved in the checkpoint."
             )
         for role, model in self.models.items():
-            check_fits(model, checkpoint / HALVES[role], role)
+            check_fits(model, checkpoint / (GENERATOR_DIR if role == "generator" else ""), role)
         for role, digest in self.stands_on["frozen_weights"].items():
             if manifest.frozen_weights[role] not in (digest, self.sampled_digests[role]):
                 raise ValueError(

@@ -30,7 +30,8 @@ from .manifest import MANIFEST_FILE, Manifest
 logger = logging.getLogger(__name__)
 
 
-STAGING_DIR = "_saving"
+# In `output_dir`; with an underscore, as all that Trainer (5.23) leaves out of a push
+SAVING_DIR, PUSHING_DIR = "_saving", "_hub"
 
 
 # ---- Written beside and renamed ----
@@ -54,7 +55,7 @@ def written_beside(directory: str | os.PathLike, what: str, main: bool, wait) ->
     Raises:
         OSError: if it could not be written, as on a full disk. The folder is gone then, with all that was in it.
     """
-    staging = Path(directory, STAGING_DIR)
+    staging = Path(directory, SAVING_DIR)
     if main:
         recover(directory)
         staging.mkdir(parents=True)
@@ -96,7 +97,7 @@ def replace_files(source: Path, target: Path, last: str):
 
 def recover(directory: str | os.PathLike):
     """Removes what a killed run was writing. A checkpoint that lacked nothing but its last renaming gets it."""
-    staging = Path(directory, STAGING_DIR)
+    staging = Path(directory, SAVING_DIR)
     if not staging.is_dir():
         return
     for staged in staging.glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
@@ -131,7 +132,7 @@ def rotate(directory: str | os.PathLike, limit: int | None, kept: set[Path]):
     kept = {path.resolve() for path in kept}  # the best one's path is as the run that saved it wrote `output_dir`
     removable = [path for path in checkpoints if path.resolve() not in kept]
     removable.sort(key=lambda path: _saved_at(path, otherwise=0.0))
-    staging = Path(directory, STAGING_DIR)
+    staging = Path(directory, SAVING_DIR)
     for path in removable[: len(checkpoints) - max(limit, len(kept))]:
         # A kill in the middle must not leave half of it under its name
         staging.mkdir(exist_ok=True)

@@ -31,13 +31,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import DynamicCache, PreTrainedTokenizerBase
 
-from ...common.geometry import SEPARATOR, walk_geometry
+from ...common.geometry import SEPARATOR
 from ...models.roles import Roles, base_of
 from ...models.shared_prefix import SharedPrefixBatch, attention_masks, batch_log_probs
 from ...prompts import GistPrompts
 from ...scoring.gist_scorer import gists_together
 from ...scoring.targets import TargetRows, TargetScorer
 from ..gist_config import GistConfig
+from ..walks import walk_geometry
 
 
 # Tokens of the templates beside X, L and the gist, where there is no tokenizer to count them: those of SmolLM2 and Qwen
