@@ -43,6 +43,12 @@ SUMMARIZER_PROMPT = (
 # The default. Measured against the plain one, and with a cold start, in docs/ABLATION.md
 SUMMARIZER_PROMPT_WITH_TAIL = SUMMARIZER_PROMPT.replace("{context}", "{before_last_k}\n\nIts end:\n{tail}")
 
+# Where a gist is asked for what the context says, S sees all of it
+SUMMARIZER_PROMPT_OF_FACTS = (
+    "List the facts of the text below for someone who sees only your list and is asked about the text: names, numbers, "
+    "dates, and what they belong to. Be as brief as you can, write no full sentences.\n\n{context}\n\nFacts:"
+)
+
 # L comes last, so that the target goes on where it ends, as in any text. The original's prompt puts a word between them,
 # and a target that goes on in the middle of a word, or of a sentence, then costs G far more than a gist can buy
 GENERATOR_PROMPT = "GIST:{gist}\nLAST K TOKENS:{last_k}"
@@ -223,6 +229,13 @@ def before_last_k(context_ids: list[int], last_k_ids: list[int]) -> list[int]:
     before = len(context_ids) - len(last_k_ids)
     own_end = before >= 0 and list(context_ids[before:]) == list(last_k_ids)
     return list(context_ids[:before] if own_end else context_ids)
+
+
+def unread_ids(row: dict) -> list[int]:
+    """What of X its gist is to stand for: what the generator does not see by itself, which of several targets is all."""
+    if row.get("targets"):
+        return list(row["context_ids"])
+    return before_last_k(row["context_ids"], row["last_k_ids"])
 
 
 def gist_from_completion(completion_ids: list[int], eos_token_ids: list[int]) -> list[int]:

@@ -22,6 +22,7 @@ budgets)` from token ids to token ids, [`Compressor`].
 | [`Head`], [`Tail`] | the first tokens, the last tokens | [See et al., 2017](https://huggingface.co/papers/1704.04368) |
 | [`RandomDrop`] | tokens at random | [Selective-Context](https://huggingface.co/papers/2310.06201) |
 | [`StopWordDrop`] | content words, from the end | [Luhn, 1958](https://doi.org/10.1147/rd.22.0159) |
+| [`Facts`] | names, numbers and dates, from the start | |
 | [`Keywords`] | rare tokens by tf-idf, alone or before the tail | [Spärck Jones, 1972](https://doi.org/10.1108/eb026526) |
 | [`SelfInformation`] | words that a language model did not expect | [Selective-Context](https://huggingface.co/papers/2310.06201) |
 | [`PerplexityPruning`] | the same by tokens, each segment after what was kept | [LLMLingua](https://huggingface.co/papers/2310.05736) |
@@ -32,6 +33,7 @@ budgets)` from token ids to token ids, [`Compressor`].
 """
 
 from .base import Compressor, ExtractiveCompressor
+from .facts import Facts
 from .from_file import FromFile, write_contexts
 from .keywords import Keywords
 from .perplexity_pruning import PerplexityPruning
@@ -47,6 +49,7 @@ from .zero_shot import ZeroShot
 __all__ = [
     "Compressor",
     "ExtractiveCompressor",
+    "Facts",
     "FromFile",
     "Head",
     "Keywords",

@@ -23,6 +23,7 @@ from ...inference.compactor import GistCompactor
 from ...scoring.extraction import TokenRarity
 from . import (
     Compressor,
+    Facts,
     FromFile,
     Head,
     Keywords,
@@ -38,7 +39,7 @@ from . import (
 
 # Of extractive_compressors; and of standard_compressors, without outside systems
 EXTRACTIVE_COMPRESSORS = (
-    *("head", "tail", "random drop", "stop-word drop", "tf-idf", "tf-idf, then tail", "self-information"),
+    *("head", "tail", "random drop", "stop-word drop", "facts", "tf-idf", "tf-idf, then tail", "self-information"),
     "perplexity pruning",
 )
 COMPRESSORS = (*EXTRACTIVE_COMPRESSORS, "token classifier", "zero-shot summary")
@@ -87,13 +88,15 @@ def standard_compressors(
 def extractive_compressors(
     tokenizer: PreTrainedTokenizerBase, teacher: PreTrainedModel, contexts: Iterable[list[int]], batch_size: int = 8
 ) -> dict[str, Compressor]:
-    """Those of [`standard_compressors`] that need no pair: tokens of the context, kept or dropped."""
+    """Those of [`standard_compressors`] that need no pair: tokens of the context, kept or dropped, and what stands
+    between them in a list."""
     rarity = TokenRarity(contexts)
     return {
         "head": Head(tokenizer),
         "tail": Tail(tokenizer),
         "random drop": RandomDrop(tokenizer),
         "stop-word drop": StopWordDrop(tokenizer),
+        "facts": Facts(tokenizer),
         "tf-idf": Keywords(tokenizer, rarity),
         "tf-idf, then tail": Keywords(tokenizer, rarity, share=0.5),
         "self-information": SelfInformation(tokenizer, teacher, batch_size),

@@ -1,0 +1,43 @@
+# Copyright 2026 The trl_gist authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""A list of facts: what a reader asks for by name, number and date, without a sentence around it."""
+
+from dataclasses import dataclass
+
+from transformers import PreTrainedTokenizerBase
+
+from ...data.targets import fact_list
+
+
+@dataclass
+class Facts:
+    """
+    The context's names, numbers and dates from its beginning, each once, with commas between them: the cold start's rule
+    `"facts"`. Where they run out before the budget does, the gist is shorter.
+
+    Args:
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
+            Of the ids. Its special tokens are dropped first.
+    """
+
+    tokenizer: PreTrainedTokenizerBase
+
+    def compress(self, contexts: list[list[int]], budgets: list[int]) -> list[list[int]]:
+        """See [`Compressor`]."""
+        special = set(self.tokenizer.all_special_ids)
+        return [
+            fact_list(self.tokenizer, [token for token in context if token not in special], budget)
+            for context, budget in zip(contexts, budgets, strict=True)
+        ]
