@@ -19,6 +19,7 @@ import random
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from datasets import Dataset, IterableDataset
@@ -267,9 +268,25 @@ def test_a_sentence_is_recalled_where_all_of_it_is_in_the_context(each_tokenizer
         assert len(make_targets(each_tokenizer, ids, 0, window_of(length), of("recall"))) == count, length
     # A window that begins within the first sentence has the second alone
     (target,) = make_targets(each_tokenizer, ids, 3, window_of(end - 3), of("recall"))
-    assert each_tokenizer.decode(target["cue_ids"]).startswith(
-        "He" if each_tokenizer.decode(target["cue_ids"])[0] == "H" else " He"
-    )
+    assert each_tokenizer.decode(target["cue_ids"]).strip().startswith("He")
+
+
+def test_no_sentence_ends_where_the_context_happens_to(each_tokenizer):
+    """As after the point of 1,854.5, where the next token tells that the sentence goes on."""
+    ids = ids_of(each_tokenizer, TEXT)
+    spec, recall = window_of(len(ids), target_length=200), of("recall")
+    sentences = make_targets(each_tokenizer, ids, 0, spec, recall)
+    for length in range(10, len(ids)):
+        found = make_targets(each_tokenizer, ids, 0, replace(spec, context_length=length), recall)
+        assert found == sentences[: len(found)], length
+
+
+def test_at_least_four_tokens_of_a_sentence_are_left_to_recall(each_tokenizer):
+    ids = ids_of(each_tokenizer, "The pump in Broad Street was closed for good.")
+    for rest, count in ((5, 1), (4, 1), (3, 0)):
+        recall = of("recall", cue_length=2 * (len(ids) - rest))
+        targets = make_targets(each_tokenizer, ids, 0, window_of(len(ids)), recall)
+        assert [target["target_ids"] for target in targets] == [ids[-rest:]] * count
 
 
 def test_short_sentences_are_not_recalled_and_a_blank_line_ends_a_heading(each_tokenizer):
@@ -357,6 +374,7 @@ def test_another_process_draws_the_same(tokenizer):
             text=True,
             check=True,
             env={**os.environ, "PYTHONHASHSEED": seed},
+            cwd=Path(__file__).parents[2],
         )
         assert done.stdout.splitlines()[-1] == str(expected)
 
@@ -552,6 +570,13 @@ def test_the_column_is_an_input_beside_a_context_and_taken_beside_text(cut, make
         cut(dataset_of([{"text": make_documents(1)[0], "targets": QUESTIONS}]), rules=rules)
     taken = {"targets", "kind", "target_kinds", "target_log_prob_gains", "target_kl_gains", "target_exact"}
     assert taken <= RESERVED_COLUMNS.keys()
+
+
+def test_where_no_rules_are_a_column_of_that_name_beside_text_is_not_taken_for_targets(cut, dataset_of):
+    rows = [{"text": text, "targets": ["a"]} for text in make_documents(2)]
+    assert all(set(window) == set(WINDOW_COLUMNS) for window in cut(dataset_of(rows))[0])
+    windows, _ = cut(dataset_of(rows), SEVERAL)
+    assert all(isinstance(target, dict) for window in windows for target in window["targets"])
 
 
 # ---- Limits ----
