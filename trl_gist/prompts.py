@@ -224,6 +224,40 @@ def seen_ids(row: dict) -> list[int]:
     return row["seen_ids"] if "seen_ids" in row else row["context_ids"]
 
 
+def targets_of(row: dict) -> list[dict]:
+    """
+    A window's targets, as of [`~data.targets.make_targets`]: its column `targets`, or, without one, the one that `last_k_ids` and
+    `target_ids` are.
+    """
+    if row.get("targets"):
+        return row["targets"]
+    seen, last_k = seen_ids(row), row["last_k_ids"]
+    return [
+        {
+            "kind": "continuation",
+            "cue_ids": last_k,
+            "target_ids": row["target_ids"],
+            "after_ids": through_last_k(seen, last_k)[len(seen) :],
+        }
+    ]
+
+
+def one_row_each(row: dict) -> list[dict]:
+    """
+    A window as one row for each of its targets, for whatever reads rows of one: the cue is `last_k_ids`, and `kind` says
+    which it is. Where the teacher reads something else than X and the cue, as before a far target, that is `seen_ids`.
+    """
+    rows, seen = [], seen_ids(row)
+    for target in targets_of(row):
+        cue, read = target["cue_ids"], [*seen, *target["after_ids"]]
+        one = {name: value for name, value in row.items() if name != "targets"}
+        one |= {"last_k_ids": cue, "target_ids": target["target_ids"], "kind": target["kind"]}
+        if through_last_k(seen, cue) != read:
+            one["seen_ids"] = read
+        rows.append(one)
+    return rows
+
+
 def before_last_k(context_ids: list[int], last_k_ids: list[int]) -> list[int]:
     """What of X the generator does not see by itself: X up to L where L is its own end, else all of it."""
     before = len(context_ids) - len(last_k_ids)
@@ -231,8 +265,9 @@ def before_last_k(context_ids: list[int], last_k_ids: list[int]) -> list[int]:
     return list(context_ids[:before] if own_end else context_ids)
 
 
-def unread_ids(row: dict) -> list[int]:
-    """What of X its gist is to stand for: what the generator does not see by itself, which of several targets is all."""
+def stands_for(row: dict) -> list[int]:
+    """What of X its gist is to stand for: what the generator does not see by itself; all of it, if it is asked for
+    several targets."""
     if row.get("targets"):
         return list(row["context_ids"])
     return before_last_k(row["context_ids"], row["last_k_ids"])

@@ -27,9 +27,9 @@ from tiny import PARAGRAPH, make_documents, make_tokenizer
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from trl_gist.data.targets import TargetSpec, fact_list, fact_spans, make_targets, one_row_each, targets_of
+from trl_gist.data.targets import TargetSpec, fact_list, fact_spans, make_targets
 from trl_gist.data.windows import RESERVED_COLUMNS, WINDOW_COLUMNS, PositionLimits, WindowSpec, prepare_windows
-from trl_gist.prompts import seen_ids, through_last_k
+from trl_gist.prompts import one_row_each, seen_ids, targets_of, through_last_k
 
 
 TEXT = (
@@ -568,8 +568,7 @@ def test_the_column_is_an_input_beside_a_context_and_taken_beside_text(cut, make
     assert len(cut(dataset_of([{"context": PASSAGE, "targets": QUESTIONS}]), rules=rules)[0]) == 1
     with pytest.raises(ValueError, match=r"has a column `targets`.*rename_column\('targets', 'my_targets'\)"):
         cut(dataset_of([{"text": make_documents(1)[0], "targets": QUESTIONS}]), rules=rules)
-    taken = {"targets", "kind", "target_kinds", "target_log_prob_gains", "target_kl_gains", "target_exact"}
-    assert taken <= RESERVED_COLUMNS.keys()
+    assert {"targets", "kind", "target_scores"} <= RESERVED_COLUMNS.keys()
 
 
 def test_where_no_rules_are_a_column_of_that_name_beside_text_is_not_taken_for_targets(cut, dataset_of):

@@ -22,6 +22,7 @@ from checks import moved, snapshot
 from datasets import Dataset
 from tiny import make_model
 
+from trl_gist.data.targets import fact_list
 from trl_gist.scoring.extraction import passage_and_tail
 from trl_gist.scoring.targets import TargetScorer
 from trl_gist.trainer.advantages import best_of_group
@@ -109,7 +110,21 @@ def test_surprisal_takes_what_the_teacher_expected_least(tokenizer):
     assert summarizer.gists(window, [5]) == [[context_ids[position] for position in sorted(most)]]
 
 
-@pytest.mark.parametrize("rule", EXTRACTIVE_RULES)
+def test_facts_are_the_first_ones_or_some_in_their_order(tokenizer):
+    ids = tokenizer("In 1854 the physician John Snow met Ada Lovelace in Soho, and in 1861 Joseph Bazalgette.")["input_ids"]
+    special, listed = frozenset(tokenizer.all_special_ids), ["1854", "John Snow", "Ada Lovelace", "Soho", "1861"]
+    summarizer = ExtractiveSummarizer("facts", unread_ids=special, tokenizer=tokenizer)
+    window = {"context_ids": [*sorted(special), *ids], "last_k_ids": ids[-2:], "targets": [{"kind": "fact"}]}
+    first, *others = summarizer.gists(window, [24] * 8)
+    assert first == fact_list(tokenizer, ids, 24) and tokenizer.decode(first).startswith(" 1854, John Snow")
+    assert len({tuple(gist) for gist in (first, *others)}) > 3 and others == summarizer.gists(window, [24] * 8)[1:]
+    for gist in others:
+        assert 0 < len(gist) <= 24 and not special & set(gist)
+        facts = [fact.strip() for fact in tokenizer.decode(gist).split(",")][:-1]  # the last may be cut
+        assert facts == [fact for fact in listed if fact in facts]
+
+
+@pytest.mark.parametrize("rule", [rule for rule in EXTRACTIVE_RULES if rule != "facts"])
 def test_no_rule_takes_a_special_token(tokenizer, rule):
     """Nor does it take fewer tokens for it; what is left is what it takes of a context without them."""
     teacher = TargetScorer(make_model(tokenizer))

@@ -31,7 +31,6 @@ import regex
 from transformers import PreTrainedTokenizerBase
 
 from ..common.text_units import DATE, Units
-from ..prompts import seen_ids, through_last_k
 
 
 # Made by rule, in a document; questions come with a dataset of ready windows
@@ -147,40 +146,6 @@ def make_targets(
     ]
 
 
-def targets_of(row: dict) -> list[dict]:
-    """
-    A window's targets, as of [`make_targets`]: its column `targets`, or, without one, the one that `last_k_ids` and
-    `target_ids` are.
-    """
-    if row.get("targets"):
-        return row["targets"]
-    seen, last_k = seen_ids(row), row["last_k_ids"]
-    return [
-        {
-            "kind": "continuation",
-            "cue_ids": last_k,
-            "target_ids": row["target_ids"],
-            "after_ids": through_last_k(seen, last_k)[len(seen) :],
-        }
-    ]
-
-
-def one_row_each(row: dict) -> list[dict]:
-    """
-    A window as one row for each of its targets, for whatever reads rows of one: the cue is `last_k_ids`, and `kind` says
-    which it is. Where the teacher reads something else than X and the cue, as before a far target, that is `seen_ids`.
-    """
-    rows, seen = [], seen_ids(row)
-    for target in targets_of(row):
-        cue, read = target["cue_ids"], [*seen, *target["after_ids"]]
-        one = {name: value for name, value in row.items() if name != "targets"}
-        one |= {"last_k_ids": cue, "target_ids": target["target_ids"], "kind": target["kind"]}
-        if through_last_k(seen, cue) != read:
-            one["seen_ids"] = read
-        rows.append(one)
-    return rows
-
-
 # ---- Facts ----
 
 
@@ -205,7 +170,9 @@ def fact_spans(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> list[tuple
     return [span for span in spans if span is not None]
 
 
-def fact_list(tokenizer: PreTrainedTokenizerBase, ids: list[int], length: int) -> list[int]:
+def fact_list(
+    tokenizer: PreTrainedTokenizerBase, ids: list[int], length: int, draw: random.Random | None = None
+) -> list[int]:
     """
     A gist cut by rule: a text's facts from its start, each once, whatever its case, with commas between them.
 
@@ -216,16 +183,23 @@ def fact_list(tokenizer: PreTrainedTokenizerBase, ids: list[int], length: int) -
             The text.
         length (`int`):
             The most tokens of the gist. A fact that does not fit whole is cut.
+        draw (`random.Random`, *optional*):
+            Draws which facts are listed, in their order. Without it they are the first ones.
     """
-    pieces, seen, gist = _pieces(tokenizer), set(), []
+    pieces, facts = _pieces(tokenizer), {}
     for start, end in fact_spans(tokenizer, ids):
-        text = _Spelled(pieces, ids[start:end]).text.strip().casefold()
-        if text in seen:
-            continue
-        seen.add(text)
-        gist += [*(pieces.comma if gist else ()), *ids[start:end]]
-        if len(gist) >= length:
-            break
+        facts.setdefault(_Spelled(pieces, ids[start:end]).text.strip().casefold(), ids[start:end])
+    places = list(range(len(facts)))
+    if draw is not None:
+        draw.shuffle(places)
+    fact_ids, room, listed = list(facts.values()), length + len(pieces.comma), []
+    for place in places:
+        if room > 0:
+            room -= len(fact_ids[place]) + len(pieces.comma)
+            listed.append(place)
+    gist = []
+    for place in sorted(listed):
+        gist += [*(pieces.comma if gist else ()), *fact_ids[place]]
     return gist[:length]
 
 

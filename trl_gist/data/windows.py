@@ -23,8 +23,8 @@ from datasets import Dataset, Features, IterableDataset, List, Value
 from transformers import PreTrainedTokenizerBase
 
 from ..common.geometry import Geometry
-from ..prompts import GistPrompts, through_last_k
-from .targets import QUESTION, TargetSpec, make_targets, targets_of
+from ..prompts import GistPrompts, targets_of, through_last_k
+from .targets import QUESTION, TargetSpec, make_targets
 
 
 logger = get_logger(__name__)

@@ -21,10 +21,9 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import nn
 
-from ..data.targets import targets_of
 from ..models.roles import base_of
 from ..models.shared_prefix import why_not_shared
-from ..prompts import GistPrompts, seen_ids
+from ..prompts import GistPrompts, seen_ids, targets_of
 from .targets import TargetRows, TargetScorer
 from .teacher_cache import TeacherCache
 

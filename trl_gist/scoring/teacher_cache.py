@@ -31,10 +31,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 
 from ..common.files import replace_file
-from ..data.targets import targets_of
 from ..models.attention import attention_of
 from ..models.fingerprints import fingerprint
-from ..prompts import GistPrompts, seen_ids
+from ..prompts import GistPrompts, seen_ids, targets_of
 
 
 class TeacherCache:

@@ -21,18 +21,23 @@ Gists cut out of the context by a rule: what a summarizer imitates before it has
                 https://huggingface.co/papers/2310.06201)
     mixed       keywords by tf-idf, then the tail; the gists of a group range from all tail to half keywords, so that
                 there is something to choose from
+    facts       names, numbers and dates with commas between them: the first ones, and in the other gists of a group some
+                drawn at random, in their order
     passages    the same, but by turns keywords, the context's beginning, or the passage that has most of L's rare
     tokens:
                 what is worth as much as the tail on average, and much more or less than it in one context
 """
 
+import random
 from collections.abc import Iterable
 from functools import partial
 
 import torch
 from torch.optim.lr_scheduler import LambdaLR
+from transformers import PreTrainedTokenizerBase
 
-from ..prompts import before_last_k
+from ..data.targets import fact_list
+from ..prompts import stands_for
 from ..scoring.extraction import BESIDE_TAIL, TokenRarity, keywords_and_tail, passage_and_tail, surprisals
 from ..scoring.targets import TargetScorer
 
@@ -53,6 +58,8 @@ class ExtractiveSummarizer:
             Whose surprise counts, for `"surprisal"`.
         unread_ids (`frozenset[int]`, *optional*):
             Tokens that are left out of gists, as special tokens: G never reads them, and S would learn to write them.
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`], *optional*):
+            Of the contexts, for `"facts"`.
     """
 
     def __init__(
@@ -61,10 +68,12 @@ class ExtractiveSummarizer:
         contexts: Iterable[list[int]] = (),
         teacher: TargetScorer | None = None,
         unread_ids: frozenset[int] = frozenset(),
+        tokenizer: PreTrainedTokenizerBase | None = None,
     ):
         self.rule = rule
         self.teacher = teacher
         self.unread_ids = unread_ids
+        self.tokenizer = tokenizer
         self._scored = [], []
         self.rarity = TokenRarity(contexts if rule in ("tf_idf", "mixed", "passages") else ())
 
@@ -83,7 +92,11 @@ class ExtractiveSummarizer:
         """
         shares_G = torch.linspace(*_SHARES.get(self.rule, (1, 1)), len(lengths_G)).tolist()
         # By the context too, or one kind would always have the largest share
-        first = sum(before_last_k(row["context_ids"], row["last_k_ids"]))
+        first = sum(stands_for(row))
+        if self.rule == "facts":
+            ids = [token for token in stands_for(row) if token not in self.unread_ids]
+            draws = [None, *(random.Random(first + slot) for slot in range(1, len(lengths_G)))]
+            return [fact_list(self.tokenizer, ids, *each) for each in zip(lengths_G, draws, strict=True)]
         kinds = BESIDE_TAIL if self.rule == "passages" else ("keywords",)
         return [
             self.gist(row, length, kinds[(first + slot) % len(kinds)], share)
@@ -104,7 +117,7 @@ class ExtractiveSummarizer:
             share (`float`):
                 Its share of the gist.
         """
-        text_ids = before_last_k(row["context_ids"], row["last_k_ids"])
+        text_ids = stands_for(row)
         readable = [position for position, token in enumerate(text_ids) if token not in self.unread_ids]
         context_ids = [text_ids[position] for position in readable]
 

@@ -27,7 +27,7 @@ from ..scoring.controls import GREATER_IS_BETTER
 
 
 ADVANTAGES = ("group", "reward", "best")
-EXTRACTIVE_RULES = ("tail", "tf_idf", "surprisal", "mixed", "passages")
+EXTRACTIVE_RULES = ("tail", "tf_idf", "surprisal", "mixed", "passages", "facts")
 # They shape the part of TRL's loss that imitation does not have
 POLICY_LOSS_SETTINGS = (
     *("loss_type", "epsilon", "epsilon_high", "delta", "importance_sampling_level", "off_policy_mask_threshold"),
@@ -92,7 +92,7 @@ OPTIMIZERS_WITH_TARGETS = ("galore", "apollo")
 def check_config(args):
     """All of it; fills in what follows from the rate that is asked for."""
     check_sizes(args)
-    check_targets(args)
+    check_context_shown(args)
     check_choices(args)
     check_inherited(args)
     check_sampling(args)
@@ -155,6 +155,15 @@ def check_targets(args):
             f"{args.target_kinds!r}."
         )
     args.target_spec  # noqa: B018 (it refuses what is wrong with them)
+
+
+def check_context_shown(args):
+    about_context = {"fact", "recall"} & set(args.target_kinds or ())
+    if args.target_spec is not None and about_context and "{before_last_k}" in args.summarizer_prompt:
+        raise ValueError(
+            f"`target_kinds` asks for {sorted(about_context)} of the whole context, and `summarizer_prompt` shows the "
+            "summarizer '{before_last_k}', the context without its last tokens. Write '{context}' in its place."
+        )
 
 
 def check_choices(args):

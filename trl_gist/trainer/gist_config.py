@@ -23,8 +23,8 @@ from trl import GRPOConfig
 from ..common.geometry import SEPARATOR
 from ..data.targets import TargetSpec
 from ..data.windows import ColumnRules, WindowSpec
-from ..prompts import GENERATOR_PROMPT, SUMMARIZER_PROMPT_WITH_TAIL
-from .config_checks import check_config, resolve_best_model
+from ..prompts import GENERATOR_PROMPT, SUMMARIZER_PROMPT_OF_FACTS, SUMMARIZER_PROMPT_WITH_TAIL
+from .config_checks import check_config, check_targets, resolve_best_model
 from .walks import walk_geometry
 
 
@@ -96,6 +96,7 @@ class GistConfig(GRPOConfig):
             more, as many as the gist may have. `{last_k}`, which may be left out,
             stands for the last tokens L, so that the summarizer knows what its gist will be read with (in question
             answering, the question), and `{budget}` for the most tokens the gist may have. Other braces are text.
+            Where `target_kinds` asks for more than the continuation, the default is a prompt that shows all of X.
             Rendered as a user message if the tokenizer has a chat template, which is then given `chat_template_kwargs`
             (as `{"enable_thinking": False}`), read as plain text otherwise. The pair keeps both.
         advantage (`str`, *optional*, defaults to `"group"`):
@@ -111,8 +112,8 @@ class GistConfig(GRPOConfig):
             Learning rate of the summarizer in the cold start, which bears a higher one than reinforcement learning
             does. Defaults to `learning_rate`.
         cold_start_gists (`str`, *optional*, defaults to `"mixed"`):
-            The rule, one of those in [`extractive`]: `"tail"`, `"tf_idf"`, `"surprisal"`, `"mixed"` or
-            `"passages"`.
+            The rule, one of those in [`~trainer.cold_start`]: `"tail"`, `"tf_idf"`, `"surprisal"`, `"mixed"`,
+            `"passages"` or `"facts"`.
         length_penalty (`float`, *optional*, defaults to `1e-4`):
             λ: nats per target token charged for each gist token. It is the weight of the `length_penalty` reward;
             ignored if `reward_weights` is set.
@@ -278,7 +279,7 @@ class GistConfig(GRPOConfig):
         default="mixed",
         metadata={
             "help": "The rule of the cold start.",
-            "choices": ["tail", "tf_idf", "surprisal", "mixed", "passages"],
+            "choices": ["tail", "tf_idf", "surprisal", "mixed", "passages", "facts"],
         },
     )
     length_penalty: float = field(
@@ -363,6 +364,9 @@ class GistConfig(GRPOConfig):
             self.use_cpu = True  # TRL's default of bf16=True is refused on a machine without one unless it is said
         resolve_best_model(self)
         super().__post_init__()
+        check_targets(self)
+        if self.target_spec is not None and self.summarizer_prompt == SUMMARIZER_PROMPT_WITH_TAIL:
+            self.summarizer_prompt = SUMMARIZER_PROMPT_OF_FACTS
         check_config(self)
 
     @property

@@ -20,8 +20,8 @@ from collections.abc import Callable
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
-from ..data.targets import one_row_each
 from ..data.windows import window_key
+from ..prompts import one_row_each
 from ..scoring.controls import add_controls, summarize
 from ..scoring.gist_scorer import GistScorer
 

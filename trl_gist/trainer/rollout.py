@@ -16,7 +16,7 @@
 
 import torch
 
-from ..prompts import before_last_k, gist_from_completion
+from ..prompts import gist_from_completion, stands_for
 from ..scoring.extraction import IDF_CONTEXTS
 from .cold_start import ExtractiveSummarizer
 
@@ -55,7 +55,7 @@ class GistRollout:
             sample = (row["context_ids"] for row in trainer.train_dataset.take(IDF_CONTEXTS))
             teacher = trainer.generator_trainer.scorer.teacher
             self.extractive_summarizer = ExtractiveSummarizer(
-                self.args.cold_start_gists, sample, teacher, self.unread_ids
+                self.args.cold_start_gists, sample, teacher, self.unread_ids, trainer.processing_class
             )
 
     def rows(self, inputs: list[dict]) -> list[dict]:
@@ -162,7 +162,7 @@ class GistRollout:
         rows = rows[::size]
         gists = [[] for _ in rows]
         if self.compressor is not None:
-            contexts = [before_last_k(row["context_ids"], row["last_k_ids"]) for row in rows]
+            contexts = [stands_for(row) for row in rows]
             gists = self.compressor.compress(contexts, [row.get("budget") or self.args.tail_length for row in rows])
         gists = [[token for token in gist if token not in unread] for gist in gists]
         return [self._ended(gist) for gist in gists for _ in range(size)]
