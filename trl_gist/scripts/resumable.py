@@ -36,7 +36,14 @@ from .arguments import HeldOutArguments
 
 # Of the arguments, what decides no row: where models are and come from, whose weights tell, and what is read besides
 _DECIDE_NO_ROW = {
-    *("device", "dtype", "revision", "trust_remote_code", "streaming", "output_dir", "overwrite", "readers"),
+    "device",
+    "dtype",
+    "revision",
+    "trust_remote_code",
+    "streaming",
+    "output_dir",
+    "overwrite",
+    "readers",
 }
 
 
@@ -67,12 +74,14 @@ def open_folder(args: HeldOutArguments, kind: str, models: dict[str, nn.Module])
     """
     pair = Path(args.pair)
     default = pair / kind if pair.is_dir() else Path(f"{args.pair.split('/')[-1]}-{kind}")
+    values = dataclasses.asdict(args)
     settings = {
-        **{name: value for name, value in dataclasses.asdict(args).items() if name not in _DECIDE_NO_ROW},
+        **{name: value for name, value in values.items() if name not in _DECIDE_NO_ROW},
         "fingerprints": {role: fingerprint(model) for role, model in models.items()},
         "version": __version__,
     }
-    return EvaluationFolder(args.output_dir or default, settings, args.overwrite)
+    defaults = {field.name: field.default for field in dataclasses.fields(args)}
+    return EvaluationFolder(args.output_dir or default, settings, args.overwrite, defaults)
 
 
 def measure_rows(
