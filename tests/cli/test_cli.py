@@ -421,6 +421,23 @@ def test_an_argument_to_come_keeps_older_folders_at_its_default_alone(tmp_path):
     assert json.loads((folder.path / "settings.json").read_text())["to_come"] == 1
 
 
+def test_a_stream_has_other_windows_only_where_they_are_chosen(tmp_path):
+    def reopen(folder, first, then, **given):
+        given |= {"pair": "pair", "dataset": ["text"], "output_dir": str(tmp_path / folder)}
+        settings = open_folder(EvaluateArguments(**given, streaming=first), "evaluation", {}).path / "settings.json"
+        if not first:  # as an older folder
+            older = json.loads(settings.read_text())
+            older.pop("streaming", None)
+            settings.write_text(json.dumps(older))
+        open_folder(EvaluateArguments(**given, streaming=then), "evaluation", {})
+
+    for first, then in ((False, True), (True, False)):
+        reopen(f"all of {first}", first, then)
+        with pytest.raises(ValueError, match=f"`streaming` was {first}, now {then}"):
+            reopen(f"some of {first}", first, then, max_windows=2)
+    reopen("older", False, False, max_windows=2)
+
+
 def test_a_generator_of_another_prompt_is_no_control(workspace, pair, tmp_path, fails):
     other = shutil.copytree(pair, tmp_path / "other")
     config = json.loads((other / "gist_config.json").read_text())
