@@ -220,7 +220,7 @@ def make_trainer(
         peft_config=peft_config,
     )
     if script_args.compressor is not None:
-        trainer.rollout.compressor = load_compressor(script_args.compressor, trainer)
+        trainer.compressor = load_compressor(script_args.compressor, trainer)
     return trainer
 
 

@@ -320,6 +320,15 @@ class GistTrainer(GRPOTrainer):
         return self.generator_trainer.scorer.teacher.model
 
     @property
+    def compressor(self):
+        """With `args.generator_only`, what writes the gists. It may be set once the trainer has loaded its models."""
+        return self.rollout.compressor
+
+    @compressor.setter
+    def compressor(self, compressor):
+        self.rollout.compressor = compressor
+
+    @property
     def gists_per_context(self) -> int:
         return self.num_generations if self.model.training else self.num_generations_eval
 
