@@ -299,8 +299,6 @@ class GistTrainer(GRPOTrainer):
         if args.windows_per_document > 1:
             self.walk = Walk(self.prompts, args, self.processing_class.decode)
         self.rollout = GistRollout(self, compressor)
-        if isinstance(self.train_dataset, IterableDataset):
-            self.skipped_rows["train"].counts.clear()  # what the cold start's rule learned from is read again
         self.last_measures, self.last_gists, self.eval_rows = {}, [], []
 
     def _add_callbacks(self):
