@@ -15,7 +15,7 @@
 """
 A trained pair in memory: two models, their tokenizer, and the window they were trained on.
 
-What is done with it lies above: one subject a file, and [`~inference.compactor.GistCompactor`] as the front of them all.
+What is done with it lies above: one subject a file, and [`~inference.compactor.GistCompactor`] as the front of all.
 """
 
 import functools
