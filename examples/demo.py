@@ -89,7 +89,7 @@ def main(max_steps: int, output_dir: str | None, generator_only: bool, compresso
     output_dir = output_dir or next_run_dir("demo")
     trainer = make_trainer(output_dir, max_steps=max_steps, generator_only=generator_only)
     if compressor is not None:
-        trainer.rollout.compressor = load_compressor(compressor, trainer)
+        trainer.compressor = load_compressor(compressor, trainer)
     before, after = train_and_evaluate(console, trainer, "held-out articles")
     print_gists(console, before, after)
     print_measures(console, before, after, *MEASURES)

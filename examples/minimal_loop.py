@@ -19,7 +19,7 @@ The whole method with no Trainer, to read and to change: sample gists, score the
 Rows are one at a time here, so that there is no padding, no mask and nothing to hide a mistake in.
 
 python -m examples.minimal_loop --model FOLDER_OR_NAME --texts my/*.txt        not run yet
-python -m examples.minimal_loop     the demo's model and articles, 80 seconds of a core a step; three have been run
+python -m examples.minimal_loop     the demo's model and articles, 80 seconds of a core a step; three steps have been run
 
     step 1: reward +0.016, KL(T‖G) 0.627, 23.4 tokens a gist
     step 2: reward +0.091, KL(T‖G) 0.397, 22.8 tokens a gist
@@ -73,7 +73,8 @@ def score_and_distill(generator, teacher, prompts, window, gists, weight):
     context, last_k, target = window["context_ids"], window["last_k_ids"], window["target_ids"]
     with torch.no_grad():
         teacher_TV = target_log_probs_TV(teacher, prompts.teacher(context, last_k), target)  # once per context
-    null_kl = kl_divergence(teacher_TV, target_log_probs_TV(generator, prompts.generator([], last_k), target))
+    null_TV = target_log_probs_TV(generator, prompts.generator([], last_k), target)  # once per context
+    null_kl = kl_divergence(teacher_TV, null_TV)
     (weight * GIST_DROPOUT * null_kl).backward()
     rewards, kls = [], []
     for gist in gists:
@@ -89,7 +90,8 @@ def policy_loss(summarizer, prompt_ids, completion_ids, advantage, tokens_in_rol
     """On-policy, the clipped ratio is 1 and its gradient is that of log π: minus advantage × log π, per token."""
     logits_SV = summarizer(input_ids=torch.tensor([prompt_ids + completion_ids])).logits[0].float() / TEMPERATURE
     log_p_CV = logits_SV[len(prompt_ids) - 1 : -1].log_softmax(-1)
-    return -advantage * log_p_CV.gather(-1, torch.tensor(completion_ids).unsqueeze(-1)).sum() / tokens_in_rollout
+    log_p_C = log_p_CV.gather(-1, torch.tensor(completion_ids).unsqueeze(-1))
+    return -advantage * log_p_C.sum() / tokens_in_rollout
 
 
 def train_step(summarizer, generator, teacher, prompts, tokenizer, windows, optimizers):
@@ -124,13 +126,20 @@ def main(checkpoint, texts, steps):
     memo = {id(parameter): parameter for parameter in teacher.parameters()}
     lora = LoraConfig(r=16, lora_alpha=32, target_modules="all-linear")
     summarizer, generator = (get_peft_model(copy.deepcopy(teacher, dict(memo)), lora) for _ in range(2))
-    optimizers = torch.optim.AdamW(summarizer.parameters(), 1e-4), torch.optim.AdamW(generator.parameters(), 5e-4)
+    optimizers = [
+        torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=lr)
+        for model, lr in ((summarizer, 1e-4), (generator, 5e-4))
+    ]
     windows = []
     for text in texts:
         ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
         for start in range(0, len(ids) - X - Y, X + Y):
             context, target = ids[start : start + X], ids[start + X : start + X + Y]
             windows.append({"context_ids": context, "last_k_ids": context[-K:], "target_ids": target})
+    if not windows:
+        raise SystemExit(
+            f"No text has the {X + Y + 1} tokens of a window: give longer files in --texts, or lower X or Y."
+        )
     for step in range(steps):
         batch = [windows[index] for index in torch.randint(len(windows), (DOCUMENTS,)).tolist()]
         reward, kl, length = train_step(summarizer, generator, teacher, prompts, tokenizer, batch, optimizers)

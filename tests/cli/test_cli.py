@@ -397,19 +397,45 @@ def test_an_evaluation_is_not_mixed_with_another(workspace, pair, tmp_path, fail
 
 
 def test_a_folder_holds_what_decides_its_rows(tmp_path):
-    """As older ones do. An argument to come decides them too, until somebody says that it does not."""
+    """As older ones do."""
     held_out = {"pair", "dataset", "dataset_config", "split", "text_column", "max_documents", "batch_size", "teacher"}
     of_evaluate = {"max_windows_per_document", "max_windows", "last_k", "budgets", "generator_only", "compressors"}
     of_evaluate |= {"samples", "token_classifier", "gists", "own_generators"}
-    to_come = dataclasses.make_dataclass("ToCome", [("to_come", int, 1)], bases=(EvaluateArguments,), frozen=True)
     for kind, own in (
         (partial(DistanceArguments, windows=2), {"windows", "pairs", "join_documents"}),
         (EvaluateArguments, of_evaluate),
-        (to_come, of_evaluate | {"to_come"}),
     ):
         args = kind(pair="pair", dataset=["text"], output_dir=str(tmp_path / str(len(own))))
         settings = json.loads((open_folder(args, "evaluation", {}).path / "settings.json").read_text())
         assert settings.keys() == held_out | own | {"fingerprints", "version"}
+
+
+def test_an_argument_to_come_keeps_older_folders_at_its_default_alone(tmp_path):
+    """It decides rows, until somebody says that it does not."""
+    to_come = dataclasses.make_dataclass("ToCome", [("to_come", int, 1)], bases=(EvaluateArguments,), frozen=True)
+    given = {"pair": "pair", "dataset": ["text"], "output_dir": str(tmp_path / "older")}
+    open_folder(EvaluateArguments(**given), "evaluation", {})
+    with pytest.raises(ValueError, match="`to_come` was 1, now 2"):
+        open_folder(to_come(**given, to_come=2), "evaluation", {})
+    folder = open_folder(to_come(**given), "evaluation", {})
+    assert json.loads((folder.path / "settings.json").read_text())["to_come"] == 1
+
+
+def test_a_stream_has_other_windows_only_where_they_are_chosen(tmp_path):
+    def reopen(folder, first, then, **given):
+        given |= {"pair": "pair", "dataset": ["text"], "output_dir": str(tmp_path / folder)}
+        settings = open_folder(EvaluateArguments(**given, streaming=first), "evaluation", {}).path / "settings.json"
+        if not first:  # as an older folder
+            older = json.loads(settings.read_text())
+            older.pop("streaming", None)
+            settings.write_text(json.dumps(older))
+        open_folder(EvaluateArguments(**given, streaming=then), "evaluation", {})
+
+    for first, then in ((False, True), (True, False)):
+        reopen(f"all of {first}", first, then)
+        with pytest.raises(ValueError, match=f"`streaming` was {first}, now {then}"):
+            reopen(f"some of {first}", first, then, max_windows=2)
+    reopen("older", False, False, max_windows=2)
 
 
 def test_a_generator_of_another_prompt_is_no_control(workspace, pair, tmp_path, fails):

@@ -116,3 +116,5 @@ def test_the_minimal_loop_runs_on_a_model_and_texts_of_ones_own(
     tokenizer.save_pretrained(tmp_path)
     minimal_loop.main(tmp_path, [tokenizer.decode(list(range(20, 90)))], steps=2)
     assert [line[:7] for line in capsys.readouterr().out.splitlines()] == ["step 1:", "step 2:"]
+    with pytest.raises(SystemExit, match="No text has the 33 tokens of a window: give longer files in --texts"):
+        minimal_loop.main(tmp_path, [tokenizer.decode(list(range(20, 30)))], steps=2)

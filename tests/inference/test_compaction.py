@@ -138,6 +138,17 @@ def test_a_copy_writes_the_same_and_waits_for_no_call_of_the_original(compactor,
     assert storage_pointers(other.summarizer).isdisjoint(storage_pointers(compactor.summarizer))
 
 
+def test_a_shallow_copy_waits_for_a_call_of_the_original_whose_models_it_has(compactor, text_ids):
+    other = copy.copy(compactor)
+    assert other.summarizer is compactor.summarizer and other.generator is compactor.generator
+    with ThreadPoolExecutor(1) as thread:
+        with compactor.lock:
+            waiting = thread.submit(other.compress, text_ids[:CONTEXT_LENGTH])
+            with pytest.raises(TimeoutError):
+                waiting.result(1)
+        assert waiting.result(60).token_ids == compactor.compress(text_ids[:CONTEXT_LENGTH]).token_ids
+
+
 @pytest.mark.parametrize("do_sample", [False, True])
 def test_log_prob_is_that_of_a_plain_forward(compactor, text_ids, do_sample):
     context = text_ids[:CONTEXT_LENGTH]

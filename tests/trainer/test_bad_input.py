@@ -26,6 +26,7 @@ from tiny import make_documents, make_model, make_tokenizer
 from transformers import AutoModelForCausalLM
 
 from trl_gist import GistConfig, GistTrainer
+from trl_gist.scripts.train import load_compressor
 
 
 both_ways = pytest.mark.parametrize("with_lora", [True, False], ids=["lora", "full"])
@@ -213,6 +214,16 @@ def test_null_non_string_and_undecodable_rows_of_a_stream_are_skipped_and_counte
     counts = trainer.skipped_rows["train"].counts
     assert counts["null"] >= 1 and counts["undecodable"] >= 2 and counts["not a string"] >= 3
     assert trainer.state.log_history[-2]["skipped_rows"] == sum(counts.values())
+
+
+@pytest.mark.parametrize("args", [{"cold_start_steps": 1}, {"generator_only": True}], ids=["cold start", "compressor"])
+def test_what_a_rule_learns_from_in_a_stream_counts_once(make_trainer, lora, args):
+    rows = [{"text": text} for document in make_documents(12) for text in ("too short", document)]
+    stream = IterableDataset.from_generator(lambda: iter(rows))
+    trainer = make_trainer(train_dataset=stream, peft_config=lora, args=args)
+    if trainer.args.generator_only:
+        trainer.compressor = load_compressor("tf-idf", trainer)
+    assert trainer.skipped_rows["train"].total == 0
 
 
 def test_unusable_ready_rows_are_skipped_and_counted(make_trainer):

@@ -75,10 +75,9 @@ def test_its_gradient_is_that_of_distillation_on_the_compressors_gists(make_trai
     assert logged["generator/grad_norm"] == pytest.approx(norm, rel=1e-5)
 
 
-def test_evaluation_reads_the_compressors_gists_too(make_trainer, lora, documents):
-    trainer = make_trainer(
-        peft_config=lora, compressor=Tail(), eval_dataset=documents.select(range(4)), args={"generator_only": True}
-    )
+def test_evaluation_reads_the_compressors_gists_too_and_it_may_be_set_later(make_trainer, lora, documents):
+    trainer = make_trainer(peft_config=lora, eval_dataset=documents.select(range(4)), args={"generator_only": True})
+    trainer.compressor = Tail()
     trainer.evaluate()
     assert all(row["gist_ids"] == row["context_ids"][-10:-4] for row in trainer.eval_rows)
 
@@ -110,12 +109,12 @@ def test_the_command_line_trains_on_a_compressor_by_name(checkpoint, tmp_path):
         return make_script_trainer(*make_parser().parse_args_and_config([*argv, *more]))
 
     context = list(range(40, 60))
-    tail = trainer("--generator_only", "true", "--compressor", "tail").rollout.compressor
+    tail = trainer("--generator_only", "true", "--compressor", "tail").compressor
     assert tail.compress([context], [6]) == [context[-6:]]
     for name in ("tf-idf", "self-information"):
         trained = trainer("--generator_only", "true", "--compressor", name)
         context = trained.train_dataset[0]["context_ids"]
-        (gist,) = trained.rollout.compressor.compress([context], [6])
+        (gist,) = trained.compressor.compress([context], [6])
         assert 0 < len(gist) <= 6 and set(gist) <= set(context)
     with pytest.raises(ValueError, match="`compressor` must be one of .*'tail'.*, got 'mine'"):
         trainer("--generator_only", "true", "--compressor", "mine")

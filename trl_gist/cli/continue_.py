@@ -54,23 +54,23 @@ def run(args: argparse.Namespace):
             "--last_k goes on from one gist of the text's end, and --window, --recursion and --verbose are a "
             "session's: leave one of the two out."
         )
+    compactor = load_pair(args)
+    sampling = _sampling(args)  # after loading: whatever that draws, a seed gives the same text
     if args.last_k is not None:
-        _from_gist(args, text)
+        _from_gist(compactor, args, text, sampling)
     else:
-        _from_session(args, text)
+        _from_session(compactor, args, text, sampling)
 
 
-def _from_gist(args, text):
-    compactor, sampling = load_pair(args), _sampling(args)
+def _from_gist(compactor, args, text, sampling):
     continuation = compactor.continue_text(text, args.tokens, args.do_sample, args.last_k, **sampling)
     print(json.dumps(dataclasses.asdict(continuation), ensure_ascii=False) if args.json else continuation.text)
 
 
-def _from_session(args, text):
+def _from_session(compactor, args, text, sampling):
     """Token by token; with `--json`, one object at the end."""
     from transformers import TextStreamer
 
-    compactor, sampling = load_pair(args), _sampling(args)
     report = _report if args.verbose else None
     session = compactor.session(window=args.window, recursion=args.recursion, after_compaction=report)
     session.append(text)

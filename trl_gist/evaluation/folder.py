@@ -45,17 +45,19 @@ class EvaluationFolder:
             Everything that decides what the rows are, fit for JSON.
         overwrite (`bool`, *optional*, defaults to `False`):
             Whether another evaluation there is removed.
+        defaults (`dict`, *optional*):
+            What a setting was where a folder does not name it: it is older than the setting.
 
     Raises:
         ValueError: if the folder holds an evaluation with other settings, or files that are not an evaluation's.
     """
 
-    def __init__(self, path: str | os.PathLike, settings: dict, overwrite: bool = False):
+    def __init__(self, path: str | os.PathLike, settings: dict, overwrite: bool = False, defaults: dict | None = None):
         self.path = Path(path)
         settings = json.loads(json.dumps(settings))
         file = self.path / SETTINGS_FILE
         if file.is_file() and not overwrite:
-            self._check_same(json.loads(file.read_text(encoding="utf-8")), settings)
+            self._check_same((defaults or {}) | json.loads(file.read_text(encoding="utf-8")), settings)
         elif file.is_file():
             self._remove()
         elif self.path.exists() and any(self.path.iterdir()):

@@ -15,7 +15,7 @@
 """
 A trained pair in memory: two models, their tokenizer, and the window they were trained on.
 
-What is done with it lies above: one subject a file, and [`~inference.compactor.GistCompactor`] as the front of them all.
+What is done with it lies above: one subject a file, and [`~inference.compactor.GistCompactor`] as the front of all.
 """
 
 import functools
@@ -60,10 +60,9 @@ class LoadedPair:
         self.generator = generator
         self.tokenizer = tokenizer
         self.pair = pair
-        self._complete()
+        self._make_prompts_and_lock()
 
-    def _complete(self):
-        """What is made of the rest: a copy makes its own."""
+    def _make_prompts_and_lock(self):
         pair = self.pair
         self.prompts = GistPrompts.from_tokenizer(
             self.tokenizer, pair.summarizer_prompt, pair.tail_length, pair.generator_prompt, pair.chat_template_kwargs
@@ -76,7 +75,12 @@ class LoadedPair:
 
     def __setstate__(self, state):
         vars(self).update(state)
-        self._complete()
+        self._make_prompts_and_lock()
+
+    def __copy__(self):
+        other = type(self).__new__(type(self))
+        vars(other).update(vars(self))  # the lock too: they are the same models
+        return other
 
     @classmethod
     def from_pretrained(

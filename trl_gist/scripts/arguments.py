@@ -13,8 +13,9 @@
 # limitations under the License.
 
 """
-What `trl-gist evaluate` and `trl-gist distance` are told: a field for each flag, whose help says what it is. Nothing
-heavy is imported at the top, so that the command line takes names and defaults from here.
+What `trl-gist evaluate` and `trl-gist distance` are told: a field for each flag, whose help says what it is. And the
+pair that every command's arguments name, loaded. Nothing heavy is imported at the top, so that the command line takes
+names and defaults from here.
 """
 
 from dataclasses import dataclass
@@ -76,5 +77,10 @@ def load_pair(args, pair: str | None = None) -> "GistCompactor":
     """The pair of a command's arguments, or another one that is loaded as it is, but for the revision."""
     from ..inference.compactor import GistCompactor
 
-    revision = args.revision if pair is None else None
-    return GistCompactor.from_pretrained(pair or args.pair, args.device, args.dtype, revision, args.trust_remote_code)
+    return GistCompactor.from_pretrained(
+        args.pair if pair is None else pair,
+        device=args.device,
+        dtype=args.dtype,
+        revision=args.revision if pair is None else None,
+        trust_remote_code=args.trust_remote_code,
+    )

@@ -35,9 +35,7 @@ from .arguments import HeldOutArguments
 
 
 # Of the arguments, what decides no row: where models are and come from, whose weights tell, and what is read besides
-_DECIDE_NO_ROW = {
-    *("device", "dtype", "revision", "trust_remote_code", "streaming", "output_dir", "overwrite", "readers"),
-}
+_DECIDE_NO_ROW = {"device", "dtype", "revision", "trust_remote_code", "output_dir", "overwrite", "readers"}
 
 
 def held_out_documents(args: HeldOutArguments) -> Dataset | IterableDataset:
@@ -67,12 +65,17 @@ def open_folder(args: HeldOutArguments, kind: str, models: dict[str, nn.Module])
     """
     pair = Path(args.pair)
     default = pair / kind if pair.is_dir() else Path(f"{args.pair.split('/')[-1]}-{kind}")
+    values = dataclasses.asdict(args)
+    decide_no_row = _DECIDE_NO_ROW
+    if values.get("max_windows") is None:  # else the first windows of a stream are taken, and of a dataset spread ones
+        decide_no_row = decide_no_row | {"streaming"}
     settings = {
-        **{name: value for name, value in dataclasses.asdict(args).items() if name not in _DECIDE_NO_ROW},
+        **{name: value for name, value in values.items() if name not in decide_no_row},
         "fingerprints": {role: fingerprint(model) for role, model in models.items()},
         "version": __version__,
     }
-    return EvaluationFolder(args.output_dir or default, settings, args.overwrite)
+    defaults = {field.name: field.default for field in dataclasses.fields(args)}
+    return EvaluationFolder(args.output_dir or default, settings, args.overwrite, defaults)
 
 
 def measure_rows(

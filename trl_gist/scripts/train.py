@@ -27,7 +27,6 @@ from trl import ModelConfig, TrlParser, get_peft_config
 from .. import rewards
 from ..data.documents import load_documents
 from ..evaluation.compressors.registry import EXTRACTIVE_COMPRESSORS, extractive_compressors
-from ..scoring.extraction import IDF_CONTEXTS
 from ..trainer.callbacks import SaveOnSignal
 from ..trainer.gist_config import GistConfig
 from ..trainer.gist_trainer import GistTrainer
@@ -220,14 +219,13 @@ def make_trainer(
         peft_config=peft_config,
     )
     if script_args.compressor is not None:
-        trainer.rollout.compressor = load_compressor(script_args.compressor, trainer)
+        trainer.compressor = load_compressor(script_args.compressor, trainer)
     return trainer
 
 
 def load_compressor(name: str, trainer: GistTrainer):
     """The compressor of that name, with the trainer's teacher; rarity is learned from its first training contexts."""
-    contexts = (row["context_ids"] for row in trainer.train_dataset.take(IDF_CONTEXTS))
-    batch_size = trainer.args.score_batch_size
+    contexts, batch_size = trainer.rollout.first_contexts(), trainer.args.score_batch_size
     return extractive_compressors(trainer.processing_class, trainer.teacher, contexts, batch_size)[name]
 
 

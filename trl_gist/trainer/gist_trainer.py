@@ -299,8 +299,6 @@ class GistTrainer(GRPOTrainer):
         if args.windows_per_document > 1:
             self.walk = Walk(self.prompts, args, self.processing_class.decode)
         self.rollout = GistRollout(self, compressor)
-        if isinstance(self.train_dataset, IterableDataset):
-            self.skipped_rows["train"].counts.clear()  # what the cold start's rule learned from is read again
         self.last_measures, self.last_gists, self.eval_rows = {}, [], []
 
     def _add_callbacks(self):
@@ -318,6 +316,15 @@ class GistTrainer(GRPOTrainer):
     @property
     def teacher(self) -> PreTrainedModel:
         return self.generator_trainer.scorer.teacher.model
+
+    @property
+    def compressor(self):
+        """With `args.generator_only`, what writes the gists. It may be set once the trainer has loaded its models."""
+        return self.rollout.compressor
+
+    @compressor.setter
+    def compressor(self, compressor):
+        self.rollout.compressor = compressor
 
     @property
     def gists_per_context(self) -> int:

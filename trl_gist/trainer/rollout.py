@@ -14,7 +14,10 @@
 
 """Where the gists of a rollout come from. What they are worth, and what is done with them, is the trainer's."""
 
+from collections.abc import Iterator
+
 import torch
+from datasets import IterableDataset
 
 from ..prompts import gist_from_completion, stands_for
 from ..scoring.extraction import IDF_CONTEXTS
@@ -43,7 +46,7 @@ class GistRollout:
     Attributes:
         compressor (*optional*):
             The same, which may be set later: it may need the trainer's models.
-        extractive_summarizer ([`~trainer.cold_start.ExtractiveSummarizer`]):
+        extractive_summarizer ([`~trainer.cold_start.ExtractiveSummarizer`], *optional*):
             The rule of the cold start, if there is one.
     """
 
@@ -51,12 +54,23 @@ class GistRollout:
         self.trainer = trainer
         self.args = trainer.args
         self.compressor = compressor
+        self.extractive_summarizer = None
         if self.args.cold_start_steps > 0 and not self.args.generator_only:
-            sample = (row["context_ids"] for row in trainer.train_dataset.take(IDF_CONTEXTS))
             teacher = trainer.generator_trainer.scorer.teacher
             self.extractive_summarizer = ExtractiveSummarizer(
-                self.args.cold_start_gists, sample, teacher, self.unread_ids, trainer.processing_class
+                self.args.cold_start_gists,
+                self.first_contexts(),
+                teacher,
+                self.unread_ids,
+                trainer.processing_class,
             )
+
+    def first_contexts(self) -> Iterator[list[int]]:
+        """Training contexts, from which rules learn how rare a token is."""
+        dataset = self.trainer.train_dataset
+        yield from (row["context_ids"] for row in dataset.take(IDF_CONTEXTS))
+        if isinstance(dataset, IterableDataset):
+            self.trainer.skipped_rows["train"].counts.clear()  # training reads them again
 
     def rows(self, inputs: list[dict]) -> list[dict]:
         """

@@ -13,8 +13,9 @@
 # limitations under the License.
 
 """
-Plots of a run, and what all plots share. Matplotlib's object interface only: nothing here touches a user's own figures
-or backend.
+What all plots share, and two of a run: `plot_training` for the demo and the pair's card on the Hub, `plot_readers` for
+the demo. The others are in `run_report`, `held_out`, `comparison`, `distance` and `gists`. Matplotlib's object
+interface only: nothing here touches a user's own figures or backend.
 """
 
 import os
