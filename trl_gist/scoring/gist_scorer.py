@@ -88,6 +88,8 @@ class GistScorer:
         num_generations: int = 1,
         backward: Callable | None = None,
         null_backward: Callable | None = None,
+        other_gists: list[list[int]] | None = None,
+        other_backward: Callable | None = None,
         windows: int = 1,
         discount: float = 0.0,
     ) -> list[dict]:
@@ -103,6 +105,8 @@ class GistScorer:
             backward, null_backward (`Callable`, *optional*):
                 Called as `backward(loss_NT, rows)` after each forward of the generator with gists, and with the empty
                 gist. Gradients are enabled where it is given.
+            other_gists, other_backward (*optional*):
+                For each context a gist of another hand, which the generator learns to read and nothing else is made of.
             windows (`int`, *optional*, defaults to `1`):
                 Contexts of one walk.
             discount (`float`, *optional*, defaults to `0.0`):
@@ -118,6 +122,8 @@ class GistScorer:
             documents, hidden_D, teacher_D = self._worth_asking(documents, hidden_D, teacher_D)
         null_D = self._score(documents, [[]] * len(documents), 1, hidden_D, null_backward)
         gist_N = self._score(documents, gists, num_generations, hidden_D, backward)
+        if other_gists is not None:
+            self._score(documents, other_gists, 1, hidden_D, other_backward)
         later_N2 = self._later_gains(documents, gists, num_generations, hidden_D, null_D, windows, discount)
         columns = []
         for row, (logps_T, kl_T, greedy_T) in enumerate(gist_N):

@@ -22,6 +22,7 @@ import re
 
 from transformers import PreTrainedTokenizerBase
 
+from ..evaluation.compressors.registry import EXTRACTIVE_COMPRESSORS
 from ..prompts import PLACEHOLDERS
 from ..scoring.controls import GREATER_IS_BETTER
 
@@ -177,7 +178,10 @@ def check_choices(args):
     for name, choices in (own | INHERITED_CHOICES).items():
         if getattr(args, name) not in choices:
             raise ValueError(f"`{name}` must be one of {choices}, got {getattr(args, name)!r}.")
-    for name in ("gist_dropout", "gist_discount"):
+    unknown = sorted(set(args.reader_hands or ()) - set(EXTRACTIVE_COMPRESSORS))
+    if unknown:
+        raise ValueError(f"`reader_hands` must be some of {EXTRACTIVE_COMPRESSORS}, got {', '.join(unknown)}.")
+    for name in ("gist_dropout", "gist_discount", "reader_share"):
         if not 0.0 <= getattr(args, name) <= 1.0:
             raise ValueError(f"`{name}` must be in [0, 1], got {getattr(args, name)}.")
 

@@ -153,6 +153,12 @@ class GistConfig(GRPOConfig):
             Share of the distillation loss taken with an empty gist, so that G(Y|L), the baseline of the reward, does
             not decay while G learns to lean on gists. The expectation over dropped gists is taken exactly: G(Y|L) is
             computed once per context for the reward anyway.
+        reader_hands (`list[str]`, *optional*):
+            Rules, of `evaluation.compressors.registry.EXTRACTIVE_COMPRESSORS`, one of which, drawn for each context, writes
+            a gist that G learns to read too, as long as S's: so that what S does not write yet is readable when it tries
+            it.
+        reader_share (`float`, *optional*, defaults to `0.25`):
+            Share of the distillation loss with a gist that is taken with `reader_hands`, where there are any.
         score_batch_size (`int`, *optional*, defaults to `8`):
             Rows in one forward of the teacher or the generator. Bounds the memory of scoring, not its result.
         generator_only (`bool`, *optional*, defaults to `False`):
@@ -324,6 +330,16 @@ class GistConfig(GRPOConfig):
     )
     gist_dropout: float = field(
         default=0.1, metadata={"help": "Share of the distillation loss taken with an empty gist, in [0, 1]."}
+    )
+    reader_hands: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "Rules whose gists the generator learns to read too, one drawn for each context.",
+            "nargs": "+",
+        },
+    )
+    reader_share: float = field(
+        default=0.25, metadata={"help": "Share of the distillation loss that is taken with them, in [0, 1]."}
     )
     score_batch_size: int = field(
         default=8, metadata={"help": "Rows in one forward of the teacher or the generator. Bounds memory only."}

@@ -380,7 +380,8 @@ class GistTrainer(GRPOTrainer):
             each = self.generator_trainer.score(inputs[::num_generations], gists[::num_generations], 1, training)
             scores = [score for score in each for _ in range(num_generations)]
         else:
-            scores = self.generator_trainer.score(inputs, gists, num_generations, distill=training)
+            others = self.rollout.by_other_hands(inputs) if training and self.rollout.hands else None
+            scores = self.generator_trainer.score(inputs, gists, num_generations, training, others)
         for row, score in zip(inputs, scores, strict=True):
             row.update(score)
         if training:  # in evaluation `summarize` gives the measures; a mean of batch means would overwrite them

@@ -19,6 +19,7 @@ from collections.abc import Iterator
 import torch
 from datasets import IterableDataset
 
+from ..evaluation.compressors.registry import extractive_compressors
 from ..prompts import gist_from_completion, stands_for
 from ..scoring.extraction import IDF_CONTEXTS
 from .cold_start import ExtractiveSummarizer
@@ -48,6 +49,8 @@ class GistRollout:
             The same, which may be set later: it may need the trainer's models.
         extractive_summarizer ([`~trainer.cold_start.ExtractiveSummarizer`], *optional*):
             The rule of the cold start, if there is one.
+        hands (`list[Compressor]`):
+            Those of `args.reader_hands`.
     """
 
     def __init__(self, trainer, compressor=None):
@@ -64,6 +67,13 @@ class GistRollout:
                 self.unread_ids,
                 trainer.processing_class,
             )
+
+        self.hands = []
+        if self.args.reader_hands:
+            tokenizer, teacher = trainer.processing_class, trainer.generator_trainer.scorer.teacher.model
+            size = self.args.score_batch_size
+            compressors = extractive_compressors(tokenizer, teacher, self.first_contexts(), size)
+            self.hands = [compressors[name] for name in self.args.reader_hands]
 
     def first_contexts(self) -> Iterator[list[int]]:
         """Training contexts, from which rules learn how rare a token is."""
@@ -180,6 +190,14 @@ class GistRollout:
             gists = self.compressor.compress(contexts, [row.get("budget") or self.args.tail_length for row in rows])
         gists = [[token for token in gist if token not in unread] for gist in gists]
         return [self._ended(gist) for gist in gists for _ in range(size)]
+
+    def by_other_hands(self, rows: list[dict]) -> list[list[int]]:
+        """A gist for each context by one of `hands`, drawn for it."""
+        gists, rows = [], rows[:: self.trainer.gists_per_context]
+        for row in rows:
+            hand = self.hands[_draw(len(self.hands))]
+            gists += hand.compress([stands_for(row)], [row.get("budget") or self.args.tail_length])
+        return gists
 
     @property
     def unread_ids(self) -> frozenset[int]:

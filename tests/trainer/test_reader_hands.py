@@ -1,0 +1,79 @@
+# Copyright 2026 The trl_gist authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""The reader of many hands: a share of what the generator learns to read is not the summarizer's."""
+
+import pytest
+import torch
+from checks import snapshot
+
+from trl_gist.evaluation.compressors.registry import extractive_compressors
+
+
+def trained(make_trainer, lora, **args):
+    """One step, without a cold start, and the weights after it; the same rollout each time."""
+    compressor = args.pop("compressor", None)
+    args = {"max_steps": 1, "cold_start_steps": 0, "gist_dropout": 0.0, "max_grad_norm": 0.0, **args}
+    trainer = make_trainer(peft_config=lora, args=args)
+    trainer.compressor = compressor
+    trainer.train()
+    return trainer
+
+
+def gradient_norm(trainer):
+    return next(log["generator/grad_norm"] for log in trainer.state.log_history if "generator/grad_norm" in log)
+
+
+def test_all_the_share_is_the_generator_on_that_hand_alone(make_trainer, lora):
+    other = trained(make_trainer, lora, reader_hands=["head"], reader_share=1.0)
+    head = extractive_compressors(other.processing_class, other.teacher, [])["head"]
+    alone = trained(make_trainer, lora, generator_only=True, compressor=head)
+    assert gradient_norm(other) == pytest.approx(gradient_norm(alone), rel=1e-5)
+    weights = snapshot(alone.generator)
+    for name, weight in snapshot(other.generator).items():
+        torch.testing.assert_close(weight, weights[name], rtol=0, atol=1e-5)
+
+
+def test_no_share_is_the_generator_without_other_hands(make_trainer, lora):
+    none, plain = trained(make_trainer, lora, reader_hands=["head"], reader_share=0.0), trained(make_trainer, lora)
+    half = trained(make_trainer, lora, reader_hands=["head"], reader_share=0.5)
+    assert gradient_norm(none) == pytest.approx(gradient_norm(plain), rel=1e-6) != gradient_norm(half)
+    # The reward is of S's gists alone
+    logged = [next(log for log in trainer.state.log_history if "kl_gain" in log) for trainer in (half, plain)]
+    assert logged[0]["kl_gain"] == logged[1]["kl_gain"]
+
+
+def test_each_context_has_one_hand_drawn_for_it(make_trainer, lora, monkeypatch):
+    trainer = make_trainer(peft_config=lora, args={"reader_hands": ["head", "tail"], "cold_start_steps": 0})
+    seen, by_other_hands = [], trainer.rollout.by_other_hands
+    monkeypatch.setattr(
+        trainer.rollout, "by_other_hands", lambda rows: seen.append((rows, by_other_hands(rows))) or seen[-1][1]
+    )
+    trainer.train()
+    drawn, size = set(), trainer.num_generations
+    for rows, gists in seen:
+        assert len(gists) == len(rows) // size
+        for row, gist in zip(rows[::size], gists, strict=True):
+            context = row["context_ids"][: -len(row["last_k_ids"])]
+            hands = {"head": context[: len(gist)], "tail": context[-len(gist) :]}
+            drawn |= {name for name, ids in hands.items() if ids == gist}
+            assert gist in hands.values() and len(gist) == trainer.args.max_completion_length
+    assert drawn == {"head", "tail"}
+
+
+def test_what_no_rule_is_called_is_refused(make_args):
+    with pytest.raises(ValueError, match="`reader_hands` must be some of .*'tail'.*, got hand, neck"):
+        make_args(reader_hands=["neck", "tail", "hand"])
+    with pytest.raises(ValueError, match=r"`reader_share` must be in \[0, 1\]"):
+        make_args(reader_share=1.5)
