@@ -111,7 +111,9 @@ def test_surprisal_takes_what_the_teacher_expected_least(tokenizer):
 
 
 def test_facts_are_the_first_ones_or_some_in_their_order(tokenizer):
-    ids = tokenizer("In 1854 the physician John Snow met Ada Lovelace in Soho, and in 1861 Joseph Bazalgette.")["input_ids"]
+    ids = tokenizer("In 1854 the physician John Snow met Ada Lovelace in Soho, and in 1861 Joseph Bazalgette.")[
+        "input_ids"
+    ]
     special, listed = frozenset(tokenizer.all_special_ids), ["1854", "John Snow", "Ada Lovelace", "Soho", "1861"]
     summarizer = ExtractiveSummarizer("facts", unread_ids=special, tokenizer=tokenizer)
     window = {"context_ids": [*sorted(special), *ids], "last_k_ids": ids[-2:], "targets": [{"kind": "fact"}]}
