@@ -246,12 +246,15 @@ def one_row_each(row: dict) -> list[dict]:
     """
     A window as one row for each of its targets, for whatever reads rows of one: the cue is `last_k_ids`, and `kind` says
     which it is. Where the teacher reads something else than X and the cue, as before a far target, that is `seen_ids`.
+    Rows of a window with a column `targets` say in `window_targets` how many there are.
     """
     rows, seen = [], seen_ids(row)
     for target in targets_of(row):
         cue, read = target["cue_ids"], [*seen, *target["after_ids"]]
         one = {name: value for name, value in row.items() if name != "targets"}
         one |= {"last_k_ids": cue, "target_ids": target["target_ids"], "kind": target["kind"]}
+        if row.get("targets"):
+            one["window_targets"] = len(row["targets"])
         if through_last_k(seen, cue) != read:
             one["seen_ids"] = read
         rows.append(one)
@@ -267,8 +270,8 @@ def before_last_k(context_ids: list[int], last_k_ids: list[int]) -> list[int]:
 
 def stands_for(row: dict) -> list[int]:
     """What of X its gist is to stand for: what the generator does not see by itself; all of it, if it is asked for
-    several targets."""
-    if row.get("targets"):
+    several targets, of which a row of [`one_row_each`] is one."""
+    if row.get("targets") or "window_targets" in row:
         return list(row["context_ids"])
     return before_last_k(row["context_ids"], row["last_k_ids"])
 

@@ -33,6 +33,7 @@ from tiny import make_documents
 from trl_gist import GistCompactor
 from trl_gist.cli import main
 from trl_gist.data.documents import load_documents
+from trl_gist.prompts import SUMMARIZER_PROMPT_OF_FACTS
 from trl_gist.scripts.arguments import DistanceArguments, EvaluateArguments
 from trl_gist.scripts.resumable import open_folder
 from trl_gist.scripts.train import make_parser
@@ -404,8 +405,11 @@ def test_a_folder_holds_what_decides_its_rows(tmp_path):
     for kind, own in (
         (partial(DistanceArguments, windows=2), {"windows", "pairs", "join_documents"}),
         (EvaluateArguments, of_evaluate),
+        # They decide the rows where they are given
+        (partial(EvaluateArguments, target_kinds={"fact": 1}), of_evaluate | {"target_kinds"}),
+        (partial(EvaluateArguments, target_floor="none"), of_evaluate | {"target_floor"}),
     ):
-        args = kind(pair="pair", dataset=["text"], output_dir=str(tmp_path / str(len(own))))
+        args = kind(pair="pair", dataset=["text"], output_dir=str(tmp_path / "-".join(sorted(own))))
         settings = json.loads((open_folder(args, "evaluation", {}).path / "settings.json").read_text())
         assert settings.keys() == held_out | own | {"fingerprints", "version"}
 
@@ -436,6 +440,106 @@ def test_a_stream_has_other_windows_only_where_they_are_chosen(tmp_path):
         with pytest.raises(ValueError, match=f"`streaming` was {first}, now {then}"):
             reopen(f"some of {first}", first, then, max_windows=2)
     reopen("older", False, False, max_windows=2)
+
+
+@pytest.fixture(scope="session")
+def pair_of_facts(workspace, pair, tmp_path_factory):
+    """A pair whose summarizer is shown all of the context, wherever its last tokens begin; wide enough for facts."""
+    folder = shutil.copytree(pair, tmp_path_factory.mktemp("facts") / "pair")
+    config = json.loads((folder / "gist_config.json").read_text())
+    config |= {"summarizer_prompt": SUMMARIZER_PROMPT_OF_FACTS, "context_length": 60}
+    (folder / "gist_config.json").write_text(json.dumps(config))
+    return folder
+
+
+KINDS = ["--target_kinds", '{"fact": 2, "recall": 1, "continuation": 1}', "--target_floor", "none"]
+
+
+def test_evaluate_measures_by_kind_of_target(workspace, pair_of_facts, tmp_path, capsys):
+    flags = ["--text_column", "body", "--max_windows", 6, *KINDS, "--targets_per_context", 4]
+    flags += ["--compressors", "tail", "facts", "--readers"]
+    report = evaluate(pair_of_facts, workspace / "documents.jsonl", tmp_path / "kinds", *flags)
+    rows = [json.loads(line) for line in (tmp_path / "kinds" / "rows.jsonl").read_text().splitlines()]
+    (measures,) = report["measures"]
+    assert (measures["windows"], measures["contexts"], measures["documents"]) == (len(rows), 6, 6)
+    assert len({(row["document_id"], tuple(row["gist_ids"])) for row in rows}) == 6
+    assert max(row["window_targets"] for row in rows) <= 4
+    assert measures["kinds"].keys() == {"fact", "recall", "continuation"} == {row["kind"] for row in rows}
+    for kind, of_kind in measures["kinds"].items():
+        assert of_kind["windows"] == sum(row["kind"] == kind for row in rows)
+    printed = capsys.readouterr().out
+    assert f"{len(rows)} targets of 6 windows of 6 documents" in printed
+    fact = measures["kinds"]["fact"]
+    for name, digits in (("nll_gist", 3), ("kl_gist", 3), ("exact_gist", 2)):
+        assert f"{fact[name]:.{digits}f} ± {fact[name + '_se']:.{digits}f}" in printed
+    assert "T: cue alone" in printed and "targets of kind 'fact'" in printed
+    assert all(len(line.rstrip()) <= 80 for line in printed.splitlines() if "±" in line and "  " in line)
+    page = (tmp_path / "kinds" / "evaluation.html").read_text()
+    assert "By kind of target" in page and ">exact</th>" in page
+    by_kind = {(row["kind"], row["compressor"], row["reader"]): row for row in report["compressors_by_kind"]}
+    for kind, of_kind in measures["kinds"].items():
+        trained = by_kind[kind, "trained summarizer", "generator"]
+        assert trained["nll"] == pytest.approx(of_kind["nll_gist"], abs=1e-4)
+        assert trained.get("exact") == of_kind.get("exact_gist")
+    # An outside system compresses each context once
+    assert len((tmp_path / "kinds" / "contexts.jsonl").read_text().splitlines()) == 6
+
+
+def test_an_evaluation_by_kind_that_was_cut_off_goes_on_and_ends_the_same(workspace, pair_of_facts, tmp_path, capsys):
+    flags = ["--text_column", "body", "--max_windows", 7, "--batch_size", 2, "--budgets", 2, 4, *KINDS]
+    flags += ["--compressors", "tail", "facts", "--samples", 1]
+    whole = evaluate(pair_of_facts, workspace / "documents.jsonl", tmp_path / "whole", *flags)
+    cut = shutil.copytree(tmp_path / "whole", tmp_path / "cut")
+    contents = {name: (cut / name).read_bytes() for name in ("rows.jsonl", "compressors.jsonl")}
+    rows = [json.loads(line) for line in contents["rows.jsonl"].splitlines()]
+    done, windows = 0, 4  # of two budgets each, and a part of the fifth
+    for _ in range(windows):
+        done += 2 * rows[done]["window_targets"]
+    lines = contents["rows.jsonl"].splitlines(keepends=True)
+    (cut / "rows.jsonl").write_bytes(b"".join(lines[: done + 3]) + b'{"document_id": 3, "conte')
+    lines = contents["compressors.jsonl"].splitlines(keepends=True)
+    (cut / "compressors.jsonl").write_bytes(b"".join(lines[: 2 * len(lines) // 3]))
+    (cut / "measures.json").unlink()
+    capsys.readouterr()
+    assert evaluate(pair_of_facts, workspace / "documents.jsonl", cut, *flags) == whole
+    assert "4 windows were measured before" in capsys.readouterr().err
+    assert {name: (cut / name).read_bytes() for name in contents} == contents
+
+
+def test_the_continuation_as_a_kind_is_the_evaluation_without_kinds(workspace, pair, tmp_path):
+    flags = ["--text_column", "body", "--max_windows", 4, "--compressors", "tail"]
+    for name, more in (("without", []), ("with", ["--target_kinds", '{"continuation": 2}'])):
+        evaluate(pair, workspace / "documents.jsonl", tmp_path / name, *flags, *more)
+    for name in ("rows.jsonl", "measures.json", "compressors.jsonl", "contexts.jsonl"):
+        assert (tmp_path / "with" / name).read_bytes() == (tmp_path / "without" / name).read_bytes(), name
+
+
+def test_evaluate_reads_the_targets_that_a_dataset_brings(pair_of_facts, tmp_path):
+    targets = [{"cue": "The pump stood in", "target": " Broad Street"}, {"cue": "They drank", "target": " beer"}]
+    context = "The pump in Broad Street stood near a brewery, and its men drank beer."
+    lines = [{"context": f"{number}. {context}", "targets": targets} for number in range(3)]
+    (tmp_path / "ready.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    flags = ["--target_floor", "none"]
+    (measures,) = evaluate(pair_of_facts, tmp_path / "ready.jsonl", tmp_path / "out", *flags)["measures"]
+    assert (measures["windows"], measures["contexts"]) == (6, 3)
+    assert 0 <= measures["exact_gist"] <= 1
+
+
+def test_evaluate_refuses_kinds_that_it_cannot_measure(workspace, pair, pair_of_facts, tmp_path, fails):
+    argv = ["--dataset", workspace / "documents.jsonl", "--text_column", "body", "--output_dir", tmp_path / "out"]
+    config = json.loads((pair / "gist_config.json").read_text())
+    assert "{before_last_k}" in config["summarizer_prompt"]
+    assert "trained with '{context}' in `summarizer_prompt`" in fails("evaluate", pair, *argv, *KINDS)
+    argv = ["evaluate", pair_of_facts, *argv]
+    assert "`last_k` ([8]) cannot be varied" in fails(*argv, *KINDS, "--last_k", 8)
+    assert "'answer', which no rule makes" in fails(*argv, "--target_kinds", '{"answer": 1}')
+    assert "must be JSON, got 'fact'" in fails(*argv, "--target_kinds", "fact")
+    assert "must name kinds with their weights" in fails(*argv, "--target_kinds", '["fact"]')
+    assert "`--targets_per_context` (3) is of several kinds" in fails(*argv, "--targets_per_context", 3)
+    assert not (tmp_path / "out").exists()
+    evaluate(pair_of_facts, workspace / "documents.jsonl", tmp_path / "out", *argv[4:6], "--max_windows", 1, *KINDS)
+    assert "`target_kinds` was {" in fails(*argv, "--max_windows", 1)
+    assert "`target_floor` was none, now None" in fails(*argv, "--max_windows", 1, *KINDS[:2])
 
 
 def test_a_generator_of_another_prompt_is_no_control(workspace, pair, tmp_path, fails):

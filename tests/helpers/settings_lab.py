@@ -69,6 +69,9 @@ class Watched(GistTrainer):
         output = super()._generate_and_score_completions(inputs)
         name = "rollouts" if self.model.training else "evaluations"
         self.seen[name].append([(tuple(row["context_ids"]), tuple(row["gist_ids"])) for row in inputs])
+        self.seen["paid_for"].append(
+            [(row["context_ids"], row.get("targets"), row["target_scores"]) for row in inputs]
+        )
         self.seen["advantages"].append(output["advantages"].clone())
         self.seen["rewards"].append(self._rewards_per_func.clone())
         return output
@@ -544,8 +547,32 @@ class Lab:
     def scores_alike(self, **values) -> bool:
         return torch.allclose(self.generator_gradient(**values), self.generator_gradient(), atol=1e-5)
 
+    def paid_for(self, **values) -> list[list[dict]]:
+        """The targets of each gist of the first rollout, the mean over which is its reward."""
+        asked = {"target_kinds": {"fact": 1, "continuation": 1}, "target_floor": None, "context_length": 60}
+        trainer = self.run(max_steps=1, **{**asked, **values})
+        (rows,), rewards_NF = trainer.seen["paid_for"], trainer.seen["rewards"][0]
+        for (context, targets, scores), reward in zip(rows, rewards_NF[:, 0].tolist(), strict=True):
+            assert math.isclose(sum(each["kl_gain"] for each in scores) / len(targets), reward, rel_tol=1e-4)
+            assert [each["kind"] for each in scores] == [each["kind"] for each in targets]
+            for target in targets:
+                place = target["cue_ids"] if target["kind"] == "fact" else [*context, *target["after_ids"]]
+                assert any(_holds(ids, [*place, *target["target_ids"]]) for ids in self.document_ids)
+        return [targets for _, targets, _ in rows]
+
+    def kinds_paid_for(self, **values) -> set:
+        return {target["kind"] for targets in self.paid_for(**values) for target in targets}
+
+    @property
+    def document_ids(self):
+        return self.tokenizer(self.documents["text"][:])["input_ids"]
+
     def price_moves(self, **values):
         return self.run(reward_weights=None, **values).length_penalty.integral
+
+
+def _holds(ids, part) -> bool:
+    return any(ids[start : start + len(part)] == part for start in range(len(ids)))
 
 
 def expected_loss(

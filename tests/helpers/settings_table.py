@@ -463,6 +463,38 @@ GIST_CONFIG = {
     "max_windows_per_document": Honoured(
         "a document's windows", lambda lab: len(lab.window_starts(max_windows_per_document=2)) == 2
     ),
+    "target_kinds": Honoured(
+        "the kinds of targets that S is paid for; without it, the continuation alone",
+        lambda lab: (
+            lab.kinds_paid_for() == {"fact", "continuation"}
+            and lab.kinds_paid_for(target_kinds={"far": 1}, far_offset=10) == {"far"}
+            and all(targets is None for _, targets, _ in lab.run().seen["paid_for"][0])
+        ),
+    ),
+    "targets_per_context": Honoured(
+        "at most so many of a context",
+        lambda lab: max(map(len, lab.paid_for(targets_per_context=2))) == 2 < max(map(len, lab.paid_for())),
+    ),
+    "target_floor": Honoured(
+        "of targets that T gains less on, the one that it gains most on",
+        lambda lab: set(map(len, lab.paid_for(target_floor=1e6))) == {1} and max(map(len, lab.paid_for())) > 1,
+    ),
+    "cue_length": Honoured(
+        "of the text before a fact",
+        lambda lab: all(
+            max(len(each["cue_ids"]) for targets in paid for each in targets if each["kind"] == "fact") == length
+            for paid, length in ((lab.paid_for(cue_length=5), 5), (lab.paid_for(), 12))
+        ),
+    ),
+    "far_offset": Honoured(
+        "between the context and a far target",
+        lambda lab: all(
+            {len(each["after_ids"]) for targets in paid for each in targets} == {length}
+            for paid, length in (
+                (lab.paid_for(target_kinds={"far": 1}, far_offset=length), length) for length in (7, 9)
+            )
+        ),
+    ),
     "windows_per_document": Elsewhere(
         "test_walks.py", "test_each_gist_is_written_from_one_gist_of_the_window_before_and_the_next_chunk"
     ),

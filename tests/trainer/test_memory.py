@@ -18,6 +18,7 @@ import json
 from pathlib import Path
 
 import pytest
+from datasets import Dataset
 from tiny import make_model
 
 from trl_gist.cli.main import main
@@ -141,6 +142,64 @@ def test_each_phase_of_a_real_step_allocates_what_was_estimated(
     measured["policy"] = max(live.largest_activation for live in counters)
     ratios = {phase: peaks[phase].activations / measured[phase] for phase in peaks}
     assert ratios == pytest.approx(dict.fromkeys(peaks, 1), abs=0.15)
+
+
+def ready_of_largest(args, count):
+    """Contexts as token ids, with the targets that an estimate takes them to have."""
+    kinds = [name for name, _ in args.target_spec.kinds]
+    rows = []
+    for place in range(count):
+        context = [10 + (place + token) % 300 for token in range(args.context_length)]
+        targets = []
+        for cue, target, after in args.target_spec.largest(args):
+            cue_ids = context[-cue:] if after == 0 else [300 - place - token for token in range(cue)]
+            targets.append({"cue": cue_ids, "target": [7 + len(targets)] * target, "kind": kinds[0]})
+        rows.append({"context": context, "targets": targets})
+    return Dataset.from_list(rows)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True], ids=["kept", "recomputed"])
+def test_several_targets_in_a_row_allocate_what_was_estimated(
+    estimate, make_args, make_trainer, model, tokenizer, lora, checkpointing
+):
+    settings = {**WINDOW, "gradient_checkpointing": checkpointing, "score_batch_size": 4, "max_steps": 1}
+    settings |= {"target_kinds": {"fact": 2, "recall": 1, "continuation": 1}, "targets_per_context": 5}
+    found = estimate(lora, **settings)
+    trainer = make_trainer(
+        model=model,
+        train_dataset=ready_of_largest(make_args(**settings), 8),
+        peft_config=lora,
+        processing_class=tokenizer,
+        args={**settings, "target_floor": -1e9},
+    )
+    trainer.generation_config.min_new_tokens = 12
+    scorer, measured = trainer.generator_trainer.scorer, {}
+    assert scorer.shares_rows
+    for name, phase, trained in (
+        ("read_contexts", "teacher", []),
+        ("worth_asking", "teacher", []),
+        ("_score", "distillation", list(trainer.generator.parameters())),
+    ):
+        method = getattr(scorer, name)
+
+        def watched(*args, method=method, phase=phase, trained=trained, **kwargs):
+            roles = (trainer.model, trainer.generator, trainer.teacher)
+            resident = [t for role in roles for tensors in (role.parameters(), role.buffers()) for t in tensors]
+            resident += [p.grad for role in roles for p in role.parameters() if p.grad is not None]
+            with LiveBytes(resident, [p for p in trained if p.requires_grad]) as live:
+                output = method(*args, **kwargs)
+                output = tuple(output) if not isinstance(output, (tuple, list)) else output
+            measured[phase] = max(measured.get(phase, 0), live.largest_activation)
+            return output
+
+        setattr(scorer, name, watched)
+    trainer.train()
+    ratios = {phase: found.peaks[phase].activations / measured[phase] for phase in measured}
+    assert ratios == pytest.approx({"teacher": 1, "distillation": 1}, abs=0.15)
+    # More of them take more, and a floor its own forward
+    one = estimate(lora, **{**settings, "target_kinds": None}).peaks["distillation"].activations
+    two = estimate(lora, **{**settings, "targets_per_context": 2}).peaks["distillation"].activations
+    assert one < two < found.peaks["distillation"].activations
 
 
 # ---- What ranks and stages change ----

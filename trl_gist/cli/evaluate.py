@@ -16,6 +16,7 @@
 
 import argparse
 import dataclasses
+import json
 
 from ..scripts.arguments import DistanceArguments, EvaluateArguments
 from . import distance
@@ -36,6 +37,26 @@ def add_parser(commands):
         type=positive,
         metavar="N",
         help="measure N windows, spread evenly over the documents (of a stream: the first N)",
+    )
+    parser.add_argument(
+        "--target_kinds",
+        type=kinds_of_targets,
+        metavar="JSON",
+        help="kinds of targets that every window is asked for, with their weights, as of training: "
+        """'{"fact": 3, "recall": 1, "continuation": 1}' (default: the continuation alone)""",
+    )
+    parser.add_argument(
+        "--targets_per_context",
+        type=positive,
+        metavar="N",
+        help="with --target_kinds: targets of a window, of all kinds together (default: 8)",
+    )
+    parser.add_argument(
+        "--target_floor",
+        type=floor_of_targets,
+        metavar="NATS",
+        help="where a window has several targets: what the teacher must gain from the context over the cue alone for one "
+        "of them to be read, in nats per token, or 'none' (default: 0.1)",
     )
     parser.add_argument(
         "--last_k",
@@ -94,6 +115,20 @@ def add_parser(commands):
     parser.add_argument("--join_documents", action="store_true", help="with --windows: as of `trl-gist distance`")
     add_output(parser, "PAIR/evaluation, with --windows PAIR/distance")
     parser.set_defaults(run=run)
+
+
+def kinds_of_targets(value: str) -> dict[str, float]:
+    try:
+        kinds = json.loads(value)
+    except json.JSONDecodeError as error:
+        raise argparse.ArgumentTypeError(f"must be JSON, got {value!r}: {error}") from error
+    if not isinstance(kinds, dict) or not all(type(weight) in (int, float) for weight in kinds.values()):
+        raise argparse.ArgumentTypeError(f"must name kinds with their weights, got {value!r}")
+    return kinds
+
+
+def floor_of_targets(value: str) -> float | str:
+    return value if value == "none" else float(value)
 
 
 def run(args: argparse.Namespace):

@@ -104,6 +104,22 @@ class TargetSpec:
         beyond = {"continuation": target_length, "far": self.far_offset + target_length}
         return max(beyond.get(name, 0) for name, _ in self.kinds)
 
+    def largest(self, spec: WindowLengths) -> list[tuple[int, int, int]]:
+        """
+        Tokens of the cue, of the target and of what T reads between X and it, of each target of a large context: one that
+        offers as many of every kind as the weights ask for, each of its greatest length.
+        """
+        sizes = {
+            "continuation": (spec.last_k, spec.target_length, 0),
+            "fact": (self.cue_length, _LONGEST_FACT, self.cue_length),
+            "recall": (self.cue_length // 2, spec.target_length, self.cue_length // 2),
+            "far": (spec.last_k, spec.target_length, self.far_offset),
+        }
+        one = ("continuation", "far")
+        available = {name: 1 if name in one else self.targets_per_context for name, _ in self.kinds}
+        counts = _shares(self.targets_per_context, dict(self.kinds), available)
+        return [sizes[name] for name, count in counts.items() for _ in range(count)]
+
 
 # ---- A window's targets ----
 

@@ -42,7 +42,9 @@ _REWARDS = "what TRL hands to reward functions by itself"
 # `text`, `context`, `last_k`, `target`, `document_id` and, with `gist_length_range`, `budget` are inputs, and so is
 # `targets` beside `context`
 RESERVED_COLUMNS = {
-    **dict.fromkeys((*WINDOW_COLUMNS[:-1], WALK_COLUMN, "seen_ids", TARGETS_COLUMN, "kind"), _WINDOW),
+    **dict.fromkeys(
+        (*WINDOW_COLUMNS[:-1], WALK_COLUMN, "seen_ids", TARGETS_COLUMN, "kind", "window_targets"), _WINDOW
+    ),
     **dict.fromkeys(
         (
             *("gist_ids", "gist_length", "gist_log_prob", "null_log_prob", "teacher_log_prob"),

@@ -26,6 +26,7 @@ An evaluation on disk, written as it goes, so that one that was cut off goes on 
 import json
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 from ..common.run_files import PLOTS_DIR, finite
@@ -65,14 +66,18 @@ class EvaluationFolder:
         self.path.mkdir(parents=True, exist_ok=True)
         file.write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
-    def rows(self, unit: int, name: str = ROWS_FILE, total: int | None = None) -> list[dict]:
-        """What has been measured: all of it if that is `total` rows, else whole units. What was cut off is dropped."""
+    def rows(
+        self, unit: int | Callable[[list[dict]], int], name: str = ROWS_FILE, total: int | None = None
+    ) -> list[dict]:
+        """What has been measured: all of it if that is `total` rows, else whole units, of so many rows or, where that
+        differs, as many rows as a function of them says. What was cut off is dropped."""
         file = self.path / name
         if not file.is_file():
             return []
         lines = file.read_bytes().splitlines(keepends=True)
         rows = [json.loads(line) for line in lines if line.endswith(b"\n")]
-        kept = len(rows) if len(rows) == total else len(rows) - len(rows) % unit
+        whole = unit(rows) if callable(unit) else len(rows) - len(rows) % unit
+        kept = len(rows) if len(rows) == total else whole
         os.truncate(file, sum(map(len, lines[:kept])))
         return rows[:kept]
 
@@ -92,12 +97,12 @@ class EvaluationFolder:
         shutil.rmtree(self.path / PLOTS_DIR, ignore_errors=True)
 
     def _check_same(self, found, wanted):
-        different = [name for name in wanted if found.get(name) != wanted[name]]
+        different = [name for name in {**wanted, **found} if found.get(name) != wanted.get(name)]
         if different:
             name = different[0]
             raise ValueError(
                 f"{self.path} holds an evaluation with other settings: `{name}` was {found.get(name)}, now "
-                f"{wanted[name]}. Choose another `--output_dir`, or pass `--overwrite`."
+                f"{wanted.get(name)}. Choose another `--output_dir`, or pass `--overwrite`."
             )
 
 

@@ -133,8 +133,6 @@ def summarize(rows: list[dict], controls: tuple[str, ...] = CONTROLS) -> dict[st
     values |= {f"nll_{name}": nll[name] for name in nll}
     values |= {f"gain_over_{name}": nll[name] - nll["gist"] for name in controls}
     values |= {name: column(name) for name in ("gist_length", "gist_rate", "total_rate")}
-    if any(row.get("kind", "continuation") != "continuation" for row in rows):
-        values["exact"] = column("exact")
     measures = {}
     for name, value in values.items():
         measures[name], measures[f"{name}_se"] = ratio_and_error(value, np.ones(len(rows)), documents)
@@ -143,7 +141,15 @@ def summarize(rows: list[dict], controls: tuple[str, ...] = CONTROLS) -> dict[st
         measures[f"gap_closed_{name}"], measures[f"gap_closed_{name}_se"] = ratio_and_error(
             nll[name] - nll["gist"], gap, documents
         )
+    others = not_continued(rows)
+    if others.any():
+        measures["exact"], measures["exact_se"] = ratio_and_error(column("exact") * others, others, documents)
     return measures | {"windows": len(rows), "documents": len(set(documents))}
+
+
+def not_continued(rows: list[dict]) -> np.ndarray:
+    """1 for a row whose target is of another kind than the continuation, so that it can be recalled; else 0."""
+    return np.array([row.get("kind", "continuation") != "continuation" for row in rows], dtype=float)
 
 
 def other_documents(rows: list[dict]) -> list[int]:

@@ -15,7 +15,7 @@
 """Gists scored: log-probs and KLs of the target under the generator, against no gist and against the teacher."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
@@ -119,7 +119,7 @@ class GistScorer:
         hidden_D, _ = self.read_contexts(documents)
         teacher_D = self.teacher_readings(documents, hidden_D)
         if self.target_floor is not None and any("targets" in document for document in documents):
-            documents, hidden_D, teacher_D = self._worth_asking(documents, hidden_D, teacher_D)
+            documents, hidden_D, teacher_D = self.worth_asking(documents, hidden_D, teacher_D)
         null_D = self._score(documents, [[]] * len(documents), 1, hidden_D, null_backward)
         gist_N = self._score(documents, gists, num_generations, hidden_D, backward)
         if other_gists is not None:
@@ -160,8 +160,11 @@ class GistScorer:
                 columns[-1]["targets"] = targets
         return columns
 
-    def _worth_asking(self, documents, hidden_D, teacher_D):
-        """Contexts with the targets that T predicts better for having read them, and what belongs to these."""
+    def worth_asking(
+        self, documents: list[dict], hidden_D: list[torch.Tensor], teacher_D: list[torch.Tensor]
+    ) -> Iterator[tuple]:
+        """Contexts with the targets that T predicts better for having read them, by `target_floor`, and what belongs to
+        these: of [`read_contexts`] and [`teacher_readings`]."""
         kept_D = []
         for document, hidden_TH, logps_T, alone_K in zip(
             documents, hidden_D, teacher_D, self._cue_log_probs(documents), strict=True

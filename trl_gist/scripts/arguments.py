@@ -53,6 +53,9 @@ class EvaluateArguments(HeldOutArguments):
 
     max_windows_per_document: int | None = None
     max_windows: int | None = None
+    target_kinds: dict[str, float] | None = None
+    targets_per_context: int | None = None
+    target_floor: float | str | None = None
     last_k: list[int] | None = None
     budgets: list[int] | None = None
     generator_only: str | None = None

@@ -28,6 +28,7 @@ from ..evaluation.comparison.tables import comparison_tables, plot_comparison
 from ..evaluation.compressors import TrainedSummarizer, write_contexts
 from ..evaluation.compressors.registry import COMPRESSORS, standard_compressors
 from ..evaluation.folder import COMPRESSORS_FILE, CONTEXTS_FILE, EvaluationFolder
+from ..evaluation.held_out.readings import window_blocks
 from ..scoring.extraction import IDF_CONTEXTS
 from .arguments import EvaluateArguments
 
@@ -35,21 +36,25 @@ from .arguments import EvaluateArguments
 _CHUNK = 16
 
 
-def compare(args: EvaluateArguments, readings: PairReadings, rows: list[dict], folder: EvaluationFolder) -> list[dict]:
+def compare(
+    args: EvaluateArguments, readings: PairReadings, rows: list[dict], folder: EvaluationFolder
+) -> dict[str, list[dict]]:
     """
     Compares at every budget, with the first number of last tokens; prints the tables and draws the plots.
 
     Returns:
-        `list[dict]`: Of [`summarize_comparison`], each with its `budget`.
+        `dict[str, list[dict]]`: `compressors`, of [`summarize_comparison`], each with its `budget`; and, where there are
+        several kinds of targets, `compressors_by_kind`, the same of each, with its `kind`.
     """
     settings = [setting for setting in readings.settings if setting[0] == readings.settings[0][0]]
     rows = [row for row in rows if tuple(row["setting"]) in settings]
-    tokenizer = readings.compactor.tokenizer
-    write_contexts(rows, [row["gist_length"] for row in rows], tokenizer, folder.path / CONTEXTS_FILE)
+    tokenizer, blocks = readings.compactor.tokenizer, window_blocks(rows, len(settings))
+    gists = [row for start, _ in blocks for row in rows[start : start + len(settings)]]
+    write_contexts(gists, [row["gist_length"] for row in gists], tokenizer, folder.path / CONTEXTS_FILE)
     compressors = standard_compressors(
         readings.compactor,
         readings.teacher,
-        [row["context_ids"] for row in islice(rows, 0, IDF_CONTEXTS * len(settings), len(settings))],
+        [row["context_ids"] for row in islice(gists, 0, IDF_CONTEXTS * len(settings), len(settings))],
         args.token_classifier,
         named(args.gists, "--gists"),
         args.batch_size,
@@ -65,17 +70,24 @@ def compare(args: EvaluateArguments, readings: PairReadings, rows: list[dict], f
     missing = [{"compressor": name, "unavailable": why} for name, why in compressors.items() if isinstance(why, str)]
     compressors = {name: compressor for name, compressor in compressors.items() if not isinstance(compressor, str)}
     of_window = 2 * (len(compressors) + 2) + len(own)
-    results = folder.rows(_CHUNK * of_window, COMPRESSORS_FILE, total=len(rows) * of_window)
+    chunks = _chunks(rows, blocks)
+    ends = [0, *(end * of_window for _, end in chunks)]
+    results = folder.rows(
+        lambda rows: max(end for end in ends if end <= len(rows)), COMPRESSORS_FILE, total=len(rows) * of_window
+    )
     done = len({row["window"] for row in results})
-    starts = range(done, len(rows), _CHUNK)
-    for start in track(starts, "Other compressors", console=Console(stderr=True)):
+    left = [chunk for chunk in chunks if chunk[0] >= done]
+    for start, end in track(left, "Other compressors", console=Console(stderr=True)):
         readings.scorer.teacher_cache.clear()  # or it would grow to the hidden states of every window
-        chunk = compare_compressors(readings.scorer, rows[start : start + _CHUNK], compressors, tokenizer, own)
+        chunk = compare_compressors(
+            readings.scorer, rows[start:end], compressors, tokenizer, own, batch_size=end - start
+        )
         # One window after the other, so that a file that was cut off ends with whole windows
         chunk = sorted(({**row, "window": row["window"] + start} for row in chunk), key=lambda row: row["window"])
         folder.append(chunk, COMPRESSORS_FILE)
         results += chunk
-    summaries = []
+    summaries, by_kind = [], []
+    kinds = sorted({row["kind"] for row in results if "kind" in row})
     for index, (_, budget) in enumerate(settings):
         of_budget = [row for row in results if row["window"] % len(settings) == index]
         summary = summarize_comparison([*of_budget, *missing])
@@ -83,8 +95,43 @@ def compare(args: EvaluateArguments, readings: PairReadings, rows: list[dict], f
             Console().print(table)
         plot_comparison(summary, folder.path / PLOTS_DIR / ("compressors" if index == 0 else f"compressors_{budget}"))
         summaries += [{"budget": budget, **row} for row in summary]
-    plot_pool(results, [len(row["context_ids"]) for row in rows], len(settings), folder.path / PLOTS_DIR / "pool")
-    return summaries
+        for kind in kinds if len(kinds) > 1 else ():
+            summary = summarize_comparison([row for row in of_budget if row["kind"] == kind])
+            for table in comparison_tables(summary, kind):
+                Console().print(table)
+            by_kind += [{"budget": budget, "kind": kind, **row} for row in summary]
+    pool = _of_contexts(results, blocks, len(settings)) if kinds else results
+    plot_pool(pool, [len(row["context_ids"]) for row in gists], len(settings), folder.path / PLOTS_DIR / "pool")
+    return {"compressors": summaries} | ({"compressors_by_kind": by_kind} if by_kind else {})
+
+
+def _chunks(rows, blocks):
+    """Rows that are compared together: `_CHUNK` of them or, where windows have several targets, of whole windows as many
+    as make up so many, since all targets of a window are read with the same gists."""
+    if not any("window_targets" in row for row in rows):
+        return [(start, min(start + _CHUNK, len(rows))) for start in range(0, len(rows), _CHUNK)]
+    chunks, first = [], 0
+    for _, end in blocks:
+        if end - first >= _CHUNK or end == len(rows):
+            chunks.append((first, end))
+            first = end
+    return chunks
+
+
+def _of_contexts(results, blocks, settings):
+    """Results by context instead of by target: one gist serves all of them, so that its KL is the mean over them."""
+    context_of = {
+        row: number * settings + (row - start) % settings
+        for number, (start, end) in enumerate(blocks)
+        for row in range(start, end)
+    }
+    together = {}
+    for row in results:
+        together.setdefault((context_of[row["window"]], row["compressor"], row["reader"]), []).append(row)
+    return [
+        {**rows[0], "window": window, "kl": sum(row["kl"] for row in rows) / len(rows)}
+        for (window, *_), rows in together.items()
+    ]
 
 
 def check_compressors(args: EvaluateArguments):

@@ -24,7 +24,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from ..common.run_files import PLOTS_DIR
 from ..common.statistics import is_number, with_error
-from ..data.windows import PositionLimits, WindowSpec, prepare_windows
+from ..data.targets import TargetSpec
+from ..data.windows import TARGETS_COLUMN, PositionLimits, WindowSpec, columns_of, prepare_windows
 from ..evaluation import PairReadings, load_generator_only, load_teacher
 from ..evaluation.folder import EvaluationFolder
 from ..evaluation.gists.pattern_plots import draw_survival
@@ -33,7 +34,8 @@ from ..evaluation.gists.transfer import as_text, read_as_text, read_by_pair, sum
 from ..evaluation.held_out.measures import quality, with_means
 from ..evaluation.held_out.page import write_quality_page
 from ..evaluation.held_out.plots import draw_quality
-from ..evaluation.pages.labels import reader_labels
+from ..evaluation.held_out.readings import check_several_targets, window_blocks
+from ..evaluation.pages.labels import count_label, reader_labels
 from ..evaluation.pages.plots import save_figure
 from ..models.roles import max_positions
 from ..version import __version__
@@ -42,6 +44,8 @@ from .compare import check_compressors, compare
 from .resumable import finish, held_out_documents, measure_rows, open_folder
 
 
+# Of windows with several targets, where nothing else is asked for
+_TARGETS_PER_CONTEXT, _TARGET_FLOOR = 8, 0.1
 _ROWS = ("teacher", "full", "gist", "null", "generator_only", "shuffled", "random", "last_k", "tail")
 
 
@@ -49,9 +53,12 @@ def evaluate(args: EvaluateArguments):
     """Measures a pair on held-out documents, and leaves rows, measures, plots and a page."""
     if args.compressors is not None:
         check_compressors(args)
+    targets = target_spec(args)
     documents = held_out_documents(args)
     compactor = load_pair(args)
     pair = compactor.pair
+    if targets is not None or TARGETS_COLUMN in columns_of(documents, "evaluation"):
+        check_several_targets(compactor.prompts, args.last_k)
     teacher = load_teacher(compactor, args.teacher, args.trust_remote_code)
     generator_only = None
     if args.generator_only is not None:
@@ -59,7 +66,14 @@ def evaluate(args: EvaluateArguments):
     windows, skipped = prepare_windows(
         documents,
         compactor.tokenizer,
-        WindowSpec(pair.context_length, pair.target_length, pair.last_k, None, args.max_windows_per_document),
+        WindowSpec(
+            pair.context_length,
+            pair.target_length,
+            pair.last_k,
+            None,
+            args.max_windows_per_document,
+            targets=targets,
+        ),
         PositionLimits.from_positions(
             *map(max_positions, (compactor.summarizer, compactor.generator, teacher)),
             compactor.prompts,
@@ -68,14 +82,18 @@ def evaluate(args: EvaluateArguments):
         name="evaluation",
     )
     windows, count = _choose_windows(windows, args.max_windows)
-    readings = PairReadings(compactor, teacher, args.batch_size, args.last_k, args.budgets, generator_only)
+    floor = {None: _TARGET_FLOOR, "none": None}.get(args.target_floor, args.target_floor)
+    readings = PairReadings(compactor, teacher, args.batch_size, args.last_k, args.budgets, generator_only, floor)
     models = {"summarizer": compactor.summarizer, "generator": compactor.generator, "teacher": teacher}
     if generator_only is not None:
         models["generator_only"] = generator_only
     folder = open_folder(args, "evaluation", models)
     settings = len(readings.settings)
     rows = measure_rows(
-        folder, lambda rows: readings.read(islice(windows, len(rows) // settings, None), rows), count, settings
+        folder,
+        lambda rows: readings.read(islice(windows, len(window_blocks(rows, settings)), None), rows),
+        count,
+        settings,
     )
 
     measures = {}
@@ -88,7 +106,7 @@ def evaluate(args: EvaluateArguments):
     if args.readers is not None:
         more["transfer"] = ask_other_readers(args, rows, readings)
     if args.compressors is not None:
-        more["compressors"] = compare(args, readings, rows, folder)
+        more |= compare(args, readings, rows, folder)
     folder.write_measures(
         {
             "pair": args.pair,
@@ -105,19 +123,35 @@ def evaluate(args: EvaluateArguments):
     finish(folder, draw_quality, write_quality_page)
 
 
+def target_spec(args: EvaluateArguments) -> TargetSpec | None:
+    """Which targets a window gets, or `None` for the continuation alone. Raises `ValueError` for kinds that no rule
+    makes, and for a number of targets without any."""
+    if args.target_kinds is None or args.target_kinds.keys() == {"continuation"}:
+        if args.targets_per_context is not None:
+            raise ValueError(
+                f"`--targets_per_context` ({args.targets_per_context}) is of several kinds of targets: give them by "
+                "`--target_kinds`, or leave it out."
+            )
+        return None
+    return TargetSpec(tuple(args.target_kinds.items()), args.targets_per_context or _TARGETS_PER_CONTEXT)
+
+
 def describe_gists(rows: list[dict], readings: PairReadings, folder: EvaluationFolder) -> dict[str, float]:
     """Prints and returns the patterns of the first setting's gists, and draws which places survive."""
-    labelled, patterns = [], []
-    for row in rows:
-        last_k, budget = row["setting"]
-        most = readings.compactor.pair.max_gist_length if budget is None else budget
-        label = f"K = {row['last_k']}, ≤ {most} tokens"
-        labelled.append({"context": row["context"], "gist": row["gist"], "label": label})
-        if (last_k, budget) == readings.settings[0]:
-            found = gist_patterns(
-                row["context"], row["gist"], row["target"], row["gist_length"], most, row["summarizer_log_prob"]
-            )
-            patterns.append({"document_id": row["document_id"], **found})
+    labelled, patterns, settings = [], [], len(readings.settings)
+    for start, end in window_blocks(rows, settings):
+        # One row for each gist, whatever number of targets it was read for
+        target = "\n".join(row["target"] for row in rows[start:end:settings])
+        for row in rows[start : start + settings]:
+            last_k, budget = row["setting"]
+            most = readings.compactor.pair.max_gist_length if budget is None else budget
+            label = f"K = {row['last_k']}, ≤ {most} tokens" if "window_targets" not in row else f"≤ {most} tokens"
+            labelled.append({"context": row["context"], "gist": row["gist"], "label": label})
+            if (last_k, budget) == readings.settings[0]:
+                found = gist_patterns(
+                    row["context"], row["gist"], target, row["gist_length"], most, row["summarizer_log_prob"]
+                )
+                patterns.append({"document_id": row["document_id"], **found})
     save_figure(draw_survival(survival(labelled, by="label"), ylabel=""), folder.path / PLOTS_DIR / "survival")
     summary = summarize_patterns(patterns)
     table = Table(title="What the gists look like", box=box.SIMPLE, title_justify="left", show_header=False)
@@ -131,6 +165,7 @@ def describe_gists(rows: list[dict], readings: PairReadings, folder: EvaluationF
 def ask_other_readers(args: EvaluateArguments, rows: list[dict], readings: PairReadings) -> dict[str, dict]:
     """Prints and returns what the gists, as text, gain the teacher and every one of `--readers`."""
     rows = [with_means(row) for row in rows if tuple(row["setting"]) == readings.settings[0]]
+    gists = [start for start, _ in window_blocks(rows)]
     tokenizer = readings.compactor.tokenizer
     texts = as_text(tokenizer, rows)
     summaries = {
@@ -144,8 +179,8 @@ def ask_other_readers(args: EvaluateArguments, rows: list[dict], readings: PairR
         summaries[f"{name}, as text"] = summarize_transfer(read_as_text(model, reader, texts, args.batch_size))
     console = Console()
     console.print(transfer_table(summaries))
-    same = sum(text["same_tokens"] for text in texts)
-    console.print(f"{same} of {len(texts)} gists give the same tokens back when their text is tokenised again.")
+    same = sum(texts[place]["same_tokens"] for place in gists)
+    console.print(f"{same} of {len(gists)} gists give the same tokens back when their text is tokenised again.")
     return summaries
 
 
@@ -164,7 +199,8 @@ def _print(measures, setting, pair, title):
         return with_error(measures.get(name), measures.get(f"{name}_se"), digits)
 
     last_k, budget = setting[0] or pair.last_k, setting[1]
-    labels = reader_labels(last_k=last_k)
+    several = "contexts" in measures
+    labels = reader_labels(last_k=last_k, cues=several)
     table = Table(title=title, box=box.SIMPLE, title_justify="left")
     table.add_column("Target read after", no_wrap=True)
     for heading in ("NLL", "the gist gains", "KL from T"):
@@ -176,9 +212,11 @@ def _print(measures, setting, pair, title):
             table.add_row(labels[name], *cells, kl, style="bold" if name == "gist" else None)
     console = Console()
     console.print(table)
+    for table in _kinds_tables(measures, labels) if several else ():
+        console.print(table)
     uses = measures["break_even_uses"]
     for line in (
-        f"gap closed against T's last {last_k}: {value('gap_closed_last_k', 3)}; against G's empty gist: "
+        f"gap closed against T's {'cue alone' if several else f'last {last_k}'}: {value('gap_closed_last_k', 3)}; against G's empty gist: "
         f"{value('gap_closed_null', 3)}",
         f"{value('gist_length', 1)} tokens a gist{'' if budget is None else f' (at most {budget} asked)'}, gist rate "
         f"{value('gist_rate')}, total rate {value('total_rate')}",
@@ -187,7 +225,36 @@ def _print(measures, setting, pair, title):
         f"S passes {measures['summarizer_tokens']:.0f} tokens once; G then passes {measures['generator_tokens']:.0f} "
         f"instead of {measures['teacher_tokens']:.0f}"
         + (f": compressing pays from {uses:.1f} uses on" if uses < float("inf") else ", so compressing never pays"),
-        f"{measures['windows']} windows of {measures['documents']} documents; nats per target token ± standard error "
-        "over documents",
+        f"{count_label(measures)}; nats per target token ± standard error over documents",
     ):
         console.print(line, highlight=False, soft_wrap=True)
+
+
+def _kinds_tables(measures, labels):
+    """What the gist does for each kind of target, and what of them is recalled."""
+    kinds = measures.get("kinds", {})
+
+    def value(of_kind, name, digits):
+        return with_error(of_kind.get(name), of_kind.get(f"{name}_se"), digits)
+
+    if kinds:
+        table = Table(title="The gist by kind of target", box=box.SIMPLE, title_justify="left")
+        for heading in ("Kind", "targets", "NLL", "KL from T", "gap closed"):
+            table.add_column(heading, justify="left" if heading == "Kind" else "right", no_wrap=True)
+        for kind, of_kind in kinds.items():
+            cells = (value(of_kind, name, 3) for name in ("nll_gist", "kl_gist", "gap_closed_last_k"))
+            table.add_row(kind, str(of_kind["windows"]), *cells)
+        yield table
+    if "exact_gist" in measures:
+        recalled = {kind: of_kind for kind, of_kind in kinds.items() if "exact_gist" in of_kind}
+        table = Table(title="Exact: the share recalled token for token", box=box.SIMPLE, title_justify="left")
+        table.add_column("Target read after", no_wrap=True)
+        for heading in recalled if len(recalled) > 1 else ():
+            table.add_column(heading, justify="right", no_wrap=True)
+        table.add_column("all", justify="right", no_wrap=True)
+        for name in _ROWS:
+            if f"exact_{name}" in measures:
+                columns = [*(recalled.values() if len(recalled) > 1 else ()), measures]
+                cells = (value(of_kind, f"exact_{name}", 2) for of_kind in columns)
+                table.add_row(labels[name], *cells, style="bold" if name == "gist" else None)
+        yield table

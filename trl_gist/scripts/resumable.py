@@ -29,6 +29,7 @@ from torch import nn
 
 from ..data.documents import load_documents
 from ..evaluation.folder import EvaluationFolder
+from ..evaluation.held_out.readings import window_blocks
 from ..models.fingerprints import fingerprint
 from ..version import __version__
 from .arguments import HeldOutArguments
@@ -36,6 +37,8 @@ from .arguments import HeldOutArguments
 
 # Of the arguments, what decides no row: where models are and come from, whose weights tell, and what is read besides
 _DECIDE_NO_ROW = {"device", "dtype", "revision", "trust_remote_code", "output_dir", "overwrite", "readers"}
+# What an evaluation of one target a window is not told
+_ONLY_WHERE_GIVEN = {"target_kinds", "targets_per_context", "target_floor"}
 
 
 def held_out_documents(args: HeldOutArguments) -> Dataset | IterableDataset:
@@ -69,6 +72,7 @@ def open_folder(args: HeldOutArguments, kind: str, models: dict[str, nn.Module])
     decide_no_row = _DECIDE_NO_ROW
     if values.get("max_windows") is None:  # else the first windows of a stream are taken, and of a dataset spread ones
         decide_no_row = decide_no_row | {"streaming"}
+    decide_no_row = decide_no_row | {name for name in _ONLY_WHERE_GIVEN if values.get(name) is None}
     settings = {
         **{name: value for name, value in values.items() if name not in decide_no_row},
         "fingerprints": {role: fingerprint(model) for role, model in models.items()},
@@ -95,10 +99,14 @@ def measure_rows(
         windows (`int`, *optional*):
             How many windows there are, if that is known.
         settings (`int`, *optional*, defaults to `1`):
-            Rows of a window.
+            Rows of a window, or of each of its targets.
     """
-    rows = folder.rows(settings)
-    done = len(rows) // settings
+
+    def whole(rows):
+        return max((end for _, end in window_blocks(rows, settings)), default=0)
+
+    rows = folder.rows(whole)
+    done = len(window_blocks(rows, settings))
     console = Console(stderr=True)
     if done:
         console.print(f"{done} windows were measured before; going on from there")
@@ -113,7 +121,7 @@ def measure_rows(
         for batch in measure(rows):
             folder.append(batch)
             rows += batch
-            progress.advance(task, len(batch) // settings)
+            progress.advance(task, len(window_blocks(batch, settings)))
     return rows
 
 

@@ -32,8 +32,9 @@ import numpy as np
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from ...common.statistics import standard_error
-from ...prompts import before_last_k
+from ...common.statistics import ratio_and_error, standard_error
+from ...prompts import stands_for
+from ...scoring.controls import not_continued
 from ...scoring.gist_scorer import GistScorer
 from ...scoring.targets import TargetScorer
 from ..compressors import Compressor
@@ -72,7 +73,9 @@ def compare_compressors(
     Returns:
         `list[dict]`: For each window, compressor and reader: `compressor`, `reader`, `window` (its number),
         `document_id`; in nats per target token `log_prob`, `teacher_log_prob` (on the whole context) and `kl` from the
-        teacher; `budget` and `tokens` of the gist, `bytes` of its text, `gist_rate` = tokens / |X|, and the `gist`.
+        teacher; `budget` and `tokens` of the gist, `bytes` of its text, `gist_rate` = tokens / |X|, and the `gist`;
+        of rows that are one of several targets ([`~prompts.one_row_each`]) also the `kind`, and `exact`, whether every
+        token is the reader's likeliest. Those of one context are read with the same gist.
         For each missing compressor a row of `compressor` and `unavailable`, the reason.
 
     Raises:
@@ -103,6 +106,7 @@ def compare_compressors(
                     "bytes": len(tokenizer.decode(gist).encode()),
                     "gist_rate": len(gist) / len(row["context_ids"]),
                     "gist": tokenizer.decode(gist),
+                    **({"kind": row["kind"]} if "window_targets" in row else {}),
                 }
                 for index, (row, gist, budget, log_prob) in enumerate(
                     zip(batch, gists, budgets, teacher_log_probs, strict=True)
@@ -110,10 +114,10 @@ def compare_compressors(
             ]
             for reader, model, prompts in _readers_of(scorer, batch, gists, own_generators.get(name)):
                 readings = scorer.read(model, batch, prompts, teacher_hidden)
-                results += [
-                    {**values, "reader": reader, "log_prob": logps_T.mean().item(), "kl": kl_T.mean().item()}
-                    for values, (logps_T, kl_T, _) in zip(shared, readings, strict=True)
-                ]
+                for values, (logps_T, kl_T, greedy_T) in zip(shared, readings, strict=True):
+                    exact = {"exact": bool(greedy_T.all())} if "kind" in values else {}
+                    means = {"log_prob": logps_T.mean().item(), "kl": kl_T.mean().item()}
+                    results.append({**values, "reader": reader, **means, **exact})
         windows += len(batch)
     return results
 
@@ -130,7 +134,8 @@ def summarize_comparison(rows: list[dict]) -> list[dict]:
         `list[dict]`: For each compressor and reader, in nats per target token: `nll`, `lost` = NLL − NLL of the
         teacher on the whole context, `kl`, and `behind_trained` = NLL − NLL of the trained summarizer's gist with the
         same reader, paired by window, which is above 0 where the trained summarizer is better (an own generator's
-        against the co-trained one's); `tokens`, `bytes` and `gist_rate`, means alone; `windows` and `documents`.
+        against the co-trained one's); `tokens`, `bytes` and `gist_rate`, means alone; `windows` and `documents`; and
+        `exact`, of targets of other kinds than the continuation, where there are any.
         Missing compressors come last, as they are.
     """
     groups = {}
@@ -150,6 +155,10 @@ def summarize_comparison(rows: list[dict]) -> list[dict]:
         measures = {"compressor": compressor, "reader": reader}
         for name, values in columns.items():
             measures |= {name: float(np.mean(values)), f"{name}_se": standard_error(values, documents)}
+        others = not_continued(list(by_window.values()))
+        if others.any():
+            exact = np.array([row["exact"] for row in by_window.values()], dtype=float)
+            measures["exact"], measures["exact_se"] = ratio_and_error(exact * others, others, documents)
         for name in ("tokens", "bytes", "gist_rate"):
             measures[name] = float(np.mean([row[name] for row in by_window.values()]))
         summary.append(measures | {"windows": len(documents), "documents": len(set(documents))})
@@ -163,9 +172,8 @@ def _gists_of_all(scorer, batch, compressors) -> Iterator[tuple[str, list[int], 
     budgets = [len(gist) for gist in trained]  # special tokens never reach a reader, and buy nothing
     yield NO_GIST, [0] * len(batch), [[] for _ in batch]
     yield TRAINED, budgets, trained
-    contexts = [before_last_k(row["context_ids"], row["last_k_ids"]) for row in batch]
     for name, compressor in compressors.items():
-        gists = compressor.compress(contexts, budgets)
+        gists = _compress(compressor, batch, budgets)
         for gist, budget in zip(gists, budgets, strict=True):
             if len(gist) > budget or special & set(gist):
                 raise ValueError(
@@ -173,6 +181,18 @@ def _gists_of_all(scorer, batch, compressors) -> Iterator[tuple[str, list[int], 
                     f"special, on a budget of {budget}. It may have no more, and none that are special."
                 )
         yield name, budgets, gists
+
+
+def _compress(compressor, batch, budgets):
+    """A gist for each row; those of one context, each for another target, have the same one."""
+    contexts = [stands_for(row) for row in batch]
+    if not any("window_targets" in row for row in batch):
+        return compressor.compress(contexts, budgets)
+    asked = [(tuple(context), budget) for context, budget in zip(contexts, budgets, strict=True)]
+    each = list(dict.fromkeys(asked))
+    gists = compressor.compress([list(context) for context, _ in each], [budget for _, budget in each])
+    written = dict(zip(each, gists, strict=True))
+    return [written[context, budget] for context, budget in asked]
 
 
 def _readers_of(scorer, batch, gists, own_generator):

@@ -29,37 +29,45 @@ from ..pages.plots import GIST, NEUTRAL, NULL, save_figure
 from .compare import GENERATOR, NO_GIST, OWN_GENERATOR, READERS, TRAINED
 
 
-def comparison_tables(summary: list[dict]) -> list[Table]:
+def comparison_tables(summary: list[dict], kind: str | None = None) -> list[Table]:
     """
     A table for each reader, the best compressor first; those that are missing come last, with the reason.
 
     Args:
         summary (`list[dict]`):
             Of [`summarize_comparison`].
+        kind (`str`, *optional*):
+            Of the targets, if it is of one kind alone.
     """
     tables = []
     for reader in _readers(summary):
         rows = sorted((row for row in summary if row.get("reader") == reader), key=lambda row: row["lost"])
-        table = Table(title=COMPARISON_READERS[reader], box=box.SIMPLE, title_justify="left")
+        title = COMPARISON_READERS[reader] + ("" if kind is None else f", targets of kind {kind!r}")
+        recalled = ("exact",) if "exact" in rows[0] else ()
+        table = Table(title=title, box=box.SIMPLE, title_justify="left")
         table.add_column("Compressor", no_wrap=True)
-        for heading in ("tokens", "bytes", "NLL", "lost against T(X)", "KL from T(X)", "behind the trained"):
+        headings = ("tokens", "bytes", "NLL", "lost against T(X)", "KL from T(X)", "behind the trained")
+        if recalled:  # in the place of what is least missed
+            headings = ("tokens", *headings[2:], *recalled)
+        for heading in headings:
             table.add_column(heading, justify="right")
         for row in rows:
             table.add_row(
                 escape(row["compressor"]),
                 f"{row['tokens']:.1f}",
-                f"{row['bytes']:.0f}",
+                *([] if recalled else [f"{row['bytes']:.0f}"]),
                 f"{row['nll']:.3f}",
                 *(_with_error(row, name) for name in ("lost", "kl")),
                 "" if row["compressor"] == TRAINED else _with_error(row, "behind_trained", sign="+"),
+                *(f"{row[name]:.2f}" for name in recalled),
                 style="bold" if row["compressor"] == TRAINED else None,
             )
         for row in _unavailable(summary) if reader != OWN_GENERATOR else ():
-            table.add_row(escape(row["compressor"]), "–", "–", "–", "–", "–", "–", style="dim")
+            table.add_row(escape(row["compressor"]), *["–"] * len(headings), style="dim")
         count = rows[0]
         table.caption = "\n".join(
             [
-                f"nats per target token ± standard error over documents; {count['windows']} windows of "
+                f"nats per target token ± standard error over documents; {count['windows']} {'targets' if recalled or kind is not None else 'windows'} of "
                 f"{count['documents']} documents; above 0 the trained summarizer is better",
                 *(
                     f"not run: {escape(row['compressor'])}, {escape(row['unavailable'])}"

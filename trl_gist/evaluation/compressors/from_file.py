@@ -29,7 +29,7 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
-from ...prompts import before_last_k
+from ...prompts import stands_for
 
 
 def context_hash(context_ids: list[int]) -> str:
@@ -49,11 +49,12 @@ def write_contexts(rows: list[dict], budgets: list[int], tokenizer: PreTrainedTo
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
             The pair's.
         path (`str` or `os.PathLike`):
-            Where to. `context` in it is the text without L, which the reader sees anyway.
+            Where to. `context` in it is the text without L, which the reader sees anyway; all of it, where rows are
+            several targets of a context, each with a cue of its own. Then it has a line for each context.
     """
     with open(path, "w", encoding="utf-8") as file:
         for index, (row, budget) in enumerate(zip(rows, budgets, strict=True)):
-            ids = before_last_k(row["context_ids"], row["last_k_ids"])
+            ids = stands_for(row)
             line = {"context_hash": context_hash(ids), "budget": budget, "context": tokenizer.decode(ids)}
             line |= {"context_ids": ids, "document_id": row["document_id"], "index": index}
             file.write(json.dumps(line, ensure_ascii=False) + "\n")

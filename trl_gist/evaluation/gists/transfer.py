@@ -43,7 +43,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ...common.statistics import ratio_and_error
 from ...models.roles import max_positions
-from ...prompts import GistPrompts, before_last_k
+from ...prompts import GistPrompts, before_last_k, seen_ids
 from ...scoring.controls import other_documents
 from ...scoring.targets import TargetRows, TargetScorer
 
@@ -76,7 +76,7 @@ def as_text(tokenizer: PreTrainedTokenizerBase, rows: list[dict]) -> list[dict]:
     texts = []
     for row, lender in zip(rows, lenders, strict=True):
         gist, shuffled = (tokenizer.decode(each["gist_ids"], skip_special_tokens=True) for each in (row, lender))
-        before = before_last_k(row["context_ids"], row["last_k_ids"])
+        before = before_last_k(seen_ids(row), row["last_k_ids"])
         texts.append(
             {
                 "document_id": row["document_id"],

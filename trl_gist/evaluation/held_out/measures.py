@@ -25,7 +25,7 @@ import math
 import numpy as np
 
 from ...common.statistics import ratio_and_error
-from ...scoring.controls import summarize
+from ...scoring.controls import not_continued, summarize
 from .readings import CONTROLS, READERS
 
 
@@ -37,7 +37,8 @@ def with_means(row: dict) -> dict:
     means = {f"{reader}_log_prob": _mean(values) for reader, values in row["log_probs"].items()}
     missing = {"shuffled_log_prob": float("nan")} if "shuffled_log_prob" not in means else {}
     kls = {"teacher_kl": _mean(row["kls"]["gist"]), "null_teacher_kl": _mean(row["kls"]["null"])}
-    return row | means | missing | kls
+    exact = {"exact": row["exacts"]["gist"]} if "exacts" in row else {}
+    return row | means | missing | kls | exact
 
 
 def readers_of(rows: list[dict]) -> list[str]:
@@ -57,6 +58,11 @@ def quality(rows: list[dict]) -> dict:
         teacher, and `bits_per_byte_{reader}`; `gist_bytes`, `bytes_rate` (bytes of the gist over bytes of the
         context), `bits_per_gist_token` (its information under S); the costs of [`costs`]; and under `positions` the
         NLL and KL of each reader by position in the target. Standard errors under the same names with `_se`.
+
+        Where windows have several targets each row is one of them: `windows` counts targets and `contexts` the windows,
+        `cue_tokens` is the mean length of what is in the place of L, and `exact_{reader}` the share of targets whose every
+        token is the reader's likeliest, of other kinds than the continuation. If there are several kinds, `kinds` has the
+        same of each, without positions.
     """
     rows = [with_means(row) for row in rows]
     readers = readers_of(rows)
@@ -77,7 +83,20 @@ def quality(rows: list[dict]) -> dict:
     add("bytes_rate", [row["gist_bytes"] for row in rows], [row["context_bytes"] for row in rows])
     gist_bits = [-row["summarizer_log_prob"] / math.log(2) for row in rows]
     add("bits_per_gist_token", gist_bits, [row["gist_length"] for row in rows])
-    return measures | costs(rows) | {"positions": by_position(rows, readers)}
+    measures |= costs(rows)
+    if "window_targets" in rows[0]:
+        measures["contexts"] = round(sum(1 / row["window_targets"] for row in rows))
+        measures["cue_tokens"] = float(np.mean([len(row["last_k_ids"]) for row in rows]))
+        others = not_continued(rows)
+        for reader in readers if others.any() else ():
+            add(f"exact_{reader}", others * [row["exacts"].get(reader, math.nan) for row in rows], others)
+    measures["positions"] = by_position(rows, readers)
+    kinds = sorted({row["kind"] for row in rows if "kind" in row})
+    if len(kinds) > 1:
+        measures["kinds"] = {kind: quality([row for row in rows if row["kind"] == kind]) for kind in kinds}
+        for of_kind in measures["kinds"].values():
+            del of_kind["positions"], of_kind["contexts"]
+    return measures
 
 
 def costs(rows: list[dict]) -> dict[str, float]:

@@ -31,7 +31,7 @@ from ..folder import SETTINGS_FILE, read_measures, read_rows, write_page
 from ..gists.pattern_plots import survival_html
 from ..gists.patterns import PATTERNS
 from ..gists.transfer import GAINS
-from ..pages.labels import reader_labels
+from ..pages.labels import count_label, reader_labels
 from ..pages.render import headline, inline_plots, measure, render_page, spread, without_folders
 from .plots import setting_label
 
@@ -84,7 +84,7 @@ def _verdict(measures):
     rate = f"{100 * measures['gist_rate']:.1f}% · {100 * measures['total_rate']:.1f}%"
     tiles.append(("of the context's tokens: the gist · all that G reads", rate, "plain"))
     sentence = (
-        f"On {measures['windows']} windows of {measures['documents']} documents the gist {words}. "
+        f"On {count_label(measures)} the gist {words}. "
         "In nats per target token, ± standard error over documents; clear differences exceed two of them."
     )
     return {"sentence": sentence, "tiles": tiles}
@@ -92,7 +92,7 @@ def _verdict(measures):
 
 def _table(measures):
     rows = []
-    for name, label in reader_labels().items():
+    for name, label in reader_labels(cues="contexts" in measures).items():
         if measures.get(f"nll_{name}") is None:
             continue
         figures = [
@@ -103,8 +103,23 @@ def _table(measures):
         figures.append(
             measure(measures.get(f"gap_closed_{name}"), measures.get(f"gap_closed_{name}_se")) if gap else ""
         )
+        if "exact_gist" in measures:
+            figures.append(measure(measures.get(f"exact_{name}"), measures.get(f"exact_{name}_se")))
         rows.append((label, figures, name == "gist"))
-    return {"label": setting_label(measures), "rows": rows, "measures": measures}
+    kinds = [_kind_row(kind, of_kind) for kind, of_kind in measures.get("kinds", {}).items()]
+    return {"label": setting_label(measures), "rows": rows, "measures": measures, "kinds": kinds}
+
+
+def _kind_row(kind, measures):
+    """What the gist does for one kind of target."""
+    figures = [
+        measure(measures.get(name), measures.get(f"{name}_se"))
+        for name in (
+            *("nll_gist", "nll_teacher", "kl_gist", "kl_null", "gap_closed_last_k", "gap_closed_null"),
+            *("exact_gist", "exact_null", "exact_teacher"),
+        )
+    ]
+    return kind, measures["windows"], figures
 
 
 def _gallery(rows):

@@ -27,7 +27,6 @@ from ..pages.labels import reader_labels
 from ..pages.plots import GIST, NEUTRAL, NULL, OCHRE, PLUM, plot_style, save_figure
 
 
-_LABELS = reader_labels()
 _RATE_READERS = ("gist", "tail", "last_k", "null")
 _COLORS = {"gist": GIST, "null": NULL, "tail": OCHRE, "generator_only": PLUM}
 
@@ -45,7 +44,8 @@ def draw_quality(directory: str | os.PathLike) -> list[Path]:
 
 def plot_readers_by_k(settings: list[dict]) -> Figure:
     """KL from the teacher of each reader, a panel for each setting, the readers in the order of the first."""
-    names = [name for name in _LABELS if name != "teacher" and settings[0].get(f"kl_{name}") is not None]
+    labels = _labels(settings[0])
+    names = [name for name in labels if name != "teacher" and settings[0].get(f"kl_{name}") is not None]
     names.sort(key=lambda name: settings[0][f"kl_{name}"])
     figure = Figure(figsize=(3.4 + 2.9 * len(settings), 0.9 + 0.36 * len(names)), layout="constrained")
     axes = np.atleast_1d(figure.subplots(1, len(settings), sharex=True, sharey=True))
@@ -59,7 +59,7 @@ def plot_readers_by_k(settings: list[dict]) -> Figure:
             axis.annotate(
                 f"{mean:.3f}", (mean, row), (0, 6), textcoords="offset points", ha="center", fontsize=8, color=color
             )
-        axis.set_yticks(range(len(names)), [_LABELS[name] for name in names], fontsize=9)
+        axis.set_yticks(range(len(names)), [labels[name] for name in names], fontsize=9)
         axis.set_ylim(len(names) - 0.5, -0.8)
         axis.spines[["top", "right"]].set_visible(False)
         axis.grid(axis="x", alpha=0.2)
@@ -83,7 +83,7 @@ def plot_positions(setting: dict) -> Figure:
         color = _COLORS.get(name, NEUTRAL)
         axis.plot(middle, mean, color=color, linewidth=2 if name == "gist" else 1.3)
         axis.fill_between(middle, mean - error, mean + error, color=color, alpha=0.12, linewidth=0)
-    _label_ends(axis, middle[-1], {name: positions[name]["kl"][-1] for name in drawn})
+    _label_ends(axis, middle[-1], {name: positions[name]["kl"][-1] for name in drawn}, _labels(setting))
     plot_style(axis, "How long the gist helps", "KL from the teacher, nats per token")
     axis.set_xlabel("position in the target, tokens", fontsize=9)
     axis.set_ylim(bottom=0)
@@ -116,7 +116,8 @@ def plot_rate(settings: list[dict]) -> Figure:
                 axis.annotate(
                     f"K = {last_k}", (rate[0], kl[0]), (4, 8), textcoords="offset points", fontsize=8, color=color
                 )
-    handles = [axis.plot([], [], "o-", color=_COLORS.get(n, NEUTRAL), label=_LABELS[n])[0] for n in _RATE_READERS]
+    labels = _labels(settings[0])
+    handles = [axis.plot([], [], "o-", color=_COLORS.get(n, NEUTRAL), label=labels[n])[0] for n in _RATE_READERS]
     axis.legend(handles=handles, frameon=False, fontsize=8, loc="upper right")
     plot_style(axis, "Quality against rate", "KL from the teacher, nats per token")
     axis.set_xlabel("total rate: tokens read by the reader / tokens of the whole context", fontsize=9)
@@ -135,15 +136,19 @@ def _tokens_read(setting, reader):
         return setting["generator_tokens"]
     if reader == "null":
         return setting["generator_tokens"] - setting["gist_length"]
-    return setting["last_k"] + (setting["gist_length"] if reader == "tail" else 0)
+    return setting.get("cue_tokens", setting["last_k"]) + (setting["gist_length"] if reader == "tail" else 0)
 
 
-def _label_ends(axis, x, values):
+def _labels(setting):
+    return reader_labels(cues="contexts" in setting)
+
+
+def _label_ends(axis, x, values, labels):
     """A label at the end of each line, moved apart where they would overlap."""
     low, high = axis.get_ylim()
     gap, at = 0.075 * (high - min(0, low)), float("-inf")
     for name, value in sorted(values.items(), key=lambda item: item[1]):
         at = max(value, at + gap)
         axis.annotate(
-            _LABELS[name], (x, value), (x * 1.03, at), fontsize=8, va="center", color=_COLORS.get(name, NEUTRAL)
+            labels[name], (x, value), (x * 1.03, at), fontsize=8, va="center", color=_COLORS.get(name, NEUTRAL)
         )

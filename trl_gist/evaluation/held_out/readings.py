@@ -28,7 +28,8 @@ The readers of a window, each of whom predicts the same target Y:
     tail            T on the last k + |Z| tokens: as many tokens, verbatim
     generator_only  another G, trained as long on empty gists, on L
 
-A gist is written once for each number of last tokens and for each budget asked for.
+A gist is written once for each number of last tokens and for each budget asked for. Of a window with several targets
+each is a row of its own: its cue is in the place of L, and all of them are read with the one gist of the context.
 """
 
 import random
@@ -37,12 +38,13 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 
+import torch
 from peft import PeftModel
 from transformers import PreTrainedModel
 
 from ...inference.compactor import GistCompactor
 from ...models.lm_head import check_logits
-from ...prompts import before_last_k, through_last_k
+from ...prompts import GistPrompts, before_last_k, one_row_each, seen_ids, stands_for, through_last_k
 from ...scoring.gist_scorer import GistScorer
 from ...scoring.targets import TargetScorer
 
@@ -70,6 +72,9 @@ class PairReadings:
             Most tokens of a gist to measure with. `None` takes the pair's own.
         generator_only ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`], *optional*):
             A generator trained without gists.
+        target_floor (`float`, *optional*):
+            What T must gain from the context over the cue alone for one of several targets to be read, in nats per
+            token. The best of a window always is. `None` asks nothing.
 
     Raises:
         ValueError: if a model's logits are capped or scaled in a way that scoring does not know.
@@ -81,6 +86,7 @@ class PairReadings:
     last_k: list[int] | None = None
     budgets: list[int] | None = None
     generator_only: PreTrainedModel | PeftModel | None = None
+    target_floor: float | None = None
     _lenders: dict = field(default_factory=dict, repr=False)
     _read: dict = field(default_factory=dict, repr=False)  # of one batch, by who reads what
 
@@ -95,6 +101,7 @@ class PairReadings:
             self.compactor.prompts,
             self.batch_size,
             teacher_cache=_MemoryCache(),
+            target_floor=self.target_floor,
         )
 
     @property
@@ -113,11 +120,18 @@ class PairReadings:
         Yields:
             `list[dict]`: A batch of windows at a time, a row for each window and setting: the window's columns, its
             gist, the sizes of all that is read, and under `log_probs` and `kls` what each reader makes of every token
-            of the target, in nats. `shuffled` is missing where no other document came before.
+            of the target, in nats. `shuffled` is missing where no other document came before. Of a window with a column
+            `targets` a row for each target and setting, as of [`one_row_each`], and under `exacts` whether every token of
+            it is the reader's likeliest.
+
+        Raises:
+            ValueError: if windows have `targets`, and the gist cannot be the same for all of them.
         """
         self._lenders.clear()
-        for row in read_before:
-            self._lend([row], (row["setting"][0], row["setting"][1]))
+        read_before = list(read_before)
+        for start, _ in window_blocks(read_before, len(self.settings)):
+            for row in read_before[start : start + len(self.settings)]:
+                self._lend([row], (row["setting"][0], row["setting"][1]))
         batch = []
         for window in windows:
             batch.append(window)
@@ -130,41 +144,80 @@ class PairReadings:
     def _read_batch(self, windows):
         self.scorer.teacher_cache.clear()
         self._read.clear()
-        rows_by_setting = [self._read_setting(windows, *setting) for setting in self.settings]
-        return [row for rows in zip(*rows_by_setting, strict=True) for row in rows]
+        by_setting = [self._read_setting(windows, *setting) for setting in self.settings]
+        # One window after the other, and of a window one target after the other
+        return [
+            row
+            for by_context in zip(*by_setting, strict=True)
+            for of_target in zip(*by_context, strict=True)
+            for row in of_target
+        ]
 
     def _read_setting(self, windows, last_k, budget):
-        rows = [self._with_last_k(window, last_k) for window in windows]
+        contexts = [self._with_last_k(window, last_k) for window in windows]
         gists = self.compactor.compress_batch(
-            [row["context_ids"] for row in rows], budget, False, self.batch_size, [row["last_k_ids"] for row in rows]
+            [row["context_ids"] for row in contexts],
+            budget,
+            False,
+            self.batch_size,
+            [row["last_k_ids"] for row in contexts],
         )
+        by_context, teacher_hidden = self._rows(contexts)
+        rows = [row for of_context in by_context for row in of_context]
+        gists = [gist for of_context, gist in zip(by_context, gists, strict=True) for _ in of_context]
         for row, gist in zip(rows, gists, strict=True):
             row |= {"setting": [last_k, budget], "last_k": len(row["last_k_ids"]), "budget": budget}
             row |= {"gist_ids": gist.token_ids, "gist": gist.text, "summarizer_log_prob": gist.log_prob}
             row |= self._sizes(row)
             row |= self._texts(row)
-        self._lend(rows, (last_k, budget))
-        teacher_hidden, _ = self.scorer.read_contexts(rows)
+        self._lend([of_context[0] for of_context in by_context], (last_k, budget))
         for row, logps_T in zip(rows, self.scorer.teacher_readings(rows, teacher_hidden), strict=True):
             row["log_probs"] = {"teacher": _rounded(logps_T)}
             row["kls"] = {"teacher": [0.0] * len(logps_T)}
+        for row, hidden_TH in zip(rows, teacher_hidden, strict=True):
+            if "window_targets" in row:
+                row["exacts"] = {"teacher": self._teacher_is_exact(row, hidden_TH)}
         for reader, (model, prompts) in self._prompts(rows, (last_k, budget)).items():
             for row, reading in zip(rows, self._read_once(model, rows, prompts, teacher_hidden), strict=True):
                 if reading is not None:
-                    row["log_probs"][reader], row["kls"][reader] = reading
-        return rows
+                    row["log_probs"][reader], row["kls"][reader], exact = reading
+                    if "window_targets" in row:
+                        row["exacts"][reader] = exact
+        return by_context
+
+    def _rows(self, contexts):
+        """A context's rows, one for each target that is worth asking, and the teacher's hidden states at each of them."""
+        hidden_D, _ = self.scorer.read_contexts(contexts)
+        if "targets" not in contexts[0]:
+            return [[row] for row in contexts], hidden_D
+        if self.target_floor is not None:
+            readings_D = self.scorer.teacher_readings(contexts, hidden_D)
+            contexts, hidden_D, _ = self.scorer.worth_asking(contexts, hidden_D, readings_D)
+        hidden = [
+            of_target
+            for context, hidden_TH in zip(contexts, hidden_D, strict=True)
+            for of_target in hidden_TH.split([len(target["target_ids"]) for target in context["targets"]])
+        ]
+        return [one_row_each(context) for context in contexts], hidden
+
+    def _teacher_is_exact(self, row, hidden_TH):
+        with torch.no_grad():
+            return self.scorer.teacher.log_probs(hidden_TH).argmax(-1).tolist() == list(row["target_ids"])
 
     def _read_once(self, model, rows, prompts, teacher_hidden):
         """Readings of a batch's prompts, `None` where there is none; what another setting asked is not read again."""
         keys = [None if ids is None else (id(model), row, *ids) for row, ids in enumerate(prompts)]
         new = [row for row, key in enumerate(keys) if key is not None and key not in self._read]
         of_new = ([column[row] for row in new] for column in (rows, prompts, teacher_hidden))
-        for row, (logps_T, kl_T, _) in zip(new, self.scorer.read(model, *of_new), strict=True):
-            self._read[keys[row]] = _rounded(logps_T), _rounded(kl_T)
+        for row, (logps_T, kl_T, greedy_T) in zip(new, self.scorer.read(model, *of_new), strict=True):
+            self._read[keys[row]] = _rounded(logps_T), _rounded(kl_T), bool(greedy_T.all())
         return [self._read.get(key) for key in keys]
 
     def _with_last_k(self, window, last_k):
         row = {name: window[name] for name in ("document_id", "context_ids", "last_k_ids", "target_ids")}
+        if "targets" in window:
+            check_several_targets(self.compactor.prompts, last_k)
+            return row | {"targets": window["targets"]}
         if last_k is None:
             return row
         if len(before_last_k(row["context_ids"], row["last_k_ids"])) == len(row["context_ids"]):
@@ -191,7 +244,7 @@ class PairReadings:
             "summarizer_tokens": len(prompts.summarizer(row["context_ids"], row["last_k_ids"], budget))
             + len(row["gist_ids"]),
             "generator_tokens": read,
-            "teacher_tokens": len(prompts.teacher(row["context_ids"], row["last_k_ids"])),
+            "teacher_tokens": len(prompts.teacher(seen_ids(row), row["last_k_ids"])),
             "gist_rate": len(row["gist_ids"]) / length,
             "total_rate": read / length,
         }
@@ -199,8 +252,7 @@ class PairReadings:
     def _texts(self, row):
         """What a person reads of a window."""
         decode = self.compactor.tokenizer.decode
-        unseen = before_last_k(row["context_ids"], row["last_k_ids"])
-        texts = {"context": unseen, "last_k_text": row["last_k_ids"], "target": row["target_ids"]}
+        texts = {"context": stands_for(row), "last_k_text": row["last_k_ids"], "target": row["target_ids"]}
         return {name: decode(ids) for name, ids in texts.items()}
 
     def _prompts(self, rows, setting):
@@ -220,7 +272,10 @@ class PairReadings:
             "null": (generator, generated(empty)),
             "shuffled": (generator, generated([self._borrow(row, setting) for row in rows])),
             "random": (generator, generated([self._random_tokens(row) for row in rows])),
-            "full": (generator, [prompts.generator([], ids) for ids in through]),
+            "full": (
+                generator,
+                [prompts.generator([], through_last_k(seen_ids(row), row["last_k_ids"])) for row in rows],
+            ),
             "last_k": (teacher, [prompts.plain(row["last_k_ids"]) for row in rows]),
             "tail": (
                 teacher,
@@ -252,6 +307,39 @@ class PairReadings:
         return [token for token in range(len(self.compactor.tokenizer)) if token not in special]
 
 
+def check_several_targets(prompts: GistPrompts, last_k: int | list[int] | None):
+    """Raises `ValueError` where a context's targets cannot all be read with one gist, and each after its own cue."""
+    if prompts.needs_last_k:
+        raise ValueError(
+            "The windows have several targets, which are read with one gist, and this pair's summarizer is shown the "
+            "context by where its last tokens begin ('{before_last_k}', '{tail}' or '{last_k}' in its prompt), which is the "
+            "cue of one target alone. Evaluate a pair that was trained with '{context}' in `summarizer_prompt`, or leave "
+            "`--target_kinds` out."
+        )
+    if last_k is not None:
+        raise ValueError(
+            f"`last_k` ({last_k}) cannot be varied where windows have several targets, each with a cue of its own: leave "
+            "`--last_k` out."
+        )
+
+
+def window_blocks(rows: list[dict], settings: int = 1) -> list[tuple[int, int]]:
+    """
+    Where each whole window's rows begin and end, of rows as [`PairReadings.read`] gives them.
+
+    Args:
+        rows (`list[dict]`):
+            The rows; those of a last window may be cut off.
+        settings (`int`, *optional*, defaults to `1`):
+            Rows of a target.
+    """
+    blocks, start = [], 0
+    while start < len(rows) and (end := start + settings * rows[start].get("window_targets", 1)) <= len(rows):
+        blocks.append((start, end))
+        start = end
+    return blocks
+
+
 def _rounded(values_T):
     return [round(value, 5) for value in values_T.tolist()]
 
@@ -266,4 +354,5 @@ class _MemoryCache(dict):
         self[self._key(row)] = hidden_TH
 
     def _key(self, row):
-        return tuple(through_last_k(row["context_ids"], row["last_k_ids"])), tuple(row["target_ids"])
+        several = [(tuple(target["after_ids"]), tuple(target["target_ids"])) for target in row.get("targets", ())]
+        return tuple(through_last_k(seen_ids(row), row["last_k_ids"])), tuple(row["target_ids"]), *several

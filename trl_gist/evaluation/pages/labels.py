@@ -18,12 +18,15 @@ labels beside the measures: [`~evaluation.gists.patterns.PATTERNS`], [`~evaluati
 """
 
 
-def reader_labels(generator: str = "G", teacher: str = "T", last_k: str | int = "K") -> dict[str, str]:
+def reader_labels(
+    generator: str = "G", teacher: str = "T", last_k: str | int = "K", cues: bool = False
+) -> dict[str, str]:
     """
     Those who predict a target, by their names in [`~evaluation.PairReadings`]. G sees the last K tokens whatever else
-    it reads. The arguments say how the two models and the number are called where nothing explains the letters.
+    it reads. The arguments say how the two models and the number are called where nothing explains the letters, and
+    whether there are several targets, each with a cue in the place of those tokens.
     """
-    return {
+    labels = {
         "teacher": f"{teacher}: whole context",
         "full": f"{generator}: whole context",
         "gist": f"{generator}: gist",
@@ -34,6 +37,16 @@ def reader_labels(generator: str = "G", teacher: str = "T", last_k: str | int = 
         "random": f"{generator}: random tokens",
         "shuffled": f"{generator}: another's gist",
     }
+    if cues:
+        labels |= {"tail": f"{teacher}: last |Z|, cue", "last_k": f"{teacher}: cue alone"}
+    return labels
+
+
+def count_label(measures: dict) -> str:
+    """How much was read: windows, or targets of windows that have several."""
+    if measures.get("contexts") is None:
+        return f"{measures['windows']} windows of {measures['documents']} documents"
+    return f"{measures['windows']} targets of {measures['contexts']} windows of {measures['documents']} documents"
 
 
 # What a gist is held against, as a sentence has it

@@ -193,7 +193,8 @@ def memory_per_rank(
 
     For dense models. Parameters, gradients and optimizer states are counted on the models as [`GistTrainer`] builds them, on the meta
     device. Activations are those of the step's own code on tensors without contents ([`trainer.memory.trace.StepTrace`]), with
-    attention by torch's fused kernels, in which no scores are kept.
+    attention by torch's fused kernels, in which no scores are kept. Of contexts with several targets it takes as many of
+    each kind as `target_kinds` asks for, each of its greatest length.
 
     Args:
         args ([`GistConfig`]):
@@ -308,6 +309,8 @@ def _trace(roles, args, lengths, zero) -> dict[tuple[str, str], Peak]:
         peaks[phase, "prefill"], peaks[phase, "decode"] = trace.prefill(*sizes), trace.decode(*sizes)
     windows = args.windows_per_document
     peaks["teacher", ""] = trace.read(contexts)  # the windows of a walk in one row
+    if trace.targets is not None and args.target_floor is not None:
+        peaks["teacher", "cues"] = trace.read_cues(contexts)
     peaks["distillation", ""] = trace.score(contexts * windows)
     if not args.generator_only:
         rows = args.per_device_train_batch_size * windows

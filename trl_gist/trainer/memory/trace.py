@@ -48,12 +48,14 @@ _SUMMARIZER_OVERHEAD, _GENERATOR_OVERHEAD = 96, 16
 
 @dataclass(frozen=True)
 class PromptLengths:
-    """Tokens of what each role reads: S before a gist, G before a target with the longest gist and with none, T."""
+    """Tokens of what each role reads: S before a gist, G before a target with the longest gist and with none, T; and of
+    G's template between L, or a cue, and a target."""
 
     summarizer: int
     generator: int
     null_generator: int
     teacher: int
+    after_cue: int = 0
 
 
 def prompt_lengths(args: GistConfig, tokenizer: PreTrainedTokenizerBase | None = None) -> PromptLengths:
@@ -81,6 +83,7 @@ def prompt_lengths(args: GistConfig, tokenizer: PreTrainedTokenizerBase | None =
         null + gist,
         null,
         len(prompts.bos) + (_longest_seen(args, len(prompts.tokenize(SEPARATOR))) if walks else context),
+        len(prompts.generator_cue([])),
     )
 
 
@@ -161,7 +164,8 @@ class LiveBytes(TorchDispatchMode):
 class StepTrace:
     """
     The phases of a training step as [`GistTrainer`] runs them, at their largest: every gist, target and prompt has its
-    full length. Each method returns the [`Peak`] of its phase.
+    full length. Where a context has several targets there are as many of each kind as their weights ask for
+    ([`~data.targets.TargetSpec.largest`]), side by side in one row. Each method returns the [`Peak`] of its phase.
 
     Args:
         roles ([`~models.roles.Roles`]):
@@ -185,6 +189,10 @@ class StepTrace:
         self.args = args
         self.lengths = lengths
         self.autocast = autocast
+        self.targets = None if args.target_spec is None else args.target_spec.largest(args)
+        self.target_tokens = args.target_length
+        if self.targets is not None:
+            self.target_tokens = sum(target for _, target, _ in self.targets)
         self.fake = FakeTensorMode()
         _give_fake_tensors(self.fake, (self.summarizer, self.generator, self.teacher))
         for model in (self.summarizer, self.generator):
@@ -233,17 +241,30 @@ class StepTrace:
 
     def read(self, contexts: int) -> Peak:
         """T on every context and its log-probs of the targets; see [`~scoring.gist_scorer.GistScorer.read_contexts`]."""
-        rows, target = self.args.score_batch_size, self.args.target_length
-        teacher = TargetScorer(self.teacher)
+        rows, teacher = self.args.score_batch_size, TargetScorer(self.teacher)
+        prompt, after = self.lengths.teacher, None
+        if self.targets is not None:
+            after = [between for _, _, between in self.targets]
 
         def run():
             hidden = []
             with torch.no_grad(), self.autocast():
                 for start in range(0, contexts, rows):
-                    batch = self._rows(self.lengths.teacher, min(rows, contexts - start), 1)
-                    hidden += teacher.hidden_states(batch).flatten(0, 1).clone().split(target)
+                    batch = self._rows(prompt, min(rows, contexts - start), 1, after)
+                    hidden += teacher.hidden_states(batch).flatten(0, 1).clone().split(self.target_tokens)
                 for hidden_TH in hidden[:2]:  # the first's are gone when the third's come
                     teacher.log_probs(hidden_TH)
+
+        return self._peak(run, ())
+
+    def read_cues(self, contexts: int) -> Peak:
+        """T on the cues alone, which says what of several targets counts; see [`~scoring.gist_scorer.GistScorer`]."""
+        rows, teacher = self.args.score_batch_size, TargetScorer(self.teacher)
+        bos = self.lengths.teacher - self.args.context_length
+
+        def run():
+            with torch.no_grad(), self.autocast():
+                teacher(self._rows(bos, min(rows, contexts), 1, [cue for cue, _, _ in self.targets]))
 
         return self._peak(run, ())
 
@@ -254,7 +275,7 @@ class StepTrace:
 
         def run():
             hidden_size = base_of(self.teacher).config.get_text_config().hidden_size
-            shape = (contexts * self.args.target_length, hidden_size)
+            shape = (contexts * self.target_tokens, hidden_size)
             hidden_DH = torch.zeros(shape, dtype=torch.bfloat16 if self.args.bf16 else self.teacher.dtype)
             self._score_chunk(self.lengths.null_generator, hidden_DH, min(rows, contexts), 1, dropout > 0)
             for start, stop, together in batches[:2]:  # as in `policy`; only the last may be smaller
@@ -289,7 +310,11 @@ class StepTrace:
         return self._peak(run, self.summarizer.parameters())
 
     def _score_chunk(self, prompt, teacher_hidden_DH, rows, together, differentiated):
-        batch = self._rows(prompt, rows, together)
+        cues = None
+        if self.targets is not None:  # the prompt has none of them
+            prompt -= self.args.last_k + self.lengths.after_cue
+            cues = [cue + self.lengths.after_cue for cue, _, _ in self.targets]
+        batch = self._rows(prompt, rows, together, cues)
         generator, teacher = TargetScorer(self.generator), TargetScorer(self.teacher)
         loss = self.args.distillation_loss if differentiated else "forward_kl"
         with torch.set_grad_enabled(differentiated), self.autocast():
@@ -298,13 +323,16 @@ class StepTrace:
         if differentiated:
             loss_NT.sum().backward()
 
-    def _rows(self, prompt, rows, together):
-        zeros_NS, zeros_NT = (
-            torch.zeros(rows, length, dtype=torch.long)
-            for length in (prompt + self.args.target_length, self.args.target_length)
-        )
-        real_U = torch.zeros(rows // together * self.args.target_length, dtype=torch.long)
-        return TargetRows(zeros_NS, zeros_NT, zeros_NT, zeros_NT.bool(), real_U, together)
+    def _rows(self, prompt, rows, together, cues=None):
+        """A batch of prompts of one length, each with its target or, after `cues` of these lengths, its targets."""
+        length = prompt + sum(cues or ()) + self.target_tokens
+        zeros_NS, zeros_NT = (torch.zeros(rows, size, dtype=torch.long) for size in (length, self.target_tokens))
+        real_U = torch.zeros(rows // together * self.target_tokens, dtype=torch.long)
+        several = {}
+        if cues is not None and len(cues) > 1:
+            visible_NSS = torch.ones(rows, length, length, dtype=torch.bool)
+            several = {"position_ids_NS": zeros_NS.clone(), "visible_NSS": visible_NSS}
+        return TargetRows(zeros_NS, zeros_NT, zeros_NT, zeros_NT.bool(), real_U, together, **several)
 
     def _sampling_peak(self, run):
         training = self.summarizer.training

@@ -1,0 +1,221 @@
+# Copyright 2026 The trl_gist authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""Training and evaluating on several targets of a context: what S is paid for, what is logged, and what is refused."""
+
+import math
+
+import pytest
+from checks import moved, snapshot, trainable
+from datasets import Dataset
+from tiny import make_documents
+
+from trl_gist import log_prob_gain
+from trl_gist.data.targets import fact_list
+from trl_gist.evaluation.compressors import Facts
+from trl_gist.prompts import SUMMARIZER_PROMPT, SUMMARIZER_PROMPT_OF_FACTS, SUMMARIZER_PROMPT_WITH_TAIL
+from trl_gist.scoring.controls import CONTROLS, GREATER_IS_BETTER
+from trl_gist.scripts.train import make_parser
+
+
+KINDS = {"fact": 2, "recall": 1, "continuation": 1}
+# T gains next to nothing from a context of a tiny model
+SEVERAL = {"context_length": 60, "target_kinds": KINDS, "target_floor": None}
+
+
+@pytest.fixture
+def held_out():
+    return Dataset.from_dict({"text": make_documents(4, seed=9)})
+
+
+def rows_of(trainer):
+    """The rows of each rollout, once they are scored."""
+    rollouts, calculate = [], trainer._calculate_rewards
+
+    def watch(inputs, *args):
+        rewards = calculate(inputs, *args)
+        rollouts.append([dict(row) for row in inputs])
+        return rewards
+
+    trainer._calculate_rewards = watch
+    return rollouts
+
+
+def logs_of(trainer):
+    return [log for log in trainer.state.log_history if "gist_length" in log]
+
+
+def test_both_roles_learn_from_every_kind_and_the_log_has_each(make_trainer, lora):
+    trainer = make_trainer(peft_config=lora, args=SEVERAL)
+    rollouts, before = rows_of(trainer), [snapshot(role) for role in (trainer.model, trainer.generator)]
+    trainer.train()
+    for old, role in zip(before, (trainer.model, trainer.generator), strict=True):
+        assert moved(old, role) == trainable(role)
+    logs = logs_of(trainer)
+    assert len(logs) == len(rollouts) == 2
+    for log, rows in zip(logs, rollouts, strict=True):
+        scores = [score for row in rows for score in row["target_scores"]]
+        assert log["targets"] == pytest.approx(len(scores) / len(rows)) and log["targets"] > 1
+        assert {score["kind"] for score in scores} >= {"fact", "continuation"}
+        for kind in {score["kind"] for score in scores}:
+            of_kind = [score for score in scores if score["kind"] == kind]
+            for name in ("teacher_kl", "kl_gain", "exact"):
+                mean = sum(score[name] for score in of_kind) / len(of_kind)
+                assert log[f"{kind}/{name}"] == pytest.approx(mean)
+        for name in ("kl_gain", "teacher_kl"):  # of a context, the mean over its targets
+            means = [sum(s[name] for s in row["target_scores"]) / len(row["target_scores"]) for row in rows]
+            assert log[name] == pytest.approx(sum(means) / len(means))
+
+
+def test_reward_functions_get_the_score_of_every_target(make_trainer, lora):
+    seen = []
+
+    def facts_alone(target_scores, targets, **kwargs):
+        assert [[each["kind"] for each in row] for row in target_scores] == [
+            [t["kind"] for t in row] for row in targets
+        ]
+        rewards = [sum(score["kl_gain"] for score in row if score["kind"] == "fact") for row in target_scores]
+        seen.append(rewards)
+        return rewards
+
+    trainer = make_trainer(peft_config=lora, reward_funcs=[facts_alone], args=SEVERAL)
+    trainer.train()
+    logged = [log["rewards/facts_alone/mean"] for log in logs_of(trainer)]
+    assert logged == pytest.approx([sum(rewards) / len(rewards) for rewards in seen])
+    assert len({reward for rewards in seen for reward in rewards}) > 8
+
+
+def test_an_evaluation_measures_each_target_as_a_row_of_its_own(make_trainer, lora, held_out):
+    trainer = make_trainer(peft_config=lora, eval_dataset=held_out, args=SEVERAL)
+    measures = trainer.evaluate()
+    targets = [(row["context_ids"], target) for row in trainer.eval_dataset for target in row["targets"]]
+    assert measures["eval_windows"] == len(targets) > len(trainer.eval_dataset)
+    of_kind = {kind: sum(target["kind"] == kind for _, target in targets) for kind in KINDS}
+    assert min(of_kind.values()) > 0
+    for kind, count in of_kind.items():
+        assert measures[f"eval_{kind}/windows"] == count
+        for name in ("teacher_kl", "nll_gist", *(f"gap_closed_{control}" for control in CONTROLS)):
+            assert math.isfinite(measures[f"eval_{kind}/{name}"]), (kind, name)
+    # What all rows come to is the mean over those of each kind
+    for name in ("nll_gist", "nll_teacher", "nll_last_k", "teacher_kl", "gain_over_null"):
+        mean = sum(of_kind[kind] * measures[f"eval_{kind}/{name}"] for kind in KINDS) / len(targets)
+        assert measures[f"eval_{name}"] == pytest.approx(mean), name
+    assert 0 <= measures["eval_fact/exact"] <= 1 and "eval_continuation/exact" not in measures
+
+
+def test_the_same_gist_is_read_for_every_target_of_a_context(make_trainer, lora, held_out):
+    trainer = make_trainer(peft_config=lora, eval_dataset=held_out, args=SEVERAL)
+    rollouts = rows_of(trainer)
+    trainer.evaluate()
+    rows = {tuple(row["context_ids"]): row for rollout in rollouts for row in rollout}
+    kinds = [kind for row in rows.values() for kind in (score["kind"] for score in row["target_scores"])]
+    assert len(kinds) == sum(len(row["targets"]) for row in trainer.eval_dataset)
+    assert len(rows) == len(trainer.eval_dataset)
+
+
+def test_the_continuation_alone_is_what_a_run_without_kinds_is(make_trainer, lora, held_out):
+    outcomes = []
+    for kinds in (None, {"continuation": 1}):
+        trainer = make_trainer(peft_config=lora, eval_dataset=held_out, args={"target_kinds": kinds})
+        assert "targets" not in trainer.train_dataset.column_names
+        assert trainer.args.summarizer_prompt == SUMMARIZER_PROMPT
+        trainer.train()
+        evaluated = trainer.evaluate()
+        expected = {f"eval_{name}{end}" for name in GREATER_IS_BETTER for end in ("", "_se")}
+        assert expected | {"eval_windows", "eval_documents"} <= evaluated.keys()
+        logs = [log for log in trainer.state.log_history if "gist_length" in log]
+        for names in (evaluated, *logs):
+            assert not [name for name in names if "exact" in name or "fact" in name or name == "targets"]
+            assert not [name for name in names if name.removeprefix("eval_").startswith("continuation")]
+        kept = [
+            {name: value for name, value in log.items() if not name.endswith(("time", "runtime", "_second"))}
+            for log in trainer.state.log_history
+        ]
+        outcomes.append((kept, [p.detach().clone() for p in trainer.model.parameters()]))
+    assert repr(outcomes[0][0]) == repr(outcomes[1][0])
+    assert all((ours == theirs).all() for ours, theirs in zip(outcomes[0][1], outcomes[1][1], strict=True))
+
+
+def test_a_generator_alone_learns_to_read_lists_of_facts(make_trainer, lora, tokenizer):
+    args = {"generator_only": True, **SEVERAL}
+    trainer = make_trainer(peft_config=lora, compressor=Facts(tokenizer), args=args)
+    rollouts, before = rows_of(trainer), snapshot(trainer.model)
+    trainer.train()
+    assert moved(before, trainer.model) == set()
+    for row in rollouts[0]:  # of all of the context, the last tokens too
+        assert row["gist_ids"] == fact_list(tokenizer, row["context_ids"], 6)
+    assert any(row["gist_ids"] for row in rollouts[0])
+    log = logs_of(trainer)[0]
+    assert {"fact/kl_gain", "fact/exact", "continuation/kl_gain", "targets"} <= log.keys()
+
+
+def ready(count):
+    context = "The pump in Broad Street stood near a brewery. Its men drank beer, and few of them fell ill. "
+    questions = [
+        {"cue": "Where did the pump stand? In", "target": " Broad Street"},
+        {"cue": "What did the men drink?", "target": " beer", "kind": "drink"},
+    ]
+    rows = [{"context": f"{place}. {context}", "targets": questions[: 1 + place % 2]} for place in range(count)]
+    return Dataset.from_list([{**row, "targets": [{"kind": None, **t} for t in row["targets"]]} for row in rows])
+
+
+def test_ready_windows_bring_their_own_targets(make_trainer, lora, tokenizer):
+    trainer = make_trainer(
+        train_dataset=ready(8), eval_dataset=ready(4), peft_config=lora, args={"target_floor": None}
+    )
+    rollouts = rows_of(trainer)
+    trainer.train()
+    log = logs_of(trainer)[0]
+    assert {"question/kl_gain", "question/exact", "targets"} <= log.keys() and "continuation/kl_gain" not in log
+    for row in rollouts[0]:
+        texts = [tokenizer.decode(target["target_ids"]) for target in row["targets"]]
+        assert texts == [" Broad Street", " beer"][: len(texts)]
+    measures = trainer.evaluate()
+    assert (measures["eval_question/windows"], measures["eval_drink/windows"]) == (4, 2)
+    assert measures["eval_windows"] == 6
+
+
+def test_a_prompt_that_hides_the_contexts_end_is_refused_where_facts_are_asked_for(make_args):
+    hidden = SUMMARIZER_PROMPT.replace("{context}", "{before_last_k}")
+    for kinds in ({"fact": 1, "continuation": 1}, {"recall": 1}):
+        with pytest.raises(ValueError, match=r"`summarizer_prompt` shows .*'\{before_last_k\}'.* Write '\{context\}'"):
+            make_args(target_kinds=kinds, summarizer_prompt=hidden)
+    assert make_args(target_kinds={"far": 1}, summarizer_prompt=hidden).summarizer_prompt == hidden
+    # The default gives way to one that shows it
+    by_default = make_args(target_kinds={"fact": 1}, summarizer_prompt=SUMMARIZER_PROMPT_WITH_TAIL)
+    assert by_default.summarizer_prompt == SUMMARIZER_PROMPT_OF_FACTS
+
+
+@pytest.mark.parametrize(
+    ("args", "sentence"),
+    [
+        ({"target_kinds": {}}, "`target_kinds` must name kinds with their weights"),
+        ({"target_kinds": {"answer": 1}}, "'answer', which no rule makes"),
+        ({"target_kinds": {"fact": 0}}, "weight of 'fact' .* must be positive, got 0"),
+        ({"target_kinds": {"fact": 1}, "targets_per_context": 0}, "`targets_per_context` must be at least 1, got 0"),
+        ({"target_kinds": {"fact": 1}, "windows_per_document": 2}, "set `windows_per_document` to 1"),
+    ],
+)
+def test_kinds_that_cannot_be_are_refused(make_trainer, args, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        make_trainer(args=args, reward_funcs=[log_prob_gain])
+
+
+def test_the_command_line_takes_kinds_as_json(tmp_path):
+    argv = ["--output_dir", str(tmp_path), "--use_cpu", "true", "--bf16", "false"]
+    argv += ["--model_name_or_path", "model", "--dataset_path", "text", "--target_kinds", '{"fact": 3, "recall": 1}']
+    _, args, _ = make_parser().parse_args_and_config(argv)
+    assert args.target_kinds == {"fact": 3, "recall": 1}
+    assert args.target_spec.kinds == (("fact", 3), ("recall", 1))
+    assert args.summarizer_prompt == SUMMARIZER_PROMPT_OF_FACTS
