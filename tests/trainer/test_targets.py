@@ -114,6 +114,14 @@ def test_an_evaluation_measures_each_target_as_a_row_of_its_own(make_trainer, lo
     assert 0 <= measures["eval_fact/exact"] <= 1 and "eval_continuation/exact" not in measures
 
 
+def test_rates_are_of_the_context_also_where_the_teacher_reads_on(make_trainer, lora, held_out):
+    args = {**SEVERAL, "target_kinds": {"far": 1, "fact": 1}, "far_offset": 10}
+    measures = make_trainer(peft_config=lora, eval_dataset=held_out, args=args).evaluate()
+    assert min(measures["eval_far/windows"], measures["eval_fact/windows"]) > 0
+    for kind in ("", "far/", "fact/"):
+        assert measures[f"eval_{kind}gist_rate"] == pytest.approx(measures[f"eval_{kind}gist_length"] / 60)
+
+
 def test_the_same_gist_is_read_for_every_target_of_a_context(make_trainer, lora, held_out):
     trainer = make_trainer(peft_config=lora, eval_dataset=held_out, args=SEVERAL)
     rollouts = rows_of(trainer)
