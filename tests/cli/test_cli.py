@@ -254,6 +254,11 @@ def test_every_recipe_is_made_of_known_and_valid_settings(config):
     assert training_args.max_steps == (150 if config.stem.endswith("_cpu") else 1500)
     assert isinstance(training_args.learning_rate, float)
     assert (model_args.use_peft, model_args.lora_r, model_args.lora_target_modules) == (True, 32, "all-linear")
+    recall = config.stem.endswith("_recall")
+    assert training_args.target_kinds == ({"fact": 3, "recall": 1} if recall else None)
+    if recall:
+        assert (training_args.targets_per_context, training_args.cold_start_gists) == (8, "facts")
+        assert training_args.summarizer_prompt == SUMMARIZER_PROMPT_OF_FACTS
     assert f"--config configs/{config.name}" in config.read_text()
 
 
@@ -262,6 +267,7 @@ def test_there_are_recipes():
         "flagship_smollm2-135m",
         "flagship_smollm2-135m_cpu",
         "smollm2-135m_fineweb-edu",
+        "smollm2-135m_recall",
         "qwen3-4b_fineweb-edu",
     }
 
