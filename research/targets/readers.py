@@ -102,8 +102,8 @@ def train_reader(folder: Path, seed: int, hand: str):
     measure(trainer, folder / f"{hand}.json")
 
 
-def table(pair: Path, readers: Path, kind: str) -> list[str]:
-    """KL and facts exact of each hand, read by its own reader and by the pair's, and how much higher than S's its KL is."""
+def table(pair: Path, readers: Path, kinds: tuple[str, ...]) -> list[str]:
+    """On targets of some kinds, KL and facts exact of each hand, read by its own reader and by the pair's, and how much higher than S's its KL is."""
     ours = json.loads((pair / "summarizer.json").read_text("utf-8"))
     lines = []
     for label, folder in (("its own reader", readers), ("the pair's G", pair)):
@@ -112,7 +112,7 @@ def table(pair: Path, readers: Path, kind: str) -> list[str]:
             if not path.is_file() or (hand == "summarizer" and folder != pair):
                 continue
             rows = json.loads(path.read_text("utf-8"))
-            chosen = [(row, own) for row, own in zip(rows, ours, strict=True) if row["kind"] == kind]
+            chosen = [(row, own) for row, own in zip(rows, ours, strict=True) if row["kind"] in kinds]
             if any(row["cue"] != own["cue"] for row, own in chosen):
                 raise ValueError(f"{path} has other targets than the pair's: run both on the same data.")
             documents = [row["document_id"] for row, _ in chosen]
@@ -132,7 +132,7 @@ def table(pair: Path, readers: Path, kind: str) -> list[str]:
                     else mean([row["teacher_kl"] - own["teacher_kl"] for row, own in chosen]),
                 ]
             )
-    head = [f"{kind}: gist of", "tokens", "KL(T‖G)", "NLL", "exact", "KL higher than S's by"]
+    head = [f"{' and '.join(kinds)}: gist of", "tokens", "KL(T‖G)", "NLL", "exact", "KL higher than S's by"]
     return markdown_table(head, lines)
 
 
@@ -152,8 +152,8 @@ def main():
             if not (readers / f"{hand}.json").is_file():
                 readers.mkdir(parents=True, exist_ok=True)
                 train_reader(readers, args.seed, hand)
-    for kind in ("fact", "recall"):
-        print("\n".join([*table(pair, readers, kind), ""]))
+    for kinds in (("fact",), ("recall",), ("fact", "recall")):
+        print("\n".join([*table(pair, readers, kinds), ""]))
 
 
 if __name__ == "__main__":
