@@ -21,6 +21,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 from datasets import load_dataset
+from trl import TrlParser
 
 from examples import self_study
 from trl_gist.data.windows import WindowSpec, prepare_windows
@@ -255,6 +256,13 @@ def test_the_file_is_ready_windows(run, tokenizer):
             assert made["kind"] == "question" and made["after_ids"] == made["cue_ids"]
             assert tokenizer.decode(made["cue_ids"]) == given["cue"]
             assert tokenizer.decode(made["target_ids"]) == given["target"]
+
+
+def test_the_docstrings_command_is_understood():
+    command = re.search(r"python examples/self_study.py (.*?)\ntrl-gist", self_study.__doc__, re.DOTALL).group(1)
+    parser = TrlParser(self_study.SelfStudyArguments)
+    (args,) = parser.parse_args_and_config(command.replace("\\\n", " ").split())
+    assert (args.dataset, args.output, args.questions) == ("my_documents/", "questions.jsonl", 4)
 
 
 def test_the_docstrings_command_trains_on_it(run, checkpoint, tmp_path):
