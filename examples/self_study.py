@@ -23,10 +23,10 @@ Models study texts by such questions in [Eyuboglu et al. 2025](https://huggingfa
 python examples/self_study.py --dataset my_documents/ --model Qwen/Qwen3-4B-Instruct-2507 \
     --base_url http://127.0.0.1:8000/v1 --tokenizer HuggingFaceTB/SmolLM2-135M-Instruct --output questions.jsonl
 trl-gist train --dataset_path questions.jsonl --model_name_or_path HuggingFaceTB/SmolLM2-135M-Instruct --use_peft \
-    --target_kinds '{"fact": 1}' --cold_start_gists facts --output_dir my-pair
+    --cold_start_gists facts --output_dir my-pair
 
-A chunk that is done is not asked about again, even after a kill. `--target_kinds` only picks the prompt that shows the
-summarizer the whole chunk. No real model was asked yet: tests/examples/test_self_study.py asks a scripted one, and gets
+A chunk that is done is not asked about again, even after a kill. No real model was asked yet:
+tests/examples/test_self_study.py asks a scripted one, and gets
 
     4 chunks: 6 questions written, 1 chunks unparsable; 1 unanswerable with the chunk, 2 answered without it, 3 kept
 """

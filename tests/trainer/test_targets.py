@@ -194,15 +194,19 @@ def test_ready_windows_bring_their_own_targets(make_trainer, lora, tokenizer):
     assert measures["eval_windows"] == 6
 
 
-def test_a_prompt_that_hides_the_contexts_end_is_refused_where_facts_are_asked_for(make_args):
+def test_a_prompt_that_hides_the_contexts_end_is_refused_where_all_of_it_is_asked_for(make_args, make_trainer, lora):
     hidden = SUMMARIZER_PROMPT.replace("{context}", "{before_last_k}")
-    for kinds in ({"fact": 1, "continuation": 1}, {"recall": 1}):
+    for kinds in ({"fact": 1, "continuation": 1}, {"recall": 1}, {"far": 1}):
         with pytest.raises(ValueError, match=r"`summarizer_prompt` shows .*'\{before_last_k\}'.* Write '\{context\}'"):
             make_args(target_kinds=kinds, summarizer_prompt=hidden)
-    assert make_args(target_kinds={"far": 1}, summarizer_prompt=hidden).summarizer_prompt == hidden
+    with pytest.raises(ValueError, match=r"column `targets`, asks for the whole context"):
+        make_trainer(train_dataset=ready(8), peft_config=lora, args={"summarizer_prompt": hidden})
     # The default gives way to one that shows it
     by_default = make_args(target_kinds={"fact": 1}, summarizer_prompt=SUMMARIZER_PROMPT_WITH_TAIL)
     assert by_default.summarizer_prompt == SUMMARIZER_PROMPT_OF_FACTS
+    args = {"summarizer_prompt": SUMMARIZER_PROMPT_WITH_TAIL}
+    trainer = make_trainer(train_dataset=ready(8), peft_config=lora, args=args)
+    assert not trainer.prompts.needs_last_k and trainer.args.summarizer_prompt == SUMMARIZER_PROMPT_OF_FACTS
 
 
 @pytest.mark.parametrize(

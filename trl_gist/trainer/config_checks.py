@@ -23,7 +23,7 @@ import re
 from transformers import PreTrainedTokenizerBase
 
 from ..evaluation.compressors.registry import EXTRACTIVE_COMPRESSORS
-from ..prompts import PLACEHOLDERS
+from ..prompts import PLACEHOLDERS, SUMMARIZER_PROMPT_OF_FACTS, SUMMARIZER_PROMPT_WITH_TAIL
 from ..scoring.controls import GREATER_IS_BETTER
 
 
@@ -93,7 +93,6 @@ OPTIMIZERS_WITH_TARGETS = ("galore", "apollo")
 def check_config(args):
     """All of it; fills in what follows from the rate that is asked for."""
     check_sizes(args)
-    check_context_shown(args)
     check_choices(args)
     check_inherited(args)
     check_sampling(args)
@@ -158,12 +157,14 @@ def check_targets(args):
     args.target_spec  # noqa: B018 (it refuses what is wrong with them)
 
 
-def check_context_shown(args):
-    about_context = {"fact", "recall"} & set(args.target_kinds or ())
-    if args.target_spec is not None and about_context and "{before_last_k}" in args.summarizer_prompt:
+def show_whole_context(args):
+    """Where targets are asked of all of X, S must see all of it: the default prompt gives way to one that shows it."""
+    if args.summarizer_prompt == SUMMARIZER_PROMPT_WITH_TAIL:
+        args.summarizer_prompt = SUMMARIZER_PROMPT_OF_FACTS
+    if "{before_last_k}" in args.summarizer_prompt:
         raise ValueError(
-            f"`target_kinds` asks for {sorted(about_context)} of the whole context, and `summarizer_prompt` shows the "
-            "summarizer '{before_last_k}', the context without its last tokens. Write '{context}' in its place."
+            "`target_kinds`, or the dataset's column `targets`, asks for the whole context, and `summarizer_prompt` shows "
+            "the summarizer '{before_last_k}', the context without its last tokens. Write '{context}' in its place."
         )
 
 

@@ -23,8 +23,8 @@ from trl import GRPOConfig
 from ..common.geometry import SEPARATOR
 from ..data.targets import TargetSpec
 from ..data.windows import ColumnRules, WindowSpec
-from ..prompts import GENERATOR_PROMPT, SUMMARIZER_PROMPT_OF_FACTS, SUMMARIZER_PROMPT_WITH_TAIL
-from .config_checks import check_config, check_targets, resolve_best_model
+from ..prompts import GENERATOR_PROMPT, SUMMARIZER_PROMPT_WITH_TAIL
+from .config_checks import check_config, check_targets, resolve_best_model, show_whole_context
 from .walks import walk_geometry
 
 
@@ -96,7 +96,8 @@ class GistConfig(GRPOConfig):
             more, as many as the gist may have. `{last_k}`, which may be left out,
             stands for the last tokens L, so that the summarizer knows what its gist will be read with (in question
             answering, the question), and `{budget}` for the most tokens the gist may have. Other braces are text.
-            Where `target_kinds` asks for more than the continuation, the default is a prompt that shows all of X.
+            Where `target_kinds`, or a dataset's column `targets`, asks for more than the continuation, the default is a
+            prompt that shows all of X.
             Rendered as a user message if the tokenizer has a chat template, which is then given `chat_template_kwargs`
             (as `{"enable_thinking": False}`), read as plain text otherwise. The pair keeps both.
         advantage (`str`, *optional*, defaults to `"group"`):
@@ -381,8 +382,8 @@ class GistConfig(GRPOConfig):
         resolve_best_model(self)
         super().__post_init__()
         check_targets(self)
-        if self.target_spec is not None and self.summarizer_prompt == SUMMARIZER_PROMPT_WITH_TAIL:
-            self.summarizer_prompt = SUMMARIZER_PROMPT_OF_FACTS
+        if self.target_spec is not None:
+            show_whole_context(self)
         check_config(self)
 
     @property

@@ -35,7 +35,14 @@ from trl import GRPOTrainer
 from trl.models import unwrap_model_for_generation
 from trl.trainer.utils import get_config_model_id, split_tensor_dict
 
-from ..data.windows import PositionLimits, is_cut, prepare_windows
+from ..data.windows import (
+    TARGETS_COLUMN,
+    PositionLimits,
+    check_dataset,
+    columns_of,
+    is_cut,
+    prepare_windows,
+)
 from ..models.attention import use_matmul_attention
 from ..models.deepspeed import is_sharded, zero_stage
 from ..models.fingerprints import frozen_digests, sampled_digests, vocabulary_of
@@ -62,7 +69,7 @@ from .checkpoints.resharding import load_universal, remove_universal
 from .checkpoints.run_directory import RunDirectory
 from .checkpoints.staging import recover, replace_files, rotate, written_beside
 from .cold_start import first_steps_times
-from .config_checks import check_end_of_run
+from .config_checks import check_end_of_run, show_whole_context
 from .constructor import (
     RewardFunc,
     check_arguments,
@@ -234,6 +241,9 @@ class GistTrainer(GRPOTrainer):
         self._add_callbacks()
 
     def _cut_windows(self, train_dataset, eval_dataset, tokenizer, args, roles):
+        check_dataset(train_dataset, "train")
+        if TARGETS_COLUMN in columns_of(train_dataset, "train"):
+            show_whole_context(args)
         self.prompts = GistPrompts.from_tokenizer(
             tokenizer,
             args.summarizer_prompt,
