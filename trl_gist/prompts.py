@@ -226,10 +226,10 @@ def seen_ids(row: dict) -> list[int]:
 
 def targets_of(row: dict) -> list[dict]:
     """
-    A window's targets, as of [`~data.targets.make_targets`]: its column `targets`, or, without one, the one that `last_k_ids` and
-    `target_ids` are.
+    A window's targets, as of [`~data.targets.make_targets`]: its column `targets`, or, without one, the one that
+    `last_k_ids` and `target_ids` are.
     """
-    if row.get("targets"):
+    if "targets" in row:
         return row["targets"]
     seen, last_k = seen_ids(row), row["last_k_ids"]
     return [
@@ -253,7 +253,7 @@ def one_row_each(row: dict) -> list[dict]:
         cue, read = target["cue_ids"], [*seen, *target["after_ids"]]
         one = {name: value for name, value in row.items() if name != "targets"}
         one |= {"last_k_ids": cue, "target_ids": target["target_ids"], "kind": target["kind"]}
-        if row.get("targets"):
+        if "targets" in row:
             one["window_targets"] = len(row["targets"])
         if through_last_k(seen, cue) != read:
             one["seen_ids"] = read

@@ -54,26 +54,27 @@ def test_no_share_is_the_generator_without_other_hands(make_trainer, lora):
     assert logged[0]["kl_gain"] == logged[1]["kl_gain"]
 
 
-def test_each_context_has_one_hand_drawn_for_it(make_trainer, lora, monkeypatch):
+def test_the_hands_take_turns(make_trainer, lora, monkeypatch):
     trainer = make_trainer(peft_config=lora, args={"reader_hands": ["head", "tail"], "cold_start_steps": 0})
     seen, by_other_hands = [], trainer.rollout.by_other_hands
     monkeypatch.setattr(
         trainer.rollout, "by_other_hands", lambda rows: seen.append((rows, by_other_hands(rows))) or seen[-1][1]
     )
     trainer.train()
-    drawn, size = set(), trainer.num_generations
-    for rows, gists in seen:
+    size = trainer.num_generations
+    for turn, (rows, gists) in enumerate(seen):
         assert len(gists) == len(rows) // size
         for row, gist in zip(rows[::size], gists, strict=True):
             context = row["context_ids"][: -len(row["last_k_ids"])]
-            hands = {"head": context[: len(gist)], "tail": context[-len(gist) :]}
-            drawn |= {name for name, ids in hands.items() if ids == gist}
-            assert gist in hands.values() and len(gist) == trainer.args.max_completion_length
-    assert drawn == {"head", "tail"}
+            assert len(gist) == trainer.args.max_completion_length
+            assert gist == (context[-len(gist) :] if turn % 2 else context[: len(gist)])
+    assert len(seen) == 2
 
 
 def test_what_no_rule_is_called_is_refused(make_args):
     with pytest.raises(ValueError, match="`reader_hands` must be some of .*'tail'.*, got hand, neck"):
         make_args(reader_hands=["neck", "tail", "hand"])
+    with pytest.raises(ValueError, match="`reader_hands` .* Leave one of the two out"):
+        make_args(reader_hands=["tail"], generator_only=True)
     with pytest.raises(ValueError, match=r"`reader_share` must be in \[0, 1\]"):
         make_args(reader_share=1.5)

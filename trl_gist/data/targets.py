@@ -30,6 +30,7 @@ from typing import Protocol
 import regex
 from transformers import PreTrainedTokenizerBase
 
+from ..common.statistics import is_number
 from ..common.text_units import DATE, Units
 
 
@@ -93,11 +94,13 @@ class TargetSpec:
                 )
             if names.count(name) > 1:
                 raise ValueError(f"`kinds` has {name!r} more than once: add its weights up.")
-            if not 0 < weight < math.inf:
-                raise ValueError(f"The weight of {name!r} in `kinds` must be positive, got {weight}; or leave it out.")
+            if not is_number(weight) or not 0 < weight < math.inf:
+                raise ValueError(
+                    f"The weight of {name!r} in `kinds` must be positive, got {weight!r}; or leave it out."
+                )
         for name, least in (("targets_per_context", 1), ("cue_length", 2), ("far_offset", 1)):
-            if getattr(self, name) < least:
-                raise ValueError(f"`{name}` must be at least {least}, got {getattr(self, name)}.")
+            if type(getattr(self, name)) is not int or getattr(self, name) < least:
+                raise ValueError(f"`{name}` must be at least {least}, got {getattr(self, name)}. Give a whole number.")
 
     def length_beyond(self, target_length: int) -> int:
         """Tokens after a context that its farthest kind of target takes; 0 if all of them stand in the context."""

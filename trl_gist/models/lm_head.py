@@ -153,7 +153,7 @@ def _policy_scores(differentiable_entropies, log_p_PGV, token_ids_P):
 def _distillation_scores(loss, teacher_log_probs, log_q_UGV, target_ids_U, teacher_hidden_UH=None):
     index_UG1 = target_ids_U.view(-1, 1, 1).expand(-1, log_q_UGV.shape[1], 1)
     logps_UG = log_q_UGV.gather(-1, index_UG1).squeeze(-1)
-    greedy_UG = (logps_UG == log_q_UGV.amax(-1)).to(logps_UG)
+    greedy_UG = (log_q_UGV.argmax(-1) == target_ids_U.unsqueeze(1)).to(logps_UG)
     if teacher_log_probs is None:
         kl_UG, loss = torch.zeros_like(logps_UG), "cross_entropy"
     else:

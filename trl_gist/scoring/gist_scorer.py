@@ -167,11 +167,12 @@ class GistScorer:
         these: of [`read_contexts`] and [`teacher_readings`]."""
         kept_D = []
         for document, hidden_TH, logps_T, alone_K in zip(
-            documents, hidden_D, teacher_D, self._cue_log_probs(documents), strict=True
+            documents, hidden_D, teacher_D, self._log_probs_without_context(documents), strict=True
         ):
             targets = targets_of(document)
             gain_K = target_means(logps_T, targets).cpu() - alone_K
-            keep_K = (gain_K >= min(self.target_floor, gain_K.max().item())).tolist()
+            # What is no number is kept, for the check of the loss to find
+            keep_K = (~(gain_K < min(self.target_floor, gain_K.max().item()))).tolist()
             sizes = [len(target["target_ids"]) for target in targets]
             keep_T = [keep for keep, size in zip(keep_K, sizes, strict=True) for _ in range(size)]
             if not all(keep_K):
@@ -298,6 +299,14 @@ class GistScorer:
         """Mean log-prob of each row's targets under the frozen teacher that saw only their cues."""
         return [logps_K.mean().item() for logps_K in self._cue_log_probs(rows)]
 
+    def _log_probs_without_context(self, rows):
+        """Of each target under T that saw only what stands between X and it, or its cue where nothing does."""
+        targets = [
+            [(target["after_ids"] or target["cue_ids"], target["target_ids"]) for target in targets_of(row)]
+            for row in rows
+        ]
+        return self._target_log_probs(self.teacher, [self.prompts.plain([])] * len(rows), targets)
+
     def _cue_log_probs(self, rows):
         targets = [[(target["cue_ids"], target["target_ids"]) for target in targets_of(row)] for row in rows]
         return self._target_log_probs(self.teacher, [self.prompts.plain([])] * len(rows), targets)
@@ -413,14 +422,14 @@ def _columns(rows):
 
 
 def _target_weights(documents, targets, loss_NT):
-    """What makes each target of a context count alike, and all of them as much as one of the window's length; `None`
-    where each has one."""
+    """What makes each of several targets count alike, and all of a context as much as one token; `None` where each has
+    one."""
     if all("targets" not in document for document in documents):
         return None
     weights_NT = torch.zeros_like(loss_NT)
     for row, (document, own) in enumerate(zip(documents, targets, strict=True)):
         sizes = torch.tensor([len(target["target_ids"]) for target in own], device=loss_NT.device)
-        each = len(document["target_ids"]) / (len(targets_of(document)) * sizes.to(loss_NT.dtype))
+        each = 1 / (len(targets_of(document)) * sizes.to(loss_NT.dtype))
         weights_NT[row, : sizes.sum()] = each.repeat_interleave(sizes)
     return weights_NT
 

@@ -94,9 +94,12 @@ class TeacherCache:
             warnings.warn(f"The teacher's hidden states could not be kept in {self.directory}: {error}")
 
     def _name(self, row):
-        prompt = self.prompts.teacher(seen_ids(row), row["last_k_ids"])
+        several = "targets" in row
+        prompt = (
+            self.prompts.plain(seen_ids(row)) if several else self.prompts.teacher(seen_ids(row), row["last_k_ids"])
+        )
         read = [self.key, prompt, row["target_ids"]]
-        if "targets" in row:
+        if several:
             read.append([[target["after_ids"], target["target_ids"]] for target in row["targets"]])
         window = json.dumps(read)
         return hashlib.sha256(window.encode()).hexdigest()

@@ -19,6 +19,7 @@ from itertools import islice
 from datasets import Dataset
 from rich import box
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -243,7 +244,7 @@ def _kinds_tables(measures, labels):
             table.add_column(heading, justify="left" if heading == "Kind" else "right", no_wrap=True)
         for kind, of_kind in kinds.items():
             cells = (value(of_kind, name, 3) for name in ("nll_gist", "kl_gist", "gap_closed_last_k"))
-            table.add_row(kind, str(of_kind["windows"]), *cells)
+            table.add_row(escape(kind), str(of_kind["windows"]), *cells)
         yield table
     if "exact_gist" in measures:
         recalled = {kind: of_kind for kind, of_kind in kinds.items() if "exact_gist" in of_kind}

@@ -22,6 +22,8 @@ import re
 
 from transformers import PreTrainedTokenizerBase
 
+from ..common.statistics import is_number
+from ..data.targets import TargetSpec
 from ..evaluation.compressors.registry import EXTRACTIVE_COMPRESSORS
 from ..prompts import PLACEHOLDERS, SUMMARIZER_PROMPT_OF_FACTS, SUMMARIZER_PROMPT_WITH_TAIL
 from ..scoring.controls import GREATER_IS_BETTER
@@ -154,18 +156,23 @@ def check_targets(args):
             f"`target_kinds` must name kinds with their weights, as {{'fact': 3, 'continuation': 1}}, got "
             f"{args.target_kinds!r}."
         )
-    args.target_spec  # noqa: B018 (it refuses what is wrong with them)
+    if args.target_floor is not None and not (is_number(args.target_floor) and math.isfinite(args.target_floor)):
+        raise ValueError(f"`target_floor` must be a number or None, got {args.target_floor!r}.")
+    kinds = args.target_kinds or {"continuation": 1}
+    TargetSpec(tuple(kinds.items()), args.targets_per_context, args.cue_length, args.far_offset)
 
 
 def show_whole_context(args):
     """Where targets are asked of all of X, S must see all of it: the default prompt gives way to one that shows it."""
     if args.summarizer_prompt == SUMMARIZER_PROMPT_WITH_TAIL:
         args.summarizer_prompt = SUMMARIZER_PROMPT_OF_FACTS
-    if "{before_last_k}" in args.summarizer_prompt:
-        raise ValueError(
-            "`target_kinds`, or the dataset's column `targets`, asks for the whole context, and `summarizer_prompt` shows "
-            "the summarizer '{before_last_k}', the context without its last tokens. Write '{context}' in its place."
-        )
+    for placeholder in ("{before_last_k}", "{tail}", "{last_k}"):
+        if placeholder in args.summarizer_prompt:
+            raise ValueError(
+                "`target_kinds`, or the dataset's column `targets`, asks for the whole context, and `summarizer_prompt` "
+                f"shows the summarizer '{placeholder}', which hangs on where its last tokens begin. Write '{{context}}' in "
+                "its place."
+            )
 
 
 def check_choices(args):
@@ -182,6 +189,11 @@ def check_choices(args):
     unknown = sorted(set(args.reader_hands or ()) - set(EXTRACTIVE_COMPRESSORS))
     if unknown:
         raise ValueError(f"`reader_hands` must be some of {EXTRACTIVE_COMPRESSORS}, got {', '.join(unknown)}.")
+    if args.reader_hands and args.generator_only:
+        raise ValueError(
+            "`reader_hands` are read beside the summarizer's gists, and with `generator_only` the trainer's `compressor` "
+            "writes all of them. Leave one of the two out."
+        )
     for name in ("gist_dropout", "gist_discount", "reader_share"):
         if not 0.0 <= getattr(args, name) <= 1.0:
             raise ValueError(f"`{name}` must be in [0, 1], got {getattr(args, name)}.")
@@ -440,7 +452,7 @@ def resolve_rate(args):
             f"`gist_length_range` ({least}, {greatest}) must ascend from at least 1 to `max_completion_length` "
             f"({args.max_completion_length})."
         )
-    if "{budget}" not in args.summarizer_prompt and args.summarizer_prompt.endswith("Gist:"):
+    if "{budget}" not in args.summarizer_prompt and args.summarizer_prompt.endswith(("Gist:", "Facts:")):
         args.summarizer_prompt = args.summarizer_prompt.removesuffix(":") + " of at most {budget} tokens:"
     if "{budget}" not in args.summarizer_prompt:
         raise ValueError("`gist_length_range` is set: `summarizer_prompt` must contain '{budget}', for S to see it.")

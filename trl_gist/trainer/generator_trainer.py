@@ -172,6 +172,13 @@ class GeneratorTrainer:
         Raises:
             FloatingPointError: if a loss is not finite; names the document. No step has been taken then.
         """
+        # On all ranks alike, and before any forward in a lower precision
+        if "targets" in rows[0] and not self.scorer.shares_rows and self.accelerator.num_processes > 1:
+            raise ValueError(
+                "Contexts have several targets, and a model that takes no 4D mask reads each in a row of its own: ranks "
+                "would run different numbers of forwards, and wait for each other for ever. Load the models with "
+                "attn_implementation='sdpa', train on one process, or leave `target_kinds` out."
+            )
         walk = {"windows": self.args.windows_per_document, "discount": self.args.gist_discount}
         if not distill:
             return self.scorer.score(rows, gists, num_generations, **walk)
@@ -271,8 +278,10 @@ class GeneratorTrainer:
             self.lr_scheduler.step()
 
     def _token_weight(self, rows):
-        """1 / target tokens of the rollout on all ranks, so that the summed loss is a mean over tokens."""
-        tokens = torch.tensor(sum(len(row["target_ids"]) for row in rows), device=self.accelerator.device)
+        """1 / target tokens of the rollout on all ranks, so that the summed loss is a mean over tokens; where contexts have
+        several targets, a mean over contexts."""
+        tokens = sum(1 if "targets" in row else len(row["target_ids"]) for row in rows)
+        tokens = torch.tensor(tokens, device=self.accelerator.device)
         # Data-parallel wrappers average gradients over ranks
         return self.accelerator.num_processes / self.accelerator.reduce(tokens, reduction="sum").item()
 

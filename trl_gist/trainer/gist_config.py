@@ -155,9 +155,9 @@ class GistConfig(GRPOConfig):
             not decay while G learns to lean on gists. The expectation over dropped gists is taken exactly: G(Y|L) is
             computed once per context for the reward anyway.
         reader_hands (`list[str]`, *optional*):
-            Rules, of `evaluation.compressors.registry.EXTRACTIVE_COMPRESSORS`, one of which, drawn for each context, writes
-            a gist that G learns to read too, as long as S's: so that what S does not write yet is readable when it tries
-            it.
+            Rules, of `evaluation.compressors.registry.EXTRACTIVE_COMPRESSORS`, whose gists G learns to read too: by turns,
+            one of them a rollout, a gist of each context within its budget. So what S does not write yet is readable when
+            it tries it.
         reader_share (`float`, *optional*, defaults to `0.25`):
             Share of the distillation loss with a gist that is taken with `reader_hands`, where there are any.
         score_batch_size (`int`, *optional*, defaults to `8`):
@@ -335,7 +335,7 @@ class GistConfig(GRPOConfig):
     reader_hands: list[str] | None = field(
         default=None,
         metadata={
-            "help": "Rules whose gists the generator learns to read too, one drawn for each context.",
+            "help": "Rules whose gists the generator learns to read too, by turns.",
             "nargs": "+",
         },
     )

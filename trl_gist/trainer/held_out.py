@@ -26,6 +26,9 @@ from ..scoring.controls import add_controls, summarize
 from ..scoring.gist_scorer import GistScorer
 
 
+_END = 16  # tokens of a context that are shown, where its targets have cues of their own
+
+
 def measure(scorer: GistScorer, rows: list[dict], accelerator: Accelerator) -> tuple[list[dict], dict[str, float]]:
     """
     Adds the controls of [`trl_gist.evaluation`] to scored rows. All ranks call it, with their own.
@@ -61,8 +64,14 @@ def measure(scorer: GistScorer, rows: list[dict], accelerator: Accelerator) -> t
 
 def readable_gists(rows: list[dict], decode: Callable[..., str]) -> list[dict[str, str]]:
     """Three gists, spread over the rows, with the last tokens of their contexts."""
+    if "window_targets" in rows[0]:  # the targets of a context have one gist
+        rows = list({tuple(row["context_ids"]): row for row in rows}.values())
     step = max(1, len(rows) // 3)
     return [
-        {"context_end": decode(row["last_k_ids"]), "gist": decode(row["gist_ids"], skip_special_tokens=True)}
+        {"context_end": decode(_end(row)), "gist": decode(row["gist_ids"], skip_special_tokens=True)}
         for row in rows[::step][:3]
     ]
+
+
+def _end(row):
+    return row["context_ids"][-_END:] if "window_targets" in row else row["last_k_ids"]

@@ -192,12 +192,11 @@ class GistRollout:
         return [self._ended(gist) for gist in gists for _ in range(size)]
 
     def by_other_hands(self, rows: list[dict]) -> list[list[int]]:
-        """A gist for each context by one of `hands`, drawn for it."""
-        gists, rows = [], rows[:: self.trainer.gists_per_context]
-        for row in rows:
-            hand = self.hands[_draw(len(self.hands))]
-            gists += hand.compress([stands_for(row)], [row.get("budget") or self.args.tail_length])
-        return gists
+        """A gist for each context by the hand whose turn it is: on all ranks the same one, which may ask the teacher."""
+        turn = self.trainer.state.global_step // self.args.steps_per_rollout
+        rows = rows[:: self.trainer.gists_per_context]
+        budgets = [row.get("budget") or self.args.tail_length for row in rows]
+        return self.hands[turn % len(self.hands)].compress([stands_for(row) for row in rows], budgets)
 
     @property
     def unread_ids(self) -> frozenset[int]:

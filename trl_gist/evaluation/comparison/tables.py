@@ -42,7 +42,7 @@ def comparison_tables(summary: list[dict], kind: str | None = None) -> list[Tabl
     tables = []
     for reader in _readers(summary):
         rows = sorted((row for row in summary if row.get("reader") == reader), key=lambda row: row["lost"])
-        title = COMPARISON_READERS[reader] + ("" if kind is None else f", targets of kind {kind!r}")
+        title = COMPARISON_READERS[reader] + ("" if kind is None else f", targets of kind {escape(repr(kind))}")
         recalled = ("exact",) if "exact" in rows[0] else ()
         table = Table(title=title, box=box.SIMPLE, title_justify="left")
         table.add_column("Compressor", no_wrap=True)

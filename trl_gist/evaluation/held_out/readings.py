@@ -44,7 +44,7 @@ from transformers import PreTrainedModel
 
 from ...inference.compactor import GistCompactor
 from ...models.lm_head import check_logits
-from ...prompts import GistPrompts, before_last_k, one_row_each, seen_ids, stands_for, through_last_k
+from ...prompts import GistPrompts, before_last_k, one_row_each, seen_ids, stands_for, targets_of, through_last_k
 from ...scoring.gist_scorer import GistScorer
 from ...scoring.targets import TargetScorer
 
@@ -354,5 +354,5 @@ class _MemoryCache(dict):
         self[self._key(row)] = hidden_TH
 
     def _key(self, row):
-        several = [(tuple(target["after_ids"]), tuple(target["target_ids"])) for target in row.get("targets", ())]
-        return tuple(through_last_k(seen_ids(row), row["last_k_ids"])), tuple(row["target_ids"]), *several
+        read = [(tuple(target["after_ids"]), tuple(target["target_ids"])) for target in targets_of(row)]
+        return tuple(seen_ids(row)), *read
