@@ -18,8 +18,8 @@ What eight targets of a context cost beside one: the seconds in which a rollout'
 python -m research.performance.targets        some five minutes on two cores; docs/PERFORMANCE.md
 
 SmolLM2-135M in bfloat16 under LoRA, four contexts of 512 tokens, four gists of 48 each, taken by turns in one process. In
-one row each context and gist is read once, whatever the number of targets; "a row each" is what a model pays that cannot
-share one.
+one row each context and gist is read once, whatever the number of targets; with `--separate` the targets have a row each too,
+as of a model that cannot share one.
 """
 
 import argparse
@@ -81,12 +81,14 @@ def _backward(loss_NT, rows):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=5, help="turns of each (default: 5)")
+    parser.add_argument("--separate", action="store_true", help="also with a row for each target")
     args = parser.parse_args()
     quiet_console()
     tokenizer = AutoTokenizer.from_pretrained(smollm2_checkpoint())
     scorer = make_scorer(smollm2_checkpoint(), tokenizer)
     windows = {name: first_windows(tokenizer, kinds) for name, kinds in TARGETS.items()}
-    times = {(name, shared): [] for name, kinds in TARGETS.items() for shared in ((True, False) if kinds else (True,))}
+    ways = (True, False) if args.separate else (True,)
+    times = {(name, shared): [] for name, kinds in TARGETS.items() for shared in (ways if kinds else (True,))}
     for turn in range(args.repeats + 1):
         for name, shared in times:
             scorer.shares_rows = shared
