@@ -547,6 +547,8 @@ GIST_CONFIG = {
     "gist_dropout": Honoured(
         "G's gradient is that with gists and that without, in this share", lambda lab: lab.dropout_mixes(0.25)
     ),
+    "reader_hands": Elsewhere("test_reader_hands.py", "test_the_hands_take_turns"),
+    "reader_share": Elsewhere("test_reader_hands.py", "test_all_the_share_is_the_generator_on_that_hand_alone"),
     "score_batch_size": Honoured(
         "bounds the rows that G reads at once, not the result",
         lambda lab: (

@@ -229,7 +229,7 @@ def check_scores(trainer):
         scorer = trainer.generator_trainer.scorer
         for scored, reference in ((TargetScorer(trainer.generator), generator), (scorer.teacher, teacher)):
             hidden, _ = scorer.read_contexts(rows)
-            for (found, _), prompt, gist in zip(
+            for (found, *_), prompt, gist in zip(
                 scorer.read(scored, rows, prompts, hidden), prompts, gists, strict=True
             ):
                 torch.testing.assert_close(found, plain_log_probs(reference, prompt, gist)[0], atol=1e-5, rtol=0)

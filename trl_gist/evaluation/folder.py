@@ -58,7 +58,7 @@ class EvaluationFolder:
         settings = json.loads(json.dumps(settings))
         file = self.path / SETTINGS_FILE
         if file.is_file() and not overwrite:
-            self._check_same((defaults or {}) | json.loads(file.read_text(encoding="utf-8")), settings)
+            self._check_same(json.loads(file.read_text(encoding="utf-8")), settings, defaults or {})
         elif file.is_file():
             self._remove()
         elif self.path.exists() and any(self.path.iterdir()):
@@ -96,13 +96,16 @@ class EvaluationFolder:
             (self.path / name).unlink(missing_ok=True)
         shutil.rmtree(self.path / PLOTS_DIR, ignore_errors=True)
 
-    def _check_same(self, found, wanted):
-        different = [name for name in {**wanted, **found} if found.get(name) != wanted.get(name)]
+    def _check_same(self, found, wanted, defaults):
+        found, wanted = (
+            {name: values.get(name, defaults.get(name)) for name in {**wanted, **found}} for values in (found, wanted)
+        )
+        different = [name for name in wanted if found[name] != wanted[name]]
         if different:
             name = different[0]
             raise ValueError(
-                f"{self.path} holds an evaluation with other settings: `{name}` was {found.get(name)}, now "
-                f"{wanted.get(name)}. Choose another `--output_dir`, or pass `--overwrite`."
+                f"{self.path} holds an evaluation with other settings: `{name}` was {found[name]}, now "
+                f"{wanted[name]}. Choose another `--output_dir`, or pass `--overwrite`."
             )
 
 
