@@ -116,7 +116,7 @@ class GistScorer:
             `list[dict]`: The scored columns of each row, in nats, as listed in [`trl_gist.rewards`].
         """
         documents = rows[::num_generations]
-        hidden_D, _ = self.read_contexts(documents)
+        hidden_D = self.teacher_hidden(documents)
         teacher_D = self.teacher_readings(documents, hidden_D)
         if self.target_floor is not None and any("targets" in document for document in documents):
             documents, hidden_D, teacher_D = self.worth_asking(documents, hidden_D, teacher_D)
@@ -164,7 +164,7 @@ class GistScorer:
         self, documents: list[dict], hidden_D: list[torch.Tensor], teacher_D: list[torch.Tensor]
     ) -> Iterator[tuple]:
         """Contexts with the targets that T predicts better for having read them, by `target_floor`, and what belongs to
-        these: of [`read_contexts`] and [`teacher_readings`]."""
+        these: of [`teacher_hidden`] and [`teacher_readings`]."""
         kept_D = []
         for document, hidden_TH, logps_T, alone_K in zip(
             documents, hidden_D, teacher_D, self._log_probs_without_context(documents), strict=True
@@ -202,10 +202,16 @@ class GistScorer:
         return gains_N2
 
     def read_contexts(self, documents: list[dict]) -> tuple[list[torch.Tensor], list[float]]:
+        """Of [`teacher_hidden`], and the teacher's mean log-prob of each context's targets."""
+        hidden_D = self.teacher_hidden(documents)
+        readings = zip(documents, self.teacher_readings(documents, hidden_D), strict=True)
+        return hidden_D, [target_means(logps_T, targets_of(row)).mean().item() for row, logps_T in readings]
+
+    def teacher_hidden(self, documents: list[dict]) -> list[torch.Tensor]:
         """
         The teacher on each whole context, and on a target's cue after it where that is not its end: its hidden states at
-        the targets, of shape `(target positions, hidden)`, from which its distribution is recomputed where it is needed,
-        and its mean log-prob of them. The windows of a walk are read in one row.
+        the targets, of shape `(target positions, hidden)`, from which its distribution is recomputed where it is needed.
+        The windows of a walk are read in one row.
         """
         cached_D = [None if self.teacher_cache is None else self.teacher_cache.get(row) for row in documents]
         unread = [row for row, hidden_TH in zip(documents, cached_D, strict=True) if hidden_TH is None]
@@ -217,9 +223,7 @@ class GistScorer:
                 for row, hidden_TH in zip(unread, read, strict=True):
                     self.teacher_cache.put(row, hidden_TH)
             new = iter(read)
-            hidden_D = [next(new) if hidden_TH is None else hidden_TH.to(device) for hidden_TH in cached_D]
-        readings = zip(documents, self.teacher_readings(documents, hidden_D), strict=True)
-        return hidden_D, [target_means(logps_T, targets_of(row)).mean().item() for row, logps_T in readings]
+            return [next(new) if hidden_TH is None else hidden_TH.to(device) for hidden_TH in cached_D]
 
     def _read_walks(self, walks):
         """The teacher's hidden states at each window's targets; a context by itself is a walk of one window."""
@@ -245,7 +249,7 @@ class GistScorer:
         ]
 
     def teacher_readings(self, documents: list[dict], teacher_hidden: list[torch.Tensor]) -> list[torch.Tensor]:
-        """The teacher's log-prob of every target token on the whole context, from what [`read_contexts`] gave of it."""
+        """The teacher's log-prob of every target token on the whole context, from what [`teacher_hidden`] gave of it."""
         logps_D = []
         with torch.no_grad(), self.autocast():
             for row, hidden_TH in zip(documents, teacher_hidden, strict=True):

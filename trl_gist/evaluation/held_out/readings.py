@@ -187,7 +187,7 @@ class PairReadings:
 
     def _rows(self, contexts):
         """A context's rows, one for each target that is worth asking, and the teacher's hidden states at each of them."""
-        hidden_D, _ = self.scorer.read_contexts(contexts)
+        hidden_D = self.scorer.teacher_hidden(contexts)
         if "targets" not in contexts[0]:
             return [[row] for row in contexts], hidden_D
         if self.target_floor is not None:
