@@ -17,6 +17,7 @@
 import functools
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -26,6 +27,15 @@ from ..models.shared_prefix import why_not_shared
 from ..prompts import GistPrompts, seen_ids, targets_of
 from .targets import TargetRows, TargetScorer
 from .teacher_cache import TeacherCache
+
+
+class _Row(NamedTuple):
+    """A gist's number, and of its context the targets that share this row, with the teacher's hidden states there."""
+
+    gist: int
+    document: dict
+    targets: list[dict]
+    hidden_TH: torch.Tensor
 
 
 class GistScorer:
@@ -166,15 +176,14 @@ class GistScorer:
         """Contexts with the targets that T predicts better for having read them, by `target_floor`, and what belongs to
         these: of [`teacher_hidden`] and [`teacher_readings`]."""
         kept_D = []
-        for document, hidden_TH, logps_T, alone_K in zip(
-            documents, hidden_D, teacher_D, self._log_probs_without_context(documents), strict=True
-        ):
+        # What stands between X and the target is no part of the context
+        alone_D = self._log_probs_after(documents, lambda target: target["after_ids"] or target["cue_ids"])
+        for document, hidden_TH, logps_T, alone_K in zip(documents, hidden_D, teacher_D, alone_D, strict=True):
             targets = targets_of(document)
             gain_K = target_means(logps_T, targets).cpu() - alone_K
             # What is no number is kept, for the check of the loss to find
             keep_K = (~(gain_K < min(self.target_floor, gain_K.max().item()))).tolist()
-            sizes = [len(target["target_ids"]) for target in targets]
-            keep_T = [keep for keep, size in zip(keep_K, sizes, strict=True) for _ in range(size)]
+            keep_T = [keep for keep, size in zip(keep_K, target_sizes(targets), strict=True) for _ in range(size)]
             if not all(keep_K):
                 document = {**document, "targets": [t for t, keep in zip(targets, keep_K, strict=True) if keep]}
                 hidden_TH, logps_T = hidden_TH[keep_T], logps_T[keep_T]
@@ -301,66 +310,58 @@ class GistScorer:
 
     def cue_log_probs(self, rows: list[dict]) -> list[float]:
         """Mean log-prob of each row's targets under the frozen teacher that saw only their cues."""
-        return [logps_K.mean().item() for logps_K in self._cue_log_probs(rows)]
+        return [logps_K.mean().item() for logps_K in self._log_probs_after(rows, lambda target: target["cue_ids"])]
 
-    def _log_probs_without_context(self, rows):
-        """Of each target under T that saw only what stands between X and it, or its cue where nothing does."""
-        targets = [
-            [(target["after_ids"] or target["cue_ids"], target["target_ids"]) for target in targets_of(row)]
-            for row in rows
-        ]
-        return self._target_log_probs(self.teacher, [self.prompts.plain([])] * len(rows), targets)
-
-    def _cue_log_probs(self, rows):
-        targets = [[(target["cue_ids"], target["target_ids"]) for target in targets_of(row)] for row in rows]
+    def _log_probs_after(self, rows, ids_before):
+        """Of each target under T that saw only certain tokens before it."""
+        targets = [[(ids_before(target), target["target_ids"]) for target in targets_of(row)] for row in rows]
         return self._target_log_probs(self.teacher, [self.prompts.plain([])] * len(rows), targets)
 
     def _cued(self, targets):
         """Targets after what G reads before each."""
         return [(self.prompts.generator_cue(target["cue_ids"]), target["target_ids"]) for target in targets]
 
+    def _sharing_a_row(self, targets):
+        """Which of a prompt's targets are read in one row: all of them, or each by itself where a model cannot."""
+        return [targets] if len(targets) == 1 or self.shares_rows else [[target] for target in targets]
+
     def _rows(self, prompts, targets):
-        """Each prompt with its targets, and its number; for models that cannot share a row, with each of its targets."""
-        rows = list(zip(range(len(prompts)), prompts, targets, strict=True))
-        if max(map(len, targets)) == 1 or self.shares_rows:
-            return rows
-        return [(index, prompt, [target]) for index, prompt, own in rows for target in own]
+        """Each prompt with the targets that share its row, and its number."""
+        return [
+            (index, prompt, own)
+            for index, (prompt, all_own) in enumerate(zip(prompts, targets, strict=True))
+            for own in self._sharing_a_row(all_own)
+        ]
 
     def _score(self, documents, gists_N, num_generations, hidden_D, backward):
         """Log-probs, KLs and exactness of each gist's target tokens, in float64 on the CPU."""
-        targets_D = [targets_of(document) for document in documents]
-        contexts = self._rows(list(zip(documents, hidden_D, strict=True)), targets_D)
-        # Each of them, where they do not share a row, has its part of the hidden states
-        rest_D, parts = list(hidden_D), []
-        for index, (document, _), own in contexts:
-            size = sum(len(target["target_ids"]) for target in own)
-            parts.append((index, document, own, rest_D[index][:size]))
-            rest_D[index] = rest_D[index][size:]
-        read = [
-            (part, index * num_generations + gist)
-            for part in parts
-            for index in part[:1]
-            for gist in range(num_generations)
-        ]
+        rows = []  # of each gist, with what it is scored on there
+        for index, (document, hidden_TH) in enumerate(zip(documents, hidden_D, strict=True)):
+            groups = self._sharing_a_row(targets_of(document))
+            parts = hidden_TH.split([sum(target_sizes(own)) for own in groups])
+            for own, part_TH in zip(groups, parts, strict=True):
+                rows += [
+                    _Row(index * num_generations + gist, document, own, part_TH) for gist in range(num_generations)
+                ]
         scored_N = [[] for _ in gists_N]
-        for start, stop, together in gists_together(len(read), num_generations, self.batch_size):
-            chunk = read[start:stop]
-            prompts = [self.prompts.generator_before_cue(gists_N[row]) for _, row in chunk]
-            targets = [self._cued(own) for (_, _, own, _), _ in chunk]
+        for start, stop, together in gists_together(len(rows), num_generations, self.batch_size):
+            chunk = rows[start:stop]
+            prompts = [self.prompts.generator_before_cue(gists_N[row.gist]) for row in chunk]
+            targets = [self._cued(row.targets) for row in chunk]
             batch = TargetRows.of_several(prompts, targets, together, self._device())
-            hidden_UH = torch.cat([hidden_TH for (*_, hidden_TH), _ in chunk[::together]])
+            hidden_UH = torch.cat([row.hidden_TH for row in chunk[::together]])
             # Where nothing is differentiated, the loss that costs nothing
             loss = "forward_kl" if backward is None else self.loss
             with torch.set_grad_enabled(backward is not None), self.autocast():
                 logps_NT, kl_NT, loss_NT, greedy_NT = self.generator(batch, hidden_UH, self.teacher, loss)
             if backward is not None:
-                of_chunk = [document for (_, document, _, _), _ in chunk]
-                weights_NT = _target_weights(of_chunk, [own for (_, _, own, _), _ in chunk], loss_NT)
-                backward(loss_NT if weights_NT is None else loss_NT * weights_NT, of_chunk)
+                weights_NT = _target_weights(chunk, loss_NT)
+                weighted_NT = loss_NT if weights_NT is None else loss_NT * weights_NT
+                backward(weighted_NT, [row.document for row in chunk])
             scores = _by_row((logps_NT.detach(), kl_NT.detach(), greedy_NT), batch.mask_NT)
-            for (_, row), score in zip(chunk, scores, strict=True):
-                scored_N[row].append(score)
-        return [tuple(map(torch.cat, zip(*of_row, strict=True))) for of_row in scored_N]
+            for row, score in zip(chunk, scores, strict=True):
+                scored_N[row.gist].append(score)
+        return [tuple(map(torch.cat, zip(*of_gist, strict=True))) for of_gist in scored_N]
 
     def _target_log_probs(self, scorer, prompts, targets):
         """For each prompt the mean log-probs of its targets, in float64 on the CPU."""
@@ -425,19 +426,24 @@ def _columns(rows):
     return [prompt for _, prompt, _ in rows], [targets for _, _, targets in rows]
 
 
-def _target_weights(documents, targets, loss_NT):
+def _target_weights(rows, loss_NT):
     """What makes each of several targets count alike, and all of a context as much as one token; `None` where each has
     one."""
-    if all("targets" not in document for document in documents):
+    if all("targets" not in row.document for row in rows):
         return None
     weights_NT = torch.zeros_like(loss_NT)
-    for row, (document, own) in enumerate(zip(documents, targets, strict=True)):
-        sizes = torch.tensor([len(target["target_ids"]) for target in own], device=loss_NT.device)
-        each = 1 / (len(targets_of(document)) * sizes.to(loss_NT.dtype))
-        weights_NT[row, : sizes.sum()] = each.repeat_interleave(sizes)
+    for place, row in enumerate(rows):
+        sizes = torch.tensor(target_sizes(row.targets), device=loss_NT.device)
+        each = 1 / (len(targets_of(row.document)) * sizes.to(loss_NT.dtype))
+        weights_NT[place, : sizes.sum()] = each.repeat_interleave(sizes)
     return weights_NT
+
+
+def target_sizes(targets: list[dict]) -> list[int]:
+    """Tokens of each target."""
+    return [len(target["target_ids"]) for target in targets]
 
 
 def target_means(values_T: torch.Tensor, targets: list[dict]) -> torch.Tensor:
     """Of values at the tokens of a context's targets, one after the other, the mean over each target."""
-    return torch.stack([values.mean() for values in values_T.split([len(target["target_ids"]) for target in targets])])
+    return torch.stack([values.mean() for values in values_T.split(target_sizes(targets))])

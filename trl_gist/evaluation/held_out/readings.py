@@ -45,7 +45,7 @@ from transformers import PreTrainedModel
 from ...inference.compactor import GistCompactor
 from ...models.lm_head import check_logits
 from ...prompts import GistPrompts, before_last_k, one_row_each, seen_ids, stands_for, targets_of, through_last_k
-from ...scoring.gist_scorer import GistScorer
+from ...scoring.gist_scorer import GistScorer, target_sizes
 from ...scoring.targets import TargetScorer
 
 
@@ -196,7 +196,7 @@ class PairReadings:
         hidden = [
             of_target
             for context, hidden_TH in zip(contexts, hidden_D, strict=True)
-            for of_target in hidden_TH.split([len(target["target_ids"]) for target in context["targets"]])
+            for of_target in hidden_TH.split(target_sizes(context["targets"]))
         ]
         return [one_row_each(context) for context in contexts], hidden
 
