@@ -155,7 +155,7 @@ class PhasePeaks:
         self.phase, self.peaks = None, {}
         scorer = trainer.generator_trainer.scorer
         self._around(trainer, "_generate", "sampling", None)
-        self._around(scorer, "read_contexts", "teacher", "distillation")
+        self._around(scorer, "read_targets", "teacher", "distillation")
         self._around(trainer, "_calculate_rewards", None, "policy")
         peaks = self
 

@@ -122,7 +122,7 @@ def test_each_phase_of_a_real_step_allocates_what_was_estimated(
 
     scorer = trainer.generator_trainer.scorer
     watch(trainer, "sample", "sampling")
-    watch(scorer, "read_contexts", "teacher")
+    watch(scorer, "read_targets", "teacher")
     watch(scorer, "_score", "distillation", list(trainer.generator.parameters()))
     # The policy's phase is what of `training_step` follows the rollout: from the loss on
     compute_loss, training_step, counters = trainer.compute_loss, trainer.training_step, []
@@ -176,7 +176,7 @@ def test_several_targets_in_a_row_allocate_what_was_estimated(
     scorer, measured = trainer.generator_trainer.scorer, {}
     assert scorer.shares_rows
     for name, phase, trained in (
-        ("read_contexts", "teacher", []),
+        ("read_targets", "teacher", []),
         ("worth_asking", "teacher", []),
         ("_score", "distillation", list(trainer.generator.parameters())),
     ):

@@ -126,8 +126,7 @@ class GistScorer:
             `list[dict]`: The scored columns of each row, in nats, as listed in [`trl_gist.rewards`].
         """
         documents = rows[::num_generations]
-        hidden_D = self.teacher_hidden(documents)
-        teacher_D = self.teacher_readings(documents, hidden_D)
+        hidden_D, teacher_D = self.read_targets(documents)
         if self.target_floor is not None and any("targets" in document for document in documents):
             documents, hidden_D, teacher_D = self.worth_asking(documents, hidden_D, teacher_D)
         null_D = self._score(documents, [[]] * len(documents), 1, hidden_D, null_backward)
@@ -212,9 +211,14 @@ class GistScorer:
 
     def read_contexts(self, documents: list[dict]) -> tuple[list[torch.Tensor], list[float]]:
         """Of [`teacher_hidden`], and the teacher's mean log-prob of each context's targets."""
-        hidden_D = self.teacher_hidden(documents)
-        readings = zip(documents, self.teacher_readings(documents, hidden_D), strict=True)
+        hidden_D, logps_D = self.read_targets(documents)
+        readings = zip(documents, logps_D, strict=True)
         return hidden_D, [target_means(logps_T, targets_of(row)).mean().item() for row, logps_T in readings]
+
+    def read_targets(self, documents: list[dict]) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+        """Of [`teacher_hidden`] and [`teacher_readings`]."""
+        hidden_D = self.teacher_hidden(documents)
+        return hidden_D, self.teacher_readings(documents, hidden_D)
 
     def teacher_hidden(self, documents: list[dict]) -> list[torch.Tensor]:
         """

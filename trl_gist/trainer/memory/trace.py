@@ -240,7 +240,7 @@ class StepTrace:
         return self._sampling_peak(run)
 
     def read(self, contexts: int) -> Peak:
-        """T on every context and its log-probs of the targets; see [`~scoring.gist_scorer.GistScorer.read_contexts`]."""
+        """T on every context and its log-probs of the targets; see [`~scoring.gist_scorer.GistScorer.read_targets`]."""
         rows, teacher = self.args.score_batch_size, TargetScorer(self.teacher)
         prompt, after = self.lengths.teacher, None
         if self.targets is not None:
