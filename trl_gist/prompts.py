@@ -271,7 +271,7 @@ def before_last_k(context_ids: list[int], last_k_ids: list[int]) -> list[int]:
 def stands_for(row: dict) -> list[int]:
     """What of X its gist is to stand for: what the generator does not see by itself; all of it, if it is asked for
     several targets, of which a row of [`one_row_each`] is one."""
-    if row.get("targets") or "window_targets" in row:
+    if "targets" in row or "window_targets" in row:
         return list(row["context_ids"])
     return before_last_k(row["context_ids"], row["last_k_ids"])
 

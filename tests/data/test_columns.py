@@ -17,8 +17,8 @@
 import datetime
 
 import pytest
-from datasets import Array2D, ClassLabel, Dataset, DatasetDict, Features, IterableDataset, IterableDatasetDict
-from tiny import make_documents
+from datasets import Array2D, ClassLabel, Dataset, DatasetDict, Features, IterableDatasetDict
+from tiny import make_documents, stream
 
 from trl_gist.data.windows import RESERVED_COLUMNS, RESERVED_WALK_COLUMNS, WINDOW_COLUMNS, prepare_windows
 
@@ -54,13 +54,6 @@ def rows_of(kind):
     return [
         {**text, **more, "document_id": f"d{n}"} for n, (text, more) in enumerate(zip(texts, columns, strict=True))
     ]
-
-
-def stream(rows):
-    def generate():
-        yield from rows
-
-    return IterableDataset.from_generator(generate)
 
 
 @pytest.fixture(params=["map-style", "streaming"])

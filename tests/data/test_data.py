@@ -16,7 +16,7 @@
 
 import pytest
 from datasets import Dataset, IterableDataset
-from tiny import PARAGRAPH, make_documents
+from tiny import PARAGRAPH, ids_of, make_documents, stream
 
 from trl_gist.data.windows import WINDOW_COLUMNS, prepare_windows
 
@@ -31,24 +31,6 @@ def cut(make_args, tokenizer):
         return list(windows), skipped
 
     return cut
-
-
-def stream(rows):
-    """An unindexable dataset, as `load_dataset(streaming=True)` gives."""
-
-    def generate():
-        yield from rows
-
-    return IterableDataset.from_generator(generate)
-
-
-def ids_of(tokenizer, text):
-    return tokenizer.encode(text, add_special_tokens=False)
-
-
-@pytest.fixture(params=["map-style", "streaming"])
-def dataset_of(request):
-    return Dataset.from_list if request.param == "map-style" else stream
 
 
 def test_windows_are_slices_of_the_documents_token_ids(cut, tokenizer, dataset_of):

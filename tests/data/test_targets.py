@@ -22,8 +22,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from datasets import Dataset, IterableDataset
-from tiny import PARAGRAPH, make_documents, make_tokenizer
+from datasets import Dataset
+from tiny import PARAGRAPH, ids_of, make_documents, make_tokenizer, stream
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
@@ -72,22 +72,6 @@ TOKENIZERS = {"byte-level": make_tokenizer(), "metaspace": make_metaspace_tokeni
 @pytest.fixture(params=TOKENIZERS)
 def each_tokenizer(request):
     return TOKENIZERS[request.param]
-
-
-@pytest.fixture(params=["map-style", "streaming"])
-def dataset_of(request):
-    return Dataset.from_list if request.param == "map-style" else stream
-
-
-def stream(rows):
-    def generate():
-        yield from rows
-
-    return IterableDataset.from_generator(generate)
-
-
-def ids_of(tokenizer, text):
-    return tokenizer.encode(text, add_special_tokens=False)
 
 
 def texts_of(tokenizer, ids):

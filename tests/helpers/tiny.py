@@ -17,6 +17,7 @@
 import random
 
 import torch
+from datasets import IterableDataset
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     Gemma3ForCausalLM,
@@ -121,3 +122,16 @@ def make_documents(count: int, seed: int = 0) -> list[str]:
     rng = random.Random(seed)
     sentences = PARAGRAPH.split(". ")
     return [f"{index}. " + ". ".join(rng.sample(sentences, len(sentences))) for index in range(count)]
+
+
+def stream(rows) -> IterableDataset:
+    """An unindexable dataset, as `load_dataset(streaming=True)` gives."""
+
+    def generate():
+        yield from rows
+
+    return IterableDataset.from_generator(generate)
+
+
+def ids_of(tokenizer, text: str) -> list[int]:
+    return tokenizer.encode(text, add_special_tokens=False)

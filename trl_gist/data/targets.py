@@ -39,6 +39,9 @@ RULE_KINDS = ("continuation", "fact", "recall", "far")
 # Of a target in a ready window that does not say its kind
 QUESTION = "question"
 
+# Where nothing else is asked for: targets of a context; and what T must gain for one to count, in nats per token
+TARGETS_PER_CONTEXT, TARGET_FLOOR = 8, 0.1
+
 # Tokens: a fact that is longer is rarely one name; a cue, or the rest of a sentence, that is shorter says nothing
 _LONGEST_FACT, _SHORTEST_CUE, _SHORTEST_REST = 12, 4, 4
 # Tokens after X that tell whether its last sentence ends there
@@ -101,6 +104,11 @@ class TargetSpec:
         for name, least in (("targets_per_context", 1), ("cue_length", 2), ("far_offset", 1)):
             if type(getattr(self, name)) is not int or getattr(self, name) < least:
                 raise ValueError(f"`{name}` must be at least {least}, got {getattr(self, name)}. Give a whole number.")
+
+    @property
+    def is_continuation(self) -> bool:
+        """Whether it is the one target that every window has anyway."""
+        return {name for name, _ in self.kinds} == {"continuation"}
 
     def length_beyond(self, target_length: int) -> int:
         """Tokens after a context that its farthest kind of target takes; 0 if all of them stand in the context."""

@@ -25,7 +25,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from ..common.run_files import PLOTS_DIR
 from ..common.statistics import is_number, with_error
-from ..data.targets import TargetSpec
+from ..data.targets import TARGET_FLOOR, TARGETS_PER_CONTEXT, TargetSpec
 from ..data.windows import TARGETS_COLUMN, PositionLimits, WindowSpec, columns_of, prepare_windows
 from ..evaluation import PairReadings, load_generator_only, load_teacher
 from ..evaluation.folder import EvaluationFolder
@@ -45,8 +45,6 @@ from .compare import check_compressors, compare
 from .resumable import finish, held_out_documents, measure_rows, open_folder
 
 
-# Of windows with several targets, where nothing else is asked for
-_TARGETS_PER_CONTEXT, _TARGET_FLOOR = 8, 0.1
 _ROWS = ("teacher", "full", "gist", "null", "generator_only", "shuffled", "random", "last_k", "tail")
 
 
@@ -83,7 +81,7 @@ def evaluate(args: EvaluateArguments):
         name="evaluation",
     )
     windows, count = _choose_windows(windows, args.max_windows)
-    floor = {None: _TARGET_FLOOR, "none": None}.get(args.target_floor, args.target_floor)
+    floor = {None: TARGET_FLOOR, "none": None}.get(args.target_floor, args.target_floor)
     readings = PairReadings(compactor, teacher, args.batch_size, args.last_k, args.budgets, generator_only, floor)
     models = {"summarizer": compactor.summarizer, "generator": compactor.generator, "teacher": teacher}
     if generator_only is not None:
@@ -134,7 +132,7 @@ def target_spec(args: EvaluateArguments) -> TargetSpec | None:
                 "`--target_kinds`, or leave it out."
             )
         return None
-    return TargetSpec(tuple(args.target_kinds.items()), args.targets_per_context or _TARGETS_PER_CONTEXT)
+    return TargetSpec(tuple(args.target_kinds.items()), args.targets_per_context or TARGETS_PER_CONTEXT)
 
 
 def describe_gists(rows: list[dict], readings: PairReadings, folder: EvaluationFolder) -> dict[str, float]:

@@ -23,7 +23,6 @@ import re
 from transformers import PreTrainedTokenizerBase
 
 from ..common.statistics import is_number
-from ..data.targets import TargetSpec
 from ..evaluation.compressors.registry import EXTRACTIVE_COMPRESSORS
 from ..prompts import PLACEHOLDERS, SUMMARIZER_PROMPT_OF_FACTS, SUMMARIZER_PROMPT_WITH_TAIL
 from ..scoring.controls import GREATER_IS_BETTER
@@ -158,8 +157,7 @@ def check_targets(args):
         )
     if args.target_floor is not None and not (is_number(args.target_floor) and math.isfinite(args.target_floor)):
         raise ValueError(f"`target_floor` must be a number or None, got {args.target_floor!r}.")
-    kinds = args.target_kinds or {"continuation": 1}
-    TargetSpec(tuple(kinds.items()), args.targets_per_context, args.cue_length, args.far_offset)
+    args.target_spec  # noqa: B018 (it refuses what is wrong with them)
 
 
 def show_whole_context(args):

@@ -21,7 +21,7 @@ from transformers import PreTrainedTokenizerBase
 from trl import GRPOConfig
 
 from ..common.geometry import SEPARATOR
-from ..data.targets import TargetSpec
+from ..data.targets import TARGET_FLOOR, TARGETS_PER_CONTEXT, TargetSpec
 from ..data.windows import ColumnRules, WindowSpec
 from ..prompts import GENERATOR_PROMPT, SUMMARIZER_PROMPT_WITH_TAIL
 from .config_checks import check_config, check_targets, resolve_best_model, show_whole_context
@@ -233,9 +233,11 @@ class GistConfig(GRPOConfig):
             '{"continuation": 1}.'
         },
     )
-    targets_per_context: int = field(default=8, metadata={"help": "Targets of a context, where there are several."})
+    targets_per_context: int = field(
+        default=TARGETS_PER_CONTEXT, metadata={"help": "Targets of a context, where there are several."}
+    )
     target_floor: float | None = field(
-        default=0.1,
+        default=TARGET_FLOOR,
         metadata={
             "help": "What the teacher must gain from the context over the cue alone for one of several targets to count, in "
             "nats per token."
@@ -416,10 +418,9 @@ class GistConfig(GRPOConfig):
     @property
     def target_spec(self) -> TargetSpec | None:
         """Which targets a context gets, or `None` for the continuation alone."""
-        kinds = self.target_kinds or {}
-        if set(kinds) <= {"continuation"}:
-            return None
-        return TargetSpec(tuple(kinds.items()), self.targets_per_context, self.cue_length, self.far_offset)
+        kinds = self.target_kinds or {"continuation": 1}
+        spec = TargetSpec(tuple(kinds.items()), self.targets_per_context, self.cue_length, self.far_offset)
+        return None if spec.is_continuation else spec
 
     @property
     def column_rules(self) -> ColumnRules:

@@ -47,6 +47,12 @@ class Compressor(Protocol):
         ...
 
 
+def without_special(tokenizer: PreTrainedTokenizerBase, contexts: list[list[int]]) -> list[list[int]]:
+    """Contexts without special tokens, which no gist has."""
+    special = set(tokenizer.all_special_ids)
+    return [[token for token in context if token not in special] for context in contexts]
+
+
 @dataclass
 class ExtractiveCompressor:
     """
@@ -64,8 +70,7 @@ class ExtractiveCompressor:
 
     def compress(self, contexts: list[list[int]], budgets: list[int]) -> list[list[int]]:
         """See [`Compressor`]. A context within its budget is kept as it is."""
-        special = set(self.tokenizer.all_special_ids)
-        contexts = [[token for token in context if token not in special] for context in contexts]
+        contexts = without_special(self.tokenizer, contexts)
         gists = [context[:budget] for context, budget in zip(contexts, budgets, strict=True)]
         cut = [row for row, context in enumerate(contexts) if 0 < budgets[row] < len(context)]
         if cut:

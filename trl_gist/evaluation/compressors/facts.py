@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from transformers import PreTrainedTokenizerBase
 
 from ...data.targets import fact_list
+from .base import without_special
 
 
 @dataclass
@@ -36,8 +37,5 @@ class Facts:
 
     def compress(self, contexts: list[list[int]], budgets: list[int]) -> list[list[int]]:
         """See [`Compressor`]."""
-        special = set(self.tokenizer.all_special_ids)
-        return [
-            fact_list(self.tokenizer, [token for token in context if token not in special], budget)
-            for context, budget in zip(contexts, budgets, strict=True)
-        ]
+        contexts = without_special(self.tokenizer, contexts)
+        return [fact_list(self.tokenizer, context, budget) for context, budget in zip(contexts, budgets, strict=True)]
