@@ -27,7 +27,7 @@ said:
 | `later_log_prob_gain`, `later_kl_gain` | what it would gain, read as it is, in later windows of a walk: discounted sum |
 | `teacher_kl`, `null_teacher_kl` | KL(T‖G) with the gist and with an empty one |
 | `gist_log_prob`, `null_log_prob`, `teacher_log_prob` | log p of Y under G with the gist, G without, T |
-| `target_scores` | by target, in dictionaries: `kind`, scores as above, `exact` (whether G writes it token for token) |
+| `target_scores` | by target, in dictionaries: `kind`, scores as above and, of several, `exact` (G writes it whole) |
 | `targets` | where a context has several: their `kind`, `cue_ids`, `target_ids`, `after_ids`; the rest are means |
 | `gist_length`, `gist_ids` | the gist, every token up to the end-of-sequence token |
 | `context_ids`, `last_k_ids`, `target_ids`, `document_id` | the window |

@@ -491,6 +491,18 @@ def test_evaluate_measures_by_kind_of_target(workspace, pair_of_facts, tmp_path,
     assert len((tmp_path / "kinds" / "contexts.jsonl").read_text().splitlines()) == 6
 
 
+def test_evaluate_asks_for_targets_as_far_and_after_as_many_tokens_as_it_is_told(
+    workspace, pair_of_facts, tmp_path, tokenizer
+):
+    flags = ["--text_column", "body", "--max_windows", 4, "--target_kinds", '{"fact": 1, "far": 1}']
+    flags += ["--target_floor", "none", "--cue_length", 5, "--far_offset", 20]
+    evaluate(pair_of_facts, workspace / "documents.jsonl", tmp_path / "out", *flags)
+    rows = [json.loads(line) for line in (tmp_path / "out" / "rows.jsonl").read_text().splitlines()]
+    facts, far = ([row for row in rows if row["kind"] == kind] for kind in ("fact", "far"))
+    assert max(row["last_k"] for row in facts) == 5
+    assert far and all(row["teacher_tokens"] > row["context_length"] + 19 for row in far)
+
+
 def test_an_evaluation_by_kind_that_was_cut_off_goes_on_and_ends_the_same(workspace, pair_of_facts, tmp_path, capsys):
     flags = ["--text_column", "body", "--max_windows", 7, "--batch_size", 2, "--budgets", 2, 4, *KINDS]
     flags += ["--compressors", "tail", "facts", "--samples", 1]
@@ -541,7 +553,9 @@ def test_evaluate_refuses_kinds_that_it_cannot_measure(workspace, pair, pair_of_
     assert "'answer', which no rule makes" in fails(*argv, "--target_kinds", '{"answer": 1}')
     assert "must be JSON, got 'fact'" in fails(*argv, "--target_kinds", "fact")
     assert "must name kinds with their weights" in fails(*argv, "--target_kinds", '["fact"]')
-    assert "`--targets_per_context` (3) is of several kinds" in fails(*argv, "--targets_per_context", 3)
+    for flag in ("--targets_per_context", "--cue_length", "--far_offset"):
+        assert f"`{flag}` (3) is of several kinds" in fails(*argv, flag, 3)
+    assert "`cue_length` must be at least 2, got 1" in fails(*argv, *KINDS, "--cue_length", 1)
     assert not (tmp_path / "out").exists()
     evaluate(pair_of_facts, workspace / "documents.jsonl", tmp_path / "out", *argv[4:6], "--max_windows", 1, *KINDS)
     assert "`target_kinds` was {" in fails(*argv, "--max_windows", 1)

@@ -252,7 +252,6 @@ def test_the_cold_start_and_the_compressors_have_one_rule(tokenizer, contexts):
     rarity = TokenRarity(contexts)
     for rule, compressor in {
         "tail": Tail(tokenizer),
-        "tf_idf": Keywords(tokenizer, rarity),
         "mixed": Keywords(tokenizer, rarity, share=0.5),
     }.items():
         # Of a group, the last gist of "mixed" is the one that is half keywords

@@ -79,7 +79,7 @@ def make_trainer(output_dir: str, processes: int, with_lora: bool, dtype: str = 
     trainer = GistTrainer(
         model=checkpoint,
         args=args,
-        train_dataset=documents() if args.windows_per_document > 1 else ready_windows(),
+        train_dataset=documents() if args.windows_per_document > 1 or args.target_kinds else ready_windows(),
         eval_dataset=Dataset.from_dict({"text": make_documents(3, seed=9)}),
         peft_config=LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM") if with_lora else None,
     )

@@ -125,6 +125,28 @@ def test_two_processes_walk_as_one_does(setting, built_op, tmp_path):
         assert_same_parameters(rank, one, 1e-4)
 
 
+def test_two_processes_are_paid_for_several_targets_as_one_is_and_read_other_hands(tmp_path):
+    """The contexts, and so the ranks, have different numbers of targets, also of a kind."""
+    settings = {**SETTINGS, "context_length": 60, "max_windows_per_document": 1, "max_steps": 2, "eval_steps": 2}
+    settings |= {"target_kinds": {"fact": 2, "recall": 1, "far": 1}, "far_offset": 20, "targets_per_context": 5}
+    settings |= {"reader_hands": ["facts", "perplexity pruning"], "reader_share": 0.5, "target_floor": 0.0}
+    save_checkpoint(tmp_path)
+    trainer = make_trainer(str(tmp_path / "one"), 1, True, **settings)
+    trainer.train()
+    one = result(trainer)
+    train("ddp", 2, tmp_path, "straight", settings={**settings, "ways": ["lora"]})
+    ranks = ranks_of(tmp_path, "lora")
+    assert any(log["targets"] % 1 for log in one["logged"])
+    of_targets = ("targets", *(f"{kind}/{name}" for kind in ("fact", "recall") for name in ("kl_gain", "exact")))
+    for step, (found, expected) in enumerate(zip(ranks[0]["logged"], one["logged"], strict=True), start=1):
+        for name in (*LOGGED, *of_targets):
+            assert found[name] == pytest.approx(expected[name], abs=1e-4), f"{name} at step {step}"
+    for name in (*MEASURES, "exact", "fact/teacher_kl", "recall/nll_gist"):
+        assert ranks[0]["measures"][-1][f"eval_{name}"] == pytest.approx(one["measures"][-1][f"eval_{name}"], abs=1e-4)
+    for rank in ranks:
+        assert_same_parameters(rank, one, 1e-4)
+
+
 @pytest.mark.parametrize("way", WAYS)
 def test_what_two_processes_saved_goes_on_as_if_never_stopped(two_processes, way):
     setting, directory = two_processes

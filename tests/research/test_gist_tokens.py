@@ -153,7 +153,7 @@ def test_log_probs_and_kl_are_those_of_a_llama_in_which_each_position_sees_what_
 ):
     model = gist_model(make_model(tokenizer), prompts, condition)
     hidden_D, _ = scorer.read_contexts(windows)
-    logps_NT, kl_NT, loss_NT, _ = model(model.rows(windows), torch.cat(hidden_D), scorer.teacher)
+    logps_NT, kl_NT, loss_NT = model(model.rows(windows), torch.cat(hidden_D), scorer.teacher)
     assert torch.equal(kl_NT, loss_NT.detach())
     head_VH = model.model.lm_head.weight.detach().double()
     for row, window in enumerate(windows):

@@ -22,9 +22,7 @@ from checks import moved, snapshot
 from datasets import Dataset
 from tiny import make_model
 
-from trl_gist.data.targets import fact_list
-from trl_gist.scoring.extraction import passage_and_tail
-from trl_gist.scoring.targets import TargetScorer
+from trl_gist.scoring.extraction import TokenRarity, fact_list, keywords_and_tail, passage_and_tail
 from trl_gist.trainer.advantages import best_of_group
 from trl_gist.trainer.cold_start import ExtractiveSummarizer
 from trl_gist.trainer.config_checks import EXTRACTIVE_RULES
@@ -44,11 +42,10 @@ def test_a_question_hides_nothing_of_its_passage():
     assert ExtractiveSummarizer("tail").gists(window, [3]) == [[14, 15, 16]]
 
 
-def test_tf_idf_takes_the_rare_tokens_once_in_their_order():
+def test_keywords_are_the_rare_tokens_once_in_their_order():
     # 10 is in every context and 13, 14 in most; 11 and 12 only here
-    summarizer = ExtractiveSummarizer("tf_idf", [[10, 13], [10, 14], [10, 13, 14]])
-    assert summarizer.gists(WINDOW, [2]) == [[11, 12]]
-    scores = summarizer._scores(CONTEXT)
+    scores = TokenRarity([[10, 13], [10, 14], [10, 13, 14]]).tf_idf(CONTEXT)
+    assert keywords_and_tail(CONTEXT, scores, 2, share=1.0) == [1, 2]
     assert scores[1] == pytest.approx(math.log(4 / 1)) and scores[4] == pytest.approx(math.log(4 / 3))
     assert scores[0] == pytest.approx(2 * math.log(4 / 4))  # it comes twice, and everywhere
 
@@ -90,24 +87,10 @@ def test_a_passage_is_the_best_run_before_the_tail():
 
 
 def test_a_gist_is_no_longer_than_its_context():
-    for rule in ("tail", "tf_idf", "mixed", "passages"):
+    for rule in ("tail", "mixed", "passages"):
         assert all(len(gist) <= 6 for gist in ExtractiveSummarizer(rule).gists(WINDOW, [50, 50]))
         nothing_before_l = {"context_ids": [15, 16], "last_k_ids": [15, 16]}
         assert ExtractiveSummarizer(rule, [CONTEXT]).gists(nothing_before_l, [5, 5]) == [[], []]
-
-
-def test_surprisal_takes_what_the_teacher_expected_least(tokenizer):
-    teacher = make_model(tokenizer).double()
-    summarizer = ExtractiveSummarizer("surprisal", teacher=TargetScorer(teacher))
-    context_ids = list(range(30, 50))
-    window = {"context_ids": context_ids, "last_k_ids": context_ids[-2:], "target_ids": [5]}
-    with torch.no_grad():
-        logits = teacher(input_ids=torch.tensor([context_ids[:-2]])).logits[0]
-    surprise = [0.0]
-    for position in range(1, 18):
-        surprise.append(-logits[position - 1].log_softmax(-1)[context_ids[position]].item())
-    most = sorted(range(18), key=lambda position: -surprise[position])[:5]
-    assert summarizer.gists(window, [5]) == [[context_ids[position] for position in sorted(most)]]
 
 
 def test_facts_are_the_first_ones_or_some_in_their_order(tokenizer):
@@ -129,11 +112,10 @@ def test_facts_are_the_first_ones_or_some_in_their_order(tokenizer):
 @pytest.mark.parametrize("rule", [rule for rule in EXTRACTIVE_RULES if rule != "facts"])
 def test_no_rule_takes_a_special_token(tokenizer, rule):
     """Nor does it take fewer tokens for it; what is left is what it takes of a context without them."""
-    teacher = TargetScorer(make_model(tokenizer))
     special = frozenset(tokenizer.all_special_ids)
     plain, last_k_ids = list(range(30, 60)), [60, 61]
     marked = [token for index, token in enumerate(plain) for token in (sorted(special)[index % len(special)], token)]
-    summarizer = ExtractiveSummarizer(rule, [[40], [50]], teacher, special)
+    summarizer = ExtractiveSummarizer(rule, [[40], [50]], special)
     for first in (70, 71, 72):  # with "passages" the context says whose turn it is
         window = {"context_ids": [*marked, first, *last_k_ids], "last_k_ids": last_k_ids}
         for gist in summarizer.gists(window, [10, 10, 10]):

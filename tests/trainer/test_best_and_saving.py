@@ -20,7 +20,7 @@ from pathlib import Path
 import pytest
 from checks import assert_equal_models, assert_same, history
 from datasets import Dataset, IterableDataset
-from tiny import make_documents
+from tiny import make_documents, stream
 from transformers import TrainerCallback
 from transformers.trainer_utils import get_last_checkpoint
 
@@ -53,9 +53,10 @@ def test_every_measure_of_an_evaluation_has_a_direction_or_is_refused(make_train
         measure = name.removeprefix("eval_")
         assert greater == (measure not in LOWER), name
         assert measure in LOWER or measure.startswith(("gain_over_", "gap_closed_")), name
-    with_direction = {name for name, greater in GREATER_IS_BETTER.items() if greater is not None}
+    with_direction = {name for name, greater in GREATER_IS_BETTER.items() if greater is not None} - {"exact"}
     assert {name.removeprefix("eval_") for name in directions} == with_direction
-    assert {f"eval_{name}" for name in GREATER_IS_BETTER} <= returned.keys()
+    # What is exact is measured where there are other targets than the continuation
+    assert {f"eval_{name}" for name in GREATER_IS_BETTER} - {"eval_exact"} <= returned.keys()
 
 
 @pytest.mark.parametrize("metric", [name for name, greater in GREATER_IS_BETTER.items() if greater is None])
@@ -70,6 +71,55 @@ def test_what_no_evaluation_measures_is_refused(make_args, metric):
     for direction in (None, True, False):
         with pytest.raises(ValueError, match="is no measure of an evaluation. Choose one of teacher_kl, "):
             make_args(metric_for_best_model=metric, greater_is_better=direction)
+
+
+FACTS = {"context_length": 60, "target_kinds": {"fact": 2, "recall": 1}, "target_floor": None}
+
+
+@pytest.mark.parametrize(
+    ("metric", "greater"),
+    [("fact/teacher_kl", False), ("eval_recall/gain_over_null", True), ("easy_my kind/exact", True), ("exact", True)],
+)
+def test_a_measure_of_one_kind_of_targets_has_the_direction_of_the_measure(make_args, metric, greater):
+    assert make_args(metric_for_best_model=metric, **EACH_STEP).greater_is_better is greater
+
+
+@pytest.mark.parametrize("metric", ["fact/exact", "eval_recall/teacher_kl", "exact"])
+def test_the_best_may_be_chosen_by_one_kind_of_targets(make_trainer, documents, tmp_path, metric):
+    args = {"load_best_model_at_end": True, "save_strategy": "steps", "save_steps": 1, **EACH_STEP}
+    trainer = make_trainer(eval_dataset=documents, args={**FACTS, **args, "metric_for_best_model": metric})
+    trainer.train()
+    name = f"eval_{metric.removeprefix('eval_')}"
+    measured = [log[name] for log in trainer.state.log_history if name in log]
+    assert len(measured) == 2
+    assert trainer.state.best_metric == (max if "exact" in metric else min)(measured)
+
+
+@pytest.mark.parametrize("streams", [False, True])
+@pytest.mark.parametrize(
+    ("metric", "args", "message"),
+    [
+        (
+            "far/teacher_kl",
+            FACTS,
+            "of which the eval dataset has none: it has fact, recall. Choose another, as 'teacher_kl'",
+        ),
+        ("fact/exact", {}, "of which the eval dataset has none: it has the continuation alone"),
+        ("exact", {}, "it has the continuation alone"),
+        (
+            "continuation/exact",
+            {**FACTS, "target_kinds": {"fact": 1, "continuation": 1}},
+            "has none: it has continuation, fact",
+        ),
+        ("/exact", FACTS, "is no measure of an evaluation"),
+    ],
+)
+def test_a_kind_that_no_evaluation_has_is_refused_before_training(
+    make_trainer, documents, metric, args, message, streams
+):
+    evals = stream([{"text": text} for text in documents["text"]]) if streams else documents
+    with pytest.raises(ValueError, match=message):
+        make_trainer(eval_dataset=evals, args={**args, **EACH_STEP, "metric_for_best_model": metric})
 
 
 def test_a_direction_that_is_given_is_kept(make_args):

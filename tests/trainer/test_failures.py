@@ -116,14 +116,14 @@ def test_nan_in_the_generators_loss_names_the_document_before_the_step(make_trai
     trainer = make_trainer(peft_config=lora if with_lora else None, args={"max_steps": 3, "score_batch_size": 3})
     score, rollouts, poisoned = trainer.generator_trainer.scorer._score, [], []
 
-    def poison(documents, gists, num_generations, hidden, backward):
+    def poison(documents, gists, num_generations, hidden, backward, *greedy):
         """From the second rollout on, one document's teacher turns NaN."""
         if any(gists):
             rollouts.append(1)
         if len(rollouts) == 2 and any(gists):
             poisoned.append(documents[1])
             hidden = [hidden[0], torch.full_like(hidden[1], float("nan")), *hidden[2:]]
-        return score(documents, gists, num_generations, hidden, backward)
+        return score(documents, gists, num_generations, hidden, backward, *greedy)
 
     monkeypatch.setattr(trainer.generator_trainer.scorer, "_score", poison)
     message = fail(trainer, FloatingPointError, "The generator's loss is nan on document .*no step was taken")

@@ -14,11 +14,17 @@
 
 """The reader of many hands: a share of what the generator learns to read is not the summarizer's."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from checks import snapshot
 
+from trl_gist import GistTrainer
 from trl_gist.evaluation.compressors.registry import extractive_compressors
+from trl_gist.scripts.train import load_compressor
+from trl_gist.trainer.config_checks import check_asks_no_teacher
+from trl_gist.trainer.rollout import GistRollout
 
 
 def trained(make_trainer, lora, **args):
@@ -69,6 +75,36 @@ def test_the_hands_take_turns(make_trainer, lora, monkeypatch):
             assert len(gist) == trainer.args.max_completion_length
             assert gist == (context[-len(gist) :] if turn % 2 else context[: len(gist)])
     assert len(seen) == 2
+
+
+def test_contexts_are_read_for_their_rarity_only_where_a_hand_asks_for_it(make_trainer, lora, monkeypatch):
+    read = []
+
+    def first_contexts(rollout):
+        read.append(rollout)
+        yield from ([1, 2, 3], [4, 5])
+
+    monkeypatch.setattr(GistRollout, "first_contexts", first_contexts)
+    args = {"cold_start_steps": 0}
+    trainer = make_trainer(peft_config=lora, args={**args, "reader_hands": ["facts", "self-information", "head"]})
+    for name in ("tail", "perplexity pruning"):
+        load_compressor(name, trainer)
+    assert not read and len(trainer.rollout.hands) == 3
+    load_compressor("tf-idf, then tail", trainer)
+    make_trainer(peft_config=lora, args={**args, "reader_hands": ["tail", "tf-idf"]})
+    assert len(read) == 2
+
+
+@pytest.mark.parametrize("hand", ["perplexity pruning", "self-information"])
+def test_a_hand_that_asks_the_teacher_is_refused_where_ranks_hold_shards_of_it(checkpoint, make_args, documents, hand):
+    args = make_args(reader_hands=["tail", hand])
+    args.deepspeed_plugin = SimpleNamespace(deepspeed_config={}, zero_stage=3)
+    with pytest.raises(ValueError, match=f"`reader_hands` has '{hand}', which runs the teacher .* launch with ZeRO-2"):
+        GistTrainer(checkpoint, args, train_dataset=documents)
+    with pytest.raises(ValueError, match=f"`compressor` has '{hand}'"):
+        load_compressor(hand, SimpleNamespace(args=args))
+    args.deepspeed_plugin.zero_stage = 2
+    check_asks_no_teacher(args, "reader_hands", [hand])
 
 
 def test_what_no_rule_is_called_is_refused(make_args):

@@ -18,14 +18,17 @@ import math
 
 import pytest
 from checks import moved, snapshot, trainable
-from datasets import Dataset
+from datasets import Dataset, IterableDataset
 from tiny import make_documents
+from trl import GRPOTrainer
 
 from trl_gist import log_prob_gain
-from trl_gist.data.targets import fact_list
+from trl_gist.data.windows import RESERVED_KINDS, WindowSpec, prepare_windows
 from trl_gist.evaluation.compressors import Facts
 from trl_gist.prompts import SUMMARIZER_PROMPT, SUMMARIZER_PROMPT_OF_FACTS, SUMMARIZER_PROMPT_WITH_TAIL
 from trl_gist.scoring.controls import CONTROLS, GREATER_IS_BETTER
+from trl_gist.scoring.extraction import fact_list
+from trl_gist.scoring.targets import TargetScorer
 from trl_gist.scripts.train import make_parser
 
 
@@ -96,6 +99,27 @@ def test_reward_functions_get_the_score_of_every_target(make_trainer, lora):
     assert len({reward for rewards in seen for reward in rewards}) > 8
 
 
+@pytest.mark.parametrize("several", [True, False])
+def test_what_is_exact_is_asked_only_where_it_is_used(make_trainer, lora, held_out, several):
+    """It takes the generator's head forward one more pass over the vocabulary."""
+    trainer = make_trainer(peft_config=lora, eval_dataset=held_out, args=SEVERAL if several else {})
+    asked, rollouts, forward = [], rows_of(trainer), TargetScorer.forward
+
+    def watch(scorer, *args, **kwargs):
+        scores = forward(scorer, *args, **kwargs)
+        asked.append((args[0].gists, len(scores) == 4))
+        return scores
+
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(TargetScorer, "forward", watch)
+        trainer.train()
+        assert {exact for gists, exact in asked if gists == 4} == {several}  # of the rollout's gists
+        assert not [exact for gists, exact in asked if gists == 1 and exact]  # an empty one, the alarms'
+        assert {"exact" in score for row in rollouts[0] for score in row["target_scores"]} == {several}
+        trainer.evaluate()
+    assert all("exact" in score for row in rollouts[-1] for score in row["target_scores"])
+
+
 def test_an_evaluation_measures_each_target_as_a_row_of_its_own(make_trainer, lora, held_out):
     trainer = make_trainer(peft_config=lora, eval_dataset=held_out, args=SEVERAL)
     measures = trainer.evaluate()
@@ -140,7 +164,8 @@ def test_the_continuation_alone_is_what_a_run_without_kinds_is(make_trainer, lor
         assert trainer.args.summarizer_prompt == SUMMARIZER_PROMPT
         trainer.train()
         evaluated = trainer.evaluate()
-        expected = {f"eval_{name}{end}" for name in GREATER_IS_BETTER for end in ("", "_se")}
+        measures = GREATER_IS_BETTER.keys() - {"exact"}
+        expected = {f"eval_{name}{end}" for name in measures for end in ("", "_se")}
         assert expected | {"eval_windows", "eval_documents"} <= evaluated.keys()
         logs = [log for log in trainer.state.log_history if "gist_length" in log]
         for names in (evaluated, *logs):
@@ -192,6 +217,48 @@ def test_ready_windows_bring_their_own_targets(make_trainer, lora, tokenizer):
     measures = trainer.evaluate()
     assert (measures["eval_question/windows"], measures["eval_drink/windows"]) == (4, 2)
     assert measures["eval_windows"] == 6
+
+
+def named(kind):
+    rows = [{**row, "targets": [{**target, "kind": kind} for target in row["targets"]]} for row in ready(8)]
+    return Dataset.from_list(rows)
+
+
+def test_a_kind_is_no_group_of_other_figures(make_trainer, lora, tokenizer, held_out):
+    for kind in ("noise", "signal", "generator"):
+        with pytest.raises(ValueError, match=f"Row 0 of the train dataset has a target of kind '{kind}', a name that"):
+            make_trainer(train_dataset=named(kind), peft_config=lora)
+    with pytest.raises(ValueError, match="Row 0 of the eval dataset .* Rename the kind, as 'my_alarm'"):
+        make_trainer(train_dataset=named("mine"), eval_dataset=named("alarm"), peft_config=lora)
+    # Where nothing is logged any kind will do
+    windows, _ = prepare_windows(named("noise"), tokenizer, WindowSpec(24, 8, 4, None, None))
+    assert {target["kind"] for row in windows for target in row["targets"]} == {"noise"}
+    trainer = make_trainer(train_dataset=named(""), eval_dataset=held_out, peft_config=lora, args=SEVERAL)
+    trainer.train()
+    trainer.evaluate()
+    logged = {name.removeprefix("eval_") for log in trainer.state.log_history for name in log}
+    groups = {name.split("/")[0] for name in logged if "/" in name}
+    assert groups - set(RESERVED_KINDS) == {"question", *KINDS} and len(groups & set(RESERVED_KINDS)) > 5
+
+
+def test_a_streams_first_row_is_read_for_its_columns_once(make_trainer, monkeypatch):
+    """Of a stream that fills a buffer to be shuffled, the first row takes as long as many."""
+    started = []
+
+    def rows():
+        started.append(1)
+        yield from ready(8)
+
+    class Windows(Exception):
+        pass
+
+    def stop(*args, **kwargs):
+        raise Windows
+
+    monkeypatch.setattr(GRPOTrainer, "__init__", stop)
+    with pytest.raises(Windows):
+        make_trainer(train_dataset=IterableDataset.from_generator(rows))
+    assert len(started) == 2, "for its columns, and for a window"
 
 
 def test_a_prompt_that_hides_the_contexts_end_is_refused_where_all_of_it_is_asked_for(make_args, make_trainer, lora):

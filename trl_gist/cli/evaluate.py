@@ -55,8 +55,21 @@ def add_parser(commands):
         "--target_floor",
         type=floor_of_targets,
         metavar="NATS",
-        help="where a window has several targets: what the teacher must gain from the context over the cue alone for one "
-        "of them to be read, in nats per token, or 'none' (default: 0.1)",
+        help="where a window has several targets: what the teacher must gain from the context over the cue alone for "
+        "one of them to be read, in nats per token, or 'none' (default: 0.1)",
+    )
+    parser.add_argument(
+        "--cue_length",
+        type=positive,
+        metavar="N",
+        help="with --target_kinds: tokens before a fact that are read, at most, and half as many of a sentence "
+        "(default: 12)",
+    )
+    parser.add_argument(
+        "--far_offset",
+        type=positive,
+        metavar="N",
+        help="with --target_kinds: tokens between the context and a far target (default: 128)",
     )
     parser.add_argument(
         "--last_k",

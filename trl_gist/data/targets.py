@@ -110,11 +110,6 @@ class TargetSpec:
         """Whether it is the one target that every window has anyway."""
         return {name for name, _ in self.kinds} == {"continuation"}
 
-    def length_beyond(self, target_length: int) -> int:
-        """Tokens after a context that its farthest kind of target takes; 0 if all of them stand in the context."""
-        beyond = {"continuation": target_length, "far": self.far_offset + target_length}
-        return max(beyond.get(name, 0) for name, _ in self.kinds)
-
     def largest(self, spec: WindowLengths) -> list[tuple[int, int, int]]:
         """
         Tokens of the cue, of the target and of what T reads between X and it, of each target of a large context: one that
@@ -195,39 +190,6 @@ def fact_spans(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> list[tuple
     spelled = _Spelled(_pieces(tokenizer), ids)
     spans = (spelled.tokens(start, end) for start, end in _facts_in(spelled.text))
     return [span for span in spans if span is not None]
-
-
-def fact_list(
-    tokenizer: PreTrainedTokenizerBase, ids: list[int], length: int, draw: random.Random | None = None
-) -> list[int]:
-    """
-    A gist cut by rule: a text's facts from its start, each once, whatever its case, with commas between them.
-
-    Args:
-        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
-            Of the ids.
-        ids (`list[int]`):
-            The text.
-        length (`int`):
-            The most tokens of the gist. A fact that does not fit whole is cut.
-        draw (`random.Random`, *optional*):
-            Draws which facts are listed, in their order. Without it they are the first ones.
-    """
-    pieces, facts = _pieces(tokenizer), {}
-    for start, end in fact_spans(tokenizer, ids):
-        facts.setdefault(_Spelled(pieces, ids[start:end]).text.strip().casefold(), ids[start:end])
-    places = list(range(len(facts)))
-    if draw is not None:
-        draw.shuffle(places)
-    fact_ids, room, listed = list(facts.values()), length + len(pieces.comma), []
-    for place in places:
-        if room > 0:
-            room -= len(fact_ids[place]) + len(pieces.comma)
-            listed.append(place)
-    gist = []
-    for place in sorted(listed):
-        gist += [*(pieces.comma if gist else ()), *fact_ids[place]]
-    return gist[:length]
 
 
 def _facts_in(text) -> list[tuple[int, int]]:
@@ -337,9 +299,6 @@ class _Pieces:
         # Decoders drop the space before a first token: an anchor takes that place
         self.anchor = tokenizer("a", add_special_tokens=False)["input_ids"]
         self.before = len(self._decode(self.anchor))
-        with_comma = tokenizer("a,", add_special_tokens=False)["input_ids"]
-        whole = with_comma[: len(self.anchor)] == self.anchor
-        self.comma = with_comma[len(self.anchor) :] if whole else tokenizer(",", add_special_tokens=False)["input_ids"]
 
     def __call__(self, *ids: int) -> str:
         if ids not in self.known:

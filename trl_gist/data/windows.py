@@ -64,6 +64,11 @@ RESERVED_COLUMNS = {
     **dict.fromkeys(("image", "images"), "what TRL would show to the models, which read text alone"),
 }
 RESERVED_WALK_COLUMNS = dict.fromkeys(("window", "chunk_ids"), "what a walk's windows are made of")
+# Groups that a trainer logs figures under, where each kind of targets has a group too
+RESERVED_KINDS = (
+    *("alarm", "clip_ratio", "completions", "generator", "noise", "reliability", "rewards", "sampling", "signal"),
+    *("tools", "vespo"),
+)
 # Why a row gave no window, until it is counted
 _SKIPPED = "trl_gist: skipped"
 _WITHOUT_TARGETS = "without targets"
@@ -229,6 +234,7 @@ def prepare_windows(
     limits: PositionLimits | None = None,
     name: str = "train",
     rules: ColumnRules | None = None,
+    columns: set[str] | None = None,
 ) -> tuple[Dataset | IterableDataset, SkippedRows]:
     """
     Cuts documents into windows, or checks and tokenises ready-made ones.
@@ -251,7 +257,9 @@ def prepare_windows(
         name (`str`, *optional*, defaults to `"train"`):
             What the log calls the dataset.
         rules ([`ColumnRules`], *optional*):
-            What columns may be called, and budgets be; any, if left out.
+            What columns may be called, kinds of targets too, and budgets be; any, if left out.
+        columns (`set[str]`, *optional*):
+            Of [`columns_of`], where they are known: of a stream, they take its first row.
 
     Returns:
         The windows, with columns `prompt` (the context as text, for logs), `context_ids`, `last_k_ids`, `target_ids`
@@ -262,12 +270,12 @@ def prepare_windows(
     Raises:
         ValueError: if the dataset is none, as a `DatasetDict`, is empty, has neither set of columns, or both, or a
             column of a reserved name; if it gives no window at all, or one that does not fit a model; or if a `budget`
-            is outside `gist_length_range`.
+            is outside `gist_length_range`, or a target's `kind` one of [`RESERVED_KINDS`].
     """
     PartialState()  # the logger asks it for the rank
     check_dataset(dataset, name)
     dataset = dataset.with_format(None)  # as plain Python values, whatever tensors the user reads it as
-    columns = columns_of(dataset, name)
+    columns = columns_of(dataset, name) if columns is None else columns
     if {"context", "target", TARGETS_COLUMN} <= columns:
         raise ValueError(
             f"The {name} dataset has both `target` and `targets`: a context's targets are all in `targets`, or there is one "
@@ -306,6 +314,7 @@ def prepare_windows(
     vocab_size = len(tokenizer)
     # Only what shapes or refuses a window goes into the closure: `datasets` hashes it to find cached results
     check_budget = rules.check_budget if rules is not None and "budget" in columns else None
+    check_kind = check_kind_of if rules is not None and to_windows is _ready_window and several else None
 
     def windows_of_batch(batch, indices):
         out = {column: [] for column in (*window_columns, *list_columns, _SKIPPED, *carried)}
@@ -313,6 +322,8 @@ def prepare_windows(
             if check_budget is not None:
                 check_budget(batch["budget"][row], f"Row {index} of the {name} dataset")
             windows, reason = to_windows({column: batch[column][row] for column in batch}, tokenizer, spec)
+            for target in (target for window in windows if check_kind for target in window[TARGETS_COLUMN]):
+                check_kind(target["kind"], f"Row {index} of the {name} dataset")
             if any(not 0 <= token < vocab_size for window in windows for ids in _all_ids(window) for token in ids):
                 windows, reason = [], "with ids outside the vocabulary"
             # A skipped row stays one row until it is counted, so that cached and parallel maps count alike
@@ -374,6 +385,15 @@ def prepare_windows(
     return windows, skipped
 
 
+def check_kind_of(kind: str, where: str):
+    """Raises `ValueError` for a kind of targets whose measures would be logged among others."""
+    if kind in RESERVED_KINDS:
+        raise ValueError(
+            f"{where} has a target of kind {kind!r}, a name that is taken: other figures are logged under it, as "
+            f"'{kind}/…'. Rename the kind, as 'my_{kind}'."
+        )
+
+
 def check_dataset(dataset, name: str):
     """Raises `ValueError` for what is no dataset; says of a dictionary of splits that one is to be picked."""
     if isinstance(dataset, dict):
@@ -393,10 +413,9 @@ def window_key(row: dict) -> tuple[tuple[int, ...], ...]:
     return tuple(row["context_ids"]), tuple(row["last_k_ids"]), tuple(row["target_ids"])
 
 
-def is_cut(dataset: Dataset | IterableDataset, name: str) -> bool:
+def is_cut(columns: set[str]) -> bool:
     """Whether a dataset is what [`prepare_windows`] returned, or a part of it: its columns cannot be a user's."""
-    check_dataset(dataset, name)
-    return set(WINDOW_COLUMNS) <= columns_of(dataset, name)
+    return set(WINDOW_COLUMNS) <= columns
 
 
 def columns_of(dataset: Dataset | IterableDataset, name: str) -> set[str]:
@@ -501,7 +520,7 @@ def _ready_targets(entries, context_ids, tokenizer):
     for entry in entries:
         if not isinstance(entry, dict) or not {"cue", "target"} <= entry.keys():
             return None, "with a target that lacks `cue` or `target`"
-        kind = QUESTION if entry.get("kind") is None else entry["kind"]
+        kind = QUESTION if entry.get("kind") in (None, "") else entry["kind"]
         reason = why_unusable(kind)
         cue_ids, why_cue = _ids_of(entry["cue"], tokenizer)
         target_ids, why_target = _ids_of(entry["target"], tokenizer)

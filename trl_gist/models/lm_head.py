@@ -22,7 +22,6 @@ made twice. Where the head is frozen the hidden state's gradient is taken at onc
 fused linear cross-entropy kernels do.
 """
 
-import math
 from collections.abc import Callable
 from functools import partial
 
@@ -61,7 +60,8 @@ def target_scores(
     teacher_log_probs: Callable[[torch.Tensor], torch.Tensor] | None = None,
     teacher_hidden_UH: torch.Tensor | None = None,
     loss: str = "forward_kl",
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    greedy: bool = False,
+) -> tuple[torch.Tensor, ...]:
     """
     Scores of target positions, each predicted from `G` hidden states (one for each gist): the teacher's distribution
     there is computed once.
@@ -79,21 +79,21 @@ def target_scores(
             The teacher's last hidden states.
         loss (`str`, *optional*, defaults to `"forward_kl"`):
             The loss of the third score. With P the teacher's distribution and Q the model's: `"forward_kl"` KL(P‖Q),
-            `"reverse_kl"` KL(Q‖P), `"jsd"` ½ KL(P‖M) + ½ KL(Q‖M) where M = ½ P + ½ Q (the generalized JSD of
-            [GKD](https://huggingface.co/papers/2306.13649) at β = ½), `"cross_entropy"` −log Q(target).
+            `"cross_entropy"` −log Q(target).
+        greedy (`bool`, *optional*, defaults to `False`):
+            Whether the last score is wanted, which takes one more pass over the vocabulary.
 
     Returns:
         Log-probs of the targets and KL(teacher ‖ model), both without a gradient, and the loss, which alone carries
-        one, all in nats; and 1.0 where the target is the model's likeliest token, else 0.0. Each of shape
-        `(positions, gists)`. Without a teacher the KL is 0 and the loss the cross-entropy.
+        one, all in nats; and, if `greedy`, 1.0 where the target is the model's likeliest token, else 0.0. Each of
+        shape `(positions, gists)`. Without a teacher the KL is 0 and the loss the cross-entropy.
 
         Heads of one family may be padded to different vocabularies. What the teacher's head alone has is left out;
-        what the model's alone has is taken for impossible under the teacher, so that probability there costs: as it
-        does in KL(P‖Q) and the JSD as they stand, and in KL(Q‖P), which would be infinite, by adding that probability
-        itself, which makes it Σ q log(q/p) − q + p, the divergence of measures that need not sum to one.
+        what the model's alone has is impossible under the teacher, so that probability there costs.
     """
     columns = [target_ids_U] if teacher_hidden_UH is None else [target_ids_U, teacher_hidden_UH]
-    return _by_chunks(partial(_distillation_scores, loss, teacher_log_probs), base, 1.0, hidden_UGH, *columns)
+    score = partial(_distillation_scores, loss, greedy, teacher_log_probs)
+    return _by_chunks(score, base, 1.0, hidden_UGH, *columns)
 
 
 def check_logits(model: nn.Module):
@@ -150,10 +150,11 @@ def _policy_scores(differentiable_entropies, log_p_PGV, token_ids_P):
     yield p_PGV.neg_().scatter_add_(-1, index_PG1, torch.ones_like(logps_PG).unsqueeze(-1)), by_entropy_PGV
 
 
-def _distillation_scores(loss, teacher_log_probs, log_q_UGV, target_ids_U, teacher_hidden_UH=None):
+def _distillation_scores(loss, greedy, teacher_log_probs, log_q_UGV, target_ids_U, teacher_hidden_UH=None):
     index_UG1 = target_ids_U.view(-1, 1, 1).expand(-1, log_q_UGV.shape[1], 1)
     logps_UG = log_q_UGV.gather(-1, index_UG1).squeeze(-1)
-    greedy_UG = (log_q_UGV.argmax(-1) == target_ids_U.unsqueeze(1)).to(logps_UG)
+    # Before the log-probabilities are overwritten
+    exact = [(log_q_UGV.argmax(-1) == target_ids_U.unsqueeze(1)).to(logps_UG)] if greedy else []
     if teacher_log_probs is None:
         kl_UG, loss = torch.zeros_like(logps_UG), "cross_entropy"
     else:
@@ -164,38 +165,13 @@ def _distillation_scores(loss, teacher_log_probs, log_q_UGV, target_ids_U, teach
         log_ratio_UGV = log_q_UGV[..., :shared] - log_p_UV.unsqueeze(1)
         kl_UG = -(log_ratio_UGV @ p_UV1).squeeze(-1)
     if loss == "cross_entropy":
-        yield logps_UG, kl_UG, -logps_UG, greedy_UG
-        yield None, None, log_q_UGV.exp_().scatter_add_(-1, index_UG1, -torch.ones_like(logps_UG).unsqueeze(-1)), None
-    elif loss == "forward_kl":
-        yield logps_UG, kl_UG, kl_UG.clone(), greedy_UG
+        yield logps_UG, kl_UG, -logps_UG, *exact
+        by_logits_UGV = log_q_UGV.exp_().scatter_add_(-1, index_UG1, -torch.ones_like(logps_UG).unsqueeze(-1))
+    else:
+        yield logps_UG, kl_UG, kl_UG.clone(), *exact
         by_logits_UGV = log_q_UGV.exp_().mul_(p_UV1.sum(1, keepdim=True))
         by_logits_UGV[..., :shared] -= p_UV1.mT
-        yield None, None, by_logits_UGV, None
-    else:
-        steps = _expectation_under_model(loss, log_q_UGV.exp_(), log_ratio_UGV, p_UV1, kl_UG)
-        yield logps_UG, kl_UG, next(steps), greedy_UG
-        yield None, None, next(steps), None
-
-
-def _expectation_under_model(loss, q_UGV, log_ratio_UGV, p_UV1, kl_UG):
-    """
-    The reverse KL or the JSD from log(q/p) over the shared vocabulary, then its gradient. The derivative of either by
-    the probabilities q is, up to a constant, which the softmax takes out, a slope s: log(q/p) of the reverse KL and
-    ½ log(q/m) of the JSD. By the logits it is then q (s − Σ q s).
-    """
-    shared = log_ratio_UGV.shape[-1]
-    beyond_UG1 = q_UGV[..., shared:].sum(-1, keepdim=True)
-    if loss == "reverse_kl":
-        slope_UGV, slope_beyond = log_ratio_UGV, 0.0
-        rest_UG1 = beyond_UG1
-    else:  # q/m = 2 σ(log(q/p)), and 2 where p = 0
-        slope_UGV, slope_beyond = nn.functional.logsigmoid(log_ratio_UGV).add_(math.log(2)).mul_(0.5), math.log(2) / 2
-        rest_UG1 = slope_UGV @ p_UV1 + kl_UG.unsqueeze(-1) / 2  # ½ KL(P‖M)
-    mean_UG1 = (q_UGV[..., :shared] * slope_UGV).sum(-1, keepdim=True) + slope_beyond * beyond_UG1
-    yield (mean_UG1 + rest_UG1).squeeze(-1)
-    q_UGV[..., :shared] *= slope_UGV.sub_(mean_UG1)
-    q_UGV[..., shared:] *= slope_beyond - mean_UG1
-    yield q_UGV
+    yield None, None, by_logits_UGV, *(None for _ in exact)
 
 
 # ---- The chunks ----

@@ -39,10 +39,12 @@ from .gist_scorer import GistScorer
 
 CONTROLS = ("null", "shuffled", "last_k", "tail")
 
-# For each mean that an evaluation gives, which way it is better. None where it is neither, since it is not of the gists
+# For each mean that an evaluation gives, of all targets or of one kind (`fact/exact`), which way it is better. None where
+# it is neither, since it is not of the gists
 GREATER_IS_BETTER = {
     "teacher_kl": False,
     "nll_gist": False,
+    "exact": True,
     **{f"gain_over_{control}": True for control in CONTROLS},
     **{f"gap_closed_{control}": True for control in CONTROLS},
     **dict.fromkeys(("gist_length", "gist_rate", "total_rate"), False),

@@ -12,23 +12,24 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""What rules cut out of a context: rare tokens, surprising ones, passages, and the tail beside them."""
+"""What rules cut out of a context: rare tokens, surprising ones, facts, passages, and the tail beside them."""
 
 import itertools
 import math
+import random
 from collections import Counter
 from collections.abc import Iterable
 
 import torch
 from torch import nn
+from transformers import PreTrainedTokenizerBase
 
+from ..data.targets import fact_spans
 from ..models.lm_head import token_log_probs
 from ..models.roles import backbone_of, base_of
 
 
 IDF_CONTEXTS = 1000  # as many tell how rare a token is
-
-
 BESIDE_TAIL = ("keywords", "beginning", "passage")
 
 
@@ -134,3 +135,43 @@ def passage_and_tail(scores_T: list[float], length: int, share: float) -> list[i
     sums = list(itertools.accumulate(scores_T, initial=0.0))
     start = max(range(rest - size + 1), key=lambda start: sums[start + size] - sums[start])
     return [*range(start, start + size), *range(rest, len(scores_T))]
+
+
+def fact_list(
+    tokenizer: PreTrainedTokenizerBase, ids: list[int], length: int, draw: random.Random | None = None
+) -> list[int]:
+    """
+    A gist cut by rule: a text's facts from its start, each once, whatever its case, with commas between them.
+
+    Args:
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
+            Of the ids.
+        ids (`list[int]`):
+            The text.
+        length (`int`):
+            The most tokens of the gist. A fact that does not fit whole is cut.
+        draw (`random.Random`, *optional*):
+            Draws which facts are listed, in their order. Without it they are the first ones.
+    """
+    comma, facts = _comma_ids(tokenizer), {}
+    for start, end in fact_spans(tokenizer, ids):
+        text = tokenizer.decode(ids[start:end], clean_up_tokenization_spaces=False)
+        facts.setdefault(text.strip().casefold(), ids[start:end])
+    places = list(range(len(facts)))
+    if draw is not None:
+        draw.shuffle(places)
+    fact_ids, room, listed = list(facts.values()), length + len(comma), []
+    for place in places:
+        if room > 0:
+            room -= len(fact_ids[place]) + len(comma)
+            listed.append(place)
+    gist = []
+    for place in sorted(listed):
+        gist += [*(comma if gist else ()), *fact_ids[place]]
+    return gist[:length]
+
+
+def _comma_ids(tokenizer):
+    """Of a comma within a text: at its beginning SentencePiece would put a space before it."""
+    word, with_comma, alone = (tokenizer(text, add_special_tokens=False)["input_ids"] for text in ("a", "a,", ","))
+    return with_comma[len(word) :] if with_comma[: len(word)] == word else alone

@@ -59,7 +59,7 @@ class GistScorer:
         teacher_cache ([`TeacherCache`], *optional*):
             Where the teacher's hidden states are looked up and kept.
         loss (`str`, *optional*, defaults to `"forward_kl"`):
-            What `backward` is called with: `"forward_kl"`, `"reverse_kl"`, `"jsd"` or `"cross_entropy"`.
+            What `backward` is called with: `"forward_kl"` or `"cross_entropy"`.
         target_floor (`float`, *optional*):
             What T must gain from the context over the cue alone for a target to count, in nats per token. The best target
             of a context always counts. `None` asks nothing.
@@ -123,21 +123,23 @@ class GistScorer:
                 How much a gist's gain counts one window after its own, for `later_log_prob_gain` and `later_kl_gain`.
 
         Returns:
-            `list[dict]`: The scored columns of each row, in nats, as listed in [`trl_gist.rewards`].
+            `list[dict]`: The scored columns of each row, in nats, as listed in [`trl_gist.rewards`]. With `backward`,
+            `exact` is left out where no context has several targets: it takes a pass over the vocabulary.
         """
         documents = rows[::num_generations]
         hidden_D, teacher_D = self.read_targets(documents)
         if self.target_floor is not None and any("targets" in document for document in documents):
             documents, hidden_D, teacher_D = self.worth_asking(documents, hidden_D, teacher_D)
         null_D = self._score(documents, [[]] * len(documents), 1, hidden_D, null_backward)
-        gist_N = self._score(documents, gists, num_generations, hidden_D, backward)
+        asks_exact = backward is None or any("targets" in document for document in documents)
+        gist_N = self._score(documents, gists, num_generations, hidden_D, backward, asks_exact)
         if other_gists is not None:
             self._score(documents, other_gists, 1, hidden_D, other_backward)
         later_N2 = self._later_gains(documents, gists, num_generations, hidden_D, null_D, windows, discount)
         columns = []
-        for row, (logps_T, kl_T, greedy_T) in enumerate(gist_N):
+        for row, (logps_T, kl_T, *greedy) in enumerate(gist_N):
             index = row // num_generations
-            null_logps_T, null_kl_T, _ = null_D[index]
+            null_logps_T, null_kl_T = null_D[index]
             targets = targets_of(documents[index])
             values = {
                 "gist_log_prob": logps_T,
@@ -148,7 +150,8 @@ class GistScorer:
             }
             values = {name: target_means(values_T, targets) for name, values_T in values.items()}
             means = {name: values_K.mean().item() for name, values_K in values.items()}
-            values["exact"] = target_means(greedy_T, targets) == 1
+            if greedy:
+                values["exact"] = target_means(*greedy, targets) == 1
             columns.append(
                 {
                     "gist_ids": gists[row],
@@ -203,8 +206,8 @@ class GistScorer:
                 [hidden_D[index + lag] for index in own],
                 None,
             )
-            for row, (logps_T, kl_T, _) in zip(gist_rows, read, strict=True):
-                null_logps_T, null_kl_T, _ = null_D[row // num_generations + lag]
+            for row, (logps_T, kl_T) in zip(gist_rows, read, strict=True):
+                null_logps_T, null_kl_T = null_D[row // num_generations + lag]
                 gains = (logps_T - null_logps_T).mean(), (null_kl_T - kl_T).mean()
                 gains_N2[row] += discount**lag * torch.stack(gains)
         return gains_N2
@@ -297,7 +300,7 @@ class GistScorer:
         with torch.no_grad(), self.autocast():
             for start, batch in zip(range(0, len(rows), self.batch_size), self._batches(rows, prompts), strict=True):
                 hidden_UH = torch.cat(teacher_hidden[start : start + self.batch_size])
-                logps_NT, kl_NT, _, greedy_NT = model(batch, hidden_UH, self.teacher)
+                logps_NT, kl_NT, _, greedy_NT = model(batch, hidden_UH, self.teacher, greedy=True)
                 readings += _by_row((logps_NT, kl_NT, greedy_NT), batch.mask_NT)
         return readings
 
@@ -337,8 +340,8 @@ class GistScorer:
             for own in self._sharing_a_row(all_own)
         ]
 
-    def _score(self, documents, gists_N, num_generations, hidden_D, backward):
-        """Log-probs, KLs and exactness of each gist's target tokens, in float64 on the CPU."""
+    def _score(self, documents, gists_N, num_generations, hidden_D, backward, greedy=False):
+        """Log-probs and KLs of each gist's target tokens and, if asked, whether G writes them; float64, on the CPU."""
         rows = []  # of each gist, with what it is scored on there
         for index, (document, hidden_TH) in enumerate(zip(documents, hidden_D, strict=True)):
             groups = self._sharing_a_row(targets_of(document))
@@ -357,12 +360,12 @@ class GistScorer:
             # Where nothing is differentiated, the loss that costs nothing
             loss = "forward_kl" if backward is None else self.loss
             with torch.set_grad_enabled(backward is not None), self.autocast():
-                logps_NT, kl_NT, loss_NT, greedy_NT = self.generator(batch, hidden_UH, self.teacher, loss)
+                logps_NT, kl_NT, loss_NT, *exact = self.generator(batch, hidden_UH, self.teacher, loss, greedy)
             if backward is not None:
                 weights_NT = _target_weights(chunk, loss_NT)
                 weighted_NT = loss_NT if weights_NT is None else loss_NT * weights_NT
                 backward(weighted_NT, [row.document for row in chunk])
-            scores = _by_row((logps_NT.detach(), kl_NT.detach(), greedy_NT), batch.mask_NT)
+            scores = _by_row((logps_NT.detach(), kl_NT.detach(), *exact), batch.mask_NT)
             for row, score in zip(chunk, scores, strict=True):
                 scored_N[row.gist].append(score)
         return [tuple(map(torch.cat, zip(*of_gist, strict=True))) for of_gist in scored_N]

@@ -143,7 +143,8 @@ class TargetScorer(nn.Module):
         teacher_hidden_UH: torch.Tensor | None = None,
         teacher: "TargetScorer | None" = None,
         loss: str = "forward_kl",
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+        greedy: bool = False,
+    ) -> tuple[torch.Tensor, ...]:
         """
         Args:
             rows ([`TargetRows`]):
@@ -153,19 +154,22 @@ class TargetScorer(nn.Module):
             teacher ([`TargetScorer`], *optional*):
                 Whose LM head turns them into the teacher's distribution.
             loss (`str`, *optional*, defaults to `"forward_kl"`):
-                `"forward_kl"`, `"reverse_kl"`, `"jsd"` or `"cross_entropy"`; see [`~models.lm_head.target_scores`].
+                `"forward_kl"` or `"cross_entropy"`; see [`~models.lm_head.target_scores`].
+            greedy (`bool`, *optional*, defaults to `False`):
+                Whether the last of the scores is wanted.
 
         Returns:
             `logps_NT`, log p(Y_t | ·), and `kl_NT`, KL(teacher ‖ model) over the full vocabulary (0 without a
-            teacher), whatever the loss is; `loss_NT`, which alone carries a gradient; all in nats. And `greedy_NT`, 1.0
-            where the token that came is the model's likeliest. Each is 0 where `rows.mask_NT` is False.
+            teacher), whatever the loss is; `loss_NT`, which alone carries a gradient; all in nats. And, if `greedy`,
+            `greedy_NT`, 1.0 where the token that came is the model's likeliest. Each is 0 where `rows.mask_NT` is
+            False.
         """
         hidden_NTH = self.hidden_states(rows)
         hidden_UGH = hidden_NTH.unflatten(0, (-1, rows.gists)).transpose(1, 2).flatten(0, 1)[rows.real_U]
         target_ids_U = rows.target_ids_NT[:: rows.gists].flatten()[rows.real_U]
         teacher_log_probs = None if teacher is None else teacher.log_probs
         scores = target_scores(
-            base_of(self.model), hidden_UGH, target_ids_U, teacher_log_probs, teacher_hidden_UH, loss
+            base_of(self.model), hidden_UGH, target_ids_U, teacher_log_probs, teacher_hidden_UH, loss, greedy
         )
         return tuple(_to_rows(score_UG, rows) for score_UG in scores)
 

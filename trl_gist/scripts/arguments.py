@@ -56,6 +56,8 @@ class EvaluateArguments(HeldOutArguments):
     target_kinds: dict[str, float] | None = None
     targets_per_context: int | None = None
     target_floor: float | str | None = None
+    cue_length: int | None = None
+    far_offset: int | None = None
     last_k: list[int] | None = None
     budgets: list[int] | None = None
     generator_only: str | None = None

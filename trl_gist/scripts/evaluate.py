@@ -26,7 +26,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from ..common.run_files import PLOTS_DIR
 from ..common.statistics import is_number, with_error
 from ..data.targets import TARGET_FLOOR, TARGETS_PER_CONTEXT, TargetSpec
-from ..data.windows import TARGETS_COLUMN, PositionLimits, WindowSpec, columns_of, prepare_windows
+from ..data.windows import TARGETS_COLUMN, PositionLimits, WindowSpec, check_dataset, columns_of, prepare_windows
 from ..evaluation import PairReadings, load_generator_only, load_teacher
 from ..evaluation.folder import EvaluationFolder
 from ..evaluation.gists.pattern_plots import draw_survival
@@ -56,7 +56,9 @@ def evaluate(args: EvaluateArguments):
     documents = held_out_documents(args)
     compactor = load_pair(args)
     pair = compactor.pair
-    if targets is not None or TARGETS_COLUMN in columns_of(documents, "evaluation"):
+    check_dataset(documents, "evaluation")
+    columns = columns_of(documents, "evaluation")
+    if targets is not None or TARGETS_COLUMN in columns:
         check_several_targets(compactor.prompts, args.last_k)
     teacher = load_teacher(compactor, args.teacher, args.trust_remote_code)
     generator_only = None
@@ -79,6 +81,7 @@ def evaluate(args: EvaluateArguments):
             pair.max_gist_length,
         ),
         name="evaluation",
+        columns=columns,
     )
     windows, count = _choose_windows(windows, args.max_windows)
     floor = {None: TARGET_FLOOR, "none": None}.get(args.target_floor, args.target_floor)
@@ -124,15 +127,16 @@ def evaluate(args: EvaluateArguments):
 
 def target_spec(args: EvaluateArguments) -> TargetSpec | None:
     """Which targets a window gets, or `None` for the continuation alone. Raises `ValueError` for kinds that no rule
-    makes, and for a number of targets without any."""
+    makes, and for what is said of targets without any."""
+    numbers = ("targets_per_context", "cue_length", "far_offset")
+    given = {name: getattr(args, name) for name in numbers if getattr(args, name) is not None}
     if args.target_kinds is None or args.target_kinds.keys() == {"continuation"}:
-        if args.targets_per_context is not None:
+        for name, value in given.items():
             raise ValueError(
-                f"`--targets_per_context` ({args.targets_per_context}) is of several kinds of targets: give them by "
-                "`--target_kinds`, or leave it out."
+                f"`--{name}` ({value}) is of several kinds of targets: give them by `--target_kinds`, or leave it out."
             )
         return None
-    return TargetSpec(tuple(args.target_kinds.items()), args.targets_per_context or TARGETS_PER_CONTEXT)
+    return TargetSpec(tuple(args.target_kinds.items()), **{"targets_per_context": TARGETS_PER_CONTEXT, **given})
 
 
 def describe_gists(rows: list[dict], readings: PairReadings, folder: EvaluationFolder) -> dict[str, float]:
@@ -214,8 +218,9 @@ def _print(measures, setting, pair, title):
     for table in _kinds_tables(measures, labels) if several else ():
         console.print(table)
     uses = measures["break_even_uses"]
+    alone = "cue alone" if several else f"last {last_k}"
     for line in (
-        f"gap closed against T's {'cue alone' if several else f'last {last_k}'}: {value('gap_closed_last_k', 3)}; against G's empty gist: "
+        f"gap closed against T's {alone}: {value('gap_closed_last_k', 3)}; against G's empty gist: "
         f"{value('gap_closed_null', 3)}",
         f"{value('gist_length', 1)} tokens a gist{'' if budget is None else f' (at most {budget} asked)'}, gist rate "
         f"{value('gist_rate')}, total rate {value('total_rate')}",

@@ -28,6 +28,7 @@ from .. import rewards
 from ..data.documents import load_documents
 from ..evaluation.compressors.registry import EXTRACTIVE_COMPRESSORS, extractive_compressors
 from ..trainer.callbacks import SaveOnSignal
+from ..trainer.config_checks import check_asks_no_teacher
 from ..trainer.gist_config import GistConfig
 from ..trainer.gist_trainer import GistTrainer
 from .launch import STOPPED_FILE
@@ -224,9 +225,11 @@ def make_trainer(
 
 
 def load_compressor(name: str, trainer: GistTrainer):
-    """The compressor of that name, with the trainer's teacher; rarity is learned from its first training contexts."""
+    """The compressor of that name, with the trainer's teacher; rarity is learned from its first training contexts.
+    Raises `ValueError` for one that asks the teacher under ZeRO-3."""
+    check_asks_no_teacher(trainer.args, "compressor", [name])
     contexts, batch_size = trainer.rollout.first_contexts(), trainer.args.score_batch_size
-    return extractive_compressors(trainer.processing_class, trainer.teacher, contexts, batch_size)[name]
+    return extractive_compressors(trainer.processing_class, trainer.teacher, contexts, batch_size, [name])[name]
 
 
 def load_splits(script_args: GistScriptArguments, training_args: GistConfig):

@@ -16,16 +16,13 @@
 Gists cut out of the context by a rule: what a summarizer imitates before it has a signal of its own.
 
     tail        the tokens just before L, verbatim: the rival to start from and to beat
-    tf_idf      the tokens that are frequent in this context and rare in others, each once, in order
-    surprisal   the tokens that the teacher expected least, in order (self-information, Li et al. 2023,
-                https://huggingface.co/papers/2310.06201)
-    mixed       keywords by tf-idf, then the tail; the gists of a group range from all tail to half keywords, so that
-                there is something to choose from
-    facts       names, numbers and dates with commas between them: the first ones, and in the other gists of a group some
-                drawn at random, in their order
+    mixed       keywords by tf-idf (tokens that are frequent in this context and rare in others, each once, in order),
+                then the tail; the gists of a group range from all tail to half keywords, so that there is something to
+                choose from
     passages    the same, but by turns keywords, the context's beginning, or the passage that has most of L's rare
-    tokens:
-                what is worth as much as the tail on average, and much more or less than it in one context
+                tokens: what is worth as much as the tail on average, and much more or less than it in one context
+    facts       names, numbers and dates with commas between them: the first ones, and in the other gists of a group
+                some drawn at random, in their order
 """
 
 import random
@@ -36,10 +33,8 @@ import torch
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import PreTrainedTokenizerBase
 
-from ..data.targets import fact_list
 from ..prompts import stands_for
-from ..scoring.extraction import BESIDE_TAIL, TokenRarity, keywords_and_tail, passage_and_tail, surprisals
-from ..scoring.targets import TargetScorer
+from ..scoring.extraction import BESIDE_TAIL, TokenRarity, fact_list, keywords_and_tail, passage_and_tail
 
 
 _SHARES = {"tail": (0, 0), "mixed": (0, 0.5), "passages": (0, 0.5)}  # of what is not tail, in the gists of a group
@@ -54,8 +49,6 @@ class ExtractiveSummarizer:
             The rule.
         contexts (`Iterable[list[int]]`):
             Contexts from which the rules by tf-idf learn how rare a token is; the others read none.
-        teacher ([`TargetScorer`], *optional*):
-            Whose surprise counts, for `"surprisal"`.
         unread_ids (`frozenset[int]`, *optional*):
             Tokens that are left out of gists, as special tokens: G never reads them, and S would learn to write them.
         tokenizer ([`~transformers.PreTrainedTokenizerBase`], *optional*):
@@ -66,16 +59,14 @@ class ExtractiveSummarizer:
         self,
         rule: str,
         contexts: Iterable[list[int]] = (),
-        teacher: TargetScorer | None = None,
         unread_ids: frozenset[int] = frozenset(),
         tokenizer: PreTrainedTokenizerBase | None = None,
     ):
         self.rule = rule
-        self.teacher = teacher
         self.unread_ids = unread_ids
         self.tokenizer = tokenizer
         self._scored = [], []
-        self.rarity = TokenRarity(contexts if rule in ("tf_idf", "mixed", "passages") else ())
+        self.rarity = TokenRarity(contexts if rule in ("mixed", "passages") else ())
 
     def gists(self, row: dict, lengths_G: list[int]) -> list[list[int]]:
         """
@@ -90,13 +81,13 @@ class ExtractiveSummarizer:
         Returns:
             `list[list[int]]`: A gist for each slot, shorter only where the context is.
         """
-        shares_G = torch.linspace(*_SHARES.get(self.rule, (1, 1)), len(lengths_G)).tolist()
         # By the context too, or one kind would always have the largest share
         first = sum(stands_for(row))
         if self.rule == "facts":
             ids = [token for token in stands_for(row) if token not in self.unread_ids]
             draws = [None, *(random.Random(first + slot) for slot in range(1, len(lengths_G)))]
             return [fact_list(self.tokenizer, ids, *each) for each in zip(lengths_G, draws, strict=True)]
+        shares_G = torch.linspace(*_SHARES[self.rule], len(lengths_G)).tolist()
         kinds = BESIDE_TAIL if self.rule == "passages" else ("keywords",)
         return [
             self.gist(row, length, kinds[(first + slot) % len(kinds)], share)
@@ -140,11 +131,7 @@ class ExtractiveSummarizer:
     def _scores(self, context_ids):
         """How much each token of the context is worth keeping; the gists of a context ask one after the other."""
         if self._scored[0] != context_ids:
-            if self.rule == "surprisal":
-                (scores_T,) = surprisals(self.teacher.model, [context_ids])
-            else:
-                scores_T = self.rarity.tf_idf(context_ids)
-            self._scored = context_ids, scores_T
+            self._scored = context_ids, self.rarity.tf_idf(context_ids)
         return self._scored[1]
 
 

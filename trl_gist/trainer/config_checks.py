@@ -23,19 +23,27 @@ import re
 from transformers import PreTrainedTokenizerBase
 
 from ..common.statistics import is_number
-from ..evaluation.compressors.registry import EXTRACTIVE_COMPRESSORS
+from ..data.windows import TARGETS_COLUMN
+from ..evaluation.compressors.registry import ASKS_THE_TEACHER, EXTRACTIVE_COMPRESSORS
 from ..prompts import PLACEHOLDERS, SUMMARIZER_PROMPT_OF_FACTS, SUMMARIZER_PROMPT_WITH_TAIL
 from ..scoring.controls import GREATER_IS_BETTER
 
 
 ADVANTAGES = ("group", "reward", "best")
-EXTRACTIVE_RULES = ("tail", "tf_idf", "surprisal", "mixed", "passages", "facts")
+EXTRACTIVE_RULES = ("tail", "mixed", "passages", "facts")
 # They shape the part of TRL's loss that imitation does not have
 POLICY_LOSS_SETTINGS = (
     *("loss_type", "epsilon", "epsilon_high", "delta", "importance_sampling_level", "off_policy_mask_threshold"),
     "top_entropy_quantile",
 )
-DISTILLATION_LOSSES = ("forward_kl", "reverse_kl", "jsd", "cross_entropy")
+DISTILLATION_LOSSES = ("forward_kl", "cross_entropy")
+# Values that there were, and what to set in their place: no figure spoke for them
+REMOVED_CHOICES = {
+    ("distillation_loss", "reverse_kl"): "forward_kl",
+    ("distillation_loss", "jsd"): "forward_kl",
+    ("cold_start_gists", "tf_idf"): "mixed",
+    ("cold_start_gists", "surprisal"): "mixed",
+}
 
 # Settings of TRL that would bend S's distribution, and the values that do not, the one to say first
 NEUTRAL_SAMPLING = {
@@ -182,6 +190,11 @@ def check_choices(args):
         "distillation_loss": DISTILLATION_LOSSES,
     }
     for name, choices in (own | INHERITED_CHOICES).items():
+        if (name, getattr(args, name)) in REMOVED_CHOICES:
+            raise ValueError(
+                f"`{name}` must not be {getattr(args, name)!r} any more, for which no measurement spoke: set it to "
+                f"{REMOVED_CHOICES[name, getattr(args, name)]!r}, the default, or to another of {choices}."
+            )
         if getattr(args, name) not in choices:
             raise ValueError(f"`{name}` must be one of {choices}, got {getattr(args, name)!r}.")
     unknown = sorted(set(args.reader_hands or ()) - set(EXTRACTIVE_COMPRESSORS))
@@ -565,12 +578,16 @@ def resolve_best_model(args):
             "`save_strategy` is 'best', and no evaluation would say which is: set `eval_strategy` to 'steps' or 'epoch'."
         )
     metric = args.metric_for_best_model.removeprefix("eval_")
-    # Where there are several eval datasets, the name of one comes first
-    measures = [name for name in GREATER_IS_BETTER if f"_{metric}".endswith(f"_{name}")]
+    # Where there are several eval datasets, the name of one comes first; then, if it is one kind's, that of the kind
+    kind, _, measure = metric.rpartition("/")
+    if kind:
+        measures = [measure] if measure in GREATER_IS_BETTER else []
+    else:
+        measures = [name for name in GREATER_IS_BETTER if f"_{metric}".endswith(f"_{name}")]
     if not measures:
         raise ValueError(
             f"`metric_for_best_model` ('{args.metric_for_best_model}') is no measure of an evaluation. Choose one of "
-            f"{', '.join(GREATER_IS_BETTER)}."
+            f"{', '.join(GREATER_IS_BETTER)}; or, of one kind of several targets, as 'fact/teacher_kl'."
         )
     if args.greater_is_better is None:
         args.greater_is_better = GREATER_IS_BETTER[max(measures, key=len)]
@@ -590,15 +607,61 @@ def check_best_model_of(args, eval_dataset):
             f"`metric_for_best_model` ('{args.metric_for_best_model}') chooses the best checkpoint by an evaluation: "
             "pass an `eval_dataset`."
         )
-    metric = args.metric_for_best_model.removeprefix("eval_")
     several = isinstance(eval_dataset, dict)
     prefixes = [f"{name}_" for name in eval_dataset] if several else [""]
-    if metric not in {f"{prefix}{name}" for prefix in prefixes for name in GREATER_IS_BETTER}:
+    if not any(_best_measure(args, prefix) for prefix in prefixes):
         example = f"{prefixes[0]}teacher_kl" if several else "teacher_kl"
         raise ValueError(
             f"`metric_for_best_model` ('{args.metric_for_best_model}') is measured on no eval dataset"
             + (f": each of {list(eval_dataset)} has measures of its own. " if several else ". ")
             + f"Set it to '{example}', say."
+        )
+
+
+def check_best_kind_of(args, eval_windows):
+    """Raises `ValueError` if the best checkpoint is chosen by targets of which the eval dataset's windows lack."""
+    if args.metric_for_best_model is None:
+        return
+    by_prefix = {"": eval_windows}
+    if isinstance(eval_windows, dict):
+        by_prefix = {f"{name}_": windows for name, windows in eval_windows.items()}
+    for prefix, windows in by_prefix.items():
+        kind, measure = _best_measure(args, prefix) or ("", "")
+        if not kind and measure != "exact":
+            continue
+        # Read up to the first; what is continued is not measured for being exact
+        if any(each == (kind or each) and (measure, each) != ("exact", "continuation") for each in _kinds_in(windows)):
+            return
+        there = sorted(set(_kinds_in(windows)))
+        raise ValueError(
+            f"`metric_for_best_model` ('{args.metric_for_best_model}') is of targets of which the eval dataset has "
+            + (f"none: it has {', '.join(there)}. " if there else "none: it has the continuation alone. ")
+            + f"Choose another, as '{prefix}teacher_kl', or add the kind to `target_kinds` or to the column `targets`."
+        )
+
+
+def _best_measure(args, prefix):
+    """Kind of targets, "" for all, and name of the measure that the best checkpoint is chosen by, if it is one of the
+    eval dataset whose measures have that prefix."""
+    metric = args.metric_for_best_model.removeprefix("eval_")
+    if not metric.startswith(prefix):
+        return None
+    kind, slash, measure = metric.removeprefix(prefix).rpartition("/")
+    return (kind, measure) if measure in GREATER_IS_BETTER and bool(kind) == bool(slash) else None
+
+
+def _kinds_in(windows):
+    return (target["kind"] for row in windows for target in row.get(TARGETS_COLUMN) or ())
+
+
+def check_asks_no_teacher(args, setting: str, names):
+    """Raises `ValueError` under ZeRO-3 for rules that run the teacher as often as a rank's contexts happen to need."""
+    asking = [name for name in names if name in ASKS_THE_TEACHER]
+    if asking and args.deepspeed_plugin is not None and args.deepspeed_plugin.zero_stage == 3:
+        raise ValueError(
+            f"`{setting}` has {', '.join(map(repr, asking))}, which runs the teacher as often as the contexts' lengths "
+            "ask for, and under ZeRO-3 ranks gather the teacher's layers together: they would wait for each other for "
+            "ever. Leave it out, or launch with ZeRO-2."
         )
 
 

@@ -30,7 +30,7 @@ from ..models.deepspeed import check_distributed_settings, is_sharded
 from ..models.fingerprints import frozen_digests
 from ..models.roles import Roles, check_bare, check_dtype, check_embeddings, check_same_tokenizer, load_roles
 from ..rewards import kl_gain, length_penalty
-from .config_checks import check_best_model_of, check_head_dtype
+from .config_checks import check_asks_no_teacher, check_best_model_of, check_head_dtype
 from .gist_config import GistConfig
 from .vllm import check_vllm_settings
 
@@ -52,6 +52,7 @@ def check_arguments(
     """Raises `ValueError` for arguments of [`GistTrainer`] that do not go together; `model_id` is the model's
     checkpoint."""
     check_distributed_settings(args)
+    check_asks_no_teacher(args, "reader_hands", args.reader_hands or ())
     if args.use_vllm:
         check_vllm_settings(args, model)
     if train_dataset is None:

@@ -113,8 +113,7 @@ class GistConfig(GRPOConfig):
             Learning rate of the summarizer in the cold start, which bears a higher one than reinforcement learning
             does. Defaults to `learning_rate`.
         cold_start_gists (`str`, *optional*, defaults to `"mixed"`):
-            The rule, one of those in [`~trainer.cold_start`]: `"tail"`, `"tf_idf"`, `"surprisal"`, `"mixed"`,
-            `"passages"` or `"facts"`.
+            The rule, one of those in [`~trainer.cold_start`]: `"tail"`, `"mixed"`, `"passages"` or `"facts"`.
         length_penalty (`float`, *optional*, defaults to `1e-4`):
             λ: nats per target token charged for each gist token. It is the weight of the `length_penalty` reward;
             ignored if `reward_weights` is set.
@@ -145,11 +144,9 @@ class GistConfig(GRPOConfig):
             summarizer: on a rollout, the generator's rate is to this what the summarizer's schedule says at the rollout's
             first optimizer step is to `learning_rate`, but for `cold_start_learning_rate`.
         distillation_loss (`str`, *optional*, defaults to `"forward_kl"`):
-            What G learns from, with gists and without. `"forward_kl"`, `"reverse_kl"` and `"jsd"` match the teacher's
-            whole distribution: KL(T‖G), which covers all that T finds likely; KL(G‖T), which avoids what T finds
-            unlikely; and, between the two, the generalized Jensen-Shannon divergence of
-            [GKD](https://huggingface.co/papers/2306.13649) at β = ½. `"cross_entropy"` (the original's) matches the
-            one token that came. The logged `teacher_kl` is KL(T‖G) under each.
+            What G learns from, with gists and without. `"forward_kl"`, KL(T‖G), matches the teacher's whole
+            distribution; `"cross_entropy"` (the original's) the one token that came. The logged `teacher_kl` is the
+            former under either.
         gist_dropout (`float`, *optional*, defaults to `0.1`):
             Share of the distillation loss taken with an empty gist, so that G(Y|L), the baseline of the reward, does
             not decay while G learns to lean on gists. The expectation over dropped gists is taken exactly: G(Y|L) is
@@ -288,7 +285,7 @@ class GistConfig(GRPOConfig):
         default="mixed",
         metadata={
             "help": "The rule of the cold start.",
-            "choices": ["tail", "tf_idf", "surprisal", "mixed", "passages", "facts"],
+            "choices": ["tail", "mixed", "passages", "facts"],
         },
     )
     length_penalty: float = field(
@@ -326,9 +323,9 @@ class GistConfig(GRPOConfig):
     distillation_loss: str = field(
         default="forward_kl",
         metadata={
-            "help": "'forward_kl', 'reverse_kl', 'jsd': match the teacher's whole distribution, by KL(T‖G), KL(G‖T) "
-            "or the Jensen-Shannon divergence. 'cross_entropy': match the token that came.",
-            "choices": ["forward_kl", "reverse_kl", "jsd", "cross_entropy"],
+            "help": "'forward_kl': match the teacher's whole distribution, by KL(T‖G). 'cross_entropy': match the "
+            "token that came.",
+            "choices": ["forward_kl", "cross_entropy"],
         },
     )
     gist_dropout: float = field(

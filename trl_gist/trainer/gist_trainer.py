@@ -18,6 +18,7 @@ collaborator beside it.
 """
 
 import os
+from collections import defaultdict
 from concurrent.futures import Future
 from contextlib import contextmanager
 from pathlib import Path
@@ -69,7 +70,7 @@ from .checkpoints.resharding import load_universal, remove_universal
 from .checkpoints.run_directory import RunDirectory
 from .checkpoints.staging import recover, replace_files, rotate, written_beside
 from .cold_start import first_steps_times
-from .config_checks import check_end_of_run, show_whole_context
+from .config_checks import check_best_kind_of, check_end_of_run, show_whole_context
 from .constructor import (
     RewardFunc,
     check_arguments,
@@ -242,7 +243,8 @@ class GistTrainer(GRPOTrainer):
 
     def _cut_windows(self, train_dataset, eval_dataset, tokenizer, args, roles):
         check_dataset(train_dataset, "train")
-        if TARGETS_COLUMN in columns_of(train_dataset, "train"):
+        columns = columns_of(train_dataset, "train")
+        if TARGETS_COLUMN in columns:
             show_whole_context(args)
         self.prompts = GistPrompts.from_tokenizer(
             tokenizer,
@@ -258,12 +260,12 @@ class GistTrainer(GRPOTrainer):
         spec, rules = args.window_spec(tokenizer), args.column_rules
         self.skipped_rows = {}
 
-        def windows(dataset, name):
-            dataset, self.skipped_rows[name] = prepare_windows(dataset, tokenizer, spec, limits, name, rules)
+        def windows(dataset, name, columns=None):
+            dataset, self.skipped_rows[name] = prepare_windows(dataset, tokenizer, spec, limits, name, rules, columns)
             return dataset
 
         self.windows_of = windows  # for what `evaluate` and `predict` are given later
-        train_dataset = windows(train_dataset, "train")
+        train_dataset = windows(train_dataset, "train", columns)
         contexts = args.generation_batch_size // args.num_generations
         if isinstance(train_dataset, Dataset) and len(train_dataset) < contexts:
             raise ValueError(
@@ -275,6 +277,7 @@ class GistTrainer(GRPOTrainer):
             eval_dataset = {name: windows(dataset, name) for name, dataset in eval_dataset.items()}
         elif eval_dataset is not None:
             eval_dataset = windows(eval_dataset, "eval")
+        check_best_kind_of(args, eval_dataset)
         return train_dataset, eval_dataset
 
     def _prepare_policy(self, roles, as_given):
@@ -412,8 +415,10 @@ class GistTrainer(GRPOTrainer):
     def _log_rollout(self, rows, completions):
         for name in _SCORE_METRICS:
             self._log_metric(name, sum(row[name] for row in rows) / len(rows))
-        for name, value in self._target_measures(rows).items():
-            self._log_metric(name, value)
+        # One by one, so that their mean is over the targets of all ranks, which have different numbers of them
+        for name, values in self._target_measures(rows).items():
+            for value in values:
+                self._log_metric(name, value)
         if self.walk is not None:
             for name, value in self.walk.measures(rows).items():
                 self._log_metric(name, value)
@@ -434,13 +439,14 @@ class GistTrainer(GRPOTrainer):
             self._log_metric(name, value)
 
     def _target_measures(self, rows):
-        """Means over the targets of each kind that this process had, where a context has several."""
-        scores = [score for row in rows if "targets" in row for score in row["target_scores"]]
-        measures = {"targets": len(scores) / len(rows)} if scores else {}
-        for kind in sorted({score["kind"] for score in scores}):
-            of_kind = [score for score in scores if score["kind"] == kind]
-            for name in ("teacher_kl", "kl_gain", "exact"):
-                measures[f"{kind}/{name}"] = sum(score[name] for score in of_kind) / len(of_kind)
+        """Of each target, by its kind, where contexts have several, and how many they have."""
+        measures = defaultdict(list)
+        for row in rows:
+            if "targets" in row:
+                measures["targets"].append(len(row["targets"]))
+                for score in row["target_scores"]:
+                    for name in ("teacher_kl", "kl_gain", "exact"):
+                        measures[f"{score['kind']}/{name}"].append(float(score[name]))
         return measures
 
     def _update_length_penalty(self, rows):
@@ -618,8 +624,10 @@ class GistTrainer(GRPOTrainer):
         # `evaluate` may be given documents, as the constructor; a name stands for windows that it has cut
         if eval_dataset is None or isinstance(eval_dataset, str):
             return super().get_eval_dataloader(eval_dataset)
-        if not is_cut(eval_dataset, "eval"):
-            eval_dataset = self.windows_of(eval_dataset, "eval")
+        check_dataset(eval_dataset, "eval")
+        columns = columns_of(eval_dataset, "eval")
+        if not is_cut(columns):
+            eval_dataset = self.windows_of(eval_dataset, "eval", columns)
         # With `dataloader_persistent_workers` it would be taken for the trainer's own, or that for it
         kept = self.__dict__.pop("_eval_dataloaders", {})
         try:

@@ -37,13 +37,14 @@ def measure(scorer: GistScorer, rows: list[dict], accelerator: Accelerator) -> t
         scorer ([`GistScorer`]):
             Scores what the controls have in a gist's place.
         rows (`list[dict]`):
-            What this rank has scored; each target of a context is measured as a row of its own. Data-parallel samplers repeat some windows to fill their last batch; each counts
-            once.
+            What this rank has scored; each target of a context is measured as a row of its own. Data-parallel samplers
+            repeat some windows to fill their last batch; each counts once.
         accelerator ([`~accelerate.Accelerator`]):
             Of the trainer.
 
     Returns:
-        The rows of all ranks with their controls, and the measures, each with its standard error.
+        The rows of all ranks with their controls, and the measures, each with its standard error; where contexts have
+        several targets, also by their kind, as `fact/nll_gist`.
     """
     rows = [
         {**one, **score} for row in rows for one, score in zip(one_row_each(row), row["target_scores"], strict=True)
@@ -56,7 +57,7 @@ def measure(scorer: GistScorer, rows: list[dict], accelerator: Accelerator) -> t
     add_controls(scorer, rows, mine)
     rows = gather_object([rows[index] for index in mine])[: len(rows)]
     measures, kinds = summarize(rows), sorted({row["kind"] for row in rows})
-    for kind in kinds if len(kinds) > 1 else ():
+    for kind in kinds if any("window_targets" in row for row in rows) else ():
         of_kind = summarize([row for row in rows if row["kind"] == kind])
         measures |= {f"{kind}/{name}": value for name, value in of_kind.items()}
     return rows, measures

@@ -59,21 +59,15 @@ class GistRollout:
         self.compressor = compressor
         self.extractive_summarizer = None
         if self.args.cold_start_steps > 0 and not self.args.generator_only:
-            teacher = trainer.generator_trainer.scorer.teacher
             self.extractive_summarizer = ExtractiveSummarizer(
-                self.args.cold_start_gists,
-                self.first_contexts(),
-                teacher,
-                self.unread_ids,
-                trainer.processing_class,
+                self.args.cold_start_gists, self.first_contexts(), self.unread_ids, trainer.processing_class
             )
-
         self.hands = []
         if self.args.reader_hands:
             tokenizer, teacher = trainer.processing_class, trainer.generator_trainer.scorer.teacher.model
-            size = self.args.score_batch_size
-            compressors = extractive_compressors(tokenizer, teacher, self.first_contexts(), size)
-            self.hands = [compressors[name] for name in self.args.reader_hands]
+            size, names = self.args.score_batch_size, self.args.reader_hands
+            compressors = extractive_compressors(tokenizer, teacher, self.first_contexts(), size, names)
+            self.hands = [compressors[name] for name in names]
 
     def first_contexts(self) -> Iterator[list[int]]:
         """Training contexts, from which rules learn how rare a token is."""

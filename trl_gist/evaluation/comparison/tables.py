@@ -65,9 +65,10 @@ def comparison_tables(summary: list[dict], kind: str | None = None) -> list[Tabl
         for row in _unavailable(summary) if reader != OWN_GENERATOR else ():
             table.add_row(escape(row["compressor"]), *["–"] * len(headings), style="dim")
         count = rows[0]
+        read = "targets" if recalled or kind is not None else "windows"
         table.caption = "\n".join(
             [
-                f"nats per target token ± standard error over documents; {count['windows']} {'targets' if recalled or kind is not None else 'windows'} of "
+                f"nats per target token ± standard error over documents; {count['windows']} {read} of "
                 f"{count['documents']} documents; above 0 the trained summarizer is better",
                 *(
                     f"not run: {escape(row['compressor'])}, {escape(row['unavailable'])}"

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
 
-from ...data.targets import fact_list
+from ...scoring.extraction import fact_list
 from .base import without_special
 
 

@@ -15,7 +15,7 @@
 
 """
 Keywords by tf-idf ([Spärck Jones, 1972](https://doi.org/10.1108/eb026526)), alone or before the tail: the cold start's
-rules `"tf_idf"` and `"mixed"`, by the same function.
+rule `"mixed"`, by the same function.
 """
 
 from dataclasses import dataclass
@@ -35,7 +35,7 @@ class Keywords(ExtractiveCompressor):
         rarity ([`~scoring.extraction.TokenRarity`]):
             Of tokens in other contexts.
         share (`float`, *optional*, defaults to `1.0`):
-            The keywords' share of the budget: `1.0` is `"tf_idf"`, `0.5` the half of `"mixed"` with the most keywords.
+            The keywords' share of the budget; `0.5` is the gist of `"mixed"` with the most keywords.
             With `1.0` a context of few different tokens gives fewer than its budget.
     """
 

@@ -42,6 +42,8 @@ EXTRACTIVE_COMPRESSORS = (
     *("head", "tail", "random drop", "stop-word drop", "facts", "tf-idf", "tf-idf, then tail", "self-information"),
     "perplexity pruning",
 )
+# Of these, those that learn how rare a token is, and those that run the teacher
+_BY_RARITY, ASKS_THE_TEACHER = {"tf-idf", "tf-idf, then tail"}, ("self-information", "perplexity pruning")
 COMPRESSORS = (*EXTRACTIVE_COMPRESSORS, "token classifier", "zero-shot summary")
 
 
@@ -86,12 +88,16 @@ def standard_compressors(
 
 
 def extractive_compressors(
-    tokenizer: PreTrainedTokenizerBase, teacher: PreTrainedModel, contexts: Iterable[list[int]], batch_size: int = 8
+    tokenizer: PreTrainedTokenizerBase,
+    teacher: PreTrainedModel,
+    contexts: Iterable[list[int]],
+    batch_size: int = 8,
+    names: Iterable[str] = EXTRACTIVE_COMPRESSORS,
 ) -> dict[str, Compressor]:
     """Those of [`standard_compressors`] that need no pair: tokens of the context, kept or dropped, and what stands
-    between them in a list."""
-    rarity = TokenRarity(contexts)
-    return {
+    between them in a list; all, or those named. Contexts are read only where one of them learns from them."""
+    rarity = TokenRarity(contexts if _BY_RARITY & set(names) else ())
+    every = {
         "head": Head(tokenizer),
         "tail": Tail(tokenizer),
         "random drop": RandomDrop(tokenizer),
@@ -102,3 +108,4 @@ def extractive_compressors(
         "self-information": SelfInformation(tokenizer, teacher, batch_size),
         "perplexity pruning": PerplexityPruning(tokenizer, teacher, batch_size=batch_size),
     }
+    return {name: every[name] for name in names}

@@ -19,8 +19,7 @@ guessed is left out.
 
 The paper drops tokens, phrases or sentences, and does best with phrases, which it takes from a parser. Here words are
 dropped: whole, so that the gist can be read, and without a parser to install for every language. As in the authors'
-code, a word's self-information is the mean over its tokens. Single tokens are the cold start's rule `"surprisal"`, and
-[`PerplexityPruning`] in one segment.
+code, a word's self-information is the mean over its tokens. [`PerplexityPruning`] in one segment drops single tokens.
 """
 
 from dataclasses import dataclass

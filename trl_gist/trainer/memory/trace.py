@@ -319,7 +319,7 @@ class StepTrace:
         loss = self.args.distillation_loss if differentiated else "forward_kl"
         with torch.set_grad_enabled(differentiated), self.autocast():
             teacher_hidden_UH = teacher_hidden_DH[: len(batch.real_U)].clone()
-            _, _, loss_NT, _ = generator(batch, teacher_hidden_UH, teacher, loss)
+            _, _, loss_NT, *_ = generator(batch, teacher_hidden_UH, teacher, loss)
         if differentiated:
             loss_NT.sum().backward()
 
