@@ -14,6 +14,7 @@
 
 """A window's targets: what each kind is cut as, that facts are found whole, and what datasets give by themselves."""
 
+import math
 import os
 import random
 import subprocess
@@ -308,8 +309,7 @@ def counts(targets):
         ((1, 3, 2, 1), 7, [1, 3, 2, 1]),
         ((1, 1, 1, 1), 4, [1, 1, 1, 1]),
         ((10, 1, 1, 10), 6, [1, 2, 2, 1]),  # continuation and far have one each: the others get what is left
-        ((1, 6, 3, 1), 2, [0, 1, 1, 0]),  # 0.18, 1.09, 0.55 and 0.18
-        ((0.1, 0.7, 0.1, 0.1), 1, [0, 1, 0, 0]),
+        ((0.1, 0.3, 0.2, 0.1), 7, [1, 3, 2, 1]),
         ((1, 1, 1, 1), 1000, None),
     ],
 )
@@ -320,6 +320,30 @@ def test_each_kind_gets_its_share_and_what_one_lacks_goes_to_the_others(tokenize
     assert counts(targets) == (every if expected is None else expected)
     assert [target["kind"] for target in targets] == sorted((t["kind"] for t in targets), key=KINDS.index)
     assert len({str(target) for target in targets}) == len(targets)
+
+
+@pytest.mark.parametrize(
+    ("weights", "count", "expected"),
+    [((3, 1), 1, 0.25), ((1, 1), 3, 1.5), ((3, 1), 6, 1.5), ((2, 1), 4, 4 / 3), ((1, 9), 1, 0.9)],
+)
+def test_in_the_mean_over_windows_each_kind_gets_its_share_however_few_are_asked_for(
+    tokenizer, weights, count, expected
+):
+    """Also where shares are tied, or a kind's is never the largest."""
+    spec, targets = window_of(250), of(*zip(("fact", "recall"), weights, strict=True), count=count)
+    recalls = []
+    for text in make_documents(150):
+        drawn = make_targets(tokenizer, ids_of(tokenizer, f"{text}. {text}"), 0, spec, targets)
+        recalls.append(sum(target["kind"] == "recall" for target in drawn))
+        assert len(drawn) == count
+    assert set(recalls) == {math.floor(expected), math.floor(expected) + 1}
+    # The standard error is at most 0.5 / √150
+    assert sum(recalls) / len(recalls) == pytest.approx(expected, abs=0.13)
+
+
+def test_the_largest_window_has_as_many_of_the_longest_kind_as_a_draw_can_give():
+    spec, targets = window_of(100, target_length=50), of(("fact", 3.0), ("recall", 1.0), count=6)
+    assert sorted(targets.largest(spec)) == [(6, 50, 6)] * 2 + [(12, 12, 12)] * 4
 
 
 def test_what_is_drawn_is_a_windows_own_wherever_and_whenever_it_is_cut(each_tokenizer):

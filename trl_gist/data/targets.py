@@ -21,6 +21,7 @@ a target's ids are the document's own, wherever it is cut. How documents are cut
 
 import functools
 import hashlib
+import itertools
 import math
 import random
 from collections.abc import Iterator
@@ -68,7 +69,8 @@ class TargetSpec:
 
     Attributes:
         kinds (`tuple[tuple[str, float], ...]`):
-            Names of `RULE_KINDS`, each with its weight: how many of the targets are of that kind, relative to the others.
+            Names of `RULE_KINDS`, each with its weight: how many of the targets are of that kind, relative to the
+            others, in the mean over windows.
         targets_per_context (`int`):
             Targets of a window, of all kinds together; fewer where a context has fewer.
         cue_length (`int`, *optional*, defaults to `12`):
@@ -123,7 +125,10 @@ class TargetSpec:
         }
         one = ("continuation", "far")
         available = {name: 1 if name in one else self.targets_per_context for name, _ in self.kinds}
-        counts = _shares(self.targets_per_context, dict(self.kinds), available)
+        counts = max(
+            (_shares(self.targets_per_context, dict(self.kinds), available, draw / 16) for draw in range(16)),
+            key=lambda counts: sum(sum(sizes[name]) * count for name, count in counts.items()),
+        )
         return [sizes[name] for name, count in counts.items() for _ in range(count)]
 
 
@@ -157,10 +162,13 @@ def make_targets(
     """
     make = {"continuation": _continuation, "fact": _facts, "recall": _recalls, "far": _far}
     found = {kind: make[kind](tokenizer, ids, start, spec, targets) for kind, _ in targets.kinds}
-    counts = _shares(targets.targets_per_context, dict(targets.kinds), {kind: len(found[kind]) for kind in found})
     window = ids[start : start + spec.context_length + spec.target_length]
     # Not hash(), whose value may change between processes and versions
-    rng = random.Random(hashlib.sha256(",".join(map(str, window)).encode()).digest())
+    digest = hashlib.sha256(",".join(map(str, window)).encode()).digest()
+    available = {kind: len(candidates) for kind, candidates in found.items()}
+    draw = random.Random(b"shares" + digest).random()
+    counts = _shares(targets.targets_per_context, dict(targets.kinds), available, draw)
+    rng = random.Random(digest)
     return [
         {"kind": kind, "cue_ids": cue, "target_ids": target, "after_ids": after}
         for kind, candidates in found.items()
@@ -271,21 +279,23 @@ def _sentences(text, whole_start) -> Iterator[tuple[int, int]]:
         begin = cut
 
 
-def _shares(places, weights, available) -> dict[str, int]:
-    """Places of each kind, by largest remainders; what a kind cannot fill goes to the others by the same rule."""
-    shares = dict.fromkeys(weights, 0)
-    while places and (free := [kind for kind in weights if shares[kind] < available[kind]]):
+def _shares(places, weights, available, draw) -> dict[str, int]:
+    """
+    Places of each kind: the whole number below its exact share or above it, as `draw` in [0, 1) says, so that in the
+    mean over windows each has what its weight asks for. What a kind cannot fill goes to the others.
+    """
+    shares, free, full = {}, list(weights), True
+    while full:
         total = sum(weights[kind] for kind in free)
         exact = {kind: places * weights[kind] / total for kind in free}
-        given = {kind: math.floor(exact[kind]) for kind in free}
-        by_remainder = sorted(free, key=lambda kind: given[kind] - exact[kind])
-        for kind in by_remainder[: places - sum(given.values())]:
-            given[kind] += 1
-        for kind in free:
-            filled = min(given[kind], available[kind] - shares[kind])
-            shares[kind] += filled
-            places -= filled
-    return shares
+        full = [kind for kind in free if exact[kind] >= available[kind]]
+        shares |= {kind: available[kind] for kind in full}
+        places -= sum(available[kind] for kind in full)
+        free = [kind for kind in free if kind not in full]
+    # Side by side on a line, and cut at the draw and every whole number after it
+    ends = [math.floor(round(end, 9) + draw) for end in itertools.accumulate(exact[kind] for kind in free)]
+    shares |= {kind: end - start for kind, start, end in zip(free, [0, *ends], ends, strict=False)}
+    return {kind: shares[kind] for kind in weights}
 
 
 # ---- Characters of given ids ----
