@@ -28,6 +28,15 @@ The second printed, the answer's NLL in nats per token ± standard error over 16
 
     generator with the gist         3.871 ± 0.183 before    3.944 ± 0.180 after
     generator with an empty gist    4.459 ± 0.208 before    4.449 ± 0.201 after
+
+A generator can be trained to read what a rule writes, too. `--hand NAME` trains such a reader. `--compare PAIR` then has
+the pair's generator and the readers given answer from every compressor's gists of the held-out passages, all paired by
+question:
+
+split="--held_out_articles 20 --questions_of_each 20"      the same for all, so that they have seen the same questions
+python -m examples.question_answering $split --output_dir pair
+python -m examples.question_answering $split --output_dir tail --hand tail
+python -m examples.question_answering $split --compare pair --own_generators tail=tail      not run yet
 """
 
 import argparse
@@ -35,8 +44,12 @@ import random
 import time
 
 from trl_gist import GistCompactor, GistTrainer, length_penalty, log_prob_gain
-from trl_gist.evaluation import load_teacher
-from trl_gist.evaluation.question_answering import answer_questions
+from trl_gist.data.windows import WindowSpec, prepare_windows
+from trl_gist.evaluation import load_generator_only, load_teacher
+from trl_gist.evaluation.compressors.registry import EXTRACTIVE_COMPRESSORS, standard_compressors
+from trl_gist.evaluation.question_answering import answer_questions, answers_table
+from trl_gist.scripts.compare import named
+from trl_gist.scripts.train import load_compressor
 
 from datasets import Dataset
 from peft import LoraConfig
@@ -55,6 +68,7 @@ from examples.short_run import (
 
 
 PASSAGE_LENGTH, HELD_OUT_ARTICLES, QUESTIONS_OF_EACH = 256, 16, 5
+ANSWERS = {"max_new_tokens": 16, "batch_size": 16}
 PROMPT = (
     "Compress the passage below into a short gist that lets someone who sees only the gist answer {task}. Keep names, "
     "numbers and key terms. Write no full sentences.\n\n"
@@ -78,12 +92,24 @@ GAINS = {
 SIZES = {"gist_length": "tokens a gist", "gist_rate": "gist rate, |Z|/|X|"}
 
 
-def main(question_aware: bool, max_steps: int, output_dir: str | None):
+def main(
+    question_aware: bool,
+    max_steps: int,
+    output_dir: str | None,
+    hand: str | None = None,
+    compare: str | None = None,
+    own_generators: list[str] | None = None,
+    held_out_articles: int | None = None,
+    questions_of_each: int | None = None,
+):
     console = quiet_console()
     started = time.time()
     checkpoint = str(smollm2_checkpoint())
     questions = answerable(question_answers(), AutoTokenizer.from_pretrained(checkpoint))
-    train, held_out = split_by_article(questions)
+    train, held_out = split_by_article(questions, held_out_articles, questions_of_each)
+    if compare is not None:
+        console.print(answers_table(compared(compare, named(own_generators, "--own_generators"), train, held_out)))
+        return
     output_dir = output_dir or next_run_dir("question-answering")
     args = short_config(
         output_dir,
@@ -93,6 +119,7 @@ def main(question_aware: bool, max_steps: int, output_dir: str | None):
         cold_start_steps=0,  # the end of a passage answers its question no more than the rest
         temperature=0.7,
         save_strategy="no",
+        generator_only=hand is not None,
     )
     trainer = GistTrainer(
         model=checkpoint,
@@ -102,16 +129,33 @@ def main(question_aware: bool, max_steps: int, output_dir: str | None):
         reward_funcs=[log_prob_gain, length_penalty],  # on the right answer, whatever the teacher would say
         peft_config=LoraConfig(r=16, lora_alpha=32, target_modules="all-linear"),
     )
+    if hand is not None:
+        trainer.compressor = load_compressor(hand, trainer)
     sees = "sees the question" if question_aware else "writes before any question is known"
-    console.print(f"{len(train)} questions to train on, {len(held_out)} held out; the summarizer {sees}")
+    writes = f"the summarizer {sees}" if hand is None else f"the generator learns to read gists by {hand!r}"
+    console.print(f"{len(train)} questions to train on, {len(held_out)} held out; {writes}")
     before, after = train_and_evaluate(console, trainer, "questions about held-out articles")
     print_measures(console, before, after, ANSWER_NLL, GAINS, SIZES)
-    print_verdicts(console, before, after, trainer.generator_trainer.scorer)
     trainer.save_model()
-    compactor = GistCompactor.from_pretrained(output_dir)
-    answers = answer_questions(compactor, load_teacher(compactor), after.rows, max_new_tokens=16, batch_size=16)
-    print_answers(console, after.rows, answers, compactor.tokenizer)
+    if hand is None:
+        print_verdicts(console, before, after, trainer.generator_trainer.scorer)
+        compactor = GistCompactor.from_pretrained(output_dir)
+        answers = answer_questions(compactor, load_teacher(compactor), after.rows, **ANSWERS)
+        print_answers(console, after.rows, answers, compactor.tokenizer)
     console.print(f"Done in {(time.time() - started) / 60:.1f} minutes. The pair is in {output_dir}.", soft_wrap=True)
+
+
+def compared(pair: str, own_generators: dict[str, str], train: Dataset, held_out: Dataset) -> list[dict]:
+    """Answers from the gists of a pair and of every compressor, by the pair's generator and by readers of their own."""
+    compactor = GistCompactor.from_pretrained(pair)
+    config, teacher = compactor.pair, load_teacher(compactor)
+    spec = WindowSpec(config.context_length, config.target_length, config.last_k, None, None)
+    windows, _ = prepare_windows(held_out, compactor.tokenizer, spec, name="held-out")
+    compressors = standard_compressors(compactor, teacher, train["context"], batch_size=ANSWERS["batch_size"])
+    readers = {name: load_generator_only(path, compactor) for name, path in own_generators.items()}
+    return answer_questions(
+        compactor, teacher, list(windows), compressors=compressors, own_generators=readers, **ANSWERS
+    )
 
 
 def answerable(questions: Dataset, tokenizer) -> Dataset:
@@ -127,15 +171,17 @@ def answerable(questions: Dataset, tokenizer) -> Dataset:
     return windows.filter(lambda row: row["answer"] in tokenizer.decode(row["context"])).remove_columns("answer")
 
 
-def split_by_article(questions: Dataset) -> tuple[Dataset, Dataset]:
+def split_by_article(
+    questions: Dataset, held_out_articles: int | None = None, questions_of_each: int | None = None
+) -> tuple[Dataset, Dataset]:
     """Questions about most articles, and a few about each of the articles held out."""
-    articles = sorted(set(questions["document_id"]))
-    held_out = dict.fromkeys(random.Random(0).sample(articles, HELD_OUT_ARTICLES), 0)
+    articles, of_each = sorted(set(questions["document_id"])), questions_of_each or QUESTIONS_OF_EACH
+    held_out = dict.fromkeys(random.Random(0).sample(articles, held_out_articles or HELD_OUT_ARTICLES), 0)
     train, evaluated = [], []
     for index, article in enumerate(questions["document_id"]):
         if article not in held_out:
             train.append(index)
-        elif held_out[article] < QUESTIONS_OF_EACH:
+        elif held_out[article] < of_each:
             held_out[article] += 1
             evaluated.append(index)
     return questions.select(train), questions.select(evaluated)
@@ -146,4 +192,17 @@ if __name__ == "__main__":
     parser.add_argument("--question_aware", action="store_true", help="let the summarizer see the question")
     parser.add_argument("--max_steps", type=int, default=32, help="optimizer steps (default: 32)")
     parser.add_argument("--output_dir", help="where the run goes (default: the next free runs/question-answering-N)")
+    parser.add_argument(
+        "--hand", choices=EXTRACTIVE_COMPRESSORS, help="train a generator alone, to read the gists of this rule"
+    )
+    parser.add_argument("--compare", metavar="PAIR", help="train nothing: this pair against every compressor")
+    parser.add_argument(
+        "--own_generators", nargs="+", metavar="NAME=PAIR", help="with --compare: what `--hand NAME` has trained"
+    )
+    parser.add_argument(
+        "--held_out_articles", type=int, help=f"articles that are not trained on (default: {HELD_OUT_ARTICLES})"
+    )
+    parser.add_argument(
+        "--questions_of_each", type=int, help=f"questions about each of them (default: {QUESTIONS_OF_EACH})"
+    )
     main(**vars(parser.parse_args()))

@@ -23,6 +23,7 @@ from rich.console import Console
 from tiny import PARAGRAPH, make_model, make_tokenizer
 
 from trl_gist import GistCompactor
+from trl_gist.evaluation.compressors import Head, Tail
 from trl_gist.evaluation.question_answering import (
     READERS,
     SCORES,
@@ -196,3 +197,70 @@ def test_the_table_has_the_means_with_errors_over_documents():
     assert f"3.000 ± {error:.3f}" in line and "50.0 ±" in line and "62.5 ±" in line
     (line,) = [line for line in lines if "G: its gist" in line]
     assert "3.020 ±" in line and "52.0 ±" in line and "64.5 ±" in line
+    assert summary["teacher_passage_nll_behind"] == pytest.approx(-0.02)  # the same on each question
+    assert summary["teacher_passage_f1_behind"] == pytest.approx(0.02)
+    assert summary["teacher_passage_nll_behind_se"] == pytest.approx(0, abs=1e-12)
+
+
+@pytest.fixture(scope="module")
+def own_generators(tokenizer):
+    return {"tail": make_model(tokenizer, seed=4, dtype=torch.float64).eval()}
+
+
+def test_compressors_are_read_by_g_and_by_a_generator_of_their_own(
+    compactor, teacher, windows, answers, tokenizer, own_generators
+):
+    compressors = {"tail": Tail(tokenizer), "head": Head(tokenizer), "mine": "not given"}
+    rows = answer_questions(
+        compactor,
+        teacher,
+        [*windows, {**windows[0], "last_k_ids": windows[1]["last_k_ids"]}],
+        max_new_tokens=6,
+        batch_size=2,
+        compressors=compressors,
+        own_generators=own_generators,
+    )
+    special = set(tokenizer.all_special_ids)
+    for window, row, alone in zip(windows, rows, answers, strict=False):
+        for name, value in alone.items():  # what was there is as it was
+            assert row[name] == (pytest.approx(value) if isinstance(value, float) else value), name
+        gist = compactor.compress(window["context_ids"]).token_ids
+        size = sum(token not in special for token in gist)
+        passage = [token for token in window["context_ids"] if token not in special]
+        for reader, model, ids in (
+            ("compressed_head", compactor.generator, passage[:size]),
+            ("compressed_tail", compactor.generator, passage[len(passage) - size :]),
+            ("own_tail", own_generators["tail"], passage[len(passage) - size :]),
+        ):
+            prompt, target = compactor.prompts.generator(ids, window["last_k_ids"]), window["target_ids"]
+            with torch.no_grad():
+                logits_SV = model(torch.tensor([prompt + target])).logits[0, len(prompt) - 1 : -1]
+            expected = -logits_SV.log_softmax(-1)[range(len(target)), target].mean().item()
+            assert row[f"{reader}_nll"] == pytest.approx(expected, rel=1e-6), reader
+            assert 0 <= row[f"{reader}_f1"] <= 1 and f"{reader}_answer" in row
+    assert not [name for name in rows[0] if "mine" in name or name.startswith("own_head")]
+    summary = summarize_answers(rows)
+    behind = [row["own_tail_nll"] - row["generator_gist_nll"] for row in rows]
+    assert summary["own_tail_nll_behind"] == pytest.approx(np.mean(behind))
+    # Questions of one document are not independent: as in means, the error is over documents
+    residuals = np.array(
+        [sum(b - np.mean(behind) for b in (behind[0], behind[1], behind[3])), behind[2] - np.mean(behind)]
+    )
+    assert summary["own_tail_nll_behind_se"] == pytest.approx(math.sqrt((residuals**2).sum() * 2) / 4)
+    console = Console(width=160)
+    with console.capture() as capture:
+        console.print(answers_table(rows))
+    (line,) = [line for line in capture.get().splitlines() if "G of its own: tail" in line]
+    assert f"{np.mean(behind):+.3f} ± {summary['own_tail_nll_behind_se']:.3f}" in line
+
+
+def test_a_generator_of_no_compressor_and_a_gist_too_long_are_refused(compactor, teacher, windows, own_generators):
+    with pytest.raises(ValueError, match=r"`own_generators` has \['tail'\], which `compressors` does not"):
+        answer_questions(compactor, teacher, windows, own_generators=own_generators)
+
+    class Everything:
+        def compress(self, contexts, budgets):
+            return contexts
+
+    with pytest.raises(ValueError, match="compressor 'all' wrote a gist of 24 tokens, .* on a budget of"):
+        answer_questions(compactor, teacher, windows, compressors={"all": Everything()})

@@ -22,6 +22,7 @@ from datasets import Dataset
 
 from examples import question_answering
 from trl_gist import GistCompactor
+from trl_gist.evaluation.compressors.registry import EXTRACTIVE_COMPRESSORS
 
 
 PASSAGE = "In 18{n} the physician {name} marked on a map of {city} the houses where people had died of cholera. "
@@ -89,3 +90,31 @@ def test_it_trains_measures_and_saves_a_pair_that_answers(few_articles, tmp_path
     compactor = GistCompactor.from_pretrained(run, device="cpu")
     assert compactor.prompts.sees_last_k == question_aware
     assert compactor.pair.step == 2 and compactor.pair.context_length == 256
+
+
+def test_the_pair_is_compared_with_every_compressor_and_readers_of_their_own(
+    few_articles, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setenv("COLUMNS", "200")
+    split = {"held_out_articles": 3, "questions_of_each": 4}
+    for run, hand, steps in (("pair", None, 1), ("tail", "tail", 3)):  # the first is of the warm-up, at a rate of 0
+        question_answering.main(False, steps, str(tmp_path / run), hand=hand, **split)
+    trained = capsys.readouterr().out
+    assert "learns to read gists by 'tail'" in trained and trained.count("answered: ") == 3
+    asked, answer_questions = [], question_answering.answer_questions
+
+    def watch(compactor, teacher, windows, **settings):
+        asked.append((windows, answer_questions(compactor, teacher, windows, **settings)))
+        return asked[-1][1]
+
+    monkeypatch.setattr(question_answering, "answer_questions", watch)
+    own = [f"tail={tmp_path / 'tail'}"]
+    question_answering.main(False, 1, None, compare=str(tmp_path / "pair"), own_generators=own, **split)
+    ((windows, rows),) = asked
+    assert len(rows) == 12 and len({row["document_id"] for row in windows}) == 3
+    printed = capsys.readouterr().out
+    assert "12 questions about 3 documents" in printed and "G of its own: tail" in printed
+    for name in (*EXTRACTIVE_COMPRESSORS, "zero-shot summary"):
+        assert re.search(rf"G: {name} .* [+-][\d.]+ ± [\d.]+", printed), name
+    # The own reader has learned on the rule's gists, and is not the pair's generator
+    assert [row["own_tail_nll"] for row in rows] != [row["compressed_tail_nll"] for row in rows]

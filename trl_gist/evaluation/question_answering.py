@@ -26,6 +26,9 @@ is given
 in the place where G's gist stands, or for T before the question. G with the passage says what its prompt and its
 training cost it, beside T; G with nothing, what it guesses.
 
+Beside them, any [`Compressor`]'s gist of as many tokens may stand there, read by G and by a generator of its own, which
+was trained to read that compressor's gists: the fair test. All are paired by question with the summarizer's gist.
+
 Answers are compared as in SQuAD ([Rajpurkar et al. 2016](https://huggingface.co/papers/1606.05250)): without case,
 punctuation, articles and extra spaces, by exact match and by F1 over words. An answer ends at its first line break.
 """
@@ -35,13 +38,16 @@ import string
 from collections import Counter
 
 from rich import box
+from rich.markup import escape
 from rich.table import Table
+from torch import nn
 from transformers import PreTrainedModel
 
 from ..common.statistics import standard_error
 from ..inference.compactor import GistCompactor
 from ..models.generation import greedy_continuations
 from ..prompts import before_last_k
+from .compressors import Compressor
 from .gists.transfer import target_log_probs
 
 
@@ -55,6 +61,7 @@ READERS = {
     "teacher_nothing": "T: the question alone",
 }
 SCORES = ("nll", "exact_match", "f1")
+_COMPRESSED, _OWN = "compressed_", "own_"  # before a compressor's name
 
 
 def normalize_answer(answer: str) -> str:
@@ -80,6 +87,8 @@ def answer_questions(
     references: list[list[str]] | None = None,
     max_new_tokens: int = 24,
     batch_size: int = 8,
+    compressors: dict[str, Compressor | str] | None = None,
+    own_generators: dict[str, nn.Module] | None = None,
 ) -> list[dict]:
     """
     Writes the gist of each passage and lets each of `READERS` answer.
@@ -98,11 +107,26 @@ def answer_questions(
             Longest answer.
         batch_size (`int`, *optional*, defaults to `8`):
             Rows in one forward.
+        compressors (`dict[str, Compressor | str]`, *optional*):
+            By name, as of [`~evaluation.compressors.registry.standard_compressors`]: each compresses the passage to as
+            many tokens as the summarizer's gist has. A string, why there is none, is passed over.
+        own_generators (`dict[str, nn.Module]`, *optional*):
+            By a compressor's name, a generator that was trained on its gists; see [`~evaluation.load_generator_only`].
 
     Returns:
         `list[dict]`: For each question its `document_id`, `references` and `gist`, and for each reader
         `{reader}_answer`, `{reader}_nll` of the target in nats per token, `{reader}_exact_match` and `{reader}_f1`.
+        Readers are `READERS`; `compressed_{name}`, G with a compressor's gist; and `own_{name}`, its own generator.
+
+    Raises:
+        ValueError: if a generator is of no compressor, or a compressor breaks its budget.
     """
+    compressors = {name: each for name, each in (compressors or {}).items() if not isinstance(each, str)}
+    unknown = sorted(set(own_generators or ()) - set(compressors))
+    if unknown:
+        raise ValueError(
+            f"`own_generators` has {unknown}, which `compressors` does not; it has {sorted(compressors)}."
+        )
     passages, questions, targets = (
         [row[f"{part}_ids"] for row in windows] for part in ("context", "last_k", "target")
     )
@@ -114,15 +138,28 @@ def answer_questions(
         for window, right, gist in zip(windows, references, gists, strict=True)
     ]
     models = {"teacher": teacher, "generator": compactor.generator}
+    readers = {}
     for reader in READERS:
         role, given = reader.split("_")
+        readers[reader] = (
+            models[role],
+            [
+                _prompt(compactor.prompts, role, given, window, gist.token_ids)
+                for window, gist in zip(windows, gists, strict=True)
+            ],
+        )
+    for name, compressor in compressors.items():
+        compressed = _compressed(name, compressor, compactor, windows, [gist.token_ids for gist in gists])
         prompts = [
-            _prompt(compactor.prompts, role, given, window, gist.token_ids)
-            for window, gist in zip(windows, gists, strict=True)
+            compactor.prompts.generator(ids, question) for ids, question in zip(compressed, questions, strict=True)
         ]
-        written = greedy_continuations(models[role], prompts, max_new_tokens, compactor.tokenizer, batch_size)
+        readers[f"{_COMPRESSED}{name}"] = compactor.generator, prompts
+        if name in (own_generators or ()):
+            readers[f"{_OWN}{name}"] = own_generators[name], prompts
+    for reader, (model, prompts) in readers.items():
+        written = greedy_continuations(model, prompts, max_new_tokens, compactor.tokenizer, batch_size)
         answers = [_first_line(compactor.tokenizer.decode(ids, skip_special_tokens=True)) for ids in written]
-        log_probs = target_log_probs(models[role], prompts, targets, batch_size)
+        log_probs = target_log_probs(model, prompts, targets, batch_size)
         for row, answer, log_prob, target in zip(rows, answers, log_probs, targets, strict=True):
             row[f"{reader}_answer"] = answer
             row[f"{reader}_nll"] = -log_prob / len(target)
@@ -134,14 +171,19 @@ def answer_questions(
 def summarize_answers(rows: list[dict]) -> dict[str, float]:
     """
     Means over questions, with standard errors over documents under the same name with `_se`, of the columns
-    `{reader}_nll`, `{reader}_exact_match` and `{reader}_f1` of [`answer_questions`]; and the counts `questions` and
-    `documents`.
+    `{reader}_nll`, `{reader}_exact_match` and `{reader}_f1` of [`answer_questions`]; of each, paired by question, how far
+    it is behind G with the summarizer's gist, `{reader}_{score}_behind`, above 0 where that is better; and the counts
+    `questions` and `documents`.
     """
     documents = [row["document_id"] for row in rows]
     summary = {}
-    for name in (f"{reader}_{score}" for reader in READERS for score in SCORES):
-        values = [row[name] for row in rows]
-        summary[name], summary[f"{name}_se"] = sum(values) / len(values), standard_error(values, documents)
+    for reader in _labels(rows):
+        for score in SCORES:
+            name, worse = f"{reader}_{score}", 1 if score == "nll" else -1
+            values = [row[name] for row in rows]
+            behind = [worse * (row[name] - row[f"generator_gist_{score}"]) for row in rows]
+            for key, of_rows in ((name, values), (f"{name}_behind", behind)):
+                summary[key], summary[f"{key}_se"] = sum(of_rows) / len(of_rows), standard_error(of_rows, documents)
     return summary | {"questions": len(rows), "documents": len({str(document) for document in documents})}
 
 
@@ -155,15 +197,51 @@ def answers_table(rows: list[dict]) -> Table:
         title_justify="left",
     )
     table.add_column("answered from")
-    for heading in ("answer's NLL, nats/token", "exact match, %", "F1, %"):
+    for heading in ("answer's NLL, nats/token", "behind its gist", "exact match, %", "F1, %"):
         table.add_column(heading, justify="right")
-    for reader, label in READERS.items():
+    for reader, label in _labels(rows).items():
         cells = []
-        for score, scale, digits in (("nll", 1, 3), ("exact_match", 100, 1), ("f1", 100, 1)):
+        for score, scale, digits in (("nll", 1, 3), ("nll_behind", 1, 3), ("exact_match", 100, 1), ("f1", 100, 1)):
             value, error = (scale * summary[f"{reader}_{score}{end}"] for end in ("", "_se"))
-            cells.append(f"{value:.{digits}f} ± {error:.{digits}f}")
-        table.add_row(label, *cells, style="bold" if reader == "generator_gist" else None)
+            sign = "+" if score == "nll_behind" else ""
+            cells.append(
+                "" if sign and reader == "generator_gist" else f"{value:{sign}.{digits}f} ± {error:.{digits}f}"
+            )
+        table.add_row(escape(label), *cells, style="bold" if reader == "generator_gist" else None)
     return table
+
+
+def _labels(rows):
+    """What to call each reader that the rows have."""
+    compared = {}
+    for column in rows[0]:
+        for kind, label in ((_COMPRESSED, "G: {}"), (_OWN, "G of its own: {}")):
+            if column.startswith(kind) and column.endswith("_nll"):
+                reader = column.removesuffix("_nll")
+                compared[reader] = label.format(reader.removeprefix(kind))
+    return READERS | compared
+
+
+def _compressed(name, compressor, compactor, windows, gists):
+    """A compressor's gist of each passage, of as many tokens as the summarizer's; of one that comes again, once."""
+    special = compactor.prompts.special_ids
+    asked = [
+        (
+            tuple(before_last_k(window["context_ids"], window["last_k_ids"])),
+            sum(token not in special for token in gist),
+        )
+        for window, gist in zip(windows, gists, strict=True)
+    ]
+    each = list(dict.fromkeys(asked))
+    written = compressor.compress([list(passage) for passage, _ in each], [budget for _, budget in each])
+    by_asked = dict(zip(each, written, strict=True))
+    for (_, budget), ids in by_asked.items():
+        if len(ids) > budget or special & set(ids):
+            raise ValueError(
+                f"The compressor {name!r} wrote a gist of {len(ids)} tokens, {len(special & set(ids))} of them special, "
+                f"on a budget of {budget}. It may have no more, and none that are special."
+            )
+    return [by_asked[key] for key in asked]
 
 
 def _f1(answer, reference):
