@@ -18,9 +18,9 @@ What a pair recalls from its gists alone: facts and sentences of a text, target 
 python -m examples.recall PAIR                        on an article that the demo's pairs never saw
 python -m examples.recall PAIR my_notes.txt --windows 3
 
-PAIR is a folder or a repository on the Hub, trained with `target_kinds`. Each context is written as a gist, once. Then the
-generator reads the gist and the words before a target, and writes on greedily; beside it stands what it writes with an
-empty gist. Green is word for word.
+PAIR is a folder or a repository on the Hub, trained with `target_kinds`. Each context is written as a gist, once. Then
+the generator reads the gist and the words before a target, and writes on greedily; beside it stands what it writes
+with an empty gist. Green is word for word.
 """
 
 import argparse
