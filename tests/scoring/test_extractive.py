@@ -23,6 +23,7 @@ from datasets import Dataset
 from tiny import make_model
 
 from trl_gist.data.targets import fact_list
+from trl_gist.evaluation.compressors import SurprisingFacts
 from trl_gist.scoring.extraction import passage_and_tail
 from trl_gist.scoring.targets import TargetScorer
 from trl_gist.trainer.advantages import best_of_group
@@ -126,7 +127,33 @@ def test_facts_are_the_first_ones_or_some_in_their_order(tokenizer):
         assert facts == [fact for fact in listed if fact in facts]
 
 
-@pytest.mark.parametrize("rule", [rule for rule in EXTRACTIVE_RULES if rule != "facts"])
+def test_surprising_facts_are_what_the_teacher_expects_least_of_facts_after_their_cue(tokenizer):
+    """Against a forward a fact, in float64."""
+    text = "In 1854 the physician John Snow met Ada Lovelace in Soho, and ada lovelace met John Snow in 1861, a cold year."
+    ids, teacher = tokenizer(text)["input_ids"], make_model(tokenizer).double()
+    surprise = {}
+    for fact in (" 1854", " John Snow", " Ada Lovelace", " Soho", " 1861"):
+        fact_ids = tokenizer(fact)["input_ids"]
+        start = next(at for at in range(len(ids)) if ids[at : at + len(fact_ids)] == fact_ids)
+        read = ids[max(0, start - 12) : start + len(fact_ids)]
+        with torch.no_grad():
+            logits = teacher(input_ids=torch.tensor([read])).logits[0].log_softmax(-1)
+        for place in range(start, start + len(fact_ids)):
+            at = place - start - len(fact_ids)
+            surprise[place] = -logits[at - 1, ids[place]].item()
+    most = sorted(sorted(surprise, key=surprise.get)[-6:])
+    special = frozenset(tokenizer.all_special_ids)
+    summarizer = ExtractiveSummarizer("surprising_facts", (), TargetScorer(teacher), special, tokenizer)
+    window = {"context_ids": [*sorted(special), *ids], "last_k_ids": ids[-2:], "targets": [{"kind": "fact"}]}
+    first, *others = summarizer.gists(window, [6] * 8)
+    assert first == [ids[place] for place in most] == SurprisingFacts(tokenizer, teacher).compress([ids], [6])[0]
+    assert len({tuple(gist) for gist in (first, *others)}) > 3 and others == summarizer.gists(window, [6] * 8)[1:]
+    assert all(set(gist) <= {ids[place] for place in surprise} and len(gist) <= 6 for gist in others)
+    no_facts = {"context_ids": tokenizer("he saw it there and then")["input_ids"], "last_k_ids": []}
+    assert summarizer.gists(no_facts | {"targets": []}, [6, 6]) == [[], []]
+
+
+@pytest.mark.parametrize("rule", [rule for rule in EXTRACTIVE_RULES if "facts" not in rule])
 def test_no_rule_takes_a_special_token(tokenizer, rule):
     """Nor does it take fewer tokens for it; what is left is what it takes of a context without them."""
     teacher = TargetScorer(make_model(tokenizer))

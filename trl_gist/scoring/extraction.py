@@ -21,9 +21,12 @@ from collections.abc import Iterable
 
 import torch
 from torch import nn
+from transformers import PreTrainedTokenizerBase
 
+from ..data.targets import fact_spans
 from ..models.lm_head import token_log_probs
 from ..models.roles import backbone_of, base_of
+from ..prompts import bos_ids
 
 
 IDF_CONTEXTS = 1000  # as many tell how rare a token is
@@ -90,6 +93,58 @@ def surprisals(
         first = [] if bos else [0.0]
         surprisals_N += [[*first, *row_T] for row_T in (values_T.tolist() for values_T in (-logps_P).split(lengths))]
     return surprisals_N
+
+
+def fact_surprisals(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    contexts: list[list[int]],
+    cue_length: int = 12,
+    batch_size: int = 64,
+) -> list[list[dict[int, float]]]:
+    """
+    How little a model expects the facts of each context when it has read but the few tokens before them: about what it
+    gains from the context where it is asked for them, since the context says them.
+
+    Args:
+        model (`torch.nn.Module`):
+            A causal language model, or one under an adapter.
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
+            Of the ids.
+        contexts (`list[list[int]]`):
+            Token ids without special ones.
+        cue_length (`int`, *optional*, defaults to `12`):
+            Tokens that it reads before a fact.
+        batch_size (`int`, *optional*, defaults to `64`):
+            Facts in one forward.
+
+    Returns:
+        `list[list[dict[int, float]]]`: For each context its facts in order, each once, whatever its case; of a fact, −log p
+        in nats by the positions of its tokens.
+    """
+    facts_D = []
+    for ids in contexts:
+        facts = {}
+        for start, end in fact_spans(tokenizer, ids):
+            facts.setdefault(tokenizer.decode(ids[start:end]).strip().casefold(), (start, end))
+        facts_D.append(list(facts.values()))
+    read = [
+        ids[max(0, start - cue_length) : end]
+        for ids, facts in zip(contexts, facts_D, strict=True)
+        for start, end in facts
+    ]
+    # A forward even where there is no fact: the ranks of a sharded model run as many
+    values = iter(surprisals(model, read or [[0]], bos_ids(tokenizer), batch_size))
+    return [
+        [dict(zip(range(start, end), next(values)[start - end :], strict=True)) for start, end in facts]
+        for facts in facts_D
+    ]
+
+
+def most_surprising(facts: list[dict[int, float]], length: int) -> list[int]:
+    """Positions of the tokens of facts, of [`fact_surprisals`], that are expected least, in order; `length` at most."""
+    values = {position: value for fact in facts for position, value in fact.items()}
+    return sorted(sorted(values, key=lambda position: -values[position])[:length])
 
 
 def keywords_and_tail(token_ids: list[int], scores_T: list[float] | None, length: int, share: float) -> list[int]:

@@ -23,6 +23,9 @@ Gists cut out of the context by a rule: what a summarizer imitates before it has
                 there is something to choose from
     facts       names, numbers and dates with commas between them: the first ones, and in the other gists of a group some
                 drawn at random, in their order
+    surprising_facts
+                of these facts the tokens that the teacher expects least after the few before them, in order, without
+                commas; in the other gists of a group, of three facts in four, drawn at random
     passages    the same, but by turns keywords, the context's beginning, or the passage that has most of L's rare
     tokens:
                 what is worth as much as the tail on average, and much more or less than it in one context
@@ -38,7 +41,15 @@ from transformers import PreTrainedTokenizerBase
 
 from ..data.targets import fact_list
 from ..prompts import stands_for
-from ..scoring.extraction import BESIDE_TAIL, TokenRarity, keywords_and_tail, passage_and_tail, surprisals
+from ..scoring.extraction import (
+    BESIDE_TAIL,
+    TokenRarity,
+    fact_surprisals,
+    keywords_and_tail,
+    most_surprising,
+    passage_and_tail,
+    surprisals,
+)
 from ..scoring.targets import TargetScorer
 
 
@@ -55,11 +66,11 @@ class ExtractiveSummarizer:
         contexts (`Iterable[list[int]]`):
             Contexts from which the rules by tf-idf learn how rare a token is; the others read none.
         teacher ([`TargetScorer`], *optional*):
-            Whose surprise counts, for `"surprisal"`.
+            Whose surprise counts, for `"surprisal"` and `"surprising_facts"`.
         unread_ids (`frozenset[int]`, *optional*):
             Tokens that are left out of gists, as special tokens: G never reads them, and S would learn to write them.
         tokenizer ([`~transformers.PreTrainedTokenizerBase`], *optional*):
-            Of the contexts, for `"facts"`.
+            Of the contexts, for the rules that list facts.
     """
 
     def __init__(
@@ -93,10 +104,14 @@ class ExtractiveSummarizer:
         shares_G = torch.linspace(*_SHARES.get(self.rule, (1, 1)), len(lengths_G)).tolist()
         # By the context too, or one kind would always have the largest share
         first = sum(stands_for(row))
-        if self.rule == "facts":
+        if self.rule in ("facts", "surprising_facts"):
             ids = [token for token in stands_for(row) if token not in self.unread_ids]
             draws = [None, *(random.Random(first + slot) for slot in range(1, len(lengths_G)))]
-            return [fact_list(self.tokenizer, ids, *each) for each in zip(lengths_G, draws, strict=True)]
+            if self.rule == "facts":
+                return [fact_list(self.tokenizer, ids, *each) for each in zip(lengths_G, draws, strict=True)]
+            (facts,) = fact_surprisals(self.teacher.model, self.tokenizer, [ids], batch_size=len(ids) + 1)
+            some = [facts if draw is None else draw.sample(facts, -(-3 * len(facts) // 4)) for draw in draws]
+            return [[ids[place] for place in most_surprising(*each)] for each in zip(some, lengths_G, strict=True)]
         kinds = BESIDE_TAIL if self.rule == "passages" else ("keywords",)
         return [
             self.gist(row, length, kinds[(first + slot) % len(kinds)], share)

@@ -29,7 +29,7 @@ from ..scoring.controls import GREATER_IS_BETTER
 
 
 ADVANTAGES = ("group", "reward", "best")
-EXTRACTIVE_RULES = ("tail", "tf_idf", "surprisal", "mixed", "passages", "facts")
+EXTRACTIVE_RULES = ("tail", "tf_idf", "surprisal", "mixed", "passages", "facts", "surprising_facts")
 # They shape the part of TRL's loss that imitation does not have
 POLICY_LOSS_SETTINGS = (
     *("loss_type", "epsilon", "epsilon_high", "delta", "importance_sampling_level", "off_policy_mask_threshold"),

@@ -12,13 +12,15 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""A list of facts: what a reader asks for by name, number and date, without a sentence around it."""
+"""Lists of facts: what a reader asks for by name, number and date, without a sentence around it."""
 
 from dataclasses import dataclass
 
+from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from ...data.targets import fact_list
+from ...scoring.extraction import fact_surprisals, most_surprising
 from .base import without_special
 
 
@@ -39,3 +41,33 @@ class Facts:
         """See [`Compressor`]."""
         contexts = without_special(self.tokenizer, contexts)
         return [fact_list(self.tokenizer, context, budget) for context, budget in zip(contexts, budgets, strict=True)]
+
+
+@dataclass
+class SurprisingFacts:
+    """
+    Of the same facts the tokens that a language model expects least when it has read but the few tokens before them, in
+    their order: what is left out of a name is what can be guessed from the rest. The cold start's rule
+    `"surprising_facts"`.
+
+    Args:
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
+            See [`Facts`].
+        model (`torch.nn.Module`):
+            The causal language model of the tokenizer that guesses, as the teacher.
+        batch_size (`int`, *optional*, defaults to `8`):
+            Contexts whose facts are read together.
+    """
+
+    tokenizer: PreTrainedTokenizerBase
+    model: nn.Module
+    batch_size: int = 8
+
+    def compress(self, contexts: list[list[int]], budgets: list[int]) -> list[list[int]]:
+        """See [`Compressor`]."""
+        contexts = without_special(self.tokenizer, contexts)
+        facts_D = fact_surprisals(self.model, self.tokenizer, contexts, batch_size=8 * self.batch_size)
+        return [
+            [ids[position] for position in most_surprising(facts, budget)]
+            for ids, facts, budget in zip(contexts, facts_D, budgets, strict=True)
+        ]

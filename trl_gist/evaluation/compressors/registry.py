@@ -31,6 +31,7 @@ from . import (
     RandomDrop,
     SelfInformation,
     StopWordDrop,
+    SurprisingFacts,
     Tail,
     TokenClassifier,
     ZeroShot,
@@ -39,8 +40,8 @@ from . import (
 
 # Of extractive_compressors; and of standard_compressors, without outside systems
 EXTRACTIVE_COMPRESSORS = (
-    *("head", "tail", "random drop", "stop-word drop", "facts", "tf-idf", "tf-idf, then tail", "self-information"),
-    "perplexity pruning",
+    *("head", "tail", "random drop", "stop-word drop", "facts", "surprising facts", "tf-idf", "tf-idf, then tail"),
+    *("self-information", "perplexity pruning"),
 )
 COMPRESSORS = (*EXTRACTIVE_COMPRESSORS, "token classifier", "zero-shot summary")
 
@@ -97,6 +98,7 @@ def extractive_compressors(
         "random drop": RandomDrop(tokenizer),
         "stop-word drop": StopWordDrop(tokenizer),
         "facts": Facts(tokenizer),
+        "surprising facts": SurprisingFacts(tokenizer, teacher, batch_size),
         "tf-idf": Keywords(tokenizer, rarity),
         "tf-idf, then tail": Keywords(tokenizer, rarity, share=0.5),
         "self-information": SelfInformation(tokenizer, teacher, batch_size),
