@@ -22,6 +22,7 @@ from checks import moved, snapshot
 from datasets import Dataset
 from tiny import make_model
 
+from trl_gist.evaluation.compressors import SurprisingFacts
 from trl_gist.scoring.extraction import TokenRarity, fact_list, keywords_and_tail, passage_and_tail
 from trl_gist.trainer.advantages import best_of_group
 from trl_gist.trainer.cold_start import ExtractiveSummarizer
@@ -109,7 +110,42 @@ def test_facts_are_the_first_ones_or_some_in_their_order(tokenizer):
         assert facts == [fact for fact in listed if fact in facts]
 
 
-@pytest.mark.parametrize("rule", [rule for rule in EXTRACTIVE_RULES if rule != "facts"])
+def test_surprising_facts_are_what_the_teacher_expects_least_of_facts_after_their_cue(tokenizer):
+    """Against a forward a fact, in float64."""
+    text = "In 1854 the physician John Snow met Ada Lovelace in Soho, and ada lovelace met John Snow in 1861, a cold year."
+    ids, teacher = tokenizer(text)["input_ids"], make_model(tokenizer).double()
+    surprise = {}
+    for fact in (" 1854", " John Snow", " Ada Lovelace", " Soho", " 1861"):
+        fact_ids = tokenizer(fact)["input_ids"]
+        start = next(at for at in range(len(ids)) if ids[at : at + len(fact_ids)] == fact_ids)
+        read = ids[max(0, start - 12) : start + len(fact_ids)]
+        with torch.no_grad():
+            logits = teacher(input_ids=torch.tensor([read])).logits[0].log_softmax(-1)
+        for place in range(start, start + len(fact_ids)):
+            at = place - start - len(fact_ids)
+            surprise[place] = -logits[at - 1, ids[place]].item()
+    most, special = sorted(sorted(surprise, key=surprise.get)[-6:]), frozenset(tokenizer.all_special_ids)
+    others = [tokenizer("the physician met in, and in")["input_ids"]] * 3
+    summarizer = ExtractiveSummarizer("surprising_facts", others, special, tokenizer, teacher)
+    window = {"context_ids": [*sorted(special), *ids], "last_k_ids": ids[-2:], "targets": [{"kind": "fact"}]}
+    compressor = SurprisingFacts(tokenizer, teacher, TokenRarity(others))
+    assert summarizer.gists(window, [6] * 3) == [[ids[place] for place in most]] * 3
+    assert compressor.compress([ids, ids], [6, 0]) == [[ids[place] for place in most], []]
+    # With more room than facts, all of them and then what is rare elsewhere, each once and no punctuation
+    room = len(surprise) + 2
+    (gist,) = compressor.compress([ids], [room])
+    beside = list(gist)
+    for place in surprise:
+        beside.remove(ids[place])
+    assert len(gist) == room and len(set(beside)) == 2
+    assert not set(tokenizer.decode(beside)) & set(",.") and not set(beside) & set(others[0])
+    (every,) = compressor.compress([ids], [999])
+    assert len(every) < len(ids) and [token for token in every if tokenizer.decode([token]).strip() == ","] == []
+    (without,) = compressor.compress([tokenizer("he saw it there and then")["input_ids"]], [3])
+    assert len(without) == 3
+
+
+@pytest.mark.parametrize("rule", [rule for rule in EXTRACTIVE_RULES if "facts" not in rule])
 def test_no_rule_takes_a_special_token(tokenizer, rule):
     """Nor does it take fewer tokens for it; what is left is what it takes of a context without them."""
     special = frozenset(tokenizer.all_special_ids)

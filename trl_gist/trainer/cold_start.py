@@ -23,6 +23,9 @@ Gists cut out of the context by a rule: what a summarizer imitates before it has
                 tokens: what is worth as much as the tail on average, and much more or less than it in one context
     facts       names, numbers and dates with commas between them: the first ones, and in the other gists of a group
                 some drawn at random, in their order
+    surprising_facts
+                of these facts the tokens that the teacher expects least after the few before them, without commas, and
+                rare words where the facts run out: one gist a context, not a group's
 """
 
 import random
@@ -30,13 +33,23 @@ from collections.abc import Iterable
 from functools import partial
 
 import torch
+from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import PreTrainedTokenizerBase
 
 from ..prompts import stands_for
-from ..scoring.extraction import BESIDE_TAIL, TokenRarity, fact_list, keywords_and_tail, passage_and_tail
+from ..scoring.extraction import (
+    BESIDE_TAIL,
+    TokenRarity,
+    fact_list,
+    keywords_and_tail,
+    passage_and_tail,
+    surprising_facts,
+)
 
 
+# Rules that write one gist a context, which all slots of a group have
+ONE_GIST = ("tail", "surprising_facts")
 _SHARES = {"tail": (0, 0), "mixed": (0, 0.5), "passages": (0, 0.5)}  # of what is not tail, in the gists of a group
 
 
@@ -52,7 +65,9 @@ class ExtractiveSummarizer:
         unread_ids (`frozenset[int]`, *optional*):
             Tokens that are left out of gists, as special tokens: G never reads them, and S would learn to write them.
         tokenizer ([`~transformers.PreTrainedTokenizerBase`], *optional*):
-            Of the contexts, for `"facts"`.
+            Of the contexts, for the rules that list facts.
+        teacher (`torch.nn.Module`, *optional*):
+            Whose surprise counts, for `"surprising_facts"`.
     """
 
     def __init__(
@@ -61,12 +76,14 @@ class ExtractiveSummarizer:
         contexts: Iterable[list[int]] = (),
         unread_ids: frozenset[int] = frozenset(),
         tokenizer: PreTrainedTokenizerBase | None = None,
+        teacher: nn.Module | None = None,
     ):
         self.rule = rule
+        self.teacher = teacher
         self.unread_ids = unread_ids
         self.tokenizer = tokenizer
         self._scored = [], []
-        self.rarity = TokenRarity(contexts if rule in ("mixed", "passages") else ())
+        self.rarity = TokenRarity(contexts if rule in ("mixed", "passages", "surprising_facts") else ())
 
     def gists(self, row: dict, lengths_G: list[int]) -> list[list[int]]:
         """
@@ -76,15 +93,19 @@ class ExtractiveSummarizer:
             row (`dict`):
                 A window with `context_ids` and `last_k_ids`.
             lengths_G (`list[int]`):
-                Longest gist of each slot, in tokens.
+                Longest gist of each slot, in tokens; the same for all of them where the rule writes one gist.
 
         Returns:
             `list[list[int]]`: A gist for each slot, shorter only where the context is.
         """
         # By the context too, or one kind would always have the largest share
         first = sum(stands_for(row))
-        if self.rule == "facts":
+        if self.rule in ("facts", "surprising_facts"):
             ids = [token for token in stands_for(row) if token not in self.unread_ids]
+            if self.rule == "surprising_facts":
+                model, facts = self.teacher, len(ids) + 1  # no more than tokens: one forward
+                (gist,) = surprising_facts(model, self.tokenizer, [ids], lengths_G[:1], self.rarity, batch_size=facts)
+                return [gist] * len(lengths_G)
             draws = [None, *(random.Random(first + slot) for slot in range(1, len(lengths_G)))]
             return [fact_list(self.tokenizer, ids, *each) for each in zip(lengths_G, draws, strict=True)]
         shares_G = torch.linspace(*_SHARES[self.rule], len(lengths_G)).tolist()

@@ -113,7 +113,8 @@ class GistConfig(GRPOConfig):
             Learning rate of the summarizer in the cold start, which bears a higher one than reinforcement learning
             does. Defaults to `learning_rate`.
         cold_start_gists (`str`, *optional*, defaults to `"mixed"`):
-            The rule, one of those in [`~trainer.cold_start`]: `"tail"`, `"mixed"`, `"passages"` or `"facts"`.
+            The rule, one of those in [`~trainer.cold_start`]: `"tail"`, `"mixed"`, `"passages"`, `"facts"` or
+            `"surprising_facts"`.
         length_penalty (`float`, *optional*, defaults to `1e-4`):
             λ: nats per target token charged for each gist token. It is the weight of the `length_penalty` reward;
             ignored if `reward_weights` is set.

@@ -389,12 +389,10 @@ class GistTrainer(GRPOTrainer):
         training = self.model.training
         gists = [gist_from_completion(ids, self.eos_token_ids) for ids in completion_ids_list]
         num_generations = self.gists_per_context
-        if self.args.generator_only:  # the gists of a context are one and the same
-            each = self.generator_trainer.score(inputs[::num_generations], gists[::num_generations], 1, training)
-            scores = [score for score in each for _ in range(num_generations)]
-        else:
-            others = self.rollout.by_other_hands(inputs) if training and self.rollout.hands else None
-            scores = self.generator_trainer.score(inputs, gists, num_generations, training, others)
+        others = self.rollout.by_other_hands(inputs) if training and self.rollout.hands else None
+        same = num_generations if self.rollout.one_gist_a_context else 1
+        each = self.generator_trainer.score(inputs[::same], gists[::same], num_generations // same, training, others)
+        scores = [score for score in each for _ in range(same)]
         for row, score in zip(inputs, scores, strict=True):
             row.update(score)
         if training:  # in evaluation `summarize` gives the measures; a mean of batch means would overwrite them

@@ -22,7 +22,7 @@ from datasets import IterableDataset
 from ..evaluation.compressors.registry import extractive_compressors
 from ..prompts import gist_from_completion, stands_for
 from ..scoring.extraction import IDF_CONTEXTS
-from .cold_start import ExtractiveSummarizer
+from .cold_start import ONE_GIST, ExtractiveSummarizer
 
 
 # Multiples of it, modulo 1, spread evenly over [0, 1) however many there are
@@ -60,7 +60,11 @@ class GistRollout:
         self.extractive_summarizer = None
         if self.args.cold_start_steps > 0 and not self.args.generator_only:
             self.extractive_summarizer = ExtractiveSummarizer(
-                self.args.cold_start_gists, self.first_contexts(), self.unread_ids, trainer.processing_class
+                self.args.cold_start_gists,
+                self.first_contexts(),
+                self.unread_ids,
+                trainer.processing_class,
+                trainer.generator_trainer.scorer.teacher.model,
             )
         self.hands = []
         if self.args.reader_hands:
@@ -191,6 +195,11 @@ class GistRollout:
         rows = rows[:: self.trainer.gists_per_context]
         budgets = [row.get("budget") or self.args.tail_length for row in rows]
         return self.hands[turn % len(self.hands)].compress([stands_for(row) for row in rows], budgets)
+
+    @property
+    def one_gist_a_context(self) -> bool:
+        """Whether the gists of a group are one and the same, which then is read once."""
+        return self.args.generator_only or (self.trainer.in_cold_start and self.args.cold_start_gists in ONE_GIST)
 
     @property
     def unread_ids(self) -> frozenset[int]:

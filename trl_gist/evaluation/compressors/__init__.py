@@ -23,6 +23,7 @@ budgets)` from token ids to token ids, [`Compressor`].
 | [`RandomDrop`] | tokens at random | [Selective-Context](https://huggingface.co/papers/2310.06201) |
 | [`StopWordDrop`] | content words, from the end | [Luhn, 1958](https://doi.org/10.1147/rd.22.0159) |
 | [`Facts`] | names, numbers and dates, from the start | |
+| [`SurprisingFacts`] | of these, the tokens that a language model did not expect | |
 | [`Keywords`] | rare tokens by tf-idf, alone or before the tail | [Spärck Jones, 1972](https://doi.org/10.1108/eb026526) |
 | [`SelfInformation`] | words that a language model did not expect | [Selective-Context](https://huggingface.co/papers/2310.06201) |
 | [`PerplexityPruning`] | the same by tokens, each segment after what was kept | [LLMLingua](https://huggingface.co/papers/2310.05736) |
@@ -33,7 +34,7 @@ budgets)` from token ids to token ids, [`Compressor`].
 """
 
 from .base import Compressor, ExtractiveCompressor
-from .facts import Facts
+from .facts import Facts, SurprisingFacts
 from .from_file import FromFile, write_contexts
 from .keywords import Keywords
 from .perplexity_pruning import PerplexityPruning
@@ -57,6 +58,7 @@ __all__ = [
     "RandomDrop",
     "SelfInformation",
     "StopWordDrop",
+    "SurprisingFacts",
     "Tail",
     "TokenClassifier",
     "TrainedSummarizer",

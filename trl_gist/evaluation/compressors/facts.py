@@ -12,13 +12,14 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""A list of facts: what a reader asks for by name, number and date, without a sentence around it."""
+"""Lists of facts: what a reader asks for by name, number and date, without a sentence around it."""
 
 from dataclasses import dataclass
 
+from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from ...scoring.extraction import fact_list
+from ...scoring.extraction import TokenRarity, fact_list, surprising_facts
 from .base import without_special
 
 
@@ -39,3 +40,33 @@ class Facts:
         """See [`Compressor`]."""
         contexts = without_special(self.tokenizer, contexts)
         return [fact_list(self.tokenizer, context, budget) for context, budget in zip(contexts, budgets, strict=True)]
+
+
+@dataclass
+class SurprisingFacts:
+    """
+    Of the same facts the tokens that a language model expects least when it has read but the few tokens before them, and
+    rare words where the facts run out; see [`~scoring.extraction.surprising_facts`]. What is left out of a name is what
+    can be guessed from the rest. The cold start's rule `"surprising_facts"`.
+
+    Args:
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
+            See [`Facts`].
+        model (`torch.nn.Module`):
+            The causal language model of the tokenizer that guesses, as the teacher.
+        rarity ([`TokenRarity`]):
+            Says which words are rare.
+        batch_size (`int`, *optional*, defaults to `8`):
+            Contexts whose facts are read together.
+    """
+
+    tokenizer: PreTrainedTokenizerBase
+    model: nn.Module
+    rarity: TokenRarity
+    batch_size: int = 8
+
+    def compress(self, contexts: list[list[int]], budgets: list[int]) -> list[list[int]]:
+        """See [`Compressor`]."""
+        contexts = without_special(self.tokenizer, contexts)
+        size = 8 * self.batch_size
+        return surprising_facts(self.model, self.tokenizer, contexts, budgets, self.rarity, batch_size=size)

@@ -31,6 +31,7 @@ from . import (
     RandomDrop,
     SelfInformation,
     StopWordDrop,
+    SurprisingFacts,
     Tail,
     TokenClassifier,
     ZeroShot,
@@ -39,11 +40,12 @@ from . import (
 
 # Of extractive_compressors; and of standard_compressors, without outside systems
 EXTRACTIVE_COMPRESSORS = (
-    *("head", "tail", "random drop", "stop-word drop", "facts", "tf-idf", "tf-idf, then tail", "self-information"),
-    "perplexity pruning",
+    *("head", "tail", "random drop", "stop-word drop", "facts", "surprising facts", "tf-idf", "tf-idf, then tail"),
+    *("self-information", "perplexity pruning"),
 )
 # Of these, those that learn how rare a token is, and those that run the teacher
-_BY_RARITY, ASKS_THE_TEACHER = {"tf-idf", "tf-idf, then tail"}, ("self-information", "perplexity pruning")
+_BY_RARITY = {"surprising facts", "tf-idf", "tf-idf, then tail"}
+ASKS_THE_TEACHER = ("surprising facts", "self-information", "perplexity pruning")
 COMPRESSORS = (*EXTRACTIVE_COMPRESSORS, "token classifier", "zero-shot summary")
 
 
@@ -103,6 +105,7 @@ def extractive_compressors(
         "random drop": RandomDrop(tokenizer),
         "stop-word drop": StopWordDrop(tokenizer),
         "facts": Facts(tokenizer),
+        "surprising facts": SurprisingFacts(tokenizer, teacher, rarity, batch_size),
         "tf-idf": Keywords(tokenizer, rarity),
         "tf-idf, then tail": Keywords(tokenizer, rarity, share=0.5),
         "self-information": SelfInformation(tokenizer, teacher, batch_size),
