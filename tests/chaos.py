@@ -165,7 +165,7 @@ def ended(child: int) -> int | None:
 
 def complete_steps(output_dir: Path) -> list[int]:
     """Steps of the checkpoints that are there or lack nothing but their name."""
-    found = [*output_dir.glob("checkpoint-*"), *Path(output_dir, SAVING_DIR).glob("checkpoint-*")]
+    found = [*output_dir.glob("checkpoint-*"), *Path(output_dir, SAVING_DIR).glob("*/checkpoint-*")]
     return sorted(Manifest.load(path).step for path in found if (path / MANIFEST_FILE).is_file())
 
 

@@ -19,6 +19,7 @@ halves; what they save is the pair, and they go on from it.
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -186,10 +187,10 @@ def test_one_process_goes_on_where_two_stopped(two_processes):
         assert not (directory / way / "_resharding").exists()
 
 
-def test_the_command_line_launches_by_name_stops_on_sigterm_and_goes_on(built_op, checkpoint, tmp_path):
+def test_the_command_line_launches_by_name_stops_on_a_signal_and_goes_on(built_op, checkpoint, tmp_path):
     (tmp_path / "documents.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in make_documents(6)))
     settings = {
-        **{"model_name_or_path": checkpoint, "dataset_path": "documents.jsonl", "output_dir": "pair", "max_steps": 30},
+        **{"model_name_or_path": checkpoint, "dataset_path": "documents.jsonl", "output_dir": "pair", "max_steps": 50},
         **{"context_length": 24, "target_length": 8, "last_k": 4, "max_completion_length": 6, "num_generations": 2},
         **{"per_device_train_batch_size": 2, "bf16": "false", "report_to": "none", "cold_start_steps": 0},
         **{"logging_steps": 1, "save_steps": 100},
@@ -207,20 +208,23 @@ def test_the_command_line_launches_by_name_stops_on_sigterm_and_goes_on(built_op
     ]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     options = {"cwd": tmp_path, "env": environment, "text": True, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    run = subprocess.Popen([*command, *flags], **options)
     log = tmp_path / "pair" / "run_log" / "metrics.jsonl"
-    while run.poll() is None and not (log.is_file() and log.read_text()):
-        time.sleep(0.05)
-    run.terminate()  # the launcher alone
-    stdout, stderr = run.communicate(timeout=300)
-    assert run.returncode == 0, stderr[-6000:]
-    assert stdout.count("Stopped by SIGTERM after step") == 1 and "Pair saved" not in stdout
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        logged = log.read_text().count("\n") if log.is_file() else 0
+        resume = ["--resume_from_checkpoint", "true"] if logged else []
+        run = subprocess.Popen([*command, *flags, *resume], **options)
+        while run.poll() is None and not (log.is_file() and log.read_text().count("\n") > logged):
+            time.sleep(0.05)
+        run.send_signal(number)  # the launcher alone
+        stdout, stderr = run.communicate(timeout=300)
+        assert run.returncode == 0, stderr[-6000:]
+        assert stdout.count(f"Stopped by {number.name} after step") == 1 and "Pair saved" not in stdout
 
     done = subprocess.run([*command, *flags, "--resume_from_checkpoint", "true"], timeout=300, **options)
     assert done.returncode == 0, done.stderr[-6000:]
     assert done.stdout.count("Pair saved to pair.") == 1
     steps = [json.loads(line)["step"] for line in log.read_text().splitlines()]
-    assert steps == sorted(steps) and set(steps) == set(range(1, 31))
+    assert steps == sorted(steps) and set(steps) == set(range(1, 51))
     assert json.loads((log.parent / "run.json").read_text())["environment"]["processes"] == 2
     assert GistCompactor.from_pretrained(tmp_path / "pair", device="cpu").compress("The pump in Broad Street").text
 

@@ -35,14 +35,26 @@ from trl_gist import GistConfig, GistTrainer, SaveOnSignal
 from trl_gist.cli.main import main
 from trl_gist.pair import PairConfig
 from trl_gist.scripts.train import train
+from trl_gist.trainer.callbacks import SIGNALS
 from trl_gist.trainer.checkpoints import pair_state as checkpoints
 from trl_gist.trainer.checkpoints.manifest import MANIFEST_FILE, Manifest
+from trl_gist.trainer.checkpoints.run_lock import LOCK_FILE
 from trl_gist.trainer.generator_trainer import GeneratorTrainer
 from trl_gist.trainer.hub import PairHub
 
 
 def sigterm():
     signal.raise_signal(signal.SIGTERM)
+
+
+@pytest.fixture(autouse=True)
+def not_ignored():
+    """Whoever runs the tests in the background may have had signals ignored."""
+    defaults = dict.fromkeys(SIGNALS, signal.SIG_DFL) | {signal.SIGINT: signal.default_int_handler}
+    before = {each: signal.signal(each, handler) for each, handler in defaults.items()}
+    yield
+    for each, handler in before.items():
+        signal.signal(each, handler)
 
 
 @pytest.fixture
@@ -85,23 +97,92 @@ def assert_same_end(one, other):
 # ---- Signals ----
 
 
-def test_sigterm_ends_a_run_with_a_checkpoint_from_which_it_goes_on_bit_for_bit(make_run, tmp_path, capsys):
+@pytest.mark.parametrize("number", SIGNALS, ids=lambda number: number.name)
+def test_a_signal_ends_a_run_with_a_checkpoint_from_which_it_goes_on_bit_for_bit(make_run, tmp_path, capsys, number):
     whole = make_run("whole")
     whole.train()
-    stopped = make_run("stopped", at_step=(3, sigterm))
-    before = signal.getsignal(signal.SIGTERM)
+    stopped = make_run("stopped", at_step=(3, lambda: signal.raise_signal(number)))
+    before = signal.getsignal(number)
     train(stopped)
-    assert signal.getsignal(signal.SIGTERM) is before
+    assert signal.getsignal(number) is before
     assert stopped.state.global_step == 3 and names(tmp_path / "stopped") == ["checkpoint-2", "checkpoint-3"]
     assert_complete(tmp_path / "stopped" / "checkpoint-3")
     checkpoint = tmp_path / "stopped" / "checkpoint-3"
-    message = [line for line in capsys.readouterr().out.splitlines() if "SIGTERM" in line]
-    assert len(message) == 1 and f"after step 3 of 6, saved as {checkpoint}. " in message[0]
+    message = [line for line in capsys.readouterr().out.splitlines() if "Stopped by" in line]
+    assert len(message) == 1 and f"Stopped by {number.name} after step 3 of 6, saved as {checkpoint}. " in message[0]
     assert "--resume_from_checkpoint true" in message[0]
     assert not (tmp_path / "stopped" / "gist_config.json").exists(), "the pair is not done"
     resumed = make_run("stopped")
     resumed.train(resume_from_checkpoint=True)
     assert_same_end(resumed, whole)
+
+
+def test_a_second_signal_ends_the_run_at_once(make_run, tmp_path):
+    def twice():
+        signal.raise_signal(signal.SIGUSR1)
+        signal.raise_signal(signal.SIGINT)
+        raise AssertionError("the second one was taken for the first")
+
+    with pytest.raises(KeyboardInterrupt):
+        train(make_run(at_step=(3, twice)))
+    assert names(tmp_path / "run") == ["checkpoint-2"]
+    assert signal.getsignal(signal.SIGUSR1) is signal.SIG_DFL
+    assert not (tmp_path / "run" / LOCK_FILE).exists()
+
+
+@pytest.mark.parametrize("after", [0.0, 9.0], ids=["handed-on", "meant"])
+def test_a_signal_that_a_launcher_hands_on_as_well_is_one_signal(make_run, tmp_path, monkeypatch, after):
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "1")
+    real = time.monotonic
+
+    def twice():
+        signal.raise_signal(signal.SIGINT)
+        monkeypatch.setattr(time, "monotonic", lambda: real() + after)
+        signal.raise_signal(signal.SIGINT)
+
+    if after:
+        with pytest.raises(KeyboardInterrupt):
+            train(make_run(at_step=(3, twice)))
+    else:
+        train(make_run(at_step=(3, twice)))
+    assert ("checkpoint-3" in names(tmp_path / "run")) == (not after)
+
+
+def test_a_script_that_listens_to_nothing_is_interrupted_when_it_is_saved(make_run, tmp_path):
+    whole = make_run("whole")
+    whole.train()
+    stopped = make_run("stopped", at_step=(3, lambda: signal.raise_signal(signal.SIGINT)))
+    with pytest.raises(KeyboardInterrupt):
+        stopped.train()
+    assert names(tmp_path / "stopped") == ["checkpoint-2", "checkpoint-3"]
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    resumed = make_run("stopped")
+    resumed.train(resume_from_checkpoint=True)
+    assert_same_end(resumed, whole)
+
+
+def test_a_scripts_own_handler_is_called_when_the_run_is_saved(make_run, tmp_path):
+    seen = []
+    signal.signal(signal.SIGUSR1, lambda number, frame: seen.append(names(tmp_path / "run")))
+    trainer = make_run(at_step=(1, lambda: signal.raise_signal(signal.SIGUSR1)))
+    trainer.train()
+    assert seen == [["checkpoint-1"]] and trainer.state.global_step == 1
+    assert not any(isinstance(each, SaveOnSignal) for each in trainer.callback_handler.callbacks)
+
+
+def test_without_checkpoints_a_script_is_interrupted_at_once(make_run, tmp_path):
+    trainer = make_run(at_step=(1, lambda: signal.raise_signal(signal.SIGINT)), save_strategy="no")
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train()
+    assert not names(tmp_path / "run")
+
+
+def test_a_signal_that_the_process_ignores_stays_ignored(make_run, tmp_path):
+    """As SIGHUP under `nohup`."""
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    train(make_run(at_step=(1, lambda: signal.raise_signal(signal.SIGHUP)), save_strategy="no"))
+    assert PairConfig.load(tmp_path / "run").step == 6
+    assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
 
 
 def test_a_signal_inside_a_rollout_waits_for_its_end(make_run, tmp_path):
@@ -147,7 +228,12 @@ def test_transformers_own_saving_in_the_middle_of_a_step_is_refused(make_args):
         make_args(enable_jit_checkpoint=True)
 
 
-def test_trl_gist_train_exits_with_0_on_sigterm_and_resumes(checkpoint, tmp_path, capsys):
+@pytest.mark.parametrize(
+    ("launch", "number"),
+    [([], signal.SIGTERM), (["--accelerate_config", "single"], signal.SIGINT)],
+    ids=["SIGTERM", "SIGINT to a launcher"],
+)
+def test_trl_gist_train_exits_with_0_on_a_signal_and_resumes(checkpoint, tmp_path, capsys, launch, number):
     (tmp_path / "documents.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in make_documents(8)))
     flags = {
         **{"model_name_or_path": checkpoint, "dataset_path": tmp_path / "documents.jsonl"},
@@ -158,7 +244,7 @@ def test_trl_gist_train_exits_with_0_on_sigterm_and_resumes(checkpoint, tmp_path
     }
     argv = ["train", *(str(part) for name, value in flags.items() for part in (f"--{name}", value))]
     process = subprocess.Popen(
-        [sys.executable, "-m", "trl_gist.cli", *argv, "--max_steps", "100000"],
+        [sys.executable, "-m", "trl_gist.cli", *argv, *launch, "--max_steps", "100000"],
         **{"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True},
         env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "HF_DATASETS_CACHE": str(tmp_path / "hf")},
     )
@@ -166,12 +252,12 @@ def test_trl_gist_train_exits_with_0_on_sigterm_and_resumes(checkpoint, tmp_path
     while not (metrics.exists() and metrics.read_text().count("\n") > 2):
         assert process.poll() is None, process.stderr.read()[-2000:]
         time.sleep(0.05)
-    process.send_signal(signal.SIGTERM)
+    process.send_signal(number)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 0, err[-2000:]
     (saved,) = names(tmp_path / "run")
     step = int(saved.removeprefix("checkpoint-"))
-    assert f"Stopped by SIGTERM after step {step} of 100000, saved as {tmp_path / 'run' / saved}." in out
+    assert f"Stopped by {number.name} after step {step} of 100000, saved as {tmp_path / 'run' / saved}." in out
     assert_complete(tmp_path / "run" / saved)
     assert main([*argv, "--max_steps", str(step + 2), "--resume_from_checkpoint", "true"]) == 0
     assert PairConfig.load(tmp_path / "run").step == step + 2
@@ -287,19 +373,25 @@ def test_a_pair_that_cannot_be_written_leaves_the_one_that_was_there(make_run, t
 # ---- What a killed run leaves ----
 
 
-def test_half_a_checkpoint_is_removed_and_said_so(make_run, tmp_path, caplog):
+# Where a run of today writes, and one of an earlier trl_gist
+each_staging = pytest.mark.parametrize("staging", ["_saving/0a1b2c3d", "_saving"])
+
+
+@each_staging
+def test_half_a_checkpoint_is_removed_and_said_so(make_run, tmp_path, caplog, staging):
     make_run(max_steps=2).train()
-    shutil.copytree(tmp_path / "run" / "checkpoint-2", tmp_path / "run" / "_saving" / "checkpoint-4")
-    (tmp_path / "run" / "_saving" / "checkpoint-4" / MANIFEST_FILE).unlink()
+    shutil.copytree(tmp_path / "run" / "checkpoint-2", tmp_path / "run" / staging / "checkpoint-4")
+    (tmp_path / "run" / staging / "checkpoint-4" / MANIFEST_FILE).unlink()
     make_run(max_steps=2).train(resume_from_checkpoint=True)
     assert names(tmp_path / "run") == ["checkpoint-2"]
-    assert f"Removed {tmp_path / 'run' / '_saving' / 'checkpoint-4'}, which a killed run had not" in caplog.text
+    assert f"Removed {tmp_path / 'run' / staging / 'checkpoint-4'}, which a killed run had not" in caplog.text
 
 
-def test_a_checkpoint_that_lacked_only_its_renaming_gets_it(make_run, tmp_path, caplog):
+@each_staging
+def test_a_checkpoint_that_lacked_only_its_renaming_gets_it(make_run, tmp_path, caplog, staging):
     make_run(max_steps=4).train()
-    (tmp_path / "run" / "_saving").mkdir()
-    (tmp_path / "run" / "checkpoint-4").rename(tmp_path / "run" / "_saving" / "checkpoint-4")
+    (tmp_path / "run" / staging).mkdir(parents=True)
+    (tmp_path / "run" / "checkpoint-4").rename(tmp_path / "run" / staging / "checkpoint-4")
     trainer = make_run(max_steps=4)
     trainer.train(resume_from_checkpoint=True)
     assert trainer.state.global_step == 4 and names(tmp_path / "run") == ["checkpoint-2", "checkpoint-4"]
@@ -363,7 +455,7 @@ def test_all_processes_stop_at_the_step_of_the_one_that_was_told_to(tmp_path):
         **{"capture_output": True, "text": True, "timeout": 200},
     )
     assert done.returncode == 0, done.stderr[-4000:]
-    assert done.stdout.count("Stopped by SIGTERM after step 1 of 6") == 1
+    assert done.stdout.count("Stopped by SIGUSR1 after step 1 of 6") == 1
     assert done.stdout.count("went on from step 1 to 6") == 2
     assert names(tmp_path / "run") == ["checkpoint-1", "checkpoint-6"]
     manifest = Manifest.load(tmp_path / "run" / "checkpoint-6")
@@ -390,7 +482,7 @@ def one_of_two(output_dir):
 
     trainer = make()
     if trainer.args.process_index == 1:
-        trainer.add_callback(AtStep(1, sigterm))
+        trainer.add_callback(AtStep(1, lambda: signal.raise_signal(signal.SIGUSR1)))
     end, trainer.end = trainer.end, lambda: None  # the processes go on to resume
     train(trainer)
     trainer.end = end

@@ -46,7 +46,10 @@ def main(argv: list[str] | None = None) -> int:
     """Runs the command line; returns the exit code, or raises `SystemExit` with it."""
     argv = sys.argv[1:] if argv is None else list(argv)
     if argv[:1] == ["train"]:
-        return train.run(argv[1:])  # its flags are those of three dataclasses, which import torch
+        try:
+            return train.run(argv[1:])  # its flags are those of three dataclasses, which import torch
+        except KeyboardInterrupt:
+            return 130
     parser = make_parser()
     args = parser.parse_args(argv)
     if args.command is None:

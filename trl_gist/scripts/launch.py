@@ -16,21 +16,25 @@
 
 import argparse
 import os
+import signal
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, fields
 from importlib.resources import files
 from pathlib import Path
 
+import psutil
 import torch
 import yaml
 from accelerate.commands.launch import launch_command, launch_command_parser
 from torch.distributed.elastic.multiprocessing import SignalException
 
 from ..models.deepspeed import build_cpu_operators
+from ..trainer.callbacks import SIGNALS, STOPPED_FILE, signals_named
 
 
 CONFIGS = Path(str(files("trl_gist") / "accelerate_configs"))
-STOPPED_FILE = "TRL_GIST_STOPPED_FILE"  # names, in the environment, the file by which a run says that it was saved
 
 
 @dataclass(frozen=True)
@@ -86,18 +90,50 @@ def launch(flags: LaunchArguments, argv: list[str]):
         places["num_processes"] = str(max(1, torch.accelerator.device_count()))
     if "DEEPSPEED" in str(yaml.safe_load(config.read_text(encoding="utf-8")).get("distributed_type")):
         build_cpu_operators()
-    # SIGTERM reaches the launcher, which hands it on: give the run the time to end its rollout and save
+    # A signal reaches the launcher, which hands it on: give the run the time to end its rollout and save
     os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "600")
     chosen = [part for name, value in places.items() for part in (f"--{name}", value)]
     launch_args = ["--config_file", str(config), *chosen, "--module", "trl_gist.cli", "train", *argv]
     args = launch_command_parser().parse_args(launch_args)
+    # torchrun's (2.13), and SIGUSR1; but not SIGHUP under `nohup`, which it would listen to and the ranks would not
+    handled = [*SIGNALS, *signals_named("SIGQUIT")]
+    handled = [each for each in handled if signal.getsignal(each) not in (signal.SIG_IGN, None)]
+    args.signals_to_handle = ",".join(each.name for each in handled)
     with tempfile.TemporaryDirectory() as directory:
         stopped = os.environ[STOPPED_FILE] = os.path.join(directory, "stopped")
         try:
-            launch_command(args)
+            with _handing_on(handled):
+                launch_command(args)
         except SignalException:
             if not os.path.exists(stopped):
                 raise
+
+
+@contextmanager
+def _handing_on(signals: list[signal.Signals]) -> Iterator[None]:
+    """Hands signals on to the children. torchrun sets its own; accelerate (1.15) has none where it launches a single
+    process, which would go on without its launcher."""
+    previous = {each: signal.getsignal(each) for each in signals}
+
+    def hand_on(number, frame):
+        children = psutil.Process().children()
+        for child in children:
+            with suppress(psutil.NoSuchProcess):
+                child.send_signal(number)
+        if not children:
+            give_back()
+            signal.raise_signal(number)
+
+    def give_back():
+        for each, handler in previous.items():
+            signal.signal(each, handler)
+
+    for each in signals:
+        signal.signal(each, hand_on)
+    try:
+        yield
+    finally:
+        give_back()
 
 
 def size_of_launch(flags: LaunchArguments) -> list[str]:

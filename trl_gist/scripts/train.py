@@ -27,11 +27,11 @@ from trl import ModelConfig, TrlParser, get_peft_config
 from .. import rewards
 from ..data.documents import load_documents
 from ..evaluation.compressors.registry import EXTRACTIVE_COMPRESSORS, extractive_compressors
-from ..trainer.callbacks import SaveOnSignal
+from ..trainer.callbacks import STOPPED_FILE, SaveOnSignal
+from ..trainer.checkpoints.run_lock import PATIENCE
 from ..trainer.config_checks import check_asks_no_teacher
 from ..trainer.gist_config import GistConfig
 from ..trainer.gist_trainer import GistTrainer
-from .launch import STOPPED_FILE
 
 
 REWARD_FUNCS = {
@@ -288,14 +288,14 @@ def load_reward_funcs(names: list[str] | None):
 
 def train(trainer: GistTrainer):
     """
-    Trains, saves the pair and, with `push_to_hub`, uploads it. A run that SIGTERM cuts short ends with a checkpoint
+    Trains, saves the pair and, with `push_to_hub`, uploads it. A run that a signal cuts short ends with a checkpoint
     instead; see [`SaveOnSignal`].
     """
     args = trainer.args
     resume = args.resume_from_checkpoint
     # A flag or a YAML value: true means the newest complete checkpoint in `output_dir`
     resume = {"true": True, "false": None}.get(str(resume).lower(), resume)
-    with SaveOnSignal() as save_on_signal:
+    with trainer.holding(PATIENCE if resume else 0.0), SaveOnSignal() as save_on_signal:
         trainer.add_callback(save_on_signal)
         trainer.train(resume_from_checkpoint=resume)
         stopped_at = save_on_signal.stopped_at
@@ -303,7 +303,7 @@ def train(trainer: GistTrainer):
             trainer.save_model(args.output_dir)
     if stopped_at is not None:
         trainer.accelerator.print(
-            f"⏸️ Stopped by SIGTERM after step {stopped_at} of {trainer.state.max_steps}, saved as "
+            f"⏸️ Stopped by {save_on_signal.stopped_by.name} after step {stopped_at} of {trainer.state.max_steps}, saved as "
             f"{Path(args.output_dir, f'{PREFIX_CHECKPOINT_DIR}-{stopped_at}')}. To go on, run the same command with "
             "--resume_from_checkpoint true."
         )

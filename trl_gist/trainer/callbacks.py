@@ -14,11 +14,13 @@
 
 """Callbacks that a script adds: a checkpoint on a signal, and progress with the figures of a gist."""
 
+import os
 import signal
+import time
 
 import torch
 from accelerate import PartialState
-from accelerate.utils import reduce
+from accelerate.utils import gather
 from transformers import ProgressCallback, TrainerCallback
 
 
@@ -36,12 +38,26 @@ class GistProgressCallback(ProgressCallback):
             )
 
 
+def signals_named(*names: str) -> tuple[signal.Signals, ...]:
+    """Those of them that this system has: Windows has neither SIGHUP nor SIGUSR1."""
+    return tuple(each for each in signal.Signals if each.name in names)
+
+
+# What schedulers send before they kill, and a terminal at Ctrl-C and when it is closed
+SIGNALS = signals_named("SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1")
+STOPPED_FILE = "TRL_GIST_STOPPED_FILE"  # names, in the environment, the file by which a run says that it was saved
+# Seconds in which a launched process gets one signal twice: from its scheduler and from the launcher that hands it on
+_ONE_EVENT = 2.0
+
+
 class SaveOnSignal(TrainerCallback):
     """
-    Ends a run with a checkpoint when the machine is about to be taken away: at the end of the rollout in which a
-    signal arrives, on all processes alike.
+    Ends a run with a checkpoint when it is interrupted or the machine is about to be taken away: at the end of the
+    rollout in which a signal arrives, on all processes alike. A second signal does what it would have done without: it
+    ends the process at once.
 
-    It listens inside its `with` block; then whoever listened before does again.
+    It listens inside its `with` block; then whoever listened before does again. A signal that the process ignores, as
+    SIGHUP under `nohup`, it leaves ignored.
 
     Example:
 
@@ -54,21 +70,28 @@ class SaveOnSignal(TrainerCallback):
     ```
 
     Args:
-        signals (`tuple[signal.Signals, ...]`, *optional*, defaults to `(signal.SIGTERM,)`):
-            What schedulers send before they kill. Each process has to get it, or one of them.
+        signals (`tuple[signal.Signals, ...]`, *optional*, defaults to SIGTERM, SIGINT, SIGHUP and SIGUSR1):
+            Each process has to get it, or one of them.
 
     Attributes:
         stopped_at (`int` or `None`):
             The step of the checkpoint with which it ended a run. `None` if the run came to its own end.
+        stopped_by (`signal.Signals` or `None`):
+            The signal that did.
     """
 
-    def __init__(self, signals: tuple[signal.Signals, ...] = (signal.SIGTERM,)):
+    def __init__(self, signals: tuple[signal.Signals, ...] = SIGNALS):
         self.signals = signals
-        self.received = False
-        self.stopped_at = None
+        self.received = self.stopped_at = self.stopped_by = None
 
     def __enter__(self):
-        self._previous = {each: signal.signal(each, self._note) for each in self.signals}
+        self.received = self.stopped_at = self.stopped_by = None
+        self._process = os.getpid()
+        before = {each: signal.getsignal(each) for each in self.signals}
+        # `None` is a handler that Python could not put back
+        self._previous = {each: handler for each, handler in before.items() if handler not in (signal.SIG_IGN, None)}
+        for each in self._previous:
+            signal.signal(each, self._note)
         return self
 
     def __exit__(self, *error):
@@ -76,13 +99,26 @@ class SaveOnSignal(TrainerCallback):
             signal.signal(each, handler)
 
     def _note(self, number, frame):
-        self.received = True
+        launched = "TORCHELASTIC_RUN_ID" in os.environ or STOPPED_FILE in os.environ
+        if self.received is None:
+            self.received, self._received_at = signal.Signals(number), time.monotonic()
+            if not launched:
+                self.__exit__()  # so that the second one is felt even where Python is not listening
+            # Of several processes one says so, and no worker that loads data
+            if os.environ.get("LOCAL_RANK", "0") == "0" and os.getpid() == self._process:
+                # `print` and loggers may be in the middle of a line that this interrupts
+                said = "it is saved when this rollout is done, then it ends. A second signal ends it at once."
+                os.write(2, f"\n{self.received.name} to the run: {said}\n".encode())
+        elif time.monotonic() - self._received_at > _ONE_EVENT:
+            self.__exit__()
+            signal.raise_signal(number)
 
     def on_step_end(self, args, state, control, **kwargs):
         # Inside a rollout there is no checkpoint, and a run at its end is saved as such
         if state.global_step % args.steps_per_rollout != 0 or state.global_step >= state.max_steps:
             return
-        received = torch.tensor(float(self.received), device=PartialState().device)
-        if reduce(received, reduction="sum").item() > 0:
-            self.stopped_at = state.global_step
+        received = torch.tensor([int(self.received or 0)], device=PartialState().device)
+        number = gather(received).max().item()
+        if number > 0:
+            self.stopped_at, self.stopped_by = state.global_step, signal.Signals(number)
             control.should_log = control.should_save = control.should_training_stop = True

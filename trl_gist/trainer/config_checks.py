@@ -236,7 +236,7 @@ def check_inherited(args):
     if args.enable_jit_checkpoint:
         raise ValueError(
             "`enable_jit_checkpoint` saves in the middle of a step, when the generator is a step ahead of the "
-            "summarizer. Leave it out: `trl-gist train` saves on SIGTERM by itself, and a script does with "
+            "summarizer. Leave it out: `trl-gist train` saves on a signal by itself, and a script does with "
             "`trl_gist.SaveOnSignal`."
         )
 

@@ -18,9 +18,12 @@ collaborator beside it.
 """
 
 import os
+import secrets
+import signal
+import threading
 from collections import defaultdict
 from concurrent.futures import Future
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 
 import torch
@@ -64,10 +67,12 @@ from ..rewards import length_penalty
 from . import held_out
 from .advantages import best_of_group, group_signal
 from .alarms import Alarms, StopOnAlarm
+from .callbacks import SaveOnSignal
 from .checkpoints.manifest import Manifest
 from .checkpoints.pair_state import load_state, pair_config, save_pair, save_state
 from .checkpoints.resharding import load_universal, remove_universal
 from .checkpoints.run_directory import RunDirectory
+from .checkpoints.run_lock import PATIENCE, held
 from .checkpoints.staging import recover, replace_files, rotate, written_beside
 from .cold_start import first_steps_times
 from .config_checks import check_best_kind_of, check_end_of_run, show_whole_context
@@ -84,6 +89,7 @@ from .generator_trainer import GeneratorSchedule, GeneratorTrainer, read_adapter
 from .gist_config import GistConfig
 from .hub import PairHub
 from .length_penalty import LengthPenalty, exchange_rate
+from .recipe import run_recipe
 from .rollout import GistRollout
 from .run_log import RunLog
 from .vllm import prepare_vllm, sample_with_vllm
@@ -216,8 +222,9 @@ class GistTrainer(GRPOTrainer):
         train_dataset, eval_dataset = self._cut_windows(train_dataset, eval_dataset, processing_class, args, roles)
 
         self.hub = PairHub(self, args, self._tag_names)
-        self._stands_on = self._sampled_digests = None  # what manifests say of the run, once it trains
+        self._stands_on = self._sampled_digests = self.run_directory = None  # what manifests say, once it trains
         self._staging_dir = None  # while a checkpoint is written
+        self._unsaved = ExitStack()  # holds `output_dir` while what was trained is in no file
         self._held = frozenset()  # what the trainer was asked to do inside a rollout and does at its end
         # TRL needs the former for a reference alone, and would warn of them else: S is loaded
         loads_reference = args.beta != 0 and not lora and isinstance(model, str)
@@ -234,6 +241,7 @@ class GistTrainer(GRPOTrainer):
                 optimizers=optimizers,
                 peft_config=peft_config,
             )
+        self._run_id = broadcast_object_list([secrets.token_hex(4)])[0]
         self._prepare_policy(roles, as_given=not isinstance(model, str))
         # After S's adapter is drawn, so that a run with S alone draws the same one
         generator = draw_generator(self.model, roles, generator_peft_config, teacher_digest)
@@ -673,12 +681,48 @@ class GistTrainer(GRPOTrainer):
         """
         As [`~transformers.Trainer.train`], but `resume_from_checkpoint=True` takes the newest *complete* checkpoint.
 
+        Ctrl-C, and the signals that [`SaveOnSignal`] listens to, take effect when the rollout is done and saved, unless
+        `save_strategy="no"`; a second one does at once. With a [`SaveOnSignal`] among the callbacks `train` returns
+        then, as that says.
+
         Raises:
             ValueError: if the checkpoint, or each in `output_dir`, is damaged or of another run, saying what is wrong
-                with it; or if a new run's `output_dir` holds another run.
+                with it; if it was trained on other windows, prompts or targets; if a new run's `output_dir` holds another
+                run; or if another run is using `output_dir`, with its process and host.
         """
+        own = None
+        listening = any(isinstance(each, SaveOnSignal) for each in self.callback_handler.callbacks)
+        saves = self.args.save_strategy != SaveStrategy.NO
+        if not listening and saves and threading.current_thread() is threading.main_thread():
+            own = SaveOnSignal()
+        with ExitStack() as stack:
+            stack.enter_context(self.holding(PATIENCE if resume_from_checkpoint else 0.0))
+            self._unsaved.close()
+            if own is not None:
+                self.add_callback(own)
+                stack.callback(self.remove_callback, own)
+                stack.enter_context(own)
+            output = self._train(resume_from_checkpoint, **kwargs)
+            last = Path(self._get_output_dir(None), f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}")
+            if not broadcast_object_list([last.is_dir()])[0]:  # the main process's is where checkpoints are
+                self._unsaved.enter_context(self.holding())
+        if own is not None and own.stopped_by is not None:
+            logger.warning(
+                f"{own.stopped_by.name}: stopped after step {self.state.global_step} of {self.state.max_steps}, which is "
+                f"saved in {self.args.output_dir}. `resume_from_checkpoint=True` goes on from there."
+            )
+            signal.raise_signal(own.stopped_by)
+        return output
+
+    def holding(self, patience: float = 0.0) -> AbstractContextManager[None]:
+        """Holds `output_dir` against other runs, for as long as its block lasts; see [`~run_lock.held`]. All processes
+        enter it."""
+        return held(self.args.output_dir, self.is_world_process_zero(), patience)
+
+    def _train(self, resume_from_checkpoint, **kwargs):
         if self.is_world_process_zero():
             recover(self.args.output_dir)
+            self.hub.clear()
         self.accelerator.wait_for_everyone()
         roles = {"summarizer": self.model, "generator": self.generator, "teacher": self.teacher}
         if self._stands_on is None:  # while the weights are as they were loaded: no engine has sharded them yet
@@ -693,7 +737,7 @@ class GistTrainer(GRPOTrainer):
             self._sampled_digests = sampled_digests(roles)
         self.run_directory = RunDirectory(
             self.args.output_dir,
-            self._stands_on,
+            {**self._stands_on, "recipe": run_recipe(self.args)},
             self.args.steps_per_rollout,
             {"summarizer": self.model, "generator": self.generator},
             self._sampled_digests,
@@ -833,14 +877,16 @@ class GistTrainer(GRPOTrainer):
             self._push_from_checkpoint(final)
         if self.args.should_save:
             best = self.state.best_model_checkpoint
-            rotate(run_dir, self.args.save_total_limit, {Path(final)} | ({Path(best)} if best else set()))
+            kept = {Path(final)} | ({Path(best)} if best else set())
+            rotate(run_dir, self.args.save_total_limit, kept, self._run_id)
 
     def _get_output_dir(self, trial):
         # `Trainer._save_checkpoint` (5.23) makes its folder in here
         return self._staging_dir or super()._get_output_dir(trial)
 
     def _written_beside(self, directory, what):
-        return written_beside(directory, what, self.args.should_save, self.accelerator.wait_for_everyone)
+        wait = self.accelerator.wait_for_everyone
+        return written_beside(directory, what, self._run_id, self.args.should_save, wait)
 
     def _save_optimizer_and_scheduler(self, output_dir: str):
         super()._save_optimizer_and_scheduler(output_dir)
@@ -892,12 +938,16 @@ class GistTrainer(GRPOTrainer):
         if self._staging_dir is not None:  # a checkpoint is itself written beside its place
             self._save_pair(output_dir)
         else:
-            with self._written_beside(output_dir, "The pair") as staging:
-                staged = staging / Path(output_dir).resolve().name
-                self._save_pair(str(staged))
-                self.accelerator.wait_for_everyone()
+            with held(output_dir, self.is_world_process_zero()):
                 if self.args.should_save:
-                    replace_files(staged, Path(output_dir), last=PAIR_CONFIG_NAME)
+                    recover(output_dir)
+                with self._written_beside(output_dir, "The pair") as staging:
+                    staged = staging / Path(output_dir).resolve().name
+                    self._save_pair(str(staged))
+                    self.accelerator.wait_for_everyone()
+                    if self.args.should_save:
+                        replace_files(staged, Path(output_dir), last=PAIR_CONFIG_NAME)
+            self._unsaved.close()
         # As in `Trainer.save_model`, but once both halves are there
         if self.args.push_to_hub and not _internal_call:
             self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
@@ -907,7 +957,9 @@ class GistTrainer(GRPOTrainer):
         if self.args.should_save:
             # A pickle; gist_config.json holds the recipe
             Path(directory, TRAINING_ARGS_NAME).unlink(missing_ok=True)
-        pair = pair_config(self.args, self.base_models, self.last_measures, self.last_gists, self.state.global_step)
+        changes = self.run_directory.recipe_changes if self.run_directory is not None else []
+        step = self.state.global_step
+        pair = pair_config(self.args, self.base_models, self.last_measures, self.last_gists, step, changes)
         save_pair(directory, pair, self.generator_trainer, self.processing_class, self._tag_names)
 
     def create_model_card(self, *args, **kwargs):

@@ -73,11 +73,18 @@ class PairHub:
         self.tags = tags
         self.url = None
 
+    def clear(self):
+        """Removes what a killed run did not come to push. The folder must be held, or it may be another run's push."""
+        push = getattr(
+            self.trainer, "push_in_progress", None
+        )  # which `Trainer` (5.23) sets when it makes a repository
+        if push is None or push.is_done():
+            shutil.rmtree(Path(self.args.output_dir, PUSHING_DIR), ignore_errors=True)
+
     def prepare(self, token: str | None = None):
-        """Removes what a killed run did not come to push, and makes the branch: now, and not after hours of training."""
+        """Makes the branch: now, and not after hours of training."""
         if not self.trainer.is_world_process_zero():
             return
-        shutil.rmtree(Path(self.args.output_dir, PUSHING_DIR), ignore_errors=True)
         if self.args.hub_revision is not None:
             token = token if token is not None else self.args.hub_token
             repo = self.trainer.hub_model_id

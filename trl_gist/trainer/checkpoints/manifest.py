@@ -52,6 +52,10 @@ class Manifest:
             means nothing on others.
         vocabulary (`dict`):
             [`vocabulary_of`] the tokenizer.
+        recipe (`dict`, *optional*):
+            [`run_recipe`] of the run. `None` of checkpoints from before manifests said it.
+        recipe_changes (`list[dict]`, *optional*):
+            Of each resume with other rates the `step` and, by name, the value before and the one from there on.
         files (`dict[str, dict]`):
             Path inside the checkpoint → `{"size": bytes, "sha256": hex digest}`.
         saved_at (`float`):
@@ -66,6 +70,8 @@ class Manifest:
     base_models: dict[str, str]
     frozen_weights: dict[str, str]
     vocabulary: dict
+    recipe: dict | None = None
+    recipe_changes: list[dict] = field(default_factory=list)
     files: dict[str, dict] = field(default_factory=dict)
     saved_at: float = field(default_factory=time.time)
     version: str = __version__
@@ -102,7 +108,9 @@ class Manifest:
                 f"{path} has format {format}, written by trl_gist {values.get('version')}; this trl_gist "
                 f"({__version__}) reads format {MANIFEST_FORMAT}. Go on with {age} version."
             )
-        if digest != json_digest(values) or values.keys() != {each.name for each in fields(cls)}:
+        names = {each.name for each in fields(cls)}
+        whole = names - {"recipe", "recipe_changes"} <= values.keys() <= names
+        if digest != json_digest(values) or not whole:
             raise ValueError(f"{path} is damaged: it is not what was written.")
         return cls(**values)
 

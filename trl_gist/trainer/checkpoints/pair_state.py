@@ -49,9 +49,17 @@ def recipe_of(args: GistConfig) -> dict:
 
 
 def pair_config(
-    args: GistConfig, base_models: dict[str, str], measures: dict[str, float], gists: list[dict[str, str]], step: int
+    args: GistConfig,
+    base_models: dict[str, str],
+    measures: dict[str, float],
+    gists: list[dict[str, str]],
+    step: int,
+    recipe_changes: list[dict],
 ) -> PairConfig:
     """What `gist_config.json` says: how the pair is prompted, and where it comes from."""
+    recipe = recipe_of(args)
+    if recipe_changes:
+        recipe["changed_on_resume"] = recipe_changes
     return PairConfig(
         context_length=args.context_length,
         target_length=args.target_length,
@@ -62,7 +70,7 @@ def pair_config(
         summarizer_prompt=args.summarizer_prompt,
         chat_template_kwargs=args.chat_template_kwargs or {},
         base_models=base_models,
-        recipe=recipe_of(args),
+        recipe=recipe,
         measures=measures,
         gists=gists,
         step=step,

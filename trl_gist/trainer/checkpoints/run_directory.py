@@ -28,6 +28,7 @@ from ...models.deepspeed import whole_shape
 from ...pair import GENERATOR_DIR, PAIR_CONFIG_NAME
 from ..alarms import ALARMS_FILE
 from ..generator_trainer import OPTIMIZER_FILE, SCHEDULER_FILE, read_adapter
+from ..recipe import check_recipe
 from .manifest import Manifest
 from .pair_state import LENGTH_PENALTY_FILE, REFERENCE_FILE
 from .resharding import universal_checkpoint
@@ -45,8 +46,8 @@ class RunDirectory:
         path (`str` or `Path`):
             The `output_dir`.
         stands_on (`dict`):
-            What manifests say of the run: `world_size`, `engine`, `base_models`, `frozen_weights` and `vocabulary`, as
-            attributes of [`Manifest`].
+            What manifests say of the run: `world_size`, `engine`, `base_models`, `frozen_weights`, `vocabulary` and
+            `recipe`, as attributes of [`Manifest`].
         steps_per_rollout (`int`):
             Optimizer steps; a checkpoint falls between two rollouts.
         models (`dict[str, PreTrainedModel]`):
@@ -55,6 +56,10 @@ class RunDirectory:
             Of the roles, as in manifests from before digests of whole weights; to go on from one.
         follows_reference (`bool`, *optional*, defaults to `False`):
             Whether a checkpoint holds the reference.
+
+    Attributes:
+        recipe_changes (`list[dict]`):
+            As of [`Manifest`], of the run up to now.
     """
 
     def __init__(
@@ -72,6 +77,7 @@ class RunDirectory:
         self.models = models
         self.sampled_digests = sampled_digests
         self.follows_reference = follows_reference
+        self.recipe_changes = []
 
     def check_unused(self):
         """Raises `ValueError` if the folder holds another run, or the pair that one saved."""
@@ -88,7 +94,7 @@ class RunDirectory:
 
     def complete(self, staged: Path, final: Path, step: int):
         """Makes a checkpoint of what all ranks have written in a folder beside its place, and puts it there."""
-        Manifest(step=step, **self.stands_on).complete(staged)
+        Manifest(step=step, recipe_changes=self.recipe_changes, **self.stands_on).complete(staged)
         publish(staged, final)
 
     def to_resume(self, checkpoint: str | Path | bool) -> tuple[str, bool]:
@@ -100,13 +106,19 @@ class RunDirectory:
                 `True` stands for the newest complete one.
 
         Raises:
-            ValueError: if it, or each in the folder, is damaged or of another run, saying what is wrong with it.
+            ValueError: if it, or each in the folder, is damaged or of another run, saying what is wrong with it; or if it
+                was trained on other windows, prompts or targets.
         """
         if checkpoint is True:
             checkpoint, manifest = self.newest_complete()
         else:
             checkpoint = Path(checkpoint)
             manifest = self.verify(checkpoint)
+        self.recipe_changes = list(manifest.recipe_changes)
+        if self.stands_on.get("recipe") is not None:
+            changes = check_recipe(checkpoint, manifest.recipe, self.stands_on["recipe"])
+            if changes:
+                self.recipe_changes.append({"step": manifest.step, **changes})
         universal = manifest.engine != "accelerate" and manifest.world_size != self.stands_on["world_size"]
         if universal:
             checkpoint = universal_checkpoint(checkpoint, self.path)

@@ -18,7 +18,7 @@ import logging
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoint
@@ -38,7 +38,7 @@ SAVING_DIR, PUSHING_DIR = "_saving", "_hub"
 
 
 @contextmanager
-def written_beside(directory: str | os.PathLike, what: str, main: bool, wait) -> Iterator[Path]:
+def written_beside(directory: str | os.PathLike, what: str, run_id: str, main: bool, wait) -> Iterator[Path]:
     """
     Yields an empty folder inside `directory` to write in; the caller moves what it wrote out of it.
 
@@ -47,6 +47,8 @@ def written_beside(directory: str | os.PathLike, what: str, main: bool, wait) ->
             Made if there is none.
         what (`str`):
             What is written, for the error.
+        run_id (`str`):
+            Names the folder: where a lock does not hold, as on some shared folders, no other run writes into it.
         main (`bool`):
             Whether this process makes and removes the folder, which all of them write in.
         wait (`Callable[[], None]`):
@@ -55,16 +57,16 @@ def written_beside(directory: str | os.PathLike, what: str, main: bool, wait) ->
     Raises:
         OSError: if it could not be written, as on a full disk. The folder is gone then, with all that was in it.
     """
-    staging = Path(directory, SAVING_DIR)
+    staging = Path(directory, SAVING_DIR, run_id)
     if main:
-        recover(directory)
+        shutil.rmtree(staging, ignore_errors=True)
         staging.mkdir(parents=True)
     wait()
     try:
         yield staging
     except Exception as error:  # torch, safetensors and tokenizers each have their own for a full disk
         free = shutil.disk_usage(directory).free
-        shutil.rmtree(staging, ignore_errors=True)
+        _remove(staging)
         last = get_last_checkpoint(directory)
         kept = (
             "There was no checkpoint before it" if last is None else f"{Path(last).name} and those before it are whole"
@@ -76,7 +78,7 @@ def written_beside(directory: str | os.PathLike, what: str, main: bool, wait) ->
         ) from error
     wait()
     if main:
-        shutil.rmtree(staging, ignore_errors=True)
+        _remove(staging)
 
 
 def publish(staged: Path, final: Path):
@@ -100,7 +102,8 @@ def recover(directory: str | os.PathLike):
     staging = Path(directory, SAVING_DIR)
     if not staging.is_dir():
         return
-    for staged in staging.glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
+    # An earlier trl_gist wrote right there, and not in a folder of the run
+    for staged in (*staging.glob(f"{PREFIX_CHECKPOINT_DIR}-*"), *staging.glob(f"*/{PREFIX_CHECKPOINT_DIR}-*")):
         if (staged / MANIFEST_FILE).is_file():
             publish(staged, Path(directory, staged.name))
             logger.warning(f"{staged.name} was complete when its run was killed: it is now in {directory}.")
@@ -119,9 +122,10 @@ def newest_first(directory: str | os.PathLike) -> list[Path]:
     return sorted(checkpoints, key=_saved_at, reverse=True)
 
 
-def rotate(directory: str | os.PathLike, limit: int | None, kept: set[Path]):
+def rotate(directory: str | os.PathLike, limit: int | None, kept: set[Path], run_id: str):
     """
-    Removes all but `limit` checkpoints: those that are none first, then the oldest, never one of `kept`.
+    Removes all but `limit` checkpoints: those that are none first, then the oldest, never one of `kept`. What goes is
+    first moved to where the run writes.
 
     [`~transformers.trainer_utils.rotate_checkpoints`] (transformers 5.23) sorts by step where folders are less than a
     second apart, and then takes a damaged checkpoint of a later step for the one to keep.
@@ -132,16 +136,22 @@ def rotate(directory: str | os.PathLike, limit: int | None, kept: set[Path]):
     kept = {path.resolve() for path in kept}  # the best one's path is as the run that saved it wrote `output_dir`
     removable = [path for path in checkpoints if path.resolve() not in kept]
     removable.sort(key=lambda path: _saved_at(path, otherwise=0.0))
-    staging = Path(directory, SAVING_DIR)
+    staging = Path(directory, SAVING_DIR, run_id)
     for path in removable[: len(checkpoints) - max(limit, len(kept))]:
         # A kill in the middle must not leave half of it under its name
-        staging.mkdir(exist_ok=True)
+        staging.mkdir(parents=True, exist_ok=True)
         removed = path.rename(staging / f"removed-{path.name}")
         shutil.rmtree(removed, ignore_errors=True)
-    shutil.rmtree(staging, ignore_errors=True)
+    _remove(staging)
 
 
 # ---- Files ----
+
+
+def _remove(staging):
+    shutil.rmtree(staging, ignore_errors=True)
+    with suppress(OSError):  # another run's is in it, or it is gone
+        staging.parent.rmdir()
 
 
 def _saved_at(checkpoint, otherwise=float("inf")):
