@@ -15,6 +15,7 @@
 """What a saved pair holds beside the summarizer, and what a checkpoint holds beside the pair and both optimizers."""
 
 import json
+import os
 from enum import Enum
 from pathlib import Path
 
@@ -22,6 +23,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ...pair import GENERATOR_DIR, PairConfig
+from ...prompts import GistPrompts
 from ...version import __version__
 from ..alarms import Alarms
 from ..generator_trainer import GeneratorTrainer
@@ -49,7 +51,12 @@ def recipe_of(args: GistConfig) -> dict:
 
 
 def pair_config(
-    args: GistConfig, base_models: dict[str, str], measures: dict[str, float], gists: list[dict[str, str]], step: int
+    args: GistConfig,
+    base_models: dict[str, str],
+    measures: dict[str, float],
+    gists: list[dict[str, str]],
+    step: int,
+    rendered_prompt: dict | None = None,
 ) -> PairConfig:
     """What `gist_config.json` says: how the pair is prompted, and where it comes from."""
     return PairConfig(
@@ -61,6 +68,7 @@ def pair_config(
         generator_prompt=args.generator_prompt,
         summarizer_prompt=args.summarizer_prompt,
         chat_template_kwargs=args.chat_template_kwargs or {},
+        rendered_prompt=rendered_prompt or {},
         base_models=base_models,
         recipe=recipe_of(args),
         measures=measures,
@@ -68,6 +76,14 @@ def pair_config(
         step=step,
         version=__version__,
     )
+
+
+def prompts_of_run(prompts: GistPrompts, args: GistConfig, checkpoint: str | os.PathLike) -> GistPrompts:
+    """The prompts that a run goes on with: rendered as when it began, if it is asked for the same ones."""
+    pair = PairConfig.load(checkpoint)
+    asked = (args.summarizer_prompt, args.chat_template_kwargs or {})
+    same = asked == (pair.summarizer_prompt, pair.chat_template_kwargs)
+    return prompts.as_rendered(pair.rendered_prompt) if same and pair.rendered_prompt else prompts
 
 
 def save_pair(
