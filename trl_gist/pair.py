@@ -43,8 +43,9 @@ class PairConfig:
             What the tokenizer's chat template is given beside the summarizer's prompt, and beside the messages of a chat.
             Written only if there is any.
         rendered_prompt (`dict`):
-            The summarizer's prompt in that template, as it was when training started: see [`GistPrompts.rendered`]. Pairs
-            of before there was this have none, and are rendered when they are loaded.
+            The summarizer's prompt in that template, as it was when training started: see [`GistPrompts.rendered`], and
+            `of`, the prompt and the `chat_template_kwargs` that it is of. A pair without it, as those of before there
+            was this, or with another prompt, is rendered when it is loaded.
         base_models (`dict[str, str]`):
             Checkpoints that `summarizer`, `generator` and `teacher` started from.
         recipe (`dict`):
@@ -74,6 +75,12 @@ class PairConfig:
     generator_prompt: str = ORIGINAL_GENERATOR_PROMPT
     chat_template_kwargs: dict = dataclasses.field(default_factory=dict)
     rendered_prompt: dict = dataclasses.field(default_factory=dict)
+
+    @property
+    def rendered(self) -> dict:
+        """`rendered_prompt`, if it is of this prompt; else nothing."""
+        of = [self.summarizer_prompt, self.chat_template_kwargs]
+        return self.rendered_prompt if self.rendered_prompt.get("of") == of else {}
 
     def save(self, directory: str | os.PathLike):
         path = Path(directory, PAIR_CONFIG_NAME)

@@ -14,6 +14,7 @@
 
 """Prompts are assembled from token ids; text is never re-tokenised across a seam."""
 
+import dataclasses
 import json
 from itertools import permutations
 from pathlib import Path
@@ -309,4 +310,9 @@ def test_a_pair_of_before_prompts_were_kept_is_rendered_when_it_is_loaded(tokeni
     pair = PairConfig.load(tmp_path)
     assert pair.rendered_prompt == {}
     expected = GistPrompts.from_tokenizer(tokenizer, TEMPLATE).summarizer([40])
-    assert GistPrompts.from_tokenizer(tokenizer, TEMPLATE, rendered=pair.rendered_prompt).summarizer([40]) == expected
+    assert GistPrompts.from_tokenizer(tokenizer, TEMPLATE, rendered=pair.rendered).summarizer([40]) == expected
+    rendered = GistPrompts.from_tokenizer(tokenizer, "Other: {context}").rendered
+    pair = make_pair(summarizer_prompt=TEMPLATE, rendered_prompt=rendered | {"of": [TEMPLATE, {}]})
+    assert pair.rendered["parts"][1] == "context"
+    # Of a prompt that is no longer the pair's, as where somebody has written another one into the file
+    assert dataclasses.replace(pair, summarizer_prompt="{context} Gist:").rendered == {}

@@ -181,7 +181,7 @@ def with_template(compactor, template):
 
 def test_a_chat_with_calls_is_answered_in_the_form_that_the_template_shows(compactor):
     other = with_template(compactor, f"{SAID}{ITEMS}{{% endfor %}}{RESULTS}{{% endfor %}}assistant:")
-    text = "system: Name no years.\nuser: Where?\nassistant: \nwhat=pump In Soho.\nassistant:"
+    text = "system: Name no years.\nuser: Where?\nassistant: \nfind what=pump In Soho.\nassistant:"
     ids = other.tokenizer(text, add_special_tokens=False)["input_ids"]
     (written,), _ = other.generate("generator", [ids], max_new_tokens=6)
     with running(other) as url, client_of(url) as client:

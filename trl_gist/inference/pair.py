@@ -70,7 +70,7 @@ class LoadedPair:
             pair.tail_length,
             pair.generator_prompt,
             pair.chat_template_kwargs,
-            pair.rendered_prompt,
+            pair.rendered,
         )
         # One model call at a time. Reentrant, because a streamer may use another session from within one
         self.lock = threading.RLock()

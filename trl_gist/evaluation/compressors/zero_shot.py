@@ -46,7 +46,7 @@ class ZeroShot:
     batch_size: int = 8
 
     def __post_init__(self):
-        pair = dataclasses.replace(self.compactor.pair, summarizer_prompt=self.prompt, rendered_prompt={})
+        pair = dataclasses.replace(self.compactor.pair, summarizer_prompt=self.prompt)
         base = load_teacher(self.compactor, pair.base_models["summarizer"])
         self._asked = GistCompactor(base, base, self.compactor.tokenizer, pair)
 

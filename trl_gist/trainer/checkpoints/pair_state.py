@@ -56,7 +56,7 @@ def pair_config(
     measures: dict[str, float],
     gists: list[dict[str, str]],
     step: int,
-    rendered_prompt: dict | None = None,
+    rendered_prompt: dict,
 ) -> PairConfig:
     """What `gist_config.json` says: how the pair is prompted, and where it comes from."""
     return PairConfig(
@@ -68,7 +68,7 @@ def pair_config(
         generator_prompt=args.generator_prompt,
         summarizer_prompt=args.summarizer_prompt,
         chat_template_kwargs=args.chat_template_kwargs or {},
-        rendered_prompt=rendered_prompt or {},
+        rendered_prompt=rendered_prompt | {"of": _prompt_of(args)},
         base_models=base_models,
         recipe=recipe_of(args),
         measures=measures,
@@ -80,10 +80,8 @@ def pair_config(
 
 def prompts_of_run(prompts: GistPrompts, args: GistConfig, checkpoint: str | os.PathLike) -> GistPrompts:
     """The prompts that a run goes on with: rendered as when it began, if it is asked for the same ones."""
-    pair = PairConfig.load(checkpoint)
-    asked = (args.summarizer_prompt, args.chat_template_kwargs or {})
-    same = asked == (pair.summarizer_prompt, pair.chat_template_kwargs)
-    return prompts.as_rendered(pair.rendered_prompt) if same and pair.rendered_prompt else prompts
+    rendered = PairConfig.load(checkpoint).rendered
+    return prompts.as_rendered(rendered) if rendered.get("of") == _prompt_of(args) else prompts
 
 
 def save_pair(
@@ -125,6 +123,10 @@ def load_state(
     if followed_reference is not None:
         state = torch.load(Path(directory, REFERENCE_FILE), map_location="cpu", weights_only=True)
         followed_reference.load_state_dict(state)
+
+
+def _prompt_of(args):
+    return [args.summarizer_prompt, args.chat_template_kwargs or {}]
 
 
 def _plain(value):
