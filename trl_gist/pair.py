@@ -40,12 +40,12 @@ class PairConfig:
         summarizer_prompt, generator_prompt (`str`):
             See [`GistConfig`].
         chat_template_kwargs (`dict`):
-            What the tokenizer's chat template is given beside the summarizer's prompt, and beside the messages of a chat.
+            What the tokenizer's chat template is given beside the summarizer's prompt, and beside a chat's messages.
             Written only if there is any.
         rendered_prompt (`dict`):
-            The summarizer's prompt in that template, as it was when training started: see [`GistPrompts.rendered`], and
-            `of`, the prompt and the `chat_template_kwargs` that it is of. A pair without it, as those of before there
-            was this, or with another prompt, is rendered when it is loaded.
+            The summarizer's prompt in that template, as it was when training started: see [`GistPrompts.rendered`],
+            and `of`, the prompt and the `chat_template_kwargs` that it is of. The prompt of a pair without it, as those
+            of before there was this, or with another prompt, is rendered when it is loaded.
         base_models (`dict[str, str]`):
             Checkpoints that `summarizer`, `generator` and `teacher` started from.
         recipe (`dict`):

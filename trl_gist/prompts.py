@@ -128,8 +128,8 @@ class GistPrompts:
     def rendered(self) -> dict:
         """
         The summarizer's prompt as its template has rendered it, for JSON: `parts`, texts and between them the names of
-        what goes there, and whether the tokenizer's `bos` comes before them. A template may be another tomorrow, or name
-        the day: what S was trained with is what it is asked with.
+        what goes there, and whether the tokenizer's `bos` comes before them. A template may be another tomorrow, or
+        name the day: what S was trained with is what it is asked with.
         """
         names = {mark: name for name, mark in PLACEHOLDERS.items()}
         parts = re.split(f"([{''.join(names)}])", "".join(self.summarizer_parts))

@@ -91,13 +91,7 @@ def test_the_summarizers_prompt_is_in_every_template(name):
     tokenizer.chat_template = TEMPLATES[name]
     prompts = GistPrompts.from_tokenizer(tokenizer, SUMMARIZER_PROMPT)
     text = tokenizer.decode(prompts.summarizer([]))
-    assert (
-        "Compress the text below into a short gist" in text
-        and text.rstrip("\n").endswith(("Gist:", ">", ":", "]"))
-        or (
-            name in ("gptoss", "muse_glimmer")  # whose header ends with the role's name
-        )
-    )
+    assert "Compress the text below into a short gist" in text and "Gist:" in text
     assert prompts.summarizer([7, 7, 7]).count(7) == 3 + prompts.summarizer([]).count(7)
     assert bool(prompts.opened_thought) == (prompts.summarizer_parts[-1].rstrip().endswith("<think>"))
 

@@ -166,9 +166,13 @@ AGENT = [
     },
     {"role": "tool", "tool_call_id": "c1", "content": "In Soho."},
 ]
-SAID = "{% for m in messages %}{% if m.role in ('system', 'user', 'assistant') %}{{ m.role }}: {{ m.content }}\n{% endif %}"
+SAID = (
+    "{% for m in messages %}"
+    "{% if m.role in ('system', 'user', 'assistant') %}{{ m.role }}: {{ m.content }}\n{% endif %}"
+)
 ITEMS = (
-    "{% for call in m.tool_calls or [] %}{% for k, v in call.function.arguments | items %}{{ k }}={{ v }} {% endfor %}"
+    "{% for call in m.tool_calls or [] %}{{ call.function.name }} "
+    "{% for k, v in call.function.arguments | items %}{{ k }}={{ v }} {% endfor %}"
 )
 RESULTS = "{% if m.role == 'tool' %}{{ m.content }}\n{% endif %}"
 

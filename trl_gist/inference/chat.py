@@ -15,8 +15,8 @@
 """
 Chats, compacted by turns.
 
-A chat that has outgrown its room keeps its standing instructions, its tools and its newest turns as they are; the oldest
-turns become one message, a gist of them:
+A chat that has outgrown its room keeps its standing instructions, its tools and its newest turns as they are; the
+oldest turns become one message, a gist of them:
 
     system      the system prompt                  as it was, and instructions that were given later
     user        Gist of the earlier conversation: …
@@ -24,10 +24,10 @@ turns become one message, a gist of them:
     assistant   …
 
 A turn is a user's message and all that follows up to the next one. Of a last turn that is too long by itself, as an
-agent's, the user's message stays, and the oldest steps become part of the gist. A step is an assistant's message and the
-results of its calls: no call loses its result. The gist is a user's message: one that was a system prompt would stay for
-good, where this is folded again, with the turns after it, when the chat is compacted once more. Where the template wants
-users and assistants to alternate, it stands at the head of the next user's message.
+agent's, the user's message stays, and the oldest steps become part of the gist. A step is an assistant's message and
+the results of its calls: no call loses its result. The gist is a user's message: one that was a system prompt would
+stay for good, where this is folded again, with the turns after it, when the chat is compacted once more. Where the
+template wants users and assistants to alternate, it stands at the head of the next user's message.
 """
 
 import json
@@ -54,7 +54,8 @@ class CompactedChat:
 
     Attributes:
         messages (`list[dict]`):
-            The chat, in the form in which the tokenizer's chat template shows all of it; see [`~inference.chat_template`].
+            The chat, in the form in which the tokenizer's chat template shows all of it: see
+            [`~inference.chat_template.ChatTemplate`].
         compacted (`list[dict]`):
             The messages that the gist stands for, the oldest ones but for standing instructions; empty if the chat
             fitted as it was.
@@ -83,8 +84,8 @@ def compact_messages(
 
     As many of the newest turns stay as leave room for a gist, as long as the pair was trained on, of each
     `context_length` tokens of the older ones. If only the last turn does, gists are compressed again until they fit, and
-    the last gist is cut to the room that there is. If not even that leaves room for one gist, the last turn's oldest steps
-    are compressed with the older turns.
+    the last gist is cut to the room that there is. If not even that leaves room for one gist, the last turn's oldest
+    steps are compressed with the older turns.
     """
     template = ChatTemplate(compactor.tokenizer, tools, compactor.pair.chat_template_kwargs)
     messages = _checked(messages)
@@ -107,9 +108,9 @@ def compact_messages(
         # The gist's text is more tokens in the template than it was written in
         room -= tokens - max_tokens
     raise ChatTooLong(
-        f"`max_tokens` ({max_tokens}) is too small: the system prompt and other standing instructions, the tools, the last "
-        f"user's message and the newest step after it take {_tokens(template, [*head, *new])} tokens in the chat template, "
-        f"and with a gist of what came before at least {smallest + 1}. Allow more tokens, or shorten them."
+        f"`max_tokens` ({max_tokens}) is too small: the system prompt and other standing instructions, the tools, the "
+        f"last user's message and the newest step after it take {_tokens(template, [*head, *new])} tokens in the chat "
+        f"template, and with a gist of what came before at least {smallest + 1}. Allow more tokens, or shorten them."
     )
 
 
@@ -166,8 +167,8 @@ def _with_gist(template, head, gist, new):
 
 def _first_to_stay(compactor, template, messages, max_tokens):
     """
-    From the newest turn backwards: where the next older one would leave too little room for the gists of the rest. If the
-    last turn leaves no room for a single gist, the same of its steps.
+    From the newest turn backwards: where the next older one would leave too little room for the gists of the rest. If
+    the last turn leaves no room for a single gist, the same of its steps.
     """
     lengths = {id(each): len(compactor.token_ids(as_text([each]), "The chat")) for each in messages}
     one_gist = compactor.pair.max_gist_length + 1
@@ -190,7 +191,7 @@ def _first_to_stay(compactor, template, messages, max_tokens):
 
 
 def _cuts(messages):
-    """Where turns begin, and where steps of the last one do, from the newest on, but where a call and its result part."""
+    """Where turns begin, and where steps of the last one do, the newest first; but not between a call and its result."""
     turns = [n for n, message in enumerate(messages) if message["role"] == "user"]
     first = _first_of_talk(messages)
     steps = [n for n in range(*(turns[-1:] or [first]), len(messages)) if messages[n]["role"] == "assistant"]
@@ -203,7 +204,7 @@ def _cuts(messages):
 
 
 def _split(messages, cut):
-    """What of a chat is instructions, is folded, and stays: the last user's message too, which steps after it are for."""
+    """What of a chat is instructions, what is folded, and what stays: the last user's message too, for its steps."""
     first = _first_of_talk(messages)
     asked = [n for n, message in enumerate(messages) if message["role"] == "user"][-1:]
     before = [messages[n] for n in range(first, cut) if n not in asked]

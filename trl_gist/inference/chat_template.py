@@ -143,13 +143,13 @@ class ChatTemplate:
             parsed = _parsed(arguments)
             if parsed is None and not self.strings:
                 raise ValueError(
-                    f"The call of {function.get('name')!r} has the arguments {arguments[:80]!r}, of which the tokenizer's "
-                    "chat template reads JSON objects only. Write one, as '{}'."
+                    f"The call of {function.get('name')!r} has the arguments {arguments[:80]!r}, of which the "
+                    "tokenizer's chat template reads JSON objects only. Write one, as '{}'."
                 )
             arguments = arguments if parsed is None else parsed
         elif isinstance(arguments, dict) and self.strings and not self.mappings:
             arguments = json.dumps(arguments, ensure_ascii=False)
-        return _with_arguments(call, arguments)
+        return _with(call, arguments=arguments)
 
     def text(self, messages: list[dict]) -> str:
         """The chat, with the header of the next answer. Raises `ValueError` if the template refuses it."""
@@ -172,11 +172,11 @@ class ChatTemplate:
             if message.get("tool_calls"):
                 message["tool_calls"], calls = [], message["tool_calls"]
                 for number, call in enumerate(calls):
-                    mark = f"call{index}q{number}q"
-                    marks[mark] = f"a tool call of {what}"
+                    name, mark = (f"{word}{index}q{number}q" for word in ("name", "call"))
+                    marks |= {mark: f"a tool call of {what}", name: f"the name of a tool call of {what}"}
                     as_text = isinstance(call.get("function", call).get("arguments"), str)
                     arguments = json.dumps({_KEY: mark}) if as_text else {_KEY: mark}
-                    message["tool_calls"].append(_with_arguments(call, arguments))
+                    message["tool_calls"].append(_with(call, name=name, arguments=arguments))
             marked.append(message)
         text = self.text(marked)
         for mark, what in marks.items():
@@ -208,10 +208,8 @@ def _marks(messages):
             yield from ("functionq", _KEY, *arguments.values())
 
 
-def _with_arguments(call, arguments):
-    if "function" in call:
-        return {**call, "function": {**call["function"], "arguments": arguments}}
-    return {**call, "arguments": arguments}
+def _with(call, **fields):
+    return {**call, "function": {**call["function"], **fields}} if "function" in call else {**call, **fields}
 
 
 def _parsed(arguments):

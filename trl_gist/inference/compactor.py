@@ -250,13 +250,13 @@ class GistCompactor(LoadedPair):
         self, messages: list[dict[str, str]], max_tokens: int, keep=None, tools: list | None = None
     ) -> CompactedChat:
         """
-        A chat within `max_tokens` tokens of the tokenizer's chat template: standing instructions, the tools and the newest
-        turns as they are, the oldest turns as one gist, a user's message; see [`trl_gist.inference.chat`]. Of a last turn
-        that is too long by itself, the oldest steps are part of the gist.
+        A chat within `max_tokens` tokens of the tokenizer's chat template: standing instructions, the tools and the
+        newest turns as they are, the oldest turns as one gist, a user's message; see [`trl_gist.inference.chat`]. Of a
+        last turn that is too long by itself, the oldest steps are part of the gist.
 
         Args:
             messages (`list[dict]`):
-                The chat: `role`, `content` and what else the template reads. Arguments of calls may be a mapping or JSON.
+                The chat: `role`, `content` and what else the template reads. A call's arguments may be a mapping or JSON.
             max_tokens (`int`):
                 The most tokens of the whole chat, tools and the header of the next answer included.
             keep (`str`, pattern or a list of them, *optional*):

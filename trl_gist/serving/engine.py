@@ -128,9 +128,9 @@ class Engine:
             chat = compactor.compact_messages(messages, self.config.chat_window, request.keep)
         except ChatTooLong as error:
             raise ContextTooLong(
-                "The system prompt and other instructions, the last user's message and the newest step after it, which are "
-                f"not compacted, leave no room in the {self.config.chat_window} tokens that the generator reads of a chat. "
-                "Shorten them.",
+                "The system prompt and other instructions, the last user's message and the newest step after it, which "
+                f"are not compacted, leave no room in the {self.config.chat_window} tokens that the generator reads of a "
+                "chat. Shorten them.",
                 "messages",
             ) from error
         except ValueError as error:
