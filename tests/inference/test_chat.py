@@ -210,6 +210,35 @@ def test_what_a_template_leaves_out_is_refused_by_role(compactor):
         no_results.compact_messages(chat, 1000)
 
 
+def test_a_template_that_reads_parts_gets_them_and_the_chat_can_be_compacted_again(compactor):
+    in_parts = (
+        "{% for m in messages %}{{ m.role }}: {% for part in m.content %}{{ part.text }}{% endfor %}\n{% endfor %}"
+    )
+    parts = with_template(compactor, in_parts)
+    first = parts.compact_messages(make_chat(8), 200)
+    assert first.messages[0] == {"role": "system", "content": [{"type": "text", "text": SYSTEM["content"]}]}
+    second = parts.compact_messages([*first.messages, *make_chat(6, seed=1)[1:]], 200)
+    assert second.messages[0] == first.messages[0]
+    assert second.compacted[0] == {"role": "user", "content": f"Gist of the earlier conversation: {first.gist}"}
+
+
+def test_the_pairs_chat_template_kwargs_reach_its_chats(compactor):
+    tokenizer = make_tokenizer()
+    tokenizer.chat_template += "{% if quiet %}quiet quiet{% endif %}"
+    tokens = [
+        GistCompactor(
+            compactor.summarizer,
+            compactor.generator,
+            tokenizer,
+            dataclasses.replace(compactor.pair, chat_template_kwargs=variables),
+        )
+        .compact_messages(make_chat(2), 999)
+        .tokens
+        for variables in ({}, {"quiet": False}, {"quiet": True})
+    ]
+    assert tokens[0] == tokens[1] < tokens[2]
+
+
 def test_arguments_that_are_no_object_are_refused_where_a_mapping_is_read(calling):
     call, result = step(4, "c4")
     function = {"name": "look_up", "arguments": '{"house": 4}'}
