@@ -40,7 +40,12 @@ class PairConfig:
         summarizer_prompt, generator_prompt (`str`):
             See [`GistConfig`].
         chat_template_kwargs (`dict`):
-            What the tokenizer's chat template is given beside the summarizer's prompt. Written only if there is any.
+            What the tokenizer's chat template is given beside the summarizer's prompt, and beside a chat's messages.
+            Written only if there is any.
+        rendered_prompt (`dict`):
+            The summarizer's prompt in that template, as it was when training started: see [`GistPrompts.rendered`],
+            and `of`, the prompt and the `chat_template_kwargs` that it is of. The prompt of a pair without it, as those
+            of before there was this, or with another prompt, is rendered when it is loaded.
         base_models (`dict[str, str]`):
             Checkpoints that `summarizer`, `generator` and `teacher` started from.
         recipe (`dict`):
@@ -69,12 +74,20 @@ class PairConfig:
     version: str
     generator_prompt: str = ORIGINAL_GENERATOR_PROMPT
     chat_template_kwargs: dict = dataclasses.field(default_factory=dict)
+    rendered_prompt: dict = dataclasses.field(default_factory=dict)
+
+    @property
+    def rendered(self) -> dict:
+        """`rendered_prompt`, if it is of this prompt; else nothing."""
+        of = [self.summarizer_prompt, self.chat_template_kwargs]
+        return self.rendered_prompt if self.rendered_prompt.get("of") == of else {}
 
     def save(self, directory: str | os.PathLike):
         path = Path(directory, PAIR_CONFIG_NAME)
         values = dataclasses.asdict(self)
-        if not self.chat_template_kwargs:
-            del values["chat_template_kwargs"]  # so that earlier versions read the pair
+        for name in ("chat_template_kwargs", "rendered_prompt"):
+            if not values[name]:
+                del values[name]  # so that earlier versions read the pair
         path.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
     @classmethod
@@ -88,6 +101,7 @@ class PairConfig:
         values.setdefault("tail_length", values.get("max_gist_length"))
         values.setdefault("generator_prompt", ORIGINAL_GENERATOR_PROMPT)
         values.setdefault("chat_template_kwargs", {})
+        values.setdefault("rendered_prompt", {})
         names = {field.name for field in dataclasses.fields(cls)}
         if values.keys() != names:
             raise ValueError(

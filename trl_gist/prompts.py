@@ -17,6 +17,7 @@ The token ids that each role reads: prompts with the exact tokens of context, gi
 places.
 """
 
+import dataclasses
 import functools
 import re
 from collections.abc import Callable
@@ -25,6 +26,8 @@ from dataclasses import dataclass
 import jinja2.ext
 import jinja2.meta
 from transformers import PreTrainedTokenizerBase
+
+from .common.chat_template import opened_thought, render, with_parts
 
 
 # A private-use character cannot be in a chat template; each marks where something goes that is not the prompt's text
@@ -91,9 +94,14 @@ class GistPrompts:
         tail_length: int = 48,
         generator_prompt: str = GENERATOR_PROMPT,
         chat_template_kwargs: dict | None = None,
+        rendered: dict | None = None,
     ) -> "GistPrompts":
         """
-        Raises `ValueError` if the chat template takes none of `chat_template_kwargs`, or there is no template.
+        The summarizer's prompt is rendered in the tokenizer's chat template, or, with `rendered`, as it was before.
+
+        Raises:
+            ValueError: if the chat template takes none of `chat_template_kwargs`, or there is no template; or if it
+                refuses a user's message, or shows none.
         """
 
         @functools.cache
@@ -102,11 +110,11 @@ class GistPrompts:
 
         bos = bos_ids(tokenizer)
         before_gist, before_last_k, before_target = re.split("{gist}|{last_k}", generator_prompt)
-        return cls(
+        prompts = cls(
             bos=bos,
             # A chat template writes its own bos as text; a plain prompt gets the tokenizer's
             summarizer_bos=() if tokenizer.chat_template else bos,
-            summarizer_parts=_render(tokenizer, summarizer_prompt, chat_template_kwargs or {}),
+            summarizer_parts=() if rendered else _render(tokenizer, summarizer_prompt, chat_template_kwargs or {}),
             before_gist=bos + ids(before_gist),
             before_last_k=ids(before_last_k),
             before_target=ids(before_target),
@@ -114,6 +122,29 @@ class GistPrompts:
             tokenize=ids,
             tail_length=tail_length,
         )
+        return prompts.as_rendered(rendered) if rendered else prompts
+
+    @property
+    def rendered(self) -> dict:
+        """
+        The summarizer's prompt as its template has rendered it, for JSON: `parts`, texts and between them the names of
+        what goes there, and whether the tokenizer's `bos` comes before them. A template may be another tomorrow, or
+        name the day: what S was trained with is what it is asked with.
+        """
+        names = {mark: name for name, mark in PLACEHOLDERS.items()}
+        parts = re.split(f"([{''.join(names)}])", "".join(self.summarizer_parts))
+        return {"bos": bool(self.summarizer_bos), "parts": [names.get(part, part) for part in parts]}
+
+    def as_rendered(self, rendered: dict) -> "GistPrompts":
+        """These prompts with the summarizer's as of [`GistPrompts.rendered`]."""
+        texts = (PLACEHOLDERS[part] if place % 2 else part for place, part in enumerate(rendered["parts"]))
+        bos = self.bos if rendered["bos"] else ()
+        return dataclasses.replace(self, summarizer_bos=bos, summarizer_parts=_cut("".join(texts)))
+
+    @property
+    def opened_thought(self) -> str:
+        """The tag by which the summarizer's prompt opens a thought, as `<think>`; or nothing."""
+        return opened_thought(self.summarizer_parts[-1])
 
     def summarizer(
         self, context_ids: list[int], last_k_ids: list[int] | None = None, budget: int | None = None
@@ -323,9 +354,20 @@ def _render(tokenizer, summarizer_prompt, chat_template_kwargs):
                 f"{'does not mention' if tokenizer.chat_template else 'is not there to read'}. Leave it out."
             )
     if tokenizer.chat_template:
-        message = {"role": "user", "content": summarizer_prompt}
-        summarizer_prompt = tokenizer.apply_chat_template(
-            [message], tokenize=False, add_generation_prompt=True, **chat_template_kwargs
-        )
+        marks = re.findall(f"[{''.join(PLACEHOLDERS.values())}]", summarizer_prompt)
+        messages = [{"role": "user", "content": summarizer_prompt}]
+        summarizer_prompt = render(tokenizer, messages, **chat_template_kwargs)
+        if any(mark not in summarizer_prompt for mark in marks):  # templates for images read contents in parts
+            summarizer_prompt = render(tokenizer, with_parts(messages), **chat_template_kwargs)
+        if any(mark not in summarizer_prompt for mark in marks):
+            raise ValueError(
+                "The tokenizer's chat template shows no user's message, so S would see no context. Set another "
+                "`chat_template`, or None for a plain prompt."
+            )
+    return _cut(summarizer_prompt)
+
+
+def _cut(text):
+    """A prompt's text, cut at the marks that ids go to."""
     ids_go_here = "".join(mark for name, mark in PLACEHOLDERS.items() if name != "budget")
-    return tuple(re.split(f"([{ids_go_here}])", summarizer_prompt))
+    return tuple(re.split(f"([{ids_go_here}])", text))

@@ -97,19 +97,165 @@ def test_a_compacted_chat_is_compacted_again_with_its_gist(compactor):
     assert sum("Gist of the earlier" in message["content"] for message in second.messages) == 1
 
 
-def test_calls_of_tools_stay_with_their_results(compactor):
-    call = {"type": "function", "function": {"name": "look_up", "arguments": {"street": "Broad Street"}}}
-    tools = [{"type": "function", "function": {"name": "look_up", "description": "Finds a street."}}]
-    chat = [
-        *make_chat(6),
-        {"role": "user", "content": "Where is the pump?"},
+CALLING = (  # a template with tools, calls and results
+    "{% for tool in tools or [] %}{{ tool | tojson }}{% endfor %}{% for m in messages %}<|im_start|>{{ m.role }}\n"
+    "{{ m.content or '' }}{% for call in m.tool_calls or [] %}<call>{{ call.function.name }} "
+    "{{ call.function.arguments | tojson }}</call>{% endfor %}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+TOOLS = [{"type": "function", "function": {"name": "look_up", "description": "Finds a street."}}]
+
+
+def with_template(compactor, template):
+    tokenizer = make_tokenizer()
+    tokenizer.chat_template = template
+    return GistCompactor(compactor.summarizer, compactor.generator, tokenizer, compactor.pair)
+
+
+@pytest.fixture(scope="module")
+def calling(compactor):
+    return with_template(compactor, CALLING)
+
+
+def step(number, call_id=None, **arguments):
+    """A call and its result."""
+    named = {} if call_id is None else {"tool_call_id": call_id}
+    call = {"type": "function", "function": {"name": "look_up", "arguments": arguments or {"house": number}}}
+    call |= {} if call_id is None else {"id": call_id}
+    return [
         {"role": "assistant", "content": None, "tool_calls": [call]},
-        {"role": "tool", "content": "In Soho."},
-        {"role": "assistant", "content": "In Soho."},
+        {"role": "tool", "content": f"House {number} is in Soho, near the pump in Broad Street.", **named},
     ]
-    result = compactor.compact_messages(chat, 260, tools=tools)
-    assert result.messages[-4:] == chat[-4:] and result.compacted
-    assert as_text(chat[-3:-1]) == f"assistant: {json.dumps(call)}\ntool: In Soho.\n"
+
+
+def test_calls_of_tools_stay_with_their_results(calling):
+    call, result = step(0, street="Broad Street")
+    last = [{"role": "user", "content": "Where is the pump?"}, call, result, {"role": "assistant", "content": "Soho."}]
+    compacted = calling.compact_messages([*make_chat(6), *last], 360, tools=TOOLS)
+    assert compacted.messages[-4:] == last and compacted.compacted
+    text = f"assistant: {json.dumps(call['tool_calls'][0])}\ntool: {result['content']}\n"
+    assert as_text(last[1:3]) == text
+
+
+@pytest.mark.parametrize("ids", [None, "unique", "one"], ids=str)
+@pytest.mark.parametrize("older_turns", [0, 3])
+def test_the_oldest_steps_of_one_long_turn_are_compacted(calling, ids, older_turns):
+    task = {"role": "user", "content": "Ask at each house where its water comes from."}
+    names = {None: [None] * 20, "unique": [f"c{n}" for n in range(20)], "one": ["c"] * 20}[ids]
+    steps = [message for number, name in enumerate(names) for message in step(number, name)]
+    chat = [*make_chat(older_turns), task, *steps]
+    whole = tokens_of(calling, chat)
+    for max_tokens in (320, 500, 700):
+        result = calling.compact_messages(chat, max_tokens)
+        assert tokens_of(calling, result.messages) == result.tokens <= max_tokens < whole == result.tokens_before
+        system, gist, asked, *stays = result.messages
+        assert (system, asked) == (SYSTEM, task) and gist["content"].endswith(result.gist) and result.gist
+        assert stays == steps[-len(stays) :] and stays[0]["role"] == "assistant" and len(stays) % 2 == 0
+        assert [*result.compacted, task, *stays] == [*make_chat(older_turns)[1:], *steps[: -len(stays)], task, *stays]
+
+
+def test_a_result_that_comes_late_stays_with_its_call(calling):
+    first, late = step(1, "slow")
+    chat = [
+        SYSTEM,
+        {"role": "user", "content": "Ask at the first house."},
+        first,
+        {"role": "user", "content": "And meanwhile at the others."},
+        *(message for number in range(2, 9) for message in step(number, f"c{number}")),
+        late,
+        *step(9, "c9"),
+    ]
+    for max_tokens in range(250, tokens_of(calling, chat), 40):
+        kept = calling.compact_messages(chat, max_tokens).messages
+        assert (first in kept) == (late in kept)
+
+
+def test_standing_instructions_are_kept_verbatim_wherever_they_were_given(compactor):
+    chat = make_chat(10)
+    developer = {"role": "developer", "content": "From now on, name no street."}
+    later = {"role": "system", "content": "The user may not be told of the sewers."}
+    chat[3:3], chat[8:8] = [developer], [later]
+    result = compactor.compact_messages(chat, 250)
+    assert result.messages[:3] == [SYSTEM, developer, later] and len(result.compacted) > 8
+    assert all(message["role"] in ("user", "assistant") for message in result.compacted)
+    again = compactor.compact_messages([*result.messages, *make_chat(5)[1:]], 250)
+    assert again.messages[:3] == [SYSTEM, developer, later] and again.compacted[0] == result.messages[3]
+
+
+def test_where_one_system_prompt_is_shown_later_instructions_are_joined_to_it(compactor):
+    strict = with_template(
+        compactor,
+        "{% for m in messages %}{% if m.role == 'system' and not loop.first %}{{ raise_exception('System first') }}"
+        "{% elif m.role in ('system', 'user', 'assistant') %}{{ m.role }}: {{ m.content }}\n{% endif %}{% endfor %}",
+    )
+    chat = make_chat(6)
+    chat[4:4] = [{"role": "developer", "content": "Name no street."}]
+    for max_tokens in (10_000, 220):
+        result = strict.compact_messages(chat, max_tokens)
+        assert result.messages[0] == {"role": "system", "content": f"{SYSTEM['content']}\n\nName no street."}
+        assert all(message["role"] in ("user", "assistant") for message in result.messages[1:])
+    assert result.compacted
+
+
+def test_what_a_template_leaves_out_is_refused_by_role(compactor):
+    chat = [{"role": "user", "content": "Where?"}, *step(3, "c3")]
+    with pytest.raises(ValueError, match=r"chat template leaves out a tool call of message 1 \(assistant\)"):
+        compactor.compact_messages(chat, 1000)
+    with pytest.raises(ValueError, match="`tools` are given, of which .* shows none"):
+        compactor.compact_messages(make_chat(2), 1000, tools=TOOLS)
+    no_results = with_template(
+        compactor, CALLING.replace("{% for m in messages", "{% for m in messages if m.role != 'tool'")
+    )
+    with pytest.raises(ValueError, match=r"leaves out message 2 \(tool\)"):
+        no_results.compact_messages(chat, 1000)
+
+
+def test_a_template_that_reads_parts_gets_them_and_the_chat_can_be_compacted_again(compactor):
+    in_parts = (
+        "{% for m in messages %}{{ m.role }}: {% for part in m.content %}{{ part.text }}{% endfor %}\n{% endfor %}"
+    )
+    parts = with_template(compactor, in_parts)
+    first = parts.compact_messages(make_chat(8), 200)
+    assert first.messages[0] == {"role": "system", "content": [{"type": "text", "text": SYSTEM["content"]}]}
+    second = parts.compact_messages([*first.messages, *make_chat(6, seed=1)[1:]], 200)
+    assert second.messages[0] == first.messages[0]
+    assert second.compacted[0] == {"role": "user", "content": f"Gist of the earlier conversation: {first.gist}"}
+
+
+def test_the_pairs_chat_template_kwargs_reach_its_chats(compactor):
+    tokenizer = make_tokenizer()
+    tokenizer.chat_template += "{% if quiet %}quiet quiet{% endif %}"
+    tokens = [
+        GistCompactor(
+            compactor.summarizer,
+            compactor.generator,
+            tokenizer,
+            dataclasses.replace(compactor.pair, chat_template_kwargs=variables),
+        )
+        .compact_messages(make_chat(2), 999)
+        .tokens
+        for variables in ({}, {"quiet": False}, {"quiet": True})
+    ]
+    assert tokens[0] == tokens[1] < tokens[2]
+
+
+def test_arguments_that_are_no_object_are_refused_where_a_mapping_is_read(calling):
+    call, result = step(4, "c4")
+    function = {"name": "look_up", "arguments": '{"house": 4}'}
+    parsed = calling.compact_messages(
+        [
+            SYSTEM,
+            {"role": "user", "content": "?"},
+            {**call, "tool_calls": [{"id": "c4", "function": function}]},
+            result,
+        ],
+        999,
+    )
+    assert parsed.messages[2]["tool_calls"][0]["function"]["arguments"] == {"house": 4}
+    for arguments in ("[4]", "4", '{"house": ', ""):
+        bad = {**call, "tool_calls": [{"id": "c4", "function": {"name": "look_up", "arguments": arguments}}]}
+        with pytest.raises(ValueError, match="The call of 'look_up' has the arguments .* JSON objects only"):
+            calling.compact_messages([SYSTEM, {"role": "user", "content": "?"}, bad, result], 999)
 
 
 def test_tools_count(tokenizer, compactor):

@@ -14,12 +14,17 @@
 
 """Prompts are assembled from token ids; text is never re-tokenised across a seam."""
 
+import dataclasses
+import json
 from itertools import permutations
+from pathlib import Path
 
 import pytest
 from tiny import PARAGRAPH, make_tokenizer
+from tiny_pairs import make_pair
 
-from trl_gist import GistCompactor
+from trl_gist import GistCompactor, GistTrainer
+from trl_gist.pair import PAIR_CONFIG_NAME, PairConfig
 from trl_gist.prompts import SUMMARIZER_PROMPT, GistPrompts, gist_from_completion
 
 
@@ -267,3 +272,47 @@ def test_a_pair_keeps_the_prompt_its_generator_was_trained_with(make_trainer, lo
     compactor = GistCompactor.from_pretrained(trainer.args.output_dir, device="cpu")
     assert compactor.prompts.generator([40], [50]) == trainer.prompts.generator([40], [50])
     assert compactor.prompts.generator([40], [50])[-1] == 50
+
+
+DATED = "{% for m in messages %}{{ m.content }}<|im_end|>{% endfor %}{{ strftime_now('%H:%M:%S.%f') }}<think>\n"
+
+
+def test_a_run_and_its_pair_keep_the_prompt_that_was_rendered_when_training_started(
+    make_args, checkpoint, documents, lora, caplog
+):
+    tokenizer = make_tokenizer()
+    tokenizer.chat_template = DATED  # a template that names the moment
+
+    def trainer():
+        args = make_args(max_steps=2, save_strategy="steps", save_steps=1)
+        return GistTrainer(checkpoint, args, train_dataset=documents, processing_class=tokenizer, peft_config=lora)
+
+    first = trainer()
+    assert "summarizer's prompt ends with <think>" in caplog.text and "set `chat_template_kwargs`" in caplog.text
+    asked = first.prompts.summarizer([40, 41, 42])
+    first.train()
+    first.save_model()
+    pair = GistCompactor.from_pretrained(first.args.output_dir, device="cpu")
+    assert pair.prompts.summarizer([40, 41, 42]) == asked
+    pair.tokenizer.chat_template = "{{ messages[0].content }}"
+    copy = GistCompactor(pair.summarizer, pair.generator, pair.tokenizer, pair.pair)
+    assert copy.prompts.summarizer([40, 41, 42]) == asked
+    again = trainer()
+    assert again.prompts.summarizer([40, 41, 42]) != asked
+    again.train(resume_from_checkpoint=str(Path(first.args.output_dir, "checkpoint-1")))
+    assert again.prompts.summarizer([40, 41, 42]) == asked
+
+
+def test_a_pair_of_before_prompts_were_kept_is_rendered_when_it_is_loaded(tokenizer, tmp_path):
+    make_pair(summarizer_prompt=TEMPLATE).save(tmp_path)
+    saved = json.loads((tmp_path / PAIR_CONFIG_NAME).read_text())
+    assert "rendered_prompt" not in saved
+    pair = PairConfig.load(tmp_path)
+    assert pair.rendered_prompt == {}
+    expected = GistPrompts.from_tokenizer(tokenizer, TEMPLATE).summarizer([40])
+    assert GistPrompts.from_tokenizer(tokenizer, TEMPLATE, rendered=pair.rendered).summarizer([40]) == expected
+    rendered = GistPrompts.from_tokenizer(tokenizer, "Other: {context}").rendered
+    pair = make_pair(summarizer_prompt=TEMPLATE, rendered_prompt=rendered | {"of": [TEMPLATE, {}]})
+    assert pair.rendered["parts"][1] == "context"
+    # Of a prompt that is no longer the pair's, as where somebody has written another one into the file
+    assert dataclasses.replace(pair, summarizer_prompt="{context} Gist:").rendered == {}

@@ -25,7 +25,7 @@ import openai
 import pytest
 from peft import LoraConfig, get_peft_model
 from serving_run import NAME, metrics_of, running, slowed, until
-from tiny import PARAGRAPH, make_model
+from tiny import PARAGRAPH, make_model, make_tokenizer
 from tiny_sessions import make_compactor
 
 from trl_gist import GistCompactor
@@ -152,6 +152,68 @@ def test_a_long_chat_is_compacted_by_turns_and_the_answer_says_so(client, compac
     assert answer.gist["tokens_out"] == length(compactor, chat.gist) < answer.gist["tokens_in"]
     same = client.chat.completions.create(messages=chat.messages, max_tokens=8, **GREEDY)
     assert same.choices[0].message.content == answer.choices[0].message.content and same.gist is None
+
+
+AGENT = [
+    {"role": "developer", "content": "Name no years."},
+    {"role": "user", "content": "Where?"},
+    {
+        "role": "assistant",
+        "content": None,
+        "tool_calls": [
+            {"id": "c1", "type": "function", "function": {"name": "find", "arguments": '{"what": "pump"}'}}
+        ],
+    },
+    {"role": "tool", "tool_call_id": "c1", "content": "In Soho."},
+]
+SAID = (
+    "{% for m in messages %}"
+    "{% if m.role in ('system', 'user', 'assistant') %}{{ m.role }}: {{ m.content }}\n{% endif %}"
+)
+ITEMS = (
+    "{% for call in m.tool_calls or [] %}{{ call.function.name }} "
+    "{% for k, v in call.function.arguments | items %}{{ k }}={{ v }} {% endfor %}"
+)
+RESULTS = "{% if m.role == 'tool' %}{{ m.content }}\n{% endif %}"
+
+
+def with_template(compactor, template):
+    tokenizer = make_tokenizer()
+    tokenizer.chat_template = template
+    return GistCompactor(compactor.summarizer, compactor.generator, tokenizer, compactor.pair)
+
+
+def test_a_chat_with_calls_is_answered_in_the_form_that_the_template_shows(compactor):
+    other = with_template(compactor, f"{SAID}{ITEMS}{{% endfor %}}{RESULTS}{{% endfor %}}assistant:")
+    text = "system: Name no years.\nuser: Where?\nassistant: \nfind what=pump In Soho.\nassistant:"
+    ids = other.tokenizer(text, add_special_tokens=False)["input_ids"]
+    (written,), _ = other.generate("generator", [ids], max_new_tokens=6)
+    with running(other) as url, client_of(url) as client:
+        answer = client.chat.completions.create(messages=AGENT, max_tokens=6, **GREEDY)
+    assert answer.choices[0].message.content == other.decode(written)
+    assert answer.usage.prompt_tokens == len(ids)
+
+
+@pytest.mark.parametrize(
+    ("template", "message"),
+    [
+        (f"{SAID}{RESULTS}{{% endfor %}}", r"leaves out a tool call of message 2 \(assistant\)"),
+        (f"{SAID}{ITEMS}{{% endfor %}}{{% endfor %}}", r"leaves out message 3 \(tool\)"),
+        (
+            f"{SAID}{ITEMS}{{% endfor %}}{{{{ 1 // (m.role != 'tool') | int }}}}{{% endfor %}}",
+            "refuses the messages .*zero",
+        ),
+        (f"{SAID.replace('system', 'none')}{{% endfor %}}", r"leaves out message 0 \(developer\)"),
+    ],
+    ids=["calls", "results", "exception", "developer"],
+)
+def test_what_a_chat_template_does_not_show_is_a_400_that_names_it(compactor, template, message):
+    with running(with_template(compactor, template)) as url, client_of(url) as client:
+        with pytest.raises(openai.BadRequestError, match=message) as caught:
+            client.chat.completions.create(messages=AGENT, max_tokens=6, **GREEDY)
+        assert caught.value.body["param"] == "messages"
+        plain = client.chat.completions.create(messages=AGENT[1:2], max_tokens=2, **GREEDY)
+        assert plain.usage.completion_tokens == 2
 
 
 def test_a_chat_keeps_what_it_is_asked_to_keep(client, compactor):

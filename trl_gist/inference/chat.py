@@ -15,16 +15,17 @@
 """
 Chats, compacted by turns.
 
-A chat that has outgrown its room keeps its system prompt, its tools and its newest turns as they are; the oldest turns
-become one message, a gist of them:
+A chat that has outgrown its room keeps its standing instructions, its tools and its newest turns as they are; the
+oldest turns become one message, a gist of them:
 
-    system      the system prompt                  as it was
+    system      the system prompt                  as it was, and instructions that were given later
     user        Gist of the earlier conversation: …
     user        …                                  the newest turns, as they were
     assistant   …
 
-A turn is a user's message and all that follows up to the next one, calls of tools and their results among it, so that no
-call loses its result. The gist is a user's message: templates know one system prompt only, and a gist that was one would
+A turn is a user's message and all that follows up to the next one. Of a last turn that is too long by itself, as an
+agent's, the user's message stays, and the oldest steps become part of the gist. A step is an assistant's message and
+the results of its calls: no call loses its result. The gist is a user's message: one that was a system prompt would
 stay for good, where this is folded again, with the turns after it, when the chat is compacted once more. Where the
 template wants users and assistants to alternate, it stands at the head of the next user's message.
 """
@@ -32,13 +33,13 @@ template wants users and assistants to alternate, it stands at the head of the n
 import json
 from dataclasses import dataclass
 
-from jinja2.exceptions import TemplateError
-
+from .chat_template import ChatTemplate
 from .keep import find_spans, kept_and_not, parse_keep
 from .pair import GistWriter
 
 
-ROLES = ("system", "developer", "user", "assistant", "tool")
+INSTRUCTIONS = ("system", "developer")
+ROLES = (*INSTRUCTIONS, "user", "assistant", "tool")
 GIST_MESSAGE = "Gist of the earlier conversation: {gist}"
 
 
@@ -53,9 +54,11 @@ class CompactedChat:
 
     Attributes:
         messages (`list[dict]`):
-            The chat, for the tokenizer's chat template.
+            The chat, in the form in which the tokenizer's chat template shows all of it: see
+            [`~inference.chat_template.ChatTemplate`].
         compacted (`list[dict]`):
-            The messages that the gist stands for, the oldest ones; empty if the chat fitted as it was.
+            The messages that the gist stands for, the oldest ones but for standing instructions; empty if the chat
+            fitted as it was.
         gist (`str`):
             What stands for them, without the words around it; empty if there is none.
         tokens, tokens_before (`int`):
@@ -81,32 +84,33 @@ def compact_messages(
 
     As many of the newest turns stay as leave room for a gist, as long as the pair was trained on, of each
     `context_length` tokens of the older ones. If only the last turn does, gists are compressed again until they fit, and
-    the last gist is cut to the room that there is.
+    the last gist is cut to the room that there is. If not even that leaves room for one gist, the last turn's oldest
+    steps are compressed with the older turns.
     """
-    template = _Template(compactor.tokenizer, tools)
-    _check_messages(messages)
+    template = ChatTemplate(compactor.tokenizer, tools, compactor.pair.chat_template_kwargs)
+    messages = _checked(messages)
+    template.check(messages)
     requests = parse_keep(keep)
-    before = template.tokens(messages)
+    before = _tokens(template, messages)
     if before <= max_tokens:
-        return CompactedChat(list(messages), [], "", before, before, [], [])
-    head, turns = _turns(messages)
-    split = _first_turn_to_stay(compactor, template, head, turns, max_tokens)
-    old, new = [message for turn in turns[:split] for message in turn], [m for turn in turns[split:] for m in turn]
-    smallest = template.tokens(template.with_gist(head, "", new))
+        return CompactedChat(template.fit(messages), [], "", before, before, [], [])
+    head, old, new = _first_to_stay(compactor, template, messages, max_tokens)
+    smallest = _tokens(template, _with_gist(template, head, "", new))
     room = max_tokens - smallest
     while old and room > 0:
         gist = _fold(compactor, as_text(old), room, keep)
-        compacted = template.with_gist(head, gist, new)
-        tokens = template.tokens(compacted)
+        compacted = _with_gist(template, head, gist, new)
+        tokens = _tokens(template, compacted)
         if tokens <= max_tokens:
+            template.check(compacted)
             kept, not_kept = kept_and_not(find_spans(as_text(old), requests), gist)
-            return CompactedChat(compacted, old, gist, tokens, before, kept, not_kept)
+            return CompactedChat(template.fit(compacted), old, gist, tokens, before, kept, not_kept)
         # The gist's text is more tokens in the template than it was written in
         room -= tokens - max_tokens
     raise ChatTooLong(
-        f"`max_tokens` ({max_tokens}) is too small: the system prompt, the tools and the last turn take "
-        f"{template.tokens([*head, *turns[-1]])} tokens in the chat template, and with a gist of what came before at "
-        f"least {smallest + 1}. Allow more tokens, or shorten the last turn."
+        f"`max_tokens` ({max_tokens}) is too small: the system prompt and other standing instructions, the tools, the "
+        f"last user's message and the newest step after it take {_tokens(template, [*head, *new])} tokens in the chat "
+        f"template, and with a gist of what came before at least {smallest + 1}. Allow more tokens, or shorten them."
     )
 
 
@@ -119,83 +123,110 @@ def as_text(messages: list[dict]) -> str:
     return "".join(lines)
 
 
-class _Template:
-    """Puts gists into chats, and counts their tokens, as the tokenizer's template wants it."""
-
-    def __init__(self, tokenizer, tools):
-        if not tokenizer.chat_template:
-            raise ValueError(
-                "The pair's tokenizer has no chat template: set `compactor.tokenizer.chat_template`, or compress text "
-                "with `compress_windows`."
-            )
-        self.tokenizer, self.tools = tokenizer, tools
-        try:
-            tokenizer.apply_chat_template([{"role": "user", "content": "a"}] * 2, tokenize=False)
-            self.alternates = False
-        except TemplateError:
-            self.alternates = True
-
-    def with_gist(self, head, gist, new):
-        content = GIST_MESSAGE.format(gist=gist)
-        if self.alternates and new:
-            return [*head, {**new[0], "content": f"{content}\n\n{new[0]['content']}"}, *new[1:]]
-        return [*head, {"role": "user", "content": content}, *new]
-
-    def tokens(self, messages):
-        try:
-            text = self.tokenizer.apply_chat_template(
-                messages, tools=self.tools, tokenize=False, add_generation_prompt=True
-            )
-        except TemplateError as error:
-            raise ValueError(
-                f"The tokenizer's chat template refuses the messages {[message['role'] for message in messages]}: "
-                f"{error}"
-            ) from error
-        return len(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
-
-
-def _check_messages(messages):
+def _checked(messages):
+    """The messages, each with one text for its content."""
     if not messages:
         raise ValueError("`messages` is empty.")
+    checked = []
     for index, message in enumerate(messages):
         if not isinstance(message, dict) or message.get("role") not in ROLES:
             role = message.get("role") if isinstance(message, dict) else message
             raise ValueError(f"Message {index} has the role {role!r}; roles are {', '.join(ROLES)}.")
-        if message.get("content") is None and message.get("tool_calls"):
+        content = message.get("content")
+        if content is None and message.get("tool_calls"):
+            checked.append(message)
             continue
-        if not isinstance(message.get("content"), str):
+        if isinstance(content, list) and all(isinstance(_text_of(part), str) for part in content):
+            content = "".join(map(_text_of, content))
+        if not isinstance(content, str):
             raise ValueError(
-                f"Message {index} ({message['role']}) has {type(message.get('content')).__name__} content; only text "
-                "is compacted."
+                f"Message {index} ({message['role']}) has {type(content).__name__} content; only text is compacted."
             )
         try:
-            message["content"].encode("utf-8")
+            content.encode("utf-8")
         except UnicodeEncodeError as error:
             raise ValueError(f"Message {index} ({message['role']}) is not valid text: {error}.") from error
+        checked.append({**message, "content": content})
+    return checked
 
 
-def _turns(messages):
-    """The system prompt, and the turns after it."""
-    start = int(messages[0]["role"] in ("system", "developer"))
-    turns = []
-    for message in messages[start:]:
-        if message["role"] == "user" or not turns:
-            turns.append([])
-        turns[-1].append(message)
-    return messages[:start], turns or [[]]
+def _text_of(part):
+    return part.get("text") if isinstance(part, dict) and part.get("type") == "text" else None
 
 
-def _first_turn_to_stay(compactor, template, head, turns, max_tokens):
-    """From the newest turn backwards: where the next older one would leave too little room for the gists of the rest."""
-    lengths = [len(compactor.token_ids(as_text(turn), "The turn", may_be_empty=True)) for turn in turns]
-    first = len(turns) - 1
-    for split in range(len(turns) - 1, 0, -1):
-        new = [message for turn in turns[split:] for message in turn]
-        gists = _gists_tokens(compactor, sum(lengths[:split]))
-        if template.tokens(template.with_gist(head, "", new)) + gists > max_tokens:
+def _tokens(template, messages):
+    return len(template.tokenizer(template.text(messages), add_special_tokens=False, verbose=False)["input_ids"])
+
+
+def _with_gist(template, head, gist, new):
+    content = GIST_MESSAGE.format(gist=gist)
+    if template.alternates and new and new[0]["role"] == "user":
+        return [*head, {**new[0], "content": f"{content}\n\n{new[0]['content']}"}, *new[1:]]
+    return [*head, {"role": "user", "content": content}, *new]
+
+
+def _first_to_stay(compactor, template, messages, max_tokens):
+    """
+    From the newest turn backwards: where the next older one would leave too little room for the gists of the rest. If
+    the last turn leaves no room for a single gist, the same of its steps.
+    """
+    lengths = {id(each): len(compactor.token_ids(as_text([each]), "The chat")) for each in messages}
+    one_gist = compactor.pair.max_gist_length + 1
+
+    def fits(split, gists):
+        head, _, new = split
+        return _tokens(template, _with_gist(template, head, "", new)) + gists <= max_tokens
+
+    turns, steps = _cuts(messages)
+    if not (turns and fits(_split(messages, turns[0]), one_gist)):
+        turns = [*steps, *turns]
+    best = None
+    for split in (_split(messages, cut) for cut in turns):
+        roomy = fits(split, _gists_tokens(compactor, sum(lengths[id(message)] for message in split[1])))
+        if best is None or roomy:
+            best = split
+        if not roomy:
             break
-        first = split
-    return first
+    return best or ([], [], messages)
+
+
+def _cuts(messages):
+    """Where turns begin, and where steps of the last one do, the newest first; but not between a call and its result."""
+    turns = [n for n, message in enumerate(messages) if message["role"] == "user"]
+    first = _first_of_talk(messages)
+    steps = [n for n in range(*(turns[-1:] or [first]), len(messages)) if messages[n]["role"] == "assistant"]
+    pairs = _calls_and_results(messages)
+
+    def whole(cuts):
+        return [cut for cut in reversed(cuts) if not any(call < cut <= result for call, result in pairs)]
+
+    return whole([turn for turn in turns if turn > first]), whole(steps[1:])
+
+
+def _split(messages, cut):
+    """What of a chat is instructions, what is folded, and what stays: the last user's message too, for its steps."""
+    first = _first_of_talk(messages)
+    asked = [n for n, message in enumerate(messages) if message["role"] == "user"][-1:]
+    before = [messages[n] for n in range(first, cut) if n not in asked]
+    told = [message for message in before if message["role"] in INSTRUCTIONS]
+    old = [message for message in before if message["role"] not in INSTRUCTIONS]
+    return [*messages[:first], *told], old, [*(messages[n] for n in asked if n < cut), *messages[cut:]]
+
+
+def _first_of_talk(messages):
+    return next((n for n, message in enumerate(messages) if message["role"] not in INSTRUCTIONS), len(messages))
+
+
+def _calls_and_results(messages):
+    """Places of messages with calls, and of their results: by the calls' ids, else those of the calls before them."""
+    callers, pairs, last = {}, [], None
+    for place, message in enumerate(messages):
+        if message.get("tool_calls"):
+            last = place
+            callers.update((call["id"], place) for call in message["tool_calls"] if call.get("id") is not None)
+        elif message["role"] == "tool" and last is not None:
+            pairs.append((callers.get(message.get("tool_call_id"), last), place))
+    return pairs
 
 
 def _fold(compactor, text, room, keep):

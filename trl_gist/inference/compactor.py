@@ -250,12 +250,13 @@ class GistCompactor(LoadedPair):
         self, messages: list[dict[str, str]], max_tokens: int, keep=None, tools: list | None = None
     ) -> CompactedChat:
         """
-        A chat within `max_tokens` tokens of the tokenizer's chat template: the system prompt, the tools and the newest
-        turns as they are, the oldest turns as one gist, a user's message; see [`trl_gist.inference.chat`].
+        A chat within `max_tokens` tokens of the tokenizer's chat template: standing instructions, the tools and the
+        newest turns as they are, the oldest turns as one gist, a user's message; see [`trl_gist.inference.chat`]. Of a
+        last turn that is too long by itself, the oldest steps are part of the gist.
 
         Args:
             messages (`list[dict]`):
-                The chat: `role`, `content` and what else the template reads.
+                The chat: `role`, `content` and what else the template reads. A call's arguments may be a mapping or JSON.
             max_tokens (`int`):
                 The most tokens of the whole chat, tools and the header of the next answer included.
             keep (`str`, pattern or a list of them, *optional*):
@@ -264,8 +265,8 @@ class GistCompactor(LoadedPair):
                 As for `apply_chat_template`.
 
         Raises:
-            ValueError: if a message has an unknown role or no text, the tokenizer has no chat template or it refuses
-                the messages, or system prompt, last turn and a gist do not fit `max_tokens`.
+            ValueError: if a message has an unknown role or no text, the tokenizer has no chat template, or it refuses
+                the messages or would leave one out, or what is not compacted and a gist do not fit `max_tokens`.
         """
         return compact_messages(self, messages, max_tokens, keep, tools)
 

@@ -65,7 +65,12 @@ class LoadedPair:
     def _make_prompts_and_lock(self):
         pair = self.pair
         self.prompts = GistPrompts.from_tokenizer(
-            self.tokenizer, pair.summarizer_prompt, pair.tail_length, pair.generator_prompt, pair.chat_template_kwargs
+            self.tokenizer,
+            pair.summarizer_prompt,
+            pair.tail_length,
+            pair.generator_prompt,
+            pair.chat_template_kwargs,
+            pair.rendered,
         )
         # One model call at a time. Reentrant, because a streamer may use another session from within one
         self.lock = threading.RLock()

@@ -150,6 +150,5 @@ def sampled_fingerprint(loaded) -> str:
 def _digest_of_settings(loaded):
     names = ("context_length", "last_k", "max_gist_length", "tail_length", "summarizer_prompt", "generator_prompt")
     described = [{name: getattr(loaded.pair, name) for name in names}, vocabulary_of(loaded.tokenizer)]
-    if loaded.pair.chat_template_kwargs:
-        described.append(loaded.pair.chat_template_kwargs)
+    described += [each for each in (loaded.pair.chat_template_kwargs, loaded.pair.rendered) if each]
     return hashlib.sha256(json.dumps(described).encode())

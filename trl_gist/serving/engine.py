@@ -20,6 +20,7 @@ from dataclasses import dataclass
 
 import torch
 
+from ..common.chat_template import render
 from ..inference.chat import ChatTooLong, as_text
 from ..inference.compactor import GistCompactor
 from ..models.generation import TokenTee, end_token_ids
@@ -127,13 +128,14 @@ class Engine:
             chat = compactor.compact_messages(messages, self.config.chat_window, request.keep)
         except ChatTooLong as error:
             raise ContextTooLong(
-                f"The system prompt and the last turn, which are not compacted, leave no room in the {self.config.chat_window} "
-                "tokens that the generator reads of a chat. Shorten them.",
+                "The system prompt and other instructions, the last user's message and the newest step after it, which "
+                f"are not compacted, leave no room in the {self.config.chat_window} tokens that the generator reads of a "
+                "chat. Shorten them.",
                 "messages",
             ) from error
         except ValueError as error:
             raise ApiError(400, str(error), None, "messages") from error
-        prompt = tokenizer.apply_chat_template(chat.messages, tokenize=False, add_generation_prompt=True)
+        prompt = render(tokenizer, chat.messages, **compactor.pair.chat_template_kwargs)
         ids = compactor.token_ids(prompt, "The chat")
         text = TextStream(tokenizer, emit, request.stops)
         tee = TokenTee(text.add, None, end_token_ids(compactor.generator, tokenizer))

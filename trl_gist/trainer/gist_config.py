@@ -99,7 +99,8 @@ class GistConfig(GRPOConfig):
             Where `target_kinds`, or a dataset's column `targets`, asks for more than the continuation, the default is a
             prompt that shows all of X.
             Rendered as a user message if the tokenizer has a chat template, which is then given `chat_template_kwargs`
-            (as `{"enable_thinking": False}`), read as plain text otherwise. The pair keeps both.
+            (as `{"enable_thinking": False}`), read as plain text otherwise. Rendered once, when training starts: the
+            pair keeps both, and what came of them.
         advantage (`str`, *optional*, defaults to `"group"`):
             `"group"` is GRPO's advantage: the reward against the other gists of the same context. `"reward"` uses the
             raw reward as the advantage, as the original experiment's PPO did. `"best"` imitates the best gist of each

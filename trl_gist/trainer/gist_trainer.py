@@ -69,7 +69,7 @@ from .advantages import best_of_group, group_signal
 from .alarms import Alarms, StopOnAlarm
 from .callbacks import SaveOnSignal
 from .checkpoints.manifest import Manifest
-from .checkpoints.pair_state import load_state, pair_config, save_pair, save_state
+from .checkpoints.pair_state import load_state, pair_config, prompts_of_run, save_pair, save_state
 from .checkpoints.resharding import load_universal, remove_universal
 from .checkpoints.run_directory import RunDirectory
 from .checkpoints.run_lock import PATIENCE, held
@@ -261,6 +261,12 @@ class GistTrainer(GRPOTrainer):
             args.generator_prompt,
             args.chat_template_kwargs,
         )
+        if self.prompts.opened_thought:
+            logger.warning(
+                f"The summarizer's prompt ends with {self.prompts.opened_thought}, which the tokenizer's chat template "
+                "opens: its gists are the beginning of a thought. To have it closed, set `chat_template_kwargs`, as "
+                "{'enable_thinking': False} where the template knows that, or another `chat_template`."
+            )
         positions = {role: max_positions(each) for role, each in vars(roles).items()}
         limits = PositionLimits.from_positions(
             **positions, prompts=self.prompts, max_gist_length=args.max_completion_length
@@ -747,6 +753,7 @@ class GistTrainer(GRPOTrainer):
             resume_from_checkpoint, universal = self._verified_on_all_ranks(resume_from_checkpoint)
             if universal:
                 load_universal(self.accelerator)
+            self.prompts = prompts_of_run(self.prompts, self.args, resume_from_checkpoint)
         else:
             self.run_directory.check_unused()
         return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
@@ -958,8 +965,8 @@ class GistTrainer(GRPOTrainer):
             # A pickle; gist_config.json holds the recipe
             Path(directory, TRAINING_ARGS_NAME).unlink(missing_ok=True)
         changes = self.run_directory.recipe_changes if self.run_directory is not None else []
-        step = self.state.global_step
-        pair = pair_config(self.args, self.base_models, self.last_measures, self.last_gists, step, changes)
+        step, rendered = self.state.global_step, self.prompts.rendered
+        pair = pair_config(self.args, self.base_models, self.last_measures, self.last_gists, step, changes, rendered)
         save_pair(directory, pair, self.generator_trainer, self.processing_class, self._tag_names)
 
     def create_model_card(self, *args, **kwargs):

@@ -15,6 +15,7 @@
 """What a saved pair holds beside the summarizer, and what a checkpoint holds beside the pair and both optimizers."""
 
 import json
+import os
 from enum import Enum
 from pathlib import Path
 
@@ -22,6 +23,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ...pair import GENERATOR_DIR, PairConfig
+from ...prompts import GistPrompts
 from ...version import __version__
 from ..alarms import Alarms
 from ..generator_trainer import GeneratorTrainer
@@ -55,6 +57,7 @@ def pair_config(
     gists: list[dict[str, str]],
     step: int,
     recipe_changes: list[dict],
+    rendered_prompt: dict,
 ) -> PairConfig:
     """What `gist_config.json` says: how the pair is prompted, and where it comes from."""
     recipe = recipe_of(args)
@@ -69,6 +72,7 @@ def pair_config(
         generator_prompt=args.generator_prompt,
         summarizer_prompt=args.summarizer_prompt,
         chat_template_kwargs=args.chat_template_kwargs or {},
+        rendered_prompt=rendered_prompt | {"of": _prompt_of(args)},
         base_models=base_models,
         recipe=recipe,
         measures=measures,
@@ -76,6 +80,12 @@ def pair_config(
         step=step,
         version=__version__,
     )
+
+
+def prompts_of_run(prompts: GistPrompts, args: GistConfig, checkpoint: str | os.PathLike) -> GistPrompts:
+    """The prompts that a run goes on with: rendered as when it began, if it is asked for the same ones."""
+    rendered = PairConfig.load(checkpoint).rendered
+    return prompts.as_rendered(rendered) if rendered.get("of") == _prompt_of(args) else prompts
 
 
 def save_pair(
@@ -117,6 +127,10 @@ def load_state(
     if followed_reference is not None:
         state = torch.load(Path(directory, REFERENCE_FILE), map_location="cpu", weights_only=True)
         followed_reference.load_state_dict(state)
+
+
+def _prompt_of(args):
+    return [args.summarizer_prompt, args.chat_template_kwargs or {}]
 
 
 def _plain(value):
