@@ -26,6 +26,8 @@ import jinja2.ext
 import jinja2.meta
 from transformers import PreTrainedTokenizerBase
 
+from .common.tokens import characters_of, special_ids, written_ids
+
 
 # A private-use character cannot be in a chat template; each marks where something goes that is not the prompt's text
 PLACEHOLDERS = {
@@ -79,7 +81,7 @@ class GistPrompts:
     before_gist: tuple[int, ...]
     before_last_k: tuple[int, ...]
     before_target: tuple[int, ...]
-    special_ids: frozenset[int]
+    tokenizer: PreTrainedTokenizerBase
     tokenize: Callable[[str], tuple[int, ...]]
     tail_length: int
 
@@ -98,7 +100,7 @@ class GistPrompts:
 
         @functools.cache
         def ids(text):
-            return tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
+            return tuple(written_ids(tokenizer, text))
 
         bos = bos_ids(tokenizer)
         before_gist, before_last_k, before_target = re.split("{gist}|{last_k}", generator_prompt)
@@ -110,7 +112,7 @@ class GistPrompts:
             before_gist=bos + ids(before_gist),
             before_last_k=ids(before_last_k),
             before_target=ids(before_target),
-            special_ids=frozenset(tokenizer.all_special_ids),
+            tokenizer=tokenizer,
             tokenize=ids,
             tail_length=tail_length,
         )
@@ -150,7 +152,7 @@ class GistPrompts:
         return ids
 
     def generator(self, gist_ids: list[int], last_k_ids: list[int]) -> list[int]:
-        """What G reads before the target. Special tokens in the gist never reach G."""
+        """What G reads before the target: of the gist no special tokens, and whole characters alone."""
         return [*self.generator_before_cue(gist_ids), *self.generator_cue(last_k_ids)]
 
     def generator_before_cue(self, gist_ids: list[int]) -> list[int]:
@@ -170,8 +172,17 @@ class GistPrompts:
         return [*self.bos, *ids]
 
     def without_special(self, gist_ids: list[int]) -> list[int]:
-        """A gist as G reads it, and S in a later context: there a special token would pass for a part of the template."""
-        return [token for token in gist_ids if token not in self.special_ids]
+        """
+        A gist as G reads it, and S in a later context: there a special token would pass for a part of the template, and
+        what makes no whole character, as where a gist was cut off, has no text.
+        """
+        whole = characters_of(self.tokenizer).whole(gist_ids)
+        return [token for token in whole if token not in self.special_ids]
+
+    @functools.cached_property
+    def special_ids(self) -> frozenset[int]:
+        """See [`~common.tokens.special_ids`]."""
+        return special_ids(self.tokenizer)
 
     @property
     def sees_last_k(self) -> bool:
@@ -207,8 +218,7 @@ class GistPrompts:
         return max(len(self.summarizer([], [], budget)) for budget in budgets) + tail
 
     def _tail(self, ids, budget):
-        length = self.tail_length if budget is None else budget
-        return ids[max(0, len(ids) - length) :]
+        return characters_of(self.tokenizer).last(ids, self.tail_length if budget is None else budget)
 
 
 def through_last_k(context_ids: list[int], last_k_ids: list[int]) -> list[int]:

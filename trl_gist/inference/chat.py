@@ -34,6 +34,7 @@ from dataclasses import dataclass
 
 from jinja2.exceptions import TemplateError
 
+from ..common.tokens import chat_ids
 from .keep import find_spans, kept_and_not, parse_keep
 from .pair import GistWriter
 
@@ -143,15 +144,12 @@ class _Template:
 
     def tokens(self, messages):
         try:
-            text = self.tokenizer.apply_chat_template(
-                messages, tools=self.tools, tokenize=False, add_generation_prompt=True
-            )
+            return len(chat_ids(self.tokenizer, messages, self.tools))
         except TemplateError as error:
             raise ValueError(
                 f"The tokenizer's chat template refuses the messages {[message['role'] for message in messages]}: "
                 f"{error}"
             ) from error
-        return len(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
 
 
 def _check_messages(messages):
