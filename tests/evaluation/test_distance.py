@@ -88,7 +88,7 @@ def written(model, compactor, context_ids, last_k_ids):
         if token == compactor.tokenizer.eos_token_id:
             break
         gist.append(token)
-    return [token for token in gist if token not in compactor.tokenizer.all_special_ids]
+    return compactor.prompts.without_special(gist)
 
 
 def walked_plainly(ids, windows, compactor, teacher, other):

@@ -41,7 +41,7 @@ texts = st.lists(
     max_size=12,
 ).map("".join)
 # Long enough to be cut, and without the sign that stands for what is no character
-long_texts = texts.map(lambda text: (text.replace("\ufffd", "") or "霍乱") * 12).map(lambda text: text[:150])
+long_texts = texts.map(lambda text: (text.replace("\ufffd", "") or "霍乱") * 12).map(lambda text: text[:70])
 
 
 def _byte_level():

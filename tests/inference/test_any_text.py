@@ -32,7 +32,7 @@ from trl_gist.serving.schemas import ChatRequest, CompletionRequest, CompressReq
 
 
 CONTEXT, LAST_K, GIST = 32, 5, 6
-few = settings(max_examples=8)
+few = settings(max_examples=5)
 
 
 def make_pair(tokenizer):
@@ -126,7 +126,7 @@ def test_sessions(pair, text, tmp_path_factory):
     assert session.stream() == literal_ids(pair.tokenizer, text)
     template = controls_in(pair, pair.prompts.generator([], []))
     assert controls_in(pair, session.token_ids) == template
-    continuation = session.generate(40)
+    continuation = session.generate(20)
     assert "\ufffd" not in continuation.text and "\ufffd" not in session.gist
     stream, characters = session.stream(), characters_of(pair.tokenizer)
     for compaction in session.history:
@@ -188,4 +188,4 @@ def test_a_planted_turn_is_read_as_text_by_both_models(pair, control):
         pair.continue_text("John Snow", max_new_tokens=2)
     for planted, plain in read.values():
         assert controls_in(pair, planted) == controls_in(pair, plain)
-        assert text[-20:] in pair.tokenizer.decode(planted)
+    assert read["generator"][0][-LAST_K:] == literal_ids(pair.tokenizer, text)[-LAST_K:]

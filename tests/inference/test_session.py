@@ -129,7 +129,7 @@ def ask(compactor, context_ids, last_k_ids):
         if token == compactor.tokenizer.eos_token_id:
             break
         gist.append(token)
-    return [token for token in gist if token not in compactor.tokenizer.all_special_ids]
+    return compactor.prompts.without_special(gist)
 
 
 def with_newlines(compactor, parts):
@@ -188,11 +188,18 @@ def test_a_tree_without_its_bound_has_a_gist_for_each_one_of_the_binary_count(co
 
 
 @pytest.mark.parametrize("recursion", MODES)
-def test_a_budget_is_exact(compactor, ids, recursion):
+def test_a_budget_is_exact(compactor, ids, recursion, monkeypatch):
+    generate, asked = compactor.generate, set()
+
+    def watched(role, prompts, **settings):
+        asked.add(settings["max_new_tokens"])
+        return generate(role, prompts, **settings)
+
+    monkeypatch.setattr(compactor, "generate", watched)
     session = compactor.session(recursion=recursion, budget=3)
     session.append(ids[:150])
     assert all(len(gist.token_ids) <= 3 for gist in session.gists)
-    assert session.history[0].gist_tokens == 3
+    assert asked == {3}
 
 
 # ---- Generation ----
