@@ -152,7 +152,7 @@ class GistPrompts:
         return ids
 
     def generator(self, gist_ids: list[int], last_k_ids: list[int]) -> list[int]:
-        """What G reads before the target: of the gist no special tokens, and whole characters alone."""
+        """What G reads before the target: special tokens in the gist never reach G."""
         return [*self.generator_before_cue(gist_ids), *self.generator_cue(last_k_ids)]
 
     def generator_before_cue(self, gist_ids: list[int]) -> list[int]:
@@ -172,12 +172,8 @@ class GistPrompts:
         return [*self.bos, *ids]
 
     def without_special(self, gist_ids: list[int]) -> list[int]:
-        """
-        A gist as G reads it, and S in a later context: there a special token would pass for a part of the template, and
-        what makes no whole character, as where a gist was cut off, has no text.
-        """
-        whole = characters_of(self.tokenizer).whole(gist_ids)
-        return [token for token in whole if token not in self.special_ids]
+        """A gist as G reads it, and S in a later context: there a special token would pass for a part of the template."""
+        return [token for token in gist_ids if token not in self.special_ids]
 
     @functools.cached_property
     def special_ids(self) -> frozenset[int]:

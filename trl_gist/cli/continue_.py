@@ -21,7 +21,6 @@ import json
 import sys
 
 from ..scripts.arguments import load_pair
-from ..serving.text_stream import TextStream
 from .flags import add_file, add_pair, add_window, positive, read_text
 
 
@@ -71,6 +70,8 @@ def _from_gist(compactor, args, text, sampling):
 
 def _from_session(compactor, args, text, sampling):
     """Token by token; with `--json`, one object at the end."""
+    from ..serving.text_stream import TextStream
+
     report = _report if args.verbose else None
     session = compactor.session(window=args.window, recursion=args.recursion, after_compaction=report)
     session.append(text)
