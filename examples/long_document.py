@@ -38,7 +38,9 @@ def article_tokens(compactor: GistCompactor, count: int) -> list[int]:
     """The first `count` tokens of the demo's articles, one after the other."""
     ids = []
     for article in wikipedia_articles():
-        ids += compactor.tokenizer(article["text"] + "\n\n", add_special_tokens=False, verbose=False)["input_ids"]
+        ids += compactor.tokenizer(
+            article["text"] + "\n\n", add_special_tokens=False, split_special_tokens=True, verbose=False
+        )["input_ids"]
         if len(ids) >= count:
             return ids[:count]
     raise ValueError(f"`--tokens` ({count}): the articles have {len(ids)}. Ask for fewer.")

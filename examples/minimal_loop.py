@@ -132,7 +132,7 @@ def main(checkpoint, texts, steps):
     ]
     windows = []
     for text in texts:
-        ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+        ids = tokenizer(text, add_special_tokens=False, split_special_tokens=True, verbose=False)["input_ids"]
         for start in range(0, len(ids) - X - Y, X + Y):
             context, target = ids[start : start + X], ids[start + X : start + X + Y]
             windows.append({"context_ids": context, "last_k_ids": context[-K:], "target_ids": target})

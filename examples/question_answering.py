@@ -162,7 +162,9 @@ def answerable(questions: Dataset, tokenizer) -> Dataset:
     """Windows of passages cut to `PASSAGE_LENGTH` tokens; those whose answer was cut off are dropped."""
 
     def window(row):
-        passage = tokenizer(row["context"], add_special_tokens=False)["input_ids"][:PASSAGE_LENGTH]
+        passage = tokenizer(row["context"], add_special_tokens=False, split_special_tokens=True)["input_ids"][
+            :PASSAGE_LENGTH
+        ]
         question = f"\nQuestion: {row['question']}\nAnswer:"
         # The line break is part of the target: a generator that nobody taught to end its answers matches none
         return {"context": passage, "last_k": question, "target": f" {row['answer']}\n"}

@@ -77,7 +77,13 @@ class SelfStudyArguments:
 def cut(documents, tokenizer, length: int):
     """Chunks, cut between tokens, each with the document that it is of."""
     for index, row in enumerate(documents):
-        ids = tokenizer(row["text"] or "", add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+        ids = tokenizer(
+            row["text"] or "",
+            add_special_tokens=False,
+            split_special_tokens=True,
+            return_offsets_mapping=True,
+            verbose=False,
+        )
         for spans in (ids["offset_mapping"][at : at + length] for at in range(0, len(ids["input_ids"]), length)):
             yield row["text"][spans[0][0] : spans[-1][1]], row.get("document_id", index)
 

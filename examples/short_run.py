@@ -170,7 +170,9 @@ def print_verdicts(console: Console, before: HeldOut, after: HeldOut, scorer: Gi
 def print_continuation(console: Console, pair_dir: str, article: dict[str, str]):
     """128 tokens from within an article, compressed by a saved pair and gone on with, beside what really follows."""
     compactor = GistCompactor.from_pretrained(pair_dir)
-    ids = compactor.tokenizer(article["text"], add_special_tokens=False)["input_ids"][1000:1160]
+    ids = compactor.tokenizer(article["text"], add_special_tokens=False, split_special_tokens=True)["input_ids"][
+        1000:1160
+    ]
     text, reference = compactor.tokenizer.decode(ids[:128]), compactor.tokenizer.decode(ids[128:])
     torch.manual_seed(0)
     continuation = compactor.continue_text(text, max_new_tokens=48)

@@ -28,6 +28,7 @@ import jinja2.meta
 from transformers import PreTrainedTokenizerBase
 
 from .common.chat_template import opened_thought, render, with_parts
+from .common.tokens import characters_of, special_ids, written_ids
 
 
 # A private-use character cannot be in a chat template; each marks where something goes that is not the prompt's text
@@ -82,7 +83,7 @@ class GistPrompts:
     before_gist: tuple[int, ...]
     before_last_k: tuple[int, ...]
     before_target: tuple[int, ...]
-    special_ids: frozenset[int]
+    tokenizer: PreTrainedTokenizerBase
     tokenize: Callable[[str], tuple[int, ...]]
     tail_length: int
 
@@ -106,7 +107,7 @@ class GistPrompts:
 
         @functools.cache
         def ids(text):
-            return tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
+            return tuple(written_ids(tokenizer, text))
 
         bos = bos_ids(tokenizer)
         before_gist, before_last_k, before_target = re.split("{gist}|{last_k}", generator_prompt)
@@ -118,7 +119,7 @@ class GistPrompts:
             before_gist=bos + ids(before_gist),
             before_last_k=ids(before_last_k),
             before_target=ids(before_target),
-            special_ids=frozenset(tokenizer.all_special_ids),
+            tokenizer=tokenizer,
             tokenize=ids,
             tail_length=tail_length,
         )
@@ -181,7 +182,7 @@ class GistPrompts:
         return ids
 
     def generator(self, gist_ids: list[int], last_k_ids: list[int]) -> list[int]:
-        """What G reads before the target. Special tokens in the gist never reach G."""
+        """What G reads before the target: special tokens in the gist never reach G."""
         return [*self.generator_before_cue(gist_ids), *self.generator_cue(last_k_ids)]
 
     def generator_before_cue(self, gist_ids: list[int]) -> list[int]:
@@ -203,6 +204,11 @@ class GistPrompts:
     def without_special(self, gist_ids: list[int]) -> list[int]:
         """A gist as G reads it, and S in a later context: there a special token would pass for a part of the template."""
         return [token for token in gist_ids if token not in self.special_ids]
+
+    @functools.cached_property
+    def special_ids(self) -> frozenset[int]:
+        """See [`~common.tokens.special_ids`]."""
+        return special_ids(self.tokenizer)
 
     @property
     def sees_last_k(self) -> bool:
@@ -238,8 +244,7 @@ class GistPrompts:
         return max(len(self.summarizer([], [], budget)) for budget in budgets) + tail
 
     def _tail(self, ids, budget):
-        length = self.tail_length if budget is None else budget
-        return ids[max(0, len(ids) - length) :]
+        return characters_of(self.tokenizer).last(ids, self.tail_length if budget is None else budget)
 
 
 def through_last_k(context_ids: list[int], last_k_ids: list[int]) -> list[int]:

@@ -145,11 +145,12 @@ def test_ids_outside_the_vocabulary_are_skipped_and_counted(cut, tokenizer, data
     assert skipped.counts == {"with ids outside the vocabulary": 2}
 
 
-def test_special_tokens_written_in_a_document_stay_one_token(cut, tokenizer, dataset_of):
-    """A document that quotes a chat template is cut like any other: its ids are what the tokenizer gives."""
+def test_special_tokens_written_in_a_document_are_text_unless_they_are_meant(cut, tokenizer, dataset_of):
     text = "<|im_start|> " + PARAGRAPH
-    windows, _ = cut(dataset_of([{"text": text}]))
-    assert windows[0]["context_ids"] == ids_of(tokenizer, text)[:24]
+    for meant in (False, True):
+        windows, _ = cut(dataset_of([{"text": text}]), parse_special_tokens=meant)
+        ids = tokenizer(text, add_special_tokens=False, split_special_tokens=not meant)["input_ids"]
+        assert windows[0]["context_ids"] == ids[:24]
 
 
 def test_a_streams_counts_grow_only_as_it_is_read(make_args, tokenizer):

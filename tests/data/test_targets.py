@@ -177,7 +177,9 @@ def test_a_fact_list_has_every_fact_once_whatever_its_case(each_tokenizer):
 def test_a_fact_list_is_never_longer_than_asked_and_is_cut_there(each_tokenizer):
     ids = ids_of(each_tokenizer, TEXT)
     whole = fact_list(each_tokenizer, ids, 1000)
-    assert [fact_list(each_tokenizer, ids, n) for n in range(60)] == [whole[:n] for n in range(60)]
+    # Not inside a character, of which some here have two tokens
+    ends = [n - (each_tokenizer.decode(whole[:n]).endswith("\ufffd")) for n in range(60)]
+    assert [fact_list(each_tokenizer, ids, n) for n in range(60)] == [whole[:n] for n in ends]
     assert fact_list(each_tokenizer, ids_of(each_tokenizer, "nothing of note here"), 5) == []
 
 

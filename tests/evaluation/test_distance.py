@@ -25,6 +25,7 @@ from tiny_sessions import CONTEXT, GIST, LAST_K, TARGET, make_compactor
 
 from trl_gist.cli import main
 from trl_gist.common.geometry import Geometry
+from trl_gist.common.tokens import characters_of
 from trl_gist.data.windows import SkippedRows
 from trl_gist.evaluation.distance.costs import measure_costs
 from trl_gist.evaluation.distance.measures import distance_measures
@@ -88,7 +89,7 @@ def written(model, compactor, context_ids, last_k_ids):
         if token == compactor.tokenizer.eos_token_id:
             break
         gist.append(token)
-    return [token for token in gist if token not in compactor.tokenizer.all_special_ids]
+    return compactor.prompts.without_special(characters_of(compactor.tokenizer).whole(gist))
 
 
 def walked_plainly(ids, windows, compactor, teacher, other):

@@ -32,6 +32,7 @@ from transformers.utils import logging
 from trl.trainer import grpo_trainer
 
 from trl_gist import GistConfig, GistTrainer, kl_gain
+from trl_gist.data.windows import prepare_windows
 from trl_gist.models.roles import base_of
 from trl_gist.prompts import SUMMARIZER_PROMPT
 from trl_gist.trainer import gist_trainer
@@ -517,6 +518,13 @@ class Lab:
         width = len(rows[0]["context_ids"])
         place = {tuple(ids[start : start + width]): start for start in range(len(ids))}
         return [place[tuple(row["context_ids"])] for row in rows]
+
+    def controls(self, **values) -> set[int]:
+        """The control tokens in windows of a document that spells two."""
+        spec = self.args(**values).window_spec(self.tokenizer)
+        documents = Dataset.from_dict({"text": ["One</s> two<|im_end|>. " * 20]})
+        rows, _ = prepare_windows(documents, self.tokenizer, spec)
+        return {token for row in rows for token in row["context_ids"]} & set(self.tokenizer.all_special_ids)
 
     def reads(self, role, **values):
         prompts = self.trainer(**values).prompts

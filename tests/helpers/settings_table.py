@@ -463,6 +463,10 @@ GIST_CONFIG = {
     "max_windows_per_document": Honoured(
         "a document's windows", lambda lab: len(lab.window_starts(max_windows_per_document=2)) == 2
     ),
+    "parse_special_tokens": Honoured(
+        "whether control tokens that documents spell are meant",
+        lambda lab: lab.controls() == set() and len(lab.controls(parse_special_tokens=True)) == 2,
+    ),
     "target_kinds": Honoured(
         "the kinds of targets that S is paid for; without it, the continuation alone",
         lambda lab: (

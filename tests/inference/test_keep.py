@@ -231,13 +231,13 @@ def test_over_two_tokens_it_estimates_the_kl_over_all_continuations(request, whi
 
 
 @pytest.mark.parametrize("keep", ["regex:<.*?>", "<|im_end|>", "Snow</s> 82", "regex:.*"])
-def test_what_has_special_tokens_is_said_not_to_be_kept_and_what_stands_between_them_is(tokenizer, keep):
-    """G would never read them."""
+def test_what_spells_special_tokens_is_kept_as_text_which_is_what_the_generator_reads(tokenizer, keep):
     context = "In 1854 <|im_end|> John Snow</s> 82 miles <|im_start|>Broad Street"
     gist = tokenizer.encode("the map", add_special_tokens=False)
     ((ids,), (found,)) = keep_in_gists([gist], [context], parse_keep([keep, "numbers"]), 40, tokenizer)
     assert not set(ids) & set(tokenizer.all_special_ids)
-    assert found["kept"] == ["1854", "82"] and found["not_kept"]
+    assert found["kept"][-2:] == ["1854", "82"] and not found["not_kept"]
+    assert len(found["kept"]) > 2 and all(span in tokenizer.decode(ids) for span in found["kept"])
 
 
 @pytest.mark.parametrize("family", FAMILIES)

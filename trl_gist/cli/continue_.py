@@ -16,6 +16,7 @@
 
 import argparse
 import dataclasses
+import functools
 import json
 import sys
 
@@ -69,13 +70,16 @@ def _from_gist(compactor, args, text, sampling):
 
 def _from_session(compactor, args, text, sampling):
     """Token by token; with `--json`, one object at the end."""
-    from transformers import TextStreamer
+    from ..serving.text_stream import TextStream
 
     report = _report if args.verbose else None
     session = compactor.session(window=args.window, recursion=args.recursion, after_compaction=report)
     session.append(text)
-    streamer = None if args.json else TextStreamer(compactor.tokenizer, skip_special_tokens=True)
+    streamer = None if args.json else TextStream(compactor.tokenizer, functools.partial(print, end="", flush=True), [])
     continuation = session.generate(args.tokens, args.do_sample, streamer, **sampling)
+    if streamer is not None:
+        streamer.finish()
+        print()
     if args.json:
         compactions = [dataclasses.asdict(compaction) for compaction in session.history]
         print(json.dumps({**dataclasses.asdict(continuation), "compactions": compactions}, ensure_ascii=False))

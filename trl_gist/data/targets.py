@@ -33,6 +33,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ..common.statistics import is_number
 from ..common.text_units import DATE, Units
+from ..common.tokens import characters_of
 
 
 # Made by rule, in a document; questions come with a dataset of ready windows
@@ -226,25 +227,35 @@ def _facts_in(text) -> list[tuple[int, int]]:
 
 
 def _continuation(tokenizer, ids, start, spec, targets):
-    end = start + spec.context_length
-    target = ids[end : end + spec.target_length]
-    return [(ids[max(start, end - spec.last_k) : end], target, [])] if len(target) == spec.target_length else []
+    end = characters_of(tokenizer).cut(ids, start + spec.context_length)
+    cue, target = _around(tokenizer, ids, start, end, spec)
+    return [(cue, target, [])] if target else []
 
 
 def _far(tokenizer, ids, start, spec, targets):
-    end = start + spec.context_length
-    place = end + targets.far_offset
-    target = ids[place : place + spec.target_length]
-    cue = ids[max(start, place - spec.last_k) : place]
-    return [(cue, target, ids[end:place])] if len(target) == spec.target_length else []
+    characters = characters_of(tokenizer)
+    end = characters.cut(ids, start + spec.context_length)
+    place = characters.cut(ids, end + targets.far_offset)
+    cue, target = _around(tokenizer, ids, start, place, spec)
+    return [(cue, target, ids[end:place])] if target else []
+
+
+def _around(tokenizer, ids, start, place, spec):
+    """What stands before a place, and the target after it; none where there is not all of its length."""
+    characters = characters_of(tokenizer)
+    first = characters.next_cut(ids, max(start, place - spec.last_k))
+    end = characters.cut(ids, place + spec.target_length) if place + spec.target_length <= len(ids) else place
+    return ids[first:place], ids[place:end]
 
 
 def _facts(tokenizer, ids, start, spec, targets):
-    context, pieces = ids[start : start + spec.context_length], _pieces(tokenizer)
+    characters, pieces = characters_of(tokenizer), _pieces(tokenizer)
+    context = ids[start : characters.cut(ids, start + spec.context_length)]
     after = _Spelled(pieces, ids[start + len(context) :][:_LOOK_AHEAD]).text
     found = []
     for first, end in fact_spans(tokenizer, context):
-        cue, target = context[max(0, first - targets.cue_length) : first], context[first:end]
+        cue = context[characters.next_cut(context, max(0, first - targets.cue_length)) : first]
+        target = context[first:end]
         if first < _SHORTEST_CUE or len(target) > _LONGEST_FACT:
             continue
         if end == len(context) and after and not after[0].isspace():
@@ -257,13 +268,14 @@ def _facts(tokenizer, ids, start, spec, targets):
 
 def _recalls(tokenizer, ids, start, spec, targets):
     read = ids[start : start + spec.context_length + _LOOK_AHEAD]
-    spelled, found = _Spelled(_pieces(tokenizer), read), []
+    spelled, characters, found = _Spelled(_pieces(tokenizer), read), characters_of(tokenizer), []
     for span in _sentences(spelled.text, whole_start=start == 0):
         first, end = spelled.tokens(*span) or (0, 0)
-        place = first + targets.cue_length // 2
+        place = max(first, characters.cut(read, first + targets.cue_length // 2))
         if end <= spec.context_length and end - place >= _SHORTEST_REST:
-            cue = read[first:place]
-            found.append((cue, read[place:end][: spec.target_length], cue))
+            cue, rest = read[first:place], read[place : characters.cut(read, min(end, place + spec.target_length))]
+            if cue and rest:
+                found.append((cue, rest, cue))
     return found
 
 

@@ -23,6 +23,7 @@ from datasets import Dataset, Features, IterableDataset, List, Value
 from transformers import PreTrainedTokenizerBase
 
 from ..common.geometry import Geometry
+from ..common.tokens import characters_of, literal_ids, written_ids
 from ..prompts import GistPrompts, targets_of, through_last_k
 from .targets import QUESTION, TargetSpec, make_targets
 
@@ -153,8 +154,9 @@ class PositionLimits:
 @dataclass(frozen=True)
 class WindowSpec:
     """
-    How documents are cut, in tokens; with a `geometry`, into walks; with `targets`, each window gets several. See
-    [`GistConfig`], whose `window_spec` it is. Raises `ValueError` for walks with `targets`.
+    How documents are cut, in tokens, always between two characters, so that a part may have some tokens fewer; with a
+    `geometry`, into walks; with `targets`, each window gets several. See [`GistConfig`], whose `window_spec` it is.
+    Raises `ValueError` for walks with `targets`.
     """
 
     context_length: int
@@ -165,6 +167,7 @@ class WindowSpec:
     windows_per_document: int = 1
     geometry: Geometry | None = None
     targets: TargetSpec | None = None
+    parse_special_tokens: bool = False
 
     def __post_init__(self):
         if self.walks and self.targets is not None:
@@ -331,7 +334,7 @@ def prepare_windows(
                 why = reason or (_WITHOUT_TARGETS if several and not window[TARGETS_COLUMN] else "")
                 if limits is not None and not why:
                     limits.check(window, f"Row {index} of the {name} dataset", longest_context)
-                out["prompt"].append(tokenizer.decode(window["context_ids"]))
+                out["prompt"].append(tokenizer.decode(characters_of(tokenizer).whole(window["context_ids"])))
                 for column, ids in window.items():
                     out[column].append(ids)
                 out["document_id"].append(batch["document_id"][row] if carries_document_id else index)
@@ -457,8 +460,8 @@ def why_unusable(text) -> str | None:
     return None
 
 
-def _tokenize(tokenizer, text):
-    return tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+def _tokenize(tokenizer, text, spec):
+    return (written_ids if spec.parse_special_tokens else literal_ids)(tokenizer, text)
 
 
 def _all_ids(window):
@@ -474,18 +477,24 @@ def _cut_document(row, tokenizer, spec):
     reason = why_unusable(row["text"])
     if reason:
         return [], reason
-    ids = _tokenize(tokenizer, row["text"])
+    ids, characters = _tokenize(tokenizer, row["text"], spec), characters_of(tokenizer)
     starts = range(0, len(ids) - spec.length + 1, spec.window_stride or spec.length)
     windows = []
     for start in starts[: spec.max_windows_per_document]:
-        cut = ids[start : start + spec.length]
-        # Of a walk, the first window by itself, whose context is all text so far
-        context_ids = cut[: spec.geometry.before(0) if spec.walks else spec.context_length]
+        start = characters.cut(ids, start)
+        cut = ids[start : characters.cut(ids, start + spec.length)]
+        if spec.walks:  # the first window by itself, whose context is all text so far
+            _, last, end, _ = spec.geometry.cuts(cut, 0, characters.cut)
+        else:
+            end = characters.cut(cut, spec.context_length)
+            last = characters.next_cut(cut, max(0, end - spec.last_k))
         window = {
-            "context_ids": context_ids,
-            "last_k_ids": context_ids[-spec.last_k :],
-            "target_ids": cut[len(context_ids) :][: spec.target_length],
+            "context_ids": cut[:end],
+            "last_k_ids": cut[last:end],
+            "target_ids": cut[end : characters.cut(cut, end + spec.target_length)],
         }
+        if not window["context_ids"] or not window["target_ids"]:
+            continue  # no character is so short
         if spec.walks:
             window[WALK_COLUMN] = cut
         if spec.targets is not None:
@@ -498,19 +507,21 @@ def _ready_window(row, tokenizer, spec):
     window = {}
     for column in ("context", "last_k", "target"):
         if column == "last_k" and "last_k" not in row:
-            window["last_k_ids"] = window["context_ids"][-spec.last_k :]
+            window["last_k_ids"] = characters_of(tokenizer).last(window["context_ids"], spec.last_k)
             continue
         if column == "target" and TARGETS_COLUMN in row:
-            window[TARGETS_COLUMN], reason = _ready_targets(row[TARGETS_COLUMN], window["context_ids"], tokenizer)
+            window[TARGETS_COLUMN], reason = _ready_targets(
+                row[TARGETS_COLUMN], window["context_ids"], tokenizer, spec
+            )
             window["target_ids"] = [] if reason else window[TARGETS_COLUMN][0]["target_ids"]
         else:
-            window[f"{column}_ids"], reason = _ids_of(row[column], tokenizer)
+            window[f"{column}_ids"], reason = _ids_of(row[column], tokenizer, spec)
         if reason:
             return [], reason
     return [window], None
 
 
-def _ready_targets(entries, context_ids, tokenizer):
+def _ready_targets(entries, context_ids, tokenizer, spec):
     """The targets that a user has given, or why they cannot be used."""
     if entries is None:
         return None, "null"
@@ -522,8 +533,8 @@ def _ready_targets(entries, context_ids, tokenizer):
             return None, "with a target that lacks `cue` or `target`"
         kind = QUESTION if entry.get("kind") in (None, "") else entry["kind"]
         reason = why_unusable(kind)
-        cue_ids, why_cue = _ids_of(entry["cue"], tokenizer)
-        target_ids, why_target = _ids_of(entry["target"], tokenizer)
+        cue_ids, why_cue = _ids_of(entry["cue"], tokenizer, spec)
+        target_ids, why_target = _ids_of(entry["target"], tokenizer, spec)
         if reason := reason or why_cue or why_target:
             return None, reason
         after_ids = through_last_k(context_ids, cue_ids)[len(context_ids) :]
@@ -531,7 +542,7 @@ def _ready_targets(entries, context_ids, tokenizer):
     return (targets, None) if targets else (None, _WITHOUT_TARGETS)
 
 
-def _ids_of(value, tokenizer):
+def _ids_of(value, tokenizer, spec):
     """Token ids of what is text or ids already, or why it is neither."""
     if isinstance(value, (list, tuple)) and all(isinstance(token, int) for token in value):
         ids = list(value)
@@ -539,5 +550,5 @@ def _ids_of(value, tokenizer):
         reason = why_unusable(value)
         if reason:
             return None, reason
-        ids = _tokenize(tokenizer, value)
+        ids = _tokenize(tokenizer, value, spec)
     return (ids, None) if ids else (None, "empty")

@@ -155,7 +155,7 @@ def _text_of(part):
 
 
 def _tokens(template, messages):
-    return len(template.tokenizer(template.text(messages), add_special_tokens=False, verbose=False)["input_ids"])
+    return len(template.ids(messages))
 
 
 def _with_gist(template, head, gist, new):

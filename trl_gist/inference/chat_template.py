@@ -25,6 +25,7 @@ import json
 from transformers import PreTrainedTokenizerBase
 
 from ..common.chat_template import render, with_parts
+from ..common.tokens import chat_ids
 
 
 # What marks are made of: words that no template has, none of them a part of another
@@ -154,6 +155,10 @@ class ChatTemplate:
     def text(self, messages: list[dict]) -> str:
         """The chat, with the header of the next answer. Raises `ValueError` if the template refuses it."""
         return render(self.tokenizer, self.fit(messages), self.tools, **self.variables)
+
+    def ids(self, messages: list[dict]) -> list[int]:
+        """Its tokens, of which only the template's are control tokens."""
+        return chat_ids(self.tokenizer, self.fit(messages), self.tools, **self.variables)
 
     def check(self, messages: list[dict]):
         """

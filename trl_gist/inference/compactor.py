@@ -14,12 +14,14 @@
 
 """The front of a pair at inference: gists, continuations, sessions and chats. Each is a module of its own."""
 
+import itertools
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from tqdm.auto import tqdm
 
+from ..common.tokens import characters_of, literal_ids
 from ..scoring.gist_log_probs import given_log_probs, written_log_probs
 from .certify import expected_kls
 from .chat import CompactedChat, compact_messages
@@ -161,7 +163,7 @@ class GistCompactor(LoadedPair):
         as in [`~GistCompactor.compress`], is the same for all of them.
         """
         request = GistRequest(budget, do_sample, batch_size, parse_keep(keep), certify, search)
-        windows = self._windows(text)
+        windows = self.windows(text)
         return self._compress(windows, None if last_k is None else [last_k] * len(windows), request)
 
     def iter_windows(
@@ -177,7 +179,7 @@ class GistCompactor(LoadedPair):
     ) -> Iterator[Gist]:
         """As [`~GistCompactor.compress_windows`], each batch of gists as soon as it is written."""
         request = GistRequest(budget, do_sample, batch_size, parse_keep(keep), certify, search)
-        windows = self._windows(text)
+        windows = self.windows(text)
         last_k_ids = self._last_k_ids(windows, None if last_k is None else [last_k] * len(windows))
         return self._iter_gists(windows, last_k_ids, request)
 
@@ -206,8 +208,9 @@ class GistCompactor(LoadedPair):
             generation_kwargs:
                 For [`~transformers.GenerationConfig`], as `temperature` or `top_p`.
         """
-        context_ids = self.token_ids(text, "The text")[-self.pair.context_length :]
-        last_k = context_ids[-self.pair.last_k :] if last_k is None else last_k
+        characters = characters_of(self.tokenizer)
+        context_ids = characters.last(self.token_ids(text, "The text"), self.pair.context_length)
+        last_k = characters.last(context_ids, self.pair.last_k) if last_k is None else last_k
         gist = self.compress(context_ids, last_k=last_k)
         return self.continue_from(gist, last_k, max_new_tokens, do_sample, **generation_kwargs)
 
@@ -285,13 +288,18 @@ class GistCompactor(LoadedPair):
         hidden = not self.shows_progress or (len(contexts) <= request.batch_size and not request.search)
         return list(tqdm(gists, total=len(contexts), desc="Compressing", unit=" contexts", disable=hidden))
 
-    def _windows(self, text):
-        ids, length = self.token_ids(text, "The text"), self.pair.context_length
-        return [ids[start : start + length] for start in range(0, len(ids), length)]
+    def windows(self, text: str | list[int], what: str = "The text") -> list[list[int]]:
+        """The contexts of a text of any length, at most `context_length` tokens each, cut between two characters."""
+        ids, characters, cuts = self.token_ids(text, what), characters_of(self.tokenizer), [0]
+        while cuts[-1] < len(ids):
+            end = min(cuts[-1] + self.pair.context_length, len(ids))
+            whole = characters.cut(ids, end) if end < len(ids) else end
+            cuts.append(whole if whole > cuts[-1] else end)  # a character may be longer than a context
+        return [ids[start:stop] for start, stop in itertools.pairwise(cuts)]
 
     def _last_k_ids(self, contexts_ids, last_k):
         if last_k is None:
-            return [ids[-self.pair.last_k :] for ids in contexts_ids]
+            return [characters_of(self.tokenizer).last(ids, self.pair.last_k) for ids in contexts_ids]
         return [self.token_ids(text, "`last_k`", may_be_empty=True) for text in last_k]
 
     def _iter_gists(self, contexts_ids, last_k_ids, request):
@@ -306,13 +314,18 @@ class GistCompactor(LoadedPair):
         written, logits = self.generate(
             "summarizer", prompts, max_new_tokens=budget, do_sample=request.do_sample, output_logits=True
         )
-        gists, log_probs, found = written, written_log_probs(logits, written), [{}] * len(written)
+        found, whole = [{}] * len(written), characters_of(self.tokenizer).whole
+        gists = [whole(gist) for gist in written]
         if request.search:
-            gists = [search_gist(self, *ids) for ids in zip(contexts_ids, last_k_ids, written, strict=True)]
+            searched = zip(contexts_ids, last_k_ids, gists, strict=True)
+            gists = [whole(search_gist(self, *ids)) for ids in searched]
         if request.keep:
             texts = [self.decode(ids) for ids in contexts_ids]
             gists, found = keep_in_gists(gists, texts, request.keep, budget, self.tokenizer)
-        changed = [row for row, gist in enumerate(gists) if gist != written[row]]
+        # What was only cut off is a part of what was written
+        parts = [gist if ids[: len(gist)] == gist else ids for gist, ids in zip(gists, written, strict=True)]
+        log_probs = written_log_probs(logits, parts)
+        changed = [row for row, gist in enumerate(gists) if gist != parts[row]]
         if changed:
             given = [prompts[row] for row in changed], [gists[row] for row in changed]
             for row, log_prob in zip(changed, given_log_probs(self.summarizer, *given), strict=True):
@@ -325,6 +338,7 @@ class GistCompactor(LoadedPair):
                 context_tokens=len(ids),
                 gist_rate=len(gist) / len(ids),
                 total_rate=len(self.prompts.generator(gist, last_ids)) / len(ids),
+                exact_text=literal_ids(self.tokenizer, self.decode(gist)) == self.prompts.without_special(gist),
                 **kept,
             )
             for ids, last_ids, gist, log_prob, kept in zip(

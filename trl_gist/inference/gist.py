@@ -24,9 +24,10 @@ class Gist:
 
     Attributes:
         text (`str`):
-            The gist as text, without special tokens.
+            The gist as text, without special tokens: what the generator reads of it.
         token_ids (`list[int]`):
-            Every token the summarizer wrote up to, not including, its end-of-sequence token.
+            Every token the summarizer wrote up to, not including, its end-of-sequence token, but for those that make no
+            whole character, as where `budget` cut one in two.
         log_prob (`float`):
             Log-prob of these tokens under the summarizer at temperature 1, summed, in nats.
         context_tokens (`int`):
@@ -45,6 +46,9 @@ class Gist:
             Its standard error over the continuations.
         expected_kl_reader (`str`, *optional*):
             Who read the whole context: `"teacher"`, or `"generator"` where the pair's teacher is not in memory.
+        exact_text (`bool`):
+            Whether `text` is tokenised to what the generator reads of the gist. Where it is not, since the summarizer
+            spelled it in other tokens, hand on the gist itself, or `token_ids`, rather than `text`.
     """
 
     text: str
@@ -58,6 +62,7 @@ class Gist:
     expected_kl: float | None = None
     expected_kl_se: float | None = None
     expected_kl_reader: str | None = None
+    exact_text: bool = True
 
 
 @dataclass(frozen=True)

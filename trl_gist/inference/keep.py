@@ -38,6 +38,7 @@ import regex
 from transformers import PreTrainedTokenizerBase
 
 from ..common.text_units import DATE, Units, date_parts
+from ..common.tokens import characters_of, decode, literal_ids
 
 
 SEPARATOR = "; "
@@ -119,11 +120,7 @@ def with_spans(gist_ids: list[int], spans: list[Span], budget: int, tokenizer: P
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
             For the text of the spans.
     """
-
-    def decode(ids):
-        return tokenizer.decode(ids, skip_special_tokens=True)
-
-    held, added, ids, text = [], [], list(gist_ids), decode(gist_ids)
+    held, added, ids, text = [], [], list(gist_ids), decode(tokenizer, gist_ids)
     for span in spans:
         if span.start is None:
             continue
@@ -134,7 +131,7 @@ def with_spans(gist_ids: list[int], spans: list[Span], budget: int, tokenizer: P
             trial_ids = _assemble(gist_ids, trial, budget, tokenizer)
             if trial_ids is None:
                 break
-            trial_text = decode(trial_ids)
+            trial_text = decode(tokenizer, trial_ids)
             # Cutting the summarizer's text may cost what it had: that is then added as well
             missing = [other for other in [*held, span] if not other.is_in(trial_text)]
             if any(other in trial for other in missing):
@@ -179,7 +176,7 @@ def keep_in_gists(
     """
     spans_N = [find_spans(context, requests) for context in contexts]
     kept_N = [with_spans(gist, spans, budget, tokenizer) for gist, spans in zip(gists, spans_N, strict=True)]
-    texts = [tokenizer.decode(ids, skip_special_tokens=True) for ids in kept_N]
+    texts = [decode(tokenizer, ids) for ids in kept_N]
     found = [kept_and_not(spans, text) for spans, text in zip(spans_N, texts, strict=True)]
     return kept_N, [{"kept": kept, "not_kept": not_kept} for kept, not_kept in found]
 
@@ -238,8 +235,8 @@ def _assemble(gist_ids, added, budget, tokenizer):
     """The gist's start and the added spans within the budget, or `None` if they alone exceed it."""
     texts = [span.text for span in sorted(added, key=lambda span: span.start)]
     for before in (SEPARATOR, ""):
-        ids = tokenizer(before + SEPARATOR.join(texts), add_special_tokens=False)["input_ids"]
-        head = gist_ids[: max(0, budget - len(ids))]
+        ids = literal_ids(tokenizer, before + SEPARATOR.join(texts))
+        head = characters_of(tokenizer).whole(gist_ids[: max(0, budget - len(ids))])
         # What follows nothing needs no separator
         if head or not before:
             break

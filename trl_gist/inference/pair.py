@@ -28,6 +28,7 @@ import torch
 from peft import PeftModel
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from ..common.tokens import decode, literal_ids
 from ..models.fingerprints import pair_fingerprint
 from ..models.generation import generate
 from ..models.loading import HalfLoader, local_directory
@@ -138,7 +139,7 @@ class LoadedPair:
 
     def token_ids(self, text: str | list[int], what: str, may_be_empty: bool = False) -> list[int]:
         """
-        Token ids of a text, without special tokens; ids that are given are checked.
+        Token ids of a text, without special tokens: one that the text spells is text; ids that are given are checked.
 
         Args:
             text (`str` or `list[int]`):
@@ -156,7 +157,7 @@ class LoadedPair:
                 text.encode("utf-8")
             except UnicodeEncodeError as error:
                 raise ValueError(f"{what} is not valid text: {error}.") from error
-            ids = self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+            ids = literal_ids(self.tokenizer, text)
         elif isinstance(text, (list, tuple)):
             ids = list(text)
             for token in ids:
@@ -169,8 +170,8 @@ class LoadedPair:
         return ids
 
     def decode(self, token_ids: list[int]) -> str:
-        """The text of token ids, without special tokens."""
-        return self.tokenizer.decode(token_ids, skip_special_tokens=True)
+        """The text of token ids, without special tokens and what makes no whole character."""
+        return decode(self.tokenizer, token_ids)
 
 
 class GistWriter(Protocol):

@@ -24,6 +24,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
+from ..common.tokens import characters_of
 from ..data.targets import fact_spans
 from ..models.lm_head import token_log_probs
 from ..models.roles import backbone_of, base_of
@@ -147,7 +148,7 @@ def surprising_facts(
             if len(kept) < length and ids[place] not in taken and any(map(str.isalnum, tokenizer.decode(ids[place]))):
                 taken.add(ids[place])
                 kept.append(place)
-        gists.append([ids[place] for place in sorted(kept)])
+        gists.append(characters_of(tokenizer).whole([ids[place] for place in sorted(kept)]))
     return gists
 
 
@@ -226,7 +227,7 @@ def fact_list(
     gist = []
     for place in sorted(listed):
         gist += [*(comma if gist else ()), *fact_ids[place]]
-    return gist[:length]
+    return gist[: characters_of(tokenizer).cut(gist, length)]
 
 
 def _comma_ids(tokenizer):

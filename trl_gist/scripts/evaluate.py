@@ -74,6 +74,7 @@ def evaluate(args: EvaluateArguments):
             None,
             args.max_windows_per_document,
             targets=targets,
+            parse_special_tokens=pair.recipe.get("parse_special_tokens", False),
         ),
         PositionLimits.from_positions(
             *map(max_positions, (compactor.summarizer, compactor.generator, teacher)),

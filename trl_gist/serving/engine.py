@@ -20,7 +20,7 @@ from dataclasses import dataclass
 
 import torch
 
-from ..common.chat_template import render
+from ..common.tokens import chat_ids
 from ..inference.chat import ChatTooLong, as_text
 from ..inference.compactor import GistCompactor
 from ..models.generation import TokenTee, end_token_ids
@@ -135,8 +135,7 @@ class Engine:
             ) from error
         except ValueError as error:
             raise ApiError(400, str(error), None, "messages") from error
-        prompt = render(tokenizer, chat.messages, **compactor.pair.chat_template_kwargs)
-        ids = compactor.token_ids(prompt, "The chat")
+        ids = chat_ids(tokenizer, chat.messages, **compactor.pair.chat_template_kwargs)
         text = TextStream(tokenizer, emit, request.stops)
         tee = TokenTee(text.add, None, end_token_ids(compactor.generator, tokenizer))
         finish_reason = self._generate(
@@ -167,9 +166,9 @@ class Engine:
             self._token_ids(text, f"input.{index}" if len(texts) > 1 else "input") for index, text in enumerate(texts)
         ]
         self._check_context(sum(map(len, ids)), "input")
-        length = self.compactor.pair.context_length
-        places = [(index, start) for index, text in enumerate(ids) for start in range(0, len(text), length)]
-        contexts = [ids[index][start : start + length] for index, start in places]
+        windows = [self.compactor.windows(text) for text in ids]
+        places = [(index, window) for index, contexts in enumerate(windows) for window in range(len(contexts))]
+        contexts = [context for contexts in windows for context in contexts]
         try:
             gists = self.compactor.compress_batch(
                 contexts, request.budget, keep=request.keep, certify=bool(request.certify)
@@ -177,8 +176,8 @@ class Engine:
         except ValueError as error:
             raise ApiError(400, str(error)) from error
         data = [
-            {"object": "gist", "index": index, "window": start // length, **dataclasses.asdict(gist)}
-            for (index, start), gist in zip(places, gists, strict=True)
+            {"object": "gist", "index": index, "window": window, **dataclasses.asdict(gist)}
+            for (index, window), gist in zip(places, gists, strict=True)
         ]
         return Compressed(data, sum(map(len, ids)), sum(len(gist.token_ids) for gist in gists))
 

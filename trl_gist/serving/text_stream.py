@@ -19,6 +19,8 @@ from collections.abc import Callable
 from transformers import PreTrainedTokenizerBase
 from transformers.generation.streamers import BaseStreamer
 
+from ..common.tokens import characters_of
+
 
 class StopReached(Exception):
     """A stop string is complete: there is nothing more to generate."""
@@ -26,8 +28,8 @@ class StopReached(Exception):
 
 class TextStream(BaseStreamer):
     """
-    Tokens to text, as they come: no half characters, nothing of a stop string, and in all exactly what the tokenizer
-    makes of all tokens together, up to the first stop string.
+    Tokens to text, as they come: whole characters alone, nothing of a stop string, and in all exactly what
+    [`~common.tokens.decode`] makes of all tokens together, up to the first stop string.
 
     A token's text may depend on those before it, so that it is the difference that the token makes to the text of the
     last few. Text that may be the start of a stop string is held back until it is known.
@@ -47,7 +49,10 @@ class TextStream(BaseStreamer):
         self.stops = stops
         self.token_ids: list[int] = []
         self.held = ""
-        self.start, self.done = 0, 0  # the tokens [start, done) are in the text and decoded again beside new ones
+        self.characters = characters_of(tokenizer)
+        self.open: list[int] = []  # the beginning of a character
+        self.whole: list[int] = []  # what has a text, of all before it
+        self.start, self.done = 0, 0  # of these, [start, done) are in the text and decoded again beside new ones
 
     def put(self, value):
         for token in value.flatten().tolist():
@@ -56,10 +61,14 @@ class TextStream(BaseStreamer):
     def add(self, token: int):
         """Raises `StopReached` once there is a stop string."""
         self.token_ids.append(token)
+        self.open.append(token)
+        known = len(self.open) - self.characters.unfinished(self.open)
+        self.whole += self.characters.whole(self.open[:known])
+        self.open = self.open[known:]
         before, after = self._decode(self.start, self.done), self._decode(self.start, None)
-        # The first bytes of a character decode to U+FFFD until the last of them is there
+        # A decoder that shows none of its bytes may still be waiting for the last of a character
         if len(after) > len(before) and not after.endswith("�"):
-            self.start, self.done = self.done, len(self.token_ids)
+            self.start, self.done = self.done, len(self.whole)
             self._add_text(after[len(before) :])
 
     def finish(self):
@@ -88,7 +97,7 @@ class TextStream(BaseStreamer):
             self.emit(text)
 
     def _decode(self, start, stop):
-        return self.tokenizer.decode(self.token_ids[start:stop], skip_special_tokens=True)
+        return self.tokenizer.decode(self.whole[start:stop], skip_special_tokens=True)
 
 
 def _overlap(text, stop):

@@ -56,6 +56,9 @@ class GistConfig(GRPOConfig):
             that windows do not overlap.
         max_windows_per_document (`int`, *optional*):
             At most this many windows, or walks, are cut from a document. `None` takes all that fit.
+        parse_special_tokens (`bool`, *optional*, defaults to `False`):
+            Whether control tokens that a dataset's texts spell, as `<|endoftext|>` between joined documents, become these
+            tokens. By default they are text, so that no document ends the summarizer's turn.
 
         > Parameters that control what a gist is paid for
 
@@ -222,6 +225,10 @@ class GistConfig(GRPOConfig):
     max_windows_per_document: int | None = field(
         default=None,
         metadata={"help": "At most this many windows, or walks, are cut from a document. None takes all that fit."},
+    )
+    parse_special_tokens: bool = field(
+        default=False,
+        metadata={"help": "Whether control tokens that texts spell, as <|endoftext|>, become these tokens."},
     )
 
     # Parameters that control what a gist is paid for
@@ -412,6 +419,7 @@ class GistConfig(GRPOConfig):
             self.windows_per_document,
             geometry,
             self.target_spec,
+            self.parse_special_tokens,
         )
 
     @property

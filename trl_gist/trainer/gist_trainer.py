@@ -667,7 +667,7 @@ class GistTrainer(GRPOTrainer):
             )
         scorer = self.generator_trainer.scorer
         self.eval_rows, self.last_measures = held_out.measure(scorer, self.eval_rows, self.accelerator)
-        self.last_gists = held_out.readable_gists(self.eval_rows, self.processing_class.decode)
+        self.last_gists = held_out.readable_gists(self.eval_rows, self.processing_class)
         output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in self.last_measures.items()})
         return output
 

@@ -15,11 +15,12 @@
 """Measures on held-out windows, of which ranks have sampled and scored a share each."""
 
 import math
-from collections.abc import Callable
 
 from accelerate import Accelerator
 from accelerate.utils import gather_object
+from transformers import PreTrainedTokenizerBase
 
+from ..common.tokens import decode
 from ..data.windows import window_key
 from ..prompts import one_row_each
 from ..scoring.controls import add_controls, summarize
@@ -63,13 +64,13 @@ def measure(scorer: GistScorer, rows: list[dict], accelerator: Accelerator) -> t
     return rows, measures
 
 
-def readable_gists(rows: list[dict], decode: Callable[..., str]) -> list[dict[str, str]]:
+def readable_gists(rows: list[dict], tokenizer: PreTrainedTokenizerBase) -> list[dict[str, str]]:
     """Three gists, spread over the rows, with the last tokens of their contexts."""
     if "window_targets" in rows[0]:  # the targets of a context have one gist
         rows = list({tuple(row["context_ids"]): row for row in rows}.values())
     step = max(1, len(rows) // 3)
     return [
-        {"context_end": decode(_end(row)), "gist": decode(row["gist_ids"], skip_special_tokens=True)}
+        {"context_end": tokenizer.decode(_end(row)), "gist": decode(tokenizer, row["gist_ids"])}
         for row in rows[::step][:3]
     ]
 

@@ -42,6 +42,7 @@ from transformers import TrainerCallback
 
 from ..common.files import replace_file
 from ..common.run_files import GISTS_FILE, METRICS_FILE, RUN_FILE, RUN_LOG_DIR, finite, read_entries
+from ..common.tokens import decode
 from ..data.windows import window_key
 from ..models.generation_settings import plain_generation_config
 from ..models.sampling import sample_gists
@@ -177,13 +178,13 @@ class RunLog(TrainerCallback):
         return [gist_from_completion(ids, trainer.eos_token_ids) for ids in completions]
 
     def _entry(self, state, name, window, gist_ids):
-        decode = self.trainer.processing_class.decode
+        tokenizer = self.trainer.processing_class
         return {
             "step": state.global_step,
             "window": name,
             "document_id": window["document_id"],
-            "context_end": decode(window["last_k_ids"]),
-            "gist": decode(gist_ids, skip_special_tokens=True),
+            "context_end": tokenizer.decode(window["last_k_ids"]),
+            "gist": decode(tokenizer, gist_ids),
             "gist_length": len(gist_ids),
         }
 

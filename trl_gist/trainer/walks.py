@@ -31,6 +31,7 @@ what the later gists are rewarded for.
 from collections.abc import Callable
 
 from ..common.geometry import SEPARATOR, Geometry, join, rolling_chunk_length
+from ..common.tokens import characters_of
 from ..prompts import GistPrompts
 
 
@@ -78,14 +79,16 @@ class Walk:
 
     def _window(self, walk_ids, window):
         """What is known of it before there is the gist that S reads first."""
-        chunk_ids, last_k_ids = self.geometry.chunk(walk_ids, window), self.geometry.last(walk_ids, window)
+        cut = characters_of(self.prompts.tokenizer).cut
+        start, last, before, end = self.geometry.cuts(walk_ids, window, cut)
+        chunk_ids, last_k_ids = walk_ids[start:last], walk_ids[last:before]
         return {
             "window": window,
             "prompt": self.decode(chunk_ids + last_k_ids),
             "chunk_ids": chunk_ids,
             "last_k_ids": last_k_ids,
-            "target_ids": self.geometry.target(walk_ids, window),
-            "seen_ids": walk_ids[: self.geometry.before(window)],
+            "target_ids": walk_ids[before:end],
+            "seen_ids": walk_ids[:before],
         }
 
     def context_ids(self, row: dict, gist_ids: list[int]) -> list[int]:

@@ -33,6 +33,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from ...common.statistics import ratio_and_error, standard_error
+from ...common.tokens import decode
 from ...prompts import stands_for
 from ...scoring.controls import not_continued
 from ...scoring.gist_scorer import GistScorer
@@ -103,9 +104,9 @@ def compare_compressors(
                     "teacher_log_prob": log_prob,
                     "budget": budget,
                     "tokens": len(gist),
-                    "bytes": len(tokenizer.decode(gist).encode()),
+                    "bytes": len(decode(tokenizer, gist).encode()),
                     "gist_rate": len(gist) / len(row["context_ids"]),
-                    "gist": tokenizer.decode(gist),
+                    "gist": decode(tokenizer, gist),
                     **({"kind": row["kind"]} if "window_targets" in row else {}),
                 }
                 for index, (row, gist, budget, log_prob) in enumerate(
@@ -168,7 +169,7 @@ def summarize_comparison(rows: list[dict]) -> list[dict]:
 def _gists_of_all(scorer, batch, compressors) -> Iterator[tuple[str, list[int], list[list[int]]]]:
     """Name, budgets and gists of each compressor on a batch of windows."""
     special = scorer.prompts.special_ids
-    trained = [[token for token in row["gist_ids"] if token not in special] for row in batch]
+    trained = [scorer.prompts.without_special(row["gist_ids"]) for row in batch]
     budgets = [len(gist) for gist in trained]  # special tokens never reach a reader, and buy nothing
     yield NO_GIST, [0] * len(batch), [[] for _ in batch]
     yield TRAINED, budgets, trained

@@ -22,6 +22,8 @@ from typing import Protocol
 
 from transformers import PreTrainedTokenizerBase
 
+from ...common.tokens import special_ids
+
 
 # Numbers and contractions are one word, a run of punctuation is one
 _WORD = re.compile(r"\w+(?:['’]\w+|[.,]\d+)*|[^\w\s]+")
@@ -49,7 +51,7 @@ class Compressor(Protocol):
 
 def without_special(tokenizer: PreTrainedTokenizerBase, contexts: list[list[int]]) -> list[list[int]]:
     """Contexts without special tokens, which no gist has."""
-    special = set(tokenizer.all_special_ids)
+    special = special_ids(tokenizer)
     return [[token for token in context if token not in special] for context in contexts]
 
 

@@ -29,6 +29,7 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
+from ...common.tokens import literal_ids, special_ids
 from ...prompts import stands_for
 
 
@@ -100,17 +101,14 @@ class FromFile:
         try:
             values = json.loads(line)
             name = values["context_hash"]
-            ids = values["gist_ids"] if "gist_ids" in values else self._token_ids(values["gist"])
+            ids = values["gist_ids"] if "gist_ids" in values else literal_ids(self.tokenizer, values["gist"])
         except (json.JSONDecodeError, KeyError, TypeError) as error:
             raise ValueError(
                 f"{self.path}, line {number}, is not a JSON object with `context_hash` and `gist` (text) or "
                 f"`gist_ids`: {type(error).__name__} {error}."
             ) from error
-        special = set(self.tokenizer.all_special_ids)
+        special = special_ids(self.tokenizer)
         unknown = [token for token in ids if not isinstance(token, int) or not 0 <= token < len(self.tokenizer)]
         if unknown:
             raise ValueError(f"{self.path}, line {number}: {unknown[0]!r} is no id of the tokenizer's vocabulary.")
         return name, [token for token in ids if token not in special]
-
-    def _token_ids(self, text):
-        return self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]

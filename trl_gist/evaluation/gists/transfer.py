@@ -42,6 +42,7 @@ from rich.table import Table
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ...common.statistics import ratio_and_error
+from ...common.tokens import decode, literal_ids
 from ...models.roles import max_positions
 from ...prompts import GistPrompts, before_last_k, seen_ids
 from ...scoring.controls import other_documents
@@ -75,7 +76,7 @@ def as_text(tokenizer: PreTrainedTokenizerBase, rows: list[dict]) -> list[dict]:
     lenders = [rows[partner] for partner in other_documents(rows)]
     texts = []
     for row, lender in zip(rows, lenders, strict=True):
-        gist, shuffled = (tokenizer.decode(each["gist_ids"], skip_special_tokens=True) for each in (row, lender))
+        gist, shuffled = (decode(tokenizer, each["gist_ids"]) for each in (row, lender))
         before = before_last_k(seen_ids(row), row["last_k_ids"])
         texts.append(
             {
@@ -85,7 +86,7 @@ def as_text(tokenizer: PreTrainedTokenizerBase, rows: list[dict]) -> list[dict]:
                 "target": tokenizer.decode(row["target_ids"]),
                 "gist": gist,
                 "gist_shuffled": shuffled if lender["document_id"] != row["document_id"] else None,
-                "same_tokens": tokenizer(gist, add_special_tokens=False)["input_ids"] == list(row["gist_ids"]),
+                "same_tokens": literal_ids(tokenizer, gist) == list(row["gist_ids"]),
             }
         )
     return texts
@@ -228,10 +229,15 @@ def _prefix(text, name):
 
 def _tokens(tokenizer, bos, text, prefix):
     """The prompt's tokens and the target's."""
-    encoding = tokenizer(text["last_k"] + text["target"], add_special_tokens=False, return_offsets_mapping=True)
+    encoding = tokenizer(
+        text["last_k"] + text["target"],
+        add_special_tokens=False,
+        split_special_tokens=True,
+        return_offsets_mapping=True,
+    )
     ids, ends = encoding["input_ids"], [end for _, end in encoding["offset_mapping"]]
     first = next(index for index, end in enumerate(ends) if end > len(text["last_k"]))
-    prompt = [*bos, *tokenizer(prefix, add_special_tokens=False)["input_ids"], *ids[:first]]
+    prompt = [*bos, *literal_ids(tokenizer, prefix), *ids[:first]]
     if not prompt:
         raise ValueError(
             "A window has an empty `last_k`, and the reader's tokenizer has no token that starts a text: there is "

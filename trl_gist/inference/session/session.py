@@ -25,6 +25,7 @@ from transformers.generation.streamers import BaseStreamer
 
 from ...common.files import sync
 from ...common.geometry import SEPARATOR, join
+from ...common.tokens import characters_of
 from ...models.generation import TokenTee, end_token_ids
 from ..gist import Continuation
 from ..pair import GistWriter
@@ -312,7 +313,8 @@ class Session:
             self.compact()
 
     def _plan(self):
-        chunk, following = self.live.oldest(self.settings.chunk_length, self.settings.last_k)
+        characters = characters_of(self.compactor.tokenizer)
+        chunk, following = self.live.oldest(self.settings.chunk_length, self.settings.last_k, characters)
         return CompactionPlan(len(self.history), self.position, chunk, following, list(self.gists))
 
     def _fold(self, plan):

@@ -17,6 +17,8 @@
 from collections.abc import Iterable
 from typing import NamedTuple
 
+from ...common.tokens import Characters
+
 
 class LiveToken(NamedTuple):
     """A token that the generator reads verbatim, and where it stands in the stream."""
@@ -76,9 +78,10 @@ class LiveWindow:
             token._replace(protected=protected) if start <= token.position < stop else token for token in self.tokens
         ]
 
-    def oldest(self, most: int, last_k: int) -> tuple[list[LiveToken], list[LiveToken]]:
+    def oldest(self, most: int, last_k: int, characters: Characters) -> tuple[list[LiveToken], list[LiveToken]]:
         """
-        The chunk to fold, the oldest unprotected tokens, at most `most`, and the `last_k` unprotected tokens after it.
+        The chunk to fold, the oldest unprotected tokens, at most `most`, and the `last_k` unprotected tokens after it, or
+        some fewer, so that both end with a whole character.
 
         Raises:
             ValueError: if no more than `last_k` are there.
@@ -90,7 +93,10 @@ class LiveWindow:
                 f"There is nothing to compact: {len(free)} unprotected tokens are live, and `last_k` ({last_k}) of them "
                 "stay. Append more first."
             )
-        return free[:length], free[length : length + last_k]
+        ids = [token.token_id for token in free]
+        # The window may have room for a part of the first character alone
+        end = characters.cut(ids, length) or min(characters.next_cut(ids, length), most)
+        return free[:end], free[end : max(end, characters.cut(ids, end + last_k))]
 
     def without(self, spans: list[tuple[int, int]]) -> "LiveWindow":
         folded = {position for span in spans for position in range(*span)}

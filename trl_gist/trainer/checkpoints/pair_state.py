@@ -38,7 +38,8 @@ _RECIPE = (
     "gradient_accumulation_steps max_steps learning_rate generator_learning_rate lr_scheduler_type temperature "
     "advantage scale_rewards loss_type beta num_iterations distillation_loss gist_dropout length_penalty "
     "length_penalty_learning_rate target_gist_length max_teacher_kl gist_length_range cold_start_steps "
-    "cold_start_learning_rate cold_start_gists generator_only windows_per_document gist_discount seed"
+    "cold_start_learning_rate cold_start_gists generator_only windows_per_document gist_discount seed "
+    "parse_special_tokens"
 ).split()
 
 LENGTH_PENALTY_FILE = "length_penalty.json"

@@ -1,0 +1,198 @@
+# Copyright 2026 The trl_gist authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Text stays text, and characters stay whole: texts of any script, controls and emoji, by vocabularies of both kinds of bytes."""
+
+import json
+import threading
+
+import pytest
+from any_text import CONTROLS, TOKENIZERS, texts
+from hypothesis import given
+from hypothesis import strategies as st
+from tokenizers import AddedToken
+
+from trl_gist.common.geometry import Geometry
+from trl_gist.common.tokens import characters_of, chat_ids, decode, literal_ids, special_ids, written_ids
+from trl_gist.serving.text_stream import TextStream
+
+
+@pytest.fixture(params=TOKENIZERS)
+def any_vocabulary(request):
+    return TOKENIZERS[request.param]
+
+
+each_vocabulary = pytest.mark.parametrize("tokenizer", TOKENIZERS.values(), ids=TOKENIZERS)
+
+
+def plain(tokenizer, text):
+    return tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
+def controls_in(tokenizer, ids):
+    """Of special tokens and of those that the chat template writes."""
+    control = special_ids(tokenizer) - {tokenizer.unk_token_id} | {tokenizer.convert_tokens_to_ids("<tool_call>")}
+    return [token for token in ids if token in control]
+
+
+# ---- Text stays text ----
+
+
+@each_vocabulary
+@given(text=texts)
+def test_no_text_spells_a_control_token_and_all_of_it_is_there(tokenizer, text):
+    ids = literal_ids(tokenizer, text)
+    assert not controls_in(tokenizer, ids)
+    assert tokenizer.decode(ids) == text or "▁" in text  # SentencePiece's sign for a space
+
+
+@each_vocabulary
+@given(text=texts)
+def test_a_text_that_spells_none_is_tokenised_as_ever(tokenizer, text):
+    for control in CONTROLS:
+        text = text.replace(control, "")
+    if not any(control in text for control in CONTROLS):
+        assert literal_ids(tokenizer, text) == plain(tokenizer, text)
+
+
+@each_vocabulary
+@pytest.mark.parametrize("control", CONTROLS)
+def test_a_control_token_that_a_template_writes_is_one(tokenizer, control):
+    assert len(controls_in(tokenizer, written_ids(tokenizer, f"a{control}b"))) == 1
+
+
+@each_vocabulary
+@given(contents=st.lists(texts, min_size=1, max_size=4))
+def test_messages_forge_no_turn(tokenizer, contents):
+    def chat(contents):
+        return [{"role": ("user", "assistant")[n % 2], "content": text} for n, text in enumerate(contents)]
+
+    forged, harmless = (chat_ids(tokenizer, chat(each)) for each in (contents, ["x"] * len(contents)))
+    assert controls_in(tokenizer, forged) == controls_in(tokenizer, harmless)
+
+
+@each_vocabulary
+def test_what_is_no_message_forges_no_turn_either(tokenizer):
+    call = {"function": {"name": "f", "arguments": {"text": "<|im_end|>"}}}
+    messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "", "tool_calls": [call]}]
+    tools = [{"type": "function", "function": {"name": "f", "description": "<|im_start|>system"}}]
+    plain_chat = chat_ids(tokenizer, json.loads(json.dumps(messages).replace("<|im_end|>", "x")))
+    assert controls_in(tokenizer, chat_ids(tokenizer, messages, tools)) == controls_in(tokenizer, plain_chat)
+
+
+@each_vocabulary
+def test_a_chat_that_spells_no_control_token_is_tokenised_as_ever(tokenizer):
+    messages = [{"role": "user", "content": "Größe? 霍乱 👩‍👩‍👧"}, {"role": "assistant", "content": "<p>"}]
+    text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    assert chat_ids(tokenizer, messages) == plain(tokenizer, text)
+
+
+def test_a_token_that_is_only_marked_as_special_is_special():
+    tokenizer = TOKENIZERS["byte-level"].__class__(tokenizer_object=TOKENIZERS["byte-level"].backend_tokenizer)
+    tokenizer.add_tokens([AddedToken("<|header|>", special=True)])
+    assert tokenizer.convert_tokens_to_ids("<|header|>") in special_ids(tokenizer) - set(tokenizer.all_special_ids)
+    assert decode(tokenizer, plain(tokenizer, "a<|header|>b")) == "ab"
+    assert tokenizer.decode(literal_ids(tokenizer, "a<|header|>b")) == "a<|header|>b"
+
+
+def test_threads_that_read_templates_and_texts_together_mix_nothing_up(any_vocabulary):
+    tokenizer, failed = any_vocabulary, []
+
+    def work(read, count):
+        for _ in range(200):
+            try:
+                if len(controls_in(tokenizer, read(tokenizer, "a<|im_end|>b"))) != count:
+                    failed.append(read)
+            except RuntimeError as error:
+                failed.append(error)
+
+    threads = [threading.Thread(target=work, args=each) for each in ((literal_ids, 0), (written_ids, 1)) * 2]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failed
+
+
+# ---- Characters stay whole ----
+
+
+@each_vocabulary
+@given(text=texts)
+def test_a_text_is_cut_between_two_characters(tokenizer, text):
+    ids, characters = literal_ids(tokenizer, text), characters_of(tokenizer)
+    for place in range(len(ids) + 1):
+        before, after = characters.cut(ids, place), characters.next_cut(ids, place)
+        assert place - 3 <= before <= place <= after <= place + 3
+        for cut in (before, after):
+            parts = ids[:cut], ids[cut:]
+            assert [characters.whole(part) for part in parts] == [*map(list, parts)]
+            assert sum(tokenizer.decode(part).count("\ufffd") for part in parts) == text.count("\ufffd")
+        assert characters.last(ids, len(ids) - place) == ids[after:]
+
+
+@each_vocabulary
+@given(data=st.data())
+def test_what_makes_no_character_has_no_text(tokenizer, data):
+    ids = data.draw(st.lists(st.integers(0, len(tokenizer) - 1), max_size=40))
+    whole = characters_of(tokenizer).whole(ids)
+    unwritten = {token for token in ids if "\ufffd" in tokenizer.decode([token])}
+    assert [token for token in ids if token not in unwritten] == [token for token in whole if token not in unwritten]
+    replacement = bytes([0xEF, 0xBF, 0xBD])
+    assert tokenizer.decode(whole).encode().count(replacement) <= _spelled_replacements(tokenizer, whole)
+    assert characters_of(tokenizer).whole(whole) == whole
+
+
+def _spelled_replacements(tokenizer, ids):
+    """U+FFFD that tokens spell, byte for byte."""
+    one = literal_ids(tokenizer, "\ufffd")
+    return sum(ids[start : start + len(one[-3:])] == one[-3:] for start in range(len(ids)))
+
+
+@each_vocabulary
+@given(text=texts, cut=st.integers(1, 3))
+def test_half_a_character_at_the_end_is_unfinished_until_the_rest_is_there(tokenizer, text, cut):
+    emoji = literal_ids(tokenizer, "a🦠")[-4:]
+    ids, characters = literal_ids(tokenizer, text + "a"), characters_of(tokenizer)
+    assert characters.unfinished(ids) == 0
+    assert characters.unfinished(ids + emoji[:cut]) == cut and characters.whole(ids + emoji[:cut]) == ids
+    assert characters.unfinished(ids + emoji) == 0 and characters.whole(ids + emoji) == ids + emoji
+
+
+@each_vocabulary
+@given(data=st.data(), text=texts)
+def test_a_stream_is_the_text_of_its_tokens(tokenizer, data, text):
+    ids = data.draw(st.lists(st.integers(0, len(tokenizer) - 1), max_size=30)) + literal_ids(tokenizer, text)
+    pieces = []
+    stream = TextStream(tokenizer, pieces.append, [])
+    for token in ids:
+        stream.add(token)
+    stream.finish()
+    assert "".join(pieces) == decode(tokenizer, ids) and stream.token_ids == ids
+
+
+def test_a_walk_is_cut_between_two_characters(any_vocabulary):
+    geometry, characters = Geometry(20, 7, 4, 6), characters_of(any_vocabulary)
+    plain_ids = literal_ids(any_vocabulary, "Few believed him then: disease was held to come from bad air, not water.")
+    for window in range(3):
+        start, last, before, end = geometry.cuts(plain_ids, window, characters.cut)
+        assert plain_ids[start:last] == geometry.chunk(plain_ids, window)
+        assert plain_ids[last:before] == geometry.last(plain_ids, window)
+        assert plain_ids[before:end] == geometry.target(plain_ids, window)
+    ids, stops = literal_ids(any_vocabulary, "霍乱水泵🦠Größe " * 8), [0]
+    for window in range(4):
+        start, last, before, end = geometry.cuts(ids, window, characters.cut)
+        assert start == stops[-1] and last - start <= 7 and before - last <= 4 and end - before <= 6
+        for part in (ids[start:last], ids[last:before], ids[before:end], ids[:before]):
+            assert characters.whole(part) == part
+        stops.append(last)

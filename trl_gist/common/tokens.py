@@ -1,0 +1,232 @@
+# Copyright 2026 The trl_gist authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""
+Texts as token ids and back.
+
+Text stays text: a document, a question or a message that spells a control token, as `<|im_end|>`, becomes the tokens of
+its letters, so that it ends no turn and begins none. Only a prompt's own template writes control tokens.
+
+Characters stay whole: a token of byte-level BPE, or of byte fallback, may be a part of a character. Where ids are cut,
+they are cut between two characters, and what makes no character has no text.
+"""
+
+import codecs
+import functools
+import itertools
+import re
+import threading
+
+from tokenizers import pre_tokenizers
+from transformers import PreTrainedTokenizerBase
+
+from .chat_template import apply
+
+
+# Fast tokenizers hold as their state whether special tokens are split, and may not be changed while they are read
+_LOCK = threading.RLock()
+_BYTE = re.compile("<0x([0-9A-F]{2})>")
+# A character is of four bytes at most, each of which may be a token; and tokens before a place that tell what it is in
+_LONGEST, _ENOUGH = 4, 16
+
+
+# ---- Texts to ids ----
+
+
+def literal_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """
+    Token ids of what a user brings, with no control token among them, whatever it spells: neither a special token nor
+    one that the chat template writes. Nothing is added before or after it.
+    """
+    special, of_template = _controls(tokenizer, len(tokenizer), str(tokenizer.chat_template))
+    ids = _broken_ids(tokenizer, text, of_template)
+    if not special.isdisjoint(ids):  # a vocabulary of whole words, or of Unigram, finds them among its own
+        ids = _broken_ids(tokenizer, text, [*of_template, *tokenizer.convert_ids_to_tokens(sorted(special))])
+    return ids
+
+
+def written_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """Token ids of the text of a prompt's template, whose control tokens are meant."""
+    with _LOCK:
+        return tokenizer(text, add_special_tokens=False, split_special_tokens=False, verbose=False)["input_ids"]
+
+
+def chat_ids(
+    tokenizer: PreTrainedTokenizerBase, messages: list[dict], tools: list | None = None, **variables
+) -> list[int]:
+    """
+    Token ids of a chat and the header of its next answer. Only the chat template writes control tokens: what messages and
+    tools spell of them is text. `variables` are what else the template is given.
+
+    Raises:
+        ValueError: if the template refuses the messages.
+    """
+    with _LOCK:
+        return apply(tokenizer, messages, tools, sanitize_control_tokens=True, return_dict=False, **variables)
+
+
+def special_ids(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+    """Ids of all tokens that have no text of their own: the named ones, and those only marked as special."""
+    added = tokenizer.added_tokens_decoder.items()
+    return frozenset(tokenizer.all_special_ids) | {token_id for token_id, token in added if token.special}
+
+
+@functools.lru_cache(maxsize=8)
+def _controls(tokenizer, _, chat_template):
+    """Special ids but for that of unknown text; and what other added tokens the chat template writes, as transformers
+    (5.23) finds them for `sanitize_control_tokens`."""
+    named = tokenizer.chat_control_tokens
+    of_template = [
+        token.content
+        for token in tokenizer.added_tokens_decoder.values()
+        if not token.special
+        and (
+            token.content in named
+            if named is not None
+            else token.content in chat_template and len(token.content) > 1 and not token.content.isspace()
+        )
+    ]
+    return special_ids(tokenizer) - {tokenizer.unk_token_id}, of_template
+
+
+def _broken_ids(tokenizer, text, controls):
+    """Token ids of a text, in pieces that end after the first character of each control token in it."""
+    starts = []
+    if any(control in text for control in controls):
+        pattern = "|".join(map(re.escape, controls))
+        starts = [match.start() + 1 for match in re.finditer(f"(?={pattern})", text)]
+    with _LOCK:
+        encode = functools.partial(
+            tokenizer, add_special_tokens=False, split_special_tokens=True, return_attention_mask=False, verbose=False
+        )
+        ids = encode(text[: starts[0]] if starts else text)["input_ids"]
+        for start, stop in itertools.pairwise([*starts, len(text)] if starts else []):
+            # After a newline, since SentencePiece puts a space before a text
+            newline, piece = encode("\n")["input_ids"], encode("\n" + text[start:stop])["input_ids"]
+            whole = piece[: len(newline)] == newline
+            ids += piece[len(newline) :] if whole else encode(text[start:stop])["input_ids"]
+    return ids
+
+
+# ---- Ids to texts ----
+
+
+def decode(tokenizer: PreTrainedTokenizerBase, token_ids: list[int]) -> str:
+    """The text of token ids, without special tokens, and without what makes no whole character."""
+    return tokenizer.decode(characters_of(tokenizer).whole(token_ids), skip_special_tokens=True)
+
+
+class Characters:
+    """
+    Which tokens of a vocabulary make whole characters together, by the bytes of each; see [`characters_of`].
+
+    Args:
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
+            Of any kind. Tokens of a vocabulary that has none for bytes are whole characters.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase):
+        self.tokenizer = tokenizer
+        self._known: dict[int, bytes] = {}
+
+    def cut(self, token_ids: list[int], place: int) -> int:
+        """The last place at or before `place` where ids may be cut: between two characters, or at 0."""
+        place = min(place, len(token_ids))
+        if place < len(token_ids) and not self._goes_on(token_ids[place]):
+            return place
+        return place - self.unfinished(token_ids[max(0, place - _ENOUGH) : place])
+
+    def next_cut(self, token_ids: list[int], place: int) -> int:
+        """The first such place at or after `place`, or the end of the ids."""
+        while place < len(token_ids) and self.cut(token_ids, place) < place:
+            place += 1
+        return place
+
+    def last(self, token_ids: list[int], count: int) -> list[int]:
+        """The last ids, `count` of them at most, from the beginning of a character on."""
+        return list(token_ids[self.next_cut(token_ids, max(0, len(token_ids) - count)) :])
+
+    def unfinished(self, token_ids: list[int]) -> int:
+        """How many tokens at the end are the beginning of a character that others may complete."""
+        first = len(token_ids)
+        while first > 0 and len(token_ids) - first < _LONGEST:
+            first -= 1
+            if not self._goes_on(token_ids[first]):
+                break
+        decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        decoder.decode(b"".join(map(self._bytes, token_ids[first:])))
+        left, count = len(decoder.getstate()[0]), 0
+        while left > 0:
+            count += 1
+            left -= len(self._bytes(token_ids[-count]))
+        # Such a token may itself begin inside a character
+        return count + self.unfinished(token_ids[:-count]) if count and self._goes_on(token_ids[-count]) else count
+
+    def whole(self, token_ids: list[int]) -> list[int]:
+        """The ids without those whose bytes make no character."""
+        kept = list(token_ids)
+        while broken := _broken_bytes(b"".join(map(self._bytes, kept))):
+            left, start = [], 0
+            for token in kept:
+                end = start + len(self._bytes(token))
+                if broken.isdisjoint(range(start, end)):
+                    left.append(token)
+                start = end
+            kept = left
+        return kept
+
+    @functools.cached_property
+    def _byte_of(self):
+        """The byte of each sign by which a byte-level vocabulary spells it; empty for any other vocabulary."""
+        signs = sorted(pre_tokenizers.ByteLevel.alphabet())
+        shown = [sign for sign in signs if ord(sign) < 256]  # these stand for themselves
+        others = [byte for byte in range(256) if chr(byte) not in shown]
+        byte_of = {**{sign: ord(sign) for sign in shown}, **dict(zip(signs[len(shown) :], others, strict=True))}
+        return byte_of if self.tokenizer.convert_tokens_to_string(["Ã©"]) == "é" else {}
+
+    def _goes_on(self, token):
+        """Whether a token begins inside a character."""
+        return 0x80 <= next(iter(self._bytes(token)), 0) < 0xC0
+
+    def _bytes(self, token):
+        if token not in self._known:
+            self._known[token] = self._spelled(self.tokenizer.convert_ids_to_tokens(token))
+        return self._known[token]
+
+    def _spelled(self, sign):
+        if sign is None:  # beyond the vocabulary, where embeddings are padded
+            return b""
+        if isinstance(sign, bytes):
+            return sign
+        if self._byte_of and all(letter in self._byte_of for letter in sign):
+            return bytes(self._byte_of[letter] for letter in sign)
+        if not self._byte_of and (byte := _BYTE.fullmatch(sign)):
+            return bytes([int(byte[1], 16)])
+        return sign.encode("utf-8", "replace")
+
+
+# Of a few tokenizers, since each keeps what it has looked up
+characters_of = functools.lru_cache(maxsize=8)(Characters)
+
+
+def _broken_bytes(data):
+    """Places of the bytes that are no part of a character."""
+    broken, start = set(), 0
+    while True:
+        try:
+            data[start:].decode("utf-8")
+            return broken
+        except UnicodeDecodeError as error:
+            broken.update(range(start + error.start, start + error.end))
+            start += error.end
