@@ -22,6 +22,7 @@ from accelerate.logging import get_logger
 from datasets import Dataset, Features, IterableDataset, List, Value
 from transformers import PreTrainedTokenizerBase
 
+from ..common.arguments import whole_number
 from ..common.geometry import Geometry
 from ..prompts import GistPrompts, targets_of, through_last_k
 from .targets import QUESTION, TargetSpec, make_targets
@@ -162,6 +163,10 @@ class WindowSpec:
     targets: TargetSpec | None = None
 
     def __post_init__(self):
+        for name in ("context_length", "target_length", "last_k", "windows_per_document"):
+            whole_number(name, getattr(self, name))
+        for name in ("window_stride", "max_windows_per_document"):
+            whole_number(name, getattr(self, name), optional=True)
         if self.walks and self.targets is not None:
             raise ValueError(
                 f"`windows_per_document` ({self.windows_per_document}) walks along documents, and `targets` are of single "
