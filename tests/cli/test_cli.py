@@ -27,6 +27,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 import yaml
 from tiny import make_documents
 
@@ -682,6 +683,85 @@ def test_unreadable_text_is_refused_before_the_pair_is_loaded(command, tmp_path,
     assert "stdin is not UTF-8 text: byte 0xff at 2." in fails(command, "no-pair")
     stdin_of(monkeypatch, b"")
     assert "stdin is empty." in fails(command, "no-pair", "-")
+
+
+@pytest.mark.parametrize("command", ["compress", "continue"])
+def test_nobody_is_left_waiting_at_a_terminal(command, monkeypatch, fails):
+    terminal = io.BytesIO(b"typed")
+    monkeypatch.setattr(terminal, "isatty", lambda: True, raising=False)
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=terminal))
+    assert "No FILE is given, and stdin is a terminal." in fails(command, "no-pair")
+    assert "no-pair is neither a folder" in fails(command, "no-pair", "-")  # it was typed
+
+
+@pytest.mark.parametrize("keep", [["numbers", "{}"], ["{}"], ["names", "regex:a+", "{}"], ["{}", "dates"]], ids=str)
+def test_a_file_that_keep_took_is_missed(workspace, monkeypatch, fails, keep):
+    stdin_of(monkeypatch, b"John Snow of 1854")
+    article = str(workspace / "article.txt")
+    values = [value.format(article) for value in keep]
+    said = fails("compress", "no-pair", "--keep", *values)
+    assert f"No FILE is left: the flag before it took {article!r} too. Write FILE right after PAIR" in said
+    # Whoever says where the text comes from may keep any string
+    assert "no-pair is neither a folder" in fails("compress", "no-pair", "-", "--keep", *values)
+    assert "no-pair is neither a folder" in fails("compress", "no-pair", article, "--keep", *values)
+    stdin_of(monkeypatch, b"John Snow of 1854")
+    assert "no-pair is neither a folder" in fails("compress", "no-pair", "--keep", "numbers", "x" * 5000)
+
+
+@pytest.mark.parametrize("device", ["cuda", "cuda:99", "tpu", "xpu", "banana", "cpu:banana", "", "meta", "-1"])
+@pytest.mark.parametrize("command", ["compress", "continue", "evaluate", "distance", "serve"])
+def test_a_device_that_this_machine_lacks_is_named_at_once(workspace, fails, command, device):
+    if device == "cuda" and torch.cuda.is_available():
+        pytest.skip("this machine has it")
+    more = {
+        "evaluate": ["--dataset", workspace / "documents.jsonl", "--text_column", "body"],
+        "distance": ["--dataset", workspace / "documents.jsonl", "--windows", 2],
+        "serve": ["--port", 0],
+    }.get(command, [workspace / "article.txt"])
+    said = fails(command, "no-pair", *more, f"--device={device}")
+    assert f"`device` ({device}) " in said and ", or give " in said
+
+
+@pytest.mark.parametrize("value", ["2.5", "0", "-1", "x", "", "1e3", "nan", "٣.٥"])
+def test_what_is_no_count_is_refused_by_every_flag(fails, value):
+    flags = {
+        "compress": ("--budget", "--batch_size"),
+        "continue": ("--tokens", "--window"),
+        "distance": ("--windows", "--max_documents", "--batch_size"),
+        "evaluate": (
+            "--max_windows",
+            "--budgets",
+            "--last_k",
+            "--targets_per_context",
+            "--windows",
+            "--max_documents",
+        ),
+        "serve": ("--window", "--chat_window", "--max_new_tokens", "--max_requests", "--request_seconds"),
+    }
+    for command, names in flags.items():
+        for name in names:
+            said = fails(command, "no-pair", f"{name}={value}")
+            assert f"argument {name}" in said and f"must be at least 1, got {value}. Give a whole number" in said
+
+
+@pytest.mark.parametrize(
+    ("command", "flag", "message"),
+    [
+        ("evaluate", "--samples=-1", "must be at least 0, got -1"),
+        ("evaluate", "--samples=2.5", "must be at least 0, got 2.5"),
+        ("evaluate", "--target_floor=x", "must be a number or 'none', got x"),
+        ("evaluate", "--target_floor=inf", "must be a number or 'none', got inf"),
+        ("serve", "--port=65536", "must be from 0 to 65535, got 65536"),
+        ("serve", "--port=x", "must be from 0 to 65535, got x"),
+        ("continue", "--temperature=0", "must be a number above 0, got 0"),
+        ("continue", "--temperature=nan", "must be a number above 0, got nan"),
+        ("continue", "--temperature=hot", "must be a number above 0, got hot"),
+        ("continue", "--seed=-1", "must be from 0 to 4294967295, got -1"),
+        ("continue", "--seed=1.5", "must be from 0 to 4294967295, got 1.5"),
+    ],
+)
+def test_other_numbers_are_refused_by_flag_and_value(fails, command, flag, message):
+    assert f"argument {flag.partition('=')[0]}: {message}" in fails(command, "no-pair", flag)
 
 
 def test_a_damaged_pair_is_named(workspace, pair, tmp_path, fails):

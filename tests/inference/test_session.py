@@ -574,8 +574,8 @@ def test_interleaved_sessions_do_not_mix(compactor, ids):
     [
         ({"window": 10}, r"`window` \(10\) is too small: .* need \d+\. Raise it"),
         ({"window": 513}, r"`window` \(513\) exceeds the generator's 512 positions: lower it to 512"),
-        ({"window": 0}, "`window` must be a number of tokens, at least 1, got 0"),
-        ({"last_k": "5"}, "`last_k` must be a number of tokens, at least 1, got '5'"),
+        ({"window": 0}, "`window` must be at least 1 or None, got 0. Give a whole number"),
+        ({"last_k": "5"}, "`last_k` must be at least 1 or None, got '5'. Give a whole number"),
         ({"last_k": 30}, r"`last_k` \(30\) and `budget` \(6\) are too large"),
         ({"recursion": "tree", "budget": 14}, r"`budget` \(14\) are too large for `recursion='tree'`"),
         ({"budget": 20, "last_k": 9, "summarizer": 90}, r"`budget` \(20\) is too large: .* it has 90"),
@@ -617,6 +617,73 @@ def test_what_is_not_text_is_refused_and_changes_nothing(compactor, text, messag
     with pytest.raises(ValueError, match=message):
         session.append(text)
     assert state(session) == before
+
+
+class Failure(BaseException):
+    """Nothing that the session could know of."""
+
+
+def fails_at(count, error):
+    """A function that does so when it is called for that time."""
+    calls = iter(range(1, 10**6))
+
+    def fail(*args):
+        if next(calls) == count:
+            raise error
+
+    return fail
+
+
+@pytest.mark.parametrize(
+    ("where", "error"),
+    [
+        *((where, RuntimeError("out of memory")) for where in ("summarizer", "before_compaction", "save")),
+        *(("after_compaction", error) for error in (KeyboardInterrupt(), Failure())),
+    ],
+    ids=repr,
+)
+@pytest.mark.parametrize("recursion", ["rolling", "tree"])
+def test_an_append_that_fails_half_way_is_not_taken(compactor, ids, tmp_path, monkeypatch, recursion, where, error):
+    settings = {"recursion": recursion, "measure": True}
+    files = {"autosave": tmp_path / "session", "keep_history": tmp_path / "tokens"}
+    session, plain = compactor.session(**settings, **files), compactor.session(**settings)
+    for each in (session, plain):
+        each.append(ids[:90], protected=False)
+        each.append(ids[90:93], protected=True)
+    assert len(session.history) > 1
+    before, length = state(session), len(session.history)
+    fail = fails_at(2, error)
+    with monkeypatch.context() as patch:
+        if where == "summarizer":
+            generate = compactor.generate
+            patch.setattr(compactor, "generate", lambda *args, **kw: fail() or generate(*args, **kw))
+        elif where == "save":
+            save = session.save
+            patch.setattr(session, "save", lambda path: fail() or save(path))
+        else:
+            patch.setattr(session, where, fail)
+        with pytest.raises(type(error)):
+            session.append(ids[93:180])
+    assert state(session) == before and positions(session) == list(range(session.position))
+    assert session.stream() == ids[:93]
+    loaded = compactor.load_session(tmp_path / "session")
+    assert state(loaded) == before and loaded.history[:length] == session.history
+    for each in (session, plain):  # what comes next is as if nothing had been
+        each.append(ids[93:180])
+        each.generate(5)
+    assert state(session) == state(plain) == state(compactor.load_session(tmp_path / "session"))
+    assert len(list(tmp_path.glob("session.*.jsonl"))) == 1
+
+
+def test_a_first_append_that_fails_leaves_an_empty_session(compactor, ids, tmp_path, monkeypatch):
+    session = compactor.session(keep_history=tmp_path / "tokens")
+    with monkeypatch.context() as patch:
+        patch.setattr(session, "after_compaction", fails_at(1, ValueError("no")))
+        with pytest.raises(ValueError, match="no"):
+            session.append(ids)
+    assert state(session) == state(compactor.session()) and session.stream() == []
+    with pytest.raises(ValueError, match="The session is empty"):
+        session.generate(1)
 
 
 def test_generation_needs_a_text_and_a_number_of_tokens(compactor):

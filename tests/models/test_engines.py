@@ -28,6 +28,7 @@ import pytest
 import torch
 from distributed_run import WAYS, make_trainer, result, save_checkpoint
 from launching import HELPERS, ROOT, launch
+from safetensors.torch import load_file
 from tiny import make_documents
 
 from trl_gist import GistCompactor
@@ -45,6 +46,7 @@ LOGGED += ("learning_rate", "generator/learning_rate", "gain_over_shuffled", "ga
 LOGGED += ("gist_length", "parroted_share", "degenerate_share")
 MEASURES = ("windows", "teacher_kl", "teacher_kl_se", "gain_over_shuffled", "nll_tail", "gap_closed_null_se")
 ZERO = ("zero1", "zero2", "zero3")
+WEIGHTS = {"lora": "adapter_model.safetensors", "full": "model.safetensors"}
 
 
 @pytest.fixture(scope="module")
@@ -164,6 +166,8 @@ def test_what_two_processes_saved_is_the_pair(two_processes, way):
     setting, directory = two_processes
     trained = ranks_of(directory, way)[0]
     compactor = GistCompactor.from_pretrained(directory / way / "checkpoint-7", device="cpu")
+    files = [directory / way / "checkpoint-7" / half / WEIGHTS[way] for half in ("", "generator")]
+    assert load_file(files[0]).keys() == load_file(files[1]).keys()  # tied weights are there once
     for role, model in (("S", compactor.summarizer), ("G", compactor.generator)):
         saved = model.state_dict()
         assert saved.keys() == trained[role].keys()

@@ -18,11 +18,16 @@ import asyncio
 import itertools
 import logging
 import time
+import typing
 from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import openai
 import pytest
+from openai.types import EmbeddingCreateParams, completion_create_params
+from openai.types.chat import ChatCompletionMessage
+from openai.types.chat.completion_create_params import CompletionCreateParamsStreaming
+from openai.types.shared import ReasoningEffort
 from peft import LoraConfig, get_peft_model
 from serving_run import NAME, metrics_of, running, slowed, until
 from tiny import PARAGRAPH, make_model, make_tokenizer
@@ -327,6 +332,88 @@ def test_the_model_is_listed_and_another_is_not_found(client):
     with pytest.raises(openai.NotFoundError, match=NAME) as caught:
         client.completions.create(model="other", prompt=SHORT)
     assert caught.value.code == "model_not_found"
+
+
+def test_one_model_is_described_by_its_name(client):
+    assert client.models.retrieve(NAME) == next(iter(client.models.list()))
+    for name in ("other", f"{NAME}/", f"org/{NAME}", NAME.upper(), "é"):
+        with pytest.raises(openai.NotFoundError, match=f"{name}.* is not served here: {NAME!r} is") as caught:
+            client.models.retrieve(name)
+        assert (caught.value.code, caught.value.param) == ("model_not_found", "model")
+
+
+# ---- What clients send unasked ----
+
+
+BODIES = {
+    "/v1/chat/completions": {"messages": CHAT, "max_tokens": 2},
+    "/v1/completions": {"prompt": SHORT, "max_tokens": 2},
+    "/v1/compress": {"input": SHORT},
+}
+PARAMS = {
+    "/v1/chat/completions": CompletionCreateParamsStreaming,
+    "/v1/completions": completion_create_params.CompletionCreateParamsStreaming,
+    "/v1/compress": EmbeddingCreateParams,  # whose `input` it has
+}
+UNASKED = {
+    **{"n": 1, "logprobs": False, "logit_bias": {}, "frequency_penalty": 0, "presence_penalty": 0.0, "stop": []},
+    **{"stream": False, "user": "someone", "seed": 0, "top_p": 1, "temperature": 1},
+}
+UNASKED_OF_CHATS = {
+    **{"top_logprobs": 0, "tools": [], "tool_choice": "auto", "parallel_tool_calls": True, "functions": []},
+    **{"function_call": "none", "response_format": {"type": "text"}, "modalities": ["text"], "verbosity": "medium"},
+    **{"service_tier": "auto", "store": False, "metadata": {}, "safety_identifier": "someone"},
+    **{"prompt_cache_key": "a", "prompt_cache_retention": "24h", "prompt_cache_options": {"mode": "implicit"}},
+}
+
+
+@pytest.mark.parametrize("path", BODIES)
+def test_null_stands_for_absent_in_every_field_of_openais(url, path):
+    body, fields = BODIES[path], typing.get_type_hints(PARAMS[path])
+    assert len(fields) > 4
+    optional = {name: None for name in fields if name not in body}
+    sent = {**optional, **body}
+    if "messages" in body:
+        nulls = dict.fromkeys(ChatCompletionMessage.model_fields)
+        sent["messages"] = [{**nulls, **message} for message in body["messages"]]
+        sent["messages"][1]["content"] = [{"type": "text", "text": "Who?", "prompt_cache_breakpoint": None}]
+    assert httpx.post(f"{url}{path}", json=sent).status_code == 200
+    for name in optional:
+        assert httpx.post(f"{url}{path}", json={**body, name: None}).status_code == 200, name
+    required = next(name for name in body if name != "max_tokens")
+    response = httpx.post(f"{url}{path}", json={**body, required: None})
+    assert (response.status_code, response.json()["error"]["param"]) == (400, required)
+
+
+def test_values_that_ask_for_nothing_are_taken(url):
+    for path, unasked in (
+        ("/v1/completions", {**UNASKED, "best_of": 1, "echo": False, "suffix": ""}),
+        ("/v1/chat/completions", {**UNASKED, **UNASKED_OF_CHATS}),
+    ):
+        for sent in ({name: value} for name, value in unasked.items()):
+            response = httpx.post(f"{url}{path}", json={**BODIES[path], **sent})
+            assert response.status_code == 200, (sent, response.text)
+        assert httpx.post(f"{url}{path}", json={**BODIES[path], **unasked}).status_code == 200
+    for effort in typing.get_args(typing.get_args(ReasoningEffort)[0]):
+        sent = {**BODIES["/v1/chat/completions"], "reasoning_effort": effort}
+        assert httpx.post(f"{url}/v1/chat/completions", json=sent).status_code == 200, effort
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *(("service_tier", "priority"), ("service_tier", ""), ("reasoning_effort", "huge"), ("reasoning_effort", 1)),
+        *(("verbosity", "low"), ("modalities", ["text", "audio"]), ("modalities", "text"), ("audio", {"voice": "a"})),
+        *(
+            ("prediction", {"type": "content", "content": "a"}),
+            ("web_search_options", {"a": 1}),
+            ("function_call", {}),
+        ),
+    ],
+)
+def test_values_that_ask_for_something_else_are_refused(url, name, value):
+    response = httpx.post(f"{url}/v1/chat/completions", json={**BODIES["/v1/chat/completions"], name: value})
+    assert response.status_code == 400 and response.json()["error"]["param"].split(".")[0] == name
 
 
 # ---- Several at a time ----

@@ -33,7 +33,15 @@ from transformers import TrainerCallback
 from trl_gist.prompts import SUMMARIZER_PROMPT, GistPrompts
 from trl_gist.scoring.gist_scorer import GistScorer
 from trl_gist.scoring.targets import TargetScorer
-from trl_gist.trainer.alarms import LOG_PROB_CONTEXTS, SETTLED, WHAT_TO_DO, Alarms, RunningMean, is_degenerate
+from trl_gist.trainer.alarms import (
+    ALARMS_FILE,
+    LOG_PROB_CONTEXTS,
+    SETTLED,
+    WHAT_TO_DO,
+    Alarms,
+    RunningMean,
+    is_degenerate,
+)
 
 
 # ---- The running means ----
@@ -189,7 +197,7 @@ def test_the_figures_are_what_they_are_called(scorer):
         shares.append(np.mean([ngram in template and ngram not in own for ngram in ngrams]))
     assert figures["parroted_share"] == pytest.approx(np.mean(shares)) and 0.2 < np.mean(shares) < 0.8
     assert {name: value for name, value in figures.items() if name.startswith("alarm/")} == {
-        f"alarm/{name}": 0.0 for name in WHAT_TO_DO
+        f"alarm/{name}": 0.0 for name in WHAT_TO_DO if name != "no_signal"
     }
 
 
@@ -411,6 +419,92 @@ def test_a_reward_for_one_word_raises_degenerate_vocabulary_and_ignores_context(
 def test_what_the_summarizer_writes_raises_its_own_alarm_only(run, write, expected):
     trainer = run(write, rows=16, num_generations=2, max_steps=4, generator_learning_rate=1e-4)
     assert alarms_of(trainer) == [set(), expected, expected, expected]
+
+
+# ---- A run that teaches S nothing ----
+
+
+def test_silence_is_said_once_it_is_long_and_again_after_a_word(scorer, caplog):
+    alarms = Alarms(scorer, 12, Accelerator())
+
+    def watch(alarms, *taught):
+        return alarms.watch_signal(list(taught), ["a"] * len(taught), step=1)["alarm/no_signal"]
+
+    assert watch(alarms, *[False] * (LOG_PROB_CONTEXTS - 1)) == 0.0 and not alarms.on
+    assert watch(alarms, False) == 1.0 == watch(alarms, False) and alarms.on == alarms.started == {"no_signal"}
+    assert watch(alarms, False, True) == 0.0 and not alarms.on
+    assert watch(alarms, *[False] * (LOG_PROB_CONTEXTS - 1)) == 0.0
+    assert watch(alarms, *[False] * LOG_PROB_CONTEXTS) == 1.0
+    assert caplog.text.count("Alarm `no_signal` at step 1: of the last ") == 2
+    assert caplog.text.count(WHAT_TO_DO["no_signal"]) == 2
+
+
+def test_other_alarms_leave_it_on_and_a_checkpoint_keeps_it(scorer, tmp_path):
+    alarms = Alarms(scorer, 12, Accelerator())
+    alarms.watch_signal([False] * LOG_PROB_CONTEXTS, ["a"] * LOG_PROB_CONTEXTS, step=1)
+    alarms.watch(scored_rows(scorer, 3, 4), [""] * 12, 4, step=2)
+    assert alarms.on == {"no_signal"}
+    alarms.save(tmp_path)
+    loaded = Alarms(scorer, 12, Accelerator())
+    loaded.load(tmp_path)
+    assert loaded.state_dict() == alarms.state_dict()
+    state = alarms.state_dict()
+    del state["taught"]  # as checkpoints were
+    (tmp_path / ALARMS_FILE).write_text(json.dumps(state))
+    loaded.load(tmp_path)
+    assert loaded.taught.rollouts == []
+
+
+def same(gist_ids, **kwargs):
+    return [0.7] * len(gist_ids)
+
+
+def nothing(gist_ids, **kwargs):
+    return [0.0] * len(gist_ids)
+
+
+def by_chance(gist_ids, **kwargs):
+    rng = random.Random(str(gist_ids[:3]))
+    return [rng.random() for _ in gist_ids]
+
+
+@pytest.mark.parametrize(
+    ("reward", "args", "silent"),
+    [
+        (same, {}, True),
+        (same, {"advantage": "best"}, True),
+        (same, {"advantage": "reward"}, False),
+        (same, {"scale_rewards": "none"}, True),
+        (nothing, {"advantage": "reward"}, True),
+        (by_chance, {}, False),
+        (by_chance, {"advantage": "best"}, False),
+    ],
+)
+def test_a_run_whose_gists_are_all_paid_the_same_raises_no_signal(run, reward, args, silent):
+    trainer = run(reward_funcs=reward, rows=32, num_generations=2, max_steps=4, **args)
+    assert logged(trainer, "alarm/no_signal") == [0.0, 0.0, 0.0, float(silent)]
+
+
+def test_gists_that_are_all_alike_are_no_signal_whatever_they_are_paid(run):
+    trainer = run(lambda prompts, context, row: [40, 77, 120, 200, 41], rows=32, num_generations=2, max_steps=4)
+    assert logged(trainer, "alarm/no_signal") == [0.0, 0.0, 0.0, 1.0]
+    trainer = run(lambda *_: [40, 77], reward_funcs=by_chance, rows=32, num_generations=2, max_steps=4)
+    assert logged(trainer, "alarm/no_signal") == [0.0, 0.0, 0.0, 1.0]
+
+
+def test_gists_that_the_loss_does_not_count_are_no_signal(run, monkeypatch):
+    trainer = run(reward_funcs=by_chance, rows=8, num_generations=2, max_steps=1)
+    seen = []
+    monkeypatch.setattr(trainer.alarms, "watch_signal", lambda taught, *_: seen.append(taught) or {})
+    trainer._rewards_per_func = torch.tensor([[0.1], [0.2], [0.3], [0.3], [0.5], [0.6]])
+    rows = [{"gist_ids": [index], "document_id": 0} for index in range(6)]
+    mask = torch.ones(6, 4, dtype=torch.int64)
+    for empty, ratio in ((slice(0, 0), None), (slice(0, 2), None), (slice(0, 2), torch.ones(6, 1))):
+        mask[empty] = 0
+        output = {"completion_mask": mask} | ({} if ratio is None else {"importance_sampling_ratio": ratio})
+        trainer._watch_signal(rows, output)
+    trainer._watch_signal(rows, {"completion_mask": mask + 1, "importance_sampling_ratio": torch.zeros(6, 4)})
+    assert seen == [[True, False, True], [False, False, True], [False, False, True], [False] * 3]
 
 
 class Forget(TrainerCallback):

@@ -483,6 +483,28 @@ def staging(make_trainer, tmp_path, monkeypatch):
     return trainer, tmp_path / "run" / "checkpoint-1"
 
 
+@pytest.mark.parametrize("named", ["summarizer", "generator", "teacher"])
+def test_a_base_that_nobody_else_has_is_named_before_training(staging, checkpoint, caplog, named):
+    trainer, _ = staging
+    trainer.base_models = dict.fromkeys(("summarizer", "generator", "teacher"), f"{USER}/base")
+    trainer.hub.prepare()
+    assert not caplog.text
+    trainer.base_models[named] = checkpoint
+    trainer.hub.prepare()
+    (said,) = caplog.messages
+    assert f"{checkpoint}, which the {named} started from, is a folder of this machine" in said
+    assert "correct `base_model_name_or_path`" in said
+
+
+def test_a_run_that_pushes_says_so_once_for_each_folder(make_trainer, checkpoint, caplog, monkeypatch):
+    monkeypatch.setattr("trl_gist.trainer.gist_trainer.GRPOTrainer.init_hf_repo", lambda self, **kwargs: None)
+    make_trainer(args={"push_to_hub": True, "hub_model_id": f"{USER}/pair"})
+    assert [text for text in caplog.messages if checkpoint in text and "is a folder of this machine" in text] == [
+        text for text in caplog.messages if "summarizer and the generator and the teacher" in text
+    ]
+    assert caplog.text.count("is a folder of this machine") == 1
+
+
 def test_a_stage_takes_no_room_and_outlives_its_checkpoint(staging):
     trainer, saved = staging
     stage = trainer.hub.stage(saved, "checkpoint-1", "last-checkpoint")

@@ -311,7 +311,7 @@ def test_a_dry_run_prints_bytes_per_rank_and_touches_nothing(dry_run, tmp_path):
     [
         (["--world_size", 8], "`world_size` is of `dry_run` alone"),
         (["--dry_run", "true", "--zero_stage", 4], "`zero_stage` must be 0, 1, 2 or 3, got 4"),
-        (["--dry_run", "true", "--world_size", 0], "`world_size` must be at least 1, got 0"),
+        (["--dry_run", "true", "--world_size", 0], "`world_size` must be at least 1 or None, got 0"),
     ],
 )
 def test_a_dry_runs_settings_are_checked(dry_run, capsys, argv, message):

@@ -499,7 +499,7 @@ def test_a_trainer_that_cannot_be_built_leaves_the_arguments_too(make_args, chec
         ({"beta": float("nan")}, "`beta` must be a finite number"),
         ({"beta": -1.0}, "`beta` must not be below 0"),
         ({"max_grad_norm": -1.0}, "`max_grad_norm` must not be below 0"),
-        ({"reward_weights": [float("nan"), 1.0]}, "`reward_weights` must be finite"),
+        ({"reward_weights": [float("nan"), 1.0]}, "`reward_weights` must be a finite number, got nan"),
         ({"generator_only": True, "target_gist_length": 3}, "`target_gist_length` .* acts on the summarizer"),
         ({"generator_only": True, "beta": 0.1}, "`beta` .* acts on the summarizer"),
         ({"max_teacher_kl": 1.0, "length_penalty": -1.0}, "`length_penalty` must not be below 0"),

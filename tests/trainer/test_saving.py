@@ -23,6 +23,7 @@ from checks import assert_equal_models, moved, snapshot
 from huggingface_hub import ModelCard
 from peft import AutoPeftModelForCausalLM
 from safetensors import safe_open
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from trl_gist.pair import PairConfig
@@ -63,6 +64,22 @@ def test_saved_halves_load_with_plain_transformers_and_give_the_same_logits(trai
         assert tokenizer.chat_template == trainer.processing_class.chat_template
         if with_lora:
             assert torch.equal(logits(AutoPeftModelForCausalLM.from_pretrained(path)), logits(model))
+
+
+@both_ways
+@pytest.mark.parametrize("stage", [1, 2])
+def test_tied_weights_are_saved_once_under_deepspeed_too(make_trainer, lora, tmp_path, monkeypatch, with_lora, stage):
+    """As tests/models/test_engines.py asks of two processes, without them: under these stages every rank has all weights."""
+    trainer = make_trainer(peft_config=lora if with_lora else None)
+    trainer.save_model(str(tmp_path / "plain"))
+    monkeypatch.setattr(trainer, "is_deepspeed_enabled", True)
+    monkeypatch.setattr("trl_gist.trainer.gist_trainer.zero_stage", lambda accelerator: stage)
+    trainer.save_model(str(tmp_path / "zero"))
+    file = "adapter_model.safetensors" if with_lora else "model.safetensors"
+    for half in ("", "generator"):
+        plain, zero = (load_file(tmp_path / name / half / file) for name in ("plain", "zero"))
+        assert plain.keys() == zero.keys() and "lm_head.weight" not in zero
+        assert all(torch.equal(value, zero[name]) for name, value in plain.items())
 
 
 @both_ways

@@ -220,6 +220,7 @@ def test_the_trainer_holds_the_attributes_that_we_read(make_trainer):
         "reward_weights",
         "reward_func_names",
         "_logs",
+        "_metrics",
         "_step",
     ):
         assert hasattr(trainer, name), f"TRL's trainer no longer has `{name}`"

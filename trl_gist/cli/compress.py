@@ -55,7 +55,7 @@ def add_parser(commands):
 
 
 def run(args: argparse.Namespace):
-    text = read_text(args.file)
+    text = read_text(args.file, taken=args.keep or ())
     if args.certify and not args.json:
         raise ValueError("--certify measures what only --json prints: add --json.")
     settings = {"last_k": args.last_k, "keep": args.keep, "certify": args.certify, "search": args.search}

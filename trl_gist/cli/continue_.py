@@ -21,7 +21,7 @@ import json
 import sys
 
 from ..scripts.arguments import load_pair
-from .flags import add_file, add_pair, add_window, positive, read_text
+from .flags import above_zero, add_file, add_pair, add_window, positive, read_text, whole
 
 
 def add_parser(commands):
@@ -40,8 +40,8 @@ def add_parser(commands):
         help="longest continuation (default: %(default)s)",
     )
     parser.add_argument("--do_sample", action="store_true", help="sample instead of taking the likeliest tokens")
-    parser.add_argument("--temperature", type=float, default=1.0, help="of the sampling (default: %(default)s)")
-    parser.add_argument("--seed", type=int, help="of the sampling")
+    parser.add_argument("--temperature", type=above_zero, default=1.0, help="of the sampling (default: %(default)s)")
+    parser.add_argument("--seed", type=whole(0, 2**32 - 1), help="of the sampling")
     add_window(parser)
     parser.add_argument("--verbose", action="store_true", help="print each compaction on stderr")
     parser.add_argument("--json", action="store_true", help="one JSON object: text, ids, the gist and the compactions")

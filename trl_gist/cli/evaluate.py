@@ -17,10 +17,11 @@
 import argparse
 import dataclasses
 import json
+import math
 
 from ..scripts.arguments import DistanceArguments, EvaluateArguments
 from . import distance
-from .flags import add_documents, add_output, add_pair, as_dataclass, check_installed, positive
+from .flags import add_documents, add_output, add_pair, as_dataclass, check_installed, positive, whole
 
 
 def add_parser(commands):
@@ -102,7 +103,7 @@ def add_parser(commands):
     )
     parser.add_argument(
         "--samples",
-        type=int,
+        type=whole(least=0),
         default=EvaluateArguments.samples,
         metavar="N",
         help="with --compressors: also N gists that S samples (default: %(default)s)",
@@ -141,7 +142,13 @@ def kinds_of_targets(value: str) -> dict[str, float]:
 
 
 def floor_of_targets(value: str) -> float | str:
-    return value if value == "none" else float(value)
+    try:
+        floor = value if value == "none" else float(value)
+    except ValueError:
+        floor = math.nan
+    if floor != "none" and not math.isfinite(floor):
+        raise argparse.ArgumentTypeError(f"must be a number or 'none', got {value}")
+    return floor
 
 
 def run(args: argparse.Namespace):

@@ -17,15 +17,40 @@
 import argparse
 import dataclasses
 import importlib.util
+import math
+import os
 import sys
+from collections.abc import Callable, Iterable
 
 from ..scripts.arguments import HeldOutArguments
 
 
-def positive(value: str) -> int:
-    number = int(value)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, got {number}")
+def whole(least: int, most: int | None = None) -> Callable[[str], int]:
+    """A flag's type: a whole number within bounds."""
+
+    def parse(value: str) -> int:
+        try:
+            number = int(value)
+        except ValueError:
+            number = None
+        if number is None or number < least or (most is not None and number > most):
+            wanted = f"at least {least}" if most is None else f"from {least} to {most}"
+            raise argparse.ArgumentTypeError(f"must be {wanted}, got {value}. Give a whole number")
+        return number
+
+    return parse
+
+
+positive = whole(least=1)
+
+
+def above_zero(value: str) -> float:
+    try:
+        number = float(value)
+    except ValueError:
+        number = math.nan
+    if not 0 < number < math.inf:
+        raise argparse.ArgumentTypeError(f"must be a number above 0, got {value}")
     return number
 
 
@@ -50,15 +75,28 @@ def add_file(
     last_k_help: str = "what the generator reads beside the gist, as a question (default: the text's end)",
 ):
     parser.add_argument(
-        "file", metavar="FILE", nargs="?", default="-", help="a UTF-8 text file; '-' or nothing reads stdin"
+        "file",
+        metavar="FILE",
+        nargs="?",
+        help="a UTF-8 text file, right after PAIR; '-', or a pipe and nothing, reads stdin",
     )
     parser.add_argument("--last_k", metavar="TEXT", help=last_k_help)
 
 
-def read_text(file: str) -> str:
-    """The text of [`add_file`]; before any model is loaded."""
-    name = "stdin" if file == "-" else file
-    if file == "-":
+def read_text(file: str | None, taken: Iterable[str] = ()) -> str:
+    """The text of [`add_file`], before any model is loaded. A flag that takes several values may have `taken` its name."""
+    for value in taken if file is None else ():
+        if os.path.isfile(value):
+            raise ValueError(
+                f"No FILE is left: the flag before it took {value!r} too. Write FILE right after PAIR, or '-' there if "
+                "the text comes from stdin."
+            )
+    if file is None and sys.stdin.buffer.isatty():
+        raise ValueError(
+            "No FILE is given, and stdin is a terminal. Write a file's name after PAIR, pipe a text, or give '-' to type one."
+        )
+    name = "stdin" if file in (None, "-") else file
+    if file in (None, "-"):
         content = sys.stdin.buffer.read()
     else:
         with open(file, "rb") as stream:

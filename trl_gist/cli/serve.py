@@ -20,7 +20,7 @@ from pathlib import Path
 
 from ..scripts.arguments import load_pair
 from ..serving.config import ServingConfig
-from .flags import add_pair, add_window, as_dataclass, check_installed, positive
+from .flags import add_pair, add_window, as_dataclass, check_installed, positive, whole
 
 
 def add_parser(commands):
@@ -33,7 +33,7 @@ def add_parser(commands):
         default="127.0.0.1",
         help="address to bind to; any but loopback needs an API key (default: %(default)s)",
     )
-    parser.add_argument("--port", type=_port, default=8000, help="(default: %(default)s)")
+    parser.add_argument("--port", type=whole(0, 65535), default=8000, help="(default: %(default)s)")
     parser.add_argument(
         "--api_key_file",
         metavar="FILE",
@@ -63,10 +63,3 @@ def run(args: argparse.Namespace):
 
     name = args.served_name or Path(args.pair).name
     serve(partial(load_pair, args), name, as_dataclass(ServingConfig, args), args.host, args.port, args.api_key_file)
-
-
-def _port(value):
-    number = int(value)
-    if not 0 <= number < 65536:
-        raise argparse.ArgumentTypeError(f"must be from 0 to 65535, got {number}")
-    return number

@@ -31,6 +31,7 @@ from typing import Protocol
 import regex
 from transformers import PreTrainedTokenizerBase
 
+from ..common.arguments import whole_number
 from ..common.statistics import is_number
 from ..common.text_units import DATE, Units
 from ..common.tokens import characters_of
@@ -105,8 +106,7 @@ class TargetSpec:
                     f"The weight of {name!r} in `kinds` must be positive, got {weight!r}; or leave it out."
                 )
         for name, least in (("targets_per_context", 1), ("cue_length", 2), ("far_offset", 1)):
-            if type(getattr(self, name)) is not int or getattr(self, name) < least:
-                raise ValueError(f"`{name}` must be at least {least}, got {getattr(self, name)}. Give a whole number.")
+            whole_number(name, getattr(self, name), least)
 
     @property
     def is_continuation(self) -> bool:

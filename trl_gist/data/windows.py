@@ -22,6 +22,7 @@ from accelerate.logging import get_logger
 from datasets import Dataset, Features, IterableDataset, List, Value
 from transformers import PreTrainedTokenizerBase
 
+from ..common.arguments import whole_number
 from ..common.geometry import Geometry
 from ..common.tokens import characters_of, literal_ids, written_ids
 from ..prompts import GistPrompts, targets_of, through_last_k
@@ -170,6 +171,10 @@ class WindowSpec:
     parse_special_tokens: bool = False
 
     def __post_init__(self):
+        for name in ("context_length", "target_length", "last_k", "windows_per_document"):
+            whole_number(name, getattr(self, name))
+        for name in ("window_stride", "max_windows_per_document"):
+            whole_number(name, getattr(self, name), optional=True)
         if self.walks and self.targets is not None:
             raise ValueError(
                 f"`windows_per_document` ({self.windows_per_document}) walks along documents, and `targets` are of single "

@@ -43,6 +43,7 @@ from rich.table import Table
 from torch import nn
 from transformers import PreTrainedModel
 
+from ..common.arguments import several
 from ..common.statistics import standard_error
 from ..inference.compactor import GistCompactor
 from ..models.generation import greedy_continuations
@@ -72,11 +73,13 @@ def normalize_answer(answer: str) -> str:
 
 def exact_match(answer: str, references: list[str]) -> float:
     """1.0 if the answer is one of the references, both normalised, else 0.0."""
+    references = several("references", references, "answers", "put it in a list")
     return float(normalize_answer(answer) in {normalize_answer(reference) for reference in references})
 
 
 def f1(answer: str, references: list[str]) -> float:
     """The best F1, from 0 to 1, of the answer's words against a reference's, both normalised and with repetitions."""
+    references = several("references", references, "answers", "put it in a list")
     return max(_f1(normalize_answer(answer).split(), normalize_answer(reference).split()) for reference in references)
 
 

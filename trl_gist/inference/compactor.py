@@ -21,6 +21,7 @@ from dataclasses import dataclass, replace
 
 from tqdm.auto import tqdm
 
+from ..common.arguments import several, whole_number
 from ..common.tokens import characters_of, literal_ids
 from ..scoring.gist_log_probs import given_log_probs, written_log_probs
 from .certify import expected_kls
@@ -58,10 +59,8 @@ class GistRequest:
     search: bool
 
     def __post_init__(self):
-        if self.batch_size < 1:
-            raise ValueError(
-                f"`batch_size` ({self.batch_size}) is how many contexts are read in one forward: give 1 or more."
-            )
+        object.__setattr__(self, "budget", whole_number("budget", self.budget, optional=True))
+        object.__setattr__(self, "batch_size", whole_number("batch_size", self.batch_size))
 
 
 class GistCompactor(LoadedPair):
@@ -143,8 +142,15 @@ class GistCompactor(LoadedPair):
         certify: bool = False,
         search: bool = False,
     ) -> list[Gist]:
-        """As [`~GistCompactor.compress`], for many contexts, `batch_size` of them in one forward."""
+        """
+        As [`~GistCompactor.compress`], for many contexts, `batch_size` of them in one forward, and as many `last_k`.
+        """
         request = GistRequest(budget, do_sample, batch_size, parse_keep(keep), certify, search)
+        contexts = several("contexts", contexts, "texts or of lists of token ids", "`compress` takes one")
+        if last_k is not None:
+            last_k = several("last_k", last_k, "texts or of lists of token ids", "give one for each context")
+            if len(last_k) != len(contexts):
+                raise ValueError(f"`last_k` has {len(last_k)} texts for {len(contexts)} contexts: give one for each.")
         return self._compress(contexts, last_k, request)
 
     def compress_windows(
@@ -208,6 +214,7 @@ class GistCompactor(LoadedPair):
             generation_kwargs:
                 For [`~transformers.GenerationConfig`], as `temperature` or `top_p`.
         """
+        max_new_tokens = whole_number("max_new_tokens", max_new_tokens)  # before a gist is written
         characters = characters_of(self.tokenizer)
         context_ids = characters.last(self.token_ids(text, "The text"), self.pair.context_length)
         last_k = characters.last(context_ids, self.pair.last_k) if last_k is None else last_k
@@ -271,6 +278,10 @@ class GistCompactor(LoadedPair):
             ValueError: if a message has an unknown role or no text, the tokenizer has no chat template, or it refuses
                 the messages or would leave one out, or what is not compacted and a gist do not fit `max_tokens`.
         """
+        max_tokens = whole_number("max_tokens", max_tokens)
+        messages = several("messages", messages, "messages", "put it in a list, as {'role': 'user', 'content': ...}")
+        if tools is not None:
+            tools = several("tools", tools, "tools", "put it in a list")
         return compact_messages(self, messages, max_tokens, keep, tools)
 
     def _compress(self, contexts, last_k, request):

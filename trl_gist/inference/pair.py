@@ -31,7 +31,7 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from ..common.tokens import decode, literal_ids
 from ..models.fingerprints import pair_fingerprint
 from ..models.generation import generate
-from ..models.loading import HalfLoader, local_directory
+from ..models.loading import HalfLoader, check_device, check_dtype_name, local_directory
 from ..pair import GENERATOR_DIR, PairConfig
 from ..prompts import GistPrompts
 from .gist import Gist
@@ -113,12 +113,15 @@ class LoadedPair:
                 Whether checkpoints may run their own code.
 
         Raises:
-            ValueError: if it is not a pair, lacks the generator, or its base model cannot be loaded.
+            ValueError: if it is not a pair, lacks the generator, or its base model cannot be loaded; if this machine has
+                no such device, or there is no such dtype.
         """
-        directory = local_directory(pretrained_pair, revision)
-        pair = PairConfig.load(directory)
         if device is None:
             device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
+        check_device(device)
+        check_dtype_name(dtype)
+        directory = local_directory(pretrained_pair, revision)
+        pair = PairConfig.load(directory)
         loader = HalfLoader(device, dtype or "auto", trust_remote_code)
         summarizer = loader.load(directory, "summarizer")
         generator = loader.load(directory / GENERATOR_DIR, "generator")

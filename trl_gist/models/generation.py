@@ -23,6 +23,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import Cache, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.generation.streamers import BaseStreamer
 
+from ..common.arguments import finite_number, whole_number
 from ..prompts import gist_from_completion
 from .generation_settings import plain_generation_config
 from .roles import max_positions
@@ -30,6 +31,9 @@ from .roles import max_positions
 
 # Settings of `generate` that are the caller's, or one and the same for all
 _SET_HERE = ("max_length", "num_return_sequences", "return_dict_in_generate")
+# Settings that are numbers: whole ones with the least they may be, and others. transformers (5.23) takes some that are none
+_WHOLE = {"top_k": 0, "no_repeat_ngram_size": 0, "min_length": 0, "min_new_tokens": 0, "num_beams": 1}
+_NUMBERS = ("temperature", "top_p", "min_p", "typical_p", "repetition_penalty", "length_penalty")
 
 
 def generate(
@@ -75,8 +79,7 @@ def generate(
         ValueError: if no token is asked for, prompt and completion do not fit the model's positions, or a setting is
             none of [`~transformers.GenerationConfig`] or is not the caller's.
     """
-    if max_new_tokens < 1:
-        raise ValueError(f"At least 1 token must be asked of the {name}, got {max_new_tokens}.")
+    max_new_tokens = whole_number("max_new_tokens", max_new_tokens)
     positions = max_positions(model)
     needed = max(len(prompt) for prompt in prompts) + max_new_tokens
     if positions is not None and needed > positions:
@@ -90,6 +93,14 @@ def generate(
                 f"`{setting}` is no setting of how the {name} writes. Give settings of `transformers.GenerationConfig`, as "
                 f"`temperature`, but none of {', '.join(_SET_HERE)}: there is one text, of at most `max_new_tokens`."
             )
+        if generation_kwargs[setting] is None:
+            continue
+        if setting in _WHOLE:
+            generation_kwargs[setting] = whole_number(setting, generation_kwargs[setting], _WHOLE[setting])
+        elif setting in _NUMBERS:
+            generation_kwargs[setting] = finite_number(setting, generation_kwargs[setting])
+        if setting == "top_p" and not 0 < generation_kwargs[setting] <= 1:
+            raise ValueError(f"`top_p` must be above 0 and at most 1, got {generation_kwargs[setting]}.")
     eos_token_ids = end_token_ids(model, tokenizer)
     config = plain_generation_config(
         tokenizer, eos_token_ids, max_new_tokens, do_sample, return_dict_in_generate=True, **generation_kwargs

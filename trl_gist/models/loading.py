@@ -17,6 +17,7 @@
 import os
 from pathlib import Path
 
+import torch
 from huggingface_hub import hf_hub_download, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, RemoteEntryNotFoundError
 from peft import PeftConfig, PeftModel
@@ -77,6 +78,28 @@ class HalfLoader:
                 ) from error
             self.bases[key] = base.to(self.device)
         return self.bases[key]
+
+
+def check_device(device: str | torch.device):
+    """Raises `ValueError` if this machine cannot put a tensor there, where torch has as many errors as kinds of devices."""
+    try:
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError, TypeError) as error:
+        there = [str(torch.accelerator.current_accelerator())] if torch.accelerator.is_available() else []
+        raise ValueError(
+            f"`device` ({device}) cannot be used on this machine: {str(error).splitlines()[0].rstrip('.')}. Leave it out, "
+            f"or give {' or '.join([*there, 'cpu'])}."
+        ) from error
+    if torch.device(device).type == "meta":
+        raise ValueError("`device` (meta) holds no weights. Leave it out, or give 'cpu'.")
+
+
+def check_dtype_name(dtype: str | torch.dtype | None):
+    """Raises `ValueError` for what is no dtype of floats, of torch or by its name."""
+    named = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
+    if dtype in (None, "auto") or (isinstance(named, torch.dtype) and named.is_floating_point):
+        return
+    raise ValueError(f"`dtype` must be 'float32', 'bfloat16' or 'float16', got {dtype!r}. Or leave it out.")
 
 
 def for_inference(model: PreTrainedModel | PeftModel) -> PreTrainedModel | PeftModel:

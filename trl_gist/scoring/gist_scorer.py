@@ -22,6 +22,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
+from ..common.arguments import whole_number
 from ..models.roles import base_of
 from ..models.shared_prefix import why_not_shared
 from ..prompts import GistPrompts, seen_ids, targets_of
@@ -79,7 +80,7 @@ class GistScorer:
         self.generator = generator
         self.teacher = teacher
         self.prompts = prompts
-        self.batch_size = batch_size
+        self.batch_size = whole_number("batch_size", batch_size)
         self.autocast = autocast
         self.teacher_cache = teacher_cache
         self.loss = loss

@@ -25,6 +25,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, IntervalStrategy
 from trl import ModelConfig, TrlParser, get_peft_config
 
 from .. import rewards
+from ..common.arguments import whole_number
 from ..data.documents import load_documents
 from ..evaluation.compressors.registry import EXTRACTIVE_COMPRESSORS, extractive_compressors
 from ..trainer.callbacks import STOPPED_FILE, SaveOnSignal
@@ -149,15 +150,13 @@ class GistScriptArguments:
             self.remove_columns = [self.remove_columns]
         if (self.dataset_name is None) == (self.dataset_path is None):
             raise ValueError("Set one of `dataset_name` (a dataset on the Hub) and `dataset_path` (local files).")
-        if self.eval_documents is not None and self.eval_documents < 1:
-            raise ValueError(f"`eval_documents` must be at least 1 or None, got {self.eval_documents}.")
+        self.eval_documents = whole_number("eval_documents", self.eval_documents, optional=True)
         if self.compressor not in (None, *EXTRACTIVE_COMPRESSORS):
             raise ValueError(f"`compressor` must be one of {list(EXTRACTIVE_COMPRESSORS)}, got {self.compressor!r}.")
         for name in ("world_size", "zero_stage"):
             if getattr(self, name) is not None and not self.dry_run:
                 raise ValueError(f"`{name}` is of `dry_run` alone; what trains is what was launched. Set `dry_run`.")
-        if self.world_size is not None and self.world_size < 1:
-            raise ValueError(f"`world_size` must be at least 1, got {self.world_size}.")
+        self.world_size = whole_number("world_size", self.world_size, optional=True)
         if self.zero_stage not in (None, 0, 1, 2, 3):
             raise ValueError(f"`zero_stage` must be 0, 1, 2 or 3, got {self.zero_stage}.")
 

@@ -40,6 +40,7 @@ MODEL_ROUTES = ("/v1/chat/completions", "/v1/completions", "/v1/compress")
 # A body that trickles in holds a place that another request could have
 BODY_SECONDS = 30
 OTHER_ROUTES = ("/v1/models", "/health", "/metrics")
+ONE_MODEL_ROUTE = "/v1/models/{name:path}"  # names may have slashes
 
 
 def make_app(
@@ -73,6 +74,7 @@ def make_app(
         routes=[
             *(Route(path, endpoint, methods=["POST"]) for path, endpoint in zip(MODEL_ROUTES, endpoints, strict=True)),
             *(Route(path, endpoint) for path, endpoint in zip(OTHER_ROUTES, server.pages, strict=True)),
+            Route(ONE_MODEL_ROUTE, server.model),
         ],
         middleware=[Middleware(Gate, api_key=api_key, metrics=server.metrics, **places)],
         exception_handlers={ApiError: _api_error, HTTPException: _http_error, Exception: _unforeseen},
@@ -99,8 +101,20 @@ class Server:
         self.worker.close()
 
     async def models(self, request: Request) -> Response:
-        model = {"id": self.name, "object": "model", "created": 0, "owned_by": "trl_gist"}
-        return JSONResponse({"object": "list", "data": [model]})
+        return JSONResponse({"object": "list", "data": [self._described()]})
+
+    async def model(self, request: Request) -> Response:
+        self._check_name(request.path_params["name"])
+        return JSONResponse(self._described())
+
+    def _described(self):
+        return {"id": self.name, "object": "model", "created": 0, "owned_by": "trl_gist"}
+
+    def _check_name(self, name):
+        if name != self.name:
+            raise ApiError(
+                404, f"The model {name[:200]!r} is not served here: {self.name!r} is.", "model_not_found", "model"
+            )
 
     async def health(self, request: Request) -> Response:
         return JSONResponse({"status": "ok"})
@@ -131,13 +145,8 @@ class Server:
         except ClientDisconnect as error:
             raise Disconnected from error
         parsed = parse(bytes(body), schema)
-        if parsed.model not in (None, self.name):
-            raise ApiError(
-                404,
-                f"The model {parsed.model[:200]!r} is not served here: {self.name!r} is.",
-                "model_not_found",
-                "model",
-            )
+        if parsed.model is not None:
+            self._check_name(parsed.model)
         return parsed
 
 

@@ -65,15 +65,17 @@ class ServingConfig:
         Raises:
             ValueError: if a limit is not positive, or a window does not fit the pair.
         """
+        from ..common.arguments import finite_number, whole_number
         from ..models.roles import max_positions
 
-        for name in ("max_body_bytes", "max_context_tokens", "max_new_tokens", "max_requests", "request_seconds"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"`{name}` must be positive, got {getattr(self, name)!r}.")
+        for name in ("max_body_bytes", "max_context_tokens", "max_new_tokens", "max_requests"):
+            whole_number(name, getattr(self, name))
+        if not finite_number("request_seconds", self.request_seconds) > 0:
+            raise ValueError(f"`request_seconds` must be above 0, got {self.request_seconds!r}.")
         # A session knows what windows it can have
         window = compactor.session(window=self.window, recursion=self.recursion).settings.window
         positions = max_positions(compactor.generator)
-        chat_window = self.chat_window
+        chat_window = whole_number("chat_window", self.chat_window, optional=True)
         if chat_window is None:
             chat_window = self.max_context_tokens if positions is None else positions - self.max_new_tokens
         if chat_window < 1 or (positions is not None and chat_window + self.max_new_tokens > positions):

@@ -13,8 +13,9 @@
 # limitations under the License.
 
 """
-What a request may say: fields of OpenAI's API that this server honours, and, at the one value that asks for nothing, some
-that it does not, since clients send them unasked. Any other field is refused rather than ignored.
+What a request may say: fields of OpenAI's API that this server honours, and, at values that ask for nothing, those that it
+does not, since clients send them unasked. Any other field is refused rather than ignored. `null` stands for absent, in
+every object of a request: some clients send all their fields.
 """
 
 import json
@@ -159,7 +160,22 @@ class ChatRequest(Generation):
     tool_choice: Literal["none", "auto"] | None = None
     parallel_tool_calls: bool | None = None
     functions: Nothing = None
+    function_call: Literal["none", "auto"] | None = None
     top_logprobs: Nothing = None
+    modalities: list[Literal["text"]] | None = None
+    audio: Nothing = None
+    prediction: Nothing = None
+    web_search_options: Nothing = None
+    moderation: Nothing = None
+    # How long to think, at what price and for whom: G thinks no more than it was trained to, and there is one queue
+    reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = None
+    verbosity: Literal["medium"] | None = None
+    service_tier: Literal["auto", "default"] | None = None
+    safety_identifier: str | None = None
+    # What was compacted is remembered without being asked
+    prompt_cache_key: str | None = None
+    prompt_cache_options: dict | None = None
+    prompt_cache_retention: Literal["in_memory", "24h"] | None = None
     keep: Keep | None = None  # this server's own: what the gist of the older turns must have
 
     @model_validator(mode="after")
@@ -204,6 +220,7 @@ class CompressRequest(Strict):
 
     input: Texts
     model: str | None = None
+    user: str | None = None
     budget: Tokens | None = None
     keep: Keep | None = None
     certify: bool | None = None
@@ -268,8 +285,9 @@ def _finite(digits):
 
 
 def _unique(pairs):
+    """An object without what is `null`."""
     value = dict(pairs)
     if len(value) < len(pairs):
         names = [name for name, _ in pairs]
         raise ValueError(f"the key {next(name for name in names if names.count(name) > 1)!r} is there twice")
-    return value
+    return {name: each for name, each in value.items() if each is not None}

@@ -21,6 +21,10 @@ Alarms for reward hacking: the known ways in which a pair earns its reward witho
     parrots_prompt          gists repeat S's instruction
     degenerate_vocabulary   gists loop, or are special tokens and pieces of characters
 
+And for a run that goes on and teaches S nothing:
+
+    no_signal               for long, no context had gists that are paid differently and that the loss counts
+
 A gist in another language, or one that is mostly punctuation, is no alarm: it may be a code, and a good one.
 
 Each figure is a mean over the newest contexts, of all processes, and none is judged before `SETTLED` of them. The two
@@ -93,6 +97,9 @@ WHAT_TO_DO = {
     "from before with a lower `learning_rate` or a higher `beta`.",
     "degenerate_vocabulary": "Gists loop, or are special tokens and pieces of characters. Read them "
     "(`log_completions`); lower `temperature` or `learning_rate`, or raise `beta`.",
+    "no_signal": "The summarizer learns nothing from gists that are all paid the same. Read them (`log_completions`): where "
+    "those of a context are all alike, raise `temperature` or `num_generations`, or `beta` after going back to a checkpoint "
+    "from before; where they differ, the reward does not tell them apart.",
 }
 
 
@@ -167,6 +174,7 @@ class Alarms:
             "parroted_share": RunningMean(SETTLED),
             "degenerate_share": RunningMean(SETTLED),
         }
+        self.taught = RunningMean(LOG_PROB_CONTEXTS)
         self.lowest_excess: list[float] | None = None  # mean and standard error
         self.previous: list[dict] = []
         self.on: set[str] = set()
@@ -207,10 +215,26 @@ class Alarms:
         figures = {name: sum(values) / len(values) for name, values in present.items() if values}
         return figures | {f"alarm/{name}": float(name in self.on) for name in verdicts}
 
+    def watch_signal(self, taught: list[bool], documents: list[str], step: int) -> dict[str, float]:
+        """
+        Takes whether each context of this process taught S anything in a rollout, with its document, and warns if none of
+        the newest did. Returns what to log: 0 or 1 for `alarm/no_signal`.
+        """
+        contexts = gather_object(list(zip(map(float, taught), documents, strict=True)))
+        self.taught.add(*zip(*contexts, strict=True))
+        values = [value for rollout in self.taught.rollouts for value, _ in rollout]
+        silent = len(values) >= LOG_PROB_CONTEXTS and not any(values)
+        figure = (
+            f"of the last {len(values)} contexts none had gists that are paid differently and that the loss counts"
+        )
+        self._announce({"no_signal": (silent, figure)}, step)
+        return {"alarm/no_signal": float(silent)}
+
     def state_dict(self) -> dict:
         """All that a resumed run needs to come to the verdicts of one that was never interrupted."""
         return {
             "means": {name: mean.rollouts for name, mean in self.means.items()},
+            "taught": self.taught.rollouts,
             "lowest_excess": self.lowest_excess,
             "previous": self.previous,
             "on": sorted(self.on),
@@ -225,6 +249,7 @@ class Alarms:
         state = json.loads(Path(checkpoint_dir, ALARMS_FILE).read_text(encoding="utf-8"))
         for name, mean in self.means.items():
             mean.rollouts = state["means"][name]
+        self.taught.rollouts = state.get("taught", [])  # which checkpoints had not
         self.lowest_excess, self.previous, self.on = state["lowest_excess"], state["previous"], set(state["on"])
 
     # ---- Figures of each context ----
@@ -329,7 +354,7 @@ class Alarms:
             if on and name not in self.on:
                 logger.warning(f"Alarm `{name}` at step {step}: {figure}. {WHAT_TO_DO[name]}")
                 self.started.add(name)
-        self.on = {name for name, (on, _) in verdicts.items() if on}
+        self.on = (self.on - verdicts.keys()) | {name for name, (on, _) in verdicts.items() if on}
 
 
 class StopOnAlarm(TrainerCallback):

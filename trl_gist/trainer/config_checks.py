@@ -15,13 +15,18 @@
 """What [`GistConfig`] refuses: sizes, choices and settings of TRL that cannot be or do not go together. Every function
 raises `ValueError` that names the field, its value and what to do."""
 
+import dataclasses
 import inspect
 import json
 import math
 import re
+import types
+import typing
+from collections.abc import Iterable
 
 from transformers import PreTrainedTokenizerBase
 
+from ..common.arguments import finite_number, whole_number
 from ..common.statistics import is_number
 from ..data.windows import TARGETS_COLUMN
 from ..evaluation.compressors.registry import ASKS_THE_TEACHER, EXTRACTIVE_COMPRESSORS
@@ -94,6 +99,20 @@ UNHEEDED = {
     "cache_implementation": (None, "all gists of a context are sampled from one cache that grows. Leave it out."),
     "max_tool_calling_iterations": (None, "the summarizer has no tools. Leave it out."),
 }
+# Of whole numbers; of others any is taken here
+LEAST = {
+    **dict.fromkeys(("cold_start_steps", "seed", "dataloader_num_workers"), 0),
+    **dict.fromkeys(
+        (
+            *("context_length", "target_length", "last_k", "max_completion_length", "windows_per_document"),
+            *("window_stride", "max_windows_per_document", "score_batch_size", "gist_samples", "gist_samples_steps"),
+            *("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"),
+            *("generation_batch_size", "steps_per_generation", "num_generations", "num_generations_eval"),
+            *("num_iterations", "targets_per_context", "far_offset"),
+        ),
+        1,
+    ),
+}
 # Optimizers of which transformers reads more settings than those of Adam. The plain ones would take them in silence.
 OPTIMIZERS_WITHOUT_ARGS = ("adamw_torch", "adamw_torch_fused", "adamw_torch_xla", "adamw_torch_npu_fused", "adafactor")
 OPTIMIZERS_WITH_TARGETS = ("galore", "apollo")
@@ -119,37 +138,41 @@ def check_config(args):
     check_schedule(args)
 
 
+def check_kinds(args):
+    """Numbers are numbers and lists are lists, before TRL and transformers compute with them; numpy's numbers become
+    Python's, which JSON holds."""
+    for field in dataclasses.fields(args):
+        name, value, kinds = field.name, getattr(args, field.name), {field.type}
+        if typing.get_origin(field.type) in (types.UnionType, typing.Union):
+            kinds = set(typing.get_args(field.type))
+        if value is field.default or (value is None and type(None) in kinds):
+            continue
+        optional, kinds = type(None) in kinds, kinds - {type(None)}
+        if kinds == {int}:
+            setattr(args, name, whole_number(name, value, LEAST.get(name), optional))
+        elif kinds == {float}:
+            setattr(args, name, finite_number(name, value))
+        elif kinds in ({list[int]}, {list[float]}, {list[str]}):
+            if isinstance(value, str) or not isinstance(value, Iterable):
+                raise ValueError(f"`{name}` takes a list, got {value!r}: put it in one.")
+            setattr(args, name, list(value))
+            if kinds == {list[int]}:
+                setattr(args, name, [whole_number(name, each, least=None) for each in value])
+            elif kinds == {list[float]}:
+                setattr(args, name, [finite_number(name, each) for each in value])
+    whole_number("num_generations", args.num_generations)  # which TRL's type lets be None
+
+
 def check_sizes(args):
-    for name in (
-        "context_length",
-        "target_length",
-        "last_k",
-        "max_completion_length",
-        "score_batch_size",
-        "gist_samples",
-        "windows_per_document",
-    ):
-        if type(getattr(args, name)) is not int or getattr(args, name) < 1:
-            raise ValueError(f"`{name}` must be at least 1, got {getattr(args, name)}. Give a whole number.")
-    for name in ("length_penalty", "beta", "temperature", "learning_rate", "generator_learning_rate", "max_grad_norm"):
-        value = getattr(args, name)
-        if value is not None and not math.isfinite(value):
-            raise ValueError(f"`{name}` must be a finite number, got {value}.")
-    for name in ("beta", "max_grad_norm"):
-        if (getattr(args, name) or 0) < 0:
+    whole_number("max_completion_length", args.max_completion_length)  # which TRL takes without
+    for name in ("beta", "max_grad_norm", "learning_rate", "generator_learning_rate", "weight_decay"):
+        if getattr(args, name) < 0:
             raise ValueError(f"`{name}` must not be below 0, got {getattr(args, name)}. Set it to 0 to leave it out.")
-    if not all(math.isfinite(weight) for weight in args.reward_weights or []):
-        raise ValueError(f"`reward_weights` must be finite numbers, got {args.reward_weights}.")
-    if args.num_iterations < 1:
-        raise ValueError(f"`num_iterations` must be at least 1, got {args.num_iterations}.")
     if "torch_dtype" in (args.model_init_kwargs or {}):
         raise ValueError(
             "`model_init_kwargs` has `torch_dtype`, which `dtype` has taken the place of, float32 by default: write "
             f"`dtype` ({args.model_init_kwargs['torch_dtype']})."
         )
-    for name in ("window_stride", "max_windows_per_document", "gist_samples_steps"):
-        if getattr(args, name) is not None and getattr(args, name) < 1:
-            raise ValueError(f"`{name}` must be at least 1 or None, got {getattr(args, name)}.")
     if args.last_k > args.context_length:
         raise ValueError(
             f"`last_k` ({args.last_k}) must not exceed `context_length` ({args.context_length}): the last tokens "
@@ -182,8 +205,6 @@ def show_whole_context(args):
 
 
 def check_choices(args):
-    if args.cold_start_steps < 0:
-        raise ValueError(f"`cold_start_steps` must be at least 0, got {args.cold_start_steps}.")
     own = {
         "advantage": ADVANTAGES,
         "cold_start_gists": EXTRACTIVE_RULES,
@@ -457,10 +478,11 @@ def resolve_rate(args):
         return
     if args.target_gist_length is not None:
         raise ValueError("Set one of `gist_length_range` and `target_gist_length`: both say how long gists are.")
-    least, greatest = args.gist_length_range
+    least, greatest = args.gist_length_range if len(args.gist_length_range) == 2 else (0, 0)
     if not 1 <= least <= greatest or greatest != args.max_completion_length:
+        given = ", ".join(map(str, args.gist_length_range))
         raise ValueError(
-            f"`gist_length_range` ({least}, {greatest}) must ascend from at least 1 to `max_completion_length` "
+            f"`gist_length_range` ({given}) must ascend from at least 1 to `max_completion_length` "
             f"({args.max_completion_length})."
         )
     if "{budget}" not in args.summarizer_prompt and args.summarizer_prompt.endswith(("Gist:", "Facts:")):
@@ -553,8 +575,6 @@ def check_optimizer(args):
             f"`optim_target_modules` must be None, got {args.optim_target_modules!r}: `optim` '{args.optim.value}' "
             "has none. It is read by GaLore and APOLLO; what LoRA trains is said by `target_modules` of the `peft_config`."
         )
-    if args.max_grad_norm is None:
-        raise ValueError("`max_grad_norm` must be a number, got None. Set it to 0 for no clipping.")
 
 
 def check_schedule(args):

@@ -48,7 +48,7 @@ from ..data.windows import (
     prepare_windows,
 )
 from ..models.attention import use_matmul_attention
-from ..models.deepspeed import is_sharded, zero_stage
+from ..models.deepspeed import is_sharded, whole_state_dict, zero_stage
 from ..models.fingerprints import frozen_digests, sampled_digests, vocabulary_of
 from ..models.generation_settings import plain_generation_config
 from ..models.roles import (
@@ -397,7 +397,30 @@ class GistTrainer(GRPOTrainer):
             output["imitated_tokens"] = self.accelerator.reduce(tokens, reduction="sum")
         if self.model.training and not self.in_cold_start:  # gists cut by a rule do not answer to a price
             self._update_length_penalty(inputs)
+            if not self.args.generator_only:
+                self._watch_signal(inputs, output)
         return output
+
+    def _watch_signal(self, rows, output):
+        """A context teaches S something if its gists differ, also in what they are paid, by more than rounding, and the
+        loss counts a token of them."""
+        rewards_N = self._rewards_per_func @ self.reward_weights.to(self._rewards_per_func)  # of all processes
+        rewards_N = rewards_N[self.accelerator.process_index * len(rows) :]
+        counted_NC, ratio = output["completion_mask"].bool(), output.get("importance_sampling_ratio")
+        if ratio is not None:
+            counted_NC = counted_NC & (ratio != 0)
+        taught = []
+        for start in range(0, len(rows), self.num_generations):
+            group = slice(start, start + self.num_generations)
+            if self.args.advantage == "reward":
+                paid = rewards_N[group].any()
+            else:
+                gists = {tuple(row["gist_ids"]) for row in rows[group]}
+                paid = len(gists) > 1 and not torch.isclose(rewards_N[group].max(), rewards_N[group].min())
+            taught.append(bool(paid and counted_NC[group].any()))
+        documents = [str(row["document_id"]) for row in rows[:: self.num_generations]]
+        for name, value in self.alarms.watch_signal(taught, documents, self.state.global_step + 1).items():
+            self._metrics["train"][name].append(value)  # `_log_metric` (TRL 1.16) has said what it had of this rollout
 
     def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list):
         training = self.model.training
@@ -960,7 +983,12 @@ class GistTrainer(GRPOTrainer):
             self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
 
     def _save_pair(self, directory):
-        super().save_model(directory, _internal_call=True)
+        if self.is_deepspeed_enabled and zero_stage(self.accelerator) < 3:
+            # accelerate (1.15) would clone each weight for itself, and tied ones be saved twice
+            if self.args.should_save:
+                self._save(directory, state_dict=whole_state_dict(self.model))
+        else:
+            super().save_model(directory, _internal_call=True)
         if self.args.should_save:
             # A pickle; gist_config.json holds the recipe
             Path(directory, TRAINING_ARGS_NAME).unlink(missing_ok=True)

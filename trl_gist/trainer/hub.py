@@ -82,13 +82,27 @@ class PairHub:
             shutil.rmtree(Path(self.args.output_dir, PUSHING_DIR), ignore_errors=True)
 
     def prepare(self, token: str | None = None):
-        """Makes the branch: now, and not after hours of training."""
+        """Makes the branch, and says what nobody else will have: now, and not after hours of training."""
         if not self.trainer.is_world_process_zero():
             return
+        self._warn_of_local_bases()
         if self.args.hub_revision is not None:
             token = token if token is not None else self.args.hub_token
             repo = self.trainer.hub_model_id
             hf_api().create_branch(repo, branch=self.args.hub_revision, token=token, exist_ok=True)
+
+    def _warn_of_local_bases(self):
+        folders = {}
+        for role, base in self.trainer.base_models.items():
+            if Path(base).is_dir():
+                folders.setdefault(base, []).append(role)
+        for folder, roles in folders.items():
+            logger.warning(
+                f"{folder}, which the {' and the '.join(roles)} started from, is a folder of this machine. The pair that is "
+                "pushed names it, in its card, gist_config.json and, of adapters, adapter_config.json, and whoever downloads "
+                "adapters cannot load them without it. Push it to the Hub first and pass its name there, or correct "
+                "`base_model_name_or_path` in both files adapter_config.json of the repository."
+            )
 
     def push_pair(
         self, commit_message: str | None, blocking: bool, token: str | None, revision: str | None

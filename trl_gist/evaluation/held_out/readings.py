@@ -42,6 +42,7 @@ import torch
 from peft import PeftModel
 from transformers import PreTrainedModel
 
+from ...common.arguments import whole_number, whole_numbers
 from ...inference.compactor import GistCompactor
 from ...models.lm_head import check_logits
 from ...prompts import GistPrompts, before_last_k, one_row_each, seen_ids, stands_for, targets_of, through_last_k
@@ -91,6 +92,10 @@ class PairReadings:
     _read: dict = field(default_factory=dict, repr=False)  # of one batch, by who reads what
 
     def __post_init__(self):
+        self.batch_size = whole_number("batch_size", self.batch_size)
+        for name in ("last_k", "budgets"):
+            if getattr(self, name) is not None:
+                setattr(self, name, whole_numbers(name, getattr(self, name)))
         models = [self.compactor.generator, self.teacher]
         for model in models if self.generator_only is None else [*models, self.generator_only]:
             check_logits(model)

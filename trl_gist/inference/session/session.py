@@ -18,11 +18,13 @@ import dataclasses
 import os
 import time
 from collections.abc import Callable
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from transformers.generation.streamers import BaseStreamer
 
+from ...common.arguments import whole_number
 from ...common.files import sync
 from ...common.geometry import SEPARATOR, join
 from ...common.tokens import characters_of
@@ -176,13 +178,16 @@ class Session:
         """Tokens of the stream, from the file of `keep_history`."""
         if self._tokens is None:
             raise ValueError("What scrolled off was not kept: open the session with `keep_history`.")
-        return self._tokens.read(start, self.position if stop is None else min(stop, self.position))
+        start, stop = whole_number("start", start, least=0), whole_number("stop", stop, least=0, optional=True)
+        stop = self.position if stop is None else min(stop, self.position)
+        return self._tokens.read(start, max(start, stop))
 
     # ---- The stream grows ----
 
     def append(self, text: str | list[int], protected: bool = False):
         """
-        Adds text to the stream, and compacts whenever the window is full.
+        Adds text to the stream, and compacts whenever the window is full. It is added whole or not at all: where a
+        compaction, a hook or a save fails on the way, the session is as it was before, also where it is saved.
 
         Args:
             text (`str` or `list[int]`):
@@ -197,14 +202,15 @@ class Session:
         ids = self.compactor.token_ids(text, "The text")
         if protected:
             self.live.check_protectable(len(ids))
-        start = 0
-        while start < len(ids):
-            self._make_room()
-            piece = ids[start : start + self.room]
-            self._add(piece, protected)
-            self._measure_due()
-            start += len(piece)
-        self._save_if_asked()
+        with self._whole_or_not_at_all():
+            start = 0
+            while start < len(ids):
+                self._make_room()
+                piece = ids[start : start + self.room]
+                self._add(piece, protected)
+                self._measure_due()
+                start += len(piece)
+            self._save_if_asked()
 
     def generate(
         self,
@@ -234,8 +240,7 @@ class Session:
         """
         if not self.position:
             raise ValueError("The session is empty: `append` the text that the generator is to go on from.")
-        if not isinstance(max_new_tokens, int) or max_new_tokens < 1:
-            raise ValueError(f"`max_new_tokens` must be at least 1, got {max_new_tokens!r}.")
+        max_new_tokens = whole_number("max_new_tokens", max_new_tokens)
         written = []
 
         def add(token):
@@ -273,6 +278,24 @@ class Session:
     def unprotect(self, start: int, stop: int):
         """Lets them be folded again."""
         self.live.mark(start, stop, False)
+
+    @contextmanager
+    def _whole_or_not_at_all(self):
+        position, gists, live, history = self.position, self.gists, list(self.live.tokens), list(self.history)
+        pending = self._meter.state
+        try:
+            yield
+        except BaseException:
+            self.position, self.gists, self.history = position, gists, history
+            self.live = LiveWindow(self.settings.protectable, live)
+            self._meter = CostMeter(self.compactor, pending)
+            self._saved = None  # its log may have gone on: another is begun, so that no moment is without a whole save
+            try:
+                self._save_if_asked()
+            finally:
+                if self._tokens is not None:
+                    self._tokens.resume(position)
+            raise
 
     def _add(self, ids, protected=False):
         self.live.append(ids, self.position, protected)

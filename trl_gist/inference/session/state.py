@@ -16,6 +16,7 @@
 
 from dataclasses import dataclass
 
+from ...common.arguments import whole_number
 from ...common.geometry import SEPARATOR, rolling_chunk_length
 from ...models.roles import max_positions
 from ..pair import LoadedPair
@@ -151,9 +152,9 @@ class SessionSettings:
         """Fills in the defaults. Raises `ValueError` that names the field if sizes do not fit each other or the pair."""
         if recursion not in RECURSIONS:
             raise ValueError(f"`recursion` must be one of {list(RECURSIONS)}, got {recursion!r}.")
-        for name, value in (("window", window), ("last_k", last_k), ("budget", budget), ("gist_budget", gist_budget)):
-            if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
-                raise ValueError(f"`{name}` must be a number of tokens, at least 1, got {value!r}.")
+        window, last_k = whole_number("window", window, optional=True), whole_number("last_k", last_k, optional=True)
+        budget = whole_number("budget", budget, optional=True)
+        gist_budget = whole_number("gist_budget", gist_budget, optional=True)
         pair, prompts = loaded.pair, loaded.prompts
         last_k = pair.last_k if last_k is None else last_k
         gist_length = pair.max_gist_length if budget is None else budget

@@ -17,6 +17,7 @@
 from collections.abc import Iterable
 from typing import NamedTuple
 
+from ...common.arguments import whole_number
 from ...common.tokens import Characters
 
 
@@ -63,6 +64,7 @@ class LiveWindow:
         Raises:
             ValueError: if it is empty, not all of it is live, or it cannot be protected as well.
         """
+        start, stop = whole_number("start", start, least=0), whole_number("stop", stop, least=0)
         live = {token.position for token in self.tokens}
         missing = [position for position in range(start, stop) if position not in live]
         if missing or start >= stop:

@@ -1,0 +1,130 @@
+# Copyright 2026 The trl_gist authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""Every number and list among the settings of a run, TRL's and transformers' too: what is none is refused by name."""
+
+import dataclasses
+import json
+import math
+import types
+import typing
+
+import numpy as np
+import pytest
+
+from trl_gist import GistConfig
+from trl_gist.scripts.train import GistScriptArguments
+from trl_gist.trainer.checkpoints.pair_state import recipe_of
+from trl_gist.trainer.config_checks import LEAST
+
+
+def fields_of(*kinds):
+    """Names of the fields that are of one of these kinds, or of it and `None`."""
+    names = []
+    for field in dataclasses.fields(GistConfig):
+        union = typing.get_origin(field.type) in (types.UnionType, typing.Union)
+        found = set(typing.get_args(field.type)) if union else {field.type}
+        if found - {type(None)} in [{kind} for kind in kinds]:
+            names.append(field.name)
+    return names
+
+
+WHOLE, FLOATS, LISTS = fields_of(int), fields_of(float), fields_of(list[int], list[float], list[str])
+
+
+def test_the_sweep_goes_over_all_of_them():
+    assert len(WHOLE) > 40 and len(FLOATS) > 30 and len(LISTS) > 2
+    assert {"context_length", "num_generations", "seed", "max_steps"} <= set(WHOLE) and LEAST.keys() <= set(WHOLE)
+    assert {"learning_rate", "gist_dropout", "temperature", "target_floor"} <= set(FLOATS)
+    assert {"reward_weights", "gist_length_range", "reader_hands"} <= set(LISTS)
+
+
+@pytest.mark.parametrize("name", WHOLE)
+def test_what_is_no_whole_number_is_refused_by_name(name):
+    least = LEAST.get(name)
+    for value in (
+        2.5,
+        2.0,
+        "8",
+        "x",
+        True,
+        np.True_,
+        np.float64(2),
+        math.nan,
+        [8],
+        {},
+        *([] if least is None else [least - 1]),
+    ):
+        with pytest.raises(ValueError, match=rf"^`{name}` must be .*, got .*\. Give a whole number\.$"):
+            GistConfig("run", **{name: value})
+
+
+@pytest.mark.parametrize("name", FLOATS)
+def test_what_is_no_finite_number_is_refused_by_name(name):
+    for value in ("0.5", "x", True, math.nan, -math.inf, [0.5], {}, 1j):
+        with pytest.raises(ValueError, match=f"^`{name}` must be a finite number, got "):
+            GistConfig("run", **{name: value})
+
+
+@pytest.mark.parametrize("name", LISTS)
+def test_what_is_no_list_is_refused_by_name(name):
+    for value in ("tail", "8", 8, 2.5, True):
+        with pytest.raises(ValueError, match=f"^`{name}` takes a list, got .*: put it in one"):
+            GistConfig("run", **{name: value})
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"reward_weights": [1.0, "2"]}, "`reward_weights` must be a finite number, got '2'"),
+        ({"gist_length_range": [1, 2.5]}, "`gist_length_range` must be whole, got 2.5"),
+        ({"gist_length_range": [8]}, r"`gist_length_range` \(8\) must ascend"),
+        ({"gist_length_range": [8, 16, 48]}, r"`gist_length_range` \(8, 16, 48\) must ascend"),
+        ({"num_generations": None}, "`num_generations` must be at least 1, got None"),
+        ({"length_penalty": None}, "`length_penalty` must be a finite number, got None"),
+        ({"context_length": None}, "`context_length` must be at least 1, got None"),
+        ({"learning_rate": -1e-5}, "`learning_rate` must not be below 0, got -1e-05"),
+        ({"generator_learning_rate": -1.0}, "`generator_learning_rate` must not be below 0"),
+        ({"weight_decay": -0.1}, "`weight_decay` must not be below 0"),
+        ({"gradient_accumulation_steps": -1}, "`gradient_accumulation_steps` must be at least 1, got -1"),
+    ],
+)
+def test_numbers_that_cannot_be_are_refused_by_name(make_args, settings, message):
+    with pytest.raises(ValueError, match=message):
+        make_args(**settings)
+
+
+def test_numpys_numbers_are_pythons(make_args):
+    settings = {
+        "context_length": 24,
+        "max_steps": 2,
+        "seed": 7,
+        "learning_rate": 0.5,
+        "gist_dropout": 0.25,
+        "last_k": 4,
+    }
+    kinds = {int: np.int64, float: np.float32}
+    args = make_args(**{name: kinds[type(value)](value) for name, value in settings.items()})
+    assert json.loads(json.dumps(recipe_of(args))) == recipe_of(make_args(**settings))
+    for name, value in settings.items():
+        assert getattr(args, name) == value and type(getattr(args, name)) is type(value)
+    args = make_args(gist_length_range=(np.int16(2), np.int64(6)), reward_weights=np.array([1.0, 0.1]))
+    assert args.gist_length_range == [2, 6] and args.reward_weights == [1.0, 0.1]
+
+
+@pytest.mark.parametrize("name", ["eval_documents", "world_size"])
+def test_the_scripts_own_numbers_too(name):
+    for value in (2.5, "8", True, 0, -1):
+        with pytest.raises(ValueError, match=f"`{name}` must be at least 1 or None, got "):
+            GistScriptArguments(dataset_path=["a.jsonl"], dry_run=True, **{name: value})
