@@ -52,6 +52,8 @@ class Manifest:
             means nothing on others.
         vocabulary (`dict`):
             [`vocabulary_of`] the tokenizer.
+        trained_weights (`dict[str, str]`):
+            [`trained_digests`] of the summarizer and the generator; empty in checkpoints from before there were any.
         files (`dict[str, dict]`):
             Path inside the checkpoint → `{"size": bytes, "sha256": hex digest}`.
         saved_at (`float`):
@@ -66,6 +68,7 @@ class Manifest:
     base_models: dict[str, str]
     frozen_weights: dict[str, str]
     vocabulary: dict
+    trained_weights: dict[str, str] = field(default_factory=dict)
     files: dict[str, dict] = field(default_factory=dict)
     saved_at: float = field(default_factory=time.time)
     version: str = __version__
@@ -102,9 +105,20 @@ class Manifest:
                 f"{path} has format {format}, written by trl_gist {values.get('version')}; this trl_gist "
                 f"({__version__}) reads format {MANIFEST_FORMAT}. Go on with {age} version."
             )
-        if digest != json_digest(values) or values.keys() != {each.name for each in fields(cls)}:
+        names = {each.name for each in fields(cls)}
+        if digest != json_digest(values) or values.keys() not in (names, names - {"trained_weights"}):
             raise ValueError(f"{path} is damaged: it is not what was written.")
         return cls(**values)
+
+    def check_loaded(self, directory: Path, trained_weights: dict[str, str]):
+        """Raises `ValueError` that names the role whose weights are others, now that they are loaded, than those saved."""
+        for role, digest in self.trained_weights.items():
+            if trained_weights[role] != digest:
+                raise ValueError(
+                    f"The {role}'s weights are not those that were trained when {directory} was saved, though its files "
+                    "are whole: it was saved, or is loaded, with an error. Resume from another checkpoint, with the "
+                    "versions of transformers and peft that it was saved with."
+                )
 
     def check_files(self, directory: Path):
         """Raises `ValueError` that names the first file that is missing, of another size or content, or unknown."""
