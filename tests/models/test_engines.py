@@ -150,7 +150,7 @@ def test_what_two_processes_saved_is_the_pair(two_processes, way):
 
 
 def test_a_mixture_of_experts_goes_on_under_zero3(built_op, tmp_path):
-    """Its experts are packed in memory and one by one on the disk; what is saved is the pair, and the run goes on from it."""
+    """Its experts are packed in memory and one by one on the disk; the run goes on from what is saved, which is the pair."""
     save_checkpoint(tmp_path, lambda tokenizer: make_mixture(tokenizer, "qwen3_moe"))
     settings = {**SETTINGS, "max_steps": 3, "save_steps": 2, "eval_strategy": "no", "ways": ["full"]}
     train("zero3", 2, tmp_path, "straight", "resumed", settings=settings)

@@ -22,7 +22,7 @@ from pathlib import Path
 import pytest
 import torch
 from checks import assert_equal_models, assert_same, moved, snapshot
-from huggingface_hub.errors import RemoteEntryNotFoundError
+from huggingface_hub.errors import LocalEntryNotFoundError
 from peft import LoraConfig, PeftModel, get_peft_model_state_dict
 from tiny import make_model
 
@@ -194,7 +194,7 @@ def test_a_pair_on_the_hub(make_trainer, save_pair, tmp_path, monkeypatch, with_
     def download(repo_id, filename, revision=None):
         asked.append((repo_id, filename, revision))
         if repo_id != "someone/pair":
-            raise RemoteEntryNotFoundError("no such file", response=None)
+            raise LocalEntryNotFoundError("no such file")
 
     monkeypatch.setattr(loading, "hf_hub_download", download)
     monkeypatch.setattr(loading, "snapshot_download", lambda repo_id, **kwargs: pair)

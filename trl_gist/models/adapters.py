@@ -179,15 +179,15 @@ _ROUTER = re.compile(r"(^|\.)(router|gate|shared_expert_gate)(\.|$)")
 
 
 def routers_of(model: nn.Module) -> list[str]:
-    """The linear layers that choose or weigh the experts of a mixture, by the ends of their names, the same in all layers."""
+    """The linear layers that choose or weigh the experts of a mixture, by the end of a name that all layers have."""
     names = (name for name, module in model.named_modules() if isinstance(module, nn.Linear) and _ROUTER.search(name))
     return sorted({re.sub(r"^.*\.\d+\.", "", name) for name in names})
 
 
 def without_routers(setting: str, config: PeftConfig | None, model: nn.Module) -> PeftConfig | None:
     """
-    An adapter's configuration that leaves out the routers of a mixture of experts where it asks for all linear layers, and
-    says so. To adapt them a user names them in `target_modules`.
+    An adapter's configuration that leaves out the routers of a mixture of experts where it asks for all linear layers,
+    and says so. To adapt them a user names them in `target_modules`.
 
     Args:
         setting (`str`):
@@ -216,12 +216,15 @@ def without_routers(setting: str, config: PeftConfig | None, model: nn.Module) -
     if getattr(config, "target_parameters", None):
         dropped = {name for name in config.target_parameters if _ROUTER.search(name)}
         config.target_parameters -= dropped
-        routers |= {name.removesuffix(".weight") for name in dropped}
+        parameters = [name for name, _ in model.named_parameters()]
+        there = {name for name in dropped if any(each.endswith(f".{name}") for each in parameters)}
+        routers |= {name.removesuffix(".weight") for name in there}
     if not routers:
         return given
     logger.warning(
-        f"`{setting}` asks for all linear layers, and leaves out the routers of the experts ({', '.join(sorted(routers))}): they "
-        "choose which experts a token is sent to. To adapt them, name the layers in `target_modules`."
+        f"`{setting}` asks for all linear layers, and leaves out the routers of the experts "
+        f"({', '.join(sorted(routers))}): they choose which experts a token is sent to. To adapt them, name the layers in "
+        "`target_modules`."
     )
     return config
 

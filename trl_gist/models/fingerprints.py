@@ -105,8 +105,8 @@ def frozen_digests(models: dict[str, torch.nn.Module]) -> dict[str, str]:
 
 def trained_digests(models: dict[str, torch.nn.Module]) -> dict[str, str]:
     """
-    For each model a digest of all that is trained of it, after the algorithm's name: what a checkpoint holds, taken of the
-    weights in memory, so that what is loaded can be told from what was trained. All ranks call it under ZeRO-3.
+    For each model a digest of all that is trained of it, after the algorithm's name: what a checkpoint holds, taken of
+    the weights in memory, so that what is loaded can be told from what was trained. All ranks call it under ZeRO-3.
     """
     weights, digests = WeightDigests(), {}
     for role, model in models.items():

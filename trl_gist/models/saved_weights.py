@@ -15,8 +15,8 @@
 """
 The weights that a folder holds, under the names that a model has for them in memory: checked, and loaded into it.
 
-The names on the disk may be others. transformers packs the experts of a mixture into one tensor a layer and saves each by
-itself, so that a state dict of the files fits no model. What saved them undoes that: `from_pretrained`.
+The names on the disk may be others. transformers packs the experts of a mixture into one tensor a layer and saves each
+by itself, so that a state dict of the files fits no model. `from_pretrained` undoes what `save_pretrained` did.
 """
 
 import functools

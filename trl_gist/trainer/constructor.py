@@ -45,7 +45,7 @@ RewardFunc = Callable[..., list[float]]
 
 
 class Given(NamedTuple):
-    """What [`GistTrainer`] is given as its roles; of a saved pair its halves, its teacher, and where its tokenizer is."""
+    """What [`GistTrainer`] is given as its roles; of a saved pair its halves, its teacher and its tokenizer's folder."""
 
     model: str | PreTrainedModel | PeftModel
     generator: str | PreTrainedModel | PeftModel | None
@@ -55,8 +55,8 @@ class Given(NamedTuple):
 
 def open_pair(given: Given, args: GistConfig, peft_config: PeftConfig | None) -> Given:
     """
-    Takes a saved pair apart, where one is named: as `model` it stands for all roles that are not given, as `generator` for
-    its generator. Both halves go on from what was trained, and the teacher is the one that they were trained with.
+    Takes a saved pair apart, where one is named: as `model` it stands for all roles that are not given, as `generator`
+    for its generator. Both halves go on from what was trained, and the teacher is the one that they were trained with.
 
     Raises:
         ValueError: if a pair is named as the teacher, lacks a half or its teacher, or is of adapters and `peft_config`
