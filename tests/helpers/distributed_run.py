@@ -52,10 +52,10 @@ def documents():
     return Dataset.from_dict({"text": make_documents(8)})
 
 
-def save_checkpoint(directory: Path):
+def save_checkpoint(directory: Path, make=make_model):
     """Where [`make_trainer`] looks for it: by name, so that ZeRO-3 shards it while it loads."""
     tokenizer = make_tokenizer()
-    make_model(tokenizer).save_pretrained(directory / "checkpoint")
+    make(tokenizer).save_pretrained(directory / "checkpoint")
     tokenizer.save_pretrained(directory / "checkpoint")
 
 

@@ -30,6 +30,7 @@ from distributed_run import WAYS, make_trainer, result, save_checkpoint
 from launching import HELPERS, ROOT, launch
 from safetensors.torch import load_file
 from tiny import make_documents
+from tiny_mixtures import make_mixture
 
 from trl_gist import GistCompactor
 from trl_gist.scripts.launch import config_names, config_path, split_launch_flags
@@ -173,6 +174,21 @@ def test_what_two_processes_saved_is_the_pair(two_processes, way):
         assert saved.keys() == trained[role].keys()
         for name, parameter in trained[role].items():
             assert torch.equal(saved[name], parameter), f"{role}: {name}"
+
+
+def test_a_mixture_of_experts_goes_on_under_zero3(built_op, tmp_path):
+    """Its experts are packed in memory and one by one on the disk; the run goes on from what is saved, which is the pair."""
+    save_checkpoint(tmp_path, lambda tokenizer: make_mixture(tokenizer, "qwen3_moe"))
+    settings = {**SETTINGS, "max_steps": 3, "save_steps": 2, "eval_strategy": "no", "ways": ["full"]}
+    train("zero3", 2, tmp_path, "straight", "resumed", settings=settings)
+    straight = ranks_of(tmp_path, "full")
+    for resumed, expected in zip(ranks_of(tmp_path, "full", "resumed"), straight, strict=True):
+        assert expected["sharded"]["S"] > 15
+        assert_same_parameters(resumed, expected, 1e-6)
+    compactor = GistCompactor.from_pretrained(tmp_path / "full" / "checkpoint-3", device="cpu")
+    for role, model in (("S", compactor.summarizer), ("G", compactor.generator)):
+        for name, parameter in straight[0][role].items():
+            assert torch.equal(model.state_dict()[name], parameter), f"{role}: {name}"
 
 
 def test_one_process_goes_on_where_two_stopped(two_processes):

@@ -20,13 +20,23 @@ saved pair is loaded by drawing each adapter on a shared base again, so the same
 scored come from the tree under the adapter, so what a [`~peft.PeftModel`] does around it never happens.
 """
 
+import copy
+import logging
+import re
 from pathlib import Path
 
 from peft import PeftConfig, PeftModel, PeftType
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import CONFIG_NAME as ADAPTER_CONFIG_NAME
+from peft.utils.constants import INCLUDE_LINEAR_LAYERS_SHORTHAND
 from peft.utils.other import AuxiliaryTrainingWrapper
+from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
+from torch import nn
 from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+
+logger = logging.getLogger(__name__)
 
 
 # Tried in tests/models/test_peft_types.py: the teacher is the base before and after a step, gradients are autograd's, and a saved
@@ -162,6 +172,61 @@ def check_folder(role: str, checkpoint: str):
             f"The {role}, {checkpoint}, is the folder of an adapter. Pass "
             "`PeftModel.from_pretrained(base, path, is_trainable=True)`; a teacher must be a checkpoint without one."
         )
+
+
+# What routers of experts are called in transformers (5.23), with the gate of a shared expert; of a dense model none is
+_ROUTER = re.compile(r"(^|\.)(router|gate|shared_expert_gate)(\.|$)")
+
+
+def routers_of(model: nn.Module) -> list[str]:
+    """The linear layers that choose or weigh the experts of a mixture, by the end of a name that all layers have."""
+    names = (name for name, module in model.named_modules() if isinstance(module, nn.Linear) and _ROUTER.search(name))
+    return sorted({re.sub(r"^.*\.\d+\.", "", name) for name in names})
+
+
+def without_routers(setting: str, config: PeftConfig | None, model: nn.Module) -> PeftConfig | None:
+    """
+    An adapter's configuration that leaves out the routers of a mixture of experts where it asks for all linear layers,
+    and says so. To adapt them a user names them in `target_modules`.
+
+    Args:
+        setting (`str`):
+            The argument's name.
+        config ([`~peft.PeftConfig`], *optional*):
+            Not changed; where something is left out, the result is a copy.
+        model (`torch.nn.Module`):
+            That the adapter will be drawn on.
+    """
+    given, targets = config, getattr(config, "target_modules", None)
+    if not isinstance(targets, str) or targets.lower() != INCLUDE_LINEAR_LAYERS_SHORTHAND:
+        return config
+    config, head = copy.deepcopy(config), model.get_output_embeddings()
+    # Packed experts and some routers are parameters, which PEFT (0.21) takes for the linear layers that they were
+    convert_peft_config_for_transformers(config, model, None)
+    if isinstance(config.target_modules, str):
+        config.target_modules = {
+            name
+            for name, module in model.named_modules()
+            if isinstance(module, (nn.Linear, Conv1D)) and module is not head  # as PEFT leaves it out
+        }
+    ends = {name.rsplit(".", 1)[-1] for name in routers_of(model)}
+    asked = config.target_modules
+    config.target_modules = {name for name in asked if name not in ends and not _ROUTER.search(name)}
+    routers = set(routers_of(model)) if config.target_modules != asked else set()
+    if getattr(config, "target_parameters", None):
+        dropped = {name for name in config.target_parameters if _ROUTER.search(name)}
+        config.target_parameters -= dropped
+        parameters = [name for name, _ in model.named_parameters()]
+        there = {name for name in dropped if any(each.endswith(f".{name}") for each in parameters)}
+        routers |= {name.removesuffix(".weight") for name in there}
+    if not routers:
+        return given
+    logger.warning(
+        f"`{setting}` asks for all linear layers, and leaves out the routers of the experts "
+        f"({', '.join(sorted(routers))}): they choose which experts a token is sent to. To adapt them, name the layers in "
+        "`target_modules`."
+    )
+    return config
 
 
 def has_adapters(model: PreTrainedModel) -> bool:

@@ -22,14 +22,15 @@ whole on every rank, and is called past DeepSpeed's hooks.
 """
 
 import copy
-from collections.abc import Iterable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType, parse_flag_from_env
 from accelerate.utils.deepspeed import map_pytorch_optim_to_deepspeed
 from torch import nn
+from transformers.integrations import deepspeed as hf_deepspeed
 
 
 def uses_deepspeed(accelerator: Accelerator) -> bool:
@@ -155,6 +156,17 @@ def gathered(parameters: Iterable[nn.Parameter]) -> AbstractContextManager:
     import deepspeed
 
     return deepspeed.zero.GatheredParameters(parameters)
+
+
+@contextmanager
+def whole_on_each_rank() -> Iterator[None]:
+    """In it a rank loads whole models by itself, where ZeRO-3 would have all ranks shard them together."""
+    config = hf_deepspeed._hf_deepspeed_config_weak_ref  # there is no function that gives it (transformers 5.23)
+    hf_deepspeed.unset_hf_deepspeed_config()
+    try:
+        yield
+    finally:
+        hf_deepspeed._hf_deepspeed_config_weak_ref = config
 
 
 def whole_state_dict(model: nn.Module, trainable_only: bool = False) -> dict[str, torch.Tensor]:

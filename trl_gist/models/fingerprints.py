@@ -56,13 +56,15 @@ class WeightDigests:
         self.dtype = dtype
         self._read = {}
 
-    def of(self, model: torch.nn.Module, frozen_only: bool = False) -> Iterator[tuple[str, bytes]]:
+    def of(
+        self, model: torch.nn.Module, frozen_only: bool = False, trained_only: bool = False
+    ) -> Iterator[tuple[str, bytes]]:
         """
         Name and digest of each parameter, and of each buffer that is saved with them, in the model's order. Where ZeRO-3
         has sharded them all ranks call it.
         """
         for name, tensor in model.state_dict(keep_vars=True).items():
-            if frozen_only and tensor.requires_grad:
+            if (frozen_only and tensor.requires_grad) or (trained_only and not tensor.requires_grad):
                 continue
             if id(tensor) not in self._read:
                 with gathered([tensor]):
@@ -96,6 +98,20 @@ def frozen_digests(models: dict[str, torch.nn.Module]) -> dict[str, str]:
     for role, model in models.items():
         digest = hashlib.sha256()
         for _, content in weights.of(model, frozen_only=True):  # PEFT writes into names which modules have an adapter
+            digest.update(content)
+        digests[role] = f"{ALGORITHM}:{digest.hexdigest()}"
+    return digests
+
+
+def trained_digests(models: dict[str, torch.nn.Module]) -> dict[str, str]:
+    """
+    For each model a digest of all that is trained of it, after the algorithm's name: what a checkpoint holds, taken of
+    the weights in memory, so that what is loaded can be told from what was trained. All ranks call it under ZeRO-3.
+    """
+    weights, digests = WeightDigests(), {}
+    for role, model in models.items():
+        digest = hashlib.sha256()
+        for _, content in weights.of(model, trained_only=True):
             digest.update(content)
         digests[role] = f"{ALGORITHM}:{digest.hexdigest()}"
     return digests

@@ -19,10 +19,17 @@ from pathlib import Path
 
 import torch
 from huggingface_hub import hf_hub_download, snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, RemoteEntryNotFoundError
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    RemoteEntryNotFoundError,
+)
 from peft import PeftConfig, PeftModel
 from peft.utils import CONFIG_NAME as ADAPTER_CONFIG_NAME
 from transformers import PreTrainedModel
+from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.utils import CONFIG_NAME as MODEL_CONFIG_NAME
 
 from ..pair import PAIR_CONFIG_NAME
@@ -32,16 +39,53 @@ from .roles import clone_with_shared_parameters, create_model_from_path
 
 
 class HalfLoader:
-    """Loads the halves of a pair, plain or adapters; a base that both stand on is loaded once."""
+    """
+    Loads the halves of a pair, plain or adapters; a base that both stand on is loaded once.
 
-    def __init__(self, device, dtype, trust_remote_code):
+    Args:
+        device (`str` or `torch.device`, *optional*):
+            `None` leaves models where they are loaded, as a trainer wants them.
+        dtype (`str` or `torch.dtype`):
+            For `from_pretrained`.
+        trust_remote_code (`bool`):
+            Whether checkpoints may run their own code.
+        init_kwargs:
+            For `from_pretrained`, too.
+    """
+
+    def __init__(self, device, dtype, trust_remote_code, **init_kwargs):
         self.device = device
         # One device: spreading a model over several would copy what the halves share
-        self.init_kwargs = {"dtype": dtype, "trust_remote_code": trust_remote_code, "device_map": None}
+        values = {"dtype": dtype, "trust_remote_code": trust_remote_code, "device_map": None}
+        self.init_kwargs = {**values, **init_kwargs}
         self.bases = {}
 
     def load(self, directory: Path, role: str) -> PreTrainedModel | PeftModel:
         """The model in eval mode, frozen. Raises `ValueError` if it or its base is missing, or it cannot be read."""
+        if self._is_adapter(directory, role):
+            # PEFT would keep half-precision adapters in float32, for training; at inference that triples their cost
+            model = self._adapter(directory, autocast_adapter_dtype=False)
+        else:
+            model = create_model_from_path(str(directory), **self.init_kwargs)
+        return for_inference(model.to(self.device))
+
+    def load_to_train(self, directory: Path, role: str) -> PeftModel | str:
+        """An adapter that goes on training, over its base; of a model that was trained whole the folder, by which a
+        trainer loads it. Raises `ValueError` as [`~HalfLoader.load`]."""
+        if not self._is_adapter(directory, role):
+            return str(directory)
+        # Under ZeRO-3 in the base's dtype with it, as TRL (1.16) draws them
+        return self._adapter(directory, is_trainable=True, autocast_adapter_dtype=not is_deepspeed_zero3_enabled())
+
+    def load_teacher(self, name: str) -> PreTrainedModel:
+        """The model of a checkpoint, over the parameters of a base of that name if an adapter stands on one. Raises
+        `OSError` or `ValueError` if there is none."""
+        for (base_name, _), base in self.bases.items():
+            if base_name == name:
+                return clone_with_shared_parameters(base)
+        return create_model_from_path(name, **self.init_kwargs)
+
+    def _is_adapter(self, directory, role):
         is_adapter = Path(directory, ADAPTER_CONFIG_NAME).is_file()
         if not is_adapter and not Path(directory, MODEL_CONFIG_NAME).is_file():
             raise ValueError(
@@ -52,17 +96,14 @@ class HalfLoader:
                 f"The pair's {role} has no weights: {directory} holds no *.safetensors. Weights in another format, as "
                 "*.bin, are pickles, which can run code, and are not read; `GistTrainer.save_model` writes safetensors."
             )
-        if is_adapter:
-            adapter = PeftConfig.from_pretrained(str(directory))
-            check_leaves_base(f"The adapter in {directory}", adapter)
-            # PEFT replaces modules in the tree that it is given, so each half gets its own over the same parameters
-            base = clone_with_shared_parameters(self._base(adapter, directory))
-            # PEFT would keep half-precision adapters in float32, for training; at inference that triples their cost
-            model = PeftModel.from_pretrained(base, str(directory), config=adapter, autocast_adapter_dtype=False)
-            model = model.to(self.device)
-        else:
-            model = create_model_from_path(str(directory), **self.init_kwargs).to(self.device)
-        return for_inference(model)
+        return is_adapter
+
+    def _adapter(self, directory, **settings):
+        adapter = PeftConfig.from_pretrained(str(directory))
+        check_leaves_base(f"The adapter in {directory}", adapter)
+        # PEFT replaces modules in the tree that it is given, so each half gets its own over the same parameters
+        base = clone_with_shared_parameters(self._base(adapter, directory))
+        return PeftModel.from_pretrained(base, str(directory), config=adapter, **settings)
 
     def _base(self, adapter, directory):
         key = (adapter.base_model_name_or_path, adapter.revision)
@@ -76,7 +117,7 @@ class HalfLoader:
                     f"{name}, the base model of the adapter in {directory}, could not be loaded. If it has moved, "
                     f"edit `base_model_name_or_path` in {ADAPTER_CONFIG_NAME}. ({error})"
                 ) from error
-            self.bases[key] = base.to(self.device)
+            self.bases[key] = base if self.device is None else base.to(self.device)
         return self.bases[key]
 
 
@@ -122,3 +163,14 @@ def local_directory(pretrained_pair: str | os.PathLike, revision: str | None) ->
         raise ValueError(f"{repo_id} on the Hub holds no gist pair: {PAIR_CONFIG_NAME} is missing.") from error
     except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError) as error:
         raise ValueError(f"{repo_id} is neither a folder nor a repository on the Hub in reach. ({error})") from error
+
+
+def pair_directory(name: str, revision: str | None = None) -> Path | None:
+    """The folder of a pair, downloaded if it is a repository on the Hub; `None` if the name is that of something else."""
+    if Path(name).is_dir():
+        return Path(name) if Path(name, PAIR_CONFIG_NAME).is_file() else None
+    try:
+        hf_hub_download(name, PAIR_CONFIG_NAME, revision=revision)
+    except (EntryNotFoundError, HfHubHTTPError, HFValidationError):
+        return None  # what it is instead, or why it is out of reach, says whoever loads it
+    return local_directory(name, revision)

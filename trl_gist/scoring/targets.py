@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import nn
+from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
 
 from ..models.lm_head import log_softmax, output_logits, target_scores
 from ..models.roles import backbone_of, base_of
@@ -51,6 +52,8 @@ class TargetRows:
             Where in `(contexts, target positions)`, flattened, they are. With it no shape depends on what a tensor holds.
         gists (`int`):
             Adjacent rows that have the same targets.
+        real_NS (`torch.BoolTensor` of shape `(rows, sequence)`, *optional*):
+            False at padding.
         position_ids_NS (`torch.LongTensor` of shape `(rows, sequence)`, *optional*):
             Where a row has several targets, the position of each token.
         visible_NSS (`torch.BoolTensor` of shape `(rows, sequence, sequence)`, *optional*):
@@ -63,6 +66,7 @@ class TargetRows:
     mask_NT: torch.Tensor
     real_U: torch.Tensor
     gists: int
+    real_NS: torch.Tensor | None = field(default=None, kw_only=True)
     position_ids_NS: torch.Tensor | None = field(default=None, kw_only=True)
     visible_NSS: torch.Tensor | None = field(default=None, kw_only=True)
 
@@ -112,9 +116,9 @@ class TargetRows:
             mask_NT[row, : len(predicted_at)] = True
         real_U = mask_NT[::gists].flatten().nonzero().squeeze(1)
         tensors = (input_ids_NS, positions_NT, target_ids_NT, mask_NT, real_U)
-        several = {}
+        several = {"real_NS": (branch_NS != _PADDING).to(device)}
         if any(len(own) > 1 for own in targets):
-            several = {"position_ids_NS": position_ids_NS.to(device), "visible_NSS": _visible(branch_NS).to(device)}
+            several |= {"position_ids_NS": position_ids_NS.to(device), "visible_NSS": _visible(branch_NS).to(device)}
         return cls(*(tensor.to(device) for tensor in tensors), gists, **several)
 
 
@@ -131,11 +135,18 @@ class TargetScorer(nn.Module):
     Scores targets under a model; only the hidden states at the target's positions ever reach the LM head.
 
     It is a module around the model, so that data-parallel wrappers see one forward with all of the loss inside.
+
+    Args:
+        model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
+            A causal language model.
+        router_loss_coef (`float`, *optional*, defaults to `0.0`):
+            What the load-balancing loss of a mixture of experts counts in the loss of each target token.
     """
 
-    def __init__(self, model: nn.Module):
+    def __init__(self, model: nn.Module, router_loss_coef: float = 0.0):
         super().__init__()
         self.model = model
+        self.router_loss_coef = router_loss_coef
 
     def forward(
         self,
@@ -160,35 +171,80 @@ class TargetScorer(nn.Module):
 
         Returns:
             `logps_NT`, log p(Y_t | ·), and `kl_NT`, KL(teacher ‖ model) over the full vocabulary (0 without a
-            teacher), whatever the loss is; `loss_NT`, which alone carries a gradient; all in nats. And, if `greedy`,
+            teacher), whatever the loss is; `loss_NT`, which alone carries a gradient and, where it does, has the experts'
+            load-balancing loss of all these rows added at each target token; all in nats. And, if `greedy`,
             `greedy_NT`, 1.0 where the token that came is the model's likeliest. Each is 0 where `rows.mask_NT` is
             False.
         """
-        hidden_NTH = self.hidden_states(rows)
+        balanced = self.router_loss_coef != 0 and torch.is_grad_enabled()
+        hidden_NTH, router_loss = self._read(rows, balanced)
         hidden_UGH = hidden_NTH.unflatten(0, (-1, rows.gists)).transpose(1, 2).flatten(0, 1)[rows.real_U]
         target_ids_U = rows.target_ids_NT[:: rows.gists].flatten()[rows.real_U]
         teacher_log_probs = None if teacher is None else teacher.log_probs
         scores = target_scores(
             base_of(self.model), hidden_UGH, target_ids_U, teacher_log_probs, teacher_hidden_UH, loss, greedy
         )
-        return tuple(_to_rows(score_UG, rows) for score_UG in scores)
+        logps_NT, kl_NT, loss_NT, *greedy = (_to_rows(score_UG, rows) for score_UG in scores)
+        if balanced:
+            loss_NT = loss_NT + self.router_loss_coef * router_loss * rows.mask_NT
+        return logps_NT, kl_NT, loss_NT, *greedy
 
     def hidden_states(self, rows: TargetRows) -> torch.Tensor:
         """Hidden states of shape `(rows, target positions, hidden)` from which the targets are predicted."""
-        base, branched = base_of(self.model), {}
+        return self._read(rows, balanced=False)[0]
+
+    def _read(self, rows, balanced):
+        """Hidden states at the targets and, if asked, the load-balancing loss over all tokens but padding."""
+        base, branched = base_of(self.model), {"output_router_logits": True} if balanced else {}
         if rows.visible_NSS is not None:
             positions_NS = rows.position_ids_NS
             mask = attention_masks(base, rows.visible_NSS, positions_NS, positions_NS)
-            branched = {"attention_mask": mask, "position_ids": positions_NS}
+            branched |= {"attention_mask": mask, "position_ids": positions_NS}
         output = backbone_of(base)(input_ids=rows.input_ids_NS, use_cache=False, **branched)
         hidden_NSH = output.last_hidden_state
         index = rows.positions_NT.unsqueeze(-1).expand(-1, -1, hidden_NSH.shape[-1])
-        return hidden_NSH.gather(1, index)
+        loss = router_loss(base, output.get("router_logits"), rows.real_NS) if balanced else None
+        return hidden_NSH.gather(1, index), loss
 
     def log_probs(self, hidden_PH: torch.Tensor) -> torch.Tensor:
         """Log-probabilities of shape `(positions, vocabulary)`, in float32 or better, without a gradient."""
         with torch.no_grad():
             return log_softmax(output_logits(base_of(self.model), hidden_PH))
+
+
+def router_loss(
+    base: nn.Module, router_logits: tuple[torch.Tensor, ...] | None, real_NS: torch.Tensor
+) -> torch.Tensor:
+    """
+    The load-balancing loss that transformers gives a mixture of experts: experts × Σ over them of the share of choices by
+    their mean probability, over the tokens of all layers. It is `num_experts_per_tok` where all are chosen alike.
+
+    Args:
+        base ([`~transformers.PreTrainedModel`]):
+            Whose routers they are.
+        router_logits (`tuple[torch.Tensor]` or `None`):
+            Of each layer's router, of shape `(rows × sequence, experts)`.
+        real_NS (`torch.BoolTensor` of shape `(rows, sequence)`):
+            False at padding, which is not counted.
+
+    Raises:
+        ValueError: if there are no router logits.
+    """
+    if not router_logits:
+        raise ValueError(
+            f"{type(base).__name__} gives no router logits, of which the load-balancing loss of its experts is made. Set "
+            "`router_aux_loss_coef=0.0`, which leaves it out."
+        )
+    logits = tuple(layer.flatten(0, -2) for layer in router_logits)
+    return load_balancing_loss_func(logits, logits[0].shape[-1], base.config.num_experts_per_tok, real_NS)
+
+
+def router_loss_coef(model: nn.Module, coef: float | None) -> float:
+    """What TRL (1.16) takes for the policy: `coef`, or else what the model's configuration says; 0 if it has no routers."""
+    config = base_of(model).config.get_text_config()
+    if not hasattr(config, "output_router_logits"):
+        return 0.0
+    return getattr(config, "router_aux_loss_coef", 0.0) if coef is None else coef
 
 
 def _to_rows(score_UG, rows):

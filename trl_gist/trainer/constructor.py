@@ -16,8 +16,10 @@
 priced."""
 
 import copy
+import logging
 import math
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from datasets import Dataset, IterableDataset
@@ -28,14 +30,93 @@ from .. import rewards
 from ..models.adapters import check_adapter, check_drawn
 from ..models.deepspeed import check_distributed_settings, is_sharded
 from ..models.fingerprints import frozen_digests
+from ..models.loading import HalfLoader, pair_directory
 from ..models.roles import Roles, check_bare, check_dtype, check_embeddings, check_same_tokenizer, load_roles
+from ..pair import GENERATOR_DIR, PairConfig
 from ..rewards import kl_gain, length_penalty
 from .config_checks import check_asks_no_teacher, check_best_model_of, check_head_dtype
 from .gist_config import GistConfig
 from .vllm import check_vllm_settings
 
 
+logger = logging.getLogger(__name__)
+
 RewardFunc = Callable[..., list[float]]
+
+
+class Given(NamedTuple):
+    """What [`GistTrainer`] is given as its roles; of a saved pair its halves, its teacher and its tokenizer's folder."""
+
+    model: str | PreTrainedModel | PeftModel
+    generator: str | PreTrainedModel | PeftModel | None
+    teacher: str | PreTrainedModel | PeftModel | None
+    tokenizer: str | None = None
+
+
+def open_pair(given: Given, args: GistConfig, peft_config: PeftConfig | None) -> Given:
+    """
+    Takes a saved pair apart, where one is named: as `model` it stands for all roles that are not given, as `generator`
+    for its generator. Both halves go on from what was trained, and the teacher is the one that they were trained with.
+
+    Raises:
+        ValueError: if a pair is named as the teacher, lacks a half or its teacher, or is of adapters and `peft_config`
+            asks for new ones.
+    """
+    model, generator, teacher, _ = given
+    init_kwargs = {
+        "trust_remote_code": args.trust_remote_code,
+        "dtype": torch.float32,
+        **(args.model_init_kwargs or {}),
+    }
+    revision = init_kwargs.pop("revision", None)  # of what is named, not of the base that it stands on
+
+    def directory_of(source):
+        return pair_directory(source, revision) if isinstance(source, str) else None
+
+    if directory_of(teacher) is not None:
+        raise ValueError(
+            f"`teacher` ({teacher!r}) is a saved pair, which has two models and neither is its teacher. Name a checkpoint: "
+            f"its own teacher is {PairConfig.load(directory_of(teacher)).base_models['teacher']!r}."
+        )
+    loader = HalfLoader(None, **init_kwargs)
+    directory = directory_of(generator)
+    if directory is not None:
+        generator = loader.load_to_train(directory / GENERATOR_DIR, "generator")
+    directory = directory_of(model)
+    if directory is None:
+        return Given(model, generator, teacher)
+    pair = PairConfig.load(directory)
+    _say_what_differs(model, pair, args)
+    # vLLM's weight sync merges S's adapter into its base, which the others must not share
+    summarizer = (HalfLoader(None, **init_kwargs) if args.use_vllm else loader).load_to_train(directory, "summarizer")
+    if isinstance(summarizer, PeftModel) and peft_config is not None:
+        raise ValueError(
+            f"`model` ({model!r}) is a pair of adapters, which go on training, and `peft_config` asks for new ones. Leave "
+            "it out (`--use_peft false`); to draw new ones on what was trained, save the result of `merge_and_unload()` "
+            "with its tokenizer and pass that folder."
+        )
+    if generator is None:
+        generator = loader.load_to_train(directory / GENERATOR_DIR, "generator")
+    if teacher is None:
+        name = pair.base_models["teacher"]
+        try:
+            teacher = loader.load_teacher(name)
+        except (OSError, ValueError) as error:
+            raise ValueError(
+                f"The pair in {directory} was trained with the teacher {name!r}, which could not be loaded. Pass `teacher`, "
+                f"the checkpoint that it was. ({error})"
+            ) from error
+    return Given(summarizer, generator, teacher, str(directory))
+
+
+def _say_what_differs(name, pair, args):
+    """A pair that is prompted otherwise than it was is no longer what was trained."""
+    names = ("summarizer_prompt", "generator_prompt", "tail_length", "last_k")
+    now = {each: getattr(args, each) for each in names} | {"chat_template_kwargs": args.chat_template_kwargs or {}}
+    different = [each for each in now if getattr(pair, each) != now[each]]
+    if different:
+        told = "; ".join(f"`{each}` was {getattr(pair, each)!r} and is {now[each]!r}" for each in different)
+        logger.warning(f"The pair {name} goes on as it was not trained: {told}.")
 
 
 def check_arguments(
@@ -84,6 +165,7 @@ def load_given(
     tokenizer: PreTrainedTokenizerBase,
     args: GistConfig,
     lora: bool,
+    from_pair: bool = False,
 ) -> Roles:
     """The three roles, loaded, as far as they are given by name; the generator has no adapter yet but one that it came
     with. Raises `ValueError` where they do not go together with the tokenizer or the settings of loading."""
@@ -106,7 +188,7 @@ def load_given(
             f"`beta` ({args.beta}) needs a reference, and under ZeRO-3 it is loaded from a checkpoint: pass `model` "
             "as the checkpoint's name."
         )
-    loads_any = sharded or any(isinstance(source, str) for source in (model, generator, teacher))
+    loads_any = from_pair or sharded or any(isinstance(source, str) for source in (model, generator, teacher))
     if args.model_init_kwargs and not loads_any:
         raise ValueError(
             f"`model_init_kwargs` ({args.model_init_kwargs}) say how a checkpoint is loaded, and every model is "

@@ -22,14 +22,11 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from peft import PeftModel, get_peft_model_state_dict, load_peft_weights, set_peft_model_state_dict
-from safetensors.torch import load_model as load_safetensors
+from peft import PeftModel
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import PreTrainedModel, Trainer, TrainerCallback, get_scheduler
 from transformers.integrations.deepspeed import deepspeed_load_checkpoint
 from transformers.trainer_pt_utils import get_parameter_names
-from transformers.trainer_utils import load_sharded_checkpoint
-from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 from trl.models.utils import prepare_deepspeed
 
 from ..models.deepspeed import (
@@ -42,9 +39,10 @@ from ..models.deepspeed import (
 )
 from ..models.lm_head import check_logits
 from ..models.roles import check_adapted_layers, check_not_random, disable_dropout
+from ..models.saved_weights import load_weights
 from ..prompts import GistPrompts
 from ..scoring.gist_scorer import GistScorer
-from ..scoring.targets import TargetScorer
+from ..scoring.targets import TargetScorer, router_loss_coef
 from ..scoring.teacher_cache import TeacherCache
 from .gist_config import GistConfig
 
@@ -97,7 +95,7 @@ class GeneratorTrainer:
         if args.teacher_cache_dir is not None:
             cache = TeacherCache(args.teacher_cache_dir, teacher, prompts, accelerator.mixed_precision)
         self.scorer = GistScorer(
-            TargetScorer(model),
+            self._target_scorer(),
             TargetScorer(teacher.eval()),
             prompts,
             args.score_batch_size,
@@ -110,6 +108,9 @@ class GeneratorTrainer:
         self.optimizer = None
         self.lr_scheduler = None
         self._optimizer_cls_and_kwargs()  # so that an optimizer whose package is missing is named before training
+
+    def _target_scorer(self):
+        return TargetScorer(self.model, router_loss_coef(self.model, self.args.router_aux_loss_coef))
 
     def _optimizer_cls_and_kwargs(self):
         args = copy.copy(self.args)
@@ -136,13 +137,13 @@ class GeneratorTrainer:
         if uses_deepspeed(self.accelerator):
             self._create_engines()
         else:
-            self.scorer.generator = self.accelerator.prepare_model(TargetScorer(self.model))
+            self.scorer.generator = self.accelerator.prepare_model(self._target_scorer())
         schedule = summarizer_schedule(args, num_training_steps)
         self.lr_scheduler = LambdaLR(self.optimizer, [schedule] * len(self.optimizer.param_groups))
 
     def _create_engines(self):
         accelerator, teacher = self.accelerator, self.scorer.teacher.model
-        scorer, max_norm = TargetScorer(self.model), self.args.max_grad_norm
+        scorer, max_norm = self._target_scorer(), self.args.max_grad_norm
         self.engine, self.optimizer = deepspeed_engine(scorer, self.optimizer, accelerator, max_norm)
         self.scorer.generator = self.engine
         # As TRL does with a reference model: sharded under ZeRO-3, else whole on every rank. It hooks into `teacher`.
@@ -249,12 +250,7 @@ class GeneratorTrainer:
 
     def load_model(self, checkpoint_dir: str | os.PathLike):
         """Loads what [`~GeneratorTrainer.save_model`] wrote."""
-        if isinstance(self.model, PeftModel):
-            set_peft_model_state_dict(self.model, read_adapter(self.model, checkpoint_dir, "generator"))
-        elif Path(checkpoint_dir, SAFE_WEIGHTS_INDEX_NAME).is_file():
-            load_sharded_checkpoint(self.model, str(checkpoint_dir), strict=False)
-        else:
-            load_safetensors(self.model, Path(checkpoint_dir, SAFE_WEIGHTS_NAME), device="cpu")
+        load_weights(checkpoint_dir, self.model, "generator")
 
     def load_checkpoint(self, checkpoint_dir: str | os.PathLike, summarizer_step: int):
         """
@@ -332,16 +328,3 @@ def summarizer_schedule(args: GistConfig, num_training_steps: int) -> Callable[[
         scheduler_specific_kwargs=args.lr_scheduler_kwargs,
     )
     return scheduler.lr_lambdas[0]
-
-
-def read_adapter(model: PeftModel, checkpoint_dir: str | os.PathLike, role: str) -> dict[str, torch.Tensor]:
-    """The weights of a saved adapter. Raises `ValueError` if they do not fit the model's."""
-    weights = load_peft_weights(str(checkpoint_dir), device="cpu")
-    saved = {name: weight.shape for name, weight in weights.items()}
-    expected = {name: weight.shape for name, weight in get_peft_model_state_dict(model).items()}
-    if saved != expected:
-        raise ValueError(
-            f"The adapter in {checkpoint_dir} does not fit the {role}: {len(saved.items() ^ expected.items())} tensors "
-            "differ in name or shape. Was it trained with another `peft_config` or `generator_peft_config`?"
-        )
-    return weights

@@ -31,7 +31,7 @@ from accelerate.logging import get_logger
 from accelerate.utils import broadcast_object_list
 from datasets import Dataset, IterableDataset
 from huggingface_hub import CommitInfo
-from peft import PeftConfig, PeftModel, set_peft_model_state_dict
+from peft import PeftConfig, PeftModel
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback, TrainerState
 from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, SaveStrategy
@@ -47,9 +47,10 @@ from ..data.windows import (
     is_cut,
     prepare_windows,
 )
+from ..models.adapters import without_routers
 from ..models.attention import use_matmul_attention
 from ..models.deepspeed import is_sharded, whole_state_dict, zero_stage
-from ..models.fingerprints import frozen_digests, sampled_digests, vocabulary_of
+from ..models.fingerprints import frozen_digests, sampled_digests, trained_digests, vocabulary_of
 from ..models.generation_settings import plain_generation_config
 from ..models.roles import (
     base_of,
@@ -60,6 +61,7 @@ from ..models.roles import (
     max_positions,
 )
 from ..models.sampling import sample_gists
+from ..models.saved_weights import load_weights
 from ..models.shared_prefix import check_padded, shared_prefix_log_probs, why_not_shared
 from ..pair import GENERATOR_DIR, PAIR_CONFIG_NAME
 from ..prompts import GistPrompts, gist_from_completion
@@ -77,15 +79,17 @@ from .checkpoints.staging import recover, replace_files, rotate, written_beside
 from .cold_start import first_steps_times
 from .config_checks import check_best_kind_of, check_end_of_run, show_whole_context
 from .constructor import (
+    Given,
     RewardFunc,
     check_arguments,
     check_rewards,
     draw_generator,
     load_given,
+    open_pair,
     rewards_and_weights,
 )
 from .data_order import EpochRepeatSampler, OneStream
-from .generator_trainer import GeneratorSchedule, GeneratorTrainer, read_adapter
+from .generator_trainer import GeneratorSchedule, GeneratorTrainer
 from .gist_config import GistConfig
 from .hub import PairHub
 from .length_penalty import LengthPenalty, exchange_rate
@@ -135,11 +139,13 @@ class GistTrainer(GRPOTrainer):
 
     Args:
         model (`str`, [`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
-            The summarizer.
+            The summarizer. The folder or repository of a saved pair stands for all three roles: both halves go on from
+            what was trained, adapters as adapters, and the teacher is the pair's own.
         args ([`GistConfig`], *optional*):
             Configuration. `None` takes the defaults, with a directory named after the model.
         generator, teacher (`str`, [`~transformers.PreTrainedModel`] or [`~peft.PeftModel`], *optional*):
-            Default to the model's own checkpoint. Under LoRA the three then stand on one base in memory.
+            Default to the model's own checkpoint. Under LoRA the three then stand on one base in memory. As `generator`
+            a saved pair stands for its generator.
         train_dataset, eval_dataset ([`~datasets.Dataset`] or [`~datasets.IterableDataset`]):
             Documents (`text`) or ready windows (`context`, `target`, optionally `last_k`); see
             [`~data.windows.prepare_windows`]. `eval_dataset` may be a dict of them; `evaluate` and `predict` take the
@@ -192,6 +198,8 @@ class GistTrainer(GRPOTrainer):
         model_id = model if isinstance(model, str) else get_config_model_id(model.config)
         if args is None:
             args = GistConfig(f"{model_id.split('/')[-1]}-Gist")
+        given = open_pair(Given(model, generator, teacher), args, peft_config)
+        model, generator, teacher, tokenizer_id = given
         # First what needs no model to be refused
         check_arguments(
             args,
@@ -213,11 +221,15 @@ class GistTrainer(GRPOTrainer):
         if processing_class is None:
             if not model_id:
                 raise ValueError("The model does not say which checkpoint it came from: pass `processing_class`.")
-            processing_class = AutoTokenizer.from_pretrained(model_id, trust_remote_code=args.trust_remote_code)
-        roles = load_given(model, generator, teacher, processing_class, args, lora)
+            processing_class = AutoTokenizer.from_pretrained(
+                tokenizer_id or model_id, trust_remote_code=args.trust_remote_code
+            )
+        roles = load_given(model, generator, teacher, processing_class, args, lora, tokenizer_id is not None)
         self.base_models = {
             role: get_config_model_id(base.config) or type(base).__name__ for role, base in vars(roles).items()
         }
+        peft_config = without_routers("peft_config", peft_config, roles.summarizer)
+        generator_peft_config = without_routers("generator_peft_config", generator_peft_config, roles.generator)
         teacher_digest = frozen_digests({"teacher": roles.teacher})["teacher"]
         train_dataset, eval_dataset = self._cut_windows(train_dataset, eval_dataset, processing_class, args, roles)
 
@@ -898,9 +910,10 @@ class GistTrainer(GRPOTrainer):
                     self.state.best_model_checkpoint = final
                     if self.args.should_save:
                         self.state.save_to_json(str(staged / TRAINER_STATE_NAME))
+                trained = self._trained_digests()
                 self.accelerator.wait_for_everyone()  # each rank has written its part
                 if self.args.should_save:
-                    self.run_directory.complete(staged, Path(final), step)
+                    self.run_directory.complete(staged, Path(final), step, trained)
         finally:
             self._staging_dir = None
         if self.args.push_to_hub:
@@ -931,6 +944,7 @@ class GistTrainer(GRPOTrainer):
             load_state(checkpoint, self.length_penalty, self.alarms, self._followed_reference())
             if not self.length_penalty.is_fixed:
                 self._apply_length_penalty()
+            self._check_loaded(Path(checkpoint))
         self.accelerator.wait_for_everyone()
         if self.is_world_process_zero():
             remove_universal(Path(self.args.output_dir))
@@ -941,15 +955,9 @@ class GistTrainer(GRPOTrainer):
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None):
         model = self.model if model is None else model
-        generator_dir = Path(resume_from_checkpoint, GENERATOR_DIR)
-        if isinstance(model, PeftModel):
-            # `Trainer` (5.23) would take generator/ for a second adapter of S
-            weights = read_adapter(model, resume_from_checkpoint, "summarizer")
-            self.generator_trainer.load_model(generator_dir)
-            set_peft_model_state_dict(model, weights)
-        else:
-            self.generator_trainer.load_model(generator_dir)
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
+        # `Trainer` (5.23) would take generator/ for a second adapter of S, and has no names for packed experts
+        self.generator_trainer.load_model(Path(resume_from_checkpoint, GENERATOR_DIR))
+        load_weights(resume_from_checkpoint, model, "summarizer")
 
     def _load_best_model(self):
         best = Path(self.state.best_model_checkpoint)
@@ -959,7 +967,15 @@ class GistTrainer(GRPOTrainer):
             self.generator_trainer.load_checkpoint(best / GENERATOR_DIR, self.state.best_global_step)
         else:
             self._load_from_checkpoint(str(best))
+        self._check_loaded(best)
         self._last_loaded_step = -1  # or vLLM (TRL 1.16) would go on with the last weights until a step is taken
+
+    def _trained_digests(self):
+        return trained_digests({"summarizer": self.model, "generator": self.generator})
+
+    def _check_loaded(self, checkpoint):
+        """All ranks call it, whatever loaded the weights."""
+        Manifest.load(checkpoint).check_loaded(checkpoint, self._trained_digests())
 
     # ---- The pair ----
 

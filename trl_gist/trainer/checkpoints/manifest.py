@@ -56,6 +56,8 @@ class Manifest:
             [`run_recipe`] of the run. `None` of checkpoints from before manifests said it.
         recipe_changes (`list[dict]`, *optional*):
             Of each resume with other rates the `step` and, by name, the value before and the one from there on.
+        trained_weights (`dict[str, str]`):
+            [`trained_digests`] of the summarizer and the generator; empty in checkpoints from before there were any.
         files (`dict[str, dict]`):
             Path inside the checkpoint → `{"size": bytes, "sha256": hex digest}`.
         saved_at (`float`):
@@ -72,6 +74,7 @@ class Manifest:
     vocabulary: dict
     recipe: dict | None = None
     recipe_changes: list[dict] = field(default_factory=list)
+    trained_weights: dict[str, str] = field(default_factory=dict)
     files: dict[str, dict] = field(default_factory=dict)
     saved_at: float = field(default_factory=time.time)
     version: str = __version__
@@ -109,10 +112,20 @@ class Manifest:
                 f"({__version__}) reads format {MANIFEST_FORMAT}. Go on with {age} version."
             )
         names = {each.name for each in fields(cls)}
-        whole = names - {"recipe", "recipe_changes"} <= values.keys() <= names
+        whole = names - {"recipe", "recipe_changes", "trained_weights"} <= values.keys() <= names
         if digest != json_digest(values) or not whole:
             raise ValueError(f"{path} is damaged: it is not what was written.")
         return cls(**values)
+
+    def check_loaded(self, directory: Path, trained_weights: dict[str, str]):
+        """Raises `ValueError` that names the role whose weights are others, now that they are loaded, than those saved."""
+        for role, digest in self.trained_weights.items():
+            if trained_weights[role] != digest:
+                raise ValueError(
+                    f"The {role}'s weights are not those that were trained when {directory} was saved, though its files "
+                    "are whole: it was saved, or is loaded, with an error. Resume from another checkpoint, with the "
+                    "versions of transformers and peft that it was saved with."
+                )
 
     def check_files(self, directory: Path):
         """Raises `ValueError` that names the first file that is missing, of another size or content, or unknown."""

@@ -18,16 +18,14 @@ import logging
 from pathlib import Path
 
 from peft import PeftModel
-from peft.utils import SAFETENSORS_WEIGHTS_NAME
-from safetensors import safe_open
 from transformers import PreTrainedModel
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import get_last_checkpoint
 
-from ...models.deepspeed import whole_shape
+from ...models.saved_weights import weights_in
 from ...pair import GENERATOR_DIR, PAIR_CONFIG_NAME
 from ..alarms import ALARMS_FILE
-from ..generator_trainer import OPTIMIZER_FILE, SCHEDULER_FILE, read_adapter
+from ..generator_trainer import OPTIMIZER_FILE, SCHEDULER_FILE
 from ..recipe import check_recipe
 from .manifest import Manifest
 from .pair_state import LENGTH_PENALTY_FILE, REFERENCE_FILE
@@ -92,9 +90,11 @@ class RunDirectory:
                 f"`output_dir` ({self.path}) holds the pair that another run saved. Choose another `output_dir`."
             )
 
-    def complete(self, staged: Path, final: Path, step: int):
-        """Makes a checkpoint of what all ranks have written in a folder beside its place, and puts it there."""
-        Manifest(step=step, recipe_changes=self.recipe_changes, **self.stands_on).complete(staged)
+    def complete(self, staged: Path, final: Path, step: int, trained_weights: dict[str, str] | None = None):
+        """Makes a checkpoint of what all ranks have written in a folder beside its place, and puts it there; with what
+        [`trained_digests`] gives of the models."""
+        trained, changes = trained_weights or {}, self.recipe_changes
+        Manifest(step=step, trained_weights=trained, recipe_changes=changes, **self.stands_on).complete(staged)
         publish(staged, final)
 
     def to_resume(self, checkpoint: str | Path | bool) -> tuple[str, bool]:
@@ -159,7 +159,7 @@ class RunDirectory:
                 f"run's has {vocabulary['size']}. Pass the `processing_class` that is saved in the checkpoint."
             )
         for role, model in self.models.items():
-            check_fits(model, checkpoint / (GENERATOR_DIR if role == "generator" else ""), role)
+            weights_in(checkpoint / (GENERATOR_DIR if role == "generator" else ""), model, role, device="meta")
         for role, digest in self.stands_on["frozen_weights"].items():
             if manifest.frozen_weights[role] not in (digest, self.sampled_digests[role]):
                 raise ValueError(
@@ -205,26 +205,4 @@ class RunDirectory:
         logger.warning(
             f"{checkpoint} was saved by {manifest.world_size} processes, and {world_size} go on: what is "
             "sampled from here on is not what they would have sampled."
-        )
-
-
-def check_fits(model, directory: Path, role: str):
-    """Raises `ValueError` if the weights in a folder have other names or shapes than the model's."""
-    if isinstance(model, PeftModel):
-        if not Path(directory, SAFETENSORS_WEIGHTS_NAME).is_file():  # PEFT would look for it on the Hub
-            raise ValueError(
-                f"{directory} does not fit the {role}: it holds no adapter. Was it trained without a `peft_config`?"
-            )
-        read_adapter(model, directory, role)
-        return
-    expected = {name: tuple(whole_shape(parameter)) for name, parameter in model.state_dict(keep_vars=True).items()}
-    saved = {}
-    for path in directory.glob("*.safetensors"):
-        with safe_open(path, framework="pt") as file:
-            saved |= {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-    different = {name for name, shape in saved.items() if expected.get(name) != shape}
-    if different or not saved:
-        raise ValueError(
-            f"The weights in {directory} do not fit the {role}: {len(different)} of {len(saved)} tensors differ in "
-            "name or shape. Was it trained with another model, or with a `peft_config`?"
         )

@@ -25,6 +25,7 @@ from peft import PeftConfig, get_peft_model
 from transformers import AutoModelForCausalLM, PreTrainedConfig
 from transformers.training_args import OptimizerNames
 
+from ...models.adapters import without_routers
 from ...models.roles import Roles, base_of, disable_dropout, load_roles
 from ..gist_config import GistConfig
 from .trace import Peak, PromptLengths, StepTrace, prompt_lengths
@@ -341,6 +342,7 @@ def _build_roles(args, configs, peft_config, dtype, zero, trust_remote_code, dep
         if peft_config is not None:
             # As GRPOTrainer (TRL 1.16), and GistTrainer's generator, whose adapter is in the base's dtype with it
             in_base_dtype = {"autocast_adapter_dtype": False} if zero.stage == 3 else {}
+            peft_config = without_routers("peft_config", peft_config, roles.summarizer)
             roles.summarizer = get_peft_model(roles.summarizer, peft_config, **in_base_dtype)
             roles.generator = get_peft_model(roles.generator, peft_config, **in_base_dtype)
         for role in vars(roles).values():
