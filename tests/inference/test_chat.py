@@ -280,6 +280,10 @@ def test_tools_count(tokenizer, compactor):
         ([SYSTEM, {"content": "x"}], "Message 1 has the role None"),
         ([SYSTEM, "hello"], "Message 1 has the role 'hello'"),
         ([SYSTEM, {"role": "user", "content": [{"type": "text"}]}], r"Message 1 \(user\) has list content"),
+        (
+            [SYSTEM, {"role": "assistant", "content": "a", "tool_calls": ["f"]}],
+            r"Message 1 \(assistant\) has a tool call that is no mapping",
+        ),
         ([{"role": "user"}], r"Message 0 \(user\) has NoneType content"),
         ([{"role": "user", "content": "\ud800"}], r"Message 0 \(user\) is not valid text: .*surrogates"),
     ],

@@ -132,8 +132,13 @@ def _checked(messages):
         if not isinstance(message, dict) or message.get("role") not in ROLES:
             role = message.get("role") if isinstance(message, dict) else message
             raise ValueError(f"Message {index} has the role {role!r}; roles are {', '.join(ROLES)}.")
+        calls = message.get("tool_calls") or []
+        if not all(isinstance(call, dict) and isinstance(call.get("function", call), dict) for call in calls):
+            raise ValueError(
+                f"Message {index} ({message['role']}) has a tool call that is no mapping with a `function`: {calls!r:.200}."
+            )
         content = message.get("content")
-        if content is None and message.get("tool_calls"):
+        if content is None and calls:
             checked.append(message)
             continue
         if isinstance(content, list) and all(isinstance(_text_of(part), str) for part in content):
