@@ -551,6 +551,7 @@ GIST_CONFIG = {
     "gist_dropout": Honoured(
         "G's gradient is that with gists and that without, in this share", lambda lab: lab.dropout_mixes(0.25)
     ),
+    "distilled_gists": Elsewhere("test_reader_hands.py", "test_some_gists_of_each_context_stand_for_all"),
     "reader_hands": Elsewhere("test_reader_hands.py", "test_the_hands_take_turns"),
     "reader_share": Elsewhere("test_reader_hands.py", "test_all_the_share_is_the_generator_on_that_hand_alone"),
     "score_batch_size": Honoured(

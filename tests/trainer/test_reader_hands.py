@@ -24,6 +24,7 @@ from trl_gist import GistTrainer
 from trl_gist.evaluation.compressors.registry import extractive_compressors
 from trl_gist.scripts.train import load_compressor
 from trl_gist.trainer.config_checks import check_asks_no_teacher
+from trl_gist.trainer.generator_trainer import GeneratorTrainer
 from trl_gist.trainer.rollout import GistRollout
 
 
@@ -58,6 +59,32 @@ def test_no_share_is_the_generator_without_other_hands(make_trainer, lora):
     # The reward is of S's gists alone
     logged = [next(log for log in trainer.state.log_history if "kl_gain" in log) for trainer in (half, plain)]
     assert logged[0]["kl_gain"] == logged[1]["kl_gain"]
+
+
+@pytest.mark.parametrize("score_batch_size", [1, 3, 8])
+def test_some_gists_of_each_context_stand_for_all(make_trainer, lora, monkeypatch, score_batch_size):
+    """G's gradient is that of a rollout with these gists alone; scores are of all."""
+    rollouts, calculate, score = [], GistTrainer._calculate_rewards, GeneratorTrainer.score
+
+    def kept(self, inputs, *rest):
+        rewards = calculate(self, inputs, *rest)
+        rollouts.append([(row["gist_ids"], row["kl_gain"]) for row in inputs])
+        return rewards
+
+    def two_of_each(self, rows, gists, size, *rest):
+        two = [row for row in range(len(rows)) if row % size < 2]
+        scores = score(self, [rows[row] for row in two], [gists[row] for row in two], 2, *rest)
+        return [scores[row // size * 2 + min(row % size, 1)] for row in range(len(rows))]
+
+    monkeypatch.setattr(GistTrainer, "_calculate_rewards", kept)
+    every = trained(make_trainer, lora, score_batch_size=score_batch_size)
+    some = trained(make_trainer, lora, score_batch_size=score_batch_size, distilled_gists=2)
+    for (gist, gain), (other, other_gain) in zip(*rollouts, strict=True):
+        assert gist == other and gain == pytest.approx(other_gain, abs=1e-6)
+    assert every.num_generations > 2 and gradient_norm(some) != pytest.approx(gradient_norm(every), rel=1e-3)
+    monkeypatch.setattr(GeneratorTrainer, "score", two_of_each)
+    alone = trained(make_trainer, lora, score_batch_size=score_batch_size)
+    assert gradient_norm(alone) == pytest.approx(gradient_norm(some), rel=1e-5)
 
 
 def test_the_hands_take_turns(make_trainer, lora, monkeypatch):

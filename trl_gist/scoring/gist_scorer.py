@@ -103,6 +103,7 @@ class GistScorer:
         other_backward: Callable | None = None,
         windows: int = 1,
         discount: float = 0.0,
+        learned: int | None = None,
     ) -> list[dict]:
         """
         Args:
@@ -122,6 +123,8 @@ class GistScorer:
                 Contexts of one walk.
             discount (`float`, *optional*, defaults to `0.0`):
                 How much a gist's gain counts one window after its own, for `later_log_prob_gain` and `later_kl_gain`.
+            learned (`int`, *optional*):
+                Gists of each context, the first ones, for which `backward` is called. `None` is all of them.
 
         Returns:
             `list[dict]`: The scored columns of each row, in nats, as listed in [`trl_gist.rewards`]. With `backward`,
@@ -133,7 +136,12 @@ class GistScorer:
             documents, hidden_D, teacher_D = self.worth_asking(documents, hidden_D, teacher_D)
         null_D = self._score(documents, [[]] * len(documents), 1, hidden_D, null_backward)
         asks_exact = backward is None or any("targets" in document for document in documents)
-        gist_N = self._score(documents, gists, num_generations, hidden_D, backward, asks_exact)
+        learned = num_generations if backward is None or learned is None else min(learned, num_generations)
+        parts = []  # of each context the gists that are learned from, then the others
+        for first, count, learn in ((0, learned, backward), (learned, num_generations - learned, None)):
+            some = [gist for row, gist in enumerate(gists) if first <= row % num_generations < first + count]
+            parts.append(iter(self._score(documents, some, count, hidden_D, learn, asks_exact) if some else ()))
+        gist_N = [next(parts[row % num_generations >= learned]) for row in range(len(gists))]
         if other_gists is not None:
             self._score(documents, other_gists, 1, hidden_D, other_backward)
         later_N2 = self._later_gains(documents, gists, num_generations, hidden_D, null_D, windows, discount)

@@ -226,6 +226,11 @@ def check_choices(args):
             "`reader_hands` are read beside the summarizer's gists, and with `generator_only` the trainer's `compressor` "
             "writes all of them. Leave one of the two out."
         )
+    if args.distilled_gists is not None and not 0 < args.distilled_gists <= args.num_generations:
+        raise ValueError(
+            f"`distilled_gists` must be from 1 to `num_generations` ({args.num_generations}), got {args.distilled_gists}. "
+            "Leave it out to distil on all gists."
+        )
     for name in ("gist_dropout", "gist_discount", "reader_share"):
         if not 0.0 <= getattr(args, name) <= 1.0:
             raise ValueError(f"`{name}` must be in [0, 1], got {getattr(args, name)}.")

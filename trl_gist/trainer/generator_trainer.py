@@ -168,7 +168,7 @@ class GeneratorTrainer:
         """
         Scores each row's gist, as [`GistScorer.score`]; if `distill`, leaves the gradient of the rollout's loss, a
         mean over all its target tokens, on the generator: with `other_gists`, one of each context, `args.reader_share` of
-        it is theirs. The caller then calls [`~GeneratorTrainer.step`].
+        it is theirs. With `args.distilled_gists` so many of each context's gists stand for all. The caller then calls [`~GeneratorTrainer.step`].
 
         Raises:
             FloatingPointError: if a loss is not finite; names the document. No step has been taken then.
@@ -187,12 +187,14 @@ class GeneratorTrainer:
         share = 0.0 if other_gists is None else self.args.reader_share
         # One forward with another hand's gist, or with none, stands for as much of all its context's rows
         of_context = weight * num_generations
+        learned = min(self.args.distilled_gists or num_generations, num_generations)
         return self.scorer.score(
             rows,
             gists,
             num_generations,
             **walk,
-            backward=self._backward(weight * (1 - dropout) * (1 - share)) if dropout < 1 else None,
+            learned=learned,
+            backward=self._backward(of_context / learned * (1 - dropout) * (1 - share)) if dropout < 1 else None,
             null_backward=self._backward(of_context * dropout) if dropout > 0 else None,
             other_gists=other_gists,
             other_backward=self._backward(of_context * (1 - dropout) * share),

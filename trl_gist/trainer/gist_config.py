@@ -156,6 +156,9 @@ class GistConfig(GRPOConfig):
             Share of the distillation loss taken with an empty gist, so that G(Y|L), the baseline of the reward, does
             not decay while G learns to lean on gists. The expectation over dropped gists is taken exactly: G(Y|L) is
             computed once per context for the reward anyway.
+        distilled_gists (`int`, *optional*):
+            Gists of each context that G learns from, the others being scored without a gradient: a third of their cost.
+            `None` is all of them.
         reader_hands (`list[str]`, *optional*):
             Rules, of `evaluation.compressors.registry.EXTRACTIVE_COMPRESSORS`, whose gists G learns to read too: by turns,
             one of them a rollout, a gist of each context within its budget. So what S does not write yet is readable when
@@ -339,6 +342,10 @@ class GistConfig(GRPOConfig):
     )
     gist_dropout: float = field(
         default=0.1, metadata={"help": "Share of the distillation loss taken with an empty gist, in [0, 1]."}
+    )
+    distilled_gists: int | None = field(
+        default=None,
+        metadata={"help": "Gists of each context that the generator learns from (default: all). Fewer cost less."},
     )
     reader_hands: list[str] | None = field(
         default=None,
