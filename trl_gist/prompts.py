@@ -182,7 +182,7 @@ class GistPrompts:
         return ids
 
     def generator(self, gist_ids: list[int], last_k_ids: list[int]) -> list[int]:
-        """What G reads before the target: special tokens in the gist never reach G."""
+        """What G reads before the target. Special tokens in the gist never reach G."""
         return [*self.generator_before_cue(gist_ids), *self.generator_cue(last_k_ids)]
 
     def generator_before_cue(self, gist_ids: list[int]) -> list[int]:

@@ -43,6 +43,7 @@ from peft import PeftModel
 from transformers import PreTrainedModel
 
 from ...common.arguments import whole_number, whole_numbers
+from ...common.tokens import characters_of
 from ...inference.compactor import GistCompactor
 from ...models.lm_head import check_logits
 from ...prompts import GistPrompts, before_last_k, one_row_each, seen_ids, stands_for, targets_of, through_last_k
@@ -234,7 +235,7 @@ class PairReadings:
             raise ValueError(
                 f"`last_k` ({last_k}) must be between 1 and the context's {len(row['context_ids'])} tokens."
             )
-        return row | {"last_k_ids": row["context_ids"][-last_k:]}
+        return row | {"last_k_ids": characters_of(self.compactor.tokenizer).last(row["context_ids"], last_k)}
 
     def _sizes(self, row):
         prompts, decode = self.compactor.prompts, self.compactor.tokenizer.decode
