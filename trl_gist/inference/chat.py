@@ -135,7 +135,8 @@ def _checked(messages):
         calls = message.get("tool_calls") or []
         if not all(isinstance(call, dict) and isinstance(call.get("function", call), dict) for call in calls):
             raise ValueError(
-                f"Message {index} ({message['role']}) has a tool call that is no mapping with a `function`: {calls!r:.200}."
+                f"Message {index} ({message['role']}) has a tool call that is no mapping with a `function`: "
+                f"{calls!r:.200}."
             )
         content = message.get("content")
         if content is None and calls:
