@@ -26,7 +26,7 @@ with an empty gist. Green is word for word.
 import argparse
 from pathlib import Path
 
-from trl_gist import GistCompactor
+from trl_gist import Gist, GistCompactor
 from trl_gist.data.targets import TargetSpec
 from trl_gist.data.windows import WindowSpec, prepare_windows
 from trl_gist.models.generation import greedy_continuations
@@ -48,17 +48,28 @@ def recalled(compactor: GistCompactor, window: dict, gist_ids: list[int]) -> lis
 
 def print_window(console: Console, compactor: GistCompactor, window: dict):
     (gist,) = compactor.compress_batch([window["context_ids"]])
-    table = Table("kind", "cue", "the text has", "from the gist", "from none", box=None, padding=(0, 1))
-    columns = recalled(compactor, window, gist.token_ids), recalled(compactor, window, [])
-    for target, *written in zip(window["targets"], *columns, strict=True):
+    with_gist, with_none = (recalled(compactor, window, ids) for ids in (gist.token_ids, []))
+    print_recalled(console, compactor, window, {"from the gist": (gist, with_gist), "from none": (None, with_none)})
+    console.rule()
+
+
+def print_recalled(
+    console: Console, compactor: GistCompactor, window: dict, columns: dict[str, tuple[Gist | None, list[str]]]
+):
+    """The targets of a window, and by column what was recalled of them from which gist: green is word for word."""
+    console.print(f"[dim]{escape(window['prompt'])}[/dim]\n")
+    for label, (gist, _) in columns.items():
+        if gist is not None:
+            console.print(f"  gist, {label}, {len(gist.token_ids)} tokens: [bold]{escape(gist.text)}[/bold]")
+    table = Table("kind", "cue", "the text has", *columns, box=None, padding=(0, 1))
+    for index, target in enumerate(window["targets"]):
         wanted = compactor.decode(target["target_ids"])
+        written = [texts[index] for _, texts in columns.values()]
         cells = [f"[{'green' if text == wanted else 'red'}]{escape(text.strip())}[/]" for text in written]
         cue = f"… {compactor.decode(target['cue_ids']).strip()}"
         table.add_row(target["kind"], escape(cue), escape(wanted.strip()), *cells)
-    console.print(f"[dim]{escape(window['prompt'])}[/dim]\n")
-    console.print(f"  gist, {len(gist.token_ids)} tokens: [bold]{escape(gist.text)}[/bold]\n")
+    console.print()
     console.print(table)
-    console.rule()
 
 
 def first_windows(compactor: GistCompactor, text: str, count: int) -> list[dict]:

@@ -42,7 +42,7 @@ def five_articles(tokenizer, tmp_path, monkeypatch):
 @pytest.mark.parametrize(("generator_only", "compressor"), [(False, None), (True, "tail")], ids=["pair", "G alone"])
 def test_it_trains_measures_saves_and_continues(five_articles, tmp_path, capsys, generator_only, compressor):
     run = tmp_path / "run"
-    demo.main(7, str(run), generator_only, compressor)
+    demo.main(7, str(run), generator_only, compressor, next_tokens=True)
     printed = capsys.readouterr().out
     measures = json.loads((run / "gist_config.json").read_text())["measures"]
     assert re.search(r"\d windows of 2 unseen articles", printed)
@@ -56,6 +56,23 @@ def test_it_trains_measures_saves_and_continues(five_articles, tmp_path, capsys,
     assert len(held_out) == 6 and len({piece["document_id"] for piece in held_out}) == 2
     pair = GistCompactor.from_pretrained(run, device="cpu").pair
     assert (pair.step, pair.context_length, pair.last_k) == (7, 128, 16)
+
+
+def test_paid_for_facts_it_shows_what_is_recalled_before_and_after(five_articles, tmp_path, capsys, monkeypatch):
+    run = tmp_path / "run"
+    monkeypatch.setitem(demo.FACTS, "cold_start_steps", 1)
+    demo.main(2, str(run), generator_only=False, compressor=None)
+    printed = capsys.readouterr().out
+    measures = json.loads((run / "gist_config.json").read_text())["measures"]
+    after = re.search(r"facts recalled token for token .* ([\d.]+) ± [\d.]+\s*\n", printed)[1]
+    assert float(after) == pytest.approx(measures["fact/exact"], abs=6e-4)
+    assert re.search(r"gist, before, \d+ tokens: ", printed) and re.search(r"gist, after, \d+ tokens: ", printed)
+    for rule in demo.RULES:
+        assert re.search(rf"\n\s*{rule} .*\d\.\d+ ± \d\.\d+", printed), rule
+    compactor = GistCompactor.from_pretrained(run, device="cpu")
+    *_, window = demo.first_windows(compactor, demo.split_articles()[1][0]["text"], 3)
+    for target in window["targets"]:
+        assert compactor.decode(target["target_ids"]).strip()[:20] in printed
 
 
 def test_no_article_is_both_trained_on_and_held_out(five_articles):
