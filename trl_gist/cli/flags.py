@@ -15,10 +15,14 @@
 """Flags that several commands have, and what they stand for: the pair, a text, held-out documents."""
 
 import argparse
+import contextlib
 import dataclasses
 import importlib.util
+import lzma
 import sys
+import zlib
 
+from ..common.files import open_to_read
 from ..scripts.arguments import HeldOutArguments
 
 
@@ -50,21 +54,27 @@ def add_file(
     last_k_help: str = "what the generator reads beside the gist, as a question (default: the text's end)",
 ):
     parser.add_argument(
-        "file", metavar="FILE", nargs="?", default="-", help="a UTF-8 text file; '-' or nothing reads stdin"
+        "file",
+        metavar="FILE",
+        nargs="?",
+        default="-",
+        help="a UTF-8 text file, also compressed (.gz, .bz2, .xz, .zst); '-' or nothing reads stdin",
     )
     parser.add_argument("--last_k", metavar="TEXT", help=last_k_help)
 
 
 def read_text(file: str) -> str:
-    """The text of [`add_file`]; before any model is loaded."""
+    """The text of [`add_file`], without a byte order mark; before any model is loaded."""
     name = "stdin" if file == "-" else file
-    if file == "-":
-        content = sys.stdin.buffer.read()
-    else:
-        with open(file, "rb") as stream:
-            content = stream.read()
     try:
-        text = content.decode("utf-8")
+        with contextlib.nullcontext(sys.stdin.buffer) if file == "-" else open_to_read(file) as stream:
+            content = stream.read()
+    except (EOFError, zlib.error, lzma.LZMAError, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:  # no such file, and the like: it says which
+            raise
+        raise ValueError(f"{name} cannot be decompressed: {error}.") from error
+    try:
+        text = content.decode("utf-8").removeprefix("\ufeff")
     except UnicodeDecodeError as error:
         raise ValueError(f"{name} is not UTF-8 text: byte 0x{content[error.start]:02x} at {error.start}.") from error
     if not text:
@@ -94,7 +104,7 @@ def add_documents(parser: argparse.ArgumentParser):
         required=True,
         nargs="+",
         metavar="NAME_OR_PATH",
-        help="a dataset on the Hub, or local text, JSON lines or parquet files or folders of them",
+        help="a dataset on the Hub, or local text, JSON lines, CSV or parquet files, also compressed, or folders of them",
     )
     parser.add_argument("--dataset_config", metavar="NAME", help="configuration of the dataset on the Hub")
     parser.add_argument(
