@@ -23,6 +23,7 @@ from datasets import Dataset, Features, IterableDataset, List, Value
 from transformers import PreTrainedTokenizerBase
 
 from ..common.geometry import Geometry
+from ..common.pieces import tokenize
 from ..prompts import GistPrompts, targets_of, through_last_k
 from .targets import QUESTION, TargetSpec, make_targets
 
@@ -438,10 +439,6 @@ def why_unusable(text) -> str | None:
     return None
 
 
-def _tokenize(tokenizer, text):
-    return tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
-
-
 def _all_ids(window):
     """Every list of token ids that a window consists of."""
     for column, value in window.items():
@@ -455,7 +452,7 @@ def _cut_document(row, tokenizer, spec):
     reason = why_unusable(row["text"])
     if reason:
         return [], reason
-    ids = _tokenize(tokenizer, row["text"])
+    ids = tokenize(tokenizer, row["text"])
     starts = range(0, len(ids) - spec.length + 1, spec.window_stride or spec.length)
     windows = []
     for start in starts[: spec.max_windows_per_document]:
@@ -520,5 +517,5 @@ def _ids_of(value, tokenizer):
         reason = why_unusable(value)
         if reason:
             return None, reason
-        ids = _tokenize(tokenizer, value)
+        ids = tokenize(tokenizer, value)
     return (ids, None) if ids else (None, "empty")
