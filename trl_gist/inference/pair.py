@@ -21,6 +21,7 @@ What is done with it lies above: one subject a file, and [`~inference.compactor.
 import functools
 import os
 import threading
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from typing import Protocol, Self
 
@@ -28,6 +29,7 @@ import torch
 from peft import PeftModel
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from ..common.pieces import PIECE, Piece, tokenize, tokenize_pieces
 from ..models.fingerprints import pair_fingerprint
 from ..models.generation import generate
 from ..models.loading import HalfLoader, local_directory
@@ -147,11 +149,8 @@ class LoadedPair:
             ValueError: if it is neither, not valid text, holds an id outside the vocabulary, or is empty.
         """
         if isinstance(text, str):
-            try:
-                text.encode("utf-8")
-            except UnicodeEncodeError as error:
-                raise ValueError(f"{what} is not valid text: {error}.") from error
-            ids = self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+            _check_text(text, what)
+            ids = tokenize(self.tokenizer, text)
         elif isinstance(text, (list, tuple)):
             ids = list(text)
             for token in ids:
@@ -163,9 +162,31 @@ class LoadedPair:
             raise ValueError(f"{what} is empty.")
         return ids
 
+    def token_pieces(self, text: str | list[int], what: str) -> Iterator[Piece]:
+        """
+        As [`~LoadedPair.token_ids`], piece by piece, with the character where each token begins; of token ids one piece,
+        without them. A text is known to be empty when there is no token.
+        """
+        if not isinstance(text, str):
+            return iter([(self.token_ids(text, what), None)])
+        _check_text(text, what)
+        return tokenize_pieces(self.tokenizer, text)
+
     def decode(self, token_ids: list[int]) -> str:
         """The text of token ids, without special tokens."""
         return self.tokenizer.decode(token_ids, skip_special_tokens=True)
+
+
+def _check_text(text, what):
+    """But whether it is empty, of which tokens decide."""
+    for start in range(0, len(text), PIECE):
+        try:
+            text[start : start + PIECE].encode("utf-8")
+        except UnicodeEncodeError as error:
+            at = start + error.start
+            raise ValueError(
+                f"{what} is not valid text: {error.reason}, as {text[at]!r} at character {at}."
+            ) from error
 
 
 class GistWriter(Protocol):
@@ -182,6 +203,8 @@ class GistWriter(Protocol):
     def generate(self, role: str, prompts: list[list[int]], **generation_kwargs) -> tuple: ...
 
     def token_ids(self, text: str | list[int], what: str, may_be_empty: bool = False) -> list[int]: ...
+
+    def token_pieces(self, text: str | list[int], what: str) -> Iterator[Piece]: ...
 
     def decode(self, token_ids: list[int]) -> str: ...
 
