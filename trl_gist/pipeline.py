@@ -21,7 +21,7 @@ from transformers import pipeline
 import trl_gist.pipeline  # registers the task
 
 compact = pipeline("gist-compaction", model="my-pair")
-compact(text, budget=24, keep="numbers")  # a gist for each context_length tokens
+compact(text, budget=24, keep="numbers")  # the gists of its windows
 compact(messages, max_tokens=2048)  # a chat, by turns
 ```
 
@@ -111,7 +111,7 @@ class GistCompactionPipeline(Pipeline):
     """
     Compacts texts of any length and chats.
 
-    A text becomes a `list[dict]`, the fields of a [`Gist`] for each `context_length` tokens; a chat, a list of messages,
+    A text becomes a `list[dict]`, the fields of a [`Gist`] for each window; a chat, a list of messages,
     becomes a `dict`, the fields of a [`~inference.chat.CompactedChat`]. Of several inputs, as a list, a generator or a dataset,
     each becomes one of these.
 

@@ -24,6 +24,7 @@ from tiny_pairs import in_eval
 
 from trl_gist import GistCompactor
 from trl_gist.common.tokens import characters_of, chat_ids, literal_ids, special_ids
+from trl_gist.inference.windows import windows_of
 from trl_gist.pair import PairConfig
 from trl_gist.prompts import GENERATOR_PROMPT, SUMMARIZER_PROMPT_WITH_TAIL
 from trl_gist.serving.config import ServingConfig
@@ -92,11 +93,13 @@ def test_compressed_texts(pair, text):
         gists = pair.compress_windows(text, batch_size=4)
     template = controls_in(pair, pair.prompts.summarizer([], [], GIST))
     assert all(controls_in(pair, prompt) == template for prompt in read["summarizer"])
-    contexts = pair.windows(text)
-    assert [token for context in contexts for token in context] == literal_ids(pair.tokenizer, text)
+    windows = list(windows_of(pair, text))
+    contexts = [window.context_ids for window in windows]
+    stretches = [context[: len(context) - len(last)] for context, last, _ in windows]
+    assert [token for stretch in stretches for token in stretch] == literal_ids(pair.tokenizer, text)
     assert all(0 < len(context) <= CONTEXT for context in contexts) and len(gists) == len(contexts)
-    for context in contexts:
-        assert characters_of(pair.tokenizer).whole(context) == context
+    for ids in (*contexts, *stretches):
+        assert characters_of(pair.tokenizer).whole(ids) == ids
     for gist in gists:
         check_gist(pair, gist)
     kept = pair.compress(contexts[0], keep="regex:\\w+", budget=GIST)
@@ -176,7 +179,7 @@ def test_the_server(pair, text, seed):
     harmless = chat_ids(pair.tokenizer, [{**message, "content": "x"} for message in messages])
     assert controls_in(pair, read["generator"][0]) == controls_in(pair, harmless)
     assert not any("\ufffd" in gist["text"] for gist in answer.data)
-    assert [gist["window"] for gist in answer.data] == [*range(len(pair.windows(text)))]
+    assert [gist["window"] for gist in answer.data] == [*range(len(list(windows_of(pair, text))))]
 
 
 @each_pair

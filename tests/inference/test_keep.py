@@ -25,6 +25,7 @@ from trl_gist import GistCompactor
 from trl_gist.evaluation.gists.patterns import gist_patterns
 from trl_gist.inference.certify import draw_continuations, expected_kls, full_context_reader
 from trl_gist.inference.keep import SEPARATOR, find_spans, keep_in_gists, parse_keep, with_spans
+from trl_gist.inference.windows import windows_of
 
 
 @pytest.fixture(scope="module")
@@ -167,11 +168,12 @@ def test_the_log_prob_is_that_of_the_gist_as_it_is(compactor):
 def test_windows_keep_each_its_own_and_come_as_they_are_written(compactor, monkeypatch):
     text = "".join(make_documents(4))
     gists = compactor.compress_windows(text, keep="numbers", batch_size=2)
-    ids = compactor.tokenizer(text)["input_ids"]
-    assert len(gists) == -(-len(ids) // 180)
-    for start, gist in zip(range(0, len(ids), 180), gists, strict=True):
-        single = compactor.compress(ids[start : start + 180], keep="numbers")
-        assert (gist.token_ids, gist.kept, gist.not_kept) == (single.token_ids, single.kept, single.not_kept)
+    windows = list(windows_of(compactor, text, keep=["numbers"]))
+    assert len(gists) == len(windows) > 2
+    for window, gist in zip(windows, gists, strict=True):
+        plain = compactor.compress(window.context_ids, last_k=window.last_k_ids).token_ids
+        assert gist.token_ids == with_spans(plain, window.spans, 24, compactor.tokenizer)
+        assert gist.kept == [span.text for span in window.spans if span.is_in(gist.text)]
     calls = []
     write = compactor._write_gists
     monkeypatch.setattr(compactor, "_write_gists", lambda *args: calls.append(1) or write(*args))
@@ -234,7 +236,8 @@ def test_over_two_tokens_it_estimates_the_kl_over_all_continuations(request, whi
 def test_what_spells_special_tokens_is_kept_as_text_which_is_what_the_generator_reads(tokenizer, keep):
     context = "In 1854 <|im_end|> John Snow</s> 82 miles <|im_start|>Broad Street"
     gist = tokenizer.encode("the map", add_special_tokens=False)
-    ((ids,), (found,)) = keep_in_gists([gist], [context], parse_keep([keep, "numbers"]), 40, tokenizer)
+    spans = find_spans(context, parse_keep([keep, "numbers"]))
+    ((ids,), (found,)) = keep_in_gists([gist], [spans], 40, tokenizer)
     assert not set(ids) & set(tokenizer.all_special_ids)
     assert found["kept"][-2:] == ["1854", "82"] and not found["not_kept"]
     assert len(found["kept"]) > 2 and all(span in tokenizer.decode(ids) for span in found["kept"])

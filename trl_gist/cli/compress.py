@@ -23,9 +23,7 @@ from .flags import add_batch_size, add_file, add_pair, positive, read_text
 
 
 def add_parser(commands):
-    parser = commands.add_parser(
-        "compress", help="write a gist of each context_length tokens of a text", allow_abbrev=False
-    )
+    parser = commands.add_parser("compress", help="write the gists of a text, one for each window", allow_abbrev=False)
     add_pair(parser)
     add_file(parser)
     parser.add_argument(

@@ -15,13 +15,17 @@
 """Flags that several commands have, and what they stand for: the pair, a text, held-out documents."""
 
 import argparse
+import contextlib
 import dataclasses
 import importlib.util
+import lzma
 import math
 import os
 import sys
+import zlib
 from collections.abc import Callable, Iterable
 
+from ..common.files import open_to_read
 from ..scripts.arguments import HeldOutArguments
 
 
@@ -78,13 +82,17 @@ def add_file(
         "file",
         metavar="FILE",
         nargs="?",
-        help="a UTF-8 text file, right after PAIR; '-', or a pipe and nothing, reads stdin",
+        help="a UTF-8 text file, also compressed (.gz, .bz2, .xz, .zst), right after PAIR; '-', or a pipe and nothing, "
+        "reads stdin",
     )
     parser.add_argument("--last_k", metavar="TEXT", help=last_k_help)
 
 
 def read_text(file: str | None, taken: Iterable[str] = ()) -> str:
-    """The text of [`add_file`], before any model is loaded. A flag that takes several values may have `taken` its name."""
+    """
+    The text of [`add_file`], without a byte order mark; before any model is loaded. A flag that takes several values may
+    have `taken` its name.
+    """
     for value in taken if file is None else ():
         if os.path.isfile(value):
             raise ValueError(
@@ -95,14 +103,17 @@ def read_text(file: str | None, taken: Iterable[str] = ()) -> str:
         raise ValueError(
             "No FILE is given, and stdin is a terminal. Write a file's name after PAIR, pipe a text, or give '-' to type one."
         )
-    name = "stdin" if file in (None, "-") else file
-    if file in (None, "-"):
-        content = sys.stdin.buffer.read()
-    else:
-        with open(file, "rb") as stream:
-            content = stream.read()
+    from_stdin = file in (None, "-")
+    name = "stdin" if from_stdin else file
     try:
-        text = content.decode("utf-8")
+        with contextlib.nullcontext(sys.stdin.buffer) if from_stdin else open_to_read(file) as stream:
+            content = stream.read()
+    except (EOFError, zlib.error, lzma.LZMAError, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:  # no such file, and the like: it says which
+            raise
+        raise ValueError(f"{name} cannot be decompressed: {error}.") from error
+    try:
+        text = content.decode("utf-8").removeprefix("\ufeff")
     except UnicodeDecodeError as error:
         raise ValueError(f"{name} is not UTF-8 text: byte 0x{content[error.start]:02x} at {error.start}.") from error
     if not text:
@@ -132,7 +143,7 @@ def add_documents(parser: argparse.ArgumentParser):
         required=True,
         nargs="+",
         metavar="NAME_OR_PATH",
-        help="a dataset on the Hub, or local text, JSON lines or parquet files or folders of them",
+        help="a dataset on the Hub, or local text, JSON lines, CSV or parquet files, also compressed, or folders of them",
     )
     parser.add_argument("--dataset_config", metavar="NAME", help="configuration of the dataset on the Hub")
     parser.add_argument(

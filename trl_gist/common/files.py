@@ -14,13 +14,32 @@
 
 """Files that are there whole or not at all: written beside and renamed, linked or copied, digested, synced to the disk."""
 
+import bz2
+import gzip
 import hashlib
 import json
+import lzma
 import os
 import shutil
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import BinaryIO
+
+
+def _open_zst(path, mode="rb"):
+    import pyarrow  # which reads it without another library; not at the top, as the command line imports this
+
+    return pyarrow.input_stream(str(path), compression="zstd")
+
+
+# How a file is opened, by its last suffix
+COMPRESSIONS = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open, ".zst": _open_zst}
+
+
+def open_to_read(path: str | os.PathLike) -> BinaryIO:
+    """A file's bytes, decompressed if its suffix is one of `COMPRESSIONS`."""
+    return COMPRESSIONS.get(Path(path).suffix.lower(), open)(path, "rb")
 
 
 def replace_file(path: Path, content: bytes, synced: bool = False):

@@ -16,6 +16,7 @@
 
 import calendar
 import functools
+from collections.abc import Iterator
 
 import regex
 
@@ -90,12 +91,11 @@ class Units:
     """
 
     def __init__(self, text: str):
-        matches = list(_UNIT.finditer(text))
-        names = {match[0].casefold() for match in matches if _is_name(match)}
-        self.words = [match[0] for match in matches]
+        units = list(iter_units(text))
+        self.words = [word for word, _, _ in units]
         self.folded = [word.casefold() for word in self.words]
-        self.kinds = [_kind(word, names) for word in self.words]
-        self.spans = [match.span() for match in matches]
+        self.kinds = [kind for _, kind, _ in units]
+        self.spans = [span for _, _, span in units]
 
     def count(self, kind: str) -> int:
         """Units of a kind."""
@@ -103,6 +103,14 @@ class Units:
 
 
 # ---- Units ----
+
+
+def iter_units(text: str) -> Iterator[tuple[str, str, tuple[int, int]]]:
+    """Each unit's word, kind and span, as of [`Units`], one by one: a text may be a whole book."""
+    names = {match[0].casefold() for match in _UNIT.finditer(text) if _is_name(match)}
+    for match in _UNIT.finditer(text):
+        yield match[0], _kind(match[0], names), match.span()
+
 
 units_of = functools.lru_cache(maxsize=256)(Units)  # a context has a gist at every step
 

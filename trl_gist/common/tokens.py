@@ -27,11 +27,13 @@ import functools
 import itertools
 import re
 import threading
+from collections.abc import Iterator
 
 from tokenizers import pre_tokenizers
 from transformers import PreTrainedTokenizerBase
 
 from .chat_template import apply
+from .pieces import PIECE, Piece, encode_pieces
 
 
 # Fast tokenizers hold as their state whether special tokens are split, and may not be changed while they are read
@@ -49,17 +51,21 @@ def literal_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     Token ids of what a user brings, with no control token among them, whatever it spells: neither a special token nor
     one that the chat template writes. Nothing is added before or after it.
     """
-    special, of_template = _controls(tokenizer, len(tokenizer), str(tokenizer.chat_template))
-    ids = _broken_ids(tokenizer, text, of_template)
-    if not special.isdisjoint(ids):  # a vocabulary of whole words, or of Unigram, finds them among its own
-        ids = _broken_ids(tokenizer, text, [*of_template, *tokenizer.convert_ids_to_tokens(sorted(special))])
-    return ids
+    return [token for ids, _ in literal_pieces(tokenizer, text) for token in ids]
+
+
+def literal_pieces(tokenizer: PreTrainedTokenizerBase, text: str, piece: int = PIECE) -> Iterator[Piece]:
+    """
+    As [`literal_ids`], piece by piece, with the character where each token begins; see [`~common.pieces.encode_pieces`].
+    A tokenizer without offsets takes the text as a whole, and says `None` for these.
+    """
+    return _pieces(tokenizer, functools.partial(_literal, tokenizer), text, piece)
 
 
 def written_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    """Token ids of the text of a prompt's template, whose control tokens are meant."""
-    with _LOCK:
-        return tokenizer(text, add_special_tokens=False, split_special_tokens=False, verbose=False)["input_ids"]
+    """Token ids of a text whose control tokens are meant, as a prompt's template."""
+    encode = functools.partial(_encoded, tokenizer, split_special_tokens=False)
+    return [token for ids, _ in _pieces(tokenizer, encode, text, PIECE) for token in ids]
 
 
 def chat_ids(
@@ -100,23 +106,52 @@ def _controls(tokenizer, _, chat_template):
     return special_ids(tokenizer) - {tokenizer.unk_token_id}, of_template
 
 
-def _broken_ids(tokenizer, text, controls):
-    """Token ids of a text, in pieces that end after the first character of each control token in it."""
-    starts = []
+def _pieces(tokenizer, encode, text, piece):
+    if tokenizer.is_fast:
+        yield from encode_pieces(encode, text, piece)
+    else:
+        yield encode(text)[0], None
+
+
+def _encoded(tokenizer, text, split_special_tokens):
+    """Token ids, and the characters where they begin: none of a tokenizer without offsets."""
+    with _LOCK:
+        encoded = tokenizer(
+            text,
+            add_special_tokens=False,
+            split_special_tokens=split_special_tokens,
+            return_attention_mask=False,
+            return_offsets_mapping=tokenizer.is_fast,
+            verbose=False,
+        )
+    return encoded["input_ids"], [start for start, _ in encoded.get("offset_mapping", ())]
+
+
+def _literal(tokenizer, text):
+    special, of_template = _controls(tokenizer, len(tokenizer), str(tokenizer.chat_template))
+    ids, starts = _broken(tokenizer, text, of_template)
+    if not special.isdisjoint(ids):  # a vocabulary of whole words, or of Unigram, finds them among its own
+        return _broken(tokenizer, text, [*of_template, *tokenizer.convert_ids_to_tokens(sorted(special))])
+    return ids, starts
+
+
+def _broken(tokenizer, text, controls):
+    """As `_encoded`, in parts that end after the first character of each control token in the text."""
+    ends = []
     if any(control in text for control in controls):
         pattern = "|".join(map(re.escape, controls))
-        starts = [match.start() + 1 for match in re.finditer(f"(?={pattern})", text)]
-    with _LOCK:
-        encode = functools.partial(
-            tokenizer, add_special_tokens=False, split_special_tokens=True, return_attention_mask=False, verbose=False
-        )
-        ids = encode(text[: starts[0]] if starts else text)["input_ids"]
-        for start, stop in itertools.pairwise([*starts, len(text)] if starts else []):
-            # After a newline, since SentencePiece puts a space before a text
-            newline, piece = encode("\n")["input_ids"], encode("\n" + text[start:stop])["input_ids"]
-            whole = piece[: len(newline)] == newline
-            ids += piece[len(newline) :] if whole else encode(text[start:stop])["input_ids"]
-    return ids
+        ends = [match.start() + 1 for match in re.finditer(f"(?={pattern})", text)]
+    ids, starts = _encoded(tokenizer, text[: ends[0]] if ends else text, True)
+    for start, stop in itertools.pairwise([*ends, len(text)] if ends else []):
+        # After a newline, since SentencePiece puts a space before a text
+        newline, before = _encoded(tokenizer, "\n", True)[0], 1
+        part_ids, part_starts = _encoded(tokenizer, "\n" + text[start:stop], True)
+        if part_ids[: len(newline)] != newline:
+            newline, before = [], 0
+            part_ids, part_starts = _encoded(tokenizer, text[start:stop], True)
+        ids += part_ids[len(newline) :]
+        starts += [start - before + at for at in part_starts[len(newline) :]]
+    return ids, starts
 
 
 # ---- Ids to texts ----

@@ -14,18 +14,37 @@
 
 """Documents from local files or the Hub, as rows with a `text`."""
 
+import codecs
+import hashlib
+import lzma
+import re
+import shutil
+import tempfile
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
+import datasets
 from datasets import Dataset, IterableDataset, load_dataset
 from datasets.data_files import sanitize_patterns
 from datasets.exceptions import DatasetGenerationError
 from datasets.utils.metadata import MetadataConfigs
 from huggingface_hub import DatasetCard
 
+from ..common.files import COMPRESSIONS, files_in, open_to_read
+
 
 # How `datasets` reads a file, by its suffix
-_BUILDERS = {".txt": "text", ".md": "text", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
+_BUILDERS = {
+    ".txt": "text",
+    ".md": "text",
+    ".json": "json",
+    ".jsonl": "json",
+    ".csv": "csv",
+    ".parquet": "parquet",
+}
+# In any other path `datasets` (5.2) sees patterns, hops (`::`) or addresses
+_PLAIN_PATH = re.compile(r"[\w./ -]+")
 
 
 def load_documents(
@@ -41,9 +60,11 @@ def load_documents(
 
     Args:
         source (`str` or `list[str]`):
-            A list names local files (`.txt` and `.md`: one document each; `.jsonl`, `.json`, `.parquet`: one document
-            a row; also gzipped) or folders of them, all of one kind. A string may be such a path, a dataset on the
-            Hub, or a folder laid out as one: with a card (`README.md`) that lists its `configs`.
+            A list names local files (`.txt` and `.md`: one document each; `.jsonl`, `.json`, `.csv`, `.parquet`: one
+            document a row; also `.gz`, `.bz2`, `.xz` and `.zst`) or folders of them, all of one kind. A string may be
+            such a path, a dataset on the Hub, or a folder laid out as one: with a card (`README.md`) that lists its
+            `configs`. A path is a path, whatever signs are in it, and no pattern. A byte order mark is no text, and a
+            file without rows is passed over, unless there is no other.
         config, split (`str`):
             Of the dataset on the Hub or the folder laid out as one.
         streaming (`bool`, *optional*, defaults to `False`):
@@ -61,7 +82,7 @@ def load_documents(
     if splits:
         # The files are named: datasets 5.2 calls the cache of a folder after its name and its card alone, and so serves
         # what another folder of that name held, or this one before
-        dataset = load_dataset(source, data_files=splits, split=split, streaming=streaming)
+        dataset = load_dataset(_plain_folder(Path(source)), data_files=splits, split=split, streaming=streaming)
     elif isinstance(source, str) and not Path(source).exists() and _may_be_on_hub(source):
         dataset = load_dataset(source, name=config, split=split, streaming=streaming)
     else:
@@ -108,11 +129,14 @@ def _load_files(sources, streaming):
         )
     options = {"sample_by": "document"} if builders == ["text"] else {}
     try:
-        return load_dataset(
-            builders[0], data_files=[str(file) for file in files], split="train", streaming=streaming, **options
-        )
+        data_files = [_plain(file) for file in files if builders == ["text"] or not _is_blank(file)]
+        if not data_files:
+            raise ValueError(f"{', '.join(sources)} holds no documents: {len(files)} files without a row.")
+        return load_dataset(builders[0], data_files=data_files, split="train", streaming=streaming, **options)
     except DatasetGenerationError as error:
         raise ValueError(f"{', '.join(sources)} cannot be read: {error.__cause__}") from error
+    except (EOFError, zlib.error, lzma.LZMAError, OSError) as error:
+        raise ValueError(f"{', '.join(sources)} cannot be read: {error}") from error
 
 
 def _files(path):
@@ -135,4 +159,71 @@ def _files(path):
 
 
 def _builder(path):
-    return _BUILDERS.get(Path(path.name.removesuffix(".gz")).suffix)
+    name = path.with_suffix("") if path.suffix.lower() in COMPRESSIONS else path
+    return _BUILDERS.get(name.suffix.lower())
+
+
+def _is_blank(file):
+    """Whether nothing is in it but white space and a byte order mark."""
+    with open_to_read(file) as stream:
+        start = stream.read(1 << 12)
+        return not start.removeprefix(codecs.BOM_UTF8).strip() and not stream.read(1)
+
+
+def _plain(path):
+    """
+    The path as `datasets` takes it for one: a link where it would see more in it, and the content where it cannot read it,
+    lacking a library or (5.2) taking a byte order mark for text. Names in its cache say which file, as it was last changed,
+    so that a prepared dataset is found again.
+    """
+    path = path.absolute()
+    with open_to_read(path) as stream:
+        has_mark = stream.read(len(codecs.BOM_UTF8)) == codecs.BOM_UTF8
+    copied = has_mark or path.suffix.lower() == ".zst"
+    if _PLAIN_PATH.fullmatch(str(path)) and not copied:
+        return str(path)
+    suffixes = [path.suffix] if _builder(path) == _BUILDERS.get(path.suffix.lower()) else path.suffixes[-2:]
+
+    def make(draft):
+        if not copied:
+            draft.symlink_to(path)
+            return
+        with open_to_read(path) as stream, open(draft, "wb") as file:
+            stream.read(len(codecs.BOM_UTF8) * has_mark)
+            shutil.copyfileobj(stream, file)
+
+    return _in_cache(path, [path], make, "".join(suffixes[:1] if copied else suffixes).lower())
+
+
+def _plain_folder(path):
+    """As [`_plain`], a folder whose files may be named in patterns: a folder of links, for `datasets` resolves one itself."""
+    path = path.absolute()
+    if _PLAIN_PATH.fullmatch(str(path)):
+        return str(path)
+    files = sorted(files_in(path))
+
+    def make(draft):
+        for file in files:
+            link = draft / file.relative_to(path)
+            link.parent.mkdir(parents=True, exist_ok=True)
+            link.symlink_to(file)
+
+    return _in_cache(path, files, make)
+
+
+def _in_cache(path, files, make, suffixes=""):
+    """What `make` puts in the place of a path, once, while its files are as they are."""
+    states = [f"{file}\0{file.stat().st_mtime_ns}\0{file.stat().st_size}" for file in files]
+    name = hashlib.sha256("\0".join([str(path), *states]).encode("utf-8", "surrogateescape")).hexdigest()
+    place = Path(datasets.config.HF_DATASETS_CACHE, "trl_gist", name[:32] + suffixes)
+    if place.exists():
+        return str(place)
+    place.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=place.parent) as drafts:
+        make(Path(drafts, "draft"))
+        try:
+            Path(drafts, "draft").rename(place)
+        except OSError:
+            if not place.exists():  # another process was as quick
+                raise
+    return str(place)

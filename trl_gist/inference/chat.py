@@ -36,6 +36,7 @@ from dataclasses import dataclass
 from .chat_template import ChatTemplate
 from .keep import find_spans, kept_and_not, parse_keep
 from .pair import GistWriter
+from .windows import most_windows, stretch_length
 
 
 INSTRUCTIONS = ("system", "developer")
@@ -82,10 +83,10 @@ def compact_messages(
     """
     See [`GistCompactor.compact_messages`].
 
-    As many of the newest turns stay as leave room for a gist, as long as the pair was trained on, of each
-    `context_length` tokens of the older ones. If only the last turn does, gists are compressed again until they fit, and
-    the last gist is cut to the room that there is. If not even that leaves room for one gist, the last turn's oldest
-    steps are compressed with the older turns.
+    As many of the newest turns stay as leave room for a gist, as long as the pair was trained on, of each window of the
+    older ones. If only the last turn does, gists are compressed again until they fit, and the last gist is cut to the room
+    that there is. If not even that leaves room for one gist, the last turn's oldest steps are compressed with the older
+    turns.
     """
     template = ChatTemplate(compactor.tokenizer, tools, compactor.pair.chat_template_kwargs)
     messages = _checked(messages)
@@ -103,10 +104,10 @@ def compact_messages(
         tokens = _tokens(template, compacted)
         if tokens <= max_tokens:
             template.check(compacted)
-            kept, not_kept = kept_and_not(find_spans(as_text(old), requests), gist)
-            return CompactedChat(template.fit(compacted), old, gist, tokens, before, kept, not_kept)
+            found = kept_and_not(find_spans(as_text(old), requests), gist)
+            return CompactedChat(template.fit(compacted), old, gist, tokens, before, found["kept"], found["not_kept"])
         # The gist's text is more tokens in the template than it was written in
-        room -= tokens - max_tokens
+        room = min(room - 1, max(1, room * (max_tokens - smallest) // (tokens - smallest)))
     raise ChatTooLong(
         f"`max_tokens` ({max_tokens}) is too small: the system prompt and other standing instructions, the tools, the "
         f"last user's message and the newest step after it take {_tokens(template, [*head, *new])} tokens in the chat "
@@ -237,16 +238,20 @@ def _calls_and_results(messages):
 
 def _fold(compactor, text, room, keep):
     """A gist of at most `room` tokens of a text of any length: gists of its windows, and gists of these where needed."""
+    pair = compactor.pair
     # A window of gists must hold more than one, or there would be no end
-    longest = min(compactor.pair.max_gist_length, compactor.pair.context_length // 2 - 1)
-    ids = compactor.token_ids(text, "The chat", may_be_empty=True)
-    while len(ids) > compactor.pair.context_length and _gists_tokens(compactor, len(ids)) > room:
-        gists = compactor.compress_windows(ids, longest, keep=keep)
-        ids = compactor.token_ids("\n".join(gist.text for gist in gists), "The gists", may_be_empty=True)
-    gists = compactor.compress_windows(ids, min(compactor.pair.max_gist_length, room), keep=keep) if ids else []
+    longest = max(1, min(pair.max_gist_length, stretch_length(pair) // 2 - 1))
+    tokens = len(compactor.token_ids(text, "The chat", may_be_empty=True))
+    while tokens > pair.context_length and _gists_tokens(compactor, tokens) > room:
+        gists = compactor.compress_windows(text, longest, keep=keep)
+        text, before = "\n".join(gist.text for gist in gists), tokens
+        tokens = len(compactor.token_ids(text, "The gists", may_be_empty=True))
+        if tokens >= before:
+            break
+    gists = compactor.compress_windows(text, min(pair.max_gist_length, room), keep=keep) if tokens else []
     return "\n".join(gist.text for gist in gists)
 
 
 def _gists_tokens(compactor, length):
     """Most tokens of the gists of a text of `length` tokens, with what separates them."""
-    return -(-length // compactor.pair.context_length) * (compactor.pair.max_gist_length + 1)
+    return most_windows(compactor.pair, length) * (compactor.pair.max_gist_length + 1)

@@ -14,6 +14,7 @@
 
 """The front of a pair at inference: gists, continuations, sessions and chats. Each is a module of its own."""
 
+import collections
 import itertools
 import os
 from collections.abc import Iterator
@@ -23,14 +24,16 @@ from tqdm.auto import tqdm
 
 from ..common.arguments import several, whole_number
 from ..common.tokens import characters_of, literal_ids
+from ..prompts import before_last_k
 from ..scoring.gist_log_probs import given_log_probs, written_log_probs
 from .certify import expected_kls
 from .chat import CompactedChat, compact_messages
 from .gist import Continuation, Gist
-from .keep import Request, keep_in_gists, parse_keep
+from .keep import Request, find_spans, keep_in_gists, parse_keep
 from .pair import LoadedPair
 from .search import search_gist
 from .session.session import Session
+from .windows import Window, windows_of
 
 
 @dataclass(frozen=True)
@@ -110,10 +113,12 @@ class GistCompactor(LoadedPair):
                 trained with `gist_length_range` is told, and writes what is worth most within it; any other is cut
                 off there.
             do_sample (`bool`, *optional*, defaults to `False`):
-                Whether to sample at temperature 1, as in training, instead of taking the likeliest tokens.
+                Whether to sample at temperature 1, as in training, instead of taking the likeliest tokens. What is no
+                longer than `budget` is its own gist, verbatim: the summarizer is not asked.
             last_k (`str` or `list[int]`, *optional*):
-                What the generator will read beside the gist, as a question about the context. Defaults to the last
-                `last_k` tokens of the context. The summarizer sees it if its prompt has `{last_k}`.
+                What the generator will read beside the gist, as a question about the context. The summarizer sees it if
+                its prompt has `{last_k}`. Defaults to the last `last_k` tokens of the context, which are then in no gist;
+                of a context that has no more than `budget` tokens before them, to nothing: its gist is of all of it.
             keep (`str`, pattern or a list of them, *optional*):
                 Spans of the context that the gist must have, within the same budget: `"numbers"`, `"names"`,
                 `"dates"`, `"regex:..."`, a compiled pattern, or a literal string; see [`trl_gist.inference.keep`].
@@ -165,12 +170,15 @@ class GistCompactor(LoadedPair):
         search: bool = False,
     ) -> list[Gist]:
         """
-        One gist for each `context_length` tokens of a text of any length; the last context may be shorter. A `last_k`,
-        as in [`~GistCompactor.compress`], is the same for all of them.
+        The gists of a text of any length, which together stand for all of it: one for each `context_length` tokens, of
+        which the last `last_k` are those that the next one begins with; see [`~inference.windows.windows_of`]. A `last_k`
+        as in [`~GistCompactor.compress`] is the same for all of them, and the windows are then of `context_length` tokens
+        each, side by side.
         """
         request = GistRequest(budget, do_sample, batch_size, parse_keep(keep), certify, search)
-        windows = self.windows(text)
-        return self._compress(windows, None if last_k is None else [last_k] * len(windows), request)
+        windows = self._windows(text, last_k, request)
+        first = list(itertools.islice(windows, batch_size + 1))
+        return self._gists(itertools.chain(first, windows), request, None if len(first) > batch_size else len(first))
 
     def iter_windows(
         self,
@@ -183,11 +191,12 @@ class GistCompactor(LoadedPair):
         certify: bool = False,
         search: bool = False,
     ) -> Iterator[Gist]:
-        """As [`~GistCompactor.compress_windows`], each batch of gists as soon as it is written."""
+        """
+        As [`~GistCompactor.compress_windows`], each batch of gists as soon as it is written. The text is tokenised as it is
+        needed.
+        """
         request = GistRequest(budget, do_sample, batch_size, parse_keep(keep), certify, search)
-        windows = self.windows(text)
-        last_k_ids = self._last_k_ids(windows, None if last_k is None else [last_k] * len(windows))
-        return self._iter_gists(windows, last_k_ids, request)
+        return self._iter_gists(self._windows(text, last_k, request), request)
 
     def continue_text(
         self,
@@ -216,7 +225,10 @@ class GistCompactor(LoadedPair):
         """
         max_new_tokens = whole_number("max_new_tokens", max_new_tokens)  # before a gist is written
         characters = characters_of(self.tokenizer)
-        context_ids = characters.last(self.token_ids(text, "The text"), self.pair.context_length)
+        pieces = self.token_pieces(text, "The text")
+        # Tokens before the context tell where its first character begins
+        end = collections.deque((token for ids, _ in pieces for token in ids), maxlen=2 * self.pair.context_length)
+        context_ids = characters.last(self.token_ids(list(end), "The text"), self.pair.context_length)
         last_k = characters.last(context_ids, self.pair.last_k) if last_k is None else last_k
         gist = self.compress(context_ids, last_k=last_k)
         return self.continue_from(gist, last_k, max_new_tokens, do_sample, **generation_kwargs)
@@ -295,68 +307,78 @@ class GistCompactor(LoadedPair):
                     f"{self.pair.context_length}. Use `compress_windows`, which cuts a text into such contexts."
                 )
             contexts_ids.append(ids)
-        gists = self._iter_gists(contexts_ids, self._last_k_ids(contexts_ids, last_k), request)
-        hidden = not self.shows_progress or (len(contexts) <= request.batch_size and not request.search)
-        return list(tqdm(gists, total=len(contexts), desc="Compressing", unit=" contexts", disable=hidden))
-
-    def windows(self, text: str | list[int], what: str = "The text") -> list[list[int]]:
-        """The contexts of a text of any length, at most `context_length` tokens each, cut between two characters."""
-        ids, characters, cuts = self.token_ids(text, what), characters_of(self.tokenizer), [0]
-        while cuts[-1] < len(ids):
-            end = min(cuts[-1] + self.pair.context_length, len(ids))
-            whole = characters.cut(ids, end) if end < len(ids) else end
-            cuts.append(whole if whole > cuts[-1] else end)  # a character may be longer than a context
-        return [ids[start:stop] for start, stop in itertools.pairwise(cuts)]
-
-    def _last_k_ids(self, contexts_ids, last_k):
         if last_k is None:
-            return [characters_of(self.tokenizer).last(ids, self.pair.last_k) for ids in contexts_ids]
-        return [self.token_ids(text, "`last_k`", may_be_empty=True) for text in last_k]
+            least, last = self.pair.last_k + self._budget(request), characters_of(self.tokenizer).last
+            last_k_ids = [last(ids, self.pair.last_k) if len(ids) > least else [] for ids in contexts_ids]
+        else:
+            last_k_ids = [self.token_ids(text, "`last_k`", may_be_empty=True) for text in last_k]
+        windows = [
+            Window(ids, last_ids, find_spans(text if isinstance(text, str) else self.decode(ids), request.keep))
+            for text, ids, last_ids in zip(contexts, contexts_ids, last_k_ids, strict=True)
+        ]
+        return self._gists(windows, request, len(windows))
 
-    def _iter_gists(self, contexts_ids, last_k_ids, request):
+    def _windows(self, text, last_k, request):
+        last_k_ids = None if last_k is None else self.token_ids(last_k, "`last_k`", may_be_empty=True)
+        windows = windows_of(self, text, last_k_ids, request.keep)
+        return itertools.chain([next(windows)], windows)  # an empty text is refused at once
+
+    def _gists(self, windows, request, total):
+        hidden = not self.shows_progress or (total is not None and total <= request.batch_size and not request.search)
+        gists = self._iter_gists(windows, request)
+        return list(tqdm(gists, total=total, desc="Compressing", unit=" contexts", disable=hidden))
+
+    def _iter_gists(self, windows, request):
         size = 1 if request.search else request.batch_size  # each that is searched for is wanted when it is there
-        batches = [slice(start, start + size) for start in range(0, len(contexts_ids), size)]
-        return (gist for rows in batches for gist in self._write_gists(contexts_ids[rows], last_k_ids[rows], request))
+        windows = iter(windows)
+        while batch := list(itertools.islice(windows, size)):
+            yield from self._write_gists(batch, request)
 
-    def _write_gists(self, contexts_ids, last_k_ids, request):
-        shown = self.pair.tail_length if request.budget is None else request.budget
-        prompts = [self.prompts.summarizer(*ids, shown) for ids in zip(contexts_ids, last_k_ids, strict=True)]
-        budget = self.pair.max_gist_length if request.budget is None else request.budget
-        written, logits = self.generate(
-            "summarizer", prompts, max_new_tokens=budget, do_sample=request.do_sample, output_logits=True
-        )
-        found, whole = [{}] * len(written), characters_of(self.tokenizer).whole
-        gists = [whole(gist) for gist in written]
-        if request.search:
-            searched = zip(contexts_ids, last_k_ids, gists, strict=True)
-            gists = [whole(search_gist(self, *ids)) for ids in searched]
+    def _budget(self, request):
+        return self.pair.max_gist_length if request.budget is None else request.budget
+
+    def _write_gists(self, windows, request):
+        shown, budget = self.pair.tail_length if request.budget is None else request.budget, self._budget(request)
+        whole = characters_of(self.tokenizer).whole
+        prompts = [self.prompts.summarizer(*window[:2], shown) for window in windows]
+        gists = [whole(self.prompts.without_special(before_last_k(*window[:2]))) for window in windows]
+        # What fits is its own gist: S would go on beyond it and, shown next to nothing, echo its prompt
+        asked = [row for row, ids in enumerate(gists) if len(ids) > budget]
+        written, logits, found = [], (), [{}] * len(gists)
+        if asked:
+            settings = {"max_new_tokens": budget, "do_sample": request.do_sample, "output_logits": True}
+            written, logits = self.generate("summarizer", [prompts[row] for row in asked], **settings)
+        for row, ids in zip(asked, written, strict=True):
+            gists[row] = whole(ids)
+            if request.search:
+                gists[row] = whole(search_gist(self, *windows[row][:2], gists[row]))
         if request.keep:
-            texts = [self.decode(ids) for ids in contexts_ids]
-            gists, found = keep_in_gists(gists, texts, request.keep, budget, self.tokenizer)
+            gists, found = keep_in_gists(gists, [window.spans for window in windows], budget, self.tokenizer)
         # What was only cut off is a part of what was written
-        parts = [gist if ids[: len(gist)] == gist else ids for gist, ids in zip(gists, written, strict=True)]
-        log_probs = written_log_probs(logits, parts)
-        changed = [row for row, gist in enumerate(gists) if gist != parts[row]]
-        if changed:
-            given = [prompts[row] for row in changed], [gists[row] for row in changed]
-            for row, log_prob in zip(changed, given_log_probs(self.summarizer, *given), strict=True):
-                log_probs[row] = log_prob
+        parts = {
+            row: gists[row] if ids[: len(gists[row])] == gists[row] else ids
+            for row, ids in zip(asked, written, strict=True)
+        }
+        log_probs = dict(zip(parts, written_log_probs(logits, list(parts.values())), strict=True))
+        given = [row for row, gist in enumerate(gists) if gist and gist != parts.get(row)]
+        if given:
+            scored = given_log_probs(self.summarizer, [prompts[row] for row in given], [gists[row] for row in given])
+            log_probs |= zip(given, scored, strict=True)
         results = [
             Gist(
                 text=self.decode(gist),
                 token_ids=gist,
-                log_prob=log_prob,
+                log_prob=log_probs.get(row, 0.0),
                 context_tokens=len(ids),
                 gist_rate=len(gist) / len(ids),
                 total_rate=len(self.prompts.generator(gist, last_ids)) / len(ids),
                 exact_text=literal_ids(self.tokenizer, self.decode(gist)) == self.prompts.without_special(gist),
-                **kept,
+                **found[row],
             )
-            for ids, last_ids, gist, log_prob, kept in zip(
-                contexts_ids, last_k_ids, gists, log_probs, found, strict=True
-            )
+            for row, ((ids, last_ids, _), gist) in enumerate(zip(windows, gists, strict=True))
         ]
         if not request.certify:
             return results
+        contexts_ids, last_k_ids = ([window[index] for window in windows] for index in (0, 1))
         measured = expected_kls(self, contexts_ids, last_k_ids, gists)
         return [replace(gist, **costs) for gist, costs in zip(results, measured, strict=True)]

@@ -31,14 +31,17 @@ class Gist:
         log_prob (`float`):
             Log-prob of these tokens under the summarizer at temperature 1, summed, in nats.
         context_tokens (`int`):
-            Tokens of the context, |X|.
+            Tokens of the context, |X|. Of a window of a longer text, with the `last_k` tokens that follow it.
         gist_rate (`float`):
             |Z| / |X|.
         total_rate (`float`):
             (|Z| + |L| + template) / |X|: all that the generator reads against the context it stands for.
         kept, not_kept (`list[str]`):
             What was asked for with `keep` and is in the gist, and what is not: it did not fit, or is a literal string
-            that the context lacks. In order of worth; see [`trl_gist.inference.keep`].
+            that the text lacks. In order of worth; see [`trl_gist.inference.keep`].
+        kept_at, not_kept_at (`list[int | None]`):
+            For each of these the character of the text, of all its windows, where this window has it first; `None` for a
+            literal string that it lacks. Of token ids that are not their own text's, characters of the windows' texts.
         expected_kl (`float`, *optional*):
             With `certify=True`, what the gist is expected to cost: KL(reader of the whole context ‖ generator on the
             gist and L) along the reader's own continuations, in nats per token; see [`trl_gist.inference.certify`].
@@ -59,6 +62,8 @@ class Gist:
     total_rate: float
     kept: list[str] = field(default_factory=list)
     not_kept: list[str] = field(default_factory=list)
+    kept_at: list[int | None] = field(default_factory=list)
+    not_kept_at: list[int | None] = field(default_factory=list)
     expected_kl: float | None = None
     expected_kl_se: float | None = None
     expected_kl_reader: str | None = None

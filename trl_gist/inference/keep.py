@@ -26,18 +26,20 @@ What can be asked for:
                                   case, and a date in any of its forms. Names that follow each other are one span
     "regex:…", a compiled pattern each different match, verbatim
     any other string              itself, verbatim
+
+Spans are found in the whole text, however many windows it has; no window ends within one that a window can hold.
 """
 
 import functools
 import re
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 
 import regex
 from transformers import PreTrainedTokenizerBase
 
-from ..common.text_units import DATE, Units, date_parts
+from ..common.text_units import DATE, Units, date_parts, iter_units
 from ..common.tokens import characters_of, decode, literal_ids
 
 
@@ -54,7 +56,7 @@ class Span:
         text (`str`):
             As the context has it first.
         start (`int` or `None`):
-            The character of the context where it does, `None` for a literal string that the context lacks.
+            The character of the text where it does, `None` for a literal string that the context lacks.
         units (`frozenset[str]` or `None`):
             The units, without their case, that a gist must have for it; `None` if it must have the text itself.
     """
@@ -66,6 +68,10 @@ class Span:
     def is_in(self, gist: str) -> bool:
         """Whether a gist has it."""
         return self.text in gist if self.units is None else self.units <= _folded_units(gist)
+
+    def moved(self, characters: int) -> "Span":
+        """It, of a text that has so many characters before."""
+        return self if self.start is None else replace(self, start=self.start + characters)
 
 
 def parse_keep(keep: Request | list[Request] | None) -> list[Request]:
@@ -95,15 +101,66 @@ def parse_keep(keep: Request | list[Request] | None) -> list[Request]:
     return requests
 
 
+class SpanReader:
+    """
+    The spans of a text that are asked for, found in all of it, for windows that follow each other. It holds no more of them
+    than a window has.
+
+    Args:
+        text (`str`):
+            The whole text.
+        requests (`list[Request]`):
+            Of [`parse_keep`].
+    """
+
+    def __init__(self, text: str, requests: list[Request]):
+        # A literal string is asked of the windows that have it, and of all, if the text has it nowhere
+        self._lacking = [isinstance(r, str) and r not in _FINDERS and r not in text for r in requests]
+        self.requests = requests
+        self._found = [_find(text, request) for request in requests]
+        self._ahead: list[list[Span]] = [[] for _ in requests]  # in no window yet
+
+    def cut(self, earliest: int, latest: int) -> int:
+        """
+        The character before which a window is to end: `latest`, or, if that is within a span, where the span begins. Spans
+        that begin before `earliest` are longer than a window, and are cut.
+        """
+        self._read(latest)
+        ahead = [span for spans in self._ahead for span in spans if span.start >= earliest]
+        while within := [span.start for span in ahead if span.start < latest < span.start + len(span.text)]:
+            latest = min(within)
+        return latest
+
+    def take(self, stop: int | None = None) -> list[Span]:
+        """The different spans that begin before `stop` and were not taken yet, those that are worth most first."""
+        self._read(stop)
+        ranked = {}
+        for index, (request, spans) in enumerate(zip(self.requests, self._ahead, strict=True)):
+            found = [span for span in spans if stop is None or span.start < stop]
+            self._ahead[index] = spans[len(found) :]
+            if self._lacking[index]:
+                found = [Span(request, None)]
+            counts = Counter(_key(span) for span in found)
+            for span in sorted(found, key=lambda span: -counts[_key(span)]):
+                ranked.setdefault(_key(span), span)
+        return list(ranked.values())
+
+    def _read(self, stop):
+        """Until all spans that begin before `stop` are found."""
+        for found, ahead in zip(self._found, self._ahead, strict=True):
+            if stop is None:
+                ahead.extend(found)
+                continue
+            while not ahead or ahead[-1].start < stop:
+                span = next(found, None)
+                if span is None:
+                    break
+                ahead.append(span)
+
+
 def find_spans(context: str, requests: list[Request]) -> list[Span]:
     """The different spans of a context that are asked for, those that are worth most first."""
-    ranked = {}
-    for request in requests:
-        found = _find(context, request)
-        counts = Counter(_key(span) for span in found)
-        for span in sorted(found, key=lambda span: -counts[_key(span)]):
-            ranked.setdefault(_key(span), span)
-    return list(ranked.values())
+    return SpanReader(context, requests).take()
 
 
 def with_spans(gist_ids: list[int], spans: list[Span], budget: int, tokenizer: PreTrainedTokenizerBase) -> list[int]:
@@ -141,44 +198,41 @@ def with_spans(gist_ids: list[int], spans: list[Span], budget: int, tokenizer: P
     return ids
 
 
-def kept_and_not(spans: list[Span], gist: str) -> tuple[list[str], list[str]]:
-    """The texts of the spans that a gist has, and of those it lacks."""
-    kept, not_kept = [], []
+def kept_and_not(spans: list[Span], gist: str) -> dict[str, list]:
+    """
+    The spans that a gist has and those it lacks, as [`Gist`] says them: `kept` and `not_kept`, and, in `kept_at` and
+    `not_kept_at`, where the text has them first.
+    """
+    report = {"kept": [], "not_kept": [], "kept_at": [], "not_kept_at": []}
     for span in spans:
-        (kept if span.is_in(gist) else not_kept).append(span.text)
-    return kept, not_kept
+        name = "kept" if span.is_in(gist) else "not_kept"
+        report[name].append(span.text)
+        report[f"{name}_at"].append(span.start)
+    return report
 
 
 def keep_in_gists(
-    gists: list[list[int]],
-    contexts: list[str],
-    requests: list[Request],
-    budget: int,
-    tokenizer: PreTrainedTokenizerBase,
-) -> tuple[list[list[int]], list[dict[str, list[str]]]]:
+    gists: list[list[int]], spans_N: list[list[Span]], budget: int, tokenizer: PreTrainedTokenizerBase
+) -> tuple[list[list[int]], list[dict[str, list]]]:
     """
     Gists with what is to be kept.
 
     Args:
         gists (`list[list[int]]`):
             Of at most `budget` tokens.
-        contexts (`list[str]`):
-            What each is a gist of.
-        requests (`list[Request]`):
-            Of [`parse_keep`].
+        spans_N (`list[list[Span]]`):
+            What each is to have, those worth most first.
         budget (`int`):
             The most tokens of a gist.
         tokenizer (`PreTrainedTokenizerBase`):
             The pair's.
 
     Returns:
-        The gists, and of each `kept` and `not_kept`, as of [`kept_and_not`].
+        The gists, and of each what [`kept_and_not`] says.
     """
-    spans_N = [find_spans(context, requests) for context in contexts]
     kept_N = [with_spans(gist, spans, budget, tokenizer) for gist, spans in zip(gists, spans_N, strict=True)]
     texts = [decode(tokenizer, ids) for ids in kept_N]
-    found = [kept_and_not(spans, text) for spans, text in zip(spans_N, texts, strict=True)]
-    return kept_N, [{"kept": kept, "not_kept": not_kept} for kept, not_kept in found]
+    return kept_N, [kept_and_not(spans, text) for spans, text in zip(spans_N, texts, strict=True)]
 
 
 @functools.lru_cache(maxsize=256)  # of a gist, many spans are looked for
@@ -186,45 +240,51 @@ def _folded_units(text):
     return frozenset(Units(text).folded)
 
 
-def _find(context, request):
+def _find(text, request):
+    """Each place where it stands, from the first on."""
     if not isinstance(request, str):
-        return [Span(match[0], match.start()) for match in request.finditer(context) if match[0]]
+        return (Span(match[0], match.start()) for match in request.finditer(text) if match[0])
     if request in _FINDERS:
-        return _FINDERS[request](context)
-    start = context.find(request)
-    return [Span(request, start if start >= 0 else None)]
+        return _FINDERS[request](text)
+    return _literals(text, request)
 
 
-def _numbers(context):
-    units = Units(context)
-    return [
-        Span(word, start, frozenset([word.casefold()]))
-        for word, kind, (start, _) in zip(units.words, units.kinds, units.spans, strict=True)
-        if kind == "number"
-    ]
+def _literals(text, literal):
+    start = text.find(literal)
+    while start >= 0:
+        yield Span(literal, start)
+        start = text.find(literal, start + len(literal))
 
 
-def _names(context):
-    units, runs = Units(context), []
-    for index, (start, _) in enumerate(units.spans):
-        if units.kinds[index] != "name":
-            continue
-        if runs and runs[-1][-1] == index - 1 and context[units.spans[index - 1][1] : start] == " ":
-            runs[-1].append(index)
-        else:
-            runs.append([index])
-    ends = [(units.spans[run[0]][0], units.spans[run[-1]][1]) for run in runs]
-    return [
-        Span(context[start:end], start, frozenset(units.folded[index] for index in run))
-        for run, (start, end) in zip(runs, ends, strict=True)
-    ]
+def _numbers(text):
+    for word, kind, (start, _) in iter_units(text):
+        if kind == "number":
+            yield Span(word, start, frozenset([word.casefold()]))
 
 
-def _dates(context):
-    return [Span(match[0], match.start(), date_parts(match[0])) for match in DATE.finditer(context)]
+def _names(text):
+    run = []  # names that follow each other
+    for word, kind, (start, stop) in iter_units(text):
+        follows = bool(run) and start == run[-1][2] + 1 and text[start - 1] == " "
+        if run and not (kind == "name" and follows):
+            yield _run_span(text, run)
+            run = []
+        if kind == "name":
+            run.append((word, start, stop))
+    if run:
+        yield _run_span(text, run)
 
 
-_FINDERS: dict[str, Callable[[str], list[Span]]] = {"numbers": _numbers, "names": _names, "dates": _dates}
+def _run_span(text, run):
+    start, stop = run[0][1], run[-1][2]
+    return Span(text[start:stop], start, frozenset(word.casefold() for word, _, _ in run))
+
+
+def _dates(text):
+    return (Span(match[0], match.start(), date_parts(match[0])) for match in DATE.finditer(text))
+
+
+_FINDERS: dict[str, Callable[[str], Iterator[Span]]] = {"numbers": _numbers, "names": _names, "dates": _dates}
 
 
 def _key(span):

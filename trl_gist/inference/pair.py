@@ -21,6 +21,7 @@ What is done with it lies above: one subject a file, and [`~inference.compactor.
 import functools
 import os
 import threading
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from typing import Protocol, Self
 
@@ -28,7 +29,8 @@ import torch
 from peft import PeftModel
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from ..common.tokens import decode, literal_ids
+from ..common.pieces import PIECE, Piece
+from ..common.tokens import decode, literal_ids, literal_pieces
 from ..models.fingerprints import pair_fingerprint
 from ..models.generation import generate
 from ..models.loading import HalfLoader, check_device, check_dtype_name, local_directory
@@ -156,10 +158,7 @@ class LoadedPair:
             ValueError: if it is neither, not valid text, holds an id outside the vocabulary, or is empty.
         """
         if isinstance(text, str):
-            try:
-                text.encode("utf-8")
-            except UnicodeEncodeError as error:
-                raise ValueError(f"{what} is not valid text: {error}.") from error
+            _check_text(text, what)
             ids = literal_ids(self.tokenizer, text)
         elif isinstance(text, (list, tuple)):
             ids = list(text)
@@ -172,9 +171,31 @@ class LoadedPair:
             raise ValueError(f"{what} is empty.")
         return ids
 
+    def token_pieces(self, text: str | list[int], what: str) -> Iterator[Piece]:
+        """
+        As [`~LoadedPair.token_ids`], piece by piece, with the character where each token begins; of token ids one piece,
+        without them. A text is known to be empty when there is no token.
+        """
+        if not isinstance(text, str):
+            return iter([(self.token_ids(text, what), None)])
+        _check_text(text, what)
+        return literal_pieces(self.tokenizer, text)
+
     def decode(self, token_ids: list[int]) -> str:
         """The text of token ids, without special tokens and what makes no whole character."""
         return decode(self.tokenizer, token_ids)
+
+
+def _check_text(text, what):
+    """But whether it is empty, of which tokens decide."""
+    for start in range(0, len(text), PIECE):
+        try:
+            text[start : start + PIECE].encode("utf-8")
+        except UnicodeEncodeError as error:
+            at = start + error.start
+            raise ValueError(
+                f"{what} is not valid text: {error.reason}, as {text[at]!r} at character {at}."
+            ) from error
 
 
 class GistWriter(Protocol):
@@ -191,6 +212,8 @@ class GistWriter(Protocol):
     def generate(self, role: str, prompts: list[list[int]], **generation_kwargs) -> tuple: ...
 
     def token_ids(self, text: str | list[int], what: str, may_be_empty: bool = False) -> list[int]: ...
+
+    def token_pieces(self, text: str | list[int], what: str) -> Iterator[Piece]: ...
 
     def decode(self, token_ids: list[int]) -> str: ...
 

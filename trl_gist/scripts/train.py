@@ -53,7 +53,7 @@ class GistScriptArguments:
         dataset_name (`str`, *optional*):
             Dataset on the Hub, or a folder laid out as one: with a card that lists its splits.
         dataset_path (`list[str]`, *optional*):
-            Local text, JSON lines or parquet files, or folders of them, in place of `dataset_name`.
+            Local text, JSON lines, CSV or parquet files, also compressed, or folders of them, in place of `dataset_name`.
         dataset_config (`str`, *optional*):
             Configuration of the dataset on the Hub.
         dataset_train_split (`str`, *optional*, defaults to `"train"`):
@@ -91,8 +91,8 @@ class GistScriptArguments:
     dataset_path: list[str] | None = field(
         default=None,
         metadata={
-            "help": "Local text, JSON lines or parquet files, or folders of them, in place of `dataset_name`. A text "
-            "file is one document."
+            "help": "Local text, JSON lines, CSV or parquet files, also compressed, or folders of them, in place of "
+            "`dataset_name`. A text file is one document."
         },
     )
     dataset_config: str | None = field(default=None, metadata={"help": "Configuration of the dataset on the Hub."})

@@ -15,10 +15,13 @@
 """A compactor for servers, which remembers its gists."""
 
 import hashlib
+import itertools
 from collections import OrderedDict
 
-from ..inference.compactor import GistCompactor
+from ..inference.compactor import GistCompactor, GistRequest
 from ..inference.gist import Gist
+from ..inference.keep import parse_keep
+from ..inference.windows import windows_of
 
 
 REMEMBERED = 4096  # gists: some tens of megabytes at most
@@ -41,16 +44,21 @@ class ServedCompactor(GistCompactor):
         self.lock = compactor.lock
         self.gists: OrderedDict[bytes, Gist] = OrderedDict()
 
-    def _write_gists(self, contexts_ids, last_k_ids, request):
+    def compress_texts(self, texts: list[str], budget: int | None, keep, certify: bool) -> list[list[Gist]]:
+        """As `compress_windows` of each, with windows of several texts in one batch."""
+        request = GistRequest(budget, False, 8, parse_keep(keep), certify, False)
+        windows_D = [list(windows_of(self, text, keep=request.keep)) for text in texts]
+        gists = self._iter_gists(itertools.chain.from_iterable(windows_D), request)
+        return [list(itertools.islice(gists, len(windows))) for windows in windows_D]
+
+    def _write_gists(self, windows, request):
         if request.do_sample or request.certify or request.search:
-            return super()._write_gists(contexts_ids, last_k_ids, request)
-        keys = [_key(*ids, request.budget, request.keep) for ids in zip(contexts_ids, last_k_ids, strict=True)]
+            return super()._write_gists(windows, request)
+        keys = [_key(*window, request.budget) for window in windows]
         new = [row for row, key in enumerate(keys) if key not in self.gists]
         known = {key: self.gists[key] for key in keys if key in self.gists}
         if new:
-            written = super()._write_gists(
-                [contexts_ids[row] for row in new], [last_k_ids[row] for row in new], request
-            )
+            written = super()._write_gists([windows[row] for row in new], request)
             known |= {keys[row]: gist for row, gist in zip(new, written, strict=True)}
         for key in keys:
             self.gists[key] = known[key]

@@ -162,24 +162,21 @@ class Engine:
         if request.budget is not None and request.budget > self.config.max_new_tokens:
             raise ApiError(400, f"`budget` is at most {self.config.max_new_tokens} tokens here.", None, "budget")
         texts = as_list(request.input)
-        ids = [
-            self._token_ids(text, f"input.{index}" if len(texts) > 1 else "input") for index, text in enumerate(texts)
+        tokens = [
+            len(self._token_ids(text, f"input.{index}" if len(texts) > 1 else "input"))
+            for index, text in enumerate(texts)
         ]
-        self._check_context(sum(map(len, ids)), "input")
-        windows = [self.compactor.windows(text) for text in ids]
-        places = [(index, window) for index, contexts in enumerate(windows) for window in range(len(contexts))]
-        contexts = [context for contexts in windows for context in contexts]
+        self._check_context(sum(tokens), "input")
         try:
-            gists = self.compactor.compress_batch(
-                contexts, request.budget, keep=request.keep, certify=bool(request.certify)
-            )
+            gists_D = self.compactor.compress_texts(texts, request.budget, request.keep, bool(request.certify))
         except ValueError as error:
             raise ApiError(400, str(error)) from error
         data = [
             {"object": "gist", "index": index, "window": window, **dataclasses.asdict(gist)}
-            for (index, window), gist in zip(places, gists, strict=True)
+            for index, gists in enumerate(gists_D)
+            for window, gist in enumerate(gists)
         ]
-        return Compressed(data, sum(map(len, ids)), sum(len(gist.token_ids) for gist in gists))
+        return Compressed(data, sum(tokens), sum(len(gist["token_ids"]) for gist in data))
 
     def _generate(self, text, request: Generation, new_tokens: int, generate) -> str:
         """Runs `generate`; returns the reason for which it ended."""

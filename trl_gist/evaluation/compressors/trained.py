@@ -69,12 +69,14 @@ class TrainedSummarizer:
 def compress_by_budget(
     compactor: GistCompactor, contexts: list[list[int]], budgets: list[int], batch_size: int, do_sample: bool = False
 ) -> list[list[int]]:
-    """Gists within budgets: those of one budget in one batch, if the prompt states it, else all."""
-    prompts = compactor.prompts
+    """Gists within budgets: those of one budget in one batch, if the prompt states it or contexts are short, else all."""
+    prompts, most = compactor.prompts, compactor.pair.max_gist_length
     together = defaultdict(list)
     for row, (context, budget) in enumerate(zip(contexts, budgets, strict=True)):
         if context and budget:
-            together[budget if prompts.states_budget else None].append(row)
+            # What fits a gist of full length is its own gist, which is not to be cut off at the budget
+            alone = prompts.states_budget or budget < len(context) <= most
+            together[budget if alone else None].append(row)
     gists = [[] for _ in contexts]
     for budget, rows in together.items():
         # L is empty: what the context has of it was taken off before

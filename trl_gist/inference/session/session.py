@@ -199,17 +199,22 @@ class Session:
             ValueError: if it is not text or empty, or more would be protected than the window can hold. Nothing was
                 added then.
         """
-        ids = self.compactor.token_ids(text, "The text")
+        pieces = self.compactor.token_pieces(text, "The text")
         if protected:
-            self.live.check_protectable(len(ids))
+            pieces = list(pieces)
+            self.live.check_protectable(sum(len(ids) for ids, _ in pieces))
+        before = self.position
         with self._whole_or_not_at_all():
-            start = 0
-            while start < len(ids):
-                self._make_room()
-                piece = ids[start : start + self.room]
-                self._add(piece, protected)
-                self._measure_due()
-                start += len(piece)
+            for ids, _ in pieces:
+                start = 0
+                while start < len(ids):
+                    self._make_room()
+                    piece = ids[start : start + self.room]
+                    self._add(piece, protected)
+                    self._measure_due()
+                    start += len(piece)
+            if self.position == before:
+                raise ValueError("The text is empty.")
             self._save_if_asked()
 
     def generate(

@@ -1,0 +1,172 @@
+# Copyright 2026 The trl_gist authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""Documents from files: whatever they are called, however they are packed, and nothing of what is not text."""
+
+import bz2
+import codecs
+import gzip
+import json
+import lzma
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from trl_gist.data.documents import load_documents
+
+
+# What globs, addresses, hops and shells take for something else
+SIGNS = [
+    "[1]",
+    "*",
+    "?",
+    "::",
+    ":",
+    "%",
+    "%20",
+    "\\",
+    "'",
+    '"',
+    " ",
+    "#",
+    "&",
+    "{a,b}",
+    "~",
+    "Карта",
+    "漢字",
+    "!x",
+    "e\u0301",
+]
+ALL_SIGNS = "docs" + "".join(SIGNS)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def datasets_cache(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path_factory.mktemp("datasets cache"))
+        yield
+
+
+def zst(content):
+    sink = pa.BufferOutputStream()
+    with pa.CompressedOutputStream(sink, "zstd") as stream:
+        stream.write(content)
+    return sink.getvalue().to_pybytes()
+
+
+PACKED = {"": bytes, ".gz": gzip.compress, ".bz2": bz2.compress, ".xz": lzma.compress, ".zst": zst}
+
+
+def lines(*texts):
+    return "".join(json.dumps({"text": text}) + "\n" for text in texts).encode()
+
+
+def texts_of(source, streaming=False):
+    return [row["text"] for row in load_documents(source, streaming=streaming)]
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("sign", [*SIGNS, "all"])
+def test_a_path_is_no_pattern(tmp_path, sign, streaming):
+    name = ALL_SIGNS if sign == "all" else f"docs{sign}"
+    folder = tmp_path / name
+    folder.mkdir()
+    for other in ("docs", "docs1", "docsx", "docs1.jsonl", "docs.jsonl", "docsa.jsonl"):  # what patterns would find
+        (tmp_path / other).write_bytes(lines("another")) if "." in other else (tmp_path / other).mkdir()
+        (folder / other).write_bytes(lines("another"))
+    file = folder / f"{name}.jsonl"
+    file.write_bytes(lines("in 1854", "карта"))
+    assert texts_of(str(file), streaming) == texts_of([str(file)], streaming) == ["in 1854", "карта"]
+    (folder / "docs1.jsonl").unlink()
+    (folder / "docs.jsonl").unlink()
+    (folder / "docsa.jsonl").unlink()
+    assert texts_of([str(folder)], streaming) == ["in 1854", "карта"]
+
+
+def test_a_file_that_changed_is_read_anew(tmp_path):
+    file = tmp_path / "docs[1].jsonl"
+    for text in ("one", "three"):
+        file.write_bytes(lines(text))
+        assert texts_of(str(file)) == [text]
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("packed", PACKED)
+@pytest.mark.parametrize("folder", ["plain", ALL_SIGNS])
+def test_files_are_read_as_they_are_packed(tmp_path, packed, folder, streaming):
+    table = pa.BufferOutputStream()
+    pq.write_table(pa.table({"text": ["one, 漢字", "two"]}), table)
+    contents = {
+        "a.jsonl": lines("one, 漢字", "two"),
+        "a.json": json.dumps([{"text": "one, 漢字"}, {"text": "two"}]).encode(),
+        "a.csv": 'text,n\n"one, 漢字",1\ntwo,2\n'.encode(),
+        "a.txt": "one, 漢字".encode(),
+        "A.TXT": "one, 漢字".encode(),
+        "a.parquet": table.getvalue().to_pybytes(),
+    }
+    for name, content in contents.items():
+        if name == "a.parquet" and packed:
+            continue  # is packed inside
+        file = tmp_path / folder / f"{name}{packed}"
+        file.parent.mkdir(exist_ok=True)
+        file.write_bytes(PACKED[packed](content))
+        expected = ["one, 漢字"] if name.lower() == "a.txt" else ["one, 漢字", "two"]
+        assert texts_of([str(file)], streaming) == expected
+
+
+@pytest.mark.parametrize("packed", ["", ".gz", ".zst"])
+def test_a_byte_order_mark_is_no_text(tmp_path, packed):
+    for name, content in (
+        ("a.txt", b"one"),
+        ("a.jsonl", lines("one")),
+        ("a.json", b'[{"text": "one"}]'),
+        ("a.csv", b"text,n\none,1\n"),
+    ):
+        files = [tmp_path / f"{number}{name}{packed}" for number in (1, 2)]
+        for file in files:
+            file.write_bytes(PACKED[packed](codecs.BOM_UTF8 + content))
+        assert texts_of([str(file) for file in files]) == ["one", "one"]
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("packed", ["", ".gz", ".xz", ".zst"])
+@pytest.mark.parametrize("blank", [b"", b"\n \n", codecs.BOM_UTF8])
+def test_a_file_without_rows_is_passed_over_unless_there_is_no_other(tmp_path, blank, packed, streaming):
+    (tmp_path / f"a.jsonl{packed}").write_bytes(PACKED[packed](blank))
+    with pytest.raises(ValueError, match="holds no documents: 1 files without a row"):
+        load_documents([str(tmp_path)], streaming=streaming)
+    (tmp_path / "b.jsonl").write_bytes(lines("one"))
+    assert texts_of([str(tmp_path)], streaming) == ["one"]
+
+
+@pytest.mark.parametrize("name", ["a.jsonl.gz", "a.jsonl.bz2", "a.jsonl.xz", "a.jsonl.zst", "a.txt.zst"])
+@pytest.mark.parametrize("damage", [lambda content: content[: len(content) // 2], lambda content: b"no archive"])
+def test_a_damaged_archive_is_named(tmp_path, name, damage):
+    file = tmp_path / name
+    whole = PACKED[file.suffix](lines(*(str(number) * number for number in range(300))))
+    file.write_bytes(damage(whole))
+    with pytest.raises(ValueError, match=f"{name} cannot be read"):
+        list(load_documents([str(file)]))
+
+
+def test_a_folder_with_a_card_may_have_any_name(tmp_path):
+    for name, text in (("corpus[1]", "right"), ("corpus1", "wrong"), ("corpus::%", "right too")):
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / "held.jsonl").write_bytes(lines(text))
+        card = "---\nconfigs:\n- config_name: default\n  data_files:\n  - split: test\n    path: held.jsonl\n---\n"
+        (folder / "README.md").write_text(card)
+    assert load_documents(str(tmp_path / "corpus[1]"), split="test")["text"] == ["right"]
+    assert load_documents(str(tmp_path / "corpus::%"), split="test")["text"] == ["right too"]
