@@ -128,7 +128,9 @@ def test_a_discount_is_a_share(make_args, value):
 
 
 def test_each_gist_is_written_from_one_gist_of_the_window_before_and_the_next_chunk(make_walker):
-    rows, _ = rollout_of(make_walker())
+    trainer = make_walker()
+    rows, _ = rollout_of(trainer)
+    whole = characters_of(trainer.processing_class).whole
     assert len(rows) == 2 * WINDOWS * GISTS
     newline = ids_of("\n")
     drawn = set()
@@ -140,7 +142,7 @@ def test_each_gist_is_written_from_one_gist_of_the_window_before_and_the_next_ch
             assert (row["window"], row["last_k_ids"]) == (window, rest[:LAST_K])
             assert row["target_ids"] == rest[LAST_K:][:TARGET]
         previous = [[]] if window == 0 else [row["gist_ids"] for row in rows[start - GISTS : start]]
-        words = [[token for token in gist if token > 4] for gist in previous]  # no special tokens
+        words = [[token for token in whole(gist) if token > 4] for gist in previous]  # no special tokens
         contexts = [[*gist, *newline, *chunk] if gist else chunk for gist in words]
         assert all(row["context_ids"] == group[0]["context_ids"] for row in group)
         drawn.add(contexts.index(group[0]["context_ids"][:-LAST_K]))
