@@ -24,6 +24,7 @@ from datasets import Dataset, IterableDataset
 from tiny import make_documents, make_model, make_tokenizer
 
 from trl_gist import GistCompactor, kl_gain, length_penalty, log_prob_gain
+from trl_gist.common.tokens import characters_of
 
 
 WINDOWS, GISTS, DISCOUNT = 3, 4, 0.5
@@ -127,7 +128,9 @@ def test_a_discount_is_a_share(make_args, value):
 
 
 def test_each_gist_is_written_from_one_gist_of_the_window_before_and_the_next_chunk(make_walker):
-    rows, _ = rollout_of(make_walker())
+    trainer = make_walker()
+    rows, _ = rollout_of(trainer)
+    whole = characters_of(trainer.processing_class).whole
     assert len(rows) == 2 * WINDOWS * GISTS
     newline = ids_of("\n")
     drawn = set()
@@ -139,7 +142,7 @@ def test_each_gist_is_written_from_one_gist_of_the_window_before_and_the_next_ch
             assert (row["window"], row["last_k_ids"]) == (window, rest[:LAST_K])
             assert row["target_ids"] == rest[LAST_K:][:TARGET]
         previous = [[]] if window == 0 else [row["gist_ids"] for row in rows[start - GISTS : start]]
-        words = [[token for token in gist if token > 4] for gist in previous]  # no special tokens
+        words = [[token for token in whole(gist) if token > 4] for gist in previous]  # no special tokens
         contexts = [[*gist, *newline, *chunk] if gist else chunk for gist in words]
         assert all(row["context_ids"] == group[0]["context_ids"] for row in group)
         drawn.add(contexts.index(group[0]["context_ids"][:-LAST_K]))
@@ -297,6 +300,7 @@ def test_an_evaluation_walks_greedily_and_writes_what_a_session_writes(make_walk
     assert len(rows) == trainer.last_measures["windows"] == 3 * WINDOWS
     trainer.save_model(str(tmp_path / "pair"))
     compactor = GistCompactor.from_pretrained(str(tmp_path / "pair"))
+    whole = characters_of(tokenizer).whole  # what a session reads of a gist
     for document, text in enumerate(texts):
         session = compactor.session()
         session.append(ids_of(text))
@@ -306,7 +310,7 @@ def test_an_evaluation_walks_greedily_and_writes_what_a_session_writes(make_walk
         ]
         of_document = rows[document * WINDOWS : (document + 1) * WINDOWS]
         assert [compaction.gist_ids for compaction in folded] == [
-            [token for token in row["gist_ids"] if token > 4] for row in of_document
+            [token for token in whole(row["gist_ids"]) if token > 4] for row in of_document
         ]
 
 

@@ -296,11 +296,14 @@ def test_what_is_no_chat_is_refused(compactor, messages, message):
 def test_too_little_room_says_what_is_needed(compactor):
     chat = make_chat(4)
     needed = tokens_of(compactor, [SYSTEM, *chat[-2:]])
-    for max_tokens in (-1, 0, needed - 1):
+    for max_tokens in (1, needed // 2, needed - 1):
         with pytest.raises(ValueError, match=rf"`max_tokens` \({max_tokens}\) is too small: .* take {needed} tokens"):
             compactor.compact_messages(chat, max_tokens)
     with pytest.raises(ValueError, match="is too small"):
         compactor.compact_messages(chat[:3], 20)
+    for max_tokens in (-1, 0):
+        with pytest.raises(ValueError, match=rf"`max_tokens` must be at least 1, got {max_tokens}"):
+            compactor.compact_messages(chat, max_tokens)
 
 
 def test_no_template_or_one_that_refuses_is_said(compactor):

@@ -174,7 +174,7 @@ def test_each_budget_is_tokenised_once():
     calls, tokenizer = [], make_tokenizer(chat_template=False)
 
     class Counting:
-        chat_template, all_special_ids = None, tokenizer.all_special_ids
+        chat_template, all_special_ids, is_fast = None, tokenizer.all_special_ids, True
 
         def __call__(self, text, **kwargs):
             calls.append(text)

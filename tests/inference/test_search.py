@@ -98,7 +98,7 @@ def test_the_piece_of_the_lowest_expected_cost_is_found(pair):
     for text in make_documents(6):
         context = context_of(pair, text, 80)
         reader, last = full_context_reader(pair), context[-LAST_K:]
-        gist = pair.compress(context, budget=24).token_ids
+        gist = (pair.compress(context, budget=24).token_ids * 24)[:24]  # one piece, also without half characters
         targets, _ = draw_continuations(reader.model, pair.tokenizer, reader.prompt(context, last), 4, 6, seed=1)
         choices = [context[start : start + 24] for start in (0, 24, 48)] + [gist]
         best = min(choices, key=lambda choice: plain_cost(pair, context, choice, targets))

@@ -121,7 +121,10 @@ def test_memory_is_flat_over_200_compactions(compactor, ids, recursion):
 
 
 def ask(compactor, context_ids, last_k_ids):
-    """S's greedy gist of a context through the pair's prompt, one forward a token, without a cache."""
+    """S's greedy gist of a context through the pair's prompt, one forward a token, without a cache; or what fits it."""
+    before = context_ids[: len(context_ids) - len(last_k_ids)]
+    if len(before) <= GIST:
+        return before
     prompt, gist = compactor.prompts.summarizer(context_ids, last_k_ids, GIST), []
     while len(gist) < GIST:
         with torch.no_grad():

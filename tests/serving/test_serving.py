@@ -38,6 +38,7 @@ from trl_gist import GistCompactor
 
 SHORT = "In 1854 the physician John Snow marked on a map"
 LONG = PARAGRAPH * 3
+NEW = " ".join(reversed(PARAGRAPH.split()))[:200]  # after which no window is as one before
 CHAT = [{"role": "system", "content": "Answer briefly."}, {"role": "user", "content": "Who was John Snow?"}]
 GREEDY = {"model": NAME, "temperature": 0}
 
@@ -248,7 +249,7 @@ def test_a_history_that_grew_is_compacted_from_where_it_was(compactor):
         return lambda: client.chat.completions.create(messages=long_chat(turns), max_tokens=1, **GREEDY)
 
     with running(compactor) as url, client_of(url) as client:
-        first, again, grown = (tokens_for(complete(text)) for text in (LONG, LONG, LONG + PARAGRAPH[:200]))
+        first, again, grown = (tokens_for(complete(text)) for text in (LONG, LONG, LONG + NEW))
         assert again == 0 < grown < first / 3
         first, again, grown = (tokens_for(chat(turns)) for turns in (14, 14, 15))
         assert again == 0 < grown < first / 2

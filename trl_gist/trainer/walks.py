@@ -92,7 +92,8 @@ class Walk:
         }
 
     def context_ids(self, row: dict, gist_ids: list[int]) -> list[int]:
-        """What S reads of a window: the gist carried on, chunk, L."""
+        """What S reads of a window: the gist carried on, as a session has it, chunk, L."""
+        gist_ids = characters_of(self.prompts.tokenizer).whole(gist_ids)
         parts = [self.prompts.without_special(gist_ids), row["chunk_ids"]]
         return join(parts, self.separator_ids) + row["last_k_ids"]
 
