@@ -46,6 +46,7 @@ OTHERS = {
     "target_kinds": {"fact": 3, "continuation": 1},
     "targets_per_context": 4,
     "target_floor": None,
+    "parse_special_tokens": True,
     "cue_length": 6,
     "far_offset": 64,
 }

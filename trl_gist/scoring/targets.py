@@ -177,7 +177,7 @@ class TargetScorer(nn.Module):
             False.
         """
         balanced = self.router_loss_coef != 0 and torch.is_grad_enabled()
-        hidden_NTH, router_loss = self._read(rows, balanced)
+        hidden_NTH, router_loss = self._read(rows, balanced=True) if balanced else (self.hidden_states(rows), None)
         hidden_UGH = hidden_NTH.unflatten(0, (-1, rows.gists)).transpose(1, 2).flatten(0, 1)[rows.real_U]
         target_ids_U = rows.target_ids_NT[:: rows.gists].flatten()[rows.real_U]
         teacher_log_probs = None if teacher is None else teacher.log_probs

@@ -16,6 +16,7 @@
 raises `ValueError` that names the field, its value and what to do."""
 
 import dataclasses
+import functools
 import inspect
 import json
 import math
@@ -141,10 +142,11 @@ def check_config(args):
 def check_kinds(args):
     """Numbers are numbers and lists are lists, before TRL and transformers compute with them; numpy's numbers become
     Python's, which JSON holds."""
+    hints = _type_hints(type(args))
     for field in dataclasses.fields(args):
-        name, value, kinds = field.name, getattr(args, field.name), {field.type}
-        if typing.get_origin(field.type) in (types.UnionType, typing.Union):
-            kinds = set(typing.get_args(field.type))
+        name, value, hint = field.name, getattr(args, field.name), hints[field.name]
+        union = typing.get_origin(hint) in (types.UnionType, typing.Union)
+        kinds = set(typing.get_args(hint)) if union else {hint}
         if value is field.default or (value is None and type(None) in kinds):
             continue
         optional, kinds = type(None) in kinds, kinds - {type(None)}
@@ -161,6 +163,10 @@ def check_kinds(args):
             elif kinds == {list[float]}:
                 setattr(args, name, [finite_number(name, each) for each in value])
     whole_number("num_generations", args.num_generations)  # which TRL's type lets be None
+
+
+# From the classes: transformers' parser (5.23) takes the None out of the types of a dataclass's fields
+_type_hints = functools.cache(typing.get_type_hints)
 
 
 def check_sizes(args):

@@ -29,7 +29,10 @@ logger = logging.getLogger(__name__)
 # Every field of [`GistConfig`], its own, TRL's (1.16) and transformers' (5.23). Of the first three groups a resume with
 # another value is refused, of the next two it is warned of, and the last one is not compared.
 GROUPS = {
-    "windows": "context_length target_length last_k window_stride max_windows_per_document windows_per_document",
+    "windows": (
+        "context_length target_length last_k window_stride max_windows_per_document windows_per_document "
+        "parse_special_tokens"
+    ),
     "prompts": "summarizer_prompt generator_prompt chat_template_kwargs max_completion_length gist_length_range",
     "targets": "target_kinds targets_per_context target_floor cue_length far_offset",
     "rates": (

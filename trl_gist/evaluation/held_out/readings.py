@@ -235,7 +235,9 @@ class PairReadings:
             raise ValueError(
                 f"`last_k` ({last_k}) must be between 1 and the context's {len(row['context_ids'])} tokens."
             )
-        return row | {"last_k_ids": characters_of(self.compactor.tokenizer).last(row["context_ids"], last_k)}
+        ids = row["context_ids"]
+        # So few tokens may hold no whole character
+        return row | {"last_k_ids": characters_of(self.compactor.tokenizer).last(ids, last_k) or ids[-last_k:]}
 
     def _sizes(self, row):
         prompts, decode = self.compactor.prompts, self.compactor.tokenizer.decode
