@@ -39,6 +39,7 @@ from trl import GRPOTrainer
 from trl.models import unwrap_model_for_generation
 from trl.trainer.utils import get_config_model_id, split_tensor_dict
 
+from ..common.tokens import characters_of
 from ..data.windows import (
     TARGETS_COLUMN,
     PositionLimits,
@@ -437,6 +438,8 @@ class GistTrainer(GRPOTrainer):
     def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list):
         training = self.model.training
         gists = [gist_from_completion(ids, self.eos_token_ids) for ids in completion_ids_list]
+        if not training:  # as the pair will write them: S is paid for what it writes, half characters too
+            gists = [characters_of(self._tokenizer).whole(gist) for gist in gists]
         num_generations = self.gists_per_context
         others = self.rollout.by_other_hands(inputs) if training and self.rollout.hands else None
         same = num_generations if self.rollout.one_gist_a_context else 1
