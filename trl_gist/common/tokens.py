@@ -142,16 +142,15 @@ def _broken(tokenizer, text, controls):
         pattern = "|".join(map(re.escape, controls))
         ends = [match.start() + 1 for match in re.finditer(f"(?={pattern})", text)]
     ids, starts = _encoded(tokenizer, text[: ends[0]] if ends else text, True)
-    newline = _encoded(tokenizer, "\n", True)[0] if ends else []
     for start, stop in itertools.pairwise([*ends, len(text)] if ends else []):
         # After a newline, since SentencePiece puts a space before a text
-        first, begin = len(newline), start - 1
+        newline, before = _encoded(tokenizer, "\n", True)[0], 1
         part_ids, part_starts = _encoded(tokenizer, "\n" + text[start:stop], True)
-        if part_ids[:first] != newline:
-            first, begin = 0, start
+        if part_ids[: len(newline)] != newline:
+            newline, before = [], 0
             part_ids, part_starts = _encoded(tokenizer, text[start:stop], True)
-        ids += part_ids[first:]
-        starts += [begin + at for at in part_starts[first:]]
+        ids += part_ids[len(newline) :]
+        starts += [start - before + at for at in part_starts[len(newline) :]]
     return ids, starts
 
 
