@@ -24,8 +24,8 @@ Contexts have 128 tokens, gists at most 16, targets are three facts to one sente
 2. Every code through that generator; the best of a context's gists; and whether the best on half of a context's targets is
    the best on the other half.
 3. A pair from there: the summarizer imitates surprising facts on 640 contexts, the generator reads them in 25 steps of 12
-   contexts, then steps of 6 contexts × 8 gists, of which the generator learns from 2.
-4. A reader of each rule's own, from the same start: 70 steps of 12 contexts, which the teacher reads once for all rules.
+   contexts; with `--steps`, then steps of 6 contexts × 8 gists that are paid, of which the generator learns from 2.
+4. A reader of each rule's own, from the same start: the same 25 steps on the rule's gists.
 
 Measured are 73 contexts of the demo's 19 held-out articles: KL(T‖G), NLL, and the share of facts of which every token is
 the reader's likeliest, ± standard error over articles.
@@ -60,6 +60,7 @@ RULES = ("facts", "surprising facts", "tf-idf", "self-information", "stop-word d
 CODES = (*RULES, "facts, no commas", "facts, first tokens", "surprising facts, no others", "surprising tokens")
 POOL = tuple(code for code in CODES if code not in ("surprising facts", "tf-idf", "head", "random drop"))
 OWN_READERS = ("facts", "stop-word drop", "tf-idf", "self-information", "tail", "zero-shot", "head", "random drop")
+READ_STEPS = 25
 TARGETS = {"target_kinds": {"fact": 3, "recall": 1}, "target_floor": 0.5}
 GIST = 16
 
@@ -252,12 +253,12 @@ def train_pair(folder: Path, seed: int, steps: int):
     pair = folder / f"pair-{seed}"
     settings = {"num_generations": 8, "per_device_train_batch_size": 48, "score_batch_size": 48, "distilled_gists": 2}
     settings |= {"learning_rate": 5e-5, "generator_learning_rate": 2e-4, "temperature": 1.0, "cold_start_steps": 0}
-    trainer = make_trainer(pair, seed, 10, max_steps=steps, save_strategy="no", **settings)
+    trainer = make_trainer(pair, seed, 10, max_steps=steps or 1, save_strategy="no", **settings)
     load_generator(trainer, folder / "reader")
     held_out, rule = HeldOut(trainer), hands_of(trainer)["surprising facts"]
     imitate(trainer, rule, training_rows(trainer, seed)[:640])
     rows, distillation = training_rows(trainer, seed + 1000), Distillation(trainer, 3e-4)
-    for step in range(25):
+    for step in range(READ_STEPS):
         of_step = rows[step * 12 : step * 12 + 12]
         gists = rule.compress([stands_for(row) for row in of_step], [GIST] * 12)
         distillation.step(*read(distillation.scorer, of_step), gists)
@@ -273,8 +274,9 @@ def train_pair(folder: Path, seed: int, steps: int):
                 measure(state.global_step)
 
     measure(0)
-    trainer.add_callback(Measure())
-    trainer.train()
+    if steps:
+        trainer.add_callback(Measure())
+        trainer.train()
     trainer.save_model()
 
 
@@ -306,13 +308,13 @@ def imitate(trainer: GistTrainer, rule, rows: list[dict], size: int = 8, learnin
 
 
 def train_own_readers(folder: Path, seed: int, names: list[str]):
-    trainer = make_trainer(folder / f"own-{seed}", seed)
+    trainer = make_trainer(folder / f"own-{seed}", seed, 10)
     held_out, hands, rows = HeldOut(trainer), hands_of(trainer), training_rows(trainer, seed + 1000)
     batches = []
     for name in names:
         load_generator(trainer, folder / "reader")
         distillation = Distillation(trainer, 3e-4)
-        for step in range(70):
+        for step in range(READ_STEPS):
             if step == len(batches):
                 batches.append(read(distillation.scorer, rows[step * 12 : step * 12 + 12]))
             documents, hidden = batches[step]
@@ -389,7 +391,7 @@ def main():
         "--hands", nargs="*", choices=OWN_READERS, default=OWN_READERS, help="rules to train readers of"
     )
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps", type=int, default=45, help="steps in which the summarizer is paid (default: 45)")
+    parser.add_argument("--steps", type=int, default=0, help="steps in which the summarizer is paid (default: none)")
     parser.add_argument("--table", action="store_true", help="run nothing")
     args = parser.parse_args()
     folder = args.folder
