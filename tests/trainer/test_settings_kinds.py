@@ -22,11 +22,12 @@ import typing
 
 import numpy as np
 import pytest
+from trl import TrlParser
 
 from trl_gist import GistConfig
 from trl_gist.scripts.train import GistScriptArguments
 from trl_gist.trainer.checkpoints.pair_state import recipe_of
-from trl_gist.trainer.config_checks import LEAST
+from trl_gist.trainer.config_checks import LEAST, check_kinds
 
 
 def fields_of(*kinds):
@@ -121,6 +122,20 @@ def test_numpys_numbers_are_pythons(make_args):
         assert getattr(args, name) == value and type(getattr(args, name)) is type(value)
     args = make_args(gist_length_range=(np.int16(2), np.int64(6)), reward_weights=np.array([1.0, 0.1]))
     assert args.gist_length_range == [2, 6] and args.reward_weights == [1.0, 0.1]
+
+
+def test_none_stays_allowed_once_a_command_line_was_parsed(make_args):
+    """transformers' parser (5.23) takes the None out of the types of a dataclass's fields, for all of the process."""
+    hints = typing.get_type_hints(GistConfig)
+    optional = [name for name in (*WHOLE, *FLOATS, *LISTS) if type(None) in typing.get_args(hints[name])]
+    optional.remove("num_generations")  # which TRL's type alone lets be None
+    assert {"target_floor", "window_stride", "reader_hands"} <= set(optional)
+    TrlParser(GistConfig)
+    assert float in {field.type for field in dataclasses.fields(GistConfig) if field.name == "target_floor"}
+    args = make_args()
+    for name in optional:
+        setattr(args, name, None)
+    check_kinds(args)
 
 
 @pytest.mark.parametrize("name", ["eval_documents", "world_size"])
