@@ -20,11 +20,10 @@ python -m research.targets.readers --hands facts tail     only these readers
 python -m research.targets.readers --seed 43
 python -m research.targets.readers --table                the tables of what has run, without running more
 
-Contexts have 128 tokens, gists at most 16. The pair first imitates a list of surprising facts, 12 contexts a step, then is
-paid for what its gists are worth. A reader takes as many steps, on 12 contexts each, with the rule's gists in the
-summarizer's place. A run is a JSON file in `--folder`; one that is there is not run again. Measured are four windows each of
-the demo's 19 held-out articles: KL(T‖G), NLL, and the share of targets of which every token is the reader's likeliest, ±
-standard error over articles.
+The pair is trained on contexts of 128 tokens with gists of at most 16, 6 targets each; a reader as many steps on the same
+contexts, the rule's gists in the place of the summarizer's. A run is a JSON file in `--folder`; one that is there is not run
+again. Measured are windows of the demo's 19 held-out articles: KL(T‖G) and the share of facts of which every token is
+the reader's likeliest, ± standard error over articles.
 """
 
 import argparse
@@ -38,48 +37,32 @@ from trl_gist.scripts.train import load_compressor
 import numpy as np
 from peft import LoraConfig
 
-from examples.demo_assets import smollm2_checkpoint, split_articles, spread_out
+from examples.demo_assets import smollm2_checkpoint, split_articles
 from examples.short_run import quiet_console, short_config
 from research.common.tables import markdown_table
 
 
-HANDS = (
-    "facts",
-    "surprising facts",
-    "tail",
-    "self-information",
-    "head",
-    "stop-word drop",
-    "tf-idf",
-    "random drop",
-    "null",
-)
+HANDS = ("facts", "tail", "self-information", "head", "stop-word drop", "tf-idf", "null")
 SETTINGS = {
     **{"context_length": 128, "target_length": 16, "last_k": 16, "max_completion_length": 16},
-    **{"max_windows_per_document": 40, "target_kinds": {"fact": 3, "recall": 1}, "targets_per_context": 10},
-    **{"target_floor": 0.5, "length_penalty": 0.0, "per_device_eval_batch_size": 12, "score_batch_size": 24},
-    **{"generator_learning_rate": 3e-4, "save_strategy": "no", "disable_tqdm": True},
+    **{"max_windows_per_document": 4, "target_kinds": {"fact": 3, "recall": 1}, "targets_per_context": 6},
+    **{"target_floor": 0.5, "length_penalty": 0.0, "max_steps": 100, "num_generations": 6},
+    **{"per_device_train_batch_size": 24, "per_device_eval_batch_size": 12, "score_batch_size": 24},
+    **{"learning_rate": 1e-4, "generator_learning_rate": 4e-4, "temperature": 0.8},
+    **{"cold_start_steps": 24, "cold_start_learning_rate": 4e-4, "cold_start_gists": "facts"},
+    **{"save_strategy": "no", "disable_tqdm": True},
 }
-# 12 contexts a step, of which each gist is read once
-READ = {"per_device_train_batch_size": 24, "num_generations": 2}
-IMITATE = {**READ, "cold_start_gists": "surprising_facts", "cold_start_learning_rate": 3e-4}
-# 6 contexts × 8 gists
-PAID = {"per_device_train_batch_size": 48, "num_generations": 8, "distilled_gists": 2, "cold_start_steps": 0}
-PAID |= {"learning_rate": 5e-5, "generator_learning_rate": 2e-4, "temperature": 1.0}
-IMITATED_STEPS, PAID_STEPS = 60, 30
 COLUMNS = ("kind", "gist_length", "gist_log_prob", "teacher_kl", "exact")
 
 
-def make_trainer(folder: Path, seed: int, model: Path | None = None, **settings) -> GistTrainer:
-    """Of the model that all start from, or of a saved pair."""
+def make_trainer(folder: Path, seed: int, generator_only: bool) -> GistTrainer:
     train, held_out = split_articles()
-    lora = LoraConfig(r=32, lora_alpha=64, target_modules="all-linear")
     return GistTrainer(
-        model=str(model or smollm2_checkpoint()),
-        args=short_config(str(folder), seed=seed, **SETTINGS | settings),
+        model=str(smollm2_checkpoint()),
+        args=short_config(str(folder), seed=seed, generator_only=generator_only, **SETTINGS),
         train_dataset=train,
-        eval_dataset=spread_out(held_out, windows_per_article=4),
-        peft_config=None if model else lora,
+        eval_dataset=held_out,
+        peft_config=LoraConfig(r=32, lora_alpha=64, target_modules="all-linear"),
     )
 
 
@@ -97,13 +80,8 @@ def measure(trainer: GistTrainer, path: Path):
 
 
 def train_pair(folder: Path, seed: int):
-    """The pair; then through its G what S wrote before it was paid, what it writes untrained, and what the rules do."""
-    steps = {"max_steps": IMITATED_STEPS, "cold_start_steps": IMITATED_STEPS}
-    imitated = make_trainer(folder / "imitated", seed, **IMITATE, **steps)
-    imitated.train()
-    measure(imitated, folder / "imitated.json")
-    imitated.save_model()
-    trainer = make_trainer(folder, seed, folder / "imitated", **PAID, max_steps=PAID_STEPS)
+    """The pair; then through its G what S writes untrained, and what the rules do."""
+    trainer = make_trainer(folder, seed, generator_only=False)
     trainer.train()
     trainer.save_model()
     with trainer.model.disable_adapter():
@@ -117,8 +95,7 @@ def train_pair(folder: Path, seed: int):
 
 
 def train_reader(folder: Path, seed: int, hand: str):
-    """As many steps as the pair's G took, on twice as many contexts in those in which S was paid."""
-    trainer = make_trainer(folder, seed, **READ, generator_only=True, max_steps=IMITATED_STEPS + PAID_STEPS)
+    trainer = make_trainer(folder, seed, generator_only=True)
     if hand != "null":
         trainer.compressor = load_compressor(hand, trainer)
     trainer.train()
