@@ -57,7 +57,7 @@ def windows_of(
         loaded ([`~inference.pair.LoadedPair`]):
             The pair.
         text (`str` or `list[int]`):
-            Text, or token ids; where these are not what their own text is tokenised to, no cut is moved.
+            Text, or token ids; where these are not what their own text is tokenised to, no cut is moved before a span.
         last_k_ids (`list[int]`, *optional*):
             What is read beside each gist in place of what follows, as a question: then X is the stretch alone.
         keep (`list[Request]`, *optional*):
