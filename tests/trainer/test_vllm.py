@@ -29,6 +29,7 @@ from tiny import make_documents, make_model
 from transformers import AutoModelForCausalLM
 from trl.generation import vllm_generation
 
+from trl_gist.common.tokens import characters_of
 from trl_gist.models.deepspeed import whole_state_dict
 from trl_gist.models.roles import storage_pointers
 
@@ -436,11 +437,12 @@ def test_evaluation_is_greedy_and_asks_for_one_gist(make_run, vllm, mode, gists)
     trainer = make_run(mode, eval_dataset=rows, args={"num_generations_eval": gists, "max_completion_length": 5})
     rollouts = watch_rollouts(trainer)
     trainer.evaluate()
+    whole = characters_of(trainer.processing_class).whole
     assert rollouts and len(vllm.requests) == len(rollouts) and vllm.syncs == 1
     for request, rollout in zip(vllm.requests, rollouts, strict=True):
         assert (request.n, request.temperature) == (1, 0.0)
         assert request.prompts == rollout.prompts[::gists]
-        assert rollout.gists == [without_eos(gist_of(prompt, 0, 5)) for prompt in rollout.prompts]
+        assert rollout.gists == [whole(without_eos(gist_of(prompt, 0, 5))) for prompt in rollout.prompts]
     trainer.train()
     assert (vllm.requests[-1].n, vllm.requests[-1].temperature) == (4, 1.0), "and training samples again"
 

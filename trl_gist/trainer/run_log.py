@@ -42,7 +42,7 @@ from transformers import TrainerCallback
 
 from ..common.files import replace_file
 from ..common.run_files import GISTS_FILE, METRICS_FILE, RUN_FILE, RUN_LOG_DIR, finite, read_entries
-from ..common.tokens import decode
+from ..common.tokens import characters_of, decode
 from ..data.windows import window_key
 from ..models.generation_settings import plain_generation_config
 from ..models.sampling import sample_gists
@@ -175,7 +175,8 @@ class RunLog(TrainerCallback):
                     ].tolist()
                     for ids in prompt_ids
                 ]
-        return [gist_from_completion(ids, trainer.eos_token_ids) for ids in completions]
+        whole = characters_of(trainer.processing_class).whole  # as in evaluations
+        return [whole(gist_from_completion(ids, trainer.eos_token_ids)) for ids in completions]
 
     def _entry(self, state, name, window, gist_ids):
         tokenizer = self.trainer.processing_class
