@@ -16,17 +16,17 @@
 The main job, end to end, on two CPU cores and without the Hugging Face Hub: `make demo`.
 
 Co-trains SmolLM2-135M-Instruct as summarizer and generator on Wikipedia articles, and measures the pair on articles it
-never saw. A gist is paid for what the generator recalls from it: names, numbers, dates and sentences of its context.
-Everything is the real thing but smaller than the defaults: 128 tokens of context instead of 512, gists of at most 16
-instead of 48, 24 steps instead of 1,500.
+never saw. Everything is the real thing but smaller than the defaults: 128 tokens of context instead of 512, 32 of
+target instead of 64, gists of at most 24 instead of 48, 16 gists a step, 24 steps instead of 1,500, 6 of them the cold
+start. What each setting bought is in docs/ABLATION.md.
 
-python -m examples.demo                                       what it printed is in docs/DEMO.md
+python -m examples.demo                                       about 7 minutes after the downloads
 python -m examples.demo --max_steps 100                       not run yet
-python -m examples.demo --next_tokens                         paid for the next tokens, as the original: about 7 minutes
-python -m examples.demo --next_tokens --generator_only                      its control: G trained as long on empty gists
-python -m examples.demo --next_tokens --generator_only --compressor tail    or on another compressor's: docs/COMPRESSORS.md
+python -m examples.demo --generator_only                      the control: G trained as long on empty gists
+python -m examples.demo --generator_only --compressor tail    or on another compressor's: docs/COMPRESSORS.md
+python -m examples.demo --facts                               paid for facts and sentences of the context: not run yet
 
-With `--next_tokens` it printed, in nats per token ± standard error over 19 unseen articles (one seed):
+The first printed, in nats per token ± standard error over 19 unseen articles (README.md; one seed):
 
     KL(teacher ‖ generator)          0.357 ± 0.030 before    0.195 ± 0.013 after
     gain of the gist over null       0.086 ± 0.022 before    0.172 ± 0.029 after
@@ -122,24 +122,22 @@ def make_trainer(
     )
 
 
-def main(
-    max_steps: int, output_dir: str | None, generator_only: bool, compressor: str | None, next_tokens: bool = False
-):
+def main(max_steps: int, output_dir: str | None, generator_only: bool, compressor: str | None, facts: bool = False):
     console = quiet_console()
     started = time.time()
     output_dir = output_dir or next_run_dir("demo")
-    recipe = NEXT_TOKENS if next_tokens else FACTS
+    recipe = FACTS if facts else NEXT_TOKENS
     trainer = make_trainer(output_dir, recipe=recipe, max_steps=max_steps, generator_only=generator_only)
     if compressor is not None:
         trainer.compressor = load_compressor(compressor, trainer)
     _, held_out_articles = split_articles()
-    shown = None if next_tokens else RecallBeforeAndAfter(console, trainer, held_out_articles[0]["text"])
+    shown = RecallBeforeAndAfter(console, trainer, held_out_articles[0]["text"]) if facts else None
     before, after = train_and_evaluate(console, trainer, "held-out articles")
     print_gists(console, before, after)
     kinds = {name: label for name, label in KINDS.items() if name in after.measures}
-    print_measures(console, before, after, *(MEASURES if next_tokens else (kinds, *MEASURES[1:])))
+    print_measures(console, before, after, *((kinds, *MEASURES[1:]) if facts else MEASURES))
     print_verdicts(console, before, after, trainer.generator_trainer.scorer)
-    if not next_tokens:
+    if facts:
         print_rules(console, trainer, after)
 
     trainer.save_model()
@@ -148,12 +146,12 @@ def main(
     plot_readers(before.rows, after.rows, Path(output_dir, "plots", "readers"))
     report = write_report(output_dir)
 
-    if next_tokens:
-        console.rule("[bold]One unseen article, compressed and continued")
-        print_continuation(console, output_dir, held_out_articles[0])
-    else:
+    if facts:
         console.rule("[bold]What the generator recalls of an unseen article, from the gist alone")
         shown.print(output_dir)
+    else:
+        console.rule("[bold]One unseen article, compressed and continued")
+        print_continuation(console, output_dir, held_out_articles[0])
     console.rule()
     console.print(
         f"""Done in {(time.time() - started) / 60:.1f} minutes.
@@ -166,7 +164,7 @@ What to run next:
   .venv/bin/python -m examples.recall {output_dir} FILE         what it recalls of a text of yours
   .venv/bin/trl-gist continue {output_dir} FILE                 go on from the gist
   .venv/bin/python -m examples.demo --max_steps 200            train longer
-  .venv/bin/python -m examples.demo --next_tokens              paid for the next tokens, as the original
+  .venv/bin/python -m examples.demo --facts                    paid for facts of the context
   .venv/bin/trl-gist train --config configs/smollm2-135m_fineweb-edu.yaml    the original's window, with Hub access
   less examples/minimal_loop.py                                the whole method in a hundred lines""",
         soft_wrap=True,
@@ -214,7 +212,7 @@ def print_rules(console: Console, trainer: GistTrainer, after: HeldOut):
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--max_steps", type=int, default=24, help="optimizer steps (default: 24)")
-    parser.add_argument("--next_tokens", action="store_true", help="pay gists for the next tokens, as the original")
+    parser.add_argument("--facts", action="store_true", help="pay gists for facts and sentences of their contexts")
     parser.add_argument("--generator_only", action="store_true", help="train the generator alone, S stays as it is")
     parser.add_argument(
         "--compressor", choices=EXTRACTIVE_COMPRESSORS, help="whose gists it reads then (default: empty ones)"

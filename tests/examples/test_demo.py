@@ -42,7 +42,7 @@ def five_articles(tokenizer, tmp_path, monkeypatch):
 @pytest.mark.parametrize(("generator_only", "compressor"), [(False, None), (True, "tail")], ids=["pair", "G alone"])
 def test_it_trains_measures_saves_and_continues(five_articles, tmp_path, capsys, generator_only, compressor):
     run = tmp_path / "run"
-    demo.main(7, str(run), generator_only, compressor, next_tokens=True)
+    demo.main(7, str(run), generator_only, compressor)
     printed = capsys.readouterr().out
     measures = json.loads((run / "gist_config.json").read_text())["measures"]
     assert re.search(r"\d windows of 2 unseen articles", printed)
@@ -61,7 +61,7 @@ def test_it_trains_measures_saves_and_continues(five_articles, tmp_path, capsys,
 def test_paid_for_facts_it_shows_what_is_recalled_before_and_after(five_articles, tmp_path, capsys, monkeypatch):
     run = tmp_path / "run"
     monkeypatch.setitem(demo.FACTS, "cold_start_steps", 1)
-    demo.main(2, str(run), generator_only=False, compressor=None)
+    demo.main(2, str(run), generator_only=False, compressor=None, facts=True)
     printed = capsys.readouterr().out
     measures = json.loads((run / "gist_config.json").read_text())["measures"]
     after = re.search(r"facts recalled token for token .* ([\d.]+) ± [\d.]+\s*\n", printed)[1]
