@@ -107,7 +107,8 @@ def compact_messages(
             found = kept_and_not(find_spans(as_text(old), requests), gist)
             return CompactedChat(template.fit(compacted), old, gist, tokens, before, found["kept"], found["not_kept"])
         # The gist's text is more tokens in the template than it was written in
-        room = min(room - 1, max(1, room * (max_tokens - smallest) // (tokens - smallest)))
+        over = tokens - max_tokens
+        room = room - over if room > over else room // 2
     raise ChatTooLong(
         f"`max_tokens` ({max_tokens}) is too small: the system prompt and other standing instructions, the tools, the "
         f"last user's message and the newest step after it take {_tokens(template, [*head, *new])} tokens in the chat "
