@@ -42,7 +42,7 @@ from trl_gist.data.targets import TargetSpec, fact_spans
 from trl_gist.data.windows import WindowSpec, prepare_windows
 from trl_gist.evaluation.compressors.registry import extractive_compressors
 from trl_gist.prompts import bos_ids, stands_for, targets_of
-from trl_gist.scoring.extraction import surprisals
+from trl_gist.scoring.extraction import each_once, surprisals
 from trl_gist.scoring.gist_scorer import target_means
 
 import numpy as np
@@ -89,10 +89,7 @@ class FactCode:
         return [self._gist(ids, budget) for ids, budget in zip(contexts, budgets, strict=True)]
 
     def _gist(self, ids, budget):
-        facts = {}
-        for start, end in fact_spans(self.tokenizer, ids):
-            facts.setdefault(self.tokenizer.decode(ids[start:end]).strip().casefold(), range(start, end))
-        facts = list(facts.values())
+        facts = each_once(self.tokenizer, ids, fact_spans(self.tokenizer, ids))
         if self.how == "facts, no commas":
             value = {place: -place for fact in facts for place in fact}
         elif self.how == "facts, first tokens":

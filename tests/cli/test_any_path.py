@@ -56,13 +56,6 @@ RECIPE = {
 }
 
 
-@pytest.fixture(scope="module", autouse=True)
-def datasets_cache(tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path_factory.mktemp("datasets"))
-        yield
-
-
 def test_every_command_takes_any_path(checkpoint, tmp_path, capsys):
     folder = tmp_path / ODD
     folder.mkdir()

@@ -68,13 +68,6 @@ SETTINGS = {
 }
 
 
-@pytest.fixture(scope="session", autouse=True)
-def datasets_cache(tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path_factory.mktemp("datasets"))
-        yield
-
-
 @pytest.fixture(scope="session")
 def workspace(checkpoint, tmp_path_factory):
     """Documents as JSON lines, and a recipe for them."""

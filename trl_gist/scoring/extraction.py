@@ -95,6 +95,15 @@ def surprisals(
     return surprisals_N
 
 
+def each_once(tokenizer: PreTrainedTokenizerBase, ids: list[int], spans: list[tuple[int, int]]) -> list[range]:
+    """Positions of each of a text's facts, of [`fact_spans`], where it comes first, whatever its case."""
+    facts = {}
+    for start, end in spans:
+        text = tokenizer.decode(ids[start:end], clean_up_tokenization_spaces=False)
+        facts.setdefault(text.strip().casefold(), range(start, end))
+    return list(facts.values())
+
+
 def surprising_facts(
     model: nn.Module,
     tokenizer: PreTrainedTokenizerBase,
@@ -127,10 +136,8 @@ def surprising_facts(
     """
     facts_D, said_D = [], []
     for ids in contexts:
-        spans, facts = fact_spans(tokenizer, ids), {}
-        for start, end in spans:
-            facts.setdefault(tokenizer.decode(ids[start:end]).strip().casefold(), range(start, end))
-        facts_D.append(list(facts.values()))
+        spans = fact_spans(tokenizer, ids)
+        facts_D.append(each_once(tokenizer, ids, spans))
         said_D.append({position for span in spans for position in range(*span)})
     read = [
         ids[max(0, fact.start - cue_length) : fact.stop]
@@ -212,21 +219,18 @@ def fact_list(
         draw (`random.Random`, *optional*):
             Draws which facts are listed, in their order. Without it they are the first ones.
     """
-    comma, facts = _comma_ids(tokenizer), {}
-    for start, end in fact_spans(tokenizer, ids):
-        text = tokenizer.decode(ids[start:end], clean_up_tokenization_spaces=False)
-        facts.setdefault(text.strip().casefold(), ids[start:end])
+    comma, facts = _comma_ids(tokenizer), each_once(tokenizer, ids, fact_spans(tokenizer, ids))
     places = list(range(len(facts)))
     if draw is not None:
         draw.shuffle(places)
-    fact_ids, room, listed = list(facts.values()), length + len(comma), []
+    room, listed = length + len(comma), []
     for place in places:
         if room > 0:
-            room -= len(fact_ids[place]) + len(comma)
+            room -= len(facts[place]) + len(comma)
             listed.append(place)
     gist = []
     for place in sorted(listed):
-        gist += [*(comma if gist else ()), *fact_ids[place]]
+        gist += [*(comma if gist else ()), *(ids[position] for position in facts[place])]
     return gist[: characters_of(tokenizer).cut(gist, length)]
 
 
