@@ -470,16 +470,6 @@ def test_documents_without_any_target_are_refused_with_the_way_out(cut, dataset_
         cut(dataset_of(rows), of("fact"))
 
 
-def test_walks_have_no_targets(make_args, tokenizer):
-    spec = make_args(windows_per_document=2, context_length=20, last_k=3, max_completion_length=4).window_spec(
-        tokenizer
-    )
-    with pytest.raises(
-        ValueError, match=r"`windows_per_document` \(2\) walks .*set `windows_per_document` to 1, or leave"
-    ):
-        replace(spec, targets=of("fact"))
-
-
 # ---- Ready windows ----
 
 

@@ -499,6 +499,7 @@ GIST_CONFIG = {
             )
         ),
     ),
+    "recall_age": Elsewhere("test_walk_memory.py", "test_ages_are_those_that_are_asked_for"),
     "windows_per_document": Elsewhere(
         "test_walks.py", "test_each_gist_is_written_from_one_gist_of_the_window_before_and_the_next_chunk"
     ),

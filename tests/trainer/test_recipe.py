@@ -49,6 +49,7 @@ OTHERS = {
     "parse_special_tokens": True,
     "cue_length": 6,
     "far_offset": 64,
+    "recall_age": [1, 1],
 }
 REFUSED_FIELDS = [name for group in REFUSED for name in GROUPS[group]]
 WARNED_FIELDS = [name for group in ("rates", "method") for name in GROUPS[group]]

@@ -19,6 +19,7 @@ Targets made by rule stand in the document itself, so that nothing has to be wri
 a target's ids are the document's own, wherever it is cut. How documents are cut is in `windows.py`.
 """
 
+import dataclasses
 import functools
 import hashlib
 import itertools
@@ -32,9 +33,11 @@ import regex
 from transformers import PreTrainedTokenizerBase
 
 from ..common.arguments import whole_number
+from ..common.geometry import Geometry
 from ..common.statistics import is_number
 from ..common.text_units import DATE, Units
 from ..common.tokens import characters_of
+from ..prompts import through_last_k
 
 
 # Made by rule, in a document; questions come with a dataset of ready windows
@@ -79,6 +82,10 @@ class TargetSpec:
             Tokens before a fact that the generator reads, at most; of a sentence to recall it reads half as many.
         far_offset (`int`, *optional*, defaults to `128`):
             Tokens between the context and a far target.
+        recall_age (`tuple[float, ...]`, *optional*):
+            In a walk over several windows, how many of a window's targets stand in its own chunk, in the one before it,
+            and so on, relative to the others; `(1, 1, 1)` asks of each of the last three alike. `None` asks of all
+            chunks so far. The continuation is the window's own, and so is what is far.
 
     Raises:
         ValueError: for a kind that is unknown or named twice, or a number that is too small.
@@ -88,6 +95,7 @@ class TargetSpec:
     targets_per_context: int
     cue_length: int = 12
     far_offset: int = 128
+    recall_age: tuple[float, ...] | None = None
 
     def __post_init__(self):
         names = [name for name, _ in self.kinds]
@@ -107,6 +115,17 @@ class TargetSpec:
                 )
         for name, least in (("targets_per_context", 1), ("cue_length", 2), ("far_offset", 1)):
             whole_number(name, getattr(self, name), least)
+        ages = self.recall_age
+        if ages is not None and not (all(is_number(age) and 0 <= age < math.inf for age in ages) and sum(ages) > 0):
+            raise ValueError(
+                f"`recall_age` must be weights of which none is negative and one is positive, of targets in a window's own "
+                f"chunk, in the one before it, and so on, got {ages!r}; or leave it out, to ask of all alike."
+            )
+
+    def age_weights(self, window: int) -> dict[int, float]:
+        """Of each age that a target of a walk's window, counted from 0, may have."""
+        ages = [1.0] * (window + 1) if self.recall_age is None else self.recall_age[: window + 1]
+        return {age: weight for age, weight in enumerate(ages) if weight > 0}
 
     @property
     def is_continuation(self) -> bool:
@@ -137,7 +156,12 @@ class TargetSpec:
 
 
 def make_targets(
-    tokenizer: PreTrainedTokenizerBase, ids: list[int], start: int, spec: WindowLengths, targets: TargetSpec
+    tokenizer: PreTrainedTokenizerBase,
+    ids: list[int],
+    start: int,
+    spec: WindowLengths,
+    targets: TargetSpec,
+    brought: list[dict] | None = None,
 ) -> list[dict]:
     """
     The targets of one window, drawn from all that its document offers.
@@ -155,25 +179,127 @@ def make_targets(
             Lengths of context, target and last tokens.
         targets ([`TargetSpec`]):
             What is drawn.
+        brought (`list[dict]`, *optional*):
+            What there is to draw from in place of what the rules make: of each target `kind`, `cue_ids`, `target_ids`,
+            and `at` and `until`, the tokens of the window after which it is known and, unless that is `None`, no longer
+            true.
 
     Returns:
         In order of kind, then of place, dictionaries of `kind`, `cue_ids` (what G reads before the target), `target_ids`
         and `after_ids` (what T reads between X and the target). Fewer than `targets_per_context` where the window has no
         more, and none where it has none.
     """
-    make = {"continuation": _continuation, "fact": _facts, "recall": _recalls, "far": _far}
-    found = {kind: make[kind](tokenizer, ids, start, spec, targets) for kind, _ in targets.kinds}
     window = ids[start : start + spec.context_length + spec.target_length]
-    # Not hash(), whose value may change between processes and versions
-    digest = hashlib.sha256(",".join(map(str, window)).encode()).digest()
-    available = {kind: len(candidates) for kind, candidates in found.items()}
-    draw = random.Random(b"shares" + digest).random()
-    counts = _shares(targets.targets_per_context, dict(targets.kinds), available, draw)
-    rng = random.Random(digest)
+    if brought is not None:
+        end = characters_of(tokenizer).cut(ids, start + spec.context_length) - start
+        found = _by_kind_and_age(brought, [(0, end)], {0: 1.0}, window[:end])
+        return _drawn(
+            {kind: of_kind for (kind, _), of_kind in found.items()}, None, targets.targets_per_context, window
+        )
+    found = {kind: _candidates(kind, tokenizer, ids, start, spec, targets) for kind, _ in targets.kinds}
+    return _drawn(found, dict(targets.kinds), targets.targets_per_context, window)
+
+
+def make_walk_targets(
+    tokenizer: PreTrainedTokenizerBase,
+    ids: list[int],
+    geometry: Geometry,
+    windows: int,
+    targets: TargetSpec,
+    brought: list[dict] | None = None,
+) -> list[dict]:
+    """
+    The targets of each window of a walk: also such as ask about earlier chunks, which only a gist that was carried on can
+    answer.
+
+    Args:
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
+            Of the ids.
+        ids (`list[int]`):
+            The walk's.
+        geometry ([`~common.geometry.Geometry`]):
+            How it is folded.
+        windows (`int`):
+            Its windows.
+        targets ([`TargetSpec`]):
+            What is drawn, for each window.
+        brought (`list[dict]`, *optional*):
+            As of [`make_targets`], by the tokens of the walk.
+
+    Returns:
+        As of [`make_targets`], window after window, and of each also its `window` and its `age`: how many windows ago its
+        chunk was the newest. A window that offers nothing else has its continuation.
+    """
+    cut, drawn = characters_of(tokenizer).cut, []
+    cuts = [geometry.cuts(ids, window, cut) for window in range(windows)]
+
+    def lengths(first, end):
+        return dataclasses.replace(geometry, context_length=end - first)
+
+    @functools.cache
+    def of_chunk(chunk, kind):
+        first, end, _, _ = cuts[chunk]
+        return _candidates(kind, tokenizer, ids, first, lengths(first, end), targets)
+
+    for window, (start, _, before, stop) in enumerate(cuts):
+        ages, own = targets.age_weights(window), lengths(start, before)
+        found, weights = {}, {}
+        if brought is not None:
+            chunks = [cuts[window - age][:2] for age in range(window + 1)]
+            found = _by_kind_and_age(brought, chunks, ages, ids[:before])
+            weights = {(kind, age): ages[age] for kind, age in found}
+        for kind, weight in targets.kinds if brought is None else ():
+            if kind in ("continuation", "far"):
+                found[kind, 0] = _candidates(kind, tokenizer, ids, start, own, targets)
+                weights[kind, 0] = weight
+                continue
+            for age, share in ages.items():
+                found[kind, age] = of_chunk(window - age, kind)
+                weights[kind, age] = weight * share / sum(ages.values())
+        of_window = _drawn(found, weights, targets.targets_per_context, ids[:stop])
+        if not of_window:
+            of_window = [
+                target | {"age": 0} for target in _candidates("continuation", tokenizer, ids, start, own, targets)
+            ]
+        drawn += [target | {"window": window} for target in of_window]
+    return drawn
+
+
+def _candidates(kind, tokenizer, ids, start, spec, targets):
+    make = {"continuation": _continuation, "fact": _facts, "recall": _recalls, "far": _far}[kind]
     return [
         {"kind": kind, "cue_ids": cue, "target_ids": target, "after_ids": after}
-        for kind, candidates in found.items()
-        for cue, target, after in (candidates[n] for n in sorted(rng.sample(range(len(candidates)), counts[kind])))
+        for cue, target, after in make(tokenizer, ids, start, spec, targets)
+    ]
+
+
+def _by_kind_and_age(brought, chunks, ages, seen):
+    """Of the targets that came with a document those that may be asked once `seen` is read; `chunks` are the tokens from
+    and to which each age goes."""
+    found = {}
+    for target in brought:
+        age = next((age for age in ages if chunks[age][0] < target["at"] <= chunks[age][1]), None)
+        if age is None or (target["until"] is not None and target["until"] <= len(seen)):
+            continue
+        one = {name: target[name] for name in ("kind", "cue_ids", "target_ids")}
+        one["after_ids"] = through_last_k(seen, target["cue_ids"])[len(seen) :]
+        found.setdefault((target["kind"], age), []).append(one)
+    return found
+
+
+def _drawn(found, weights, count, window) -> list[dict]:
+    """Of the candidates of each kind, or of each kind and age, as many as their weights ask for, or alike; by the window's
+    ids."""
+    weights = dict.fromkeys(found, 1.0) if weights is None else weights
+    # Not hash(), whose value may change between processes and versions
+    digest = hashlib.sha256(",".join(map(str, window)).encode()).digest()
+    available = {key: len(candidates) for key, candidates in found.items()}
+    counts = _shares(count, weights, available, random.Random(b"shares" + digest).random())
+    rng = random.Random(digest)
+    return [
+        candidates[n] | ({"age": key[1]} if isinstance(key, tuple) else {})
+        for key, candidates in found.items()
+        for n in sorted(rng.sample(range(len(candidates)), counts[key]))
     ]
 
 

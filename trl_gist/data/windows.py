@@ -26,7 +26,7 @@ from ..common.arguments import whole_number
 from ..common.geometry import Geometry
 from ..common.tokens import characters_of, literal_ids, written_ids
 from ..prompts import GistPrompts, targets_of, through_last_k
-from .targets import QUESTION, TargetSpec, make_targets
+from .targets import QUESTION, TARGETS_PER_CONTEXT, TargetSpec, make_targets, make_walk_targets
 
 
 logger = get_logger(__name__)
@@ -36,13 +36,15 @@ WINDOW_COLUMNS = ("prompt", "context_ids", "last_k_ids", "target_ids", "document
 WALK_COLUMN = "walk_ids"
 # What a gist is paid for, where that is more than the one target that the other columns are
 TARGETS_COLUMN = "targets"
+# The same of a document that is cut: each also says from where in its text, and up to where, it may be asked for
+DOCUMENT_TARGETS_COLUMN = "document_targets"
 
 _WINDOW = "what a window is made of"
 _SCORE = "what a gist is scored with"
 _REWARDS = "what TRL hands to reward functions by itself"
 # Names that a dataset's columns cannot have where a trainer reads them: it would write over them, or be led by them.
-# `text`, `context`, `last_k`, `target`, `document_id` and, with `gist_length_range`, `budget` are inputs, and so is
-# `targets` beside `context`
+# `text`, `context`, `last_k`, `target`, `document_id` and, with `gist_length_range`, `budget` are inputs, and so are
+# `targets` beside `context` and `document_targets` beside `text`
 RESERVED_COLUMNS = {
     **dict.fromkeys(
         (*WINDOW_COLUMNS[:-1], WALK_COLUMN, "seen_ids", TARGETS_COLUMN, "kind", "window_targets"), _WINDOW
@@ -74,9 +76,12 @@ RESERVED_KINDS = (
 # Why a row gave no window, until it is counted
 _SKIPPED = "trl_gist: skipped"
 _WITHOUT_TARGETS = "without targets"
-_TARGETS_FEATURE = List(
-    {"kind": Value("string"), **{name: List(Value("int32")) for name in ("cue_ids", "target_ids", "after_ids")}}
-)
+_TARGET_FEATURES = {name: List(Value("int32")) for name in ("cue_ids", "target_ids", "after_ids")}
+_TARGET_FEATURES |= {"kind": Value("string")}
+_TARGETS_FEATURE = List(_TARGET_FEATURES)
+_WALK_TARGETS_FEATURE = List(_TARGET_FEATURES | {"window": Value("int32"), "age": Value("int32")})
+# Of a document's own targets, where nothing is said of how they are drawn
+_OF_DOCUMENT = TargetSpec((("continuation", 1),), TARGETS_PER_CONTEXT)
 
 
 @dataclass
@@ -136,7 +141,7 @@ class PositionLimits:
         after = max(len(target["after_ids"]) + len(target["target_ids"]) for target in targets)
         for role, length, limit in (
             ("summarizer", max(context, longest_context) + last_k * self.summarizer_sees_last_k, self.summarizer),
-            ("teacher", len(window.get(WALK_COLUMN, ())) or context + after, self.teacher),
+            ("teacher", _teacher_length(window, context + after), self.teacher),
             (
                 "generator",
                 max(len(target["cue_ids"]) + len(target["target_ids"]) for target in targets),
@@ -152,12 +157,19 @@ class PositionLimits:
                 )
 
 
+def _teacher_length(window, of_window):
+    """What T reads: a window's own tokens, or a walk's, after which each target follows by itself."""
+    asked = (target for target in window.get(TARGETS_COLUMN, ()) if target["kind"] != "continuation")
+    after = max((len(target["after_ids"]) + len(target["target_ids"]) for target in asked), default=0)
+    return len(window[WALK_COLUMN]) + after if WALK_COLUMN in window else of_window
+
+
 @dataclass(frozen=True)
 class WindowSpec:
     """
     How documents are cut, in tokens, always between two characters, so that a part may have some tokens fewer; with a
-    `geometry`, into walks; with `targets`, each window gets several. See [`GistConfig`], whose `window_spec` it is.
-    Raises `ValueError` for walks with `targets`.
+    `geometry`, into walks; with `targets` of more than the continuation, each window gets several. See [`GistConfig`],
+    whose `window_spec` it is.
     """
 
     context_length: int
@@ -175,11 +187,11 @@ class WindowSpec:
             whole_number(name, getattr(self, name))
         for name in ("window_stride", "max_windows_per_document"):
             whole_number(name, getattr(self, name), optional=True)
-        if self.walks and self.targets is not None:
-            raise ValueError(
-                f"`windows_per_document` ({self.windows_per_document}) walks along documents, and `targets` are of single "
-                "windows: set `windows_per_document` to 1, or leave `targets` out."
-            )
+
+    @property
+    def several(self) -> bool:
+        """Whether each window gets a list of targets made by rule."""
+        return self.targets is not None and not self.targets.is_continuation
 
     @property
     def walks(self) -> bool:
@@ -253,7 +265,10 @@ def prepare_windows(
             `context`, `target` and optionally `last_k` (by default the context's last tokens), each text or a list of
             token ids, of any length. A `last_k` that is not the context's end follows it: a question after its
             passage. In place of `target` a column `targets` may hold several, each a dictionary with `cue` and
-            `target`, text or token ids too, and optionally `kind`, by default `"question"`. Other columns are kept, for
+            `target`, text or token ids too, and optionally `kind`, by default `"question"`. Beside `text` a column
+            `document_targets` may hold what its windows, or those of a walk, are asked for in place of what rules make:
+            such dictionaries which also have `at`, the characters of the text after which the answer is known, and
+            optionally `until`, those after which it is another. Other columns are kept, for
             reward functions, but for the names of [`RESERVED_COLUMNS`]. With `gist_length_range` a column `budget`
             says the most tokens of each row's gists, `None` for one to be drawn.
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
@@ -296,7 +311,8 @@ def prepare_windows(
             "Remove those that are not meant, or rename them: `dataset.rename_column('text', ...)`."
         )
     if "text" in columns:
-        to_windows, consumed, several = _cut_document, {"text"}, spec.targets is not None
+        to_windows, consumed = _cut_document, {"text", DOCUMENT_TARGETS_COLUMN}
+        several = spec.several or DOCUMENT_TARGETS_COLUMN in columns
     elif {"context", "target"} <= columns:
         to_windows, consumed, several = _ready_window, {"context", "target", "last_k"}, False
     elif {"context", TARGETS_COLUMN} <= columns:
@@ -322,7 +338,8 @@ def prepare_windows(
     vocab_size = len(tokenizer)
     # Only what shapes or refuses a window goes into the closure: `datasets` hashes it to find cached results
     check_budget = rules.check_budget if rules is not None and "budget" in columns else None
-    check_kind = check_kind_of if rules is not None and to_windows is _ready_window and several else None
+    brought = consumed & {TARGETS_COLUMN, DOCUMENT_TARGETS_COLUMN} & columns
+    check_kind = check_kind_of if rules is not None and brought else None
 
     def windows_of_batch(batch, indices):
         out = {column: [] for column in (*window_columns, *list_columns, _SKIPPED, *carried)}
@@ -370,7 +387,7 @@ def prepare_windows(
         {
             "prompt": Value("string"),
             **{column: List(Value("int32")) for column in id_columns},
-            **({TARGETS_COLUMN: _TARGETS_FEATURE} if several else {}),
+            **({TARGETS_COLUMN: _WALK_TARGETS_FEATURE if spec.walks else _TARGETS_FEATURE} if several else {}),
             "document_id": dataset.features["document_id"] if carries_document_id else Value("int64"),
             _SKIPPED: Value("string"),
             **{column: dataset.features[column] for column in carried},
@@ -482,7 +499,11 @@ def _cut_document(row, tokenizer, spec):
     reason = why_unusable(row["text"])
     if reason:
         return [], reason
-    ids, characters = _tokenize(tokenizer, row["text"], spec), characters_of(tokenizer)
+    ids, characters, brought = _tokenize(tokenizer, row["text"], spec), characters_of(tokenizer), None
+    if DOCUMENT_TARGETS_COLUMN in row:
+        brought, reason = _document_targets(row, tokenizer, spec)
+        if reason:
+            return [], reason
     starts = range(0, len(ids) - spec.length + 1, spec.window_stride or spec.length)
     windows = []
     for start in starts[: spec.max_windows_per_document]:
@@ -502,10 +523,42 @@ def _cut_document(row, tokenizer, spec):
             continue  # no character is so short
         if spec.walks:
             window[WALK_COLUMN] = cut
-        if spec.targets is not None:
-            window[TARGETS_COLUMN] = make_targets(tokenizer, ids, start, spec, spec.targets)
+        if brought is not None or spec.several:
+            targets, own = spec.targets or _OF_DOCUMENT, None if brought is None else _after(brought, start)
+            if spec.walks:
+                geometry, count = spec.geometry, spec.windows_per_document
+                window[TARGETS_COLUMN] = make_walk_targets(tokenizer, cut, geometry, count, targets, own)
+            else:
+                window[TARGETS_COLUMN] = make_targets(tokenizer, ids, start, spec, targets, own)
         windows.append(window)
     return windows, None if windows else "too short"
+
+
+def _document_targets(row, tokenizer, spec):
+    """The targets that come with a document, by its tokens; or why they cannot be used."""
+    entries = row[DOCUMENT_TARGETS_COLUMN]
+    targets, reason = _ready_targets(entries, [], tokenizer, spec)
+    if reason:
+        return None, reason
+    for target, entry in zip(targets, entries, strict=True):
+        for name in ("at", "until"):
+            place = entry.get(name)
+            if place is None and name == "until":
+                target[name] = None
+                continue
+            if type(place) is not int or not 0 <= place <= len(row["text"]):
+                return None, f"with a target whose `{name}` is no place in the text"
+            target[name] = len(_tokenize(tokenizer, row["text"][:place], spec))
+    return targets, None
+
+
+def _after(targets, start):
+    """A document's targets with places counted from one of its tokens."""
+    moved = []
+    for target in targets:
+        until = None if target["until"] is None else target["until"] - start
+        moved.append(target | {"at": target["at"] - start, "until": until})
+    return moved
 
 
 def _ready_window(row, tokenizer, spec):

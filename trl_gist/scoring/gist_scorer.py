@@ -217,8 +217,9 @@ class GistScorer:
             )
             for row, (logps_T, kl_T) in zip(gist_rows, read, strict=True):
                 null_logps_T, null_kl_T = null_D[row // num_generations + lag]
-                gains = (logps_T - null_logps_T).mean(), (null_kl_T - kl_T).mean()
-                gains_N2[row] += discount**lag * torch.stack(gains)
+                targets = targets_of(documents[row // num_generations + lag])
+                gains = (target_means(gain_T, targets).mean() for gain_T in (logps_T - null_logps_T, null_kl_T - kl_T))
+                gains_N2[row] += discount**lag * torch.stack([*gains])
         return gains_N2
 
     def read_contexts(self, documents: list[dict]) -> tuple[list[torch.Tensor], list[float]]:
@@ -255,23 +256,37 @@ class GistScorer:
         prompts, targets = [], []
         for walk in walks:
             seen = seen_ids(walk[0])
-            prompts.append(self.prompts.plain(seen))
-            if len(walk) == 1:
-                targets.append([(target["after_ids"], target["target_ids"]) for target in targets_of(walk[0])])
-            else:  # from the first window's target on to the end of the last one's
+            if len(walk) > 1 and "targets" not in walk[0]:
+                # From the first window's target on to the end of the last one's
+                prompts.append(self.prompts.plain(seen))
                 targets.append([([], [*seen_ids(walk[-1])[len(seen) :], *walk[-1]["target_ids"]])])
+                continue
+            prompts.append(self.prompts.plain(seen_ids(walk[-1])))
+            targets.append(
+                [
+                    (target["after_ids"], target["target_ids"], len(self.prompts.bos) + len(seen_ids(row)))
+                    for row in walk
+                    for target in targets_of(row)
+                ]
+            )
         hidden_W = [[] for _ in walks]
         rows = self._rows(prompts, targets)
         read = self.teacher.hidden_states(TargetRows.of_several(*_columns(rows), 1, self._device()))
         for (walk, _, own), hidden_TH in zip(rows, read, strict=True):
-            hidden_W[walk].append(hidden_TH[: sum(len(target) for _, target in own)])
-        return [
-            hidden_TH[len(seen_ids(row)) - len(seen_ids(walk[0])) :][: len(row["target_ids"])].clone()
-            if len(walk) > 1
-            else hidden_TH
-            for walk, hidden_TH in zip(walks, map(torch.cat, hidden_W), strict=True)
-            for row in walk
-        ]
+            hidden_W[walk].append(hidden_TH[: sum(len(target) for _, target, *_ in own)])
+        hidden_D = []
+        for walk, hidden_TH in zip(walks, map(torch.cat, hidden_W), strict=True):
+            if len(walk) > 1 and "targets" in walk[0]:
+                hidden_D += hidden_TH.split([sum(target_sizes(targets_of(row))) for row in walk])
+            elif len(walk) > 1:
+                starts = (len(seen_ids(row)) - len(seen_ids(walk[0])) for row in walk)
+                hidden_D += [
+                    hidden_TH[start:][: len(row["target_ids"])].clone()
+                    for row, start in zip(walk, starts, strict=True)
+                ]
+            else:
+                hidden_D.append(hidden_TH)
+        return hidden_D
 
     def teacher_readings(self, documents: list[dict], teacher_hidden: list[torch.Tensor]) -> list[torch.Tensor]:
         """The teacher's log-prob of every target token on the whole context, from what [`teacher_hidden`] gave of it."""

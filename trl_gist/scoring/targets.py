@@ -39,6 +39,8 @@ class TargetRows:
 
         prompt | cue₁ target₁ | cue₂ target₂ | …
 
+    A target may see the beginning of the prompt only, as the text up to its window of a walk, and then goes on from there.
+
     Attributes:
         input_ids_NS (`torch.LongTensor` of shape `(rows, sequence)`):
             Prompt, targets, padding.
@@ -76,57 +78,71 @@ class TargetRows:
         return cls.of_several(prompts, [[([], target)] for target in targets], gists, device)
 
     @classmethod
-    def of_several(
-        cls, prompts: list[list[int]], targets: list[list[tuple[list[int], list[int]]]], gists: int, device
-    ) -> "TargetRows":
+    def of_several(cls, prompts: list[list[int]], targets: list[list[tuple]], gists: int, device) -> "TargetRows":
         """
         Args:
             prompts (`list[list[int]]`):
                 Token ids.
-            targets (`list[list[tuple[list[int], list[int]]]]`):
-                For each prompt the targets after it: pairs of a cue, which may be empty, and a target.
+            targets (`list[list[tuple]]`):
+                For each prompt the targets after it: of each its cue, which may be empty, its token ids and, where it
+                does not see all of the prompt, how many of its tokens it sees.
             gists (`int`):
                 Adjacent prompts with the same targets.
             device:
                 Where the tensors go.
         """
+        targets = [
+            [(cue, target, *seen) if seen else (cue, target, len(prompt)) for cue, target, *seen in own]
+            for prompt, own in zip(prompts, targets, strict=True)
+        ]
+        prompts = [prompt[: max(seen for _, _, seen in own)] for prompt, own in zip(prompts, targets, strict=True)]
         rows = len(prompts)
         sizes = [
-            (len(prompt) + sum(len(cue) + len(target) for cue, target in own), sum(len(target) for _, target in own))
+            (
+                len(prompt) + sum(len(cue) + len(target) for cue, target, _ in own),
+                sum(len(target) for _, target, _ in own),
+            )
             for prompt, own in zip(prompts, targets, strict=True)
         ]
         length, width = (max(size) for size in zip(*sizes, strict=True))
-        input_ids_NS, position_ids_NS = torch.zeros(2, rows, length, dtype=torch.long)
+        input_ids_NS, position_ids_NS, seen_NS = torch.zeros(3, rows, length, dtype=torch.long)
         branch_NS = torch.full((rows, length), _PADDING)
         positions_NT, target_ids_NT = torch.zeros(2, rows, width, dtype=torch.long)
         mask_NT = torch.zeros(rows, width, dtype=torch.bool)
         for row, (prompt, own) in enumerate(zip(prompts, targets, strict=True)):
             ids, positions, branches, predicted_at = [*prompt], [*range(len(prompt))], [_PROMPT] * len(prompt), []
-            for index, (cue, target) in enumerate(own):
-                start = len(ids)
+            sees = [len(prompt)] * len(prompt)
+            for index, (cue, target, seen) in enumerate(own):
+                start, added = len(ids), len(cue) + len(target)
                 ids += [*cue, *target]
-                positions += range(len(prompt), len(prompt) + len(cue) + len(target))
-                branches += [index] * (len(cue) + len(target))
+                positions += range(seen, seen + added)
+                branches += [index] * added
+                sees += [seen] * added
                 first = start + len(cue)
-                predicted_at += [first - 1 if cue else len(prompt) - 1, *range(first, len(ids) - 1)]
-            for of_row, values in ((input_ids_NS, ids), (position_ids_NS, positions), (branch_NS, branches)):
+                predicted_at += [first - 1 if cue else seen - 1, *range(first, len(ids) - 1)]
+            for of_row, values in (
+                *((input_ids_NS, ids), (position_ids_NS, positions)),
+                *((branch_NS, branches), (seen_NS, sees)),
+            ):
                 of_row[row, : len(values)] = torch.tensor(values)
             positions_NT[row, : len(predicted_at)] = torch.tensor(predicted_at)
-            target_ids_NT[row, : len(predicted_at)] = torch.tensor([token for _, target in own for token in target])
+            target_ids_NT[row, : len(predicted_at)] = torch.tensor([token for _, target, _ in own for token in target])
             mask_NT[row, : len(predicted_at)] = True
         real_U = mask_NT[::gists].flatten().nonzero().squeeze(1)
         tensors = (input_ids_NS, positions_NT, target_ids_NT, mask_NT, real_U)
         several = {"real_NS": (branch_NS != _PADDING).to(device)}
         if any(len(own) > 1 for own in targets):
-            several |= {"position_ids_NS": position_ids_NS.to(device), "visible_NSS": _visible(branch_NS).to(device)}
+            visible_NSS = _visible(branch_NS, seen_NS)
+            several |= {"position_ids_NS": position_ids_NS.to(device), "visible_NSS": visible_NSS.to(device)}
         return cls(*(tensor.to(device) for tensor in tensors), gists, **several)
 
 
-def _visible(branch_NS):
-    """Which tokens each sees: up to itself the prompt's and its own branch's. Padding sees padding, so that no row of the
-    softmax is empty."""
+def _visible(branch_NS, seen_NS):
+    """Which tokens each sees: up to itself its own branch's and so many of the prompt's. Padding sees padding, so that no
+    row of the softmax is empty."""
     query_NS1, key_N1S = branch_NS[:, :, None], branch_NS[:, None, :]
-    visible_NSS = (query_NS1 == key_N1S) | ((key_N1S == _PROMPT) & (query_NS1 != _PADDING))
+    before_NSS = torch.arange(branch_NS.shape[1]) < seen_NS[:, :, None]
+    visible_NSS = (query_NS1 == key_N1S) | ((key_N1S == _PROMPT) & (query_NS1 != _PADDING) & before_NSS)
     return visible_NSS.tril()
 
 

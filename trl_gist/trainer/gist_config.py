@@ -77,6 +77,10 @@ class GistConfig(GRPOConfig):
             Tokens before a fact that G reads, at most; of a sentence to recall it reads half as many.
         far_offset (`int`, *optional*, defaults to `128`):
             Tokens between X and a `"far"` target.
+        recall_age (`list[float]`, *optional*):
+            In a walk over several windows, weights of targets that stand in the window's own chunk, in the one before it,
+            and so on: `[1, 1, 1]` asks of the last three alike, and so pays a gist for what it keeps of the one before.
+            `None` asks of all chunks so far alike.
 
         > Parameters that control walks over several windows
 
@@ -254,6 +258,13 @@ class GistConfig(GRPOConfig):
     )
     cue_length: int = field(default=12, metadata={"help": "Tokens before a fact that the generator reads, at most."})
     far_offset: int = field(default=128, metadata={"help": "Tokens between the context and a far target."})
+    recall_age: list[float] | None = field(
+        default=None,
+        metadata={
+            "help": "In a walk, weights of targets of the window's own chunk, of the one before it, and so on. Defaults to "
+            "all chunks so far alike."
+        },
+    )
 
     # Parameters that control walks over several windows
     windows_per_document: int = field(
@@ -426,16 +437,27 @@ class GistConfig(GRPOConfig):
             self.max_windows_per_document,
             self.windows_per_document,
             geometry,
-            self.target_spec,
+            self.drawn_targets,
             self.parse_special_tokens,
         )
 
     @property
     def target_spec(self) -> TargetSpec | None:
         """Which targets a context gets, or `None` for the continuation alone."""
-        kinds = self.target_kinds or {"continuation": 1}
-        spec = TargetSpec(tuple(kinds.items()), self.targets_per_context, self.cue_length, self.far_offset)
+        spec = self.drawn_targets
         return None if spec.is_continuation else spec
+
+    @property
+    def drawn_targets(self) -> TargetSpec:
+        """How a window's targets are drawn, also of those that come with a document."""
+        kinds, age = self.target_kinds or {"continuation": 1}, self.recall_age
+        return TargetSpec(
+            tuple(kinds.items()),
+            self.targets_per_context,
+            self.cue_length,
+            self.far_offset,
+            None if age is None else tuple(age),
+        )
 
     @property
     def column_rules(self) -> ColumnRules:

@@ -15,6 +15,7 @@
 """Measures on held-out windows, of which ranks have sampled and scored a share each."""
 
 import math
+from collections import defaultdict
 
 from accelerate import Accelerator
 from accelerate.utils import gather_object
@@ -45,7 +46,7 @@ def measure(scorer: GistScorer, rows: list[dict], accelerator: Accelerator) -> t
 
     Returns:
         The rows of all ranks with their controls, and the measures, each with its standard error; where contexts have
-        several targets, also by their kind, as `fact/nll_gist`.
+        several targets, also by their kind, as `fact/nll_gist`, and of walks by their age, as `age_2/nll_gist`.
     """
     rows = [
         {**one, **score} for row in rows for one, score in zip(one_row_each(row), row["target_scores"], strict=True)
@@ -57,10 +58,13 @@ def measure(scorer: GistScorer, rows: list[dict], accelerator: Accelerator) -> t
     mine = [(start + index) % len(rows) for index in range(share)]
     add_controls(scorer, rows, mine)
     rows = gather_object([rows[index] for index in mine])[: len(rows)]
-    measures, kinds = summarize(rows), sorted({row["kind"] for row in rows})
-    for kind in kinds if any("window_targets" in row for row in rows) else ():
-        of_kind = summarize([row for row in rows if row["kind"] == kind])
-        measures |= {f"{kind}/{name}": value for name, value in of_kind.items()}
+    measures, groups = summarize(rows), defaultdict(list)
+    for row in rows if any("window_targets" in row for row in rows) else ():
+        groups[row["kind"]].append(row)
+        if "age" in row:
+            groups[f"age_{row['age']}"].append(row)
+    for group, members in sorted(groups.items()):
+        measures |= {f"{group}/{name}": value for name, value in summarize(members).items()}
     return rows, measures
 
 

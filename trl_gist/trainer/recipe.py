@@ -34,7 +34,7 @@ GROUPS = {
         "parse_special_tokens"
     ),
     "prompts": "summarizer_prompt generator_prompt chat_template_kwargs max_completion_length gist_length_range",
-    "targets": "target_kinds targets_per_context target_floor cue_length far_offset",
+    "targets": "target_kinds targets_per_context target_floor cue_length far_offset recall_age",
     "rates": (
         "length_penalty length_penalty_learning_rate target_gist_length max_teacher_kl reward_weights learning_rate "
         "generator_learning_rate cold_start_learning_rate lr_scheduler_type lr_scheduler_kwargs warmup_steps max_steps "

@@ -26,8 +26,12 @@ carried on, as a session carries on the one it has. So a group still differs in 
 gists of one document and window; a context is still read once for all its gists. What a gist is worth later on is
 measured by letting G read it, as it is, in the later windows; how S then carries it on has no part in that, and is
 what the later gists are rewarded for.
+
+With `target_kinds`, a window also asks for facts and sentences of earlier chunks (`recall_age`). Only the gist that was
+carried on holds them, so that of the gists of a group the ones that keep them are worth more.
 """
 
+from collections import defaultdict
 from collections.abc import Callable
 
 from ..common.geometry import SEPARATOR, Geometry, join, rolling_chunk_length
@@ -73,16 +77,18 @@ class Walk:
         rows = []
         for start in range(0, len(inputs), num_generations):
             for window in range(self.windows):
-                columns = self._window(inputs[start]["walk_ids"], window)
+                columns = self._window(inputs[start], window)
                 rows += [{**row, **columns} for row in inputs[start : start + num_generations]]
         return rows
 
-    def _window(self, walk_ids, window):
+    def _window(self, row, window):
         """What is known of it before there is the gist that S reads first."""
+        walk_ids = row["walk_ids"]
         cut = characters_of(self.prompts.tokenizer).cut
         start, last, before, end = self.geometry.cuts(walk_ids, window, cut)
         chunk_ids, last_k_ids = walk_ids[start:last], walk_ids[last:before]
-        return {
+        targets = [target for target in row.get("targets", ()) if target["window"] == window]
+        return ({"targets": targets} if "targets" in row else {}) | {
             "window": window,
             "prompt": self.decode(chunk_ids + last_k_ids),
             "chunk_ids": chunk_ids,
@@ -104,7 +110,12 @@ class Walk:
         for index in range(self.windows):
             of_window = [row for row in rows if row["window"] == index]
             means |= {f"window_{index}/{name}": _mean(of_window, name) for name in names}
-        return means
+        by_age = defaultdict(list)
+        for row in rows:
+            for target, score in zip(row.get("targets", ()), row["target_scores"], strict=False):
+                for name in ("teacher_kl", "kl_gain", "exact"):
+                    by_age[f"age_{target['age']}/{name}"].append(float(score[name]))
+        return means | {name: sum(values) / len(values) for name, values in sorted(by_age.items())}
 
 
 def _mean(rows, name):

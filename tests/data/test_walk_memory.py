@@ -1,0 +1,227 @@
+# Copyright 2026 The trl_gist authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""Walks that are paid for memory: targets of a window that ask about earlier chunks, made by rule or brought by the
+documents, read by the teacher up to that window alone, scored, trained on and measured by age."""
+
+from collections import Counter
+
+import pytest
+import torch
+from datasets import Dataset, IterableDataset
+from tiny import make_documents, make_tokenizer
+
+from trl_gist.common.geometry import Geometry
+from trl_gist.data.targets import TargetSpec, make_walk_targets
+from trl_gist.data.windows import WindowSpec, prepare_windows
+from trl_gist.scoring.gist_scorer import GistScorer
+
+
+CHUNK, LAST_K, TARGET, WINDOWS = 40, 4, 8, 4
+GEOMETRY = Geometry(60, CHUNK, LAST_K, TARGET)
+LENGTH = GEOMETRY.length(WINDOWS)
+WALKS = {"context_length": 64, "windows_per_document": 3, "max_completion_length": 6, "target_floor": None}
+WALKS |= {"target_kinds": {"fact": 2, "recall": 1}, "targets_per_context": 6}
+
+
+@pytest.fixture(scope="module")
+def ids():
+    return make_tokenizer().encode(" ".join(make_documents(3)), add_special_tokens=False)[:LENGTH]
+
+
+def targets_of_walk(ids, count=8, kinds=(("fact", 1.0),), **more):
+    return make_walk_targets(make_tokenizer(), ids, GEOMETRY, WINDOWS, TargetSpec(kinds, count, **more))
+
+
+# ---- What a window asks for ----
+
+
+def test_a_target_stands_in_the_chunk_of_its_age_after_its_cue(ids):
+    targets = targets_of_walk(ids, kinds=(("fact", 2.0), ("recall", 1.0)))
+    assert {target["window"] for target in targets} == set(range(WINDOWS))
+    assert {(target["window"], target["age"]) for target in targets if target["age"]} > {(2, 1), (3, 2), (3, 3)}
+    for target in targets:
+        chunk = target["window"] - target["age"]
+        of_chunk = ids[chunk * CHUNK : (chunk + 1) * CHUNK]
+        wanted = target["cue_ids"] + target["target_ids"]
+        assert any(of_chunk[start : start + len(wanted)] == wanted for start in range(CHUNK))
+        assert target["after_ids"] == target["cue_ids"]
+
+
+@pytest.mark.parametrize("ages, asked", [((1,), {0}), ((0, 1), {1}), ((1, 0, 1), {0, 2}), (None, {0, 1, 2, 3})])
+def test_ages_are_those_that_are_asked_for(ids, ages, asked):
+    counts = Counter(
+        target["age"] for target in targets_of_walk(ids, 100, recall_age=ages) if target["kind"] == "fact"
+    )
+    assert set(counts) == asked
+
+
+def test_ages_have_the_shares_of_their_weights():
+    """Where a chunk has as many facts as are asked for; of the tiny documents only a few do."""
+    counts = Counter()
+    for number in range(60):
+        text = " ".join(f"It came to {number + 7 * n} and {number + 5 * n} and {number + 3 * n}." for n in range(60))
+        ids = make_tokenizer().encode(text, add_special_tokens=False)[:LENGTH]
+        counts.update(target["age"] for target in targets_of_walk(ids, 2, recall_age=(1, 3)) if target["window"] == 3)
+    assert counts.total() == 120
+    assert 0.7 < counts[1] / counts.total() < 0.8
+
+
+def test_a_window_that_offers_nothing_has_its_continuation():
+    words = make_tokenizer().encode("water came from the river and was bad " * 40, add_special_tokens=False)[:LENGTH]
+    for window, target in enumerate(targets_of_walk(words)):
+        before = GEOMETRY.before(window)
+        assert (target["kind"], target["window"], target["age"]) == ("continuation", window, 0)
+        assert target["cue_ids"] == words[before - LAST_K : before]
+        assert target["target_ids"] == words[before : before + TARGET]
+
+
+@pytest.mark.parametrize("ages", [(), (0, 0), (-1, 2), ("a",), (float("inf"),)])
+def test_ages_without_a_share_are_refused(ages):
+    with pytest.raises(ValueError, match="`recall_age` must be weights"):
+        TargetSpec((("fact", 1.0),), 4, recall_age=ages)
+
+
+# ---- Documents that bring their own ----
+
+
+def ledger(overwritten):
+    """Two entries in the first of three chunks; the second is written over in the last one, or is not."""
+    tokenizer = make_tokenizer()
+    filler = tokenizer.decode(tokenizer.encode("water came from the river " * 40, add_special_tokens=False)[:25])
+    text = f"The price of barrels is 82. The price of houses is 12. {filler}"
+    at = [text.index(f" {number}.") + 3 for number in (82, 12)]
+    text += filler * 3
+    until = len(text)
+    text += f" The price of houses is {45 if overwritten else 12}. {filler * 9}"
+    targets = [
+        {"cue": "The price of barrels is", "target": " 82", "at": at[0], "until": None},
+        {"cue": "The price of houses is", "target": " 12", "at": at[1], "until": until if overwritten else None},
+    ]
+    return {"text": text, "document_targets": targets}
+
+
+@pytest.mark.parametrize("make", [Dataset.from_list, lambda rows: IterableDataset.from_generator(lambda: iter(rows))])
+def test_an_entry_is_asked_for_from_its_chunk_on_until_it_is_written_over(make):
+    tokenizer, spec = make_tokenizer(), WindowSpec(60, TARGET, LAST_K, None, 1, 4, GEOMETRY, None)
+    asked = {}
+    for overwritten in (False, True):
+        row = ledger(overwritten)
+        (walk,) = prepare_windows(make([row]), tokenizer, spec)[0]
+        asked[overwritten] = {
+            (tokenizer.decode(target["target_ids"]).strip(), target["window"], target["age"])
+            for target in walk["targets"]
+            if target["kind"] == "question"
+        }
+        read = len(
+            tokenizer(row["text"][: row["document_targets"][1]["until"]], add_special_tokens=False)["input_ids"]
+        )
+    whole = {(number, window, window) for number in ("82", "12") for window in range(4)}
+    assert asked[False] == whole
+    late = {
+        (number, window, age) for number, window, age in whole if number == "12" and GEOMETRY.before(window) >= read
+    }
+    assert late and asked[True] == whole - late
+
+
+def test_a_single_window_asks_for_what_stands_in_it():
+    tokenizer, row = make_tokenizer(), ledger(False)
+    windows, _ = prepare_windows(Dataset.from_list([row]), tokenizer, WindowSpec(24, TARGET, LAST_K, None, None))
+    assert [len(window["targets"]) for window in windows] == [1, 1]
+    for window in windows:
+        (target,) = window["targets"]
+        assert tokenizer.decode(target["target_ids"]) in tokenizer.decode(window["context_ids"])
+        assert target["after_ids"] == target["cue_ids"]
+
+
+@pytest.mark.parametrize("at", [None, -1, 10_000, "3", True])
+def test_a_place_outside_the_text_skips_the_row_by_name(at):
+    row = ledger(False)
+    bad = {"text": row["text"], "document_targets": [{**row["document_targets"][0], "at": at}]}
+    with pytest.raises(ValueError, match="1 with a target whose `at` is no place in the text"):
+        prepare_windows(
+            IterableDataset.from_generator(lambda: iter([bad])), make_tokenizer(), WindowSpec(24, 8, 4, None, None)
+        )
+
+
+# ---- The teacher reads a walk once, each target up to its window ----
+
+
+def rows_of(trainer):
+    inputs = [trainer.train_dataset[0]]
+    rows = trainer.walk.rows(inputs, 1)
+    for row in rows:
+        row["context_ids"] = trainer.walk.context_ids(row, [])
+    return rows
+
+
+@pytest.mark.parametrize("shares", [True, False])
+def test_the_teacher_reads_each_target_after_the_text_up_to_its_window(make_trainer, lora, shares):
+    trainer = make_trainer(peft_config=lora, args=WALKS)
+    scorer = trainer.generator_trainer.scorer
+    fresh = GistScorer(scorer.generator, scorer.teacher, scorer.prompts, batch_size=2)
+    fresh.shares_rows = shares
+    rows = rows_of(trainer)
+    assert any(target["age"] for row in rows for target in row["targets"])
+    _, logps_D = fresh.read_targets(rows)
+    model = scorer.teacher.model
+    for row, logps_T in zip(rows, logps_D, strict=True):
+        expected = []
+        for target in row["targets"]:
+            ids = [*scorer.prompts.bos, *row["seen_ids"], *target["after_ids"], *target["target_ids"]]
+            with torch.no_grad():
+                logits = model(torch.tensor([ids])).logits[0].double().log_softmax(-1)
+            first = len(ids) - len(target["target_ids"])
+            expected += [logits[place - 1, ids[place]] for place in range(first, len(ids))]
+        torch.testing.assert_close(logps_T, torch.stack(expected), atol=1e-4, rtol=1e-4)
+
+
+# ---- Training and evaluation ----
+
+
+def test_both_roles_learn_and_the_log_has_each_age(make_trainer, lora):
+    trainer = make_trainer(peft_config=lora, args=WALKS)
+    rollouts, calculate = [], trainer._calculate_rewards
+
+    def watch(inputs, *args):
+        rewards = calculate(inputs, *args)
+        rollouts.append([dict(row) for row in inputs])
+        return rewards
+
+    trainer._calculate_rewards = watch
+    trainer.train()
+    logs = [log for log in trainer.state.log_history if "gist_length" in log]
+    assert len(logs) == len(rollouts) > 0
+    for log, rows in zip(logs, rollouts, strict=True):
+        for age in range(3):
+            scores = [
+                score
+                for row in rows
+                for target, score in zip(row["targets"], row["target_scores"], strict=True)
+                if target["age"] == age
+            ]
+            for name in ("teacher_kl", "kl_gain", "exact"):
+                assert log[f"age_{age}/{name}"] == pytest.approx(sum(score[name] for score in scores) / len(scores))
+
+
+def test_an_evaluation_of_walks_has_each_kind_and_age(make_trainer, lora):
+    held_out = Dataset.from_dict({"text": make_documents(4, seed=9)})
+    measures = make_trainer(peft_config=lora, eval_dataset=held_out, args=WALKS).evaluate()
+    counts = [
+        sum(measures[f"eval_{group}/windows"] for group in groups)
+        for groups in (("fact", "recall"), ("age_0", "age_1", "age_2"))
+    ]
+    assert counts == [measures["eval_windows"]] * 2
+    for group in ("fact", "recall", "age_0", "age_1", "age_2"):
+        assert {f"eval_{group}/nll_gist", f"eval_{group}/teacher_kl_se"} <= set(measures)
