@@ -147,6 +147,8 @@ def test_the_patterns_of_a_gist_are_those_counted_by_hand():
         "date_recall": (1 / 2, 2),
         "date_recall_in_target": (0, 1),
         "acronyms_coined": (1, 1),
+        "shortened_share": (2 / 13, 13),  # b of born, OX of Oxford
+        "repeated_share": (0, 10),
         "cut_mid_sentence": (1, 1),
         "copy_rate_1": (9 / 13, 13),  # all but b ; OX 漢
         "copy_rate_2": (4 / 12, 12),  # 26 July, July 1894, wrote 11, 11 novels
@@ -179,6 +181,19 @@ def test_an_acronym_is_coined_if_the_context_has_it_in_no_form():
 
     assert coined("ABC US NATO U.S.") == 0
     assert coined("WHO, A LONGISH F.B.I.") == 2
+
+
+def test_a_word_is_shortened_that_the_context_has_in_full_alone():
+    def shortened(gist):
+        return gist_patterns("The physician Snow, in Broad St., counted 1854 dead", gist)["shortened_share"]
+
+    assert shortened("Phys coun") == 1
+    assert shortened("Snow Broad St 18 dead physicians ; 漢") == 0
+
+
+def test_what_is_said_again_counts_from_the_second_time_on():
+    patterns = gist_patterns("x", "Asia, the Asia, the ASIA 1854 of of")
+    assert (patterns["repeated_share"], patterns["repeated_share_of"]) == (2 / 4, 4)
 
 
 @pytest.mark.parametrize(

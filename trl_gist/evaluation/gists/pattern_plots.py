@@ -81,6 +81,12 @@ _PANELS = (
     ("Cut mid-sentence", "share of gists", True, {"cut_mid_sentence": ("", GIST)}),
     ("CJK characters", "share of units", True, {"cjk_share": ("", GIST)}),
     ("Acronyms coined", "a gist", False, {"acronyms_coined": ("", GIST)}),
+    (
+        "Words cut short or said again",
+        "share",
+        True,
+        {"shortened_share": ("cut short", GIST), "repeated_share": ("said again", NULL)},
+    ),
     ("Information", "bits per gist token", False, {"bits_per_token": ("", GIST)}),
 )
 _COLUMNS = 4

@@ -65,6 +65,8 @@ PATTERNS = {
     "context_punctuation_share": "… in the context",
     "cjk_share": "CJK characters",
     "acronyms_coined": "acronyms coined, a gist",
+    "shortened_share": "words cut short, of all words and signs",
+    "repeated_share": "words said again, of all but function words and signs",
     "cut_mid_sentence": "gists cut mid-sentence",
     "bits_per_token": "bits a token under the summarizer",
 }
@@ -151,6 +153,8 @@ def gist_patterns(
         - `number_recall`, `name_recall`, `date_recall`: of the different numbers, names and dates of the context,
           those that the gist has; `..._in_target`: of those that the target has too
         - `acronyms_coined`: words of two to six capitals that the context does not have in any case; a count a gist
+        - `shortened_share`: of the gist's units, words that the context does not have but that begin a longer one of it
+        - `repeated_share`: of the gist's units, but for function words and signs, those that it has said before
         - `cut_mid_sentence`: 1 for a gist as long as it may be that ends with no sentence
         - `copy_rate_1`, `copy_rate_2`, `copy_rate_4`: of the gist's n-grams of units, those that the context has
         - `number_survival`, ... for each of `KINDS`: of the context's units of the kind, with repetitions, those that
@@ -235,16 +239,26 @@ def survival(rows: list[dict], bins: int = 24, by: str = "step") -> Survival:
 def _style_counts(context, gist):
     known = {word.replace(".", "") for word in context.folded}
     acronyms = [word.casefold().replace(".", "") for word in gist.words if _ACRONYM.fullmatch(word)]
+    shortened = [word for word in gist.folded if word.isalpha() and _begins_longer(word, context.folded)]
+    spoken = [
+        word for word, kind in zip(gist.folded, gist.kinds, strict=True) if kind not in ("function", "punctuation")
+    ]
     expected = len(gist.words) * context.count("function") / max(len(context.words), 1)
     counts = {
         "cjk_share": (sum(bool(CJK_UNIT.fullmatch(word)) for word in gist.words), len(gist.words)),
         "function_words_dropped": (gist.count("function"), expected),
         "acronyms_coined": (sum(acronym not in known for acronym in acronyms), 1),
+        "shortened_share": (len(shortened), len(gist.words)),
+        "repeated_share": (len(spoken) - len(set(spoken)), len(spoken)),
     }
     for kind in ("function", "punctuation"):
         for name, text in ((f"{kind}_share", gist), (f"context_{kind}_share", context)):
             counts[name] = (text.count(kind), len(text.words))
     return counts
+
+
+def _begins_longer(word, words):
+    return word not in words and any(other.startswith(word) for other in words)
 
 
 def _recall_counts(units, gist, context, target):
