@@ -19,12 +19,14 @@ python -m research.performance.targets        some five minutes on two cores; do
 
 SmolLM2-135M in bfloat16 under LoRA, four contexts of 512 tokens, four gists of 48 each, taken by turns in one process. In
 one row each context and gist is read once, whatever the number of targets; with `--separate` the targets have a row each too,
-as of a model that cannot share one.
+as of a model that cannot share one. `--whole_step` times whole training steps instead, four contexts × eight gists, by phase.
 """
 
 import argparse
 import statistics
+import tempfile
 import time
+from pathlib import Path
 
 from trl_gist.data.targets import TargetSpec
 from trl_gist.data.windows import WindowSpec, prepare_windows
@@ -40,6 +42,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from examples.demo_assets import smollm2_checkpoint, split_articles
 from examples.short_run import quiet_console
 from research.common.tables import markdown_table
+from research.performance.workload import PHASES, SIZES, build
 
 
 CONTEXTS, GISTS, GIST_LENGTH = 4, 4, 48
@@ -78,12 +81,44 @@ def _backward(loss_NT, rows):
     loss_NT.mean().backward()
 
 
+def whole_steps(repeats):
+    sizes = {name: default for name, (default, _) in SIZES.items()} | {
+        "model": None,
+        "full": False,
+        "dtype": "bfloat16",
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        timed = {
+            name: build("gist", argparse.Namespace(**sizes, target_kinds=kinds), Path(folder, str(place)))
+            for place, (name, kinds) in enumerate(TARGETS.items())
+        }
+        runs = {name: [] for name in timed}
+        for turn in range(repeats + 1):
+            for name, trainer in timed.items():
+                seconds = trainer.step()
+                if turn:  # the first warms up
+                    runs[name].append(seconds)
+    median = {
+        name: {phase: statistics.median(run[phase] for run in of) for phase in PHASES} for name, of in runs.items()
+    }
+    one = median[next(iter(median))]["whole step"]
+    lines = [
+        [name, *(f"{of[phase]:.1f}" for phase in PHASES), f"{of['whole step'] / one:.2f}"]
+        for name, of in median.items()
+    ]
+    return markdown_table(["targets of a context", *(f"{phase}, s" for phase in PHASES), "times one"], lines)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=5, help="turns of each (default: 5)")
     parser.add_argument("--separate", action="store_true", help="also with a row for each target")
+    parser.add_argument("--whole_step", action="store_true", help="time whole steps, S's sampling and gradient too")
     args = parser.parse_args()
     quiet_console()
+    if args.whole_step:
+        print("\n".join(whole_steps(args.repeats)))
+        return
     tokenizer = AutoTokenizer.from_pretrained(smollm2_checkpoint())
     scorer = make_scorer(smollm2_checkpoint(), tokenizer)
     windows = {name: first_windows(tokenizer, kinds) for name, kinds in TARGETS.items()}

@@ -192,6 +192,7 @@ def build(kind, args, directory):
 
 
 def gist_trainer(checkpoint, tokenizer, prompts, lora, common, args):
+    kinds = getattr(args, "target_kinds", None)
     config = GistConfig(
         **common,
         context_length=args.context,
@@ -201,11 +202,16 @@ def gist_trainer(checkpoint, tokenizer, prompts, lora, common, args):
         cold_start_steps=0,
         score_batch_size=args.score_batch_size,
         generator_learning_rate=2e-4,
+        target_kinds=kinds,
+        max_windows_per_document=1,
     )
-    rows = [
-        {"context": context, "last_k": context[-args.last_k :], "target": target}
-        for context, target in windows(tokenizer, args)
-    ]
+    if kinds is None:
+        rows = [
+            {"context": context, "last_k": context[-args.last_k :], "target": target}
+            for context, target in windows(tokenizer, args)
+        ]
+    else:  # far targets ask for more text than a window has
+        rows = [{"text": text} for text in wikipedia_articles()["text"] if len(text) > 8_000]
     return GistTrainer(
         checkpoint,
         config,
