@@ -243,14 +243,16 @@ class StepTrace:
         """T on every context and its log-probs of the targets; see [`~scoring.gist_scorer.GistScorer.read_targets`]."""
         rows, teacher = self.args.score_batch_size, TargetScorer(self.teacher)
         prompt, after = self.lengths.teacher, None
-        if self.targets is not None:
-            after = [between for _, _, between in self.targets]
+        tokens = self.target_tokens
+        if self.targets is not None:  # those of all windows of a walk stand in its row
+            after = [between for _, _, between in self.targets] * self.args.windows_per_document
+            tokens *= self.args.windows_per_document
 
         def run():
             hidden = []
             with torch.no_grad(), self.autocast():
                 for start in range(0, contexts, rows):
-                    batch = self._rows(prompt, min(rows, contexts - start), 1, after)
+                    batch = self._rows(prompt, min(rows, contexts - start), 1, after, tokens)
                     hidden += teacher.hidden_states(batch).flatten(0, 1).clone().split(self.target_tokens)
                 for hidden_TH in hidden[:2]:  # the first's are gone when the third's come
                     teacher.log_probs(hidden_TH)
@@ -323,11 +325,13 @@ class StepTrace:
         if differentiated:
             loss_NT.sum().backward()
 
-    def _rows(self, prompt, rows, together, cues=None):
-        """A batch of prompts of one length, each with its target or, after `cues` of these lengths, its targets."""
-        length = prompt + sum(cues or ()) + self.target_tokens
-        zeros_NS, zeros_NT = (torch.zeros(rows, size, dtype=torch.long) for size in (length, self.target_tokens))
-        real_U = torch.zeros(rows // together * self.target_tokens, dtype=torch.long)
+    def _rows(self, prompt, rows, together, cues=None, tokens=None):
+        """A batch of prompts of one length, each with its target or, after `cues` of these lengths, its targets, which have
+        so many tokens together."""
+        tokens = self.target_tokens if tokens is None else tokens
+        length = prompt + sum(cues or ()) + tokens
+        zeros_NS, zeros_NT = (torch.zeros(rows, size, dtype=torch.long) for size in (length, tokens))
+        real_U = torch.zeros(rows // together * tokens, dtype=torch.long)
         several = {}
         if cues is not None and len(cues) > 1:
             visible_NSS = torch.ones(rows, length, length, dtype=torch.bool)
