@@ -225,3 +225,15 @@ def test_an_evaluation_of_walks_has_each_kind_and_age(make_trainer, lora):
     assert counts == [measures["eval_windows"]] * 2
     for group in ("fact", "recall", "age_0", "age_1", "age_2"):
         assert {f"eval_{group}/nll_gist", f"eval_{group}/teacher_kl_se"} <= set(measures)
+
+
+def test_documents_bring_what_walks_and_single_windows_are_paid_for(make_trainer, lora):
+    rows = Dataset.from_list([ledger(number % 2 == 0) for number in range(6)])
+    for settings in ({}, {"windows_per_document": 1}):
+        args = {**WALKS, "target_kinds": None, "context_length": 48, "max_windows_per_document": 1, **settings}
+        trainer = make_trainer(peft_config=lora, args=args, train_dataset=rows)
+        assert "{context}" in trainer.args.summarizer_prompt
+        trainer.train()
+        logs = [log for log in trainer.state.log_history if "gist_length" in log]
+        assert logs and all("question/exact" in log for log in logs)
+        assert any("age_1/exact" in log for log in logs) == (settings == {})

@@ -26,7 +26,15 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from ..common.run_files import PLOTS_DIR
 from ..common.statistics import is_number, with_error
 from ..data.targets import TARGET_FLOOR, TARGETS_PER_CONTEXT, TargetSpec
-from ..data.windows import TARGETS_COLUMN, PositionLimits, WindowSpec, check_dataset, columns_of, prepare_windows
+from ..data.windows import (
+    DOCUMENT_TARGETS_COLUMN,
+    TARGETS_COLUMN,
+    PositionLimits,
+    WindowSpec,
+    check_dataset,
+    columns_of,
+    prepare_windows,
+)
 from ..evaluation import PairReadings, load_generator_only, load_teacher
 from ..evaluation.folder import EvaluationFolder
 from ..evaluation.gists.pattern_plots import draw_survival
@@ -58,7 +66,7 @@ def evaluate(args: EvaluateArguments):
     pair = compactor.pair
     check_dataset(documents, "evaluation")
     columns = columns_of(documents, "evaluation")
-    if targets is not None or TARGETS_COLUMN in columns:
+    if targets is not None or columns & {TARGETS_COLUMN, DOCUMENT_TARGETS_COLUMN}:
         check_several_targets(compactor.prompts, args.last_k)
     teacher = load_teacher(compactor, args.teacher, args.trust_remote_code)
     generator_only = None

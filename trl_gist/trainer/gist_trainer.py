@@ -41,6 +41,7 @@ from trl.trainer.utils import get_config_model_id, split_tensor_dict
 
 from ..common.tokens import characters_of
 from ..data.windows import (
+    DOCUMENT_TARGETS_COLUMN,
     TARGETS_COLUMN,
     PositionLimits,
     check_dataset,
@@ -265,7 +266,7 @@ class GistTrainer(GRPOTrainer):
     def _cut_windows(self, train_dataset, eval_dataset, tokenizer, args, roles):
         check_dataset(train_dataset, "train")
         columns = columns_of(train_dataset, "train")
-        if TARGETS_COLUMN in columns:
+        if columns & {TARGETS_COLUMN, DOCUMENT_TARGETS_COLUMN}:
             show_whole_context(args)
         self.prompts = GistPrompts.from_tokenizer(
             tokenizer,
