@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from trl_gist import GistCompactor, GistConfig, GistTrainer
+from trl_gist.common.tokens import characters_of
 from trl_gist.evaluation import standard_error
 from trl_gist.evaluation.question_answering import answers_table
 from trl_gist.scoring.gist_scorer import GistScorer
@@ -173,7 +174,8 @@ def print_continuation(console: Console, pair_dir: str, article: dict[str, str])
     ids = compactor.tokenizer(article["text"], add_special_tokens=False, split_special_tokens=True)["input_ids"][
         1000:1160
     ]
-    text, reference = compactor.tokenizer.decode(ids[:128]), compactor.tokenizer.decode(ids[128:])
+    cut = characters_of(compactor.tokenizer).cut(ids, 128)
+    text, reference = compactor.decode(ids[:cut]), compactor.decode(ids[cut:])
     torch.manual_seed(0)
     continuation = compactor.continue_text(text, max_new_tokens=48)
     console.print(f"[bold]{article['title']}[/bold], context of {continuation.gist.context_tokens} tokens:")

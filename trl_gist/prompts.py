@@ -27,6 +27,7 @@ import jinja2.ext
 import jinja2.meta
 from transformers import PreTrainedTokenizerBase
 
+from .common.arguments import token_ids
 from .common.chat_template import opened_thought, render, with_parts
 from .common.tokens import characters_of, special_ids, written_ids
 
@@ -161,8 +162,10 @@ class GistPrompts:
                 where the prompt has `{budget}`.
 
         Raises:
-            ValueError: if the prompt has a placeholder for what is not given.
+            ValueError: if the prompt has a placeholder for what is not given, or ids are none.
         """
+        context_ids = token_ids("The context", context_ids)
+        last_k_ids = None if last_k_ids is None else token_ids("L", last_k_ids)
         for name, value, wanted in (
             ("last_k_ids", last_k_ids, self.needs_last_k),
             ("budget", budget, self.states_budget),
@@ -187,23 +190,38 @@ class GistPrompts:
 
     def generator_before_cue(self, gist_ids: list[int]) -> list[int]:
         """What G reads of a gist once, whatever number of targets follows."""
-        return [*self.before_gist, *self.without_special(gist_ids), *self.before_last_k]
+        return [*self.before_gist, *self.without_special(token_ids("The gist", gist_ids)), *self.before_last_k]
 
     def generator_cue(self, cue_ids: list[int]) -> list[int]:
         """What G reads between the gist and one target: its cue, which of the continuation is L."""
-        return [*cue_ids, *self.before_target]
+        return [*token_ids("The last text", cue_ids), *self.before_target]
 
     def teacher(self, context_ids: list[int], last_k_ids: list[int]) -> list[int]:
         """What T reads before the target: all that S and G have together."""
-        return self.plain(through_last_k(context_ids, last_k_ids))
+        return self.plain(through_last_k(token_ids("The context", context_ids), token_ids("L", last_k_ids)))
 
     def plain(self, ids: list[int]) -> list[int]:
         """What a frozen language model reads before the target, whatever the ids are: only a tail of X, or L alone."""
-        return [*self.bos, *ids]
+        return [*self.bos, *token_ids("The text", ids)]
 
     def without_special(self, gist_ids: list[int]) -> list[int]:
         """A gist as G reads it, and S in a later context: there a special token would pass for a part of the template."""
         return [token for token in gist_ids if token not in self.special_ids]
+
+    def own_gist(self, readable_ids: list[int], most: int) -> list[int] | None:
+        """
+        The gist of what is no longer than a gist may be: itself, verbatim, without special tokens and halves of
+        characters. `None` of what is longer. S is not asked then: it would go on beyond it and, shown next to nothing,
+        echo its prompt.
+
+        Args:
+            readable_ids (`list[int]`):
+                What the gist is to stand for, as of [`before_last_k`] or [`stands_for`].
+            most (`int`):
+                The most tokens of the gist.
+        """
+        ids = characters_of(self.tokenizer).whole(self.without_special(readable_ids))
+        return ids if len(ids) <= most else None
 
     @functools.cached_property
     def special_ids(self) -> frozenset[int]:

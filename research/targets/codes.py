@@ -32,12 +32,14 @@ the reader's likeliest, ± standard error over articles.
 """
 
 import argparse
+import functools
 import json
 import random
 from pathlib import Path
 
 from trl_gist import GistTrainer
 from trl_gist.common.statistics import ratio_and_error, with_error
+from trl_gist.common.tokens import decode as decode_ids
 from trl_gist.data.targets import TargetSpec, fact_spans
 from trl_gist.data.windows import WindowSpec, prepare_windows
 from trl_gist.evaluation.compressors.registry import extractive_compressors
@@ -165,8 +167,8 @@ class HeldOut:
         return [stands_for(row) for row in self.rows]
 
     def measure(self, gists: list[list[int]], path: Path):
-        decode, rows = self.trainer.processing_class.decode, []
-        scored = self.scorer._score(self.documents, gists, 1, self.hidden, None, True)
+        decode, rows = functools.partial(decode_ids, self.trainer.processing_class), []
+        scored = self.scorer.score_gists(self.documents, gists, 1, self.hidden, greedy=True)
         for row, document, gist, scores in zip(self.rows, self.documents, gists, scored, strict=True):
             targets = targets_of(document)
             means = (target_means(values_T, targets).tolist() for values_T in scores)
@@ -205,8 +207,7 @@ class Distillation:
         self.steps += 1
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate * min(1, self.steps / 3)
-        backward = self.trainer._backward(1 / len(gists))
-        self.scorer._score(documents, gists, each, hidden, backward)
+        self.trainer.distill(documents, gists, each, hidden)
         torch.nn.utils.clip_grad_norm_(self.parameters, 1.0)
         self.optimizer.step()
         self.optimizer.zero_grad()

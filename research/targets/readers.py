@@ -27,11 +27,13 @@ the reader's likeliest, ± standard error over articles.
 """
 
 import argparse
+import functools
 import json
 from pathlib import Path
 
 from trl_gist import GistTrainer
 from trl_gist.common.statistics import ratio_and_error, with_error
+from trl_gist.common.tokens import decode as decode_ids
 from trl_gist.scripts.train import load_compressor
 
 import numpy as np
@@ -68,7 +70,7 @@ def make_trainer(folder: Path, seed: int, generator_only: bool) -> GistTrainer:
 
 def measure(trainer: GistTrainer, path: Path):
     trainer.evaluate()
-    decode = trainer.processing_class.decode
+    decode = functools.partial(decode_ids, trainer.processing_class)
     rows = [
         {name: row[name] for name in COLUMNS}
         | {"document_id": str(row["document_id"])}

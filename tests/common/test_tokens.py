@@ -22,7 +22,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import AddedToken
 
-from trl_gist.common.geometry import Geometry
+from trl_gist.common.geometry import Geometry, WindowedText
 from trl_gist.common.tokens import characters_of, chat_ids, decode, literal_ids, special_ids, written_ids
 from trl_gist.serving.text_stream import TextStream
 
@@ -183,12 +183,11 @@ def test_a_stream_is_the_text_of_its_tokens(tokenizer, data, text):
 
 def test_a_walk_is_cut_between_two_characters(any_vocabulary):
     geometry, characters = Geometry(20, 7, 4, 6), characters_of(any_vocabulary)
-    plain_ids = literal_ids(any_vocabulary, "Few believed him then: disease was held to come from bad air, not water.")
+    plain_ids = literal_ids(any_vocabulary, "Few believed him then: disease was held to come from bad air. " * 3)
     for window in range(3):
         start, last, before, end = geometry.cuts(plain_ids, window, characters.cut)
-        assert plain_ids[start:last] == geometry.chunk(plain_ids, window)
-        assert plain_ids[last:before] == geometry.last(plain_ids, window)
-        assert plain_ids[before:end] == geometry.target(plain_ids, window)
+        assert (start, last, before) == (window * 7, (window + 1) * 7, geometry.before(window))
+        assert end == before + 6
     ids, stops = literal_ids(any_vocabulary, "霍乱水泵🦠Größe " * 8), [0]
     for window in range(4):
         start, last, before, end = geometry.cuts(ids, window, characters.cut)
@@ -196,3 +195,26 @@ def test_a_walk_is_cut_between_two_characters(any_vocabulary):
         for part in (ids[start:last], ids[last:before], ids[before:end], ids[:before]):
             assert characters.whole(part) == part
         stops.append(last)
+
+
+@each_vocabulary
+@given(text=texts.filter(bool), sizes=st.tuples(st.integers(1, 12), st.integers(1, 6), st.integers(1, 9)))
+def test_a_document_in_windows_is_cut_as_a_walk_is_and_no_part_of_it_is_empty(tokenizer, text, sizes):
+    geometry, characters, ids = Geometry(64, *sizes), characters_of(tokenizer), literal_ids(tokenizer, text * 4)
+    document, (chunk_length, last_k, target_length) = WindowedText(ids, geometry, characters), sizes
+    for window in range(geometry.windows(len(ids))):
+        chunk, last, target = document.chunk(window), document.last(window), document.target(window)
+        assert 0 < len(chunk) <= chunk_length and len(last) <= last_k and 0 < len(target) <= target_length
+        assert [document.window_of(document.chunk_start(window) + place) for place in range(len(chunk))] == [
+            window
+        ] * len(chunk)
+        before = ids[: document.before(window)]
+        assert (
+            before == [token for each in range(window + 1) for token in document.chunk(each)] + last
+            and ids[len(before) : document.end(window)] == target
+        )
+        if min(sizes) > 3:  # as much as the longest character takes
+            assert document.last(window, 10) == characters.last(before, 10)
+            for part in (chunk, last, target):
+                assert characters.whole(part) == part
+            assert (document.chunk_start(window), len(before)) == geometry.cuts(ids, window, characters.cut)[::2]

@@ -463,7 +463,7 @@ def test_an_outside_system_reads_the_contexts_and_answers_in_a_file(tokenizer, w
         ('{"gist": "a"}', "line 2, is not a JSON object .* 'context_hash'"),
         ('{"context_hash": "a"}', "line 2, is not .* 'gist'"),
         ("a gist", "line 2, is not a JSON object"),
-        ('{"context_hash": "a", "gist_ids": [1000000]}', "line 2: 1000000 is no id"),
+        ('{"context_hash": "a", "gist_ids": [1000000]}', "line 2, holds 1000000, which is no id"),
     ],
 )
 def test_a_line_that_cannot_be_read_is_named(tokenizer, tmp_path, line, message):

@@ -161,6 +161,36 @@ def test_a_session_that_folds_the_same_text_writes_the_same_gists(rows, walked, 
         assert compaction.spans == [(compaction.index * CHUNK, (compaction.index + 1) * CHUNK)]
 
 
+@pytest.mark.parametrize("text", ["霍乱水泵콜레라", "🦠 1854, Größe 👩‍👩‍👧 "], ids=["CJK", "emoji"])
+def test_a_text_of_any_script_is_cut_between_characters_as_a_session_cuts_it(compactor, teacher, text):
+    text = text * 20
+    ids = compactor.token_ids(text, "The text")
+    rows = [
+        row
+        for batch in DistanceReadings(compactor, teacher).walk([{"document_id": 0, "ids": ids}], 5)
+        for row in batch
+    ]
+    assert len(rows) == 5 and text.startswith("".join(row["chunk"] for row in rows))
+    assert all(row["target"] in text and row["target"] for row in rows)
+    session, cut = compactor.session(), characters_of(compactor.tokenizer).cut
+    session.append(ids)
+    for compaction, row in zip(session.history, rows, strict=False):
+        ((start, stop),) = compaction.spans
+        before = cut(ids, stop + LAST_K)
+        target = ids[before : cut(ids, before + TARGET)]
+        assert compactor.decode(ids[start:stop]) == row["chunk"] and compactor.decode(target) == row["target"]
+        assert compaction.gist_ids == row["gist_ids"]["pair"]
+        reads = {
+            "full": (teacher, ids[:before]),
+            "last_k": (teacher, ids[stop:before]),
+            "pair": (compactor.generator, compactor.prompts.generator(compaction.gist_ids, ids[stop:before])),
+        }
+        for arm, (model, prompt) in reads.items():
+            expected = log_probs(model, prompt, target)[range(len(target)), target].tolist()
+            assert row["log_probs"][arm] == pytest.approx(expected, abs=2e-5), arm
+    assert len(session.history) > 3 and any(stop - start < CHUNK for c in session.history for start, stop in c.spans)
+
+
 @pytest.mark.parametrize("kept", [0, 1, 2, 5, 7, 9, 11])
 def test_a_walk_that_was_cut_off_goes_on_with_the_same_rows(rows, walked, readings, kept):
     saved = json.loads(json.dumps(rows[:kept]))

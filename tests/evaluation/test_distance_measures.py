@@ -21,7 +21,8 @@ import pytest
 from scipy.stats import linregress
 from tiny import make_tokenizer
 
-from trl_gist.common.geometry import Geometry
+from trl_gist.common.geometry import Geometry, WindowedText
+from trl_gist.common.tokens import characters_of
 from trl_gist.evaluation.distance.facts import FactIndex, fact_gains_by_age, facts_by_age, text_and_ends
 from trl_gist.evaluation.distance.labels import verdict_sentences
 from trl_gist.evaluation.distance.measures import distance_measures, doubling
@@ -39,7 +40,7 @@ def test_facts_are_placed_by_token():
     assert decoded == text and ends == [len(tokenizer.decode(ids[: i + 1])) for i in range(len(ids))]
     count = len(tokenizer(text[: text.index("Then")])["input_ids"])
     geometry = Geometry(0, chunk_length=count - 3, last_k=3, target_length=len(ids) - count)
-    index = FactIndex(ids, geometry, tokenizer)
+    index = FactIndex(WindowedText(ids, geometry, characters_of(tokenizer)), tokenizer)
     assert index.of_chunk(0) == ["854", "snow"]
     found = {fact["fact"]: fact for fact in index.of_target(0)}
     assert {name: fact["age"] for name, fact in found.items()} == {"snow": 0, "854": 0, "77": None}
@@ -47,7 +48,8 @@ def test_facts_are_placed_by_token():
         first, last = fact["tokens"]
         assert name in tokenizer.decode(ids[count + first : count + last + 1]).lower()
     # Of age 1 once there is a window between
-    assert FactIndex(ids, Geometry(0, (count - 3) // 2, 3, 99), tokenizer).of_target(1)[0]["age"] == 1
+    halves = WindowedText(ids, Geometry(0, (count - 3) // 2, 3, 99), characters_of(tokenizer))
+    assert FactIndex(halves, tokenizer).of_target(1)[0]["age"] == 1
 
 
 def fact_row(document, window, facts, gist, target_facts=(), gain=()):

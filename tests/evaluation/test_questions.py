@@ -28,6 +28,7 @@ from tiny import make_model
 from trl_gist import GistCompactor
 from trl_gist.common.tokens import characters_of
 from trl_gist.evaluation import add_controls, evaluate_pair
+from trl_gist.evaluation.question_answering import _prompt, answer_questions
 from trl_gist.pair import PairConfig
 from trl_gist.prompts import GistPrompts
 from trl_gist.scoring.gist_scorer import GistScorer
@@ -208,6 +209,19 @@ def test_a_pair_is_measured_with_the_gists_it_writes_for_each_question(compactor
         read = [*PASSAGE, *window["last_k_ids"]]
         expected = plain_log_prob(teacher, read, window["target_ids"])
         assert scored["teacher_log_prob"] == pytest.approx(expected, abs=1e-5)
+
+
+def test_answers_and_what_they_are_held_against_are_whole_characters(compactor):
+    """Also where `max_new_tokens`, the gist's budget or a user's own ids end inside one."""
+    ids = compactor.token_ids("霍乱水泵🦠콜레라", "The passage")
+    windows = [row(ids[1:4], ids[: 3 + cut], ids[cut : cut + 20], document=cut) for cut in range(4)]
+    teacher = make_model(compactor.tokenizer, seed=5).eval()
+    answers = answer_questions(compactor, teacher, windows, max_new_tokens=7)
+    assert not any("\ufffd" in str(answer) for answer in answers) and any(a["references"][0] for a in answers)
+    characters = characters_of(compactor.tokenizer)
+    for count in range(1, 8):
+        tail = _prompt(compactor, "teacher", "tail", windows[0], [9] * count)[len(compactor.prompts.bos) : -3]
+        assert len(tail) <= count and characters.whole(tail) == tail == windows[0]["context_ids"][20 - len(tail) :]
 
 
 def test_an_answer_is_written_from_the_gist_and_the_question(compactor):

@@ -59,9 +59,12 @@ def save_checkpoint(directory: Path, make=make_model):
     tokenizer.save_pretrained(directory / "checkpoint")
 
 
-def make_trainer(output_dir: str, processes: int, with_lora: bool, dtype: str = "float64", **settings) -> GistTrainer:
-    """Eight gists a step, however many processes share them; what was sampled depends on the context."""
-    checkpoint = str(Path(output_dir).parent / "checkpoint")
+def make_trainer(
+    output_dir: str, processes: int, with_lora: bool, dtype: str = "float64", pair: str | None = None, **settings
+) -> GistTrainer:
+    """Eight gists a step, however many processes share them; what was sampled depends on the context. A saved pair goes
+    on with what it has."""
+    with_lora = with_lora and pair is None
     defaults = {
         **{"context_length": 24, "target_length": 8, "last_k": 4, "max_completion_length": 6},
         **{"num_generations": 4, "cold_start_steps": 0},
@@ -77,7 +80,7 @@ def make_trainer(output_dir: str, processes: int, with_lora: bool, dtype: str = 
         args.deepspeed_plugin.deepspeed_config["zero_optimization"]["stage3_param_persistence_threshold"] = 0
     torch.manual_seed(0)
     trainer = GistTrainer(
-        model=checkpoint,
+        model=pair or str(Path(output_dir).parent / "checkpoint"),
         args=args,
         train_dataset=documents() if args.windows_per_document > 1 or args.target_kinds else ready_windows(),
         eval_dataset=Dataset.from_dict({"text": make_documents(3, seed=9)}),

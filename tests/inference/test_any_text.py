@@ -14,11 +14,15 @@
 """Texts of any script, control tokens and emoji among them, by every way into a pair: none is misread, none comes out
 broken."""
 
+import json
+
+import httpx
 import pytest
 import torch
-from any_text import CONTROLS, TOKENIZERS, long_texts
-from hypothesis import given, settings
+from any_text import CONTROLS, TOKENIZERS, long_texts, texts
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from serving_run import running
 from tiny import make_model
 from tiny_pairs import in_eval
 
@@ -108,6 +112,36 @@ def test_compressed_texts(pair, text):
 
 
 @each_pair
+@settings(max_examples=15)
+@given(text=texts.map(lambda text: text[:9]))
+def test_what_is_its_own_gist_is_so_to_the_last_sign(pair, text):
+    """U+FFFD too, where the text has it, and what spells a control token."""
+    ids = literal_ids(pair.tokenizer, text)
+    if 0 < len(ids) <= CONTEXT:
+        gist = pair.compress(text, budget=CONTEXT)
+        assert (gist.text, gist.token_ids, gist.exact_text) == (pair.decode(ids), ids, True)
+        assert gist.text == text or "▁" in text  # SentencePiece's sign for a space
+        assert pair.compress(ids, budget=CONTEXT).text == gist.text
+
+
+@each_pair
+@few
+@given(text=long_texts, data=st.data())
+def test_spans_that_are_said_to_be_kept_are_there(pair, text, data):
+    """Where they are in the text, and, of its windows, in the gist that says so."""
+    start = data.draw(st.integers(0, len(text) - 1))
+    literal = text[start : start + data.draw(st.integers(1, 5))]
+    gists = pair.compress_windows(text, keep=[literal, "numbers"])
+    for gist in gists:
+        check_gist(pair, gist)
+        for kept, at in zip([*gist.kept, *gist.not_kept], [*gist.kept_at, *gist.not_kept_at], strict=True):
+            assert at is None or text.startswith(kept, at)
+        assert all(kept in gist.text for kept in gist.kept)
+    told = [what for gist in gists for what in (*gist.kept, *gist.not_kept)]
+    assert literal in told or not literal.strip()
+
+
+@each_pair
 @few
 @given(text=long_texts)
 def test_continued_texts(pair, text):
@@ -138,6 +172,29 @@ def test_sessions(pair, text, tmp_path_factory):
         assert stop - start <= session.settings.chunk_length
         if stop <= len(literal_ids(pair.tokenizer, text)):
             assert characters.cut(stream, start) == start and characters.cut(stream, stop) == stop
+
+
+@each_pair
+@few
+@given(text=long_texts, verbatim=texts.map(lambda text: text[:4]))
+def test_a_session_keeps_what_is_protected_and_comes_back_as_it_was(pair, text, verbatim, tmp_path_factory):
+    folder, protected = tmp_path_factory.mktemp("session"), literal_ids(pair.tokenizer, verbatim)
+    session = pair.session(keep_history=folder / "tokens")
+    assume(0 < len(protected) <= session.settings.protectable)
+    session.append(text[:10])
+    session.append(verbatim, protected=True)
+    session.append(text)
+    stream = [token for part in (text[:10], verbatim, text) for token in literal_ids(pair.tokenizer, part)]
+    assert session.stream() == stream
+    assert [token.token_id for token in session.live.tokens if token.protected] == protected
+    session.save(folder / "state")
+    loaded = pair.load_session(folder / "state")
+    assert (loaded.token_ids, loaded.gist, loaded.stream()) == (session.token_ids, session.gist, stream)
+    loaded.append(text)
+    session = pair.load_session(folder / "state")
+    session.append(literal_ids(pair.tokenizer, text))
+    assert (loaded.token_ids, loaded.history[-1].gist_ids) == (session.token_ids, session.history[-1].gist_ids)
+    assert "\ufffd" not in loaded.gist
 
 
 @each_pair
@@ -180,6 +237,51 @@ def test_the_server(pair, text, seed):
     assert controls_in(pair, read["generator"][0]) == controls_in(pair, harmless)
     assert not any("\ufffd" in gist["text"] for gist in answer.data)
     assert [gist["window"] for gist in answer.data] == [*range(len(list(windows_of(pair, text))))]
+
+
+@each_pair
+@few
+@given(contents=st.lists(long_texts, min_size=4, max_size=4))
+def test_a_chat_that_is_compacted_again(pair, contents):
+    """By the gist of its gist, instructions word for word."""
+    messages = [{"role": "system", "content": contents[0][:20]}]
+    messages += [{"role": ("user", "assistant")[n % 2], "content": text} for n, text in enumerate(contents)]
+    messages.append({"role": "user", "content": "霍乱?"})
+    for _ in range(2):
+        room = len(chat_ids(pair.tokenizer, messages)) - 20
+        chat = pair.compact_messages(messages, room)
+        assert chat.messages[0] == messages[0] and chat.messages[-1]["content"] == "霍乱?"
+        assert chat.tokens <= room and "\ufffd" not in chat.gist and chat.compacted
+        messages = chat.messages
+        assert sum(chat.gist in message["content"] for message in messages if chat.gist) <= 1 or not chat.gist.strip()
+
+
+@each_pair
+def test_a_stream_over_http_is_the_answer_that_is_not_streamed(pair):
+    """Of any text, in whole characters."""
+    with running(pair, max_new_tokens=24, chat_window=1500) as url, httpx.Client(timeout=60) as client:
+
+        @settings(max_examples=4)
+        @given(text=long_texts, seed=st.integers(0, 2**31))
+        def check(text, seed):
+            asked = {"max_tokens": 24, "seed": seed}
+            chat = {"messages": [{"role": "user", "content": text}], **asked}
+            for route, body in (("completions", {"prompt": text, **asked}), ("chat/completions", chat)):
+                answer = client.post(f"{url}/v1/{route}", json=body).raise_for_status().json()["choices"][0]
+                lines = (
+                    client.post(f"{url}/v1/{route}", json={**body, "stream": True})
+                    .raise_for_status()
+                    .text.split("\n\n")
+                )
+                events = [json.loads(line.removeprefix("data: ")) for line in lines if line.startswith("data: {")]
+                choices = [event["choices"][0] for event in events if event["choices"]]
+                pieces = [choice.get("text") or choice.get("delta", {}).get("content") or "" for choice in choices]
+                whole = answer["text"] if "text" in answer else answer["message"]["content"]
+                assert "".join(pieces) == whole and "\ufffd" not in whole
+            gists = client.post(f"{url}/v1/compress", json={"input": text}).raise_for_status().json()["data"]
+            assert [gist["text"] for gist in gists] == [gist.text for gist in pair.compress_windows(text)]
+
+        check()
 
 
 @each_pair

@@ -191,6 +191,36 @@ def test_a_mixture_of_experts_goes_on_under_zero3(built_op, tmp_path):
             assert torch.equal(model.state_dict()[name], parameter), f"{role}: {name}"
 
 
+@pytest.mark.parametrize("way", WAYS)
+def test_a_saved_pair_goes_on_training_under_zero3(built_op, tmp_path, way):
+    """Both halves from what was saved, and the teacher that they were trained with; and so from a checkpoint."""
+    save_checkpoint(tmp_path)
+    first = make_trainer(str(tmp_path / "first"), 1, way == "lora", **{**SETTINGS, "max_steps": 1, "save_steps": 9})
+    first.train()
+    first.save_model(str(tmp_path / "pair"))
+    settings = {**SETTINGS, "max_steps": 3, "save_steps": 2, "eval_steps": 3, "pair": str(tmp_path / "pair")}
+    trainer = make_trainer(str(tmp_path / "one"), 1, way == "lora", **settings)
+    trainer.train()
+    one = result(trainer)
+    train("zero3", 2, tmp_path, "straight", "resumed", settings={**settings, "ways": [way]})
+    straight = ranks_of(tmp_path, way)
+    for step, (found, expected) in enumerate(zip(straight[0]["logged"], one["logged"], strict=True), start=1):
+        for name in LOGGED:
+            assert found[name] == pytest.approx(expected[name], abs=1e-4), f"{name} at step {step}"
+    for rank, resumed in zip(straight, ranks_of(tmp_path, way, "resumed"), strict=True):
+        assert all(rank["sharded"][role] > 15 for role in "SGT")
+        assert_same_parameters(rank, one, 1e-4)
+        assert_same_parameters(resumed, rank, 1e-6)
+        for name, parameter in one["T"].items():
+            assert torch.equal(rank["T"][name], parameter), f"the teacher's {name} has changed"
+    assert any(not torch.equal(one["S"][name], parameter) for name, parameter in one["G"].items())
+    saved = GistCompactor.from_pretrained(tmp_path / way / "checkpoint-3", device="cpu")
+    assert saved.pair.base_models == first.base_models if way == "lora" else saved.pair.base_models["teacher"]
+    for role, model in (("S", saved.summarizer), ("G", saved.generator)):
+        for name, parameter in straight[0][role].items():
+            assert torch.equal(model.state_dict()[name], parameter), f"{role}: {name}"
+
+
 def test_one_process_goes_on_where_two_stopped(two_processes):
     """By DeepSpeed's universal checkpoint, which leaves out some of what ZeRO-3 keeps of a whole model: refused."""
     setting, directory = two_processes

@@ -356,7 +356,9 @@ def test_settings_that_training_does_not_account_for_are_refused(make_args, name
 
 
 def test_neutral_settings_are_not_refused(make_args):
-    make_args(top_p=1.0, top_k=0, min_p=0.0, repetition_penalty=1.0, temperature=0.5)
+    neutral = {"top_p": 1.0, "top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0, "temperature": 0.5}
+    args = make_args(**neutral)
+    assert {name: getattr(args, name) for name in neutral} == neutral
 
 
 @pytest.mark.parametrize("name", ["use_transformers_continuous_batching", "use_transformers_paged"])

@@ -30,6 +30,7 @@ from tiny_sessions import make_compactor
 
 from trl_gist.cli import main
 from trl_gist.common.tokens import decode
+from trl_gist.scripts import serve as scripts_serve
 from trl_gist.scripts.serve import bind, read_api_key
 from trl_gist.serving.config import ServingConfig, check_host
 from trl_gist.serving.text_stream import StopReached, TextStream
@@ -86,6 +87,41 @@ def test_a_server_answers_finishes_what_it_began_at_sigterm_and_exits_with_0(pai
     assert "Traceback" not in log
 
 
+THINKS = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}assistant: " + (
+    "{% if enable_thinking is not defined or enable_thinking %}<think>\n{% else %}<think></think>{% endif %}"
+)
+
+
+@pytest.mark.parametrize(
+    ("template", "kwargs", "tag"),
+    [
+        (THINKS, {}, "<think>"),
+        (THINKS, {"enable_thinking": True}, "<think>"),
+        (THINKS, {"enable_thinking": False}, None),
+        ("{% for m in messages %}{{ m['content'] }}{% endfor %}[THINK]", {}, "[THINK]"),
+        ("{% for m in messages %}{{ m['content'] }}{% endfor %}", {}, None),
+        ("{{ raise_exception('no') }}<think>", {}, None),
+        (None, {}, None),
+    ],
+)
+def test_a_server_says_once_that_chats_are_answered_inside_a_thought(
+    monkeypatch, caplog, capsys, template, kwargs, tag
+):
+    pair = make_compactor()
+    pair.tokenizer.chat_template, pair.pair.chat_template_kwargs = template, kwargs
+    monkeypatch.setattr(
+        scripts_serve.uvicorn.Server, "run", lambda server, sockets: [each.close() for each in sockets]
+    )
+    monkeypatch.setattr(scripts_serve.signal, "signal", lambda *_: None)
+    scripts_serve.serve(lambda: pair, "my-pair", ServingConfig(max_new_tokens=24), "127.0.0.1", 0)
+    assert "Serving my-pair at" in capsys.readouterr().out
+    said = [record.getMessage() for record in caplog.records if "inside a thought" in record.getMessage()]
+    assert len(said) == (tag is not None)
+    if tag:
+        assert f"opens {tag}." in said[0]
+        assert "set `chat_template_kwargs` in the pair's gist_config.json" in said[0]
+
+
 def test_another_machine_needs_a_key_and_the_pair_is_not_loaded_for_it(capsys, monkeypatch):
     monkeypatch.delenv("TRL_GIST_API_KEY", raising=False)
     for host in ("0.0.0.0", "::", "192.168.1.5", "example.org", ""):
@@ -96,6 +132,8 @@ def test_another_machine_needs_a_key_and_the_pair_is_not_loaded_for_it(capsys, m
 def test_this_machine_needs_none(host):
     check_host(host, None)
     check_host("0.0.0.0", "key")
+    with pytest.raises(ValueError, match="needs an API key"):
+        check_host(f"{host}0", None)
 
 
 def test_keys_come_from_a_file_or_the_environment(tmp_path, monkeypatch):

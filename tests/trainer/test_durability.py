@@ -297,6 +297,18 @@ def test_a_full_disk_ends_with_the_folder_and_its_free_bytes_and_leaves_the_chec
     assert_same_end(resumed, whole)
 
 
+def test_an_error_that_is_not_the_disks_is_told_as_it_is_and_leaves_the_checkpoint_before(
+    make_run, tmp_path, monkeypatch
+):
+    def is_wrong(*args):
+        raise TypeError("a state that cannot be saved")
+
+    trainer = make_run(at_step=(4, lambda: monkeypatch.setattr(GeneratorTrainer, "save_checkpoint", is_wrong)))
+    with pytest.raises(TypeError, match="^a state that cannot be saved$"):
+        trainer.train()
+    assert names(tmp_path / "run") == ["checkpoint-2"]
+
+
 def test_writes_that_the_system_cuts_off_leave_the_checkpoint_before(make_run, tmp_path):
     """The system's own refusal, through safetensors and torch: no file may grow beyond a limit."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)

@@ -25,8 +25,11 @@ from datasets import Dataset, IterableDataset
 from tiny import make_documents
 from transformers import AutoModelForCausalLM
 
-from trl_gist import kl_gain, log_prob_gain
+from trl_gist import GistCompactor, kl_gain, log_prob_gain
+from trl_gist.common.run_files import read_entries
 from trl_gist.common.tokens import characters_of
+from trl_gist.evaluation import evaluate_pair
+from trl_gist.prompts import before_last_k
 from trl_gist.scoring.controls import CONTROLS
 
 
@@ -119,6 +122,64 @@ def test_evaluation_writes_the_greedy_gist_of_plain_generate(make_trainer, check
         written = plain.generate(input_ids=prompt, max_new_tokens=6, do_sample=False)[0, prompt.shape[1] :].tolist()
         whole = characters_of(trainer.processing_class).whole(written[: written.index(2)] if 2 in written else written)
         assert row["gist_ids"] == whole
+
+
+def own_texts(tokenizer, targets=False):
+    """Contexts within a gist's length, at it and beyond it, some with last tokens that are their own end."""
+    ids = tokenizer("In 1854 the physician John Snow marked on a map of Soho the houses where people had died.")[
+        "input_ids"
+    ]
+    rows = []
+    for length, last_k in ((2, [40]), (6, [40, 41]), (7, [40, 41]), (10, ids[6:10]), (11, ids[7:11]), (20, [40])):
+        row = {"context": ids[:length], "last_k": last_k, "target": [50, 51]}
+        if targets:
+            row = {"context": ids[:length], "targets": [{"cue": ids[length - 2 : length], "target": [50, 51]}] * 2}
+        rows.append(row)
+    special = tokenizer.convert_tokens_to_ids("<|im_end|>")
+    return Dataset.from_list([*rows, {**rows[1], "context": [special, *ids[:6]]}, {**rows[1], "context": [special]}])
+
+
+@pytest.mark.parametrize("targets", [False, True], ids=["one target", "several targets"])
+def test_evaluation_writes_the_gists_that_the_pair_writes_in_use(make_trainer, tokenizer, tmp_path, targets):
+    """What is no longer than a gist is its own, and S is not asked, or what is measured is not what users get."""
+    held_out = own_texts(tokenizer, targets)
+    args = {"gist_samples": 8, "gist_samples_steps": 1, "max_steps": 1, "eval_strategy": "steps", "eval_steps": 1}
+    trainer = make_trainer(train_dataset=held_out, eval_dataset=held_out, args={**args, "learning_rate": 1e-6})
+    trainer.train()
+    trainer.save_model(str(tmp_path / "pair"))
+    pair = GistCompactor.from_pretrained(tmp_path / "pair", device="cpu")
+    windows = {tuple(row["context_ids"]): row for row in trainer.eval_dataset}
+    found = {tuple(row["context_ids"]): row["gist_ids"] for row in trainer.eval_rows}
+    assert found.keys() == windows.keys() and len(found) == 8
+    own = 0
+    for context, row in windows.items():
+        last_k = [] if targets else row["last_k_ids"]
+        gist = pair.compress(list(context), last_k=last_k).token_ids
+        assert found[context] == gist
+        own += gist == readable(pair, context, last_k)
+    assert own == (4 if targets else 5)
+    sampled = read_entries(tmp_path / "run" / "run_log" / "gists.jsonl")[0]
+    texts = {gist["gist"] for gist in sampled if "log_prob_gain" not in gist and gist["step"] == 1}
+    assert texts == {pair.decode(gist) for gist in found.values()}
+    teacher = AutoModelForCausalLM.from_pretrained(pair.pair.base_models["teacher"])
+    for row in evaluate_pair(pair, list(windows.values()), teacher.eval()):
+        assert row["gist_ids"] == found[tuple(row["context_ids"])]
+
+
+def readable(pair, context, last_k):
+    return pair.prompts.without_special(before_last_k(list(context), last_k))
+
+
+def test_in_training_the_summarizer_is_asked_for_whatever_is_short(make_trainer, tokenizer):
+    trainer = make_trainer(train_dataset=own_texts(tokenizer))
+    rows = trainer.rollout.rows([row for row in trainer.train_dataset for _ in range(4)])
+    trainer.model.train()
+    written, _ = trainer.rollout.write(rows, trainer.rollout.prompt_ids(rows))
+    trainer.model.eval()
+    in_use, _ = trainer.rollout.write(rows, trainer.rollout.prompt_ids(rows))
+    short = [n for n, row in enumerate(rows) if len(row["context_ids"]) in (2, 6)]
+    assert all(in_use[n][: len(rows[n]["context_ids"])] == rows[n]["context_ids"] for n in short)
+    assert any(written[n][: len(rows[n]["context_ids"])] != rows[n]["context_ids"] for n in short)
 
 
 def test_training_samples_again_after_an_evaluation(make_trainer, lora, held_out, monkeypatch):

@@ -114,7 +114,7 @@ def test_a_run_that_a_reward_function_broke_resumes_from_its_checkpoint(make_tra
 @both_ways
 def test_nan_in_the_generators_loss_names_the_document_before_the_step(make_trainer, lora, monkeypatch, with_lora):
     trainer = make_trainer(peft_config=lora if with_lora else None, args={"max_steps": 3, "score_batch_size": 3})
-    score, rollouts, poisoned = trainer.generator_trainer.scorer._score, [], []
+    score, rollouts, poisoned = trainer.generator_trainer.scorer.score_gists, [], []
 
     def poison(documents, gists, num_generations, hidden, backward, *greedy):
         """From the second rollout on, one document's teacher turns NaN."""
@@ -125,7 +125,7 @@ def test_nan_in_the_generators_loss_names_the_document_before_the_step(make_trai
             hidden = [hidden[0], torch.full_like(hidden[1], float("nan")), *hidden[2:]]
         return score(documents, gists, num_generations, hidden, backward, *greedy)
 
-    monkeypatch.setattr(trainer.generator_trainer.scorer, "_score", poison)
+    monkeypatch.setattr(trainer.generator_trainer.scorer, "score_gists", poison)
     message = fail(trainer, FloatingPointError, "The generator's loss is nan on document .*no step was taken")
     (row,) = poisoned
     assert f"on document {row['document_id']} " in message and repr(row["prompt"][:80]) in message

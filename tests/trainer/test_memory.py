@@ -290,8 +290,8 @@ def dry_run(tmp_path, model, capsys):
     config = Path(tmp_path, "tiny.json")
     config.write_text(json.dumps(model.config.to_dict()))
 
-    def run(*argv):
-        command = ["train", "--model_name_or_path", config, "--dataset_path", "missing.jsonl", "--output_dir"]
+    def run(*argv, model=config):
+        command = ["train", "--model_name_or_path", model, "--dataset_path", "missing.jsonl", "--output_dir"]
         command += [tmp_path / "run", "--use_cpu", "--bf16", "false", *argv]
         code = main([str(arg) for arg in command])
         return code, capsys.readouterr().out
@@ -304,6 +304,57 @@ def test_a_dry_run_prints_bytes_per_rank_and_touches_nothing(dry_run, tmp_path):
     assert code == 0
     assert "each of 8 ranks, ZeRO-3" in out and "activations" in out and "Peak: " in out
     assert [path.name for path in tmp_path.iterdir()] == ["tiny.json"]
+
+
+@pytest.fixture
+def save_pair(make_trainer, tmp_path):
+    """A pair without weights, which a dry run does not read."""
+
+    def save(lora=None, **roles):
+        pair = tmp_path / "my-pair"
+        make_trainer(peft_config=lora, args={"output_dir": str(tmp_path / "first")}, **roles).save_model(str(pair))
+        for file in pair.rglob("*.safetensors"):
+            file.unlink()
+        return pair
+
+    return save
+
+
+LORA_FLAGS = ("--use_peft", "true", "--lora_r", 4, "--lora_target_modules", "all-linear")
+
+
+def tables(out):
+    """Without the line that names the model."""
+    return [line for line in out.splitlines() if "one process" not in line]
+
+
+@pytest.mark.parametrize("with_lora", [True, False], ids=["lora", "full"])
+def test_a_dry_run_of_a_saved_pair_is_that_of_its_bases_its_adapters_and_its_teacher(
+    dry_run, save_pair, lora, checkpoint, with_lora
+):
+    pair = save_pair(lora if with_lora else None)
+    # Of a pair of adapters it is no model's
+    (pair / "config.json").write_text("{}") if with_lora else None
+    code, of_pair = dry_run("--dry_run", "true", model=pair)
+    assert code == 0 and "my-pair: one process" in of_pair
+    _, of_base = dry_run("--dry_run", "true", *(LORA_FLAGS if with_lora else ()), model=checkpoint)
+    assert tables(of_pair) == tables(of_base)
+
+
+def test_a_dry_run_of_a_saved_pair_counts_a_generator_over_another_base(
+    dry_run, save_pair, lora, checkpoint, tokenizer, tmp_path
+):
+    other = tmp_path / "other"
+    make_model(tokenizer, hidden_size=64, intermediate_size=96).save_pretrained(other)
+    tokenizer.save_pretrained(other)
+    pair = save_pair(lora, generator=str(other))
+    _, of_pair = dry_run("--dry_run", "true", model=pair)
+    generator = ("--generator_name_or_path", other)
+    _, of_bases = dry_run("--dry_run", "true", *LORA_FLAGS, *generator, model=checkpoint)
+    assert tables(of_pair) == tables(of_bases)
+    # A pair in the generator's place is its generator
+    _, as_generator = dry_run("--dry_run", "true", *LORA_FLAGS, "--generator_name_or_path", pair, model=checkpoint)
+    assert tables(as_generator) == tables(of_bases)
 
 
 @pytest.mark.parametrize(

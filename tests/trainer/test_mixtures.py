@@ -24,7 +24,7 @@ import json
 
 import pytest
 import torch
-from checks import assert_equal_models, assert_same, history
+from checks import assert_equal_models, assert_same, history, moved, snapshot
 from datasets import Dataset
 from peft import LoraConfig, VeraConfig, get_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
@@ -36,6 +36,7 @@ from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedModel, 
 
 from trl_gist.common.files import json_digest
 from trl_gist.models.adapters import without_routers
+from trl_gist.models.roles import number_of_experts
 from trl_gist.models.saved_weights import load_weights, weights_in
 from trl_gist.scoring.targets import TargetRows, TargetScorer, router_loss
 from trl_gist.trainer.checkpoints.manifest import MANIFEST_FORMAT
@@ -82,8 +83,6 @@ def make_run(make_trainer, tokenizer, tmp_path):
             tokenizer.save_pretrained(path)
         documents = Dataset.from_dict({"text": make_documents(1)})
         settings = {"output_dir": str(tmp_path / folder), "max_steps": 2, "save_strategy": "steps", "save_steps": 1}
-        if name == "granitemoe":  # in which TRL's own loss of the experts' balance fails
-            settings["router_aux_loss_coef"] = 0.0
         sizes = {"context_length": 16, "num_generations": 2, "per_device_train_batch_size": 4}
         return make_trainer(str(path), documents, eval_dataset=documents, args={**settings, **sizes, **args})
 
@@ -320,6 +319,30 @@ def test_the_generator_has_the_summarizers_coefficient(make_trainer, documents, 
     trainer = make_trainer(make_mixture(tokenizer, name), documents, processing_class=tokenizer, args=args)
     assert trainer.generator_trainer.scorer.generator.router_loss_coef == trainer.router_aux_loss_coef == coef
     assert trainer.generator_trainer.scorer.teacher.router_loss_coef == 0
+
+
+@pytest.mark.parametrize("name", ["granitemoe", "phimoe"])
+def test_experts_that_a_configuration_names_otherwise_are_found_by_trl(tokenizer, name):
+    """Under the name it asks for, and in no field of their own, which would be saved."""
+    config = make_mixture(tokenizer, name).config
+    saved = config.to_dict()
+    assert number_of_experts(config) == config.num_experts == 4
+    assert config.to_dict() == saved and "num_experts" not in saved
+    assert type(config).from_dict(saved).num_experts == 4
+
+
+def test_a_configuration_that_speaks_of_experts_and_has_none_is_a_dense_model(make_trainer, documents, tokenizer):
+    sizes = {"num_local_experts": 0, "shared_intermediate_size": 48, "layer_types": ["attention", "attention"]}
+    dense = functools.partial(make_mixture, tokenizer, "granitemoehybrid", **sizes)
+    trainer = make_trainer(dense(), documents, processing_class=tokenizer, args={"max_steps": 1})
+    assert not trainer.aux_loss_enabled and trainer.generator_trainer.scorer.generator.router_loss_coef == 0
+    before = snapshot(trainer.model), snapshot(trainer.generator)
+    trainer.train()
+    assert moved(before[0], trainer.model) and moved(before[1], trainer.generator)
+    with pytest.raises(
+        ValueError, match=r"`router_aux_loss_coef` \(0.1\) weighs .* configured to have none. Leave it"
+    ):
+        make_trainer(dense(), documents, processing_class=tokenizer, args={"router_aux_loss_coef": 0.1})
 
 
 def test_a_dense_generator_has_no_routers(make_trainer, documents, tokenizer, checkpoint):

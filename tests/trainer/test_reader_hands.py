@@ -61,6 +61,32 @@ def test_no_share_is_the_generator_without_other_hands(make_trainer, lora):
     assert logged[0]["kl_gain"] == logged[1]["kl_gain"]
 
 
+def test_gists_of_contexts_that_are_read_leave_their_mean_gradient(make_trainer, lora):
+    """As the gists of a rollout, of which it is a mean over target tokens."""
+    whole = make_trainer(peft_config=lora, args={"gist_dropout": 0.0})
+    trainer, gists = whole.generator_trainer, [[9, 10], [11], [12, 13, 14], []]
+    rows = [whole.train_dataset[n] for n in (0, 0, 3, 3)]
+    hidden_D, _ = trainer.scorer.read_targets(rows[::2])
+
+    def gradient():
+        found = {name: p.grad.clone() for name, p in trainer.model.named_parameters() if p.requires_grad}
+        trainer.model.zero_grad()
+        return found
+
+    trainer.distill(rows[::2], gists, 2, hidden_D)
+    of_gists = gradient()
+    trainer.score(rows, gists, 2, distill=True)
+    of_tokens, length = gradient(), len(rows[0]["target_ids"])
+    assert any(value.abs().max() > 0 for value in of_gists.values())
+    for name, value in of_gists.items():
+        torch.testing.assert_close(value, length * of_tokens[name], atol=1e-6, rtol=1e-4)
+    scored = trainer.scorer.score_gists(rows[::2], gists, 2, hidden_D, greedy=True)
+    expected = trainer.score(rows, gists, 2, distill=False)
+    for (logps_T, kl_T, greedy_T), row in zip(scored, expected, strict=True):
+        assert logps_T.mean().item() == pytest.approx(row["gist_log_prob"], abs=1e-6)
+        assert kl_T.mean().item() == pytest.approx(row["teacher_kl"], abs=1e-6) and set(greedy_T.tolist()) <= {0, 1}
+
+
 @pytest.mark.parametrize("score_batch_size", [1, 3, 8])
 def test_some_gists_of_each_context_stand_for_all(make_trainer, lora, monkeypatch, score_batch_size):
     """G's gradient is that of a rollout with these gists alone; scores are of all."""

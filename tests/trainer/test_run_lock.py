@@ -109,7 +109,7 @@ def test_a_killed_holder_holds_nothing(another, tmp_path):
 def test_a_process_that_got_the_number_of_a_dead_one_is_not_the_holder(tmp_path):
     write_marker(tmp_path, os.getppid())
     with held(tmp_path, True):
-        pass
+        assert f"pid={os.getpid()}" in (tmp_path / LOCK_FILE).read_text()
 
 
 def test_a_holder_on_another_host_is_named_and_never_taken_for_dead(tmp_path):
@@ -125,7 +125,7 @@ def test_a_holder_on_another_host_is_named_and_never_taken_for_dead(tmp_path):
 def test_half_a_lock_is_taken_over(tmp_path):
     (tmp_path / LOCK_FILE).write_text("filelock/2\npid=7")
     with held(tmp_path, True):
-        pass
+        assert f"pid={os.getpid()}" in (tmp_path / LOCK_FILE).read_text()
 
 
 def test_a_process_may_hold_a_folder_several_times_and_lets_go_with_the_last(tmp_path, monkeypatch):

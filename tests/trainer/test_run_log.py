@@ -28,6 +28,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState
 
 from trl_gist.common.run_files import read_entries
 from trl_gist.trainer import run_log
+from trl_gist.trainer.held_out import readable_gists
 from trl_gist.trainer.run_log import RunLog
 
 
@@ -127,6 +128,19 @@ def test_run_json_says_what_was_run(make_run, checkpoint):
     assert run["rewards"] == {"kl_gain": 1.0, "length_penalty": 1e-4}
     assert run["environment"]["torch"] == torch.__version__ and run["environment"]["device"] == "cpu"
     assert run["max_steps"] == 6 and run["ended"]["step"] == 6 and run["resumed"] == []
+
+
+def test_texts_are_of_whole_characters_whatever_ids_are_given(make_run, tokenizer):
+    ids = tokenizer("霍乱水泵🦠콜레라" * 3)["input_ids"]
+    held_out = [{"context": ids[cut : cut + 20], "last_k": ids[cut : cut + 7], "target": ids[:4]} for cut in range(4)]
+    trainer = make_run(eval_dataset=Dataset.from_list(held_out), gist_samples=4, max_steps=1)
+    trainer.train()
+    trainer.evaluate()
+    for name in ("run.json", "gists.jsonl"):
+        assert "\ufffd" not in Path(trainer.args.output_dir, "run_log", name).read_text(encoding="utf-8"), name
+    assert {gist["context_end"] for gist in trainer.last_gists} <= {"霍乱", "乱", "乱水"}
+    several = [{**row, "window_targets": 2, "gist_ids": [9]} for row in trainer.eval_rows]
+    assert not any("\ufffd" in gist["context_end"] for gist in readable_gists(several, tokenizer))
 
 
 def test_nan_is_null_and_every_line_is_strict_json(make_run):

@@ -12,19 +12,21 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""Numbers and lists that a caller gives: what is none is refused by name, before anything is done with it."""
+"""
+Numbers, token ids and lists that a caller gives: what is none is refused by name, before anything is done with it.
+Numpy's and torch's scalars are the numbers that they hold.
+"""
 
 import math
 import numbers
 import operator
 from collections.abc import Iterable
 
-import numpy as np
-
 
 def whole_number(name: str, value, least: int | None = 1, optional: bool = False) -> int | None:
     """
-    An argument as an `int`. Numpy's integers are taken; floats, strings and booleans are not, whatever they hold.
+    An argument as an `int`. Numpy's and torch's integers are taken; floats, strings and booleans are not, whatever they
+    hold.
 
     Args:
         name (`str`):
@@ -41,10 +43,7 @@ def whole_number(name: str, value, least: int | None = 1, optional: bool = False
     """
     if value is None and optional:
         return None
-    try:
-        number = None if isinstance(value, (bool, np.bool_)) else operator.index(value)
-    except TypeError:
-        number = None
+    number = _integer(value)
     if number is None or (least is not None and number < least):
         wanted = "whole" if least is None else f"at least {least}"
         raise ValueError(
@@ -54,10 +53,48 @@ def whole_number(name: str, value, least: int | None = 1, optional: bool = False
 
 
 def finite_number(name: str, value) -> int | float:
-    """An argument as a number of Python's; numpy's are taken. Raises `ValueError` if it is none, NaN or infinite."""
-    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not math.isfinite(value):
+    """An argument as a number of Python's; numpy's and torch's are taken. Raises `ValueError` if it is none, NaN or
+    infinite."""
+    number = _scalar(value)
+    if isinstance(number, bool) or not isinstance(number, numbers.Real) or not math.isfinite(number):
         raise ValueError(f"`{name}` must be a finite number, got {value!r}. Give one, or leave it out.")
-    return value if isinstance(value, (int, float)) else float(value)
+    return number if isinstance(number, (int, float)) else float(number)
+
+
+def token_ids(what: str, values, vocabulary: int | None = None) -> list[int]:
+    """
+    Token ids that a caller gives, as a list of `int`: a list or a tuple of whole numbers of Python's, numpy's or torch's,
+    or an array or a tensor of one axis.
+
+    Args:
+        what (`str`):
+            What errors call them, at the beginning of a sentence.
+        values:
+            What was given.
+        vocabulary (`int`, *optional*):
+            How many tokens there are. `None` allows any: a model may have embeddings beyond its tokenizer's tokens.
+
+    Raises:
+        ValueError: if it is no such list, or one of them is no id of the vocabulary: a boolean, a fraction, a text,
+            below 0, or too large.
+    """
+    if getattr(values, "ndim", None) == 1:
+        values = values.tolist()
+    if not isinstance(values, (list, tuple)):
+        raise ValueError(f"{what} must be text or a list of token ids, got {type(values).__name__}.")
+    ids = list(values) if set(map(type, values)) <= {int} else [_integer(value) for value in values]
+    if ids and (None in ids or min(ids) < 0 or (vocabulary is not None and max(ids) >= vocabulary)):
+        wrong = next(
+            value
+            for token, value in zip(ids, values, strict=True)
+            if token is None or token < 0 or (vocabulary is not None and token >= vocabulary)
+        )
+        most = "" if vocabulary is None else f" to {vocabulary - 1}"
+        raise ValueError(
+            f"{what} holds {wrong!r}, which is no id of the tokenizer's vocabulary. Give whole numbers from 0{most}, as "
+            "the pair's own tokenizer does."
+        )
+    return ids
 
 
 def several(name: str, values, of_what: str, instead: str) -> list:
@@ -79,7 +116,7 @@ def several(name: str, values, of_what: str, instead: str) -> list:
         ValueError: if it is one, or nothing that can be gone through.
     """
     listed = None if isinstance(values, (str, bytes, dict)) or not isinstance(values, Iterable) else list(values)
-    if listed is None or any(isinstance(value, (int, np.integer)) for value in listed):
+    if listed is None or any(isinstance(_scalar(value), int) for value in listed):
         one = type(values).__name__ if listed is None else "list of numbers"
         raise ValueError(f"`{name}` takes a list of {of_what}, and got one {one}: {instead}.")
     return listed
@@ -90,3 +127,18 @@ def whole_numbers(name: str, values, least: int = 1) -> list[int]:
     if isinstance(values, (str, bytes, dict)) or not isinstance(values, Iterable):
         raise ValueError(f"`{name}` takes a list of whole numbers, got {values!r}: put them in a list.")
     return [whole_number(name, value, least) for value in values]
+
+
+def _scalar(value):
+    """A number of numpy's or torch's, which has a shape without axes, as Python's."""
+    return value.item() if getattr(value, "shape", None) == () else value
+
+
+def _integer(value):
+    """As an `int`, or `None` if it is something else: a boolean too, of any of the three."""
+    value = _scalar(value)
+    try:
+        # A tensor of one number in a list has an index, too
+        return None if isinstance(value, bool) or hasattr(value, "shape") else operator.index(value)
+    except TypeError:
+        return None

@@ -14,6 +14,7 @@
 
 """How a document is laid out in the windows of a walk: lengths in tokens, and the separator between gists."""
 
+from bisect import bisect_right
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -64,16 +65,62 @@ class Geometry:
         before = cut(ids, last + self.last_k)
         return start, last, before, cut(ids, before + self.target_length)
 
-    def chunk(self, ids: list[int], window: int) -> list[int]:
-        return ids[window * self.chunk_length : (window + 1) * self.chunk_length]
 
-    def last(self, ids: list[int], window: int, count: int | None = None) -> list[int]:
+class WindowedText:
+    """
+    A document's token ids in the windows of a walk, all of them cut between characters. No part has more tokens than the
+    geometry says, and a few fewer where a character would be cut; none is empty but for want of text.
+
+    Args:
+        ids (`list[int]`):
+            The document.
+        geometry ([`Geometry`]):
+            How it is cut.
+        characters ([`~common.tokens.Characters`]):
+            Of its tokenizer.
+    """
+
+    def __init__(self, ids: list[int], geometry: Geometry, characters):
+        self.ids, self.geometry, self.characters = ids, geometry, characters
+        self._chunks = [0]  # where each begins, as far as they have been asked for
+
+    def chunk(self, window: int) -> list[int]:
+        return self.ids[self.chunk_start(window) : self.chunk_start(window + 1)]
+
+    def last(self, window: int, count: int | None = None) -> list[int]:
         """The last tokens before the target: L, or as many as asked for, if there are."""
-        before = self.before(window)
-        return ids[max(0, before - (self.last_k if count is None else count)) : before]
+        before, start = self.before(window), self.chunk_start(window + 1)
+        if count is not None:
+            start = min(before, self.characters.next_cut(self.ids, max(0, before - count)))
+        return self.ids[start:before]
 
-    def target(self, ids: list[int], window: int) -> list[int]:
-        return ids[self.before(window) : self.before(window) + self.target_length]
+    def target(self, window: int) -> list[int]:
+        return self.ids[self.before(window) : self.end(window)]
+
+    def chunk_start(self, window: int) -> int:
+        """Where a window's chunk begins; the chunk before it ends there."""
+        while len(self._chunks) <= window:
+            self._chunks.append(self._after(self._chunks[-1], self.geometry.chunk_length))
+        return self._chunks[window]
+
+    def window_of(self, place: int) -> int:
+        """In whose chunk a token is."""
+        while self._chunks[-1] <= place:
+            self.chunk_start(len(self._chunks))
+        return bisect_right(self._chunks, place) - 1
+
+    def before(self, window: int) -> int:
+        """Tokens before the window's target."""
+        stop = self.chunk_start(window + 1)
+        return max(stop, self.characters.cut(self.ids, stop + self.geometry.last_k))
+
+    def end(self, window: int) -> int:
+        """Where its target ends."""
+        return self._after(self.before(window), self.geometry.target_length)
+
+    def _after(self, start, length):
+        place = self.characters.cut(self.ids, start + length)
+        return place if place > start else start + length  # one character, of more tokens
 
 
 def rolling_chunk_length(context_length: int, last_k: int, gist_length: int, separator_length: int) -> int:

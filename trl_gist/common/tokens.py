@@ -157,9 +157,9 @@ def _broken(tokenizer, text, controls):
 # ---- Ids to texts ----
 
 
-def decode(tokenizer: PreTrainedTokenizerBase, token_ids: list[int]) -> str:
-    """The text of token ids, without special tokens, and without what makes no whole character."""
-    return tokenizer.decode(characters_of(tokenizer).whole(token_ids), skip_special_tokens=True)
+def decode(tokenizer: PreTrainedTokenizerBase, token_ids: list[int], skip_special_tokens: bool = True) -> str:
+    """The text of token ids, without what makes no whole character and, unless they are wanted, without special tokens."""
+    return tokenizer.decode(characters_of(tokenizer).whole(token_ids), skip_special_tokens=skip_special_tokens)
 
 
 class Characters:

@@ -22,7 +22,7 @@ from accelerate.logging import get_logger
 from datasets import Dataset, Features, IterableDataset, List, Value
 from transformers import PreTrainedTokenizerBase
 
-from ..common.arguments import whole_number
+from ..common.arguments import token_ids, whole_number
 from ..common.geometry import Geometry
 from ..common.tokens import characters_of, literal_ids, written_ids
 from ..prompts import GistPrompts, targets_of, through_last_k
@@ -602,11 +602,14 @@ def _ready_targets(entries, context_ids, tokenizer, spec):
 
 def _ids_of(value, tokenizer, spec):
     """Token ids of what is text or ids already, or why it is neither."""
-    if isinstance(value, (list, tuple)) and all(isinstance(token, int) for token in value):
-        ids = list(value)
-    else:
-        reason = why_unusable(value)
-        if reason:
-            return None, reason
+    reason = why_unusable(value)
+    if reason is None:
         ids = _tokenize(tokenizer, value, spec)
+    elif isinstance(value, (list, tuple)) or getattr(value, "ndim", None) == 1:
+        try:
+            ids = token_ids("It", value, len(tokenizer))
+        except ValueError:
+            return None, "with ids that are none of the vocabulary"
+    else:
+        return None, reason
     return (ids, None) if ids else (None, "empty")

@@ -45,6 +45,7 @@ from transformers import PreTrainedModel
 
 from ..common.arguments import several
 from ..common.statistics import standard_error
+from ..common.tokens import characters_of
 from ..inference.compactor import GistCompactor
 from ..models.generation import greedy_continuations
 from ..prompts import before_last_k
@@ -134,7 +135,7 @@ def answer_questions(
         [row[f"{part}_ids"] for row in windows] for part in ("context", "last_k", "target")
     )
     if references is None:
-        references = [[compactor.tokenizer.decode(target).strip()] for target in targets]
+        references = [[compactor.decode(target).strip()] for target in targets]
     gists = compactor.compress_batch(passages, batch_size=batch_size, last_k=questions)
     rows = [
         {"document_id": window["document_id"], "references": right, "gist": gist.text}
@@ -147,7 +148,7 @@ def answer_questions(
         readers[reader] = (
             models[role],
             [
-                _prompt(compactor.prompts, role, given, window, gist.token_ids)
+                _prompt(compactor, role, given, window, gist.token_ids)
                 for window, gist in zip(windows, gists, strict=True)
             ],
         )
@@ -161,7 +162,7 @@ def answer_questions(
             readers[f"{_OWN}{name}"] = own_generators[name], prompts
     for reader, (model, prompts) in readers.items():
         written = greedy_continuations(model, prompts, max_new_tokens, compactor.tokenizer, batch_size)
-        answers = [_first_line(compactor.tokenizer.decode(ids, skip_special_tokens=True)) for ids in written]
+        answers = [_first_line(compactor.decode(ids)) for ids in written]
         log_probs = target_log_probs(model, prompts, targets, batch_size)
         for row, answer, log_prob, target in zip(rows, answers, log_probs, targets, strict=True):
             row[f"{reader}_answer"] = answer
@@ -252,13 +253,13 @@ def _f1(answer, reference):
     return 2 * common / (len(answer) + len(reference)) if common else 0.0
 
 
-def _prompt(prompts, role, given, window, gist_ids):
-    question = window["last_k_ids"]
+def _prompt(compactor, role, given, window, gist_ids):
+    prompts, question = compactor.prompts, window["last_k_ids"]
     passage = before_last_k(window["context_ids"], question)
     read = {
         "passage": passage,
         "gist": gist_ids,
-        "tail": passage[max(0, len(passage) - len(gist_ids)) :],
+        "tail": characters_of(compactor.tokenizer).last(passage, len(gist_ids)),
         "nothing": [],
     }[given]
     return prompts.generator(read, question) if role == "generator" else prompts.plain([*read, *question])

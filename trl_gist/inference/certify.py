@@ -38,6 +38,7 @@ from torch.nn.functional import kl_div
 from torch.nn.utils.rnn import pad_sequence
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
+from ..common.arguments import token_ids
 from ..common.statistics import ratio_and_error
 from ..models.generation import generate
 from ..models.lm_head import check_logits, log_softmax
@@ -105,12 +106,15 @@ def expected_kls(
         as one; `expected_kl_se`, its linearised standard error over the continuations; `expected_kl_reader`.
 
     Raises:
-        ValueError: if a context and its continuation do not fit the reader's positions, or the generator's logits are
-            capped or scaled in a way that scoring does not know.
+        ValueError: if ids are none, a context and its continuation do not fit the reader's positions, or the generator's
+            logits are capped or scaled in a way that scoring does not know.
     """
     reader, scorer = full_context_reader(loaded), TargetScorer(loaded.generator)
     check_logits(loaded.generator)
     length = loaded.pair.target_length if target_length is None else target_length
+    contexts_ids, last_k_ids = (
+        [token_ids(what, ids) for ids in several] for what, several in (("A context", contexts_ids), ("L", last_k_ids))
+    )
     costs = []
     for context_ids, last_ids, gist in zip(contexts_ids, last_k_ids, gists, strict=True):
         prompt = reader.prompt(context_ids, last_ids)

@@ -341,9 +341,8 @@ class GistCompactor(LoadedPair):
         shown, budget = self.pair.tail_length if request.budget is None else request.budget, self._budget(request)
         whole = characters_of(self.tokenizer).whole
         prompts = [self.prompts.summarizer(*window[:2], shown) for window in windows]
-        gists = [whole(self.prompts.without_special(before_last_k(*window[:2]))) for window in windows]
-        # What fits is its own gist: S would go on beyond it and, shown next to nothing, echo its prompt
-        asked = [row for row, ids in enumerate(gists) if len(ids) > budget]
+        gists = [self.prompts.own_gist(before_last_k(*window[:2]), budget) for window in windows]
+        asked = [row for row, ids in enumerate(gists) if ids is None]
         written, logits, found = [], (), [{}] * len(gists)
         if asked:
             settings = {"max_new_tokens": budget, "do_sample": request.do_sample, "output_logits": True}

@@ -29,6 +29,7 @@ import torch
 from peft import PeftModel
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from ..common.arguments import token_ids as checked_ids
 from ..common.pieces import PIECE, Piece
 from ..common.tokens import decode, literal_ids, literal_pieces
 from ..models.fingerprints import pair_fingerprint
@@ -148,7 +149,7 @@ class LoadedPair:
 
         Args:
             text (`str` or `list[int]`):
-                Text or token ids.
+                Text or token ids, as of [`~common.arguments.token_ids`].
             what (`str`):
                 What errors call it.
             may_be_empty (`bool`, *optional*, defaults to `False`):
@@ -160,13 +161,8 @@ class LoadedPair:
         if isinstance(text, str):
             _check_text(text, what)
             ids = literal_ids(self.tokenizer, text)
-        elif isinstance(text, (list, tuple)):
-            ids = list(text)
-            for token in ids:
-                if not isinstance(token, int) or not 0 <= token < len(self.tokenizer):
-                    raise ValueError(f"{what} holds {token!r}, which is no id of the tokenizer's vocabulary.")
         else:
-            raise ValueError(f"{what} must be text or a list of token ids, got {type(text).__name__}.")
+            ids = checked_ids(what, text, len(self.tokenizer))
         if not ids and not may_be_empty:
             raise ValueError(f"{what} is empty.")
         return ids
@@ -183,7 +179,7 @@ class LoadedPair:
 
     def decode(self, token_ids: list[int]) -> str:
         """The text of token ids, without special tokens and what makes no whole character."""
-        return decode(self.tokenizer, token_ids)
+        return decode(self.tokenizer, checked_ids("What is decoded", token_ids))
 
 
 def _check_text(text, what):

@@ -28,6 +28,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
+from ..common.arguments import token_ids
 from ..models.lm_head import check_logits
 from ..prompts import before_last_k
 from ..scoring.targets import TargetScorer
@@ -67,9 +68,12 @@ def search_gist(
         which the generator never reads.
 
     Raises:
-        ValueError: if a context and its continuation do not fit the reader's positions, or the generator's logits are
-            capped or scaled in a way that scoring does not know.
+        ValueError: if ids are none, a context and its continuation do not fit the reader's positions, or the generator's
+            logits are capped or scaled in a way that scoring does not know.
     """
+    context_ids, last_k_ids, gist = (
+        token_ids(what, ids) for what, ids in (("The context", context_ids), ("L", last_k_ids), ("The gist", gist))
+    )
     gist = loaded.prompts.without_special(gist)
     if not gist:
         return []

@@ -86,17 +86,13 @@ class HalfLoader:
         return create_model_from_path(name, **self.init_kwargs)
 
     def _is_adapter(self, directory, role):
-        is_adapter = Path(directory, ADAPTER_CONFIG_NAME).is_file()
-        if not is_adapter and not Path(directory, MODEL_CONFIG_NAME).is_file():
-            raise ValueError(
-                f"The pair lacks its {role}: {directory} holds neither {MODEL_CONFIG_NAME} nor {ADAPTER_CONFIG_NAME}."
-            )
+        adapts = is_adapter(directory, role)
         if not any(directory.glob("*.safetensors")):
             raise ValueError(
                 f"The pair's {role} has no weights: {directory} holds no *.safetensors. Weights in another format, as "
                 "*.bin, are pickles, which can run code, and are not read; `GistTrainer.save_model` writes safetensors."
             )
-        return is_adapter
+        return adapts
 
     def _adapter(self, directory, **settings):
         adapter = PeftConfig.from_pretrained(str(directory))
@@ -119,6 +115,16 @@ class HalfLoader:
                 ) from error
             self.bases[key] = base if self.device is None else base.to(self.device)
         return self.bases[key]
+
+
+def is_adapter(directory: Path, role: str) -> bool:
+    """Whether a half of a pair is an adapter. Raises `ValueError` that names the role if the folder holds no model."""
+    adapts = Path(directory, ADAPTER_CONFIG_NAME).is_file()
+    if not adapts and not Path(directory, MODEL_CONFIG_NAME).is_file():
+        raise ValueError(
+            f"The pair lacks its {role}: {directory} holds neither {MODEL_CONFIG_NAME} nor {ADAPTER_CONFIG_NAME}."
+        )
+    return adapts
 
 
 def check_device(device: str | torch.device):
@@ -150,27 +156,29 @@ def for_inference(model: PreTrainedModel | PeftModel) -> PreTrainedModel | PeftM
     return model.eval().requires_grad_(False)
 
 
-def local_directory(pretrained_pair: str | os.PathLike, revision: str | None) -> Path:
-    """The folder of a pair, downloaded if it is a repository on the Hub. Raises `ValueError` if it is neither."""
+def local_directory(pretrained_pair: str | os.PathLike, revision: str | None, weights: bool = True) -> Path:
+    """The folder of a pair, downloaded, with its weights or without, if it is a repository on the Hub. Raises `ValueError`
+    if it is neither."""
     if Path(pretrained_pair).is_dir():
         return Path(pretrained_pair)
     repo_id = str(pretrained_pair)
     try:
         # First, so that a repository that is no pair costs no download of its weights
         hf_hub_download(repo_id, PAIR_CONFIG_NAME, revision=revision)
-        return Path(snapshot_download(repo_id, revision=revision, ignore_patterns=["*checkpoint*/*", "*.pt", "*.bin"]))
+        unread = ["*checkpoint*/*", "*.pt", "*.bin", *([] if weights else ["*.safetensors"])]
+        return Path(snapshot_download(repo_id, revision=revision, ignore_patterns=unread))
     except RemoteEntryNotFoundError as error:
         raise ValueError(f"{repo_id} on the Hub holds no gist pair: {PAIR_CONFIG_NAME} is missing.") from error
     except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError) as error:
         raise ValueError(f"{repo_id} is neither a folder nor a repository on the Hub in reach. ({error})") from error
 
 
-def pair_directory(name: str, revision: str | None = None) -> Path | None:
-    """The folder of a pair, downloaded if it is a repository on the Hub; `None` if the name is that of something else."""
+def pair_directory(name: str, revision: str | None = None, weights: bool = True) -> Path | None:
+    """The folder of a pair, as of [`local_directory`]; `None` if the name is that of something else."""
     if Path(name).is_dir():
         return Path(name) if Path(name, PAIR_CONFIG_NAME).is_file() else None
     try:
         hf_hub_download(name, PAIR_CONFIG_NAME, revision=revision)
     except (EntryNotFoundError, HfHubHTTPError, HFValidationError):
         return None  # what it is instead, or why it is out of reach, says whoever loads it
-    return local_directory(name, revision)
+    return local_directory(name, revision, weights)

@@ -25,7 +25,14 @@ from accelerate import PartialState
 from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import ModulesToSaveWrapper
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from .adapters import check_folder, check_given, check_teacher
 from .deepspeed import is_sharded, whole_shape
@@ -111,6 +118,25 @@ def load_roles(
         teacher = clone(generator)
     teacher.requires_grad_(False)
     return Roles(summarizer, generator, teacher)
+
+
+def number_of_experts(config: PreTrainedConfig) -> int | None:
+    """
+    Experts of each layer, as the configuration says, if it does; 0 too, as in GraniteMoeHybrid. From then on it says so
+    under `num_experts`, where TRL (1.16) looks for it: transformers (5.23) gives Mixtral's that name too, and not
+    GraniteMoe's, Phimoe's or DeepSeek-V4's.
+    """
+    config = config.get_text_config()
+    for name in ("num_experts", "num_local_experts", "n_routed_experts"):
+        if hasattr(config, name):
+            if not hasattr(config, "num_experts"):
+                # Of the class: a field of its own would be saved
+                type(config).attribute_map = {
+                    **config.attribute_map,
+                    "num_experts": config.attribute_map.get(name, name),
+                }
+            return getattr(config, name)
+    return None
 
 
 def create_model_from_path(checkpoint: str, **init_kwargs) -> PreTrainedModel:

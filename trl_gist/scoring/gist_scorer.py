@@ -22,7 +22,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from ..common.arguments import whole_number
+from ..common.arguments import token_ids, whole_number
 from ..models.roles import base_of
 from ..models.shared_prefix import why_not_shared
 from ..prompts import GistPrompts, seen_ids, targets_of
@@ -124,26 +124,28 @@ class GistScorer:
             discount (`float`, *optional*, defaults to `0.0`):
                 How much a gist's gain counts one window after its own, for `later_log_prob_gain` and `later_kl_gain`.
             learned (`int`, *optional*):
-                Gists of each context, the first ones, for which `backward` is called. `None` is all of them.
+                Gists of each context, the first ones, for which `backward` is called, at most `num_generations`. `None` is
+                all of them.
 
         Returns:
             `list[dict]`: The scored columns of each row, in nats, as listed in [`trl_gist.rewards`]. With `backward`,
             `exact` is left out where no context has several targets: it takes a pass over the vocabulary.
         """
+        gists = [token_ids("A gist", gist) for gist in gists]
         documents = rows[::num_generations]
         hidden_D, teacher_D = self.read_targets(documents)
         if self.target_floor is not None and any("targets" in document for document in documents):
             documents, hidden_D, teacher_D = self.worth_asking(documents, hidden_D, teacher_D)
-        null_D = self._score(documents, [[]] * len(documents), 1, hidden_D, null_backward)
+        null_D = self.score_gists(documents, [[]] * len(documents), 1, hidden_D, null_backward)
         asks_exact = backward is None or any("targets" in document for document in documents)
-        learned = num_generations if backward is None or learned is None else min(learned, num_generations)
+        learned = num_generations if learned is None else learned
         parts = []  # of each context the gists that are learned from, then the others
         for first, count, learn in ((0, learned, backward), (learned, num_generations - learned, None)):
             some = [gist for row, gist in enumerate(gists) if first <= row % num_generations < first + count]
-            parts.append(iter(self._score(documents, some, count, hidden_D, learn, asks_exact) if some else ()))
+            parts.append(iter(self.score_gists(documents, some, count, hidden_D, learn, asks_exact) if some else ()))
         gist_N = [next(parts[row % num_generations >= learned]) for row in range(len(gists))]
         if other_gists is not None:
-            self._score(documents, other_gists, 1, hidden_D, other_backward)
+            self.score_gists(documents, other_gists, 1, hidden_D, other_backward)
         later_N2 = self._later_gains(documents, gists, num_generations, hidden_D, null_D, windows, discount)
         columns = []
         for row, (logps_T, kl_T, *greedy) in enumerate(gist_N):
@@ -208,12 +210,11 @@ class GistScorer:
         for lag in range(1, windows if discount > 0 else 1):
             own = [index for index in range(len(documents)) if index % windows + lag < windows]
             gist_rows = [index * num_generations + gist for index in own for gist in range(num_generations)]
-            read = self._score(
+            read = self.score_gists(
                 [documents[index + lag] for index in own],
                 [gists_N[row] for row in gist_rows],
                 num_generations,
                 [hidden_D[index + lag] for index in own],
-                None,
             )
             for row, (logps_T, kl_T) in zip(gist_rows, read, strict=True):
                 null_logps_T, null_kl_T = null_D[row // num_generations + lag]
@@ -293,7 +294,7 @@ class GistScorer:
         logps_D = []
         with torch.no_grad(), self.autocast():
             for row, hidden_TH in zip(documents, teacher_hidden, strict=True):
-                ids = [token for target in targets_of(row) for token in target["target_ids"]]
+                ids = [token for target in targets_of(row) for token in token_ids("A target", target["target_ids"])]
                 target_T = torch.tensor(ids, device=hidden_TH.device)
                 logps_T = self.teacher.log_probs(hidden_TH).gather(-1, target_T.unsqueeze(-1)).squeeze(-1)
                 logps_D.append(logps_T.double())
@@ -364,8 +365,34 @@ class GistScorer:
             for own in self._sharing_a_row(all_own)
         ]
 
-    def _score(self, documents, gists_N, num_generations, hidden_D, backward, greedy=False):
-        """Log-probs and KLs of each gist's target tokens and, if asked, whether G writes them; float64, on the CPU."""
+    def score_gists(
+        self,
+        documents: list[dict],
+        gists_N: list[list[int]],
+        num_generations: int,
+        hidden_D: list[torch.Tensor],
+        backward: Callable | None = None,
+        greedy: bool = False,
+    ) -> list[tuple[torch.Tensor, ...]]:
+        """
+        Scores gists of contexts that the teacher has read.
+
+        Args:
+            documents (`list[dict]`), hidden_D (`list[torch.Tensor]`):
+                The contexts, and of [`read_targets`] or [`worth_asking`] the teacher's hidden states at their targets.
+            gists_N (`list[list[int]]`):
+                Gists, those of a context adjacent.
+            num_generations (`int`):
+                Gists of each context.
+            backward (`Callable`, *optional*):
+                As in [`score`].
+            greedy (`bool`, *optional*, defaults to `False`):
+                Whether the third is wanted.
+
+        Returns:
+            `list[tuple[torch.Tensor, ...]]`: For each gist the log-prob of each token of its context's targets, the KL
+            from the teacher at it, in nats, and 1.0 where it is G's likeliest; float64, on the CPU.
+        """
         rows = []  # of each gist, with what it is scored on there
         for index, (document, hidden_TH) in enumerate(zip(documents, hidden_D, strict=True)):
             groups = self._sharing_a_row(targets_of(document))

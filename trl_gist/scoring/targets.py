@@ -20,8 +20,9 @@ import torch
 from torch import nn
 from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
 
+from ..common.arguments import token_ids
 from ..models.lm_head import log_softmax, output_logits, target_scores
-from ..models.roles import backbone_of, base_of
+from ..models.roles import backbone_of, base_of, number_of_experts
 from ..models.shared_prefix import attention_masks
 
 
@@ -90,6 +91,9 @@ class TargetRows:
                 Adjacent prompts with the same targets.
             device:
                 Where the tensors go.
+
+        Raises:
+            ValueError: if an id is none.
         """
         targets = [
             [(cue, target, *seen) if seen else (cue, target, len(prompt)) for cue, target, *seen in own]
@@ -97,6 +101,10 @@ class TargetRows:
         ]
         prompts = [prompt[: max(seen for _, _, seen in own)] for prompt, own in zip(prompts, targets, strict=True)]
         rows = len(prompts)
+        prompts = [token_ids("A prompt", prompt) for prompt in prompts]
+        targets = [
+            [(token_ids("A cue", cue), token_ids("A target", target)) for cue, target in own] for own in targets
+        ]
         sizes = [
             (
                 len(prompt) + sum(len(cue) + len(target) for cue, target, _ in own),
@@ -256,9 +264,10 @@ def router_loss(
 
 
 def router_loss_coef(model: nn.Module, coef: float | None) -> float:
-    """What TRL (1.16) takes for the policy: `coef`, or else what the model's configuration says; 0 if it has no routers."""
+    """What TRL (1.16) takes for the policy: `coef`, or else what the model's configuration says; 0 if it has no routers, as
+    GraniteMoeHybrid may have none."""
     config = base_of(model).config.get_text_config()
-    if not hasattr(config, "output_router_logits"):
+    if not hasattr(config, "output_router_logits") or number_of_experts(config) == 0:
         return 0.0
     return getattr(config, "router_aux_loss_coef", 0.0) if coef is None else coef
 

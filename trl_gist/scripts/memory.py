@@ -15,14 +15,18 @@
 """`trl-gist train --dry_run true`: what a recipe takes on each rank, with nothing loaded but configurations."""
 
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
+from peft import PeftConfig
 from rich import box
 from rich.console import Console
 from rich.table import Table
 from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig
 from trl import get_peft_config
 
+from ..models.loading import is_adapter, pair_directory
+from ..pair import GENERATOR_DIR, PairConfig
 from ..trainer.gist_config import GistConfig
 from ..trainer.memory.estimate import MemoryEstimate, ZeroSettings, memory_per_rank
 from ..trainer.memory.trace import prompt_lengths
@@ -48,40 +52,66 @@ _PHASES = {
 def print_memory(script_args, training_args: GistConfig, model_args) -> MemoryEstimate:
     """
     Prints the bytes per rank of the recipe in these arguments (of [`~scripts.train.make_parser`]) for
-    `script_args.world_size` ranks and `script_args.zero_stage`, by default those of this launch.
+    `script_args.world_size` ranks and `script_args.zero_stage`, by default those of this launch. A saved pair is taken
+    apart as [`GistTrainer`] does: its halves' bases, its own adapters and its own teacher.
     """
-    name = model_args.model_name_or_path
+    name, trust_remote_code = model_args.model_name_or_path, training_args.trust_remote_code
+    summarizer = _half_of(name, "", trust_remote_code, model_args.model_revision)
+    names = [script_args.generator_name_or_path, script_args.teacher_name_or_path]
+    directory = pair_directory(name, model_args.model_revision, weights=False)
+    if directory is not None:  # of which the roles that are not given are, too
+        names = [names[0] or str(directory), names[1] or PairConfig.load(directory).base_models["teacher"]]
 
-    def config_of(role):
-        if role in (None, name):
-            return None
-        return AutoConfig.from_pretrained(role, trust_remote_code=training_args.trust_remote_code)
+    def config_of(role, half):
+        """`None` where it is the summarizer's, whose base it then shares or copies."""
+        found = summarizer if role is None else _half_of(role, half, trust_remote_code)
+        return None if found.base == summarizer.base else found.config
 
-    model_config = AutoConfig.from_pretrained(
-        name, revision=model_args.model_revision, trust_remote_code=training_args.trust_remote_code
-    )
+    model_config, peft_config = summarizer.config, summarizer.adapter or get_peft_config(model_args)
     tokenizer = None
     if not Path(name).is_file():
         tokenizer = AutoTokenizer.from_pretrained(
-            name, revision=model_args.model_revision, trust_remote_code=training_args.trust_remote_code
+            name, revision=model_args.model_revision, trust_remote_code=trust_remote_code
         )
     world_size = script_args.world_size or training_args.world_size
     zero = _zero_settings(script_args.zero_stage, training_args, model_config)
     estimate = memory_per_rank(
         training_args,
         model_config,
-        get_peft_config(model_args),
-        config_of(script_args.generator_name_or_path),
-        config_of(script_args.teacher_name_or_path),
+        peft_config,
+        config_of(names[0], GENERATOR_DIR),
+        config_of(names[1], ""),
         _dtype(model_args.dtype, model_config),
         prompt_lengths(training_args, tokenizer),
         world_size,
         zero,
-        trust_remote_code=training_args.trust_remote_code,
+        trust_remote_code=trust_remote_code,
     )
     if training_args.process_index == 0:
         _print(estimate, f"{Path(name).name}: {_launch(world_size, zero)}", _notes(training_args, tokenizer, estimate))
     return estimate
+
+
+class _Half(NamedTuple):
+    """What a role stands on: its base's configuration and name, and the adapter that it has already."""
+
+    config: PreTrainedConfig
+    base: str
+    adapter: PeftConfig | None = None
+
+
+def _half_of(name, half, trust_remote_code, revision=None) -> _Half:
+    """Of a checkpoint, or of a half of a saved pair."""
+    directory = pair_directory(name, revision, weights=False)
+    if directory is None:
+        config = AutoConfig.from_pretrained(name, revision=revision or "main", trust_remote_code=trust_remote_code)
+        return _Half(config, name)
+    directory = directory / half
+    if not is_adapter(directory, half or "summarizer"):
+        return _Half(AutoConfig.from_pretrained(directory, trust_remote_code=trust_remote_code), str(directory))
+    adapter = PeftConfig.from_pretrained(directory)
+    base = adapter.base_model_name_or_path
+    return _half_of(base, "", trust_remote_code, adapter.revision)._replace(adapter=adapter)
 
 
 def _zero_settings(stage, training_args, model_config) -> ZeroSettings:

@@ -14,6 +14,7 @@
 
 """What `trl-gist serve` runs."""
 
+import logging
 import os
 import signal
 import socket
@@ -22,10 +23,14 @@ from pathlib import Path
 
 import uvicorn
 
+from ..common.chat_template import opened_thought, render
 from ..inference.compactor import GistCompactor
+from ..pair import PAIR_CONFIG_NAME
 from ..serving.app import make_app
 from ..serving.config import ServingConfig, check_host
 
+
+logger = logging.getLogger(__name__)
 
 API_KEY_VARIABLE = "TRL_GIST_API_KEY"
 # Orchestrators give a process some 30 s after SIGTERM
@@ -62,7 +67,9 @@ def serve(
     api_key = read_api_key(api_key_file)
     check_host(host, api_key)
     address = bind(host, port)  # before the minutes that a pair may take to load
-    app = make_app(load(), name, config, api_key)
+    compactor = load()
+    app = make_app(compactor, name, config, api_key)
+    warn_of_thoughts(compactor)
     server = uvicorn.Server(
         uvicorn.Config(
             app,
@@ -79,6 +86,24 @@ def serve(
     host, port = address.getsockname()[:2]
     print(f"Serving {name} at http://{f'[{host}]' if ':' in host else host}:{port}/v1", flush=True)
     server.run(sockets=[address])
+
+
+def warn_of_thoughts(compactor: GistCompactor):
+    """Says in the log if the header of an answer in the pair's chat template opens a thought, in which answers to chats
+    then begin."""
+    tokenizer, kwargs = compactor.tokenizer, compactor.pair.chat_template_kwargs
+    if not tokenizer.chat_template:
+        return
+    try:
+        tag = opened_thought(render(tokenizer, [{"role": "user", "content": "Hello"}], **kwargs))
+    except ValueError:  # of which each chat is told
+        return
+    if tag:
+        logger.warning(
+            f"Answers to chats begin inside a thought: the chat template opens {tag}. To have it closed, set "
+            f'`chat_template_kwargs` in the pair\'s {PAIR_CONFIG_NAME}, as {{"enable_thinking": false}} where the template '
+            "knows that, or give its tokenizer another `chat_template`."
+        )
 
 
 def read_api_key(file: str | None) -> str | None:

@@ -200,6 +200,13 @@ class GeneratorTrainer:
             other_backward=self._backward(of_context * (1 - dropout) * share),
         )
 
+    def distill(self, documents: list[dict], gists: list[list[int]], num_generations: int, hidden_D: list):
+        """
+        Leaves the gradient of the loss on gists of contexts that the teacher has read, a mean over the gists, on the
+        generator; arguments as of [`GistScorer.score_gists`]. Raises `FloatingPointError` as [`~GeneratorTrainer.score`].
+        """
+        self.scorer.score_gists(documents, gists, num_generations, hidden_D, self._backward(1 / len(gists)))
+
     def step(self) -> dict[str, float]:
         """
         One optimizer step on the accumulated gradient. Returns the gradient norm and the learning rate used.

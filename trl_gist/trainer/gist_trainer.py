@@ -61,6 +61,7 @@ from ..models.roles import (
     check_not_random,
     disable_dropout,
     max_positions,
+    number_of_experts,
 )
 from ..models.sampling import sample_gists
 from ..models.saved_weights import load_weights
@@ -648,6 +649,14 @@ class GistTrainer(GRPOTrainer):
         check_causal(base)
         reason = why_not_shared(base)
         self.shares_prefix = reason is None
+        # TRL (1.16) asks for the balance of experts wherever a configuration speaks of it, also if there are none
+        if self.aux_loss_enabled and number_of_experts(base.config) == 0:
+            if self.args.router_aux_loss_coef is not None:
+                raise ValueError(
+                    f"`router_aux_loss_coef` ({self.args.router_aux_loss_coef}) weighs the balance of experts, and "
+                    f"{type(base).__name__} is configured to have none. Leave it out."
+                )
+            self.aux_loss_enabled = False
         if reason is not None or self.aux_loss_enabled:
             check_padded(base, self.temperature, self.aux_loss_enabled)
         if reason is not None:

@@ -74,7 +74,7 @@ def readable_gists(rows: list[dict], tokenizer: PreTrainedTokenizerBase) -> list
         rows = list({tuple(row["context_ids"]): row for row in rows}.values())
     step = max(1, len(rows) // 3)
     return [
-        {"context_end": tokenizer.decode(_end(row)), "gist": decode(tokenizer, row["gist_ids"])}
+        {"context_end": decode(tokenizer, _end(row), False), "gist": decode(tokenizer, row["gist_ids"])}
         for row in rows[::step][:3]
     ]
 

@@ -178,7 +178,9 @@ class PairHub:
             plot_training(self.trainer.state.log_history, stage / PLOTS_DIR / "training")
             write_report(self.args.output_dir, stage / REPORT_FILE)
         except Exception as error:  # a reward function may log anything; no figure is worth a run
-            logger.warning(f"The push goes without plots or report, which could not be drawn: {error!r}")
+            logger.warning(
+                f"The push goes without plots or report, which could not be drawn: {error!r}", exc_info=True
+            )
 
     def _push(self, stage, commit_message, token, revision) -> CommitInfo:
         try:

@@ -156,6 +156,9 @@ class GistRollout:
             # vLLM's log-probs correct what it samples; `None` stands for no correction
             return completions, [[None] * len(ids) for ids in completions] if self.trainer.use_vllm else None
         completions, logprobs = self.trainer.sample(prompt_ids)
+        if not self.trainer.model.training:  # asked all the same: ranks generate together
+            completions = [self._as_in_use(row, ids) for row, ids in zip(rows, completions, strict=True)]
+            logprobs = None if logprobs is None else [[None] * len(ids) for ids in completions]
         # What S would have written on is cut: up to there its gist is what it would be with a limit of its own
         budgets = [row.get("budget") for row in rows]
         completions = [ids[:budget] for ids, budget in zip(completions, budgets, strict=True)]
@@ -169,9 +172,18 @@ class GistRollout:
             length = row.get("budget") or self._cold_start_length()
             for gist in self.extractive_summarizer.gists(row, [length] * size):
                 # Where the limit cuts, S need not learn to stop
-                at_limit = len(gist) == (row.get("budget") or self.args.max_completion_length)
-                completions.append(gist if at_limit else self._ended(gist))
+                completions.append(gist if len(gist) == self._limit(row) else self._ended(gist))
         return completions
+
+    def _as_in_use(self, row, completion):
+        """As the pair writes it: of a context that fits, [`GistPrompts.own_gist`]."""
+        own = self.trainer.prompts.own_gist(stands_for(row), self._limit(row))
+        if own is None:
+            return completion
+        return own if len(own) == self._limit(row) else self._ended(own)
+
+    def _limit(self, row):
+        return row.get("budget") or self.args.max_completion_length
 
     def _cold_start_length(self):
         if self.args.max_teacher_kl is None:

@@ -46,7 +46,7 @@ from ..common.tokens import characters_of, decode
 from ..data.windows import window_key
 from ..models.generation_settings import plain_generation_config
 from ..models.sampling import sample_gists
-from ..prompts import gist_from_completion
+from ..prompts import gist_from_completion, stands_for
 from ..version import __version__
 from .checkpoints.pair_state import recipe_of
 
@@ -175,8 +175,13 @@ class RunLog(TrainerCallback):
                     ].tolist()
                     for ids in prompt_ids
                 ]
-        whole = characters_of(trainer.processing_class).whole  # as in evaluations
-        return [whole(gist_from_completion(ids, trainer.eos_token_ids)) for ids in completions]
+        # As in evaluations
+        whole, own_gist = characters_of(trainer.processing_class).whole, trainer.prompts.own_gist
+        owned = [own_gist(stands_for(window), args.max_completion_length) for window in windows]
+        return [
+            whole(gist_from_completion(ids, trainer.eos_token_ids)) if own is None else own
+            for ids, own in zip(completions, owned, strict=True)
+        ]
 
     def _entry(self, state, name, window, gist_ids):
         tokenizer = self.trainer.processing_class
@@ -184,7 +189,7 @@ class RunLog(TrainerCallback):
             "step": state.global_step,
             "window": name,
             "document_id": window["document_id"],
-            "context_end": tokenizer.decode(window["last_k_ids"]),
+            "context_end": decode(tokenizer, window["last_k_ids"], False),
             "gist": decode(tokenizer, gist_ids),
             "gist_length": len(gist_ids),
         }
@@ -213,12 +218,12 @@ class RunLog(TrainerCallback):
         self.directory.mkdir(parents=True, exist_ok=True)
         if self.run is None:
             self.run = {"started": _now(), "resumed": []}
-        decode = self.trainer.processing_class.decode
+        tokenizer = self.trainer.processing_class
         self.run |= {**_describe(self.trainer), **values}
         self.run["windows"] = self.run.get("windows", {}) | {
             name: {
                 "document_id": window["document_id"],
-                **{part: decode(window[f"{part}_ids"]) for part in ("context", "last_k", "target")},
+                **{part: decode(tokenizer, window[f"{part}_ids"], False) for part in ("context", "last_k", "target")},
             }
             for name, window in self._windows().items()
         }

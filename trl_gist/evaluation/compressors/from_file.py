@@ -29,7 +29,8 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
-from ...common.tokens import literal_ids, special_ids
+from ...common.arguments import token_ids
+from ...common.tokens import decode, literal_ids, special_ids
 from ...prompts import stands_for
 
 
@@ -56,7 +57,7 @@ def write_contexts(rows: list[dict], budgets: list[int], tokenizer: PreTrainedTo
     with open(path, "w", encoding="utf-8") as file:
         for index, (row, budget) in enumerate(zip(rows, budgets, strict=True)):
             ids = stands_for(row)
-            line = {"context_hash": context_hash(ids), "budget": budget, "context": tokenizer.decode(ids)}
+            line = {"context_hash": context_hash(ids), "budget": budget, "context": decode(tokenizer, ids, False)}
             line |= {"context_ids": ids, "document_id": row["document_id"], "index": index}
             file.write(json.dumps(line, ensure_ascii=False) + "\n")
 
@@ -108,7 +109,5 @@ class FromFile:
                 f"`gist_ids`: {type(error).__name__} {error}."
             ) from error
         special = special_ids(self.tokenizer)
-        unknown = [token for token in ids if not isinstance(token, int) or not 0 <= token < len(self.tokenizer)]
-        if unknown:
-            raise ValueError(f"{self.path}, line {number}: {unknown[0]!r} is no id of the tokenizer's vocabulary.")
+        ids = token_ids(f"{self.path}, line {number},", ids, len(self.tokenizer))
         return name, [token for token in ids if token not in special]

@@ -20,6 +20,8 @@ import psutil
 import torch
 from transformers import Cache, DynamicCache
 
+from ...common.geometry import WindowedText
+from ...common.tokens import characters_of
 from ...models.roles import backbone_of, base_of, max_positions
 from .walk import DistanceReadings
 
@@ -59,14 +61,13 @@ def measure_costs(readings: DistanceReadings, ids: list[int], windows: int) -> l
 
 def _pair_costs(readings, ids, windows):
     geometry, prompts, gist = readings.geometry, readings.compactor.prompts, []
+    document = WindowedText(ids, geometry, characters_of(readings.compactor.tokenizer))
     for window in range(windows):
         started = time.perf_counter()
-        (gist,) = readings.fold(
-            readings.compactor, [gist], [geometry.chunk(ids, window)], [geometry.last(ids, window)]
-        )
+        (gist,) = readings.fold(readings.compactor, [gist], [document.chunk(window)], [document.last(window)])
         folded = time.perf_counter() - started
         cache = DynamicCache(config=base_of(readings.compactor.generator).config)
-        prompt = prompts.generator(gist, geometry.last(ids, window))
+        prompt = prompts.generator(gist, document.last(window))
         read, written = _pass(readings.compactor.generator, prompt, _next_chunk(geometry, ids, window), cache)
         per_token = folded / geometry.chunk_length + read / (geometry.chunk_length - _STEPS)
         yield {"read_pair": per_token, "written_pair": written / _STEPS} | _sizes(

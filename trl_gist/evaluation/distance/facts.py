@@ -23,6 +23,7 @@ from bisect import bisect_left, bisect_right
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
+from ...common.geometry import WindowedText
 from ...common.statistics import ratio_and_error
 from ...common.text_units import Units
 
@@ -36,17 +37,15 @@ class FactIndex:
     The facts of a document, by window.
 
     Args:
-        ids (`list[int]`):
+        document ([`~common.geometry.WindowedText`]):
             The document.
-        geometry ([`~common.geometry.Geometry`]):
-            How it is cut.
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
             For its text.
     """
 
-    def __init__(self, ids: list[int], geometry, tokenizer: PreTrainedTokenizerBase):
-        self.geometry = geometry
-        text, ends = text_and_ends(ids, tokenizer)
+    def __init__(self, document: WindowedText, tokenizer: PreTrainedTokenizerBase):
+        self.document = document
+        text, ends = text_and_ends(document.ids, tokenizer)
         units = Units(text)
         self.facts, self.last_said = [], []
         said = {}
@@ -59,7 +58,7 @@ class FactIndex:
 
     def of_chunk(self, window: int) -> list[str]:
         """The different facts that begin in the window's chunk."""
-        start, stop = window * self.geometry.chunk_length, (window + 1) * self.geometry.chunk_length
+        start, stop = self.document.chunk_start(window), self.document.chunk_start(window + 1)
         return sorted({word for first, _, word, _ in self.facts if start <= first < stop})
 
     def of_target(self, window: int) -> list[dict]:
@@ -70,12 +69,16 @@ class FactIndex:
             `list[dict]`: `fact`, its `kind`, the tokens of the target `[first, last]` that spell it, and its `age`:
             how many windows ago it was said last, 0 for this window's chunk, `None` if it was never said.
         """
-        seen, start = (window + 1) * self.geometry.chunk_length, self.geometry.before(window)
+        seen, start, end = (
+            self.document.chunk_start(window + 1),
+            self.document.before(window),
+            self.document.end(window),
+        )
         found = []
         for (first, last, word, kind), said in zip(self.facts, self.last_said, strict=True):
-            inside = start <= first and last < start + self.geometry.target_length
+            inside = start <= first and last < end
             if inside and (said is None or said < seen):
-                age = None if said is None else window - said // self.geometry.chunk_length
+                age = None if said is None else window - self.document.window_of(said)
                 found.append({"fact": word, "kind": kind, "tokens": [first - start, last - start], "age": age})
         return found
 

@@ -17,13 +17,14 @@
 import torch
 from transformers import DynamicCache
 
+from ...common.geometry import WindowedText
 from ...models.roles import backbone_of, base_of, max_positions
 from ...prompts import GistPrompts
 from ...scoring.targets import TargetScorer
 
 
 def full_context_hidden(
-    teacher: TargetScorer, prompts: GistPrompts, ids: list[int], geometry, windows: int
+    teacher: TargetScorer, prompts: GistPrompts, document: WindowedText, windows: int
 ) -> list[torch.Tensor]:
     """
     The teacher's hidden states at each window's target, after all text before it.
@@ -36,10 +37,8 @@ def full_context_hidden(
             The frozen T.
         prompts ([`~prompts.GistPrompts`]):
             For what stands before a plain text.
-        ids (`list[int]`):
+        document ([`~common.geometry.WindowedText`]):
             A document.
-        geometry ([`~common.geometry.Geometry`]):
-            Where its targets are.
         windows (`int`):
             How many windows.
 
@@ -48,13 +47,14 @@ def full_context_hidden(
     """
     base = base_of(teacher.model)
     positions, cache = max_positions(base), DynamicCache(config=base.config)
-    text = prompts.plain(ids)
+    text, geometry = prompts.plain(document.ids), document.geometry
     read, hidden, newest_TH = 0, [], None
     for window in range(windows):
-        # The last token of the target predicts nothing that is asked for
-        stop = len(prompts.bos) + geometry.before(window) + geometry.target_length - 1
-        if positions is not None and stop + 1 > positions:
+        # At most, so that all documents have as many
+        if positions is not None and len(prompts.bos) + geometry.length(window + 1) > positions:
             break
+        # The last token of the target predicts nothing that is asked for
+        stop = len(prompts.bos) + document.end(window) - 1
         piece_1S = torch.tensor([text[read:stop]], device=base.device)
         with torch.no_grad():
             output = backbone_of(base)(input_ids=piece_1S, past_key_values=cache, use_cache=True)
@@ -62,7 +62,7 @@ def full_context_hidden(
         # Where targets are longer than chunks, a target began in an earlier piece
         states_SH = states_SH if newest_TH is None else torch.cat((newest_TH, states_SH))
         newest_TH = states_SH[-geometry.target_length :].clone()
-        hidden.append(newest_TH)
+        hidden.append(newest_TH[-len(document.target(window)) :])
         read = stop
     return hidden
 

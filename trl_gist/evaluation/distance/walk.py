@@ -16,7 +16,7 @@
 What a pair keeps as windows pass: a walk along long documents, folded as a `rolling` session folds them.
 
 Window w of a document has a chunk of C tokens, [w·C, (w+1)·C); L, the next `last_k` tokens; and the target Y, the next
-`target_length`. The gist is S's of the previous gist, the chunk and L, as in [`~inference.session.session.Session`],
+`target_length`; all of them a few fewer where they would end inside a character. The gist is S's of the previous gist, the chunk and L, as in [`~inference.session.session.Session`],
 and every arm predicts the same Y:
 
     full          the frozen T on all text so far, as long as it fits T's positions
@@ -40,7 +40,8 @@ import torch
 from datasets import Dataset, IterableDataset
 from transformers import PreTrainedModel
 
-from ...common.geometry import SEPARATOR, Geometry, join
+from ...common.geometry import SEPARATOR, Geometry, WindowedText, join
+from ...common.tokens import characters_of
 from ...data.windows import SkippedRows, columns_of, why_unusable
 from ...inference.compactor import GistCompactor
 from ...inference.session.state import SessionSettings
@@ -184,7 +185,7 @@ class DistanceReadings:
 
         Yields:
             `list[dict]`: A window of the documents that walk together, a row for each document that reaches it:
-            `document_id`, `window`, `tokens` before the target; `gist_ids` and `gists` (as text) by writer; under
+            `document_id`, `window`, `tokens` before the target, at most; `gist_ids` and `gists` (as text) by writer; under
             `log_probs` and `kls` what each arm makes of every token of the target, in nats (`kls` from the full
             context, only where there is one); the texts; and `facts` and `target_facts` of [`FactIndex`].
         """
@@ -203,10 +204,12 @@ class DistanceReadings:
         if len(done) >= sum(counts):
             del done[: sum(counts)]
             return
-        texts = [FactIndex(document["ids"], self.geometry, self.compactor.tokenizer) for document in documents]
+        characters = characters_of(self.compactor.tokenizer)
+        texts = [WindowedText(document["ids"], self.geometry, characters) for document in documents]
+        facts = [FactIndex(text, self.compactor.tokenizer) for text in texts]
         hidden = [
-            full_context_hidden(self.scorers["teacher"], self.compactor.prompts, document["ids"], self.geometry, count)
-            for document, count in zip(documents, counts, strict=True)
+            full_context_hidden(self.scorers["teacher"], self.compactor.prompts, text, count)
+            for text, count in zip(texts, counts, strict=True)
         ]
         states = [{} for _ in documents]  # of each document, the newest gist of each writer, and the first of the pair
         for window in range(max(counts)):
@@ -216,26 +219,25 @@ class DistanceReadings:
                 gists = [row["gist_ids"] for row in earlier]
                 rows = []
             else:
-                ids_D = [documents[index]["ids"] for index in present]
-                gists = self._write(ids_D, window, [states[index] for index in present])
-                rows = self._read(documents, present, window, gists, states, hidden, texts)[len(earlier) :]
+                gists = self._write([texts[index] for index in present], window, [states[index] for index in present])
+                rows = self._read(documents, texts, facts, present, window, gists, states, hidden)[len(earlier) :]
             for index, gist_ids in zip(present, gists, strict=True):
                 states[index] = {"first": states[index].get("first", gist_ids["pair"]), **gist_ids}
             if rows:
                 yield rows
 
-    def _write(self, ids_D, window, states):
+    def _write(self, texts_D, window, states):
         """Every writer's gist of each document's window."""
-        chunks = [self.geometry.chunk(ids, window) for ids in ids_D]
-        last_ks = [self.geometry.last(ids, window) for ids in ids_D]
+        chunks = [text.chunk(window) for text in texts_D]
+        last_ks = [text.last(window) for text in texts_D]
         written = {
             name: self.fold(writer, [state.get(name, []) for state in states], chunks, last_ks)
             for name, writer in self.writers.items()
         }
         # With nothing before, they are the same
-        alone = [[] for _ in ids_D]
+        alone = [[] for _ in texts_D]
         written["single"] = written["pair"] if window == 0 else self.fold(self.compactor, alone, chunks, last_ks)
-        return [{name: gists[row] for name, gists in written.items()} for row in range(len(ids_D))]
+        return [{name: gists[row] for name, gists in written.items()} for row in range(len(texts_D))]
 
     def fold(
         self,
@@ -253,25 +255,24 @@ class DistanceReadings:
         gists = writer.compress_batch(contexts, None, False, self.batch_size, last_k=last_ks)
         return [writer.prompts.without_special(gist.token_ids) for gist in gists]
 
-    def _read(self, documents, present, window, gists, states, hidden, texts):
-        geometry, decode = self.geometry, self.compactor.decode
-        ids_D = [documents[index]["ids"] for index in present]
-        targets = [geometry.target(ids, window) for ids in ids_D]
+    def _read(self, documents, texts, facts, present, window, gists, states, hidden):
+        decode, texts_D = self.compactor.decode, [texts[index] for index in present]
+        targets = [text.target(window) for text in texts_D]
         rows = [
             {
                 "document_id": documents[index]["document_id"],
                 "window": window,
-                "tokens": geometry.before(window),
+                "tokens": self.geometry.before(window),
                 "gist_ids": gist_ids,
                 "gists": {name: decode(ids) for name, ids in gist_ids.items()},
-                "chunk": decode(geometry.chunk(ids, window)),
+                "chunk": decode(text.chunk(window)),
                 "target": decode(target),
-                "facts": texts[index].of_chunk(window),
-                "target_facts": texts[index].of_target(window),
+                "facts": facts[index].of_chunk(window),
+                "target_facts": facts[index].of_target(window),
                 "log_probs": {},
                 "kls": {},
             }
-            for index, ids, gist_ids, target in zip(present, ids_D, gists, targets, strict=True)
+            for index, text, gist_ids, target in zip(present, texts_D, gists, targets, strict=True)
         ]
         # They are all at one distance, and so fit the teacher's positions or do not
         hidden_D = [hidden[index][window] for index in present if window < len(hidden[index])]
@@ -280,32 +281,34 @@ class DistanceReadings:
             for row, logps_T in zip(rows, logps_D, strict=True):
                 row["log_probs"]["full"], row["kls"]["full"] = _rounded(logps_T), [0.0] * len(logps_T)
         first = [states[index].get("first", gist["pair"]) for index, gist in zip(present, gists, strict=True)]
-        for arm, (scorer, prompts) in self._prompts(ids_D, window, gists, first).items():
+        for arm, (scorer, prompts) in self._prompts(texts_D, window, gists, first).items():
             for row, (logps_T, kl_T) in zip(rows, self._score(scorer, prompts, targets, hidden_D), strict=True):
                 row["log_probs"][arm] = _rounded(logps_T)
                 if hidden_D:
                     row["kls"][arm] = _rounded(kl_T)
         return rows
 
-    def _prompts(self, ids_D, window, gists, first):
+    def _prompts(self, texts_D, window, gists, first):
         """Who reads what: `{arm: (scorer's name, a prompt for each document)}`."""
-        geometry, pair = self.geometry, self.compactor.prompts
-        last_ks = [geometry.last(ids, window) for ids in ids_D]
+        pair, last_ks = self.compactor.prompts, [text.last(window) for text in texts_D]
 
         def read_beside(prompts, gists):
             return [prompts.generator(gist, last_k) for gist, last_k in zip(gists, last_ks, strict=True)]
 
         def verbatim(counts):
-            return [pair.plain(geometry.last(ids, window, n)) for ids, n in zip(ids_D, counts, strict=True)]
+            return [pair.plain(text.last(window, n)) for text, n in zip(texts_D, counts, strict=True)]
 
         def of(writer):
             return [gist[writer] for gist in gists]
 
-        empty = [[] for _ in ids_D]
+        empty = [[] for _ in texts_D]
         arms = {
-            "window": ("teacher", verbatim([geometry.context_length] * len(ids_D))),
-            "tail": ("teacher", verbatim([geometry.last_k + len(gist["pair"]) for gist in gists])),
-            "last_k": ("teacher", verbatim([geometry.last_k] * len(ids_D))),
+            "window": ("teacher", verbatim([self.geometry.context_length] * len(texts_D))),
+            "tail": (
+                "teacher",
+                verbatim([len(ids) + len(gist["pair"]) for ids, gist in zip(last_ks, gists, strict=True)]),
+            ),
+            "last_k": ("teacher", [pair.plain(ids) for ids in last_ks]),
             "zero_shot": ("teacher", read_beside(pair, of("zero_shot"))),
             "zero_shot_g": ("pair", read_beside(pair, of("zero_shot"))),
             "null": ("pair", read_beside(pair, empty)),

@@ -81,9 +81,9 @@ def as_text(tokenizer: PreTrainedTokenizerBase, rows: list[dict]) -> list[dict]:
         texts.append(
             {
                 "document_id": row["document_id"],
-                "before": tokenizer.decode(before),
-                "last_k": tokenizer.decode(row["last_k_ids"]),
-                "target": tokenizer.decode(row["target_ids"]),
+                "before": decode(tokenizer, before, False),
+                "last_k": decode(tokenizer, row["last_k_ids"], False),
+                "target": decode(tokenizer, row["target_ids"], False),
                 "gist": gist,
                 "gist_shuffled": shuffled if lender["document_id"] != row["document_id"] else None,
                 "same_tokens": literal_ids(tokenizer, gist) == list(row["gist_ids"]),

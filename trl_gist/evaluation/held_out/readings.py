@@ -43,7 +43,7 @@ from peft import PeftModel
 from transformers import PreTrainedModel
 
 from ...common.arguments import whole_number, whole_numbers
-from ...common.tokens import characters_of
+from ...common.tokens import characters_of, decode
 from ...inference.compactor import GistCompactor
 from ...models.lm_head import check_logits
 from ...prompts import GistPrompts, before_last_k, one_row_each, seen_ids, stands_for, targets_of, through_last_k
@@ -166,7 +166,8 @@ class PairReadings:
             budget,
             False,
             self.batch_size,
-            [row["last_k_ids"] for row in contexts],
+            # Of several targets each has a cue of its own, and the gist stands for all of the context
+            [[] if "targets" in row else row["last_k_ids"] for row in contexts],
         )
         by_context, teacher_hidden = self._rows(contexts)
         rows = [row for of_context in by_context for row in of_context]
@@ -240,15 +241,15 @@ class PairReadings:
         return row | {"last_k_ids": characters_of(self.compactor.tokenizer).last(ids, last_k) or ids[-last_k:]}
 
     def _sizes(self, row):
-        prompts, decode = self.compactor.prompts, self.compactor.tokenizer.decode
+        prompts, tokenizer = self.compactor.prompts, self.compactor.tokenizer
         budget = self.compactor.pair.tail_length if row["budget"] is None else row["budget"]
         length, read = len(row["context_ids"]), len(prompts.generator(row["gist_ids"], row["last_k_ids"]))
         return {
             "gist_length": len(row["gist_ids"]),
             "gist_bytes": len(row["gist"].encode()),
             "context_length": length,
-            "context_bytes": len(decode(row["context_ids"]).encode()),
-            "target_bytes": len(decode(row["target_ids"]).encode()),
+            "context_bytes": len(decode(tokenizer, row["context_ids"], False).encode()),
+            "target_bytes": len(decode(tokenizer, row["target_ids"], False).encode()),
             "summarizer_tokens": len(prompts.summarizer(row["context_ids"], row["last_k_ids"], budget))
             + len(row["gist_ids"]),
             "generator_tokens": read,
@@ -259,9 +260,8 @@ class PairReadings:
 
     def _texts(self, row):
         """What a person reads of a window."""
-        decode = self.compactor.tokenizer.decode
         texts = {"context": stands_for(row), "last_k_text": row["last_k_ids"], "target": row["target_ids"]}
-        return {name: decode(ids) for name, ids in texts.items()}
+        return {name: decode(self.compactor.tokenizer, ids, False) for name, ids in texts.items()}
 
     def _prompts(self, rows, setting):
         """Who reads what, but for the teacher on X: `{reader: (model, a prompt for each row or None)}`."""

@@ -21,6 +21,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from safetensors import SafetensorError
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoint
 
 from ...common.files import files_in, sync
@@ -32,6 +33,8 @@ logger = logging.getLogger(__name__)
 
 # In `output_dir`; with an underscore, as all that Trainer (5.23) leaves out of a push
 SAVING_DIR, PUSHING_DIR = "_saving", "_hub"
+# What safetensors and torch raise for a full disk
+_OF_THE_DISK = (OSError, SafetensorError, RuntimeError)
 
 
 # ---- Written beside and renamed ----
@@ -55,7 +58,8 @@ def written_beside(directory: str | os.PathLike, what: str, run_id: str, main: b
             A barrier of the processes.
 
     Raises:
-        OSError: if it could not be written, as on a full disk. The folder is gone then, with all that was in it.
+        OSError: if it could not be written, as on a full disk. The folder is gone then, with all that was in it, as it is
+            after any other error.
     """
     staging = Path(directory, SAVING_DIR, run_id)
     if main:
@@ -64,9 +68,12 @@ def written_beside(directory: str | os.PathLike, what: str, run_id: str, main: b
     wait()
     try:
         yield staging
-    except Exception as error:  # torch, safetensors and tokenizers each have their own for a full disk
+    except Exception as error:
         free = shutil.disk_usage(directory).free
         _remove(staging)
+        # For a full disk tokenizers (0.22) has no class of its own
+        if not isinstance(error, _OF_THE_DISK) and type(error) is not Exception:
+            raise
         last = get_last_checkpoint(directory)
         kept = (
             "There was no checkpoint before it" if last is None else f"{Path(last).name} and those before it are whole"
