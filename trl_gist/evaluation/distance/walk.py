@@ -217,15 +217,16 @@ class DistanceReadings:
                 rows = []
             else:
                 ids_D = [documents[index]["ids"] for index in present]
-                gists = self._write(ids_D, window, [states[index] for index in present])
+                gists = self.write(ids_D, window, [states[index] for index in present])
                 rows = self._read(documents, present, window, gists, states, hidden, texts)[len(earlier) :]
             for index, gist_ids in zip(present, gists, strict=True):
                 states[index] = {"first": states[index].get("first", gist_ids["pair"]), **gist_ids}
             if rows:
                 yield rows
 
-    def _write(self, ids_D, window, states):
-        """Every writer's gist of each document's window."""
+    def write(self, ids_D: list[list[int]], window: int, states: list[dict[str, list[int]]]) -> list[dict]:
+        """Of each document's window every writer's gist, and `single`, by name; `states` are those of the window before,
+        and empty before the first."""
         chunks = [self.geometry.chunk(ids, window) for ids in ids_D]
         last_ks = [self.geometry.last(ids, window) for ids in ids_D]
         written = {
