@@ -64,13 +64,20 @@ def documents(tokenizer):
     return [
         {"windows": windows, **row}
         for windows in (1, 2, 4)
-        for row in make_tasks(tokenizer, ["needles", "story"], 2, windows, **sizes)
+        for row in make_tasks(tokenizer, ["needles", "story"], 1, windows, **sizes)
     ]
 
 
 @pytest.fixture(scope="module")
 def rows(readings, documents):
     return [row for batch in readings.read(documents) for row in batch]
+
+
+@pytest.fixture(scope="module")
+def folded(readings, documents, tokenizer):
+    """Each document's tokens and last gists, folded alone."""
+    ids = [tokenizer(document["context"])["input_ids"] for document in documents]
+    return [(each, readings._fold([each], doc["windows"])[0]) for each, doc in zip(ids, documents, strict=True)]
 
 
 # ---- What is read ----
@@ -97,15 +104,13 @@ def test_gists_are_a_sessions(rows, documents, compactor, tokenizer):
         assert row["gists"]["pair"] == session.gist
 
 
-def test_every_arm_reads_what_it_says(rows, documents, readings, compactor, teacher, tokenizer):
+def test_every_arm_reads_what_it_says(rows, documents, folded, readings, compactor, teacher, tokenizer):
     other, prompts = readings.others["other"], compactor.prompts
     assert readings.arms == [
         *("full", "last_k", "tail", "zero_shot", "self-information", "head", "null", "single", "recall", "pair"),
         "other",
     ]
-    for row, document in zip(rows, documents, strict=True):
-        ids = tokenizer(document["context"])["input_ids"]
-        gists = readings._fold([ids], document["windows"])[0]
+    for row, document, (ids, gists) in zip(rows, documents, folded, strict=True):
         last = ids[document["windows"] * CHUNK :]
         assert LAST_K <= len(last) < LAST_K + 60 and row["tokens"] == len(ids)
         for question, target in zip(row["questions"], document["targets"], strict=True):
@@ -127,15 +132,15 @@ def test_every_arm_reads_what_it_says(rows, documents, readings, compactor, teac
                     continue
                 (ids_written,) = greedy_continuations(model, [prompt], len(answer) + 3, tokenizer)
                 text = compactor.decode(ids_written).strip().partition("\n")[0]
+                # It is longer, and the end of this one may be half a character
                 assert question["written"][arm].startswith(text[: len(text) // 2])
                 assert question["exact"][arm] == (ids_written[: len(answer)] == answer)
             assert (question["age"], question["answer"]) == (target["age"], target["target"])
 
 
-def test_a_longer_tail_and_what_is_pruned_have_as_many_tokens_as_the_gist(readings, documents, tokenizer):
-    for document in documents:
-        ids, windows = tokenizer(document["context"])["input_ids"], document["windows"]
-        (gists,) = readings._fold([ids], windows)
+def test_a_longer_tail_and_what_is_pruned_have_as_many_tokens_as_the_gist(readings, documents, folded, tokenizer):
+    for document, (ids, gists) in zip(documents, folded, strict=True):
+        windows = document["windows"]
         count, last = len(gists["pair"]), len(ids) - windows * CHUNK
         assert readings._prompt("tail", ids, windows, gists, [7]) == [*ids[len(ids) - last - count :], 7]
         assert len(gists["self-information"]) == len(gists["head"]) == count > 0
@@ -144,15 +149,13 @@ def test_a_longer_tail_and_what_is_pruned_have_as_many_tokens_as_the_gist(readin
         assert not any(target["target"] in tail for target in document["targets"])
 
 
-def test_head_rolls_so_that_it_keeps_the_beginning(readings, documents, tokenizer):
-    document = documents[-1]
-    ids = tokenizer(document["context"])["input_ids"]
-    gists = readings._fold([ids], document["windows"])[0]
+def test_head_rolls_so_that_it_keeps_the_beginning(folded):
+    ids, gists = folded[-1]
     assert gists["head"] == ids[: len(gists["head"])]
 
 
 def test_a_read_that_was_cut_off_goes_on(readings, documents, rows):
-    for done in (3, 4, len(documents)):
+    for done in (3, len(documents)):
         assert [row for batch in readings.read(documents, done) for row in batch] == rows[done:]
 
 
@@ -174,9 +177,11 @@ def replace_answers(document, answer):
     return {**document, "targets": [{**target, "target": answer} for target in document["targets"]]}
 
 
-def test_a_pair_may_not_be_called_as_somebody_else(compactor, teacher, tokenizer):
+def test_nobody_may_be_called_as_somebody_else(compactor, teacher, tokenizer):
     with pytest.raises(ValueError, match="'recall', which is taken"):
         TaskReadings(compactor, teacher, {"recall": compactor})
+    with pytest.raises(ValueError, match="'tail', which is taken"):
+        TaskReadings(compactor, teacher, {}, extractive_compressors(tokenizer, teacher, [], names=["tail"]))
     narrow = make_compactor(tokenizer, 5)
     narrow.pair = replace(narrow.pair, context_length=150)
     with pytest.raises(ValueError, match="narrow folds 117 tokens"):
@@ -304,15 +309,14 @@ def test_documents_stand_between_the_facts(saved_pair, tmp_path):
     flags += ["--lengths", "1", "--texts", "1", "--difficulty", "1", "--compressors", "head", "--device", "cpu"]
     assert main([*flags, "--output_dir", str(tmp_path / "out")]) == 0
     (row,) = map(json.loads, (tmp_path / "out/rows.jsonl").read_text().splitlines())
-    assert any(
-        word in row["gists"]["head"] for word in ("Most", "Few", "Broad", "cholera", "pump", "outbreak", "sewers")
-    )
+    assert row["gists"]["head"].strip() in PARAGRAPH and len(row["gists"]["head"]) > 3
 
 
 def test_the_command_says_what_is_wrong(tmp_path, capsys):
     for flags, message in (
         (["--tasks", "chess"], "There is no task 'chess': choose from ledger"),
         (["--tasks", "--compressors", "zero-shot summary"], "--compressors takes some of head"),
+        (["--tasks", "--compressors", "tail"], "got 'tail'"),
         (["--tasks", "--windows", "3"], "--windows does not go with --tasks"),
         (["--tasks", "--max_windows", "3"], "--max_windows does not go with --tasks"),
         (["--lengths", "3", "--dataset", "x"], "--lengths is for facts that a session is asked for: add --tasks"),

@@ -25,8 +25,8 @@ from .tables import task_labels, task_sentences, task_tables
 
 _QUESTIONS = 4
 _CAPTIONS = {
-    "tasks_age": "By how many windows ago the fact was said, in the longest texts; bands are standard errors over "
-    "documents. T with all of the text is the ceiling: where it fails, nothing is said of memory.",
+    "tasks_age": "By how many windows ago the fact was said, in the longest texts; the pairs' bands are standard "
+    "errors over documents. T with all of the text is the ceiling: where it fails, nothing is said of memory.",
     "tasks_length": "By windows of the text; as many facts in each.",
 }
 

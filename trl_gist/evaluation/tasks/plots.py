@@ -81,6 +81,7 @@ def _panels(report, name):
             )
             color = GREEN if arm in report["compressors"] else GIST if arm == "recall" else arm_color(arm, report)
             own = arm in ("pair", *report["pairs"])
+            error = error if own else np.zeros_like(error)  # ten bands hide each other
             draw_band(axis, np.arange(len(groups)), mean, error, color, label, own)
             if arm == "recall":
                 axis.lines[-1].set_linestyle("--")

@@ -83,9 +83,9 @@ class TaskReadings:
     def __post_init__(self):
         self.walk = DistanceReadings(self.compactor, self.teacher, self.others, self.batch_size)
         self.geometry = self.walk.geometry
-        for name in self.others:
+        for name in (*self.others, *self.compressors):
             if self.arms.count(name) > 1:
-                raise ValueError(f"`--pairs` names a pair {name!r}, which is taken. Choose another name.")
+                raise ValueError(f"A pair or a compressor is named {name!r}, which is taken. Choose another name.")
 
     @property
     def arms(self) -> list[str]:

@@ -38,7 +38,7 @@ def task_tables(report: dict) -> list[Table]:
     """Of each task two: title, headings, and lines of a label, cells, and whether they are the pair's own."""
     tables = []
     for task, measures in report["tasks"].items():
-        longest = measures["lengths"][-1]["windows"]
+        longest = _windows(measures["lengths"][-1])
         for title, groups, names in (
             (
                 f"{task}: right answers in %, by windows of the text",
@@ -46,7 +46,7 @@ def task_tables(report: dict) -> list[Table]:
                 [f"{group['windows']} ({group['tokens']:,.0f} tokens)" for group in measures["lengths"]],
             ),
             (
-                f"{task}: right answers in %, by age in windows, of texts of {longest} windows (0: the last)",
+                f"{task}: right answers in %, by age in windows, of texts of {longest} (0: the last)",
                 measures["ages"],
                 [age_label(group) for group in measures["ages"]],
             ),
@@ -72,7 +72,7 @@ def task_sentences(report: dict) -> list[str]:
             if arm not in ("full", "pair", "recall")
         )
         sentences.append(
-            f"{task[0].upper()}{task[1:]}, {found['windows']} windows: the pair answers {_percent(found, 'right_pair')}% "
+            f"{task[0].upper()}{task[1:]}, {_windows(found)}: the pair answers {_percent(found, 'right_pair')}% "
             f"right, T with all of the text {_percent(found, 'right_full')}%, chance {100 * found['chance']:.1f}%. In "
             f"points, paired by question: {rivals}."
         )
@@ -88,6 +88,10 @@ def markdown(report: dict) -> str:
         cells = (" | ".join(cell.replace("|", r"\|") for cell in row) for row in rows)
         parts.append(f"## {title}\n\n" + "\n".join(f"| {row} |" for row in cells))
     return "\n\n".join(parts) + "\n"
+
+
+def _windows(group):
+    return "1 window" if group["windows"] == 1 else f"{group['windows']} windows"
 
 
 def _own(report):
