@@ -19,7 +19,7 @@ import dataclasses
 import json
 import math
 
-from ..scripts.arguments import DistanceArguments, EvaluateArguments
+from ..scripts.arguments import DistanceArguments, EvaluateArguments, TasksArguments
 from . import distance
 from .flags import add_documents, add_output, add_pair, as_dataclass, check_installed, positive, whole
 
@@ -29,7 +29,28 @@ def add_parser(commands):
         "evaluate", help="measure a pair against its controls on held-out documents", allow_abbrev=False
     )
     add_pair(parser)
-    add_documents(parser)
+    add_documents(parser, required=False)
+    parser.add_argument(
+        "--tasks",
+        nargs="*",
+        metavar="NAME",
+        help="instead, ask a session for facts that were said some windows ago, in texts made from code, whose end is "
+        "worthless: ledger, needles, variables, story, dialogue, or all. --dataset, if given, stands between the facts",
+    )
+    parser.add_argument(
+        "--lengths",
+        type=positive,
+        nargs="+",
+        metavar="N",
+        help="with --tasks: windows of the texts (default: 1 2 4 8)",
+    )
+    parser.add_argument(
+        "--texts", type=positive, metavar="N", help="with --tasks: texts of each task and length (default: 32)"
+    )
+    parser.add_argument(
+        "--difficulty", type=positive, metavar="N", help="with --tasks: facts in a text, 1 to 16 (default: 4)"
+    )
+    parser.add_argument("--seed", type=whole(least=0), metavar="N", help="with --tasks: of the texts (default: 0)")
     parser.add_argument(
         "--max_windows_per_document", type=positive, metavar="N", help="cut at most N windows from a document"
     )
@@ -99,7 +120,8 @@ def add_parser(commands):
         "--compressors",
         nargs="*",
         metavar="NAME",
-        help="also compare with other compressors at the same number of tokens: with these, as tail, or with all",
+        help="also compare with other compressors at the same number of tokens: with these, as tail, or with all "
+        "(with --tasks: self-information)",
     )
     parser.add_argument(
         "--samples",
@@ -125,9 +147,11 @@ def add_parser(commands):
     parser.add_argument(
         "--windows", type=positive, metavar="N", help="an alias: does what `trl-gist distance --windows N` does"
     )
-    parser.add_argument("--pairs", nargs="+", metavar="NAME=PAIR", help="with --windows: as of `trl-gist distance`")
+    parser.add_argument(
+        "--pairs", nargs="+", metavar="NAME=PAIR", help="with --windows or --tasks: as of `trl-gist distance`"
+    )
     parser.add_argument("--join_documents", action="store_true", help="with --windows: as of `trl-gist distance`")
-    add_output(parser, "PAIR/evaluation, with --windows PAIR/distance")
+    add_output(parser, "PAIR/evaluation, with --windows PAIR/distance, with --tasks PAIR/tasks")
     parser.set_defaults(run=run)
 
 
@@ -152,26 +176,40 @@ def floor_of_targets(value: str) -> float | str:
 
 
 def run(args: argparse.Namespace):
+    if args.tasks is not None:
+        if others := _given(args, (EvaluateArguments, DistanceArguments), TasksArguments):
+            raise ValueError(f"--{others[0]} does not go with --tasks, which asks for facts in texts of its own.")
+        check_installed("matplotlib", purpose="which draws the curves", extra="eval")
+        from ..scripts.tasks import measure_tasks
+
+        measure_tasks(as_dataclass(TasksArguments, args))
+        return
+    if args.dataset is None:
+        raise ValueError("--dataset is missing: give documents to measure on, or --tasks, which makes its own.")
     if args.windows is not None:
-        if others := _given(args, EvaluateArguments, DistanceArguments):
+        if others := _given(args, (EvaluateArguments, TasksArguments), DistanceArguments):
             raise ValueError(
                 f"--{others[0]} does not go with --windows, which walks with the sizes the pair was trained on."
             )
         distance.run(args)
         return
     check_installed("matplotlib", purpose="which draws the curves", extra="eval")
-    if others := _given(args, DistanceArguments, EvaluateArguments):
+    for name in _given(args, (TasksArguments,), EvaluateArguments):
+        if name != "pairs":
+            raise ValueError(f"--{name} is for facts that a session is asked for: add --tasks.")
+    if others := _given(args, (DistanceArguments,), EvaluateArguments):
         raise ValueError(f"--{others[0]} is for walks along documents: add --windows N.")
     from ..scripts.evaluate import evaluate
 
     evaluate(as_dataclass(EvaluateArguments, args))
 
 
-def _given(args, kind, other):
-    """Flags that only one of the two commands has, and that were given."""
-    shared = {field.name for field in dataclasses.fields(other)}
+def _given(args, kinds, own):
+    """Flags of other commands that this one has not, and that were given."""
+    taken = {field.name for field in dataclasses.fields(own)}
     return [
         field.name
+        for kind in kinds
         for field in dataclasses.fields(kind)
-        if field.name not in shared and getattr(args, field.name) not in (None, 0)
+        if field.name not in taken and getattr(args, field.name) not in (None, 0, False)
     ]

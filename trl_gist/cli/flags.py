@@ -136,11 +136,11 @@ def add_window(parser: argparse.ArgumentParser):
     )
 
 
-def add_documents(parser: argparse.ArgumentParser):
+def add_documents(parser: argparse.ArgumentParser, required: bool = True):
     """Of [`HeldOutArguments`], but for the output."""
     parser.add_argument(
         "--dataset",
-        required=True,
+        required=required,
         nargs="+",
         metavar="NAME_OR_PATH",
         help="a dataset on the Hub, or local text, JSON lines, CSV or parquet files, also compressed, or folders of them",

@@ -20,7 +20,8 @@ An evaluation on disk, written as it goes, so that one that was cut off goes on 
     rows.jsonl      a line for each window and setting, as [`PairReadings.read`] gives them
     costs.jsonl     of a walk along long documents: a line for each length
     compressors.jsonl   the same of other compressors; contexts.jsonl is for outside systems, to write gists of
-    measures.json, plots/, evaluation.html: made from the rows at the end, and anew whenever the rows are complete
+    measures.json, plots/, evaluation.html, of tasks tables.md: made from the rows at the end, and anew whenever the rows
+                    are complete
 """
 
 import json
@@ -34,7 +35,7 @@ from ..common.run_files import PLOTS_DIR, finite
 
 SETTINGS_FILE, ROWS_FILE, MEASURES_FILE = "settings.json", "rows.jsonl", "measures.json"
 COMPRESSORS_FILE, CONTEXTS_FILE, COSTS_FILE = "compressors.jsonl", "contexts.jsonl", "costs.jsonl"
-PAGE_FILE = "evaluation.html"
+PAGE_FILE, TABLES_FILE = "evaluation.html", "tables.md"
 
 
 class EvaluationFolder:
@@ -91,8 +92,8 @@ class EvaluationFolder:
 
     def _remove(self):
         """The evaluation, and nothing else that somebody has put beside it."""
-        files = ROWS_FILE, COMPRESSORS_FILE, CONTEXTS_FILE, COSTS_FILE, MEASURES_FILE, PAGE_FILE, SETTINGS_FILE
-        for name in files:
+        files = ROWS_FILE, COMPRESSORS_FILE, CONTEXTS_FILE, COSTS_FILE, MEASURES_FILE, PAGE_FILE, TABLES_FILE
+        for name in (*files, SETTINGS_FILE):
             (self.path / name).unlink(missing_ok=True)
         shutil.rmtree(self.path / PLOTS_DIR, ignore_errors=True)
 

@@ -78,6 +78,20 @@ class DistanceArguments(HeldOutArguments):
     join_documents: bool = False
 
 
+@dataclass(frozen=True, kw_only=True)
+class TasksArguments(HeldOutArguments):
+    """Of `trl-gist evaluate --tasks`; the documents, if any, are what stands between the facts."""
+
+    dataset: list[str] | None = None
+    tasks: list[str]
+    lengths: list[int] | None = None
+    texts: int | None = None
+    difficulty: int | None = None
+    seed: int | None = None
+    pairs: list[str] | None = None
+    compressors: list[str] | None = None
+
+
 def load_pair(args, pair: str | None = None) -> "GistCompactor":
     """The pair of a command's arguments, or another one that is loaded as it is, but for the revision."""
     from ..inference.compactor import GistCompactor

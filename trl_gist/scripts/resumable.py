@@ -87,6 +87,7 @@ def measure_rows(
     measure: Callable[[list[dict]], Iterator[list[dict]]],
     windows: int | None,
     settings: int = 1,
+    what: str = "Windows",
 ) -> list[dict]:
     """
     All rows of an evaluation: those that the folder has, and those still to be measured, written as they come.
@@ -100,6 +101,8 @@ def measure_rows(
             How many windows there are, if that is known.
         settings (`int`, *optional*, defaults to `1`):
             Rows of a window, or of each of its targets.
+        what (`str`, *optional*, defaults to `"Windows"`):
+            What the progress bar counts.
     """
 
     def whole(rows):
@@ -109,7 +112,7 @@ def measure_rows(
     done = len(window_blocks(rows, settings))
     console = Console(stderr=True)
     if done:
-        console.print(f"{done} windows were measured before; going on from there")
+        console.print(f"{done} {what.lower()} were measured before; going on from there")
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -117,7 +120,7 @@ def measure_rows(
         TimeRemainingColumn(elapsed_when_finished=True),
     )
     with Progress(*columns, console=console) as progress:
-        task = progress.add_task("Windows", total=windows, completed=done)
+        task = progress.add_task(what, total=windows, completed=done)
         for batch in measure(rows):
             folder.append(batch)
             rows += batch

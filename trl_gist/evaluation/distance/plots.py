@@ -75,7 +75,7 @@ def plot_loss(report: dict) -> Figure:
             own = arm in report["verdicts"]
             # Documents differ far more than readers do: of what is not paired, one band says how much
             error = error if own or name != "nll" else np.zeros_like(error)
-            _band(axis, x, mean, error, _color(arm, report), labels[arm], own)
+            draw_band(axis, x, mean, error, arm_color(arm, report), labels[arm], own)
         _distance_axis(axis, report)
     plot_style(axes[0], "Loss", "NLL, nats per token")
     plot_style(axes[1], "Saved over T's sliding window, paired", "nats per token")
@@ -92,7 +92,7 @@ def plot_advantage(report: dict) -> Figure:
     figure = Figure(figsize=(8.4, 4.4), layout="constrained")
     axis, labels = figure.subplots(), arm_labels(report)
     for arm in ("pair", "single", "stale", "zero_shot", *report["pairs"]):
-        color, own = _color(arm, report), arm in report["verdicts"]
+        color, own = arm_color(arm, report), arm in report["verdicts"]
         if own:
             x, mean, _ = _by_distance(report["windows"], f"advantage_{arm}")
             axis.plot(x, mean, ".", color=color, alpha=0.35, markersize=4)
@@ -102,7 +102,7 @@ def plot_advantage(report: dict) -> Figure:
         if own and slope["slope"] is not None:
             change = with_error(1e3 * slope["slope"], 1e3 * (slope["slope_se"] or float("nan")), 2, "+")
             label += f" ({change} · 10⁻³ a window)"
-        _band(axis, x, mean, error, color, label, own)
+        draw_band(axis, x, mean, error, color, label, own)
     axis.axhline(0, color="black", linewidth=0.8)
     plot_style(axis, "What the gist is worth as windows pass", "gain over its own sliding window, nats per token")
     _distance_axis(axis, report)
@@ -117,13 +117,13 @@ def plot_facts(report: dict) -> Figure:
     (left, right), x, labels = figure.subplots(1, 2), np.arange(len(ages)), arm_labels(report)
     for writer, found in report["facts"]["since_last"].items():
         mean, error = (np.array(found[name], dtype=float) for name in ("share", "share_se"))
-        _band(left, x, mean, error, _color(writer, report), labels[writer], writer in report["verdicts"])
+        draw_band(left, x, mean, error, arm_color(writer, report), labels[writer], writer in report["verdicts"])
     arms = ("window", "zero_shot", "stale", "pair", *report["pairs"])
     for offset, arm in enumerate(arms):
         mean, error = (np.array(gains[arm][k] + gains[arm]["new"][k], dtype=float) for k in ("gain", "gain_se"))
         place = np.arange(len(ages) + 1) + 0.14 * (offset - (len(arms) - 1) / 2)
         right.errorbar(
-            place, mean, yerr=error, fmt="o", color=_color(arm, report), capsize=2, markersize=5, label=labels[arm]
+            place, mean, yerr=error, fmt="o", color=arm_color(arm, report), capsize=2, markersize=5, label=labels[arm]
         )
     right.axhline(0, color="black", linewidth=0.8)
     left.set_ylim(bottom=0)
@@ -180,7 +180,8 @@ def _by_distance(stretches, name):
     return tuple(np.array(column, dtype=float) for column in columns)
 
 
-def _band(axis, x, mean, error, color, label, own):
+def draw_band(axis, x, mean, error, color, label, own):
+    """A line with its standard error; thicker, if it is the pair's `own`."""
     axis.plot(
         x, mean, color=color, label=label, linewidth=2.2 if own else 1.2, marker="o", markersize=3.5 if own else 2.5
     )
@@ -195,5 +196,6 @@ def _distance_axis(axis, report):
     axis.set_xlabel("tokens before the target", fontsize=9)
 
 
-def _color(arm, report):
+def arm_color(arm: str, report: dict) -> str:
+    """One color an arm on all pages; other pairs' go round."""
     return _COLORS[arm] if arm in _COLORS else _OTHERS[list(report["pairs"]).index(arm) % len(_OTHERS)]

@@ -219,15 +219,16 @@ class DistanceReadings:
                 gists = [row["gist_ids"] for row in earlier]
                 rows = []
             else:
-                gists = self._write([texts[index] for index in present], window, [states[index] for index in present])
+                gists = self.write([texts[index] for index in present], window, [states[index] for index in present])
                 rows = self._read(documents, texts, facts, present, window, gists, states, hidden)[len(earlier) :]
             for index, gist_ids in zip(present, gists, strict=True):
                 states[index] = {"first": states[index].get("first", gist_ids["pair"]), **gist_ids}
             if rows:
                 yield rows
 
-    def _write(self, texts_D, window, states):
-        """Every writer's gist of each document's window."""
+    def write(self, texts_D: list[WindowedText], window: int, states: list[dict[str, list[int]]]) -> list[dict]:
+        """Of each document's window every writer's gist, and `single`, by name; `states` are those of the window before,
+        and empty before the first."""
         chunks = [text.chunk(window) for text in texts_D]
         last_ks = [text.last(window) for text in texts_D]
         written = {

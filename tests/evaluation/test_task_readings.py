@@ -1,0 +1,327 @@
+# Copyright 2026 The trl_gist authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""Questions after a text whose tail is worthless: what each arm reads, how it is counted, and the command."""
+
+import json
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from datasets import Dataset
+from tiny import PARAGRAPH, make_model
+from tiny_pairs import in_eval, make_pair
+
+from trl_gist import GistCompactor
+from trl_gist.cli import main
+from trl_gist.data.tasks import make_tasks
+from trl_gist.evaluation.compressors.registry import extractive_compressors
+from trl_gist.evaluation.tasks.measures import age_groups, task_measures
+from trl_gist.evaluation.tasks.readings import TaskReadings, continuations_of_one
+from trl_gist.models.generation import greedy_continuations
+
+
+CONTEXT, LAST_K, GIST = 180, 8, 24
+CHUNK = CONTEXT - LAST_K - GIST - 1  # a newline is one token
+
+
+def make_compactor(tokenizer, seed):
+    models = (make_model(tokenizer, seed + n, tie_word_embeddings=False) for n in (0, 1))
+    return GistCompactor(*map(in_eval, models), tokenizer, make_pair(last_k=LAST_K, max_gist_length=GIST))
+
+
+@pytest.fixture(scope="module")
+def compactor(tokenizer):
+    return make_compactor(tokenizer, 0)
+
+
+@pytest.fixture(scope="module")
+def teacher(tokenizer):
+    return in_eval(make_model(tokenizer, 9, tie_word_embeddings=False))
+
+
+@pytest.fixture(scope="module")
+def readings(compactor, teacher, tokenizer):
+    compressors = extractive_compressors(tokenizer, teacher, [], names=["self-information", "head"])
+    return TaskReadings(compactor, teacher, {"other": make_compactor(tokenizer, 5)}, compressors, batch_size=2)
+
+
+@pytest.fixture(scope="module")
+def documents(tokenizer):
+    sizes = {"window_length": CHUNK, "last_k": LAST_K, "tail_length": LAST_K + GIST, "difficulty": 1}
+    return [
+        {"windows": windows, **row}
+        for windows in (1, 2, 4)
+        for row in make_tasks(tokenizer, ["needles", "story"], 1, windows, **sizes)
+    ]
+
+
+@pytest.fixture(scope="module")
+def rows(readings, documents):
+    return [row for batch in readings.read(documents) for row in batch]
+
+
+@pytest.fixture(scope="module")
+def folded(readings, documents, tokenizer):
+    """Each document's tokens and last gists, folded alone."""
+    ids = [tokenizer(document["context"])["input_ids"] for document in documents]
+    return [(each, readings._fold([each], doc["windows"])[0]) for each, doc in zip(ids, documents, strict=True)]
+
+
+# ---- What is read ----
+
+
+def test_continuations_after_one_reading_are_those_of_a_reading_each(each_model, tokenizer):
+    start, model = tokenizer(PARAGRAPH)["input_ids"], in_eval(each_model)
+    cues = ["\nWhere was it?", " Broad Street", "\nWho had", " In 1854", " in Soho", "\n"]
+    prompts = [start + tokenizer(cue)["input_ids"] for cue in cues]
+    assert len({len(prompt) for prompt in prompts}) < len(prompts)
+    wanted = [greedy_continuations(model, [prompt], 5, tokenizer)[0] for prompt in prompts]
+    assert continuations_of_one(model, tokenizer, start, prompts, 5) == wanted
+
+
+def test_gists_are_a_sessions(rows, documents, compactor, tokenizer):
+    """Which folds whenever a chunk and L are there."""
+    for row, document in zip(rows, documents, strict=True):
+        ids, session = tokenizer(document["context"])["input_ids"], compactor.session()
+        for window in range(document["windows"]):
+            session.append(ids[session.position : (window + 1) * CHUNK + LAST_K])
+            if len(session.history) == window:
+                session.compact()
+        assert [c.tokens_in for c in session.history] == [CHUNK] * document["windows"]
+        assert row["gists"]["pair"] == session.gist
+
+
+def test_every_arm_reads_what_it_says(rows, documents, folded, readings, compactor, teacher, tokenizer):
+    other, prompts = readings.others["other"], compactor.prompts
+    assert readings.arms == [
+        *("full", "last_k", "tail", "zero_shot", "self-information", "head", "null", "single", "recall", "pair"),
+        "other",
+    ]
+    for row, document, (ids, gists) in zip(rows, documents, folded, strict=True):
+        last = ids[document["windows"] * CHUNK :]
+        assert LAST_K <= len(last) < LAST_K + 60 and row["tokens"] == len(ids)
+        for question, target in zip(row["questions"], document["targets"], strict=True):
+            cue, answer = tokenizer(target["cue"])["input_ids"], tokenizer(target["target"])["input_ids"]
+            reads = {
+                "full": (teacher, ids + cue),
+                "last_k": (teacher, last + cue),
+                "zero_shot": (teacher, prompts.generator(gists["zero_shot"], last + cue)),
+                "self-information": (teacher, prompts.generator(gists["self-information"], last + cue)),
+                "null": (compactor.generator, prompts.generator([], last + cue)),
+                "single": (compactor.generator, prompts.generator(gists["single"], last + cue)),
+                "recall": (compactor.generator, prompts.generator(gists["pair"], cue)),
+                "pair": (compactor.generator, prompts.generator(gists["pair"], last + cue)),
+                "other": (other.generator, prompts.generator(gists["other"], last + cue)),
+            }
+            for arm, (model, prompt) in reads.items():
+                if arm == "full" and len(prompt) + 40 > 512:
+                    assert arm not in question["written"] and document["windows"] == 4
+                    continue
+                (ids_written,) = greedy_continuations(model, [prompt], len(answer) + 3, tokenizer)
+                text = compactor.decode(ids_written).strip().partition("\n")[0]
+                # It is longer, and the end of this one may be half a character
+                assert question["written"][arm].startswith(text[: len(text) // 2])
+                assert question["exact"][arm] == (ids_written[: len(answer)] == answer)
+            assert (question["age"], question["answer"]) == (target["age"], target["target"])
+
+
+def test_a_longer_tail_and_what_is_pruned_have_as_many_tokens_as_the_gist(readings, documents, folded, tokenizer):
+    for document, (ids, gists) in zip(documents, folded, strict=True):
+        windows = document["windows"]
+        count, last = len(gists["pair"]), len(ids) - windows * CHUNK
+        assert readings._prompt("tail", ids, windows, gists, [7]) == [*ids[len(ids) - last - count :], 7]
+        assert len(gists["self-information"]) == len(gists["head"]) == count > 0
+        # Nothing that is asked for stands there
+        tail = tokenizer.decode(ids[len(ids) - last - count :])
+        assert not any(target["target"] in tail for target in document["targets"])
+
+
+def test_head_rolls_so_that_it_keeps_the_beginning(folded):
+    ids, gists = folded[-1]
+    assert gists["head"] == ids[: len(gists["head"])]
+
+
+def test_a_read_that_was_cut_off_goes_on(readings, documents, rows):
+    for done in (3, len(documents)):
+        assert [row for batch in readings.read(documents, done) for row in batch] == rows[done:]
+
+
+def test_an_answer_is_right_by_its_words(readings, documents, monkeypatch):
+    says = {"lion": " The lion. It was", "exact": " lion", "longer": " lioness", "empty": "", "later": " a big lion"}
+    document = replace_answers(documents[0], " lion")
+    for name, right, exact in (
+        *(("lion", True, False), ("exact", True, True)),
+        *(("longer", False, False), ("empty", False, False), ("later", False, False)),
+    ):
+        ids = readings.compactor.tokenizer(says[name])["input_ids"]
+        monkeypatch.setattr(readings, "_write_on", lambda arm, prompts, *_, ids=ids: [ids] * len(prompts))
+        (row,) = next(readings.read([document]))
+        assert row["questions"][0]["right"] == dict.fromkeys(readings.arms, right)
+        assert row["questions"][0]["exact"] == dict.fromkeys(readings.arms, exact)
+
+
+def replace_answers(document, answer):
+    return {**document, "targets": [{**target, "target": answer} for target in document["targets"]]}
+
+
+def test_nobody_may_be_called_as_somebody_else(compactor, teacher, tokenizer):
+    with pytest.raises(ValueError, match="'recall', which is taken"):
+        TaskReadings(compactor, teacher, {"recall": compactor})
+    with pytest.raises(ValueError, match="'tail', which is taken"):
+        TaskReadings(compactor, teacher, {}, extractive_compressors(tokenizer, teacher, [], names=["tail"]))
+    narrow = make_compactor(tokenizer, 5)
+    narrow.pair = replace(narrow.pair, context_length=150)
+    with pytest.raises(ValueError, match="narrow folds 117 tokens"):
+        TaskReadings(compactor, teacher, {"narrow": narrow})
+
+
+# ---- What it comes to ----
+
+
+def test_measures_are_shares_with_errors_over_documents():
+    rng, rows = np.random.default_rng(0), []
+    for task, choices in (("ledger", 16), ("story", 8)):
+        for windows in (2, 12):
+            for index in range(9):
+                asked = [
+                    {
+                        "age": int(rng.integers(windows)),
+                        "choices": choices,
+                        "right": {arm: bool(rng.random() < share) for arm, share in (("pair", 0.6), ("null", 0.2))},
+                        "exact": {"pair": False, "null": True},
+                    }
+                    for _ in range(1 + index % 3)
+                ]
+                row = {
+                    "document_id": f"{task}{windows}{index}",
+                    "task": task,
+                    "windows": windows,
+                    "tokens": 9 * windows,
+                }
+                rows.append({**row, "read": {"pair": 7, "null": 5}, "questions": asked})
+    measures = task_measures(rows, ["full", "null", "pair"])
+    assert list(measures) == ["ledger", "story", "all tasks"]
+    for task, found in measures.items():
+        for group in found["lengths"]:
+            own = [row for row in rows if task in (row["task"], "all tasks") and row["windows"] == group["windows"]]
+            check(group, own, [question for row in own for question in row["questions"]])
+        for group in found["ages"]:
+            chosen = [row for row in rows if task in (row["task"], "all tasks") and row["windows"] == 12]
+            old = range(group["first"], group["last"] + 1)
+            check(group, chosen, [q for row in chosen for q in row["questions"] if q["age"] in old])
+        assert {(group["first"], group["last"]) for group in found["ages"]} <= {*age_groups(11)}
+    assert measures["story"]["lengths"][0]["chance"] == 1 / 8
+    assert 1 / 16 < measures["all tasks"]["lengths"][0]["chance"] < 1 / 8
+
+
+def check(group, rows, questions):
+    """By hand: each document's sum of what is left of its own mean."""
+    assert group["questions"] == len(questions) and math.isnan(group["right_full"])
+    for name, value in (
+        ("right_pair", lambda q: q["right"]["pair"]),
+        ("ahead_of_null", lambda q: q["right"]["pair"] - q["right"]["null"]),
+        ("exact_null", lambda q: 1),
+    ):
+        mean = sum(map(value, questions)) / len(questions)
+        assert group[name] == pytest.approx(mean)
+        sums = [
+            sum(value(q) - mean for q in own)
+            for row in rows
+            if (own := [q for q in row["questions"] if any(q is each for each in questions)])
+        ]
+        if len(sums) > 1:
+            variance = sum(each**2 for each in sums) * len(sums) / (len(sums) - 1)
+            assert group[f"{name}_se"] == pytest.approx(variance**0.5 / len(questions))
+
+
+def test_ages_are_each_alone_then_together():
+    assert age_groups(0) == [(0, 0)]
+    assert age_groups(8) == [(age, age) for age in range(9)]
+    assert age_groups(40)[9:] == [(9, 16), (17, 32), (33, 40)]
+
+
+# ---- The command ----
+
+
+@pytest.fixture
+def saved_pair(make_trainer, lora):
+    sizes = {"context_length": 170, "target_length": 6, "last_k": 3, "max_steps": 1}
+    text = {"text": [f"{index} {PARAGRAPH * 2}" for index in range(8)]}
+    trainer = make_trainer(peft_config=lora, args=sizes, train_dataset=Dataset.from_dict(text))
+    trainer.train()
+    trainer.save_model()
+    return trainer.args.output_dir
+
+
+def test_the_command_leaves_tables_plots_and_a_page_and_goes_on_after_a_kill(saved_pair, tmp_path, capsys):
+    flags = ["evaluate", saved_pair, "--tasks", "ledger", "needles", "--lengths", "1", "3", "--texts", "2"]
+    flags += ["--difficulty", "1", "--pairs", f"again={saved_pair}", "--device", "cpu", "--batch_size", "2"]
+    assert main([*flags, "--output_dir", str(tmp_path / "straight")]) == 0
+    printed = capsys.readouterr().out
+    assert "ledger: right answers in %, by windows of the text" in printed
+    assert "Needles, 3 windows: the pair answers" in printed and "chance 6.2%" in printed
+    folder = tmp_path / "straight"
+    rows = (folder / "rows.jsonl").read_bytes()
+    assert len(rows.splitlines()) == 8
+    for name in ("age", "length"):
+        assert (folder / f"plots/tasks_{name}.png").stat().st_size > 5000
+    page = (folder / "evaluation.html").read_text()
+    assert page.count("<svg") == 2 and "again: rolling gist" in page and str(tmp_path) not in page
+    tables = (folder / "tables.md").read_text()
+    assert "| T: self-information, rolling |" in tables and "| **G: rolling gist** |" in tables
+    lines = [line for line in tables.splitlines() if line.startswith("| ")]
+    assert [line.split(" | ")[0] for line in lines[:5]] == [
+        *("| answered from", "| ---", "| questions", "| T: all of the text", "| chance")
+    ]
+    measures = json.loads((folder / "measures.json").read_text())
+    for task in measures["tasks"].values():
+        assert [(group["windows"], group["questions"]) for group in task["lengths"]] in (
+            [(1, 2), (3, 2)],
+            [(1, 4), (3, 4)],
+        )
+        assert all(group["ahead_of_again"] == 0 for group in task["lengths"] + task["ages"])
+
+    killed = tmp_path / "killed"
+    killed.mkdir()
+    (killed / "settings.json").write_bytes((folder / "settings.json").read_bytes())
+    (killed / "rows.jsonl").write_bytes(rows[: len(rows) * 2 // 3])
+    assert main([*flags, "--output_dir", str(killed)]) == 0
+    assert (killed / "rows.jsonl").read_bytes() == rows
+    assert json.loads((killed / "measures.json").read_text()) == measures
+
+
+def test_documents_stand_between_the_facts(saved_pair, tmp_path):
+    (tmp_path / "filler.txt").write_text(PARAGRAPH)
+    flags = ["evaluate", saved_pair, "--dataset", str(tmp_path / "filler.txt"), "--tasks", "needles"]
+    flags += ["--lengths", "1", "--texts", "1", "--difficulty", "1", "--compressors", "head", "--device", "cpu"]
+    assert main([*flags, "--output_dir", str(tmp_path / "out")]) == 0
+    (row,) = map(json.loads, (tmp_path / "out/rows.jsonl").read_text().splitlines())
+    assert row["gists"]["head"].strip() in PARAGRAPH and len(row["gists"]["head"]) > 3
+
+
+def test_the_command_says_what_is_wrong(tmp_path, capsys):
+    for flags, message in (
+        (["--tasks", "chess"], "There is no task 'chess': choose from ledger"),
+        (["--tasks", "--compressors", "zero-shot summary"], "--compressors takes some of head"),
+        (["--tasks", "--compressors", "tail"], "got 'tail'"),
+        (["--tasks", "--windows", "3"], "--windows does not go with --tasks"),
+        (["--tasks", "--max_windows", "3"], "--max_windows does not go with --tasks"),
+        (["--lengths", "3", "--dataset", "x"], "--lengths is for facts that a session is asked for: add --tasks"),
+        ([], "--dataset is missing"),
+    ):
+        with pytest.raises(SystemExit):
+            main(["evaluate", str(tmp_path), *flags])
+        assert message in capsys.readouterr().err

@@ -1,0 +1,85 @@
+# Copyright 2026 The trl_gist authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""What a task is: statements that fall in the windows of a text, and questions that one of them answers each."""
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+
+# Facts in a text, at most: names of each kind there are enough of
+MOST_FACTS = 16
+
+
+@dataclass(frozen=True, eq=False)
+class Statement:
+    """A sentence that is no filler, and when it comes: `time` counts windows, so that 2.5 is the middle of the third."""
+
+    time: float
+    text: str
+
+
+@dataclass(frozen=True)
+class Question:
+    """
+    Attributes:
+        cue (`str`):
+            The question up to its answer, on lines of its own.
+        answer (`str`):
+            With the space before it.
+        fact (`Statement`):
+            The one in force that names the answer.
+        choices (`int`):
+            How many answers are equally likely to who has read no statement.
+    """
+
+    cue: str
+    answer: str
+    fact: Statement
+    choices: int
+
+
+@dataclass(frozen=True)
+class Task:
+    """
+    Attributes:
+        make (`Callable`):
+            Takes a `random.Random`, the number of windows and the difficulty (facts, from 1 to `MOST_FACTS`), and gives
+            statements in any order and questions. Its answers are drawn uniformly, whatever else the text has.
+        words (`frozenset[str]`):
+            Names and answers, none of which filler may have.
+        separator (`str`):
+            Between sentences.
+        dress (`Callable`):
+            What becomes of the n-th sentence of filler.
+    """
+
+    make: Callable[[random.Random, int, int], tuple[list[Statement], list[Question]]]
+    words: frozenset[str]
+    separator: str = " "
+    dress: Callable[[str, int], str] = field(default=lambda sentence, number: sentence)
+
+
+def spread(rng: random.Random, count: int, windows: int) -> list[float]:
+    """Times, each in another window, until every window has one."""
+    order = []
+    while len(order) < count:
+        order += rng.sample(range(windows), windows)
+    return [window + rng.random() for window in order[:count]]
+
+
+def question(asked: str, stem: str) -> str:
+    """A cue: the question, and the words of its answer up to what is asked for."""
+    return f"\nQuestion: {asked}\nAnswer: {stem}"

@@ -1,0 +1,221 @@
+# Copyright 2026 The trl_gist authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""
+Texts in which the tail is worthless: what is asked for stands some windows before the end, and nowhere else.
+
+A text is whole sentences, of which statements are the fewest. Each falls in one window of tokens, and between them, and
+in the last tokens, is filler that has none of the task's words.
+"""
+
+import bisect
+import random
+from collections.abc import Iterable
+
+from datasets import Dataset
+from transformers import PreTrainedTokenizerBase
+
+from ...common.arguments import several, whole_number
+from ...common.tokens import literal_ids, literal_pieces
+from .base import MOST_FACTS, Task
+from .dialogue import DIALOGUE
+from .filler import Filler
+from .ledger import LEDGER
+from .needles import NEEDLES
+from .story import STORY
+from .variables import VARIABLES
+
+
+TASKS: dict[str, Task] = {
+    "ledger": LEDGER,
+    "needles": NEEDLES,
+    "variables": VARIABLES,
+    "story": STORY,
+    "dialogue": DIALOGUE,
+}
+# Of `trl-gist evaluate --tasks`, which measures on texts that another seed does not make
+EVALUATION_SEED = 0
+# A sentence is at most this share of a window; and tokens that a seam between sentences may cost, or spare
+_LONGEST_SENTENCE, _SLACK = 4, 4
+
+
+def make_tasks(
+    tokenizer: PreTrainedTokenizerBase,
+    names: str | Iterable[str] | None = None,
+    documents: int = 100,
+    windows: int = 1,
+    window_length: int = 256,
+    last_k: int = 0,
+    tail_length: int | None = None,
+    difficulty: int = 4,
+    filler: str | Iterable[str] | None = None,
+    seed: int = EVALUATION_SEED + 1,
+) -> Dataset:
+    """
+    Texts with questions about what was said some windows ago, made from code: rows that [`GistTrainer`] trains on as
+    they are, and that `trl-gist evaluate --tasks` measures sessions on.
+
+    Whoever has read no statement is right with a chance of one in `choices`: answers are drawn uniformly, and filler has
+    none of them.
+
+    Args:
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
+            Which tokens windows are counted in.
+        names (`str` or `list[str]`, *optional*):
+            Some of `TASKS`: `"ledger"`, `"needles"`, `"variables"`, `"story"`, `"dialogue"`; all by default.
+        documents (`int`, *optional*, defaults to `100`):
+            Texts of each task. The n-th is the same whatever their number.
+        windows, window_length (`int`, *optional*, default to `1` and `256`):
+            Windows of a text, and tokens of one.
+        last_k (`int`, *optional*, defaults to `0`):
+            Tokens of filler that follow the last window; up to a sentence more, so that the text ends with one. With 0
+            the text ends within its windows.
+        tail_length (`int`, *optional*):
+            Last tokens in which no statement stands, of the windows and `last_k` together. Defaults to `last_k`.
+        difficulty (`int`, *optional*, defaults to `4`):
+            Facts in a text, from 1 to 16, however many windows it has: lockers, cities, chains of variables, people,
+            preferences. What else grows with it is said in each task's own file.
+        filler (`str` or `list[str]`, *optional*):
+            Texts whose sentences stand between statements. By default plain ones are made up.
+        seed (`int`, *optional*, defaults to `1`):
+            With 0, the texts are those that `trl-gist evaluate --tasks` measures on.
+
+    Returns:
+        [`~datasets.Dataset`]: A row a text, the tasks in turn: `document_id`, `task`, `context` (the text), and
+        `targets`, a list with for each question its `kind` (the task), `cue`, `target` (the answer, which the cue ends
+        before), `window` (from 0, in which the statement in force stands), `age` (windows from there to the last one: 0
+        is the last), `start` (of the statement, in characters) and `choices`.
+
+    Raises:
+        ValueError: if a task is unknown, a number is too small, the statements do not fit their windows, or `filler` has
+            no sentence to use.
+    """
+    names = TASKS if names is None else [names] if isinstance(names, str) else names
+    names = several("names", names, "tasks", "put it in a list") if names is not TASKS else list(TASKS)
+    check_names(names)
+    for what, number, least in (
+        ("documents", documents, 1),
+        ("windows", windows, 1),
+        ("window_length", window_length, 1),
+        ("last_k", last_k, 0),
+        ("difficulty", difficulty, 1),
+        ("seed", seed, 0),
+    ):
+        whole_number(what, number, least)
+    tail_length = last_k if tail_length is None else whole_number("tail_length", tail_length, 0)
+    if difficulty > MOST_FACTS:
+        raise ValueError(f"`difficulty` must be from 1 to {MOST_FACTS}, got {difficulty}.")
+    if filler is not None:
+        filler = [filler] if isinstance(filler, str) else several("filler", filler, "texts", "put it in a list")
+        if not filler:
+            raise ValueError("`filler` is empty: give texts, or leave it out for plain sentences.")
+    writers = [
+        _Writer(tokenizer, name, windows, window_length, last_k, tail_length, difficulty, filler) for name in names
+    ]
+    return Dataset.from_list([writer.write(seed, index) for index in range(documents) for writer in writers])
+
+
+def check_names(names: list[str]):
+    """Raises `ValueError` for what is no task."""
+    for name in names:
+        if name not in TASKS:
+            raise ValueError(f"There is no task {name!r}: choose from {', '.join(TASKS)}.")
+
+
+class _Writer:
+    """Texts of one task, of one size."""
+
+    def __init__(self, tokenizer, name, windows, window_length, last_k, tail_length, difficulty, filler):
+        self.tokenizer, self.name, self.task = tokenizer, name, TASKS[name]
+        self.windows, self.window_length, self.last_k = windows, window_length, last_k
+        self.facts_end = windows * window_length + last_k - tail_length
+        self.difficulty = difficulty
+        # A sentence is tokenised after the end of another
+        self._before = len(literal_ids(tokenizer, "."))
+        self.filler = Filler(filler, self.task.words, self._count, window_length // _LONGEST_SENTENCE)
+
+    def write(self, seed, index):
+        rng = random.Random(f"{seed}/{self.name}/{self.windows}/{self.difficulty}/{index}")
+        statements, questions = self.task.make(rng, self.windows, self.difficulty)
+        text, starts = self._lay_out(sorted(statements, key=lambda each: each.time), rng)
+        window_of = self._windows_of(text, starts)
+        return {
+            "document_id": f"{self.name}-{seed}-{self.windows}-{index}",
+            "task": self.name,
+            "context": text,
+            "targets": [
+                {
+                    "kind": self.name,
+                    "cue": asked.cue,
+                    "target": asked.answer,
+                    "window": window_of[asked.fact],
+                    "age": self.windows - 1 - window_of[asked.fact],
+                    "start": starts[asked.fact],
+                    "choices": asked.choices,
+                }
+                for asked in questions
+            ],
+        }
+
+    def _lay_out(self, statements, rng):
+        """The text, and where in it each statement begins."""
+        drawn = enumerate(self.filler.draw(rng))
+        sentences = (self.task.dress(sentence, number) for number, sentence in drawn)
+        units, total, sentence = [], 0, next(sentences)  # statements and sentences in order, and their tokens
+        for window in range(self.windows):
+            due = [each for each in statements if min(int(each.time), self.windows - 1) == window]
+            end, last = (window + 1) * self.window_length, window == self.windows - 1
+            limit = min(end, self.facts_end) - _SLACK
+            room = limit - total - sum(self._count(each.text) for each in due)
+            if room < 0:
+                raise ValueError(
+                    f"{len(due)} statements of {self.name} do not fit in window {window} of {self.window_length} tokens, "
+                    f"of which {max(0, limit - total)} are left. Raise `window_length`, or lower `difficulty` "
+                    f"({self.difficulty}) or `tail_length`."
+                )
+            between = []
+            while (size := self._count(sentence)) <= room:
+                between.append(sentence)
+                room, sentence = room - size, next(sentences)
+            total = limit - room
+            for place, each in zip(
+                sorted(rng.choices(range(len(between) + 1), k=len(due)), reverse=True), reversed(due), strict=True
+            ):
+                between.insert(place, each)
+            units += between
+            end += self.last_k if last else 0
+            while total < end + _SLACK and not (last and not self.last_k and total + size > limit):
+                units.append(sentence)
+                total, sentence = total + size, next(sentences)
+                size = self._count(sentence)
+        starts, place = {}, 0
+        for index, unit in enumerate(units):
+            if not isinstance(unit, str):
+                starts[unit], units[index] = place, unit.text
+            place += len(units[index]) + len(self.task.separator)
+        return self.task.separator.join(units), starts
+
+    def _windows_of(self, text, starts):
+        """In which window each statement begins. A tokenizer without offsets counts the tokens before it."""
+        begins = [start for _, piece in literal_pieces(self.tokenizer, text) for start in piece or ()]
+        return {
+            each: (
+                bisect.bisect_right(begins, start) - 1 if begins else len(literal_ids(self.tokenizer, text[:start]))
+            )
+            // self.window_length
+            for each, start in starts.items()
+        }
+
+    def _count(self, sentence):
+        return len(literal_ids(self.tokenizer, f".{self.task.separator}{sentence}")) - self._before

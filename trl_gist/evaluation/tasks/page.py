@@ -1,0 +1,95 @@
+# Copyright 2026 The trl_gist authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""The page of tasks: one HTML file that needs nothing but itself."""
+
+import os
+from pathlib import Path
+
+from ...common.run_files import PLOTS_DIR
+from ..folder import read_measures, read_rows, write_page
+from ..pages.render import inline_plots, render_page, without_folders
+from .tables import task_labels, task_sentences, task_tables
+
+
+_QUESTIONS = 4
+_CAPTIONS = {
+    "tasks_age": "By how many windows ago the fact was said, in the longest texts; the pairs' bands are standard "
+    "errors over documents. T with all of the text is the ceiling: where it fails, nothing is said of memory.",
+    "tasks_length": "By windows of the text; as many facts in each.",
+}
+
+
+def write_tasks_page(directory: str | os.PathLike) -> Path:
+    """Writes the page of a folder, from its measures, its rows and its plots; returns its path."""
+    report, rows = read_measures(directory), read_rows(directory)
+    page = render_page(
+        "tasks/tasks.html.jinja",
+        name=Path(report["pair"]).name,
+        status="what it still knows of facts some windows later",
+        report=report,
+        verdicts=task_sentences(report),
+        tables=task_tables(report),
+        plots=inline_plots(Path(directory, PLOTS_DIR), _CAPTIONS),
+        gallery=_gallery(rows, report),
+        facts=_facts(report, rows),
+    )
+    return write_page(directory, page)
+
+
+def _gallery(rows, report):
+    """Of each task the first of the longest texts."""
+    labels, gallery = task_labels(report), []
+    for task in dict.fromkeys(row["task"] for row in rows):
+        own = [row for row in rows if row["task"] == task]
+        row = max(own, key=lambda row: row["windows"])
+        gallery.append(
+            {
+                "document": row["document_id"],
+                "tokens": row["tokens"],
+                "gists": [(labels[name], text) for name, text in row["gists"].items() if name in labels],
+                "questions": [
+                    (
+                        question["cue"].strip(),
+                        question["answer"].strip(),
+                        question["age"],
+                        [
+                            (labels[arm], question["written"].get(arm), question["right"].get(arm))
+                            for arm in ("full", "zero_shot", "recall", "pair")
+                        ],
+                    )
+                    for question in row["questions"][:_QUESTIONS]
+                ],
+            }
+        )
+    return gallery
+
+
+def _facts(report, rows):
+    geometry = report["geometry"]
+    filler = ", ".join(without_folders(name) for name in report["dataset"] or ()) or "sentences that are made up"
+    return [
+        ("pair", without_folders(report["pair"])),
+        *((name, without_folders(path)) for name, path in report["pairs"].items()),
+        ("teacher", without_folders(report["teacher"])),
+        ("between facts", filler),
+        ("facts", f"difficulty {report['difficulty']}, seed {report['seed']}"),
+        (
+            "a window",
+            f"{geometry['chunk_length']} tokens are folded into a gist of at most {report['gist_length']}; L, of "
+            f"{geometry['last_k']} tokens and the end of a sentence, is no fact's",
+        ),
+        ("measured", f"{sum(len(row['questions']) for row in rows)} questions about {len(rows)} texts"),
+        ("made with", f"trl_gist {report['version']}"),
+    ]

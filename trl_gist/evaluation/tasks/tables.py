@@ -1,0 +1,103 @@
+# Copyright 2026 The trl_gist authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""What the measures of tasks are called, and their tables: for the terminal, in Markdown and on the page alike."""
+
+from ...common.statistics import is_number, with_error
+from ..distance.labels import arm_labels
+
+
+Table = tuple[str, list[str], list[tuple[str, list[str], bool]]]
+
+
+def task_labels(report: dict) -> dict[str, str]:
+    """Those asked, in the order in which tables show them: T with everything first."""
+    labels = arm_labels(report) | {"recall": "G: rolling gist alone"}
+    labels["full"] = "T: all of the text"
+    labels["tail"] = "T: longer tail, last |L|+|Z|"
+    labels |= {name: f"T: {name}, rolling" for name in report["compressors"]}
+    return {arm: labels[arm] for arm in report["arms"]}
+
+
+def age_label(group: dict) -> str:
+    return str(group["first"]) if group["first"] == group["last"] else f"{group['first']}-{group['last']}"
+
+
+def task_tables(report: dict) -> list[Table]:
+    """Of each task two: title, headings, and lines of a label, cells, and whether they are the pair's own."""
+    tables = []
+    for task, measures in report["tasks"].items():
+        longest = _windows(measures["lengths"][-1])
+        for title, groups, names in (
+            (
+                f"{task}: right answers in %, by windows of the text",
+                measures["lengths"],
+                [f"{group['windows']} ({group['tokens']:,.0f} tokens)" for group in measures["lengths"]],
+            ),
+            (
+                f"{task}: right answers in %, by age in windows, of texts of {longest} (0: the last)",
+                measures["ages"],
+                [age_label(group) for group in measures["ages"]],
+            ),
+        ):
+            lines = [("questions", [str(group["questions"]) for group in groups], False)]
+            lines += [
+                (label, [_percent(group, f"right_{arm}") for group in groups], arm in _own(report))
+                for arm, label in task_labels(report).items()
+            ]
+            lines.insert(2, ("chance", [with_error(100 * group["chance"], None, 1) for group in groups], False))
+            tables.append((title, ["answered from", *names], lines))
+    return tables
+
+
+def task_sentences(report: dict) -> list[str]:
+    """How the pair stands on the longest texts of each task: against T with everything, chance and every other arm."""
+    labels, sentences = task_labels(report), []
+    for task, measures in report["tasks"].items():
+        found = measures["lengths"][-1]
+        rivals = "; ".join(
+            f"{_percent(found, f'ahead_of_{arm}', '+')} over {label}"
+            for arm, label in labels.items()
+            if arm not in ("full", "pair", "recall")
+        )
+        sentences.append(
+            f"{task[0].upper()}{task[1:]}, {_windows(found)}: the pair answers {_percent(found, 'right_pair')}% "
+            f"right, T with all of the text {_percent(found, 'right_full')}%, chance {100 * found['chance']:.1f}%. In "
+            f"points, paired by question: {rivals}."
+        )
+    return sentences
+
+
+def markdown(report: dict) -> str:
+    """All tables as Markdown."""
+    parts = ["± standard error over documents."]
+    for title, headings, lines in task_tables(report):
+        rows = [headings, ["---", *["---:"] * (len(headings) - 1)]]
+        rows += [[f"**{label}**" if own else label, *cells] for label, cells, own in lines]
+        cells = (" | ".join(cell.replace("|", r"\|") for cell in row) for row in rows)
+        parts.append(f"## {title}\n\n" + "\n".join(f"| {row} |" for row in cells))
+    return "\n\n".join(parts) + "\n"
+
+
+def _windows(group):
+    return "1 window" if group["windows"] == 1 else f"{group['windows']} windows"
+
+
+def _own(report):
+    return {"pair", "recall", *report["pairs"]}
+
+
+def _percent(group, name, sign=""):
+    value, error = group[name], group[f"{name}_se"]
+    return with_error(100 * value if is_number(value) else None, 100 * error if is_number(error) else None, 1, sign)

@@ -1,0 +1,129 @@
+# Copyright 2026 The trl_gist authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""What `trl-gist evaluate --tasks` runs: questions about what was said some windows ago."""
+
+import dataclasses
+from itertools import islice
+
+from rich import box
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from ..data.tasks import EVALUATION_SEED, TASKS, check_names, make_tasks
+from ..evaluation import load_teacher
+from ..evaluation.compressors.registry import EXTRACTIVE_COMPRESSORS, extractive_compressors
+from ..evaluation.folder import TABLES_FILE
+from ..evaluation.tasks.measures import task_measures
+from ..evaluation.tasks.page import write_tasks_page
+from ..evaluation.tasks.plots import draw_tasks
+from ..evaluation.tasks.readings import TaskReadings
+from ..evaluation.tasks.tables import markdown, task_sentences, task_tables
+from ..version import __version__
+from .arguments import TasksArguments, load_pair
+from .compare import named
+from .resumable import finish, held_out_documents, measure_rows, open_folder
+
+
+LENGTHS, TEXTS, DIFFICULTY = (1, 2, 4, 8), 32, 4
+COMPRESSORS = ("self-information",)
+# The tail is asked anyway, on as many tokens
+_COMPRESSORS = [name for name in EXTRACTIVE_COMPRESSORS if name != "tail"]
+# Of a dataset, as many are enough to stand between facts
+_FILLER_DOCUMENTS = 256
+_WIDTH = 160
+
+
+def measure_tasks(args: TasksArguments):
+    """Asks for facts by age and length, and leaves rows, measures, tables, plots and a page."""
+    defaults = {"texts": TEXTS, "difficulty": DIFFICULTY, "seed": EVALUATION_SEED}
+    args = dataclasses.replace(  # a folder of its own says what was measured
+        args,
+        tasks=args.tasks or list(TASKS),
+        lengths=sorted(set(args.lengths or LENGTHS)),
+        compressors=args.compressors or list(COMPRESSORS),
+        **{name: default for name, default in defaults.items() if getattr(args, name) is None},
+    )
+    paths = named(args.pairs, "--pairs")
+    check_names(args.tasks)
+    if unknown := [name for name in args.compressors if name not in _COMPRESSORS]:
+        raise ValueError(f"With --tasks, --compressors takes some of {', '.join(_COMPRESSORS)}; got {unknown[0]!r}.")
+    filler = None
+    if args.dataset is not None:
+        filler = [row["text"] for row in islice(held_out_documents(args), args.max_documents or _FILLER_DOCUMENTS)]
+    compactor = load_pair(args)
+    teacher = load_teacher(compactor, args.teacher, args.trust_remote_code)
+    others = {name: load_pair(args, path) for name, path in paths.items()}
+    readings = TaskReadings(compactor, teacher, others, batch_size=args.batch_size)
+    geometry = readings.geometry
+    documents = [
+        {"windows": windows, **row}
+        for windows in args.lengths
+        for row in make_tasks(
+            compactor.tokenizer,
+            args.tasks,
+            documents=args.texts,
+            windows=windows,
+            window_length=geometry.chunk_length,
+            last_k=geometry.last_k,
+            # Also the longer tail, which reaches into the last window, is worthless
+            tail_length=geometry.last_k + readings.gist_length,
+            difficulty=args.difficulty,
+            filler=filler,
+            seed=args.seed,
+        )
+    ]
+    contexts = (compactor.token_ids(row["context"], "The text") for row in documents)
+    readings.compressors = extractive_compressors(
+        compactor.tokenizer, teacher, contexts, args.batch_size, args.compressors
+    )
+    models = {"teacher": teacher}
+    for name, pair in {"pair": compactor, **others}.items():
+        models |= {f"{name} summarizer": pair.summarizer, f"{name} generator": pair.generator}
+    folder = open_folder(args, "tasks", models)
+    rows = measure_rows(folder, lambda rows: readings.read(documents, len(rows)), len(documents), what="Texts")
+    report = {
+        "pair": args.pair,
+        "pairs": paths,
+        "dataset": args.dataset,
+        "teacher": args.teacher or compactor.pair.base_models["teacher"],
+        "version": __version__,
+        "geometry": vars(geometry),
+        "gist_length": compactor.pair.max_gist_length,
+        "difficulty": args.difficulty,
+        "seed": args.seed,
+        "compressors": list(readings.compressors),
+        "arms": readings.arms,
+        "tasks": task_measures(rows, readings.arms),
+    }
+    folder.write_measures(report)
+    (folder.path / TABLES_FILE).write_text(markdown(report), encoding="utf-8")
+    _print(report)
+    finish(folder, draw_tasks, write_tasks_page)
+
+
+def _print(report):
+    # In a file, and in a narrow terminal, whole lines are better than figures cut short
+    console = Console(width=max(Console().width, _WIDTH))
+    for title, headings, lines in task_tables(report):
+        table = Table(title=escape(title), box=box.SIMPLE, title_justify="left")
+        for index, heading in enumerate(headings):
+            table.add_column(escape(heading), justify="right" if index else "left", no_wrap=True)
+        for label, cells, own in lines:
+            table.add_row(escape(label), *cells, style="bold" if own else None)
+        console.print(table)
+    for sentence in task_sentences(report):
+        console.print(sentence, highlight=False, soft_wrap=True, markup=False)
+    console.print("± standard error over documents", highlight=False)
