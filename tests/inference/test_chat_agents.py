@@ -193,6 +193,17 @@ def test_a_compaction_that_fails_changes_nothing_and_says_why(name, error):
     assert chat == before
 
 
+@pytest.mark.parametrize("name", sorted({*NAMED, *TALKING}))
+def test_what_cannot_be_cut_and_is_too_long_is_said_to_be(name):
+    compactor = compactor_with(name)
+    told = with_system(compactor, SYSTEM)
+    for chat in ([*told, TASK], [*told, TASK, {"role": "assistant", "content": "I weigh them one by one."}]):
+        needed = len(ChatTemplate(compactor.tokenizer).ids(chat))
+        with pytest.raises(ChatTooLong, match=rf"`max_tokens` \({needed - 1}\) is too small: .* take {needed} tokens"):
+            compactor.compact_messages(chat, needed - 1)
+        assert compactor.compact_messages(chat, needed).messages == ChatTemplate(compactor.tokenizer).fit(chat)
+
+
 @pytest.mark.parametrize("says", ["", "boats were weighed"])
 @pytest.mark.parametrize(
     ("keep", "said", "span"),

@@ -126,9 +126,11 @@ def test_what_is_to_be_kept_survives_any_number_of_windows(roomy, recursion, kee
     session = roomy.session(recursion=recursion, keep=keep)
     session.append(text)
     session.append(filler * 12)
-    assert len(session.history) > 12
+    assert len(session.history) > 7
     for row in session.history[1:]:
-        assert span in row.kept and not row.not_kept and span in row.gist
+        # What S invents in its gists is none of what was asked for
+        assert row.kept[:1] == [span] and set(row.kept) <= {span, *span.split()} and not row.not_kept
+        assert span in row.gist
     assert all(len(gist.token_ids) <= 20 for gist in session.gists)
 
 

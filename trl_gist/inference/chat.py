@@ -120,7 +120,9 @@ def compact_messages(
     if certify:
         _check_positions(compactor, before)
     talk = _gists_apart(messages) if template.alternates else messages
-    head, old, new = _first_to_stay(compactor, template, talk, max_tokens) or ([], [], messages)
+    first = _first_of_talk(messages)
+    split = _first_to_stay(compactor, template, talk, max_tokens)
+    head, old, new = split or (messages[:first], [], messages[first:])
     smallest = _tokens(template, _with_gist(template, head, "", new))
     room = max_tokens - smallest
     while old and room > 0:
@@ -317,7 +319,7 @@ def _fold(compactor, text, room, requests):
         gists = compactor.compress_windows(text, longest, keep=requests)
         spans, before = find_spans(text, requests), tokens
         text = "\n".join(gist.text for gist in gists)
-        requests = carried(spans, text, requests)
+        requests = carried(spans, text)  # and nothing that the summarizer has invented
         tokens = len(compactor.token_ids(text, "The gists", may_be_empty=True))
         if tokens >= before:
             break

@@ -34,7 +34,6 @@ gist it may stand where no rule or pattern finds it, as a name at its head ([`ca
 """
 
 import functools
-import itertools
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -75,6 +74,11 @@ class Span:
         """Whether a gist has it."""
         return self.text in gist if self.units is None else self.units <= _folded_units(gist)
 
+    @property
+    def key(self) -> frozenset[str] | str:
+        """The same for spans that a gist has if it has one of them."""
+        return self.units or self.text
+
     def moved(self, characters: int) -> "Span":
         """It, of a text that has so many characters before."""
         return self if self.start is None else replace(self, start=self.start + characters)
@@ -110,21 +114,9 @@ def parse_keep(keep: Request | list[Request] | None) -> list[Request]:
     return requests
 
 
-def carried(spans: list[Span], gist: str, requests: list[Request]) -> list[Request]:
-    """
-    The requests of a text that this gist is a part of: each with what the gist kept for it before it.
-
-    Args:
-        spans (`list[Span]`):
-            What the gist was to have.
-        gist (`str`):
-            The gist, or several.
-        requests (`list[Request]`):
-            What the spans answer, with or without what was carried before.
-    """
-    kept = [span for span in spans if span.start is not None and span.is_in(gist)]
-    own = [request for request in requests if not isinstance(request, Span)]
-    return [each for n, request in enumerate(own) for each in (*(s for s in kept if s.request == n), request)]
+def carried(spans: list[Span], gist: str) -> list[Span]:
+    """What a gist has of the spans that it was to have: the requests of a text that the gist is a part of."""
+    return [span for span in spans if span.start is not None and span.is_in(gist)]
 
 
 class SpanReader:
@@ -143,8 +135,7 @@ class SpanReader:
         # A literal string is asked of the windows that have it, and of all, if the text has it nowhere
         self._lacking = [isinstance(r, str) and r not in _FINDERS and r not in text for r in requests]
         self.requests = requests
-        own = itertools.accumulate(not isinstance(request, Span) for request in requests)
-        self._found = [_find(text, request, count - 1) for request, count in zip(requests, own, strict=True)]
+        self._found = [_find(text, request, place) for place, request in enumerate(requests)]
         self._ahead: list[list[Span]] = [[] for _ in requests]  # in no window yet
 
     def cut(self, earliest: int, latest: int) -> int:
@@ -167,9 +158,9 @@ class SpanReader:
             self._ahead[index] = spans[len(found) :]
             if self._lacking[index]:
                 found = [Span(request, None)]
-            counts = Counter(_key(span) for span in found)
-            for span in sorted(found, key=lambda span: -counts[_key(span)]):
-                ranked.setdefault(_key(span), span)
+            counts = Counter(span.key for span in found)
+            for span in sorted(found, key=lambda span: -counts[span.key]):
+                ranked.setdefault(span.key, span)
         return list(ranked.values())
 
     def _read(self, stop):
@@ -324,10 +315,6 @@ def _dates(text):
 
 
 _FINDERS: dict[str, Callable[[str], Iterator[Span]]] = {"numbers": _numbers, "names": _names, "dates": _dates}
-
-
-def _key(span):
-    return span.units or span.text
 
 
 def _assemble(gist_ids, added, budget, tokenizer):

@@ -109,8 +109,8 @@ class Session:
             saved. It may call `undo`; unless something is protected then, the same chunk is folded again, without end.
         certify (`bool`, *optional*, defaults to `False`):
             Whether each compaction says what it is expected to cost; see [`~inference.session.state.Compaction`]. It takes
-            a reading of the window by the pair's teacher, 8 continuations in one batch and a reading of these by G: more
-            time than the gist itself.
+            a reading of the window by the pair's teacher, 8 continuations in one batch and a reading of these by G:
+            about twice the time of the gist itself.
         keep (`str` or a list of them, *optional*):
             Spans that the gists must have, within the same budget, as in [`GistCompactor.compress`]; patterns as
             `"regex:..."`. What a gist kept is asked of the next one before what is new, and no chunk ends within a span.
@@ -447,37 +447,35 @@ class Session:
 
     def _fold(self, plan):
         """The gists after a planned compaction, what is known of all that is folded then, and its record."""
-        context_lengths, decode = [], self.compactor.decode
-        requests = carried(self._folded.kept, self.gist, self._requests)
+        context_lengths, chunk_ids, decode = [], plan.chunk_ids, self.compactor.decode
 
         def write(parts):
-            text_ids = join(parts, self._separator_ids)
-            context_ids = text_ids + plan.last_k_ids
+            context_ids = join(parts, self._separator_ids) + plan.last_k_ids
             context_lengths.append(len(context_ids))
             gist = self.compactor.compress_batch([context_ids], self.settings.budget, last_k=[plan.last_k_ids])[0]
             gist_ids = self.compactor.prompts.without_special(gist.token_ids)
-            spans = find_spans(decode(text_ids), requests)
+            *gists, chunk = parts if parts[-1] is chunk_ids else [*parts, []]
+            spans = self._spans_of(gists, chunk)
             return with_spans(gist_ids, spans, self.settings.gist_length, self.compactor.tokenizer)
 
         def fits(gists):
             return len(self._join(gists)) <= self.settings.gist_budget
 
         started = time.perf_counter()
-        gists = RECURSIONS[self.settings.recursion](plan.gists, plan.chunk_ids, write, fits)
+        gists = RECURSIONS[self.settings.recursion](plan.gists, chunk_ids, write, fits)
         seconds = time.perf_counter() - started
         gist_ids, stays = self._join(gists), self.live.without(plan.spans)
         gist = decode(gist_ids)
-        spans = find_spans(decode(join([self.gist_ids, plan.chunk_ids], self._separator_ids)), requests)
-        spans = [span for span in spans if span.start is not None]
+        spans = self._spans_of([self.gist_ids], chunk_ids)
         found = kept_and_not(spans, gist)
-        last_ids = [*self._folded.last_ids, *plan.chunk_ids]
+        last_ids = [*self._folded.last_ids, *chunk_ids]
         first = len(self._folded.last_ids)
         facts = find_facts(self.compactor.tokenizer, [*last_ids, *plan.last_k_ids], first, len(last_ids))
         known = self.history[-1].facts_kept if self.history else []
         report = kept_and_dropped(different([*known, *facts]), f"{gist}{SEPARATOR}{decode(stays.token_ids)}")
         if self.settings.certify:
             report |= expected_cost(self.compactor, self.gist_ids, self.live.token_ids, self._prompt(gists, stays))
-        folded = Folded(last_ids[-_FACT_BEGINS:], [span for span in spans if span.is_in(gist)])
+        folded = Folded(last_ids[-_FACT_BEGINS:], carried(spans, gist))
         return (
             gists,
             folded,
@@ -485,7 +483,7 @@ class Session:
                 index=plan.index,
                 position=plan.position,
                 spans=plan.spans,
-                tokens_in=len(plan.chunk_ids),
+                tokens_in=len(chunk_ids),
                 read_tokens=sum(context_lengths),
                 gists_written=len(context_lengths),
                 previous_gist=self.history[-1].gist if self.history else "",
@@ -498,6 +496,20 @@ class Session:
                 **report,
             ),
         )
+
+    def _spans_of(self, gists, chunk_ids):
+        """What a gist of gists and a chunk is to have: what was asked for and is in the chunk, or was kept in a gist."""
+        if not self._requests:
+            return []
+        before = self.compactor.decode(self._separator_ids).join(map(self.compactor.decode, gists))
+        new = [span.moved(len(before)) for span in find_spans(self.compactor.decode(chunk_ids), self._requests)]
+        kept = find_spans(before, self._folded.kept)
+        # In the order of the requests, of which each is so asked for what is kept first
+        found = {}
+        for span in sorted((*kept, *new), key=lambda span: span.request):
+            if span.start is not None:
+                found.setdefault(span.key, span)
+        return list(found.values())
 
     def _measure_due(self):
         for index, cost in self._meter.due():
