@@ -29,11 +29,13 @@ from openai.types.chat import ChatCompletionMessage
 from openai.types.chat.completion_create_params import CompletionCreateParamsStreaming
 from openai.types.shared import ReasoningEffort
 from peft import LoraConfig, get_peft_model
-from serving_run import NAME, metrics_of, running, slowed, until
+from serving_run import CONFIG, NAME, metrics_of, running, slowed, until
 from tiny import PARAGRAPH, make_model, make_tokenizer
 from tiny_sessions import make_compactor
 
 from trl_gist import GistCompactor
+from trl_gist.inference.chat import ChatTooLong
+from trl_gist.serving.config import ServingConfig
 
 
 SHORT = "In 1854 the physician John Snow marked on a map"
@@ -229,6 +231,47 @@ def test_a_chat_keeps_what_it_is_asked_to_keep(client, compactor):
     plain = client.chat.completions.create(messages=messages, max_tokens=1, **GREEDY)
     assert answer.gist["text"] == chat.gist != plain.gist["text"]
     assert "Soho" in chat.gist and chat.kept == ["Soho"]
+
+
+REPORTED = ("facts_kept", "facts_dropped", "kept", "not_kept", "expected_kl", "expected_kl_se", "expected_kl_reader")
+
+
+@pytest.mark.parametrize("certify", [False, True])
+def test_an_answer_says_what_was_lost_if_it_is_asked_to(client, url, compactor, certify):
+    window = ServingConfig(**CONFIG).resolve(compactor).window
+    asked = {"certify": True} if certify else {"report": True}
+    session = compactor.session(window=window, keep=["82"], certify=certify)
+    session.append(SHORT + LONG[:400])
+    answer = client.completions.create(
+        prompt=SHORT + LONG[:400], max_tokens=1, extra_body={"keep": ["82"], **asked}, **GREEDY
+    )
+    assert answer.gist["report"] == [{name: getattr(row, name) for name in REPORTED} for row in session.history]
+    assert any(row["facts_dropped"] for row in answer.gist["report"])
+    messages = long_chat(6)
+    chat = compactor.compact_messages(messages, 150, certify=certify)
+    answer = client.chat.completions.create(messages=messages, max_tokens=1, extra_body=asked, **GREEDY)
+    assert answer.gist["report"] == [{name: getattr(chat, name) for name in REPORTED}]
+    assert (chat.expected_kl is None) != certify and chat.facts_dropped
+    plain = client.chat.completions.create(messages=messages, max_tokens=1, **GREEDY)
+    assert "report" not in plain.gist
+
+
+def test_only_what_is_too_long_is_said_to_be(client, compactor, monkeypatch):
+    messages = long_chat(12)
+    refusals = []
+    for error in (
+        ValueError("The summarizer would need 9 positions."),
+        ChatTooLong("`max_tokens` (150) is too small"),
+    ):
+        # Of the models, not of the chat's length, and the other way round
+        monkeypatch.setattr(GistCompactor, "_write_gists", lambda *args, error=error: (_ for _ in ()).throw(error))
+        with pytest.raises(openai.BadRequestError) as caught:
+            client.chat.completions.create(
+                messages=[*messages[:-1], {"role": "user", "content": f"{error}?"}], **GREEDY
+            )
+        refusals.append((caught.value.code, caught.value.body["message"]))
+    assert refusals[0] == (None, "The summarizer would need 9 positions.")
+    assert refusals[1][0] == "context_length_exceeded"
 
 
 def test_a_history_that_grew_is_compacted_from_where_it_was(compactor):

@@ -12,10 +12,26 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""From documents to what a gist is trained on: contexts, last tokens and targets."""
+"""
+From documents to what a gist is trained on: contexts, last tokens and targets.
 
-from .documents import load_documents
-from .windows import ColumnRules, PositionLimits, SkippedRows, WindowSpec, prepare_windows
+What is named here is loaded as it is asked for: inference finds a text's facts as targets are found, and reads no data set.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
 
 
 __all__ = ["ColumnRules", "PositionLimits", "SkippedRows", "WindowSpec", "load_documents", "prepare_windows"]
+
+if TYPE_CHECKING:
+    from .documents import load_documents
+    from .windows import ColumnRules, PositionLimits, SkippedRows, WindowSpec, prepare_windows
+
+
+def __getattr__(name: str):
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module = import_module(".documents" if name == "load_documents" else ".windows", __name__)
+    value = globals()[name] = getattr(module, name)
+    return value

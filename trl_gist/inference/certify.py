@@ -109,21 +109,42 @@ def expected_kls(
         ValueError: if ids are none, a context and its continuation do not fit the reader's positions, or the generator's
             logits are capped or scaled in a way that scoring does not know.
     """
-    reader, scorer = full_context_reader(loaded), TargetScorer(loaded.generator)
-    check_logits(loaded.generator)
-    length = loaded.pair.target_length if target_length is None else target_length
+    reader = full_context_reader(loaded)
     contexts_ids, last_k_ids = (
         [token_ids(what, ids) for ids in several] for what, several in (("A context", contexts_ids), ("L", last_k_ids))
     )
-    costs = []
-    for context_ids, last_ids, gist in zip(contexts_ids, last_k_ids, gists, strict=True):
-        prompt = reader.prompt(context_ids, last_ids)
-        targets, logits_TSV = draw_continuations(reader.model, loaded.tokenizer, prompt, samples, length, seed)
-        (kl_ST,) = continuation_kls(logits_TSV, scorer, [loaded.prompts.generator(gist, last_ids)], targets)
-        tokens_S = np.array([len(target) for target in targets])
-        mean, error = ratio_and_error(kl_ST.sum(-1).numpy(), tokens_S, range(samples))
-        costs.append({"expected_kl": mean, "expected_kl_se": error, "expected_kl_reader": reader.name})
-    return costs
+    return [
+        expected_kl(
+            loaded,
+            reader,
+            reader.prompt(context_ids, last_ids),
+            loaded.prompts.generator(gist, last_ids),
+            samples,
+            seed,
+            target_length,
+        )
+        for context_ids, last_ids, gist in zip(contexts_ids, last_k_ids, gists, strict=True)
+    ]
+
+
+def expected_kl(
+    loaded: LoadedPair,
+    reader: Reader,
+    whole: list[int],
+    compacted: list[int],
+    samples: int = 8,
+    seed: int = 0,
+    target_length: int | None = None,
+) -> dict[str, float | str]:
+    """As [`expected_kls`], of one: `whole` is what the reader reads, and `compacted` what the generator does instead."""
+    scorer = TargetScorer(loaded.generator)
+    check_logits(loaded.generator)
+    length = loaded.pair.target_length if target_length is None else target_length
+    targets, logits_TSV = draw_continuations(reader.model, loaded.tokenizer, whole, samples, length, seed)
+    (kl_ST,) = continuation_kls(logits_TSV, scorer, [compacted], targets)
+    tokens_S = np.array([len(target) for target in targets])
+    mean, error = ratio_and_error(kl_ST.sum(-1).numpy(), tokens_S, range(samples))
+    return {"expected_kl": mean, "expected_kl_se": error, "expected_kl_reader": reader.name}
 
 
 def draw_continuations(

@@ -31,10 +31,14 @@ template wants users and assistants to alternate, it stands at the head of the n
 """
 
 import json
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, field
 
-from .chat_template import ChatTemplate
-from .keep import find_spans, kept_and_not, parse_keep
+from ..models.roles import max_positions
+from .certify import expected_kl, full_context_reader
+from .chat_template import ChatTemplate, said_once
+from .facts import find_facts, kept_and_dropped
+from .keep import carried, find_spans, kept_and_not, parse_keep
 from .pair import GistWriter
 from .windows import most_windows, stretch_length
 
@@ -42,6 +46,8 @@ from .windows import most_windows, stretch_length
 INSTRUCTIONS = ("system", "developer")
 ROLES = (*INSTRUCTIONS, "user", "assistant", "tool")
 GIST_MESSAGE = "Gist of the earlier conversation: {gist}"
+# At the head of another message, a gist ends at the first of them
+_BLANK_LINES = re.compile(r"\n\s*\n")
 
 
 class ChatTooLong(ValueError):
@@ -66,6 +72,12 @@ class CompactedChat:
             Tokens of the chat in its template, tools and the header of the next answer included, now and as it was.
         kept, not_kept (`list[str]`):
             As of [`Gist`], of the messages that were compacted.
+        facts_kept, facts_dropped (`list[str]`):
+            Names, numbers and dates of the messages that were compacted: those that the chat still has, in the gist or
+            elsewhere, and those that it lacks; see [`trl_gist.inference.facts`].
+        expected_kl, expected_kl_se, expected_kl_reader (`float`, `float` and `str`, *optional*):
+            With `certify=True`, what the compaction is expected to cost, as of [`Gist`]: the reader reads the chat as it
+            was, and the generator as it is.
     """
 
     messages: list[dict]
@@ -75,10 +87,20 @@ class CompactedChat:
     tokens_before: int
     kept: list[str]
     not_kept: list[str]
+    facts_kept: list[str] = field(default_factory=list)
+    facts_dropped: list[str] = field(default_factory=list)
+    expected_kl: float | None = None
+    expected_kl_se: float | None = None
+    expected_kl_reader: str | None = None
 
 
 def compact_messages(
-    compactor: GistWriter, messages: list[dict], max_tokens: int, keep=None, tools: list | None = None
+    compactor: GistWriter,
+    messages: list[dict],
+    max_tokens: int,
+    keep=None,
+    tools: list | None = None,
+    certify: bool = False,
 ) -> CompactedChat:
     """
     See [`GistCompactor.compact_messages`].
@@ -95,17 +117,31 @@ def compact_messages(
     before = _tokens(template, messages)
     if before <= max_tokens:
         return CompactedChat(template.fit(messages), [], "", before, before, [], [])
-    head, old, new = _first_to_stay(compactor, template, messages, max_tokens)
+    if certify:
+        _check_positions(compactor, before)
+    talk = _gists_apart(messages) if template.alternates else messages
+    first = _first_of_talk(messages)
+    split = _first_to_stay(compactor, template, talk, max_tokens)
+    head, old, new = split or (messages[:first], [], messages[first:])
     smallest = _tokens(template, _with_gist(template, head, "", new))
     room = max_tokens - smallest
     while old and room > 0:
-        gist = _fold(compactor, as_text(old), room, keep)
+        gist = _fold(compactor, as_text(old), room, requests)
+        if template.alternates:
+            gist = _BLANK_LINES.sub("\n", gist)
         compacted = _with_gist(template, head, gist, new)
         tokens = _tokens(template, compacted)
         if tokens <= max_tokens:
             template.check(compacted)
             found = kept_and_not(find_spans(as_text(old), requests), gist)
-            return CompactedChat(template.fit(compacted), old, gist, tokens, before, found["kept"], found["not_kept"])
+            report = _facts(compactor, old, f"{gist}\n{_spoken([*head, *new])}")
+            if certify:
+                with compactor.lock:
+                    reader = full_context_reader(compactor)
+                    report |= expected_kl(compactor, reader, template.ids(messages), template.ids(compacted))
+            return CompactedChat(
+                template.fit(compacted), old, gist, tokens, before, found["kept"], found["not_kept"], **report
+            )
         # The gist's text is more tokens in the template than it was written in
         over = tokens - max_tokens
         room = room - over if room > over else room // 2
@@ -123,6 +159,30 @@ def as_text(messages: list[dict]) -> str:
         calls = [json.dumps(call, ensure_ascii=False) for call in message.get("tool_calls") or []]
         lines.append(f"{message['role']}: {' '.join([message.get('content') or '', *calls]).strip()}\n")
     return "".join(lines)
+
+
+def _spoken(messages):
+    """As [`as_text`], but for what only pairs calls with results."""
+    calls_N = [[call.get("function", call) for call in message.get("tool_calls") or []] for message in messages]
+    return as_text([{**each, "tool_calls": calls} for each, calls in zip(messages, calls_N, strict=True)])
+
+
+def _facts(compactor, old, text):
+    """Which of the facts of messages a text has."""
+    ids = compactor.token_ids(_spoken(old), "The chat", may_be_empty=True)
+    return kept_and_dropped(find_facts(compactor.tokenizer, ids), text)
+
+
+def _check_positions(compactor, tokens):
+    """That the whole chat can be read."""
+    needed = tokens + compactor.pair.target_length
+    for model in (full_context_reader(compactor).model, compactor.generator):
+        positions = max_positions(model)
+        if positions is not None and needed > positions:
+            raise ValueError(
+                f"`certify` has the whole chat read, {tokens} tokens and {compactor.pair.target_length} after them, and the "
+                f"model has {positions} positions. Leave it out."
+            )
 
 
 def _checked(messages):
@@ -166,6 +226,18 @@ def _tokens(template, messages):
     return len(template.ids(messages))
 
 
+def _gists_apart(messages):
+    """Users' messages at whose head a gist stands, as two: that gist is folded again, and the user's own words are not."""
+    apart = []
+    for message in messages:
+        gist, blank, own = (message.get("content") or "").partition("\n\n")
+        if message["role"] == "user" and blank and gist.startswith(GIST_MESSAGE.format(gist="")):
+            apart.append({"role": "user", "content": gist})
+            message = {**message, "content": own}
+        apart.append(message)
+    return apart
+
+
 def _with_gist(template, head, gist, new):
     content = GIST_MESSAGE.format(gist=gist)
     if template.alternates and new and new[0]["role"] == "user":
@@ -176,7 +248,7 @@ def _with_gist(template, head, gist, new):
 def _first_to_stay(compactor, template, messages, max_tokens):
     """
     From the newest turn backwards: where the next older one would leave too little room for the gists of the rest. If
-    the last turn leaves no room for a single gist, the same of its steps.
+    the last turn leaves no room for a single gist, the same of its steps. `None` if there is nothing that may be cut off.
     """
     lengths = {id(each): len(compactor.token_ids(as_text([each]), "The chat")) for each in messages}
     one_gist = compactor.pair.max_gist_length + 1
@@ -195,7 +267,7 @@ def _first_to_stay(compactor, template, messages, max_tokens):
             best = split
         if not roomy:
             break
-    return best or ([], [], messages)
+    return best
 
 
 def _cuts(messages):
@@ -218,7 +290,7 @@ def _split(messages, cut):
     before = [messages[n] for n in range(first, cut) if n not in asked]
     told = [message for message in before if message["role"] in INSTRUCTIONS]
     old = [message for message in before if message["role"] not in INSTRUCTIONS]
-    return [*messages[:first], *told], old, [*(messages[n] for n in asked if n < cut), *messages[cut:]]
+    return said_once([*messages[:first], *told]), old, [*(messages[n] for n in asked if n < cut), *messages[cut:]]
 
 
 def _first_of_talk(messages):
@@ -237,19 +309,21 @@ def _calls_and_results(messages):
     return pairs
 
 
-def _fold(compactor, text, room, keep):
+def _fold(compactor, text, room, requests):
     """A gist of at most `room` tokens of a text of any length: gists of its windows, and gists of these where needed."""
     pair = compactor.pair
     # A window of gists must hold more than one, or there would be no end
     longest = max(1, min(pair.max_gist_length, stretch_length(pair) // 2 - 1))
     tokens = len(compactor.token_ids(text, "The chat", may_be_empty=True))
     while tokens > pair.context_length and _gists_tokens(compactor, tokens) > room:
-        gists = compactor.compress_windows(text, longest, keep=keep)
-        text, before = "\n".join(gist.text for gist in gists), tokens
+        gists = compactor.compress_windows(text, longest, keep=requests)
+        spans, before = find_spans(text, requests), tokens
+        text = "\n".join(gist.text for gist in gists)
+        requests = carried(spans, text)  # and nothing that the summarizer has invented
         tokens = len(compactor.token_ids(text, "The gists", may_be_empty=True))
         if tokens >= before:
             break
-    gists = compactor.compress_windows(text, min(pair.max_gist_length, room), keep=keep) if tokens else []
+    gists = compactor.compress_windows(text, min(pair.max_gist_length, room), keep=requests) if tokens else []
     return "\n".join(gist.text for gist in gists)
 
 

@@ -225,10 +225,24 @@ def _parsed(arguments):
     return value if isinstance(value, dict) else None
 
 
+def said_once(instructions: list[dict]) -> list[dict]:
+    """Instructions without those that another says word for word, by itself or as a part that was joined to it."""
+
+    def says(one, other):
+        return f"\n\n{other['content']}\n\n" in f"\n\n{one['content']}\n\n"
+
+    return [
+        each
+        for n, each in enumerate(instructions)
+        if not any(says(one, each) for one in instructions[:n])
+        and not any(says(one, each) and not says(each, one) for one in instructions[n + 1 :])
+    ]
+
+
 def _one_system(messages):
     """The messages with all that are the system's in one, at the head."""
-    system = [message for message in messages if message["role"] == "system"]
-    if not system or system == messages[:1]:
+    system = said_once([message for message in messages if message["role"] == "system"])
+    if not system or (system == messages[:1] and all(message["role"] != "system" for message in messages[1:])):
         return messages
     content = "\n\n".join(message["content"] for message in system)
     return [{**system[0], "content": content}, *(message for message in messages if message["role"] != "system")]

@@ -269,12 +269,17 @@ class GistCompactor(LoadedPair):
         return Session.load(path, self, **settings)
 
     def compact_messages(
-        self, messages: list[dict[str, str]], max_tokens: int, keep=None, tools: list | None = None
+        self,
+        messages: list[dict[str, str]],
+        max_tokens: int,
+        keep=None,
+        tools: list | None = None,
+        certify: bool = False,
     ) -> CompactedChat:
         """
         A chat within `max_tokens` tokens of the tokenizer's chat template: standing instructions, the tools and the
         newest turns as they are, the oldest turns as one gist, a user's message; see [`trl_gist.inference.chat`]. Of a
-        last turn that is too long by itself, the oldest steps are part of the gist.
+        last turn that is too long by itself, the oldest steps are part of the gist. `messages` are left as they are.
 
         Args:
             messages (`list[dict]`):
@@ -285,16 +290,19 @@ class GistCompactor(LoadedPair):
                 As in [`~GistCompactor.compress`], what the gist must have of each window that is compacted.
             tools (`list`, *optional*):
                 As for `apply_chat_template`.
+            certify (`bool`, *optional*, defaults to `False`):
+                As in [`~GistCompactor.compress`]; a chat that is longer than the models' positions cannot be certified.
 
         Raises:
             ValueError: if a message has an unknown role or no text, the tokenizer has no chat template, or it refuses
-                the messages or would leave one out, or what is not compacted and a gist do not fit `max_tokens`.
+                the messages or would leave one out, or what is not compacted and a gist do not fit `max_tokens`, or
+                the chat is too long for `certify`.
         """
         max_tokens = whole_number("max_tokens", max_tokens)
         messages = several("messages", messages, "messages", "put it in a list, as {'role': 'user', 'content': ...}")
         if tools is not None:
             tools = several("tools", tools, "tools", "put it in a list")
-        return compact_messages(self, messages, max_tokens, keep, tools)
+        return compact_messages(self, messages, max_tokens, keep, tools, certify)
 
     def _compress(self, contexts, last_k, request):
         contexts_ids = []

@@ -12,7 +12,7 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""What a pair writes: gists and continuations."""
+"""What a pair writes: gists, continuations and what it recalls."""
 
 from dataclasses import dataclass, field
 
@@ -87,3 +87,32 @@ class Continuation:
     text: str
     token_ids: list[int]
     gist: Gist | str
+
+
+@dataclass(frozen=True)
+class Recall:
+    """
+    What the generator said after a cue, and how sure it was of it.
+
+    Attributes:
+        text (`str`):
+            What it said as text, without special tokens.
+        token_ids (`list[int]`):
+            Its tokens up to, not including, the end-of-sequence token.
+        probability (`float`):
+            Of all that it said together: the product of `token_probabilities`.
+        token_probabilities (`list[float]`):
+            Of each token after all before it, at temperature 1; and, if it `ended`, of the end-of-sequence token.
+        ended (`bool`):
+            Whether it ended, rather than was cut off at the most tokens that were asked for.
+        alternatives (`list[Recall]`):
+            What else it considered, the likeliest first: each leaves what it said at one token, and was gone on with
+            greedily. Some may say the same in other tokens.
+    """
+
+    text: str
+    token_ids: list[int]
+    probability: float
+    token_probabilities: list[float]
+    ended: bool
+    alternatives: list["Recall"] = field(default_factory=list)

@@ -28,6 +28,9 @@ What can be asked for:
     any other string              itself, verbatim
 
 Spans are found in the whole text, however many windows it has; no window ends within one that a window can hold.
+
+A gist may be compressed again, with others or with the text that follows. What it kept is then a request itself, for in a
+gist it may stand where no rule or pattern finds it, as a name at its head ([`carried`]).
 """
 
 import functools
@@ -44,7 +47,6 @@ from ..common.tokens import characters_of, decode, literal_ids
 
 
 SEPARATOR = "; "
-Request = str | re.Pattern | regex.Pattern
 
 
 @dataclass(frozen=True)
@@ -59,24 +61,35 @@ class Span:
             The character of the text where it does, `None` for a literal string that the context lacks.
         units (`frozenset[str]` or `None`):
             The units, without their case, that a gist must have for it; `None` if it must have the text itself.
+        request (`int`):
+            The place of the request that it answers.
     """
 
     text: str
     start: int | None
     units: frozenset[str] | None = None
+    request: int = 0
 
     def is_in(self, gist: str) -> bool:
         """Whether a gist has it."""
         return self.text in gist if self.units is None else self.units <= _folded_units(gist)
+
+    @property
+    def key(self) -> frozenset[str] | str:
+        """The same for spans that a gist has if it has one of them."""
+        return self.units or self.text
 
     def moved(self, characters: int) -> "Span":
         """It, of a text that has so many characters before."""
         return self if self.start is None else replace(self, start=self.start + characters)
 
 
+Request = str | re.Pattern | regex.Pattern | Span
+
+
 def parse_keep(keep: Request | list[Request] | None) -> list[Request]:
     """
-    The requests of a `keep` argument, with its patterns compiled; none for `None`.
+    The requests of a `keep` argument, with its patterns compiled; none for `None`. Those of [`carried`] stay as they are.
 
     Raises:
         ValueError: if a request is empty, neither a string nor a pattern, or no valid pattern.
@@ -95,10 +108,15 @@ def parse_keep(keep: Request | list[Request] | None) -> list[Request]:
                 f"`keep` holds {request!r}; it takes 'numbers', 'names', 'dates', 'regex:...', compiled patterns and "
                 "literal strings."
             )
-        if not (request if isinstance(request, str) else request.pattern):
+        if not (request.pattern if isinstance(request, (re.Pattern, regex.Pattern)) else request):
             raise ValueError(f"`keep` holds {request!r}, which is empty: name what is to be kept.")
         requests.append(request)
     return requests
+
+
+def carried(spans: list[Span], gist: str) -> list[Span]:
+    """What a gist has of the spans that it was to have: the requests of a text that the gist is a part of."""
+    return [span for span in spans if span.start is not None and span.is_in(gist)]
 
 
 class SpanReader:
@@ -117,7 +135,7 @@ class SpanReader:
         # A literal string is asked of the windows that have it, and of all, if the text has it nowhere
         self._lacking = [isinstance(r, str) and r not in _FINDERS and r not in text for r in requests]
         self.requests = requests
-        self._found = [_find(text, request) for request in requests]
+        self._found = [_find(text, request, place) for place, request in enumerate(requests)]
         self._ahead: list[list[Span]] = [[] for _ in requests]  # in no window yet
 
     def cut(self, earliest: int, latest: int) -> int:
@@ -140,9 +158,9 @@ class SpanReader:
             self._ahead[index] = spans[len(found) :]
             if self._lacking[index]:
                 found = [Span(request, None)]
-            counts = Counter(_key(span) for span in found)
-            for span in sorted(found, key=lambda span: -counts[_key(span)]):
-                ranked.setdefault(_key(span), span)
+            counts = Counter(span.key for span in found)
+            for span in sorted(found, key=lambda span: -counts[span.key]):
+                ranked.setdefault(span.key, span)
         return list(ranked.values())
 
     def _read(self, stop):
@@ -240,13 +258,25 @@ def _folded_units(text):
     return frozenset(Units(text).folded)
 
 
-def _find(text, request):
+def _find(text, request, place):
     """Each place where it stands, from the first on."""
+    if isinstance(request, Span):
+        return _again(text, request)
     if not isinstance(request, str):
-        return (Span(match[0], match.start()) for match in request.finditer(text) if match[0])
-    if request in _FINDERS:
-        return _FINDERS[request](text)
-    return _literals(text, request)
+        found = (Span(match[0], match.start()) for match in request.finditer(text) if match[0])
+    else:
+        found = _FINDERS[request](text) if request in _FINDERS else _literals(text, request)
+    return (replace(span, request=place) for span in found)
+
+
+def _again(text, span):
+    """What a gist has kept, where it stands as it did; or at the head, if it stands there in other words."""
+    if span.units is None:
+        starts = [found.start for found in _literals(text, span.text)]
+    else:
+        whole = rf"(?<![\p{{L}}\p{{M}}\p{{N}}]){regex.escape(span.text)}(?![\p{{L}}\p{{M}}\p{{N}}])"
+        starts = [match.start() for match in regex.finditer(whole, text)] or [0] * span.is_in(text)
+    return (replace(span, start=start) for start in starts)
 
 
 def _literals(text, literal):
@@ -285,10 +315,6 @@ def _dates(text):
 
 
 _FINDERS: dict[str, Callable[[str], Iterator[Span]]] = {"numbers": _numbers, "names": _names, "dates": _dates}
-
-
-def _key(span):
-    return span.units or span.text
 
 
 def _assemble(gist_ids, added, budget, tokenizer):

@@ -19,10 +19,15 @@ torch's fused CPU kernel spends most of its time outside its matrix products in 
 about half as long (`research/performance/cpu_attention.py`). It also needs no copies of the keys and values for grouped
 queries: the queries that share a head become rows of one product. Queries are taken in blocks, and a block in the
 middle of a sequence only meets the keys before its end. On GPUs the fused kernels are the better choice.
+
+Products of bfloat16 on CPUs are oneDNN's. It makes a kernel for each new shape, of some 0.7 MB, and never lets go of all of
+them (`research/performance/kernels.py`). Where text is written every token would be a new shape, so lengths are rounded up:
+those of prompts ([`rounded_length`]) and of the keys that a new token meets.
 """
 
 import torch
 from peft import PeftModel
+from torch.nn.functional import pad
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
@@ -34,6 +39,25 @@ ATTENTION_NAME = "bfloat16_matmul"
 
 # Queries of one product: enough for its rate, few enough that the scores stay in the cache
 _QUERIES_PER_BLOCK = 256
+
+
+# Tokens: lengths are multiples of it where text is written
+_LENGTHS = 32
+# Of layers that see no padding
+_MASKED_LAYERS = {"full_attention", "sliding_attention", "chunked_attention"}
+
+
+def rounded_length(model: PreTrainedModel | PeftModel, length: int, most: int | None) -> int:
+    """
+    How many tokens a prompt of so many is to have with padding before it, at most `most`: as many, unless each length would
+    cost memory, in bfloat16 on a CPU.
+    """
+    base = base_of(model)
+    layers = getattr(base.config.get_text_config(), "layer_types", None) or ()
+    if base.device.type != "cpu" or base.dtype != torch.bfloat16 or not _MASKED_LAYERS.issuperset(layers):
+        return length
+    rounded = length + -length % _LENGTHS
+    return rounded if most is None or rounded <= most else length
 
 
 def attention_of(model: PreTrainedModel | PeftModel) -> str:
@@ -73,6 +97,13 @@ def matmul_attention(
         raise ValueError("This attention has no softcap; load the model with attn_implementation='eager'.")
     batch, heads, queries, size = query.shape
     key_heads, keys = key.shape[1], key.shape[2]
+    extra = -keys % _LENGTHS if queries == 1 and not torch.is_grad_enabled() else 0
+    if extra:
+        if attention_mask is None:
+            attention_mask = torch.ones(1, 1, 1, keys, dtype=torch.bool, device=query.device)
+        hidden = False if attention_mask.dtype == torch.bool else torch.finfo(attention_mask.dtype).min
+        attention_mask = pad(attention_mask[..., :keys], (0, extra), value=hidden)
+        key, value, keys = pad(key, (0, 0, 0, extra)), pad(value, (0, 0, 0, extra)), keys + extra
     query = query * (size**-0.5 if scaling is None else scaling)
     causal = queries > 1 and (module.is_causal if is_causal is None else is_causal)
     outputs = []

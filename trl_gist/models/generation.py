@@ -14,17 +14,16 @@
 
 """Generation at inference, as it was in training."""
 
-import functools
 from collections.abc import Callable
 
 import torch
 from peft import PeftModel
-from torch.nn.utils.rnn import pad_sequence
 from transformers import Cache, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.generation.streamers import BaseStreamer
 
 from ..common.arguments import finite_number, token_ids, whole_number
 from ..prompts import gist_from_completion
+from .attention import rounded_length
 from .generation_settings import plain_generation_config
 from .roles import max_positions
 
@@ -106,18 +105,21 @@ def generate(
     config = plain_generation_config(
         tokenizer, eos_token_ids, max_new_tokens, do_sample, return_dict_in_generate=True, **generation_kwargs
     )
-    tensors = [torch.tensor(prompt) for prompt in prompts]
-    pad = functools.partial(pad_sequence, batch_first=True, padding_side="left")
+    width = max(len(prompt) for prompt in prompts)
+    if past_key_values is None:
+        width = rounded_length(model, width, None if positions is None else positions - max_new_tokens)
+    padding = [width - len(prompt) for prompt in prompts]
+    rows = [[*[config.pad_token_id] * n, *prompt] for n, prompt in zip(padding, prompts, strict=True)]
+    masks = [[0] * n + [1] * len(prompt) for n, prompt in zip(padding, prompts, strict=True)]
     with torch.no_grad():
         output = model.generate(
-            input_ids=pad(tensors, padding_value=config.pad_token_id).to(model.device),
-            attention_mask=pad([torch.ones_like(ids) for ids in tensors]).to(model.device),
+            input_ids=torch.tensor(rows, device=model.device),
+            attention_mask=torch.tensor(masks, device=model.device),
             generation_config=config,
             tokenizer=tokenizer,  # which `stop_strings` need
             past_key_values=past_key_values,
             streamer=streamer,
         )
-    width = max(len(prompt) for prompt in prompts)
     completions = output.sequences[:, width:].tolist()
     return [gist_from_completion(ids, eos_token_ids) for ids in completions], output.logits
 

@@ -32,6 +32,11 @@ from .text_stream import StopReached, TextStream
 
 
 Emit = Callable[[str], None]
+# Of a [`~inference.session.state.Compaction`] and of a [`~inference.chat.CompactedChat`]
+REPORTED = (
+    *("facts_kept", "facts_dropped", "kept", "not_kept"),
+    *("expected_kl", "expected_kl_se", "expected_kl_reader"),
+)
 
 
 @dataclass(frozen=True)
@@ -47,7 +52,7 @@ class Answer:
         gist (`dict` or `None`):
             What was compacted, if anything was: `text`, of the gist that stood for it at the end; `tokens_in` and
             `tokens_out`, of what it stood for and of itself; `compactions`; `prompt_tokens`, of all that the generator
-            read before its first token.
+            read before its first token; and, if it is asked for, `report`: of each compaction those of `REPORTED`.
     """
 
     finish_reason: str
@@ -100,7 +105,15 @@ class Engine:
         self._check_context(len(ids), "prompt")
         # As OpenAI's default
         new_tokens = self._new_tokens(request, default=min(16, self.config.max_new_tokens))
-        session = self.compactor.session(window=self.config.window, recursion=self.config.recursion)
+        try:
+            session = self.compactor.session(
+                window=self.config.window,
+                recursion=self.config.recursion,
+                keep=request.keep,
+                certify=bool(request.certify),
+            )
+        except ValueError as error:
+            raise ApiError(400, str(error)) from error
         session.append(ids)
         read = len(session.token_ids)
         text = TextStream(self.compactor.tokenizer, emit, request.stops)
@@ -115,6 +128,7 @@ class Engine:
                 "tokens_out": len(session.gist_ids),
                 "compactions": len(session.history),
                 "prompt_tokens": read,
+                **_report(request, session.history),
             }
         return Answer(finish_reason, len(ids), len(text.token_ids), gist)
 
@@ -125,7 +139,9 @@ class Engine:
         messages = [message.as_dict() for message in request.messages]
         self._check_context(self._count(as_text(messages)), "messages")
         try:
-            chat = compactor.compact_messages(messages, self.config.chat_window, request.keep)
+            chat = compactor.compact_messages(
+                messages, self.config.chat_window, request.keep, certify=bool(request.certify)
+            )
         except ChatTooLong as error:
             raise ContextTooLong(
                 "The system prompt and other instructions, the last user's message and the newest step after it, which "
@@ -154,6 +170,7 @@ class Engine:
                 "tokens_out": self._count(chat.gist),
                 "compactions": 1,
                 "prompt_tokens": len(ids),
+                **_report(request, [chat]),
             }
         return Answer(finish_reason, chat.tokens_before, len(text.token_ids), gist)
 
@@ -211,3 +228,9 @@ class Engine:
 
     def _count(self, text):
         return len(self.compactor.token_ids(text, "The text", may_be_empty=True))
+
+
+def _report(request, compactions):
+    if not request.report and not request.certify:
+        return {}
+    return {"report": [{name: getattr(each, name) for name in REPORTED} for each in compactions]}

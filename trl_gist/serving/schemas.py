@@ -129,6 +129,10 @@ class Generation(Strict):
     presence_penalty: Nothing = None
     logit_bias: Nothing = None
     logprobs: Nothing = None
+    # This server's own: what gists must have, and whether answers say what was lost and what that is expected to cost
+    keep: Keep | None = None
+    report: bool | None = None
+    certify: bool | None = None
 
     @property
     def new_tokens(self) -> int | None:
@@ -176,7 +180,6 @@ class ChatRequest(Generation):
     prompt_cache_key: str | None = None
     prompt_cache_options: dict | None = None
     prompt_cache_retention: Literal["in_memory", "24h"] | None = None
-    keep: Keep | None = None  # this server's own: what the gist of the older turns must have
 
     @model_validator(mode="after")
     def _one_length(self):

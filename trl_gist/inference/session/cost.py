@@ -12,15 +12,20 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""What compactions cost, measured on the tokens that came next."""
+"""
+What compactions cost: measured on the tokens that came next ([`CostMeter`]), or expected at once ([`expected_cost`]), along
+continuations that a reader of the whole window draws.
+"""
 
 import dataclasses
 from collections.abc import Iterable
 
 import torch
 
+from ...common.geometry import SEPARATOR, join
 from ...models.roles import max_positions
 from ...scoring.targets import TargetRows, TargetScorer
+from ..certify import expected_kl, full_context_reader
 from ..pair import LoadedPair
 
 
@@ -57,6 +62,10 @@ class CostMeter:
     def watch(self, index: int, before: list[int], after: list[int]):
         self.pending.append(PendingCost(index, [before, after], []))
 
+    def forget(self, index: int):
+        """A compaction that did not take place."""
+        self.pending = [pending for pending in self.pending if pending.index != index]
+
     def add(self, token_ids: list[int]):
         """Tokens that came next in the stream."""
         for pending in self.pending:
@@ -87,3 +96,34 @@ class CostMeter:
             logps_NT = TargetScorer(generator)(rows)[0]
         before, after = logps_NT.double().mean(-1).tolist()
         return before - after
+
+
+def expected_cost(
+    loaded: LoadedPair, gist_ids: list[int], live_ids: list[int], compacted: list[int]
+) -> dict[str, float | str | None]:
+    """
+    What is expected of a compaction, as of [`~inference.certify.expected_kls`].
+
+    Args:
+        loaded ([`~inference.pair.LoadedPair`]):
+            The pair.
+        gist_ids, live_ids (`list[int]`):
+            What G read before: gists and live tokens. The teacher reads them as one text; where it is not in memory, G reads
+            them as it did.
+        compacted (`list[int]`):
+            The prompt that G reads since.
+
+    Returns:
+        `dict`: `expected_kl`, `expected_kl_se` and `expected_kl_reader`; nothing if what was read, and a continuation, do not
+        fit the positions of both.
+    """
+    reader = full_context_reader(loaded)
+    if reader.name == "teacher":
+        whole = reader.prompt(join([gist_ids, live_ids], list(loaded.prompts.tokenize(SEPARATOR))), [])
+    else:
+        whole = loaded.prompts.generator(gist_ids, live_ids)
+    needed = max(len(whole), len(compacted)) + loaded.pair.target_length
+    if any((max_positions(model) or needed) < needed for model in (reader.model, loaded.generator)):
+        return {}
+    with loaded.lock:
+        return expected_kl(loaded, reader, whole, compacted)

@@ -17,6 +17,7 @@
 import dataclasses
 import os
 import time
+from bisect import bisect_right
 from collections.abc import Callable
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,13 +30,20 @@ from ...common.files import sync
 from ...common.geometry import SEPARATOR, join
 from ...common.tokens import characters_of
 from ...models.generation import TokenTee, end_token_ids
-from ..gist import Continuation
+from ..facts import different, find_facts, kept_and_dropped
+from ..gist import Continuation, Recall
+from ..keep import SpanReader, carried, find_spans, kept_and_not, parse_keep, with_spans
 from ..pair import GistWriter
-from .cost import CostMeter
+from ..recall import recall
+from .cost import CostMeter, expected_cost
 from .files import SavedSession, TokenFile, check_unused, pair_name, read_session
 from .recursion import RECURSIONS, StoredGist
-from .state import Compaction, CompactionPlan, SessionSettings
+from .state import Compaction, CompactionPlan, Folded, SessionSettings, Undo
 from .window import LiveToken, LiveWindow
+
+
+# Tokens that the longest fact may have before the last of its own: of what was folded before a chunk
+_FACT_BEGINS = 16
 
 
 class Session:
@@ -58,8 +66,9 @@ class Session:
     A newline's tokens stand between two gists, and between a gist and a chunk.
 
     What it keeps in memory: the gists, the live tokens, and a record of each compaction in `history` (a gist and a few
-    numbers). Of what scrolled off nothing is kept, but on disk with `keep_history`. A session is used by one thread at a
-    time; the sessions of one compactor may be used by several, which take turns at its models.
+    numbers). Of what scrolled off it keeps the last chunk, by which [`~Session.undo`] takes the last compaction back, and
+    nothing else, but on disk with `keep_history`. A session is used by one thread at a time; the sessions of one compactor
+    may be used by several, which take turns at its models.
 
     Example:
 
@@ -68,7 +77,8 @@ class Session:
     session.append(book)
     session.generate(200, streamer=TextStreamer(compactor.tokenizer))
     for compaction in session.history:
-        print(compaction.spans, compaction.gist)
+        print(compaction.spans, compaction.gist, compaction.facts_dropped)
+    print(session.recall("The pump was in").text)
     ```
 
     Args:
@@ -96,7 +106,14 @@ class Session:
             and `unprotect`; the plan is then made anew.
         after_compaction (`Callable`, *optional*):
             Called as `after_compaction(session, compaction)` with a [`~inference.session.state.Compaction`], when it is done and
-            saved.
+            saved. It may call `undo`; unless something is protected then, the same chunk is folded again, without end.
+        certify (`bool`, *optional*, defaults to `False`):
+            Whether each compaction says what it is expected to cost; see [`~inference.session.state.Compaction`]. It takes
+            a reading of the window by the pair's teacher, 8 continuations in one batch and a reading of these by G:
+            about twice the time of the gist itself.
+        keep (`str` or a list of them, *optional*):
+            Spans that the gists must have, within the same budget, as in [`GistCompactor.compress`]; patterns as
+            `"regex:..."`. What a gist kept is asked of the next one before what is new, and no chunk ends within a span.
 
     Raises:
         ValueError: if sizes do not fit each other or the pair, or a file is there already.
@@ -115,8 +132,12 @@ class Session:
         keep_history: str | os.PathLike | None = None,
         before_compaction: Callable | None = None,
         after_compaction: Callable | None = None,
+        certify: bool = False,
+        keep: str | list[str] | None = None,
     ):
-        settings = SessionSettings.resolve(compactor, window, last_k, recursion, budget, gist_budget, measure)
+        settings = SessionSettings.resolve(
+            compactor, window, last_k, recursion, budget, gist_budget, measure, certify, keep
+        )
         if autosave is not None:
             check_unused(autosave)
         self._start(compactor, settings, keep_history, autosave, before_compaction, after_compaction)
@@ -136,6 +157,8 @@ class Session:
         live=(),
         history=(),
         pending=(),
+        folded=None,
+        undo=None,
     ):
         self.compactor = compactor
         self.settings = settings
@@ -147,6 +170,9 @@ class Session:
         self.live = LiveWindow(settings.protectable, live)
         self.history: list[Compaction] = list(history)
         self._meter = CostMeter(compactor, pending)
+        self._requests = parse_keep(settings.keep)
+        self._folded: Folded = folded or Folded()
+        self._undo: Undo | None = undo
         self._separator_ids = list(compactor.prompts.tokenize(SEPARATOR))
         self._tokens = None if keep_history is None else TokenFile(keep_history)
         self._saved: SavedSession | None = None
@@ -284,14 +310,47 @@ class Session:
         """Lets them be folded again."""
         self.live.mark(start, stop, False)
 
+    def recall(
+        self, cue: str | list[int], max_new_tokens: int = 12, alternatives: int = 3, live: bool = True
+    ) -> Recall:
+        """
+        What G goes on with after a cue, how sure it is of it, and what else it considered. The session stays as it is.
+
+        Args:
+            cue (`str` or `list[int]`):
+                The beginning of what is asked for, as `"The pump was in"`. G reads it on a line of its own after the live
+                tokens.
+            max_new_tokens (`int`, *optional*, defaults to `12`):
+                Longest continuation; the default is the longest fact that pairs are trained on.
+            alternatives (`int`, *optional*, defaults to `3`):
+                How many other answers to give; each takes a row of one more batch.
+            live (`bool`, *optional*, defaults to `True`):
+                Whether G reads the live tokens. Without them it reads the gists and the cue alone, as a pair does that is
+                trained on facts; so the difference says where the answer stands.
+
+        Raises:
+            ValueError: if the session or the cue is empty, no token is asked for, or it does not fit the generator's
+                positions.
+        """
+        if not self.position:
+            raise ValueError("The session is empty: `append` the text that the generator is to recall.")
+        max_new_tokens = whole_number("max_new_tokens", max_new_tokens)
+        alternatives = whole_number("alternatives", alternatives, least=0)
+        cue_ids = self.compactor.token_ids(cue, "The cue")
+        read = join([self.live.token_ids if live else [], cue_ids], self._separator_ids)
+        return recall(
+            self.compactor, self.compactor.prompts.generator(self.gist_ids, read), max_new_tokens, alternatives
+        )
+
     @contextmanager
     def _whole_or_not_at_all(self):
         position, gists, live, history = self.position, self.gists, list(self.live.tokens), list(self.history)
-        pending = self._meter.state
+        pending, folded, undo = self._meter.state, self._folded, self._undo
         try:
             yield
         except BaseException:
             self.position, self.gists, self.history = position, gists, history
+            self._folded, self._undo = folded, undo
             self.live = LiveWindow(self.settings.protectable, live)
             self._meter = CostMeter(self.compactor, pending)
             self._saved = None  # its log may have gone on: another is begun, so that no moment is without a whole save
@@ -312,27 +371,54 @@ class Session:
     # ---- Compactions ----
 
     def compact(self) -> Compaction:
-        """Folds one chunk now. Raises `ValueError` if no more than `last_k` unprotected tokens are live."""
+        """
+        Folds one chunk now, or, where a model, a hook or a save fails on the way, leaves the session as it was. Raises
+        `ValueError` if no more than `last_k` unprotected tokens are live.
+        """
         plan = self._plan()
-        if self.before_compaction is not None:
-            self.before_compaction(self, plan)
-            plan = self._plan()
-        gists, compaction = self._fold(plan)
-        stays = self.live.without(plan.spans)
-        if self.settings.measure:
-            self._meter.watch(plan.index, self._prompt(self.gists, self.live), self._prompt(gists, stays))
-        self.gists, self.live = gists, stays
-        self.history.append(compaction)
-        self._unsaved.append(compaction)
-        self._save_if_asked()
-        if self.after_compaction is not None:
-            self.after_compaction(self, compaction)
+        with self._whole_or_not_at_all():
+            if self.before_compaction is not None:
+                self.before_compaction(self, plan)
+                plan = self._plan()
+            gists, folded, compaction = self._fold(plan)
+            stays = self.live.without(plan.spans)
+            if self.settings.measure:
+                self._meter.watch(plan.index, self._prompt(self.gists, self.live), self._prompt(gists, stays))
+            self._undo = Undo(self.gists, plan.chunk, self._folded)
+            self.gists, self.live, self._folded = gists, stays, folded
+            self.history.append(compaction)
+            self._unsaved.append(compaction)
+            self._save_if_asked()
+            if self.after_compaction is not None:
+                self.after_compaction(self, compaction)
+        return compaction
+
+    def undo(self) -> Compaction:
+        """
+        Takes the last compaction back, as if it had not been, and returns its record: its chunk is live again, with what
+        came since. The window may so be overfull until the next `append` or `generate`, which folds the chunk again, but
+        for what was protected meanwhile.
+
+        Raises:
+            ValueError: if there is none, or it is undone already.
+        """
+        if self._undo is None:
+            raise ValueError(
+                f"There is no compaction to undo: {len(self.history)} took place, and only the last one can be undone, once."
+            )
+        with self._whole_or_not_at_all():
+            compaction, undo = self.history.pop(), self._undo
+            self.gists, self._folded, self._undo = undo.gists, undo.folded, None
+            self.live = self.live.having(undo.chunk)
+            self._meter.forget(compaction.index)
+            self._saved = None  # its log has the compaction
+            self._save_if_asked()
         return compaction
 
     def preview_compaction(self) -> tuple[CompactionPlan, Compaction]:
         """What [`~Session.compact`] would fold now, and what would come of it. Calls no hook and changes nothing."""
         plan = self._plan()
-        return plan, self._fold(plan)[1]
+        return plan, self._fold(plan)[-1]
 
     def _make_room(self):
         # Usually once. A short chunk may free fewer tokens than the gist grows by; the sizes are such that there is
@@ -343,37 +429,87 @@ class Session:
     def _plan(self):
         characters = characters_of(self.compactor.tokenizer)
         chunk, following = self.live.oldest(self.settings.chunk_length, self.settings.last_k, characters)
+        whole = self._before_span(chunk, following) if self._requests else 0
+        if whole:
+            chunk, following = self.live.oldest(whole, self.settings.last_k, characters)
         return CompactionPlan(len(self.history), self.position, chunk, following, list(self.gists))
 
+    def _before_span(self, chunk, following):
+        """Tokens of the chunk before a span that its end would cut; 0 if there is none, or nothing before it."""
+        ids = [token.token_id for token in [*chunk, *following]]
+
+        def characters(stop):
+            return len(self.compactor.decode(ids[:stop]))
+
+        end = characters(len(chunk))
+        at = SpanReader(self.compactor.decode(ids), self._requests).cut(0, end)
+        return bisect_right(range(1, len(chunk)), at, key=characters) if at < end else 0
+
     def _fold(self, plan):
-        """The gists after a planned compaction, and its record."""
-        context_lengths = []
+        """The gists after a planned compaction, what is known of all that is folded then, and its record."""
+        context_lengths, chunk_ids, decode = [], plan.chunk_ids, self.compactor.decode
 
         def write(parts):
             context_ids = join(parts, self._separator_ids) + plan.last_k_ids
             context_lengths.append(len(context_ids))
             gist = self.compactor.compress_batch([context_ids], self.settings.budget, last_k=[plan.last_k_ids])[0]
-            return self.compactor.prompts.without_special(gist.token_ids)
+            gist_ids = self.compactor.prompts.without_special(gist.token_ids)
+            *gists, chunk = parts if parts[-1] is chunk_ids else [*parts, []]
+            spans = self._spans_of(gists, chunk)
+            return with_spans(gist_ids, spans, self.settings.gist_length, self.compactor.tokenizer)
 
         def fits(gists):
             return len(self._join(gists)) <= self.settings.gist_budget
 
         started = time.perf_counter()
-        gists = RECURSIONS[self.settings.recursion](plan.gists, plan.chunk_ids, write, fits)
-        gist_ids = self._join(gists)
-        return gists, Compaction(
-            index=plan.index,
-            position=plan.position,
-            spans=plan.spans,
-            tokens_in=len(plan.chunk_ids),
-            read_tokens=sum(context_lengths),
-            gists_written=len(context_lengths),
-            previous_gist=self.history[-1].gist if self.history else "",
-            gist=self.compactor.decode(gist_ids),
-            gist_ids=gist_ids,
-            gist_tokens=len(gist_ids),
-            seconds=time.perf_counter() - started,
+        gists = RECURSIONS[self.settings.recursion](plan.gists, chunk_ids, write, fits)
+        seconds = time.perf_counter() - started
+        gist_ids, stays = self._join(gists), self.live.without(plan.spans)
+        gist = decode(gist_ids)
+        spans = self._spans_of([self.gist_ids], chunk_ids)
+        found = kept_and_not(spans, gist)
+        last_ids = [*self._folded.last_ids, *chunk_ids]
+        first = len(self._folded.last_ids)
+        facts = find_facts(self.compactor.tokenizer, [*last_ids, *plan.last_k_ids], first, len(last_ids))
+        known = self.history[-1].facts_kept if self.history else []
+        report = kept_and_dropped(different([*known, *facts]), f"{gist}{SEPARATOR}{decode(stays.token_ids)}")
+        if self.settings.certify:
+            report |= expected_cost(self.compactor, self.gist_ids, self.live.token_ids, self._prompt(gists, stays))
+        folded = Folded(last_ids[-_FACT_BEGINS:], carried(spans, gist))
+        return (
+            gists,
+            folded,
+            Compaction(
+                index=plan.index,
+                position=plan.position,
+                spans=plan.spans,
+                tokens_in=len(chunk_ids),
+                read_tokens=sum(context_lengths),
+                gists_written=len(context_lengths),
+                previous_gist=self.history[-1].gist if self.history else "",
+                gist=gist,
+                gist_ids=gist_ids,
+                gist_tokens=len(gist_ids),
+                seconds=seconds,
+                kept=found["kept"],
+                not_kept=found["not_kept"],
+                **report,
+            ),
         )
+
+    def _spans_of(self, gists, chunk_ids):
+        """What a gist of gists and a chunk is to have: what was asked for and is in the chunk, or was kept in a gist."""
+        if not self._requests:
+            return []
+        before = self.compactor.decode(self._separator_ids).join(map(self.compactor.decode, gists))
+        new = [span.moved(len(before)) for span in find_spans(self.compactor.decode(chunk_ids), self._requests)]
+        kept = find_spans(before, self._folded.kept)
+        # In the order of the requests, of which each is so asked for what is kept first
+        found = {}
+        for span in sorted((*kept, *new), key=lambda span: span.request):
+            if span.start is not None:
+                found.setdefault(span.key, span)
+        return list(found.values())
 
     def _measure_due(self):
         for index, cost in self._meter.due():
@@ -439,6 +575,8 @@ class Session:
             "gists": [dataclasses.asdict(gist) for gist in self.gists],
             "live": self.live.tokens,
             "pending": self._meter.state,
+            "folded": self._folded.state,
+            "undo": None if self._undo is None else self._undo.state,
             "keep_history": None if self._tokens is None else str(self._tokens.path),
         }
 
@@ -457,6 +595,9 @@ class Session:
             live=[LiveToken(*token) for token in state["live"]],
             history=history,
             pending=state["pending"],
+            # Sessions of before lack these
+            folded=Folded.from_state(state["folded"]) if "folded" in state else None,
+            undo=Undo.from_state(state["undo"]) if state.get("undo") else None,
         )
         if session._tokens is not None:
             session._tokens.resume(session.position)

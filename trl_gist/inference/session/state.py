@@ -12,13 +12,15 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""What a session is told and tells: its sizes, the plan of a compaction and its record."""
+"""What a session is told and tells: its sizes, the plan of a compaction, its record, and what it is undone by."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 
 from ...common.arguments import whole_number
 from ...common.geometry import SEPARATOR, rolling_chunk_length
 from ...models.roles import max_positions
+from ..certify import full_context_reader
+from ..keep import Span, parse_keep
 from ..pair import LoadedPair
 from .recursion import RECURSIONS, StoredGist
 from .window import LiveToken, spans_of
@@ -95,6 +97,17 @@ class Compaction:
             are not there yet, or they and the whole window do not fit the generator's positions. What it compares with
             is G on the window as it was, not on the whole stream; and G was trained on `last_k` last tokens, so that
             reading more of them can be the worse of the two. Tokens that G itself wrote count as any others.
+        expected_kl, expected_kl_se, expected_kl_reader (`float`, `float` and `str`, or `None`):
+            With `certify=True`, at once, what it is expected to cost, as of [`Gist`]: the KL from a reader of the previous
+            gists and the whole live window to G on the gists and what stayed, in nats per token. `None` also where they
+            do not fit the models' positions, as after [`~inference.session.session.Session.undo`].
+        facts_kept, facts_dropped (`list[str]`):
+            Names, numbers and dates of what was folded, now or before, that G still reads, in the gists or live; and those
+            that it reads no more. A fact is followed from the compaction in which its last token is folded to the one that
+            drops it, and a fact of which all words and numbers are there is kept. See [`trl_gist.inference.facts`].
+        kept, not_kept (`list[str]`):
+            With `keep`, of what was asked for and stood in the previous gists or the chunk, what the gists have and what
+            they lack.
     """
 
     index: int
@@ -109,6 +122,72 @@ class Compaction:
     gist_tokens: int
     seconds: float
     cost: float | None = None
+    expected_kl: float | None = None
+    expected_kl_se: float | None = None
+    expected_kl_reader: str | None = None
+    facts_kept: list[str] = field(default_factory=list)
+    facts_dropped: list[str] = field(default_factory=list)
+    kept: list[str] = field(default_factory=list)
+    not_kept: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Folded:
+    """
+    What a session knows of what it folded, beside the gists.
+
+    Attributes:
+        last_ids (`list[int]`):
+            The last tokens of it, where a fact may have begun.
+        kept (`list[Span]`):
+            What the gists have of what they are to keep.
+    """
+
+    last_ids: list[int] = field(default_factory=list)
+    kept: list[Span] = field(default_factory=list)
+
+    @property
+    def state(self) -> dict:
+        """For JSON."""
+        kept = [[span.text, None if span.units is None else sorted(span.units), span.request] for span in self.kept]
+        return {"last_ids": self.last_ids, "kept": kept}
+
+    @classmethod
+    def from_state(cls, state: dict) -> "Folded":
+        kept = [Span(text, 0, units and frozenset(units), request) for text, units, request in state["kept"]]
+        return cls(state["last_ids"], kept)
+
+
+@dataclass(frozen=True)
+class Undo:
+    """
+    What the last compaction changed.
+
+    Attributes:
+        gists (`list[StoredGist]`):
+            Those before it.
+        chunk (`list[LiveToken]`):
+            What was folded.
+        folded ([`Folded`]):
+            What was known before it.
+    """
+
+    gists: list[StoredGist]
+    chunk: list[LiveToken]
+    folded: Folded
+
+    @property
+    def state(self) -> dict:
+        """For JSON."""
+        return {"gists": [asdict(gist) for gist in self.gists], "chunk": self.chunk, "folded": self.folded.state}
+
+    @classmethod
+    def from_state(cls, state: dict) -> "Undo":
+        return cls(
+            [StoredGist(**gist) for gist in state["gists"]],
+            [LiveToken(*token) for token in state["chunk"]],
+            Folded.from_state(state["folded"]),
+        )
 
 
 @dataclass(frozen=True)
@@ -124,8 +203,10 @@ class SessionSettings:
             What S is asked for: `None` is what the pair was trained on.
         recursion (`str`):
             `"rolling"`, `"chain"` or `"tree"`.
-        measure (`bool`):
-            Whether costs are measured.
+        measure, certify (`bool`):
+            Whether costs are measured, and whether they are expected.
+        keep (`list[str]`):
+            What gists must have.
     """
 
     window: int
@@ -137,6 +218,8 @@ class SessionSettings:
     chunk_length: int
     protectable: int
     measure: bool
+    certify: bool = False
+    keep: list[str] = field(default_factory=list)
 
     @classmethod
     def resolve(
@@ -148,6 +231,8 @@ class SessionSettings:
         budget: int | None,
         gist_budget: int | None,
         measure: bool,
+        certify: bool = False,
+        keep: str | list[str] | None = None,
     ) -> "SessionSettings":
         """Fills in the defaults. Raises `ValueError` that names the field if sizes do not fit each other or the pair."""
         if recursion not in RECURSIONS:
@@ -155,6 +240,7 @@ class SessionSettings:
         window, last_k = whole_number("window", window, optional=True), whole_number("last_k", last_k, optional=True)
         budget = whole_number("budget", budget, optional=True)
         gist_budget = whole_number("gist_budget", gist_budget, optional=True)
+        keep = _checked_keep(keep)
         pair, prompts = loaded.pair, loaded.prompts
         last_k = pair.last_k if last_k is None else last_k
         gist_length = pair.max_gist_length if budget is None else budget
@@ -182,7 +268,19 @@ class SessionSettings:
         if window is None:
             window = prompts.generator_overhead + gist_budget + chunk_length + last_k
         protectable = window - prompts.generator_overhead - gist_budget - last_k - 1
-        settings = cls(window, last_k, recursion, budget, gist_length, gist_budget, chunk_length, protectable, measure)
+        settings = cls(
+            window,
+            last_k,
+            recursion,
+            budget,
+            gist_length,
+            gist_budget,
+            chunk_length,
+            protectable,
+            measure,
+            certify,
+            keep,
+        )
         settings._check_window(loaded)
         settings._check_summarizer(loaded)
         return settings
@@ -201,6 +299,17 @@ class SessionSettings:
             raise ValueError(
                 f"`window` ({self.window}) exceeds the generator's {positions} positions: lower it to {positions}."
             )
+        if not self.certify:
+            return
+        needed = self.window + loaded.pair.target_length
+        found = [max_positions(model) for model in (loaded.generator, full_context_reader(loaded).model)]
+        positions = min(filter(None, found), default=needed)
+        if needed > positions:
+            raise ValueError(
+                f"`certify` reads {loaded.pair.target_length} tokens after a window, and `window` ({self.window}) leaves "
+                f"fewer of the models' {positions} positions. Lower it to {positions - loaded.pair.target_length}, or leave "
+                "`certify` out."
+            )
 
     def _check_summarizer(self, loaded):
         # As long as its prompts get: what the tokens are does not matter
@@ -213,3 +322,16 @@ class SessionSettings:
                 f"`budget` ({self.gist_length}) is too large: with its prompt the summarizer would need {needed} "
                 f"positions, and it has {positions}. Lower it."
             )
+
+
+def _checked_keep(keep):
+    """As a list, for it is saved: of strings alone."""
+    keep = list(keep) if isinstance(keep, (list, tuple)) else [] if keep is None else [keep]
+    parse_keep(keep)
+    for request in keep:
+        if not isinstance(request, str):
+            raise ValueError(
+                f"`keep` holds {request!r}, and a session, which is saved, takes strings alone. Write the pattern as "
+                "'regex:...'."
+            )
+    return keep

@@ -100,6 +100,9 @@ class LiveWindow:
         end = characters.cut(ids, length) or min(characters.next_cut(ids, length), most)
         return free[:end], free[end : max(end, characters.cut(ids, end + last_k))]
 
+    def having(self, tokens: list[LiveToken]) -> "LiveWindow":
+        return LiveWindow(self.protectable, sorted([*self.tokens, *tokens], key=lambda token: token.position))
+
     def without(self, spans: list[tuple[int, int]]) -> "LiveWindow":
         folded = {position for span in spans for position in range(*span)}
         return LiveWindow(self.protectable, (token for token in self.tokens if token.position not in folded))

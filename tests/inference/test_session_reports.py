@@ -1,0 +1,391 @@
+# Copyright 2026 The trl_gist authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""What a session says of its compactions: facts kept and dropped, expected costs, how to take one back, and what it recalls."""
+
+import dataclasses
+import json
+import re
+
+import pytest
+import torch
+from tiny import PARAGRAPH, make_model
+from tiny_pairs import in_eval, make_adapter_pair, make_pair
+from tiny_sessions import TARGET, make_compactor
+
+from trl_gist import GistCompactor
+from trl_gist.inference.certify import expected_kls
+
+
+MODES = ("rolling", "chain", "tree")
+CITIES = (
+    "Oslo",
+    "New York",
+    "Turin",
+    "Rome",
+    "São Paulo",
+    "Kyoto",
+    "Bonn",
+    "Cape Town",
+    "Lima",
+    "Łódź",
+    "Bern",
+    "Minsk",
+)
+CARGO = [fact for n, city in enumerate(CITIES) for fact in (str(1000 + 37 * n), city)]
+STREAM = "".join(
+    f"Then box {number} went to {city} by cart. " for number, city in zip(CARGO[::2], CARGO[1::2], strict=True)
+)
+
+
+@pytest.fixture(scope="module")
+def compactor():
+    return make_compactor()
+
+
+@pytest.fixture(scope="module")
+def roomy():
+    """Gists of 20 tokens, so that something fits beside what S writes."""
+    base = make_compactor()
+    pair = dataclasses.replace(base.pair, context_length=70, max_gist_length=20, tail_length=20)
+    return GistCompactor(base.summarizer, base.generator, base.tokenizer, pair)
+
+
+@pytest.fixture(scope="module")
+def ids(compactor):
+    return compactor.tokenizer(PARAGRAPH * 3)["input_ids"]
+
+
+def state(session):
+    return json.dumps(
+        session.state | {"history": [dataclasses.asdict(row) | {"seconds": 0} for row in session.history]}
+    )
+
+
+# ---- Facts ----
+
+
+@pytest.mark.parametrize("recursion", MODES)
+@pytest.mark.parametrize("step", [1, 7, 1000])
+def test_each_fact_that_was_folded_is_kept_or_was_dropped_once(compactor, recursion, step):
+    stream, read = compactor.tokenizer(STREAM)["input_ids"], []
+    session = compactor.session(recursion=recursion)
+    session.after_compaction = lambda session, row: read.append(
+        f"{session.gist} | {compactor.decode(session.live.token_ids)}"
+    )
+    for start in range(0, len(stream), step):
+        session.append(stream[start : start + step])
+    assert len(session.history) > 8
+    folded = compactor.decode(stream[: session.history[-1].spans[-1][1]])
+    expected = [fact for fact in CARGO if re.search(rf"\b{fact}\b", folded)]
+    dropped = [fact for row in session.history for fact in row.facts_dropped]
+    kept = session.history[-1].facts_kept
+    assert sorted(dropped + kept) == sorted(expected) and len(dropped) > 10
+    for row, text in zip(session.history, read, strict=True):
+        assert all(all(word in text for word in fact.split()) for fact in row.facts_kept)
+        # All words of New York may stand apart; none of these facts has all of its own elsewhere
+        assert not any(re.search(rf"\b{fact}\b", text) for fact in row.facts_dropped)
+
+
+def test_what_is_protected_is_not_dropped(compactor):
+    session = compactor.session()
+    session.append("Box 4711 and", protected=True)
+    session.append(" box 4711 went to Oslo by cart. " + STREAM)
+    assert "4711" in session.history[-1].facts_kept
+    assert "Oslo" in [fact for row in session.history for fact in row.facts_dropped]
+
+
+# ---- What gists must have ----
+
+
+@pytest.mark.parametrize("recursion", MODES)
+@pytest.mark.parametrize(
+    ("keep", "text", "span"),
+    [
+        ("4711", "My number is 4711. ", "4711"),
+        ("names", "We met Joseph Bazalgette in town. ", "Joseph Bazalgette"),
+        ("numbers", "My number is 4711. ", "4711"),
+        (r"regex:(?<=number is )\d+", "My number is 4711. ", "4711"),
+        (["dates", "numbers"], "He was born on 3 May 1813 in town. ", "3 May 1813"),
+    ],
+    ids=str,
+)
+def test_what_is_to_be_kept_survives_any_number_of_windows(roomy, recursion, keep, text, span):
+    filler = "then they went on and on along the same old road without an end in sight or a word to say "
+    session = roomy.session(recursion=recursion, keep=keep)
+    session.append(text)
+    session.append(filler * 12)
+    assert len(session.history) > 7
+    for row in session.history[1:]:
+        # What S invents in its gists is none of what was asked for
+        assert row.kept[:1] == [span] and set(row.kept) <= {span, *span.split()} and not row.not_kept
+        assert span in row.gist
+    assert all(len(gist.token_ids) <= 20 for gist in session.gists)
+
+
+def test_what_is_kept_is_whole_however_chunks_would_cut_it(roomy):
+    session = roomy.session(keep="numbers")
+    session.append(STREAM)
+    rows = session.history
+    assert len(rows) > 4
+    found = {span for row in rows for span in (*row.kept, *row.not_kept)}
+    assert found <= set(CARGO) and len(found) > 8
+    assert all(set(row.kept) <= set(re.findall(r"\d+", row.gist)) for row in rows)
+    plain = roomy.session()
+    plain.append(STREAM)
+    assert {span for row in plain.history for span in row.kept} == set()
+
+
+def test_keep_is_saved_with_the_session_and_patterns_must_be_written(roomy, tmp_path):
+    whole, saved = (roomy.session(keep=["4711", "numbers"]) for _ in range(2))
+    for session in (whole, saved):
+        session.append("My number is 4711. " + STREAM[:200])
+    saved.save(tmp_path / "session")
+    loaded = roomy.load_session(tmp_path / "session")
+    for session in (whole, loaded):
+        session.append(STREAM[200:])
+    assert state(loaded) == state(whole) and "4711" in loaded.gist
+    with pytest.raises(ValueError, match=r"`keep` holds re.compile\('x'\), and a session, .* 'regex:...'"):
+        roomy.session(keep=[re.compile("x")])
+    with pytest.raises(ValueError, match="`keep` holds '', which is empty"):
+        roomy.session(keep="")
+
+
+# ---- Undo ----
+
+
+@pytest.mark.parametrize("recursion", MODES)
+def test_an_undone_compaction_leaves_no_trace(roomy, recursion, tmp_path):
+    session = roomy.session(recursion=recursion, measure=True, keep="numbers", autosave=tmp_path / "session")
+    session.append("Box 17.", protected=True)
+    session.append(STREAM[:300])
+    before = json.loads(state(session))
+    compaction = session.compact()
+    assert json.loads(state(session))["history"] != before["history"]
+    assert session.undo() == compaction
+    after = json.loads(state(session))
+    assert before.pop("undo") and after.pop("undo") is None
+    assert after == before
+    loaded = json.loads(state(roomy.load_session(tmp_path / "session")))
+    assert loaded.pop("undo") is None and loaded == before
+    assert dataclasses.replace(session.compact(), seconds=0) == dataclasses.replace(compaction, seconds=0)
+    assert len(list(tmp_path.glob("session.*.jsonl"))) == 1
+
+
+def test_a_loaded_session_may_undo_and_text_that_came_since_stays(compactor, ids, tmp_path):
+    session, plain = compactor.session(), compactor.session()
+    for each in (session, plain):
+        each.append(ids[:120])
+    session.append(ids[120:124])
+    session.save(tmp_path / "session")
+    loaded = compactor.load_session(tmp_path / "session")
+    last = loaded.undo()
+    assert loaded.room < 0 or len(loaded.history) == len(session.history) - 1
+    assert [token.position for token in loaded.live.tokens] == list(range(last.spans[0][0], 124))
+    loaded.append(ids[124:200])  # which folds the chunk again
+    plain.append(ids[120:200])
+    assert [row.gist for row in loaded.history] == [row.gist for row in plain.history]
+    assert loaded.token_ids == plain.token_ids
+    assert loaded.generate(20).token_ids == plain.generate(20).token_ids
+
+
+def test_what_was_dropped_can_be_protected_instead(compactor):
+    def keep_boxes(session, row):
+        if "1000" in row.facts_dropped:
+            session.undo()
+            text = "".join(compactor.decode([token.token_id]) for token in session.live.tokens)
+            assert "1000" in text
+            first = session.live.tokens[0].position
+            session.protect(first, first + 12)
+
+    session = compactor.session(after_compaction=keep_boxes)
+    session.append(STREAM)
+    assert not any("1000" in row.facts_dropped for row in session.history)
+    assert "1000" in compactor.decode(session.live.token_ids)
+
+
+def test_only_the_last_compaction_can_be_undone_and_once(compactor, ids, tmp_path):
+    session = compactor.session()
+    with pytest.raises(ValueError, match="no compaction to undo: 0 took place"):
+        session.undo()
+    session.append(ids[:120])
+    session.undo()
+    with pytest.raises(ValueError, match="only the last one can be undone, once"):
+        session.undo()
+
+
+def test_a_session_of_before_goes_on_and_has_nothing_to_undo(compactor, ids, tmp_path):
+    session = compactor.session()
+    session.append(ids[:120])
+    session.save(tmp_path / "session")
+    content = json.loads((tmp_path / "session").read_text())
+    del content["folded"], content["undo"], content["settings"]["certify"], content["settings"]["keep"]
+    (log,) = tmp_path.glob("*.jsonl")
+    new = {
+        field.name
+        for field in dataclasses.fields(session.history[0])
+        if field.name.startswith(("expected", "facts", "kept", "not_kept"))
+    }
+    rows = [
+        {name: value for name, value in json.loads(line).items() if name not in new}
+        for line in log.read_text().splitlines()
+    ]
+    log.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "session").write_text(json.dumps(content | {"log_bytes": log.stat().st_size}))
+    old = compactor.load_session(tmp_path / "session")
+    with pytest.raises(ValueError, match="no compaction to undo"):
+        old.undo()
+    for each in (old, session):
+        each.append(ids[120:220])
+    assert old.token_ids == session.token_ids and old.undo()
+
+
+@pytest.mark.parametrize("where", ["after_compaction", "save", "compress_batch"])
+def test_a_compaction_that_fails_leaves_the_session_as_it_was(compactor, ids, tmp_path, monkeypatch, where):
+    session = compactor.session(measure=True, autosave=tmp_path / "session")
+    session.append(ids[:120])
+    before, calls = state(session), []
+
+    def fail(*args, **settings):
+        calls.append(args)
+        if len(calls) == 1:
+            raise RuntimeError("out of memory")
+        return save(*args)
+
+    save = session.save
+    with monkeypatch.context() as patch:
+        patch.setattr(compactor if where == "compress_batch" else session, where, fail)
+        with pytest.raises(RuntimeError, match="out of memory"):
+            session.compact()
+    assert state(session) == before == state(compactor.load_session(tmp_path / "session"))
+
+
+# ---- Expected costs ----
+
+
+@pytest.mark.parametrize("kind", ["generator", "teacher"])
+def test_what_a_compaction_is_expected_to_cost_is_the_kl_to_a_reader_of_the_window_before(kind, tokenizer):
+    if kind == "teacher":
+        compactor = make_adapter_pair(tokenizer)
+    else:
+        compactor = GistCompactor(*(in_eval(make_model(tokenizer, n)) for n in (0, 1)), tokenizer, make_pair())
+    compactor.pair = dataclasses.replace(compactor.pair, context_length=60, max_gist_length=12)
+    seen, newline = {}, list(compactor.prompts.tokenize("\n"))
+    session = compactor.session(
+        certify=True,
+        before_compaction=lambda session, plan: seen.update({plan.index: (session.gist_ids, session.live.token_ids)}),
+    )
+    session.append(PARAGRAPH)
+    assert len(session.history) > 2
+    torch.manual_seed(3)
+    session.compact()
+    assert torch.rand(1) == torch.rand(1, generator=torch.Generator().manual_seed(3))
+    for row in session.history[:2]:
+        gist, live = seen[row.index]
+        whole = [*gist, *(newline if gist else []), *live] if kind == "teacher" else live
+        stays = live[row.tokens_in :]
+        if kind == "teacher" or not gist:
+            (expected,) = expected_kls(compactor, [whole], [stays], [row.gist_ids])
+            assert (row.expected_kl, row.expected_kl_se) == (expected["expected_kl"], expected["expected_kl_se"])
+        assert row.expected_kl > 0 and row.expected_kl_se > 0 and row.expected_kl_reader == kind
+    plan, preview = session.preview_compaction()
+    assert preview.expected_kl > 0 and compactor.session().settings.certify is False
+
+
+def test_a_window_that_leaves_no_room_for_continuations_is_refused(compactor, ids):
+    with pytest.raises(
+        ValueError, match=rf"`certify` reads {TARGET} tokens .* `window` \(509\) .* Lower it to {512 - TARGET}"
+    ):
+        compactor.session(window=509, certify=True)
+    session = compactor.session(window=512 - TARGET, certify=True)
+    session.append(ids[:400])
+    session.append(ids)
+    session.undo()
+    session.append(ids[:2])  # more than a window was folded at once: that may be too much to read
+    assert session.history[-1].gist
+
+
+# ---- Recall ----
+
+
+def log_probs(compactor, prompt):
+    with torch.no_grad():
+        return compactor.generator(torch.tensor([prompt]), use_cache=False).logits[0, -1].log_softmax(-1)
+
+
+def greedy(compactor, prompt, most, ends):
+    """The likeliest tokens after a prompt and their probabilities, one forward without a cache for each."""
+    said, probabilities = [], []
+    while len(said) < most and not (said and said[-1] in ends):
+        step = log_probs(compactor, prompt + said)
+        said.append(step.argmax().item())
+        probabilities.append(step.max().exp().item())
+    return said, probabilities
+
+
+@pytest.mark.parametrize("live", [True, False])
+@pytest.mark.parametrize("ends_early", [False, True])
+def test_recall_says_what_the_generator_would_and_how_sure_it_is(compactor, ids, monkeypatch, live, ends_early):
+    session = compactor.session()
+    session.append(ids[:130])
+    before, cue = state(session), compactor.tokenizer(" The pump was in")["input_ids"]
+    newline = list(compactor.prompts.tokenize("\n"))
+    prompt = compactor.prompts.generator(session.gist_ids, [*session.live.token_ids, *newline, *cue] if live else cue)
+    ends = [compactor.tokenizer.eos_token_id]
+    if ends_early:
+        ends = [greedy(compactor, prompt, 6, ends)[0][4], *ends]
+        monkeypatch.setattr(compactor.generator.generation_config, "eos_token_id", ends)
+    said, probabilities = greedy(compactor, prompt, 6, ends)
+    found = session.recall(" The pump was in", max_new_tokens=6, alternatives=5, live=live)
+    assert state(session) == before
+    assert found.ended == ends_early == (said[-1] in ends)
+    assert found.token_ids == (said[:-1] if found.ended else said) and found.text == compactor.decode(found.token_ids)
+    assert found.token_probabilities == pytest.approx(probabilities)
+    assert found.probability == pytest.approx(torch.tensor(probabilities).double().prod().item())
+    # Of all ways to leave the answer, the five likeliest, each gone on with
+    ways = []
+    for place in range(len(said)):
+        step = log_probs(compactor, prompt + said[:place]).exp()
+        before = torch.tensor(probabilities[:place]).double().prod().item()
+        ways += [(before * p, place, token) for token, p in enumerate(step.tolist()) if token != said[place]]
+    unreadable = compactor.prompts.special_ids - {*ends}
+    ways = sorted((way for way in ways if way[2] not in unreadable), reverse=True)[:5]
+    expected = []
+    for _, place, token in ways:
+        start = [*said[:place], token]
+        more = greedy(compactor, prompt + start, 6 - len(start), ends) if token not in ends else ([], [])
+        whole = [*probabilities[:place], log_probs(compactor, prompt + said[:place])[token].exp().item(), *more[1]]
+        expected.append((torch.tensor(whole).double().prod().item(), [*start, *more[0]]))
+    expected.sort(reverse=True)
+    assert [other.probability for other in found.alternatives] == pytest.approx([p for p, _ in expected])
+    assert [other.token_ids for other in found.alternatives] == [
+        tokens[:-1] if tokens[-1] in ends else tokens for _, tokens in expected
+    ]
+    assert all(other.alternatives == [] for other in found.alternatives)
+
+
+def test_recall_needs_a_text_a_cue_and_a_number_of_tokens(compactor):
+    session = compactor.session()
+    with pytest.raises(ValueError, match="The session is empty: `append`"):
+        session.recall("The pump")
+    session.append("cholera")
+    assert session.recall("The pump", alternatives=0).alternatives == []
+    for settings, message in (
+        ({"cue": ""}, "The cue is empty"),
+        ({"cue": "The", "max_new_tokens": 0}, "`max_new_tokens` must be at least 1"),
+        ({"cue": "The", "alternatives": -1}, "`alternatives` must be at least 0"),
+        ({"cue": "The", "max_new_tokens": 600}, "The generator would need .* positions"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            session.recall(**settings)
