@@ -95,16 +95,16 @@ class TargetRows:
         Raises:
             ValueError: if an id is none.
         """
-        targets = [
-            [(cue, target, *seen) if seen else (cue, target, len(prompt)) for cue, target, *seen in own]
-            for prompt, own in zip(prompts, targets, strict=True)
-        ]
-        prompts = [prompt[: max(seen for _, _, seen in own)] for prompt, own in zip(prompts, targets, strict=True)]
         rows = len(prompts)
         prompts = [token_ids("A prompt", prompt) for prompt in prompts]
         targets = [
-            [(token_ids("A cue", cue), token_ids("A target", target)) for cue, target in own] for own in targets
+            [
+                (token_ids("A cue", cue), token_ids("A target", target), seen[0] if seen else len(prompt))
+                for cue, target, *seen in own
+            ]
+            for prompt, own in zip(prompts, targets, strict=True)
         ]
+        prompts = [prompt[: max(seen for _, _, seen in own)] for prompt, own in zip(prompts, targets, strict=True)]
         sizes = [
             (
                 len(prompt) + sum(len(cue) + len(target) for cue, target, _ in own),
