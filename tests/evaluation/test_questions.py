@@ -218,10 +218,11 @@ def test_answers_and_what_they_are_held_against_are_whole_characters(compactor):
     teacher = make_model(compactor.tokenizer, seed=5).eval()
     answers = answer_questions(compactor, teacher, windows, max_new_tokens=7)
     assert not any("\ufffd" in str(answer) for answer in answers) and any(a["references"][0] for a in answers)
-    characters = characters_of(compactor.tokenizer)
+    characters, passage = characters_of(compactor.tokenizer), ids[:19]
     for count in range(1, 8):
-        tail = _prompt(compactor, "teacher", "tail", windows[0], [9] * count)[len(compactor.prompts.bos) : -3]
-        assert len(tail) <= count and characters.whole(tail) == tail == windows[0]["context_ids"][20 - len(tail) :]
+        window = row([9], passage=passage)
+        tail = _prompt(compactor, "teacher", "tail", window, [9] * count)[len(compactor.prompts.bos) : -1]
+        assert len(tail) <= count and characters.whole(tail) == tail == passage[19 - len(tail) :]
 
 
 def test_an_answer_is_written_from_the_gist_and_the_question(compactor):

@@ -45,5 +45,5 @@ MIXTURES = {
 def make_mixture(tokenizer, name: str, seed: int = 0, **overrides) -> PreTrainedModel:
     torch.manual_seed(seed)
     ids = {kind: getattr(tokenizer, kind) for kind in ("bos_token_id", "eos_token_id", "pad_token_id")}
-    values = {"vocab_size": len(tokenizer), **ids, **SIZES, **MIXTURES[name], **overrides}
+    values = {"vocab_size": len(tokenizer), **ids, **SIZES, **MIXTURES.get(name, {}), **overrides}
     return AutoModelForCausalLM.from_config(CONFIG_MAPPING[name](**values))

@@ -333,6 +333,7 @@ def test_experts_that_a_configuration_names_otherwise_are_found_by_trl(tokenizer
 
 def test_a_configuration_that_speaks_of_experts_and_has_none_is_a_dense_model(make_trainer, documents, tokenizer):
     sizes = {"num_local_experts": 0, "shared_intermediate_size": 48, "layer_types": ["attention", "attention"]}
+    sizes |= {"mamba_n_heads": 4, "mamba_d_head": 16, "mamba_expand": 2}
     dense = functools.partial(make_mixture, tokenizer, "granitemoehybrid", **sizes)
     trainer = make_trainer(dense(), documents, processing_class=tokenizer, args={"max_steps": 1})
     assert not trainer.aux_loss_enabled and trainer.generator_trainer.scorer.generator.router_loss_coef == 0

@@ -110,6 +110,7 @@ def _half_of(name, half, trust_remote_code, revision=None) -> _Half:
     if not is_adapter(directory, half or "summarizer"):
         return _Half(AutoConfig.from_pretrained(directory, trust_remote_code=trust_remote_code), str(directory))
     adapter = PeftConfig.from_pretrained(directory)
+    adapter.inference_mode = False  # as it is saved
     base = adapter.base_model_name_or_path
     return _half_of(base, "", trust_remote_code, adapter.revision)._replace(adapter=adapter)
 
