@@ -134,6 +134,18 @@ def test_what_is_to_be_kept_survives_any_number_of_windows(roomy, recursion, kee
     assert all(len(gist.token_ids) <= 20 for gist in session.gists)
 
 
+@pytest.mark.parametrize("recursion", MODES)
+@pytest.mark.parametrize("words", [4, 9, 14, 19, 24])
+def test_it_survives_wherever_it_stood(roomy, recursion, words):
+    filler = ("then they went on and on along the same old road without an end in sight " * 9).split()
+    session = roomy.session(recursion=recursion, keep=["dates", "4711"])
+    session.append(" ".join([*filler[:words], "to berth 4711 on 3 May 1813", *filler[words:]]))
+    rows = [row for row in session.history if "4711" in row.facts_kept and "3 May 1813" in row.facts_kept]
+    assert len(rows) > 3 and rows == session.history[-len(rows) :]
+    assert all({"4711", "3 May 1813"} <= {*row.kept} for row in rows[2:])
+    assert "4711" in session.gist and "1813" in session.gist
+
+
 def test_what_is_kept_is_whole_however_chunks_would_cut_it(roomy):
     session = roomy.session(keep="numbers")
     session.append(STREAM)

@@ -448,6 +448,7 @@ class Session:
     def _fold(self, plan):
         """The gists after a planned compaction, what is known of all that is folded then, and its record."""
         context_lengths, chunk_ids, decode = [], plan.chunk_ids, self.compactor.decode
+        kept = [*self._folded.kept]
 
         def write(parts):
             context_ids = join(parts, self._separator_ids) + plan.last_k_ids
@@ -455,8 +456,10 @@ class Session:
             gist = self.compactor.compress_batch([context_ids], self.settings.budget, last_k=[plan.last_k_ids])[0]
             gist_ids = self.compactor.prompts.without_special(gist.token_ids)
             *gists, chunk = parts if parts[-1] is chunk_ids else [*parts, []]
-            spans = self._spans_of(gists, chunk)
-            return with_spans(gist_ids, spans, self.settings.gist_length, self.compactor.tokenizer)
+            spans = self._spans_of(kept, gists, chunk)
+            gist_ids = with_spans(gist_ids, spans, self.settings.gist_length, self.compactor.tokenizer)
+            kept.extend(carried(spans, decode(gist_ids)))  # for a gist of this one
+            return gist_ids
 
         def fits(gists):
             return len(self._join(gists)) <= self.settings.gist_budget
@@ -466,7 +469,7 @@ class Session:
         seconds = time.perf_counter() - started
         gist_ids, stays = self._join(gists), self.live.without(plan.spans)
         gist = decode(gist_ids)
-        spans = self._spans_of([self.gist_ids], chunk_ids)
+        spans = self._spans_of(self._folded.kept, [self.gist_ids], chunk_ids)
         found = kept_and_not(spans, gist)
         last_ids = [*self._folded.last_ids, *chunk_ids]
         first = len(self._folded.last_ids)
@@ -497,13 +500,13 @@ class Session:
             ),
         )
 
-    def _spans_of(self, gists, chunk_ids):
+    def _spans_of(self, kept, gists, chunk_ids):
         """What a gist of gists and a chunk is to have: what was asked for and is in the chunk, or was kept in a gist."""
         if not self._requests:
             return []
         before = self.compactor.decode(self._separator_ids).join(map(self.compactor.decode, gists))
         new = [span.moved(len(before)) for span in find_spans(self.compactor.decode(chunk_ids), self._requests)]
-        kept = find_spans(before, self._folded.kept)
+        kept = find_spans(before, kept)
         # In the order of the requests, of which each is so asked for what is kept first
         found = {}
         for span in sorted((*kept, *new), key=lambda span: span.request):
