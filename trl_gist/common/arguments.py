@@ -12,14 +12,13 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""Numbers and lists that a caller gives: what is none is refused by name, before anything is done with it."""
+"""Numbers and lists that a caller gives: what is none is refused by name, before anything is done with it. Nothing heavy is
+imported, so that the command line may ask too."""
 
 import math
 import numbers
 import operator
 from collections.abc import Iterable
-
-import numpy as np
 
 
 def whole_number(name: str, value, least: int | None = 1, optional: bool = False) -> int | None:
@@ -42,8 +41,8 @@ def whole_number(name: str, value, least: int | None = 1, optional: bool = False
     if value is None and optional:
         return None
     try:
-        number = None if isinstance(value, (bool, np.bool_)) else operator.index(value)
-    except TypeError:
+        number = None if isinstance(value, bool) else operator.index(value)
+    except TypeError:  # numpy's booleans too
         number = None
     if number is None or (least is not None and number < least):
         wanted = "whole" if least is None else f"at least {least}"
@@ -71,7 +70,7 @@ def several(name: str, values, of_what: str, instead: str) -> list:
         values:
             What was given.
         of_what (`str`):
-            What it takes several of, in the plural.
+            What it takes several of, in the plural, as "texts".
         instead (`str`):
             What to do with one.
 
@@ -79,7 +78,7 @@ def several(name: str, values, of_what: str, instead: str) -> list:
         ValueError: if it is one, or nothing that can be gone through.
     """
     listed = None if isinstance(values, (str, bytes, dict)) or not isinstance(values, Iterable) else list(values)
-    if listed is None or any(isinstance(value, (int, np.integer)) for value in listed):
+    if listed is None or any(isinstance(value, numbers.Integral) for value in listed):
         one = type(values).__name__ if listed is None else "list of numbers"
         raise ValueError(f"`{name}` takes a list of {of_what}, and got one {one}: {instead}.")
     return listed
