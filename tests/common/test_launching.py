@@ -24,7 +24,8 @@ from launching import ending, finished
 
 LAUNCHER = """
 import subprocess, sys
-rank = subprocess.Popen([sys.executable, "-c", "print(flush=True); import time; time.sleep(600)"], stdout=subprocess.PIPE)
+sleep = "print(flush=True); import time; time.sleep(600)"
+rank = subprocess.Popen([sys.executable, "-c", sleep], stdout=subprocess.PIPE)
 rank.stdout.readline()
 print(rank.pid, flush=True)
 rank.wait()

@@ -13,8 +13,8 @@
 # limitations under the License.
 
 """
-Every route that takes a path, walked with one name for all that it reads and writes. Beside each file lie others, which
-a pattern, an address or a hop in that name would find instead. For the tests, and for the page that
+Every route that takes a path, walked with one name for all that it reads and writes. Beside each file lie others,
+which a pattern, an address or a hop in that name would find instead. For the tests, and for the page that
 `research/what_users_bring` prints.
 """
 
@@ -126,7 +126,7 @@ def _all_right(rows) -> bool:
 
 def _load(place):
     file = place.documents()
-    return _all_right(load_documents(str(file))) and _all_right(load_documents([file]))
+    return all(_all_right(load_documents(source)) for source in (str(file), file, [file]))
 
 
 def _stream(place):

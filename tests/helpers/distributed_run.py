@@ -14,8 +14,8 @@
 
 """
 A short training whose data, gists and parameters do not depend on how many processes share them, for the tests that
-compare. Launched, it does one run after the other, which takes little beside starting: `distributed_run.py RUN …`, each
-the arguments of [`run`] as JSON.
+compare. Launched, it does one run after the other, which takes little beside starting: `distributed_run.py RUN …`,
+each the arguments of [`run`] as JSON.
 """
 
 import json

@@ -54,8 +54,8 @@ def launch(script: str | Path, *arguments: str, processes: int = 2, config: str 
 
 def finished(command: list[str], timeout: float, **options) -> subprocess.CompletedProcess:
     """
-    What a command has written, as text, once it has ended. Whatever becomes of it, as a timeout, the processes that it has
-    started end with it: `subprocess.run` would kill a launcher and leave its ranks.
+    What a command has written, as text, once it has ended. Whatever becomes of it, as a timeout, the processes that it
+    has started end with it: `subprocess.run` would kill a launcher and leave its ranks.
     """
     options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, **options}
     with subprocess.Popen(command, **options) as process, ending(process):

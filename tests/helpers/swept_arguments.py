@@ -13,8 +13,8 @@
 # limitations under the License.
 
 """
-Arguments that take a number or a list, each by a route of the public API, and what they are given: what is none, and every
-kind of what is one. For the tests, and for the page that `research/what_users_bring` prints.
+Arguments that take a number or a list, each by a route of the public API, and what they are given: what is none, and
+every kind of what is one. For the tests, and for the page that `research/what_users_bring` prints.
 """
 
 import math
@@ -132,7 +132,7 @@ def no_places() -> list:
 
 
 def refusal(route: str, call, pair, value) -> str | None:
-    """What an error says that names the route's argument; `None` where the value is taken, or refused in other words."""
+    """What an error says that names the route's argument; `None` where the value is taken, or the error another."""
     try:
         call(pair, value)
     except ValueError as error:

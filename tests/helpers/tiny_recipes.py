@@ -12,7 +12,7 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""What commands train a tiny pair by, in a second or two: the settings of a recipe, without its model, documents and folder."""
+"""What commands train a tiny pair by, in a second or two: a recipe without its model, documents and folder."""
 
 RECIPE = {
     **{"text_column": "body", "eval_documents": 4},

@@ -12,8 +12,10 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""Numbers and lists that a caller gives: what is none is refused by name, before anything is done with it. Nothing heavy is
-imported, so that the command line may ask too."""
+"""
+Numbers and lists that a caller gives: what is none is refused by name, before anything is done with it. Nothing heavy is
+imported, so that the command line may ask too.
+"""
 
 import math
 import numbers

@@ -34,8 +34,8 @@ _SETTLED = 3.0
 @contextmanager
 def held(directory: str | os.PathLike, patience: float = 0.0) -> Iterator[None]:
     """
-    Holds a folder against other runs, on this machine and, where the folder is shared, on others. A process may hold it
-    several times over. The lock of a process that is dead is taken over on its own host, which alone can tell.
+    Holds a folder against other runs, on this machine and, where the folder is shared, on others. A process may hold
+    it several times over. The lock of a process that is dead is taken over on its own host, which alone can tell.
 
     Args:
         directory (`str` or `os.PathLike`):
@@ -68,8 +68,8 @@ def acquired(directory: str | os.PathLike, patience: float) -> MarkerSoftFileLoc
             lock.acquire(timeout=max(patience, _SETTLED if lock.owner is None else 0))
     except Timeout:
         raise ValueError(
-            f"`output_dir` ({directory}) is in use by another run: {_holder(lock)}. Choose another `output_dir`, or wait "
-            "for that run's end. If it is certain that it has ended, as on a host that was switched off, remove "
+            f"`output_dir` ({directory}) is in use by another run: {_holder(lock)}. Choose another `output_dir`, or "
+            "wait for that run's end. If it is certain that it has ended, as on a host that was switched off, remove "
             f"{path}."
         ) from None
     except OSError as error:  # a folder that cannot be written to, or a filesystem without exclusive creation

@@ -62,11 +62,11 @@ def load_documents(
 
     Args:
         source (`str`, `os.PathLike` or `list` of them):
-            A list, or a path that is no string, names local files (`.txt` and `.md`: one document each; `.jsonl`, `.json`, `.csv`, `.parquet`: one
-            document a row; also `.gz`, `.bz2`, `.xz` and `.zst`) or folders of them, all of one kind. A string may be
-            such a path, a dataset on the Hub, or a folder laid out as one: with a card (`README.md`) that lists its
-            `configs`. A path is a path, whatever signs are in it, and no pattern. A byte order mark is no text, and a
-            file without rows is passed over, unless there is no other.
+            A list, or a path that is no string, names local files (`.txt` and `.md`: one document each; `.jsonl`,
+            `.json`, `.csv`, `.parquet`: one document a row; also `.gz`, `.bz2`, `.xz` and `.zst`) or folders of them,
+            all of one kind. A string may be such a path, a dataset on the Hub, or a folder laid out as one: with a
+            card (`README.md`) that lists its `configs`. A path is a path, whatever signs are in it, and no pattern. A
+            byte order mark is no text, and a file without rows is passed over, unless there is no other.
         config, split (`str`):
             Of the dataset on the Hub or the folder laid out as one.
         streaming (`bool`, *optional*, defaults to `False`):

@@ -82,8 +82,8 @@ RESERVED_KINDS = (
 # Why a row gave no window, until it is counted
 _SKIPPED = "trl_gist: skipped"
 _TOO_SHORT, _WITHOUT_TARGETS = "too short", "without targets"
-# A document is cut part by part, so that a whole book's windows are never in memory together: which row's it is, and what
-# [`_Part`] says of it; about how many tokens windows of one part begin in, and how many parts are cut together
+# A document is cut part by part, so that a whole book's windows are never in memory together: which row's it is, and
+# what [`_Part`] says of it; about how many tokens windows of one part begin in, and how many parts are cut together
 _ROW, _PART_COLUMNS = "trl_gist: row", {name: f"trl_gist: {name}" for name in ("ids", "first", "count")}
 _PART_TOKENS, _PARTS_TOGETHER = 1 << 14, 16
 # Bytes of text that become windows at once, in some 150 times the memory
@@ -461,8 +461,8 @@ def prepare_windows(
 
 
 def _mapped(dataset, function, **settings):
-    """By batches with their indices. To hash a function takes longer than to cut a small dataset, and of what is in memory
-    nothing can be found again by it."""
+    """By batches with their indices. To hash a function takes longer than to cut a small dataset, and of what is in
+    memory nothing can be found again by it."""
     if isinstance(dataset, Dataset) and not dataset.cache_files:
         settings["new_fingerprint"] = secrets.token_hex(8)
     return dataset.map(function, batched=True, with_indices=True, **settings)
@@ -566,8 +566,9 @@ def _sizes(dataset) -> tuple[int, bool]:
 
 class _Part(NamedTuple):
     """
-    Ids of a document from which its next windows are cut: `count` of them at most, the first from place `first` on. The
-    next part begins with what its own windows share with these, and each has beside its windows what else they depend on.
+    Ids of a document from which its next windows are cut: `count` of them at most, the first from place `first` on.
+    The next part begins with what its own windows share with these, and each has beside its windows what else they
+    depend on.
     """
 
     ids: np.ndarray

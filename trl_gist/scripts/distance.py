@@ -62,8 +62,8 @@ def measure_distance(args: DistanceArguments):
         rows = measure_rows(folder, lambda rows: readings.walk(documents(skipped), args.windows, rows), total)
         if not rows:
             raise ValueError(
-                f"No document has one window of {readings.geometry.length(1)} tokens: {skipped}. Use longer documents, or "
-                "--join_documents."
+                f"No document has one window of {readings.geometry.length(1)} tokens: {skipped}. Use longer "
+                "documents, or --join_documents."
             )
         costs = _costs(readings, documents(), rows, folder)
         measures = distance_measures(rows, list(paths))
