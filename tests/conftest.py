@@ -12,10 +12,9 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
+import gc
 import os
-import subprocess
 import sys
-from pathlib import Path
 
 
 # Set before torch is imported: the tiny models gain nothing from a second thread, and where cores are shared two
@@ -27,11 +26,25 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 import pytest
 from datasets import Dataset
+from launching import ROOT, finished
 from peft import LoraConfig
 from tiny import FAMILIES, make_documents, make_model, make_tokenizer
 
 from trl_gist import GistConfig, GistTrainer
 from trl_gist.prompts import SUMMARIZER_PROMPT
+
+
+def pytest_collection_finish():
+    """Each training begins with a garbage collection, which would go through all that was imported: half its time."""
+    gc.freeze()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def datasets_cache(tmp_path_factory):
+    """Where nothing but these tests looks, in a folder with a space in its name."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path_factory.mktemp("datasets cache"))
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -52,8 +65,7 @@ def checkpoint(tokenizer, tmp_path_factory):
 def built_op():
     """DeepSpeed compiles an operator at its first use on a CPU, and two ranks that do so at once can fail."""
     build = "from trl_gist.models.deepspeed import build_cpu_operators; build_cpu_operators()"
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
-    done = subprocess.run([sys.executable, "-c", build], env=environment, capture_output=True, text=True, timeout=300)
+    done = finished([sys.executable, "-c", build], 300, env={**os.environ, "PYTHONPATH": str(ROOT)})
     assert done.returncode == 0, done.stderr[-3000:]
 
 

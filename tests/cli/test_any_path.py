@@ -12,77 +12,25 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""Every command that takes a path takes any path: one name with all signs that something on the way could misread."""
+"""Every route that takes a path takes any path: one name with all signs that something on the way could misread."""
 
 import codecs
 import gzip
 import io
-import json
 import lzma
-import shutil
 import sys
 from types import SimpleNamespace
 
 import pyarrow as pa
 import pytest
-import yaml
-from tiny import make_documents
+from any_path import ALL_SIGNS, OTHER_ROUTES, Place, walked
 
-from trl_gist import GistCompactor
-from trl_gist.cli import main
 from trl_gist.cli.flags import read_text
 
 
-ODD = "x[1]*?::y :%20#&\\'\" {a,b} Карта 漢字 e\u0301=1"
-RECIPE = {
-    "text_column": "body",
-    "eval_documents": 2,
-    "context_length": 24,
-    "target_length": 8,
-    "last_k": 4,
-    "max_completion_length": 6,
-    "num_generations": 4,
-    "per_device_train_batch_size": 4,
-    "max_windows_per_document": 1,
-    "max_steps": 1,
-    "save_steps": 1,
-    "bf16": False,
-    "use_cpu": True,
-    "gradient_checkpointing": False,
-    "disable_tqdm": True,
-    "use_peft": True,
-    "lora_r": 4,
-    "lora_target_modules": "all-linear",
-}
-
-
-def test_every_command_takes_any_path(checkpoint, tmp_path, capsys):
-    folder = tmp_path / ODD
-    folder.mkdir()
-    for name, source in ((f"{ODD}.jsonl", "right"), ("x1.jsonl", "wrong"), ("x[1]*?", "wrong")):
-        rows = [{"body": f"{source} {text}"} for text in make_documents(6)]
-        (folder / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
-    documents, model, pair = folder / f"{ODD}.jsonl", folder / f"model {ODD}", folder / f"pair {ODD}"
-    shutil.copytree(checkpoint, model)
-    recipe = {**RECIPE, "model_name_or_path": str(model), "dataset_path": str(documents), "output_dir": str(pair)}
-    (folder / f"{ODD}.yaml").write_text(yaml.safe_dump(recipe))
-    assert main(["train", "--config", str(folder / f"{ODD}.yaml")]) == 0
-    assert {path.name for path in pair.glob("checkpoint-*")} == {"checkpoint-1"}
-
-    held_out = ["--dataset", str(documents), "--text_column", "body", "--split", "train", "--max_documents", "2"]
-    output = folder / f"out {ODD}"
-    held_out += ["--max_windows_per_document", "1"]
-    assert main(["evaluate", str(pair), *held_out, "--output_dir", str(output)]) == 0
-    rows = [json.loads(line) for line in (output / "rows.jsonl").read_text().splitlines()]
-    assert len(rows) == 2 and all(row["context"].startswith("right ") for row in rows)
-    assert main(["report", str(pair)]) == 0 and (pair / "report.html").is_file()
-
-    article = folder / f"{ODD}.txt"
-    article.write_text(make_documents(1)[0])
-    capsys.readouterr()
-    assert main(["compress", str(pair), str(article)]) == 0
-    gists = GistCompactor.from_pretrained(pair, device="cpu").compress_windows(article.read_text())
-    assert capsys.readouterr().out == "".join(f"{gist.text}\n" for gist in gists)
+def test_every_route_takes_any_path(checkpoint, tmp_path):
+    found = dict(walked(Place(tmp_path, ALL_SIGNS, checkpoint), OTHER_ROUTES))
+    assert found == dict.fromkeys(OTHER_ROUTES, "right")
 
 
 def zst(content):
@@ -97,7 +45,7 @@ def zst(content):
     ("suffix", "pack"), [("", bytes), (".gz", gzip.compress), (".XZ", lzma.compress), (".zst", zst)]
 )
 def test_a_text_to_compress_is_unpacked_and_has_no_byte_order_mark(tmp_path, monkeypatch, suffix, pack, mark):
-    file = tmp_path / f"{ODD}.txt{suffix}"
+    file = tmp_path / f"{ALL_SIGNS}.txt{suffix}"
     file.write_bytes(pack(mark + "карта \ufeff 漢字".encode()))
     assert read_text(str(file)) == "карта \ufeff 漢字"
     monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(mark + b"text")))

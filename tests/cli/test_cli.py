@@ -29,10 +29,13 @@ from types import SimpleNamespace
 import pytest
 import torch
 import yaml
+from launching import held_by_another
 from tiny import make_documents
+from tiny_recipes import RECIPE
 
 from trl_gist import GistCompactor
 from trl_gist.cli import main
+from trl_gist.common.folder_lock import LOCK_FILE
 from trl_gist.data.documents import load_documents
 from trl_gist.prompts import SUMMARIZER_PROMPT_OF_FACTS
 from trl_gist.scripts.arguments import DistanceArguments, EvaluateArguments
@@ -42,30 +45,6 @@ from trl_gist.scripts.train import make_parser
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
-SETTINGS = {
-    "text_column": "body",
-    "eval_documents": 4,
-    "context_length": 24,
-    "target_length": 8,
-    "last_k": 4,
-    "max_completion_length": 6,
-    "num_generations": 4,
-    "per_device_train_batch_size": 8,
-    "per_device_eval_batch_size": 4,
-    "max_steps": 2,
-    "learning_rate": "1e-3",  # YAML reads it as text; so must we
-    "generator_learning_rate": 1.0e-3,
-    "save_steps": 1,
-    "eval_strategy": "steps",
-    "eval_steps": 2,
-    "bf16": False,
-    "use_cpu": True,
-    "gradient_checkpointing": False,
-    "disable_tqdm": True,
-    "use_peft": True,
-    "lora_r": 4,
-    "lora_target_modules": "all-linear",
-}
 
 
 @pytest.fixture(scope="session")
@@ -75,7 +54,7 @@ def workspace(checkpoint, tmp_path_factory):
     rows = [{"body": text, "source": "tiny"} for text in make_documents(12)]
     (path / "documents.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (path / "article.txt").write_text(make_documents(1, seed=5)[0])
-    settings = {"model_name_or_path": checkpoint, "dataset_path": str(path / "documents.jsonl"), **SETTINGS}
+    settings = {"model_name_or_path": checkpoint, "dataset_path": str(path / "documents.jsonl"), **RECIPE}
     (path / "recipe.yaml").write_text(yaml.safe_dump({**settings, "output_dir": str(path / "pair")}))
     return path
 
@@ -537,6 +516,16 @@ def test_evaluate_reads_the_targets_that_a_dataset_brings(pair_of_facts, tmp_pat
     (measures,) = evaluate(pair_of_facts, tmp_path / "ready.jsonl", tmp_path / "out", *flags)["measures"]
     assert (measures["windows"], measures["contexts"]) == (6, 3)
     assert 0 <= measures["exact_gist"] <= 1
+
+
+@pytest.mark.parametrize("command", [["evaluate"], ["distance", "--windows", 1]], ids=["evaluate", "distance"])
+def test_two_evaluations_do_not_write_into_one_folder(workspace, pair, tmp_path, fails, command):
+    name, *flags = command
+    argv = [name, pair, "--dataset", workspace / "documents.jsonl", "--text_column", "body", *flags]
+    with held_by_another(tmp_path / "out") as holder:
+        message = fails(*argv, "--output_dir", tmp_path / "out", "--overwrite")
+        assert f"`output_dir` ({tmp_path / 'out'}) is in use by another run: process {holder.pid} on" in message
+        assert [path.name for path in (tmp_path / "out").iterdir()] == [LOCK_FILE]
 
 
 def test_evaluate_refuses_kinds_that_it_cannot_measure(workspace, pair, pair_of_facts, tmp_path, fails):

@@ -377,16 +377,16 @@ def test_another_process_draws_the_same(tokenizer):
     )
     ids = ids_of(tokenizer, TEXT)
     expected = make_targets(tokenizer, ids, 0, window_of(len(ids) - 40), of("fact", "recall", count=3))
-    for seed in ("1", "2"):
-        done = subprocess.run(
-            [sys.executable, "-c", code],
-            capture_output=True,
-            text=True,
-            check=True,
-            env={**os.environ, "PYTHONHASHSEED": seed},
-            cwd=Path(__file__).parents[2],
-        )
-        assert done.stdout.splitlines()[-1] == str(expected)
+    assert os.environ.get("PYTHONHASHSEED") != "1"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "PYTHONHASHSEED": "1"},
+        cwd=Path(__file__).parents[2],
+    )
+    assert done.stdout.splitlines()[-1] == str(expected)
 
 
 @pytest.mark.parametrize(

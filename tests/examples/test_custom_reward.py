@@ -24,7 +24,6 @@ from trl_gist.scripts.train import REWARD_FUNCS, make_parser, train
 
 def test_the_example_of_ones_own_reward_trains_on_local_documents(checkpoint, tmp_path, monkeypatch):
     trainers = []
-    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
     monkeypatch.setattr(custom_reward, "train", lambda trainer: [trainers.append(trainer), train(trainer)])
     monkeypatch.setitem(REWARD_FUNCS, "names_kept", None)  # taken out again after the test
     (tmp_path / "documents").mkdir()

@@ -107,7 +107,6 @@ def endpoint():
 @pytest.fixture
 def run(endpoint, checkpoint, tmp_path, monkeypatch):
     """Runs the example on texts and returns what it wrote."""
-    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
     monkeypatch.setenv("OPENAI_API_KEY", "secret")
     output = tmp_path / "studied" / "questions.jsonl"
 

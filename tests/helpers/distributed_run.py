@@ -14,8 +14,8 @@
 
 """
 A short training whose data, gists and parameters do not depend on how many processes share them, for the tests that
-compare. Launched, it trains both ways, straight on and from a checkpoint again, and leaves each rank's results:
-`distributed_run.py DIRECTORY PROCESSES SETTINGS straight resumed`.
+compare. Launched, it does one run after the other, which takes little beside starting: `distributed_run.py RUN …`,
+each the arguments of [`run`] as JSON.
 """
 
 import json
@@ -119,16 +119,20 @@ def result(trainer: GistTrainer) -> dict:
     }
 
 
-if __name__ == "__main__":
-    directory, processes, settings, *names = sys.argv[1:]
-    settings = json.loads(settings)
-    for way in settings.pop("ways", WAYS):
+def run(directory: str, processes: int, names: list[str], ways: tuple[str, ...] = WAYS, **settings):
+    """Leaves what each process has of each way and name: of a `straight` run, or of one from its checkpoint."""
+    for way in ways:
         checkpoint = f"{directory}/{way}/checkpoint-{settings['save_steps']}"
         for name in names:
-            trainer = make_trainer(f"{directory}/{way}", int(processes), way == "lora", **settings)
+            trainer = make_trainer(f"{directory}/{way}", processes, way == "lora", **settings)
             try:
                 trainer.train(resume_from_checkpoint=None if name == "straight" else checkpoint)
                 torch.save(result(trainer), f"{directory}/{way}-{name}-{trainer.args.process_index}.pt")
             except ValueError as error:
                 Path(f"{directory}/{way}-{name}.txt").write_text(str(error))
             trainer.accelerator.free_memory()
+
+
+if __name__ == "__main__":
+    for arguments in map(json.loads, sys.argv[1:]):
+        run(**arguments)

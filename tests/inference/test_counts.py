@@ -21,13 +21,13 @@ import math
 import numpy as np
 import pytest
 import torch
-from tiny import PARAGRAPH
+from swept_arguments import COUNTS, LISTS, NO_COUNTS, PLACES, ROUTES, SIZES, no_lists, no_places, session_of
 from tiny_sessions import CONTEXT, LAST_K, TARGET, make_compactor
 
 from trl_gist.common.arguments import finite_number, several, whole_number
 from trl_gist.data import windows as windows_module
 from trl_gist.data.windows import WindowSpec
-from trl_gist.evaluation.question_answering import exact_match, f1
+from trl_gist.evaluation.question_answering import answer_questions
 from trl_gist.inference.certify import expected_kls
 from trl_gist.inference.search import search_gist
 from trl_gist.inference.session.session import Session
@@ -40,60 +40,9 @@ from trl_gist.serving.errors import ApiError
 from trl_gist.serving.schemas import CompletionRequest, CompressRequest, parse
 
 
-NO_COUNTS = (2.5, 2.0, "8", "", b"8", True, False, np.True_, np.float64(3), math.nan, -1, 0, [8], (8,), {}, 8j)
-NO_COUNTS += (torch.tensor(True), np.array(True), torch.tensor(2.0), torch.tensor([2]), np.array([2]))
-COUNTS = (2, np.int64(2), np.int8(2), np.uint16(2), np.array(2), torch.tensor(2), torch.tensor(2, dtype=torch.int8))
-
-
 @pytest.fixture(scope="module")
 def compactor():
     return make_compactor()
-
-
-def session_of(compactor):
-    session = compactor.session(window=40)
-    session.append(PARAGRAPH[:20])
-    return session
-
-
-CHAT = [{"role": "user", "content": "Who?"}]
-# Each route of the public API that takes a number of tokens, contexts or places; 0 is a place
-ROUTES = {
-    "compress budget": lambda pair, n: pair.compress("a pump", budget=n),
-    "compress_batch budget": lambda pair, n: pair.compress_batch(["a pump"], budget=n),
-    "compress_windows budget": lambda pair, n: pair.compress_windows("a pump", budget=n),
-    "iter_windows budget": lambda pair, n: list(pair.iter_windows("a pump", budget=n)),
-    "compress_batch batch_size": lambda pair, n: pair.compress_batch(["a", "b"], batch_size=n),
-    "compress_windows batch_size": lambda pair, n: pair.compress_windows("a pump", batch_size=n),
-    "iter_windows batch_size": lambda pair, n: list(pair.iter_windows("a pump", batch_size=n)),
-    "continue_text max_new_tokens": lambda pair, n: pair.continue_text("a pump", max_new_tokens=n),
-    "continue_from max_new_tokens": lambda pair, n: pair.continue_from("a", "pump", max_new_tokens=n),
-    "generate max_new_tokens": lambda pair, n: pair.generate("generator", [[5]], max_new_tokens=n),
-    "session last_k": lambda pair, n: vars(pair.session(last_k=n).settings),
-    "session budget": lambda pair, n: vars(pair.session(budget=n).settings),
-    "Session.generate max_new_tokens": lambda pair, n: session_of(pair).generate(n),
-}
-SIZES = {  # which 2 would not fit
-    "session window": lambda pair, n: pair.session(window=n),
-    "session gist_budget": lambda pair, n: pair.session(recursion="tree", gist_budget=n),
-    "compact_messages max_tokens": lambda pair, n: pair.compact_messages(CHAT, n),
-    "ServingConfig max_new_tokens": lambda pair, n: ServingConfig(max_new_tokens=n).resolve(pair),
-    "ServingConfig max_requests": lambda pair, n: ServingConfig(max_requests=n).resolve(pair),
-    "ServingConfig max_body_bytes": lambda pair, n: ServingConfig(max_body_bytes=n).resolve(pair),
-    "ServingConfig max_context_tokens": lambda pair, n: ServingConfig(max_context_tokens=n).resolve(pair),
-    "ServingConfig chat_window": lambda pair, n: ServingConfig(chat_window=n).resolve(pair),
-    "ServingConfig window": lambda pair, n: ServingConfig(window=n).resolve(pair),
-    "GistScorer batch_size": lambda pair, n: GistScorer(
-        TargetScorer(pair.generator), TargetScorer(pair.generator), pair.prompts, batch_size=n
-    ),
-}
-PLACES = {
-    "protect start": lambda session, n: session.protect(n, 3),
-    "protect stop": lambda session, n: session.protect(0, n),
-    "unprotect start": lambda session, n: session.unprotect(n, 3),
-    "stream start": lambda session, n: session.stream(n),
-    "stream stop": lambda session, n: session.stream(0, n),
-}
 
 
 @pytest.mark.parametrize("route", [*ROUTES, *SIZES])
@@ -114,7 +63,7 @@ def test_every_kind_of_integer_is_the_same_count(compactor, route):
 def test_what_is_no_place_is_refused_by_name(compactor, tmp_path, route):
     session = compactor.session(keep_history=tmp_path / "tokens")
     session.append([5, 6, 7, 8])
-    for value in [value for value in NO_COUNTS if type(value) is not int]:
+    for value in no_places():
         with pytest.raises(ValueError, match=f"^`{route.split()[-1]}` must be at least 0.*, got .*[.] Give a whole"):
             PLACES[route](session, value)
     with pytest.raises(ValueError, match=f"^`{route.split()[-1]}` must be at least 0"):
@@ -273,24 +222,18 @@ def test_a_servers_client_is_told_what_is_no_token_id(compactor, field, value):
 
 # ---- Several ----
 
-ONE_TEXT = ("hello", b"hello", {"a": "hello"}, 5, None, 2.5, [5, 6], (5, 6), [np.int64(5)])
+
+@pytest.mark.parametrize("route", LISTS)
+def test_one_text_is_not_taken_for_several(compactor, route):
+    for value in no_lists(route):
+        with pytest.raises(ValueError, match=f"^`{route.split()[-1]}` takes a list of .*, and got one .*: [a-z`]"):
+            LISTS[route](compactor, value)
 
 
-@pytest.mark.parametrize("value", ONE_TEXT, ids=repr)
-def test_one_text_is_not_taken_for_several(compactor, value):
-    with pytest.raises(ValueError, match="^`contexts` takes a list of texts .*: `compress` takes one"):
-        compactor.compress_batch(value)
-    if value is not None:
-        with pytest.raises(ValueError, match="^`last_k` takes a list of texts .*: give one for each context"):
-            compactor.compress_batch(["hello", "pumps"], last_k=value)
-    with pytest.raises(ValueError, match="^`messages` takes a list of messages"):
-        compactor.compact_messages(value, 100)
-    if value is not None:
-        with pytest.raises(ValueError, match="^`tools` takes a list of tools"):
-            compactor.compact_messages(CHAT, 100, tools=value)
-    for measure in (exact_match, f1):
-        with pytest.raises(ValueError, match="^`references` takes a list of answers"):
-            measure("hello", value)
+def test_a_question_has_several_answers(compactor):
+    for value in no_lists("f1 references"):
+        with pytest.raises(ValueError, match="^`references` takes a list of .*answers, and got one"):
+            answer_questions(compactor, compactor.generator, [], [value])
 
 
 def test_several_texts_may_come_in_any_order_of_things(compactor):

@@ -17,6 +17,7 @@ Two processes under DDP and under each ZeRO stage take the very steps that one p
 halves; what they save is the pair, and they go on from it.
 """
 
+import functools
 import json
 import os
 import signal
@@ -26,10 +27,10 @@ import time
 
 import pytest
 import torch
-from distributed_run import WAYS, make_trainer, result, save_checkpoint
-from launching import HELPERS, ROOT, launch
+from distributed_run import WAYS, make_trainer, result, run, save_checkpoint
+from launching import HELPERS, ROOT, ending, finished, launch
 from safetensors.torch import load_file
-from tiny import make_documents
+from tiny import make_documents, make_model
 from tiny_mixtures import make_mixture
 
 from trl_gist import GistCompactor
@@ -48,6 +49,26 @@ LOGGED += ("gist_length", "parroted_share", "degenerate_share")
 MEASURES = ("windows", "teacher_kl", "teacher_kl_se", "gain_over_shuffled", "nll_tail", "gap_closed_null_se")
 ZERO = ("zero1", "zero2", "zero3")
 WEIGHTS = {"lora": "adapter_model.safetensors", "full": "model.safetensors"}
+SHORT = {**SETTINGS, "max_windows_per_document": 1, "max_steps": 2, "eval_steps": 2, "ways": ["lora"]}
+WALKS = {**SHORT, "windows_per_document": 2}
+# The contexts, and so the ranks, have different numbers of targets, also of a kind
+TARGETS = {
+    **{**SHORT, "context_length": 60, "target_floor": 0.0},
+    **{"target_kinds": {"fact": 2, "recall": 1, "far": 1}, "far_offset": 20, "targets_per_context": 5},
+    **{"reader_hands": ["facts", "perplexity pruning"], "reader_share": 0.5},
+}
+MIXTURE = {**SETTINGS, "max_steps": 3, "save_steps": 2, "eval_strategy": "no", "ways": ["full"]}
+# What two processes train: how, of which model, and whether from a checkpoint again too
+RUNS = {
+    "both ways": (SETTINGS, make_model, ["straight", "resumed"]),
+    "walks": (WALKS, make_model, ["straight"]),
+    "targets": (TARGETS, make_model, ["straight"]),
+    "mixture": (MIXTURE, lambda tokenizer: make_mixture(tokenizer, "qwen3_moe"), ["straight", "resumed"]),
+}
+# Under DDP in one launch, since most of the time goes by until processes have started
+TOGETHER = {"ddp": ("both ways", "walks", "targets")}
+each_setting = pytest.mark.parametrize("setting", ["ddp", *ZERO])
+each_way = pytest.mark.parametrize("way", WAYS)
 
 
 @pytest.fixture(scope="module")
@@ -62,18 +83,46 @@ def one_process(tmp_path_factory):
     return results
 
 
-@pytest.fixture(scope="module", params=["ddp", *ZERO])
-def two_processes(request, built_op, tmp_path_factory):
-    """Where two processes have trained both ways."""
-    directory = tmp_path_factory.mktemp(request.param)
+@pytest.fixture(scope="module")
+def trained_by_two(built_op, tmp_path_factory):
+    """Where two processes have trained one of `RUNS` under a setting: once for all tests."""
+
+    @functools.cache
+    def launched(setting, names):
+        directory, runs = tmp_path_factory.mktemp(setting), []
+        for name in names:
+            settings, make, ways = RUNS[name]
+            (directory / name).mkdir()
+            save_checkpoint(directory / name, make)
+            runs.append({"directory": str(directory / name), "names": ways, **settings})
+        try:
+            train(setting, 2, *runs)
+        except Exception as failure:  # for all that ask, without another launch
+            return directory, failure
+        return directory, None
+
+    def trained(setting, name="both ways"):
+        directory, failure = launched(setting, TOGETHER.get(setting, (name,)))
+        if failure is not None:
+            raise failure
+        return directory / name
+
+    return trained
+
+
+def train(setting, processes, *runs):
+    arguments = [json.dumps({"processes": processes, **each}) for each in runs]
+    config = setting if setting in ZERO else None
+    launch(HELPERS / "distributed_run.py", *arguments, processes=processes, config=config)
+
+
+def of_one_process(directory, settings):
+    """What one process trains of the same."""
     save_checkpoint(directory)
-    train(request.param, 2, directory, "straight", "resumed")
-    return request.param, directory
-
-
-def train(setting, processes, directory, *names, settings=SETTINGS):
-    script = [HELPERS / "distributed_run.py", str(directory), str(processes), json.dumps(settings), *names]
-    launch(*script, processes=processes, config=setting if setting in ZERO else None)
+    settings = {name: value for name, value in settings.items() if name != "ways"}
+    trainer = make_trainer(str(directory / "one"), 1, True, **settings)
+    trainer.train()
+    return result(trainer)
 
 
 def ranks_of(directory, way, name="straight"):
@@ -88,9 +137,10 @@ def assert_same_parameters(found, expected, tolerance):
             )
 
 
-@pytest.mark.parametrize("way", WAYS)
-def test_two_processes_take_the_steps_of_one(two_processes, one_process, way):
-    setting, directory = two_processes
+@each_setting
+@each_way
+def test_two_processes_take_the_steps_of_one(trained_by_two, one_process, setting, way):
+    directory = trained_by_two(setting)
     ranks, one = ranks_of(directory, way), one_process[way]
     assert len(one["logged"]) == 7
     for step, (found, expected) in enumerate(zip(ranks[0]["logged"], one["logged"], strict=True), start=1):
@@ -111,14 +161,9 @@ def test_two_processes_take_the_steps_of_one(two_processes, one_process, way):
 
 
 @pytest.mark.parametrize("setting", ["ddp", "zero3"])
-def test_two_processes_walk_as_one_does(setting, built_op, tmp_path):
-    settings = {**SETTINGS, "windows_per_document": 2, "max_windows_per_document": 1, "max_steps": 2, "eval_steps": 2}
-    save_checkpoint(tmp_path)
-    trainer = make_trainer(str(tmp_path / "one"), 1, True, **settings)
-    trainer.train()
-    one = result(trainer)
-    train(setting, 2, tmp_path, "straight", settings={**settings, "ways": ["lora"]})
-    ranks = ranks_of(tmp_path, "lora")
+def test_two_processes_walk_as_one_does(trained_by_two, setting, tmp_path):
+    one = of_one_process(tmp_path, WALKS)
+    ranks = ranks_of(trained_by_two(setting, "walks"), "lora")
     for step, (found, expected) in enumerate(zip(ranks[0]["logged"], one["logged"], strict=True), start=1):
         for name in (*LOGGED, "later_log_prob_gain", "window_0/log_prob_gain", "window_1/teacher_kl"):
             assert found[name] == pytest.approx(expected[name], abs=1e-4), f"{name} at step {step}"
@@ -129,17 +174,9 @@ def test_two_processes_walk_as_one_does(setting, built_op, tmp_path):
         assert_same_parameters(rank, one, 1e-4)
 
 
-def test_two_processes_are_paid_for_several_targets_as_one_is_and_read_other_hands(tmp_path):
-    """The contexts, and so the ranks, have different numbers of targets, also of a kind."""
-    settings = {**SETTINGS, "context_length": 60, "max_windows_per_document": 1, "max_steps": 2, "eval_steps": 2}
-    settings |= {"target_kinds": {"fact": 2, "recall": 1, "far": 1}, "far_offset": 20, "targets_per_context": 5}
-    settings |= {"reader_hands": ["facts", "perplexity pruning"], "reader_share": 0.5, "target_floor": 0.0}
-    save_checkpoint(tmp_path)
-    trainer = make_trainer(str(tmp_path / "one"), 1, True, **settings)
-    trainer.train()
-    one = result(trainer)
-    train("ddp", 2, tmp_path, "straight", settings={**settings, "ways": ["lora"]})
-    ranks = ranks_of(tmp_path, "lora")
+def test_two_processes_are_paid_for_several_targets_as_one_is_and_read_other_hands(trained_by_two, tmp_path):
+    one = of_one_process(tmp_path, TARGETS)
+    ranks = ranks_of(trained_by_two("ddp", "targets"), "lora")
     assert any(log["targets"] % 1 for log in one["logged"])
     of_targets = ("targets", *(f"{kind}/{name}" for kind in ("fact", "recall") for name in ("kl_gain", "exact")))
     for step, (found, expected) in enumerate(zip(ranks[0]["logged"], one["logged"], strict=True), start=1):
@@ -151,9 +188,10 @@ def test_two_processes_are_paid_for_several_targets_as_one_is_and_read_other_han
         assert_same_parameters(rank, one, 1e-4)
 
 
-@pytest.mark.parametrize("way", WAYS)
-def test_what_two_processes_saved_goes_on_as_if_never_stopped(two_processes, way):
-    setting, directory = two_processes
+@each_setting
+@each_way
+def test_what_two_processes_saved_goes_on_as_if_never_stopped(trained_by_two, setting, way):
+    directory = trained_by_two(setting)
     for resumed, straight in zip(ranks_of(directory, way, "resumed"), ranks_of(directory, way), strict=True):
         assert_same_parameters(resumed, straight, 1e-6)
         last, expected = resumed["logged"][-1], straight["logged"][-1]
@@ -162,9 +200,10 @@ def test_what_two_processes_saved_goes_on_as_if_never_stopped(two_processes, way
         )
 
 
-@pytest.mark.parametrize("way", WAYS)
-def test_what_two_processes_saved_is_the_pair(two_processes, way):
-    setting, directory = two_processes
+@each_setting
+@each_way
+def test_what_two_processes_saved_is_the_pair(trained_by_two, setting, way):
+    directory = trained_by_two(setting)
     trained = ranks_of(directory, way)[0]
     compactor = GistCompactor.from_pretrained(directory / way / "checkpoint-7", device="cpu")
     files = [directory / way / "checkpoint-7" / half / WEIGHTS[way] for half in ("", "generator")]
@@ -176,16 +215,14 @@ def test_what_two_processes_saved_is_the_pair(two_processes, way):
             assert torch.equal(saved[name], parameter), f"{role}: {name}"
 
 
-def test_a_mixture_of_experts_goes_on_under_zero3(built_op, tmp_path):
+def test_a_mixture_of_experts_goes_on_under_zero3(trained_by_two):
     """Its experts are packed in memory and one by one on the disk; the run goes on from what is saved, which is the pair."""
-    save_checkpoint(tmp_path, lambda tokenizer: make_mixture(tokenizer, "qwen3_moe"))
-    settings = {**SETTINGS, "max_steps": 3, "save_steps": 2, "eval_strategy": "no", "ways": ["full"]}
-    train("zero3", 2, tmp_path, "straight", "resumed", settings=settings)
-    straight = ranks_of(tmp_path, "full")
-    for resumed, expected in zip(ranks_of(tmp_path, "full", "resumed"), straight, strict=True):
+    directory = trained_by_two("zero3", "mixture")
+    straight = ranks_of(directory, "full")
+    for resumed, expected in zip(ranks_of(directory, "full", "resumed"), straight, strict=True):
         assert expected["sharded"]["S"] > 15
         assert_same_parameters(resumed, expected, 1e-6)
-    compactor = GistCompactor.from_pretrained(tmp_path / "full" / "checkpoint-3", device="cpu")
+    compactor = GistCompactor.from_pretrained(directory / "full" / "checkpoint-3", device="cpu")
     for role, model in (("S", compactor.summarizer), ("G", compactor.generator)):
         for name, parameter in straight[0][role].items():
             assert torch.equal(model.state_dict()[name], parameter), f"{role}: {name}"
@@ -202,7 +239,8 @@ def test_a_saved_pair_goes_on_training_under_zero3(built_op, tmp_path, way):
     trainer = make_trainer(str(tmp_path / "one"), 1, way == "lora", **settings)
     trainer.train()
     one = result(trainer)
-    train("zero3", 2, tmp_path, "straight", "resumed", settings={**settings, "ways": [way]})
+    names = ["straight", "resumed"]
+    train("zero3", 2, {"directory": str(tmp_path), "names": names, **settings, "ways": [way]})
     straight = ranks_of(tmp_path, way)
     for step, (found, expected) in enumerate(zip(straight[0]["logged"], one["logged"], strict=True), start=1):
         for name in LOGGED:
@@ -221,12 +259,15 @@ def test_a_saved_pair_goes_on_training_under_zero3(built_op, tmp_path, way):
             assert torch.equal(model.state_dict()[name], parameter), f"{role}: {name}"
 
 
-def test_one_process_goes_on_where_two_stopped(two_processes):
+@pytest.mark.parametrize("setting", ["ddp", "zero2", "zero3"])  # ZeRO-1's checkpoints are converted as ZeRO-2's are
+def test_one_process_goes_on_where_two_stopped(trained_by_two, setting):
     """By DeepSpeed's universal checkpoint, which leaves out some of what ZeRO-3 keeps of a whole model: refused."""
-    setting, directory = two_processes
-    if setting == "zero1":
-        pytest.skip("its checkpoints are converted as ZeRO-2's are")
-    train(setting, 1, directory, "alone")
+    directory = trained_by_two(setting)
+    alone = {"directory": str(directory), "names": ["alone"], **SETTINGS}
+    if setting == "ddp":
+        run(processes=1, **alone)
+    else:
+        train(setting, 1, alone)
     for way in WAYS:
         if setting == "zero3" and way == "full":
             refusal = (directory / "full-alone.txt").read_text()
@@ -240,7 +281,7 @@ def test_one_process_goes_on_where_two_stopped(two_processes):
 def test_the_command_line_launches_by_name_stops_on_a_signal_and_goes_on(built_op, checkpoint, tmp_path):
     (tmp_path / "documents.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in make_documents(6)))
     settings = {
-        **{"model_name_or_path": checkpoint, "dataset_path": "documents.jsonl", "output_dir": "pair", "max_steps": 50},
+        **{"model_name_or_path": checkpoint, "dataset_path": "documents.jsonl", "output_dir": "pair", "max_steps": 24},
         **{"context_length": 24, "target_length": 8, "last_k": 4, "max_completion_length": 6, "num_generations": 2},
         **{"per_device_train_batch_size": 2, "bf16": "false", "report_to": "none", "cold_start_steps": 0},
         **{"logging_steps": 1, "save_steps": 100},
@@ -262,19 +303,19 @@ def test_the_command_line_launches_by_name_stops_on_a_signal_and_goes_on(built_o
     for number in (signal.SIGTERM, signal.SIGUSR1):
         logged = log.read_text().count("\n") if log.is_file() else 0
         resume = ["--resume_from_checkpoint", "true"] if logged else []
-        run = subprocess.Popen([*command, *flags, *resume], **options)
-        while run.poll() is None and not (log.is_file() and log.read_text().count("\n") > logged):
-            time.sleep(0.05)
-        run.send_signal(number)  # the launcher alone
-        stdout, stderr = run.communicate(timeout=300)
-        assert run.returncode == 0, stderr[-6000:]
+        with subprocess.Popen([*command, *flags, *resume], **options) as started, ending(started):
+            while started.poll() is None and not (log.is_file() and log.read_text().count("\n") > logged):
+                time.sleep(0.05)
+            started.send_signal(number)  # the launcher alone
+            stdout, stderr = started.communicate(timeout=300)
+        assert started.returncode == 0, stderr[-6000:]
         assert stdout.count(f"Stopped by {number.name} after step") == 1 and "Pair saved" not in stdout
 
-    done = subprocess.run([*command, *flags, "--resume_from_checkpoint", "true"], timeout=300, **options)
+    done = finished([*command, *flags, "--resume_from_checkpoint", "true"], 300, **options)
     assert done.returncode == 0, done.stderr[-6000:]
     assert done.stdout.count("Pair saved to pair.") == 1
     steps = [json.loads(line)["step"] for line in log.read_text().splitlines()]
-    assert steps == sorted(steps) and set(steps) == set(range(1, 51))
+    assert steps == sorted(steps) and set(steps) == set(range(1, 25))
     assert json.loads((log.parent / "run.json").read_text())["environment"]["processes"] == 2
     assert GistCompactor.from_pretrained(tmp_path / "pair", device="cpu").compress("The pump in Broad Street").text
 

@@ -58,11 +58,6 @@ def html(paragraphs, title="A page"):
     return f"<html><head><title>{title}</title></head><body>{''.join(f'<p>{text}</p>' for text in paragraphs)}</body></html>"
 
 
-@pytest.fixture(autouse=True)
-def datasets_cache(tmp_path_factory, monkeypatch):
-    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path_factory.mktemp("datasets"))
-
-
 @pytest.fixture
 def cache(tmp_path):
     (tmp_path / "cache").mkdir()

@@ -21,11 +21,11 @@ import re
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import httpx
 import openai
 import pytest
+from launching import ROOT, ending
 from tiny_sessions import make_compactor
 
 from trl_gist.cli import main
@@ -34,9 +34,6 @@ from trl_gist.scripts import serve as scripts_serve
 from trl_gist.scripts.serve import bind, read_api_key
 from trl_gist.serving.config import ServingConfig, check_host
 from trl_gist.serving.text_stream import StopReached, TextStream
-
-
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +67,7 @@ def test_a_server_answers_finishes_what_it_began_at_sigterm_and_exits_with_0(pai
     command = [sys.executable, "-m", "trl_gist.cli", "serve", str(pair), "--port", "0", "--max_new_tokens", "300"]
     command += ["--device", "cpu", "--chat_window", "100"]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    with subprocess.Popen(command, env=environment, **pipes) as process:
+    with subprocess.Popen(command, env=environment, **pipes) as process, ending(process):
         line = process.stdout.readline()
         url = re.fullmatch(r"Serving my-pair at (http://127\.0\.0\.1:\d+)/v1\n", line)[1]
         assert httpx.get(f"{url}/health").status_code == 200

@@ -28,17 +28,17 @@ from pathlib import Path
 import pytest
 from checks import AtStep, assert_equal_models, assert_same, history
 from datasets import Dataset
-from launching import PYTHONPATH
+from launching import PYTHONPATH, ROOT, ending, finished
 from tiny import make_documents, make_model, make_tokenizer
 
 from trl_gist import GistConfig, GistTrainer, SaveOnSignal
 from trl_gist.cli.main import main
+from trl_gist.common.folder_lock import LOCK_FILE
 from trl_gist.pair import PairConfig
 from trl_gist.scripts.train import train
 from trl_gist.trainer.callbacks import SIGNALS
 from trl_gist.trainer.checkpoints import pair_state as checkpoints
 from trl_gist.trainer.checkpoints.manifest import MANIFEST_FILE, Manifest
-from trl_gist.trainer.checkpoints.run_lock import LOCK_FILE
 from trl_gist.trainer.generator_trainer import GeneratorTrainer
 from trl_gist.trainer.hub import PairHub
 
@@ -243,17 +243,16 @@ def test_trl_gist_train_exits_with_0_on_a_signal_and_resumes(checkpoint, tmp_pat
         **{"logging_steps": 1, "use_peft": True, "lora_r": 4, "lora_target_modules": "all-linear"},
     }
     argv = ["train", *(str(part) for name, value in flags.items() for part in (f"--{name}", value))]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "trl_gist.cli", *argv, *launch, "--max_steps", "100000"],
-        **{"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True},
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "HF_DATASETS_CACHE": str(tmp_path / "hf")},
-    )
     metrics = tmp_path / "run" / "run_log" / "metrics.jsonl"
-    while not (metrics.exists() and metrics.read_text().count("\n") > 2):
-        assert process.poll() is None, process.stderr.read()[-2000:]
-        time.sleep(0.05)
-    process.send_signal(number)
-    out, err = process.communicate(timeout=60)
+    command = [sys.executable, "-m", "trl_gist.cli", *argv, *launch, "--max_steps", "100000"]
+    options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    options["env"] = {**os.environ, "PYTHONPATH": str(ROOT), "HF_DATASETS_CACHE": str(tmp_path / "hf")}
+    with subprocess.Popen(command, **options) as process, ending(process):
+        while not (metrics.exists() and metrics.read_text().count("\n") > 2):
+            assert process.poll() is None, process.stderr.read()[-2000:]
+            time.sleep(0.05)
+        process.send_signal(number)
+        out, err = process.communicate(timeout=60)
     assert process.returncode == 0, err[-2000:]
     (saved,) = names(tmp_path / "run")
     step = int(saved.removeprefix("checkpoint-"))
@@ -461,11 +460,8 @@ def test_what_is_pushed_to_the_hub_is_the_complete_checkpoint(make_run, tmp_path
 
 def test_all_processes_stop_at_the_step_of_the_one_that_was_told_to(tmp_path):
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    done = subprocess.run(
-        [*launch, __file__, str(tmp_path / "run")],
-        env={**os.environ, "PYTHONPATH": PYTHONPATH, "OMP_NUM_THREADS": "1"},
-        **{"capture_output": True, "text": True, "timeout": 200},
-    )
+    environment = {**os.environ, "PYTHONPATH": PYTHONPATH, "OMP_NUM_THREADS": "1"}
+    done = finished([*launch, __file__, str(tmp_path / "run")], 200, env=environment)
     assert done.returncode == 0, done.stderr[-4000:]
     assert done.stdout.count("Stopped by SIGUSR1 after step 1 of 6") == 1
     assert done.stdout.count("went on from step 1 to 6") == 2

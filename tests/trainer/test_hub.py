@@ -20,7 +20,6 @@ import json
 import os
 import re
 import shutil
-import subprocess
 import sys
 from concurrent.futures import Future
 from pathlib import Path
@@ -29,7 +28,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from hub_server import USER, Failure, serve
-from launching import PYTHONPATH
+from launching import PYTHONPATH, finished
 from tiny import make_documents, make_model, make_tokenizer
 
 from trl_gist.trainer.hub import outdated
@@ -203,9 +202,7 @@ def run(what, directory, hub, home):
         **{"PYTHONPATH": PYTHONPATH, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "0", "HF_ENDPOINT": hub.url},
         **{"HF_HOME": str(home), "HF_TOKEN": TOKEN, "HF_HUB_DISABLE_XET": "1", "TRANSFORMERS_VERBOSITY": "info"},
     }
-    done = subprocess.run(
-        [sys.executable, __file__, what, str(directory)], env=environment, capture_output=True, text=True, timeout=300
-    )
+    done = finished([sys.executable, __file__, what, str(directory)], 300, env=environment)
     log = done.stdout + done.stderr
     assert done.returncode == 0, log[-6000:]
     return log

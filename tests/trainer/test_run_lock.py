@@ -15,10 +15,10 @@
 """Two runs into one folder: one of them has it, and the other is told who, waits or is refused; nothing of either is
 lost. Launched, this file starts several runs into a folder at once: `test_run_lock.py FOLDER WAY RUNS`."""
 
+import contextlib
 import logging
 import os
 import socket
-import subprocess
 import sys
 import threading
 import time
@@ -27,36 +27,22 @@ import pytest
 from checks import AtStep
 from datasets import Dataset
 from filelock import MarkerSoftFileLock
-from launching import PYTHONPATH
+from launching import PYTHONPATH, finished, held_by_another
 from tiny import make_documents, make_model, make_tokenizer
 
 from trl_gist import GistCompactor, GistConfig, GistTrainer
+from trl_gist.common.folder_lock import LOCK_FILE
 from trl_gist.pair import PairConfig
 from trl_gist.scripts.train import train
 from trl_gist.trainer.checkpoints.manifest import Manifest
-from trl_gist.trainer.checkpoints.run_lock import LOCK_FILE, held
-
-
-HOLD = "import sys; from filelock import MarkerSoftFileLock as Lock; lock = Lock(sys.argv[1]); lock.acquire(); "
+from trl_gist.trainer.checkpoints.run_lock import held
 
 
 @pytest.fixture
-def another(tmp_path):
+def another():
     """Another process that holds a folder, until its input ends."""
-    processes = []
-
-    def hold(directory):
-        directory.mkdir(exist_ok=True)
-        command = [sys.executable, "-c", HOLD + "print(flush=True); sys.stdin.read()", str(directory / LOCK_FILE)]
-        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        process.stdout.readline()
-        processes.append(process)
-        return process
-
-    yield hold
-    for process in processes:
-        process.kill()
-        process.wait()
+    with contextlib.ExitStack() as stack:
+        yield lambda directory: stack.enter_context(held_by_another(directory))
 
 
 def write_marker(directory, pid, host=None, start=1):
@@ -217,11 +203,8 @@ def test_the_folder_is_free_when_the_last_step_is_in_a_checkpoint_or_the_run_has
 
 
 def launched(directory, way, runs):
-    done = subprocess.run(
-        [sys.executable, __file__, str(directory), way, str(runs)],
-        env={**os.environ, "PYTHONPATH": PYTHONPATH, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
-        **{"capture_output": True, "text": True, "timeout": 300},
-    )
+    environment = {**os.environ, "PYTHONPATH": PYTHONPATH, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    done = finished([sys.executable, __file__, str(directory), way, str(runs)], 300, env=environment)
     return [line for line in done.stdout.splitlines() if line.startswith("run ")], done.stderr[-4000:]
 
 

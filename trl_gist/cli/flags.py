@@ -15,6 +15,7 @@
 """Flags that several commands have, and what they stand for: the pair, a text, held-out documents."""
 
 import argparse
+import codecs
 import contextlib
 import dataclasses
 import importlib.util
@@ -112,10 +113,12 @@ def read_text(file: str | None, taken: Iterable[str] = ()) -> str:
         if isinstance(error, OSError) and error.errno is not None:  # no such file, and the like: it says which
             raise
         raise ValueError(f"{name} cannot be decompressed: {error}.") from error
+    first = len(codecs.BOM_UTF8) * content.startswith(codecs.BOM_UTF8)
     try:
-        text = content.decode("utf-8").removeprefix("\ufeff")
+        text = str(memoryview(content)[first:], "utf-8")  # without a copy of what may be a whole book
     except UnicodeDecodeError as error:
-        raise ValueError(f"{name} is not UTF-8 text: byte 0x{content[error.start]:02x} at {error.start}.") from error
+        at = first + error.start
+        raise ValueError(f"{name} is not UTF-8 text: byte 0x{content[at]:02x} at {at}.") from error
     if not text:
         raise ValueError(f"{name} is empty.")
     return text

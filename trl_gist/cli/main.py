@@ -25,6 +25,7 @@ import argparse
 import os
 import sys
 
+from ..common.arguments import several
 from . import compress, continue_, distance, evaluate, report, serve, train
 from .flags import exit_with
 
@@ -44,7 +45,7 @@ examples:
 
 def main(argv: list[str] | None = None) -> int:
     """Runs the command line; returns the exit code, or raises `SystemExit` with it."""
-    argv = sys.argv[1:] if argv is None else list(argv)
+    argv = sys.argv[1:] if argv is None else several("argv", argv, "arguments", "split it, as `shlex.split` does")
     if argv[:1] == ["train"]:
         try:
             return train.run(argv[1:])  # its flags are those of three dataclasses, which import torch

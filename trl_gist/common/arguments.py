@@ -14,7 +14,8 @@
 
 """
 Numbers, token ids and lists that a caller gives: what is none is refused by name, before anything is done with it.
-Numpy's and torch's scalars are the numbers that they hold.
+Numpy's and torch's scalars are the numbers that they hold. Nothing heavy is imported, so that the command line may ask
+too.
 """
 
 import math
@@ -108,7 +109,7 @@ def several(name: str, values, of_what: str, instead: str) -> list:
         values:
             What was given.
         of_what (`str`):
-            What it takes several of, in the plural.
+            What it takes several of, in the plural, as "texts".
         instead (`str`):
             What to do with one.
 

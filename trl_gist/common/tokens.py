@@ -64,8 +64,12 @@ def literal_pieces(tokenizer: PreTrainedTokenizerBase, text: str, piece: int = P
 
 def written_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     """Token ids of a text whose control tokens are meant, as a prompt's template."""
-    encode = functools.partial(_encoded, tokenizer, split_special_tokens=False)
-    return [token for ids, _ in _pieces(tokenizer, encode, text, PIECE) for token in ids]
+    return [token for ids, _ in written_pieces(tokenizer, text) for token in ids]
+
+
+def written_pieces(tokenizer: PreTrainedTokenizerBase, text: str, piece: int = PIECE) -> Iterator[Piece]:
+    """As [`written_ids`], piece by piece, as [`literal_pieces`]."""
+    return _pieces(tokenizer, functools.partial(_encoded, tokenizer, split_special_tokens=False), text, piece)
 
 
 def chat_ids(

@@ -17,6 +17,7 @@
 import codecs
 import hashlib
 import lzma
+import os
 import re
 import shutil
 import tempfile
@@ -31,6 +32,7 @@ from datasets.exceptions import DatasetGenerationError
 from datasets.utils.metadata import MetadataConfigs
 from huggingface_hub import DatasetCard
 
+from ..common.arguments import several
 from ..common.files import COMPRESSIONS, files_in, open_to_read
 
 
@@ -48,7 +50,7 @@ _PLAIN_PATH = re.compile(r"[\w./ -]+")
 
 
 def load_documents(
-    source: str | Sequence[str],
+    source: str | os.PathLike | Sequence[str | os.PathLike],
     config: str | None = None,
     split: str = "train",
     streaming: bool = False,
@@ -59,12 +61,12 @@ def load_documents(
     Loads documents from local files or from the Hub.
 
     Args:
-        source (`str` or `list[str]`):
-            A list names local files (`.txt` and `.md`: one document each; `.jsonl`, `.json`, `.csv`, `.parquet`: one
-            document a row; also `.gz`, `.bz2`, `.xz` and `.zst`) or folders of them, all of one kind. A string may be
-            such a path, a dataset on the Hub, or a folder laid out as one: with a card (`README.md`) that lists its
-            `configs`. A path is a path, whatever signs are in it, and no pattern. A byte order mark is no text, and a
-            file without rows is passed over, unless there is no other.
+        source (`str`, `os.PathLike` or `list` of them):
+            A list, or a path that is no string, names local files (`.txt` and `.md`: one document each; `.jsonl`,
+            `.json`, `.csv`, `.parquet`: one document a row; also `.gz`, `.bz2`, `.xz` and `.zst`) or folders of them,
+            all of one kind. A string may be such a path, a dataset on the Hub, or a folder laid out as one: with a
+            card (`README.md`) that lists its `configs`. A path is a path, whatever signs are in it, and no pattern. A
+            byte order mark is no text, and a file without rows is passed over, unless there is no other.
         config, split (`str`):
             Of the dataset on the Hub or the folder laid out as one.
         streaming (`bool`, *optional*, defaults to `False`):
@@ -78,6 +80,11 @@ def load_documents(
         ValueError: if a path does not exist, files are of no known kind or of several, or cannot be read, or a named
             column is missing.
     """
+    if not isinstance(source, str):
+        paths = [source] if isinstance(source, os.PathLike) else several("source", source, "paths", "give a path")
+        source = [os.fspath(path) for path in paths]
+    if remove_columns is not None:
+        remove_columns = several("remove_columns", remove_columns, "names", "put it in a list")
     splits = _splits(Path(source), config) if isinstance(source, str) else None
     if splits:
         # The files are named: datasets 5.2 calls the cache of a folder after its name and its card alone, and so serves
@@ -96,7 +103,7 @@ def load_documents(
             if name not in columns:
                 raise ValueError(f"The dataset has no column {name!r} for `{setting}`; it has {sorted(columns)}.")
     if remove_columns:
-        dataset = dataset.remove_columns(list(remove_columns))
+        dataset = dataset.remove_columns(remove_columns)
         columns = [name for name in columns if name not in remove_columns]
     if text_column == "text":
         return dataset

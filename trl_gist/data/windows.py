@@ -14,9 +14,17 @@
 
 """Documents as windows in token ids: context, last tokens, target. What fits the models, and which columns may be."""
 
+import itertools
+import json
+import secrets
 from collections import Counter
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 from accelerate import PartialState
 from accelerate.logging import get_logger
 from datasets import Dataset, Features, IterableDataset, List, Value
@@ -24,7 +32,8 @@ from transformers import PreTrainedTokenizerBase
 
 from ..common.arguments import token_ids, whole_number
 from ..common.geometry import Geometry
-from ..common.tokens import characters_of, literal_ids, written_ids
+from ..common.pieces import Piece
+from ..common.tokens import characters_of, literal_ids, literal_pieces, written_ids, written_pieces
 from ..prompts import GistPrompts, targets_of, through_last_k
 from .targets import QUESTION, TARGETS_PER_CONTEXT, TargetSpec, make_targets, make_walk_targets
 
@@ -75,7 +84,15 @@ RESERVED_KINDS = (
 )
 # Why a row gave no window, until it is counted
 _SKIPPED = "trl_gist: skipped"
-_WITHOUT_TARGETS = "without targets"
+_TOO_SHORT, _WITHOUT_TARGETS = "too short", "without targets"
+# A document is cut part by part, so that a whole book's windows are never in memory together: which row's it is, and
+# what [`_Part`] says of it; about how many tokens windows of one part begin in, and how many parts are cut together
+_ROW, _PART_COLUMNS = "trl_gist: row", {name: f"trl_gist: {name}" for name in ("ids", "first", "count", "targets")}
+_PART_TOKENS, _PARTS_TOGETHER = 1 << 14, 16
+# Bytes of text that become windows at once, in some 150 times the memory
+_BYTES_TOGETHER = 1 << 21
+# Tokens on either side of a place that tell where a character or a sentence ends
+_BESIDE = 32
 _TARGET_FEATURES = {name: List(Value("int32")) for name in ("cue_ids", "target_ids", "after_ids")}
 _TARGET_FEATURES |= {"kind": Value("string")}
 _TARGETS_FEATURE = List(_TARGET_FEATURES)
@@ -204,6 +221,17 @@ class WindowSpec:
             return self.geometry.length(self.windows_per_document)
         return self.context_length + self.target_length
 
+    @property
+    def stride(self) -> int:
+        """Tokens of a document from the start of one window, or walk, to that of the next."""
+        return self.window_stride or self.length
+
+    @property
+    def reach(self) -> int:
+        """Tokens after a start that a window, or walk, and its targets are made of."""
+        far = 0 if self.targets is None else self.targets.far_offset
+        return max(self.length, self.context_length + far + self.target_length) + _BESIDE
+
 
 @dataclass(frozen=True)
 class ColumnRules:
@@ -311,7 +339,7 @@ def prepare_windows(
             "Remove those that are not meant, or rename them: `dataset.rename_column('text', ...)`."
         )
     if "text" in columns:
-        to_windows, consumed = _cut_document, {"text", DOCUMENT_TARGETS_COLUMN}
+        to_windows, consumed = _cut_part, {"text", DOCUMENT_TARGETS_COLUMN}
         several = spec.several or DOCUMENT_TARGETS_COLUMN in columns
     elif {"context", "target"} <= columns:
         to_windows, consumed, several = _ready_window, {"context", "target", "last_k"}, False
@@ -336,13 +364,29 @@ def prepare_windows(
     list_columns = [*id_columns, *([TARGETS_COLUMN] if several else [])]
     longest_context = spec.context_length if spec.walks else 0
     vocab_size = len(tokenizer)
-    # Only what shapes or refuses a window goes into the closure: `datasets` hashes it to find cached results
+    # Only what shapes or refuses a window goes into the closures: `datasets` hashes them to find cached results
     check_budget = rules.check_budget if rules is not None and "budget" in columns else None
     brought = consumed & {TARGETS_COLUMN, DOCUMENT_TARGETS_COLUMN} & columns
     check_kind = check_kind_of if rules is not None and brought else None
+    beside = sorted(columns - consumed)
+
+    def parts_of_batch(batch, indices):
+        out = {column: [] for column in (*_PART_COLUMNS.values(), _ROW, _SKIPPED, *beside)}
+        for row, index in enumerate(indices):
+            own = {name: batch[name][row] for name in ("text", DOCUMENT_TARGETS_COLUMN) if name in batch}
+            parts, reason = _parts(own, tokenizer, spec)
+            for part in parts:
+                for name, column in _PART_COLUMNS.items():
+                    out[column].append(getattr(part, name))
+                out[_ROW].append(index)
+                out[_SKIPPED].append(reason)
+                for column in beside:
+                    out[column].append(batch[column][row])
+        return out
 
     def windows_of_batch(batch, indices):
         out = {column: [] for column in (*window_columns, *list_columns, _SKIPPED, *carried)}
+        indices = batch[_ROW] if to_windows is _cut_part else indices
         for row, index in enumerate(indices):
             if check_budget is not None:
                 check_budget(batch["budget"][row], f"Row {index} of the {name} dataset")
@@ -352,7 +396,7 @@ def prepare_windows(
             if any(not 0 <= token < vocab_size for window in windows for ids in _all_ids(window) for token in ids):
                 windows, reason = [], "with ids outside the vocabulary"
             # A skipped row stays one row until it is counted, so that cached and parallel maps count alike
-            for window in windows or [{column: [] for column in list_columns}]:
+            for window in windows or ([{column: [] for column in list_columns}] if reason else []):
                 why = reason or (_WITHOUT_TARGETS if several and not window[TARGETS_COLUMN] else "")
                 if limits is not None and not why:
                     limits.check(window, f"Row {index} of the {name} dataset", longest_context)
@@ -373,9 +417,10 @@ def prepare_windows(
                 skipped.counts[row[_SKIPPED]] += 1
             return not row[_SKIPPED]
 
-        windows = dataset.map(
-            windows_of_batch, batched=True, batch_size=16, with_indices=True, remove_columns=sorted(columns)
-        )
+        if to_windows is _cut_part:
+            dataset = _mapped(dataset, parts_of_batch, batch_size=1, remove_columns=sorted(consumed & columns))
+            columns = {*beside, *_PART_COLUMNS.values(), _ROW, _SKIPPED}
+        windows = _mapped(dataset, windows_of_batch, batch_size=_PARTS_TOGETHER, remove_columns=sorted(columns))
         windows = windows.filter(counted).remove_columns(_SKIPPED)
         if next(iter(windows), None) is None:
             raise ValueError(f"The {name} dataset gave no window: {skipped}. {_hint(skipped, spec)}")
@@ -393,11 +438,36 @@ def prepare_windows(
             **{column: dataset.features[column] for column in carried},
         }
     )
-    windows = dataset.map(
-        windows_of_batch,
-        batched=True,
-        with_indices=True,
-        remove_columns=sorted(columns),
+    rows, cut, together = dataset, windows_of_batch, 1000
+    if to_windows is _cut_part:
+        together, has_long = _sizes(dataset)
+        if has_long:
+            part_features = {
+                **{column: Value("int64") for column in (*_PART_COLUMNS.values(), _ROW)},
+                _PART_COLUMNS["ids"]: List(Value("int32")),
+                _PART_COLUMNS["targets"]: Value("string"),
+                _SKIPPED: Value("string"),
+                **{column: dataset.features[column] for column in beside},
+            }
+            rows = _mapped(
+                dataset,
+                parts_of_batch,
+                batch_size=together,
+                remove_columns=sorted(consumed & columns),
+                features=Features(part_features),
+                desc=f"Tokenising the {name} dataset",
+            )
+            together = _PARTS_TOGETHER
+        else:  # which is quicker, but holds all windows of a batch of documents
+
+            def cut(batch, indices):
+                return windows_of_batch(parts_of_batch(batch, indices), indices)
+
+    windows = _mapped(
+        rows,
+        cut,
+        batch_size=together,
+        remove_columns=rows.column_names,
         features=features,
         desc=f"Cutting the {name} dataset into windows",
     )
@@ -408,6 +478,14 @@ def prepare_windows(
     windows = windows.select(keep).remove_columns(_SKIPPED)
     logger.info(f"{name} dataset: {len(windows)} windows from {len(dataset)} rows, {skipped}.")
     return windows, skipped
+
+
+def _mapped(dataset, function, **settings):
+    """By batches with their indices. To hash a function takes longer than to cut a small dataset, and of what is in
+    memory nothing can be found again by it."""
+    if isinstance(dataset, Dataset) and not dataset.cache_files:
+        settings["new_fingerprint"] = secrets.token_hex(8)
+    return dataset.map(function, batched=True, with_indices=True, **settings)
 
 
 def check_kind_of(kind: str, where: str):
@@ -445,7 +523,8 @@ def is_cut(columns: set[str]) -> bool:
 
 def columns_of(dataset: Dataset | IterableDataset, name: str) -> set[str]:
     """Names of a dataset's columns, also where a stream does not say. Raises `ValueError` if it is empty."""
-    first = next(iter(dataset), None)
+    # Of a file the first row may be a whole book, and is not asked for
+    first = dataset.column_names if isinstance(dataset, Dataset) and len(dataset) else next(iter(dataset), None)
     if first is None:
         raise ValueError(f"The {name} dataset is empty.")
     return set(first)
@@ -495,18 +574,70 @@ def _all_ids(window):
             yield value
 
 
-def _cut_document(row, tokenizer, spec):
-    reason = why_unusable(row["text"])
-    if reason:
-        return [], reason
-    ids, characters, brought = _tokenize(tokenizer, row["text"], spec), characters_of(tokenizer), None
-    if DOCUMENT_TARGETS_COLUMN in row:
-        brought, reason = _document_targets(row, tokenizer, spec)
-        if reason:
-            return [], reason
-    starts = range(0, len(ids) - spec.length + 1, spec.window_stride or spec.length)
+def _sizes(dataset) -> tuple[int, bool]:
+    """How many documents are about `_BYTES_TOGETHER`, and whether one of them alone is longer."""
+    texts = dataset.data.column("text")
+    if not (pa.types.is_string(texts.type) or pa.types.is_large_string(texts.type)):
+        return 1000, False
+    lengths = pc.binary_length(texts)
+    mean, longest = pc.mean(lengths).as_py() or 1.0, pc.max(lengths).as_py() or 0
+    return max(1, min(1000, int(_BYTES_TOGETHER / mean))), longest > _BYTES_TOGETHER
+
+
+class _Part(NamedTuple):
+    """
+    Ids of a document from which its next windows are cut: `count` of them at most, the first from place `first` on.
+    The next part begins with what its own windows share with these, and each has beside its windows what else they
+    depend on. `targets` are the document's own, as JSON, with places that are counted from the part's first id.
+    """
+
+    ids: np.ndarray
+    first: int
+    count: int
+    targets: str | None = None
+
+
+def _parts(row, tokenizer, spec) -> tuple[list[_Part], str]:
+    """All parts of a document, in a few bytes a token; or why it has no window, beside a part that is empty."""
+    text, targets = row["text"], None
+    reason = why_unusable(text)
+    if reason is None and DOCUMENT_TARGETS_COLUMN in row:
+        targets, reason = _document_targets(row, tokenizer, spec)
+    if reason is None:
+        pieces = (written_pieces if spec.parse_special_tokens else literal_pieces)(tokenizer, text)
+        parts = list(_iter_parts(pieces, spec, targets))
+        if parts:
+            return parts, ""
+    return [_Part(np.empty(0, np.int32), 0, 0)], reason or _TOO_SHORT
+
+
+def _iter_parts(pieces: Iterable[Piece], spec, targets: list[dict] | None) -> Iterator[_Part]:
+    stride, left = spec.stride, spec.max_windows_per_document
+    count = max(1, _PART_TOKENS // stride)
+    enough = max(count * stride, (count - 1) * stride + spec.reach)
+    ids, first, before = [], 0, 0
+    for more in itertools.chain((ids for ids, _ in pieces), [None]):  # after the last of them
+        ids += more or []
+        while len(ids) - first >= (spec.length if more is None else enough):
+            count = count if left is None else min(count, left)
+            own = None if targets is None else json.dumps(_after(targets, before))
+            yield _Part(np.array(ids[: first + (count - 1) * stride + spec.reach], np.int32), first, count, own)
+            if left is not None:
+                left -= count
+                if left == 0:
+                    return
+            before += first + count * stride - _BESIDE
+            ids, first = ids[first + count * stride - _BESIDE :], _BESIDE
+
+
+def _cut_part(row, tokenizer, spec):
+    if row[_SKIPPED]:
+        return [], row[_SKIPPED]
+    ids, first, count, brought = (row[column] for column in _PART_COLUMNS.values())
+    ids, characters = np.asarray(ids).tolist(), characters_of(tokenizer)
+    brought = None if brought is None else json.loads(brought)
     windows = []
-    for start in starts[: spec.max_windows_per_document]:
+    for start in range(first, len(ids) - spec.length + 1, spec.stride)[:count]:
         start = characters.cut(ids, start)
         cut = ids[start : characters.cut(ids, start + spec.length)]
         if spec.walks:  # the first window by itself, whose context is all text so far
@@ -526,12 +657,13 @@ def _cut_document(row, tokenizer, spec):
         if brought is not None or spec.several:
             targets, own = spec.targets or _OF_DOCUMENT, None if brought is None else _after(brought, start)
             if spec.walks:
-                geometry, count = spec.geometry, spec.windows_per_document
-                window[TARGETS_COLUMN] = make_walk_targets(tokenizer, cut, geometry, count, targets, own)
+                geometry, walked = spec.geometry, spec.windows_per_document
+                window[TARGETS_COLUMN] = make_walk_targets(tokenizer, cut, geometry, walked, targets, own)
             else:
                 window[TARGETS_COLUMN] = make_targets(tokenizer, ids, start, spec, targets, own)
         windows.append(window)
-    return windows, None if windows else "too short"
+    # Of a document, its first part says so
+    return windows, _TOO_SHORT if not windows and first == 0 else None
 
 
 def _document_targets(row, tokenizer, spec):

@@ -24,12 +24,15 @@ An evaluation on disk, written as it goes, so that one that was cut off goes on 
                     are complete
 """
 
+import contextlib
 import json
 import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Self
 
+from ..common.folder_lock import LOCK_FILE, held
 from ..common.run_files import PLOTS_DIR, finite
 
 
@@ -40,6 +43,8 @@ PAGE_FILE, TABLES_FILE = "evaluation.html", "tables.md"
 
 class EvaluationFolder:
     """
+    A context, which holds the folder against other evaluations until its end.
+
     Args:
         path (`str` or `os.PathLike`):
             Made if there is none.
@@ -51,21 +56,31 @@ class EvaluationFolder:
             What a setting was where a folder does not name it: it is older than the setting.
 
     Raises:
-        ValueError: if the folder holds an evaluation with other settings, or files that are not an evaluation's.
+        ValueError: if the folder holds an evaluation with other settings, or files that are not an evaluation's; or if
+            another evaluation is being written there, with who writes it.
     """
 
     def __init__(self, path: str | os.PathLike, settings: dict, overwrite: bool = False, defaults: dict | None = None):
         self.path = Path(path)
-        settings = json.loads(json.dumps(settings))
-        file = self.path / SETTINGS_FILE
-        if file.is_file() and not overwrite:
-            self._check_same(json.loads(file.read_text(encoding="utf-8")), settings, defaults or {})
-        elif file.is_file():
-            self._remove()
-        elif self.path.exists() and any(self.path.iterdir()):
-            raise ValueError(f"{self.path} holds other files. Choose a new `--output_dir`.")
         self.path.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        settings = json.loads(json.dumps(settings))
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(held(self.path))
+            file = self.path / SETTINGS_FILE
+            if file.is_file() and not overwrite:
+                self._check_same(json.loads(file.read_text(encoding="utf-8")), settings, defaults or {})
+            elif file.is_file():
+                self._remove()
+            elif any(path.name != LOCK_FILE for path in self.path.iterdir()):
+                raise ValueError(f"{self.path} holds other files. Choose a new `--output_dir`.")
+            file.write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+            self._holding = stack.pop_all()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception):
+        self._holding.close()
 
     def rows(
         self, unit: int | Callable[[list[dict]], int], name: str = ROWS_FILE, total: int | None = None

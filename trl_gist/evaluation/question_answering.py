@@ -125,6 +125,9 @@ def answer_questions(
     Raises:
         ValueError: if a generator is of no compressor, or a compressor breaks its budget.
     """
+    if references is not None:
+        references = several("references", references, "lists of answers", "give a list for each question")
+        references = [several("references", each, "answers", "give a list for each question") for each in references]
     compressors = {name: each for name, each in (compressors or {}).items() if not isinstance(each, str)}
     unknown = sorted(set(own_generators or ()) - set(compressors))
     if unknown:

@@ -32,6 +32,7 @@ from collections import Counter
 
 import numpy as np
 
+from ..common.arguments import several
 from ..common.statistics import ratio_and_error
 from ..prompts import seen_ids, through_last_k
 from .gist_scorer import GistScorer
@@ -127,6 +128,7 @@ def summarize(rows: list[dict], controls: tuple[str, ...] = CONTROLS) -> dict[st
         `gist_length` in tokens, `gist_rate`, `total_rate`; `exact`, the share of targets whose every token is the
         generator's likeliest, of other kinds than the continuation; and the counts `windows`, `documents`.
     """
+    controls = several("controls", controls, "names", "put it in a list")
     documents = [row["document_id"] for row in rows]
 
     def column(name):

@@ -18,11 +18,13 @@ pair that every command's arguments name, loaded. Nothing heavy is imported at t
 names and defaults from here.
 """
 
+import typing
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+
+from ..common.arguments import several
 
 
-if TYPE_CHECKING:
+if typing.TYPE_CHECKING:
     from ..inference.compactor import GistCompactor
 
 
@@ -45,6 +47,12 @@ class HeldOutArguments:
     teacher: str | None = None
     output_dir: str | None = None
     overwrite: bool = False
+
+    def __post_init__(self):
+        for name, hint in typing.get_type_hints(type(self)).items():
+            value = getattr(self, name)
+            if hint == list[str] or (hint == list[str] | None and value is not None):
+                object.__setattr__(self, name, several(name, value, "texts", "put it in a list"))
 
 
 @dataclass(frozen=True, kw_only=True)

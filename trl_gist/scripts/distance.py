@@ -56,34 +56,34 @@ def measure_distance(args: DistanceArguments):
     models = {"teacher": teacher}
     for name, pair in {"pair": compactor, **others}.items():
         models |= {f"{name} summarizer": pair.summarizer, f"{name} generator": pair.generator}
-    folder = open_folder(args, "distance", models)
-    # Tokenising them is little beside reading them
-    total = None if args.streaming else sum(readings.geometry.windows(len(text["ids"])) for text in documents())
-    rows = measure_rows(folder, lambda rows: readings.walk(documents(skipped), args.windows, rows), total)
-    if not rows:
-        raise ValueError(
-            f"No document has one window of {readings.geometry.length(1)} tokens: {skipped}. Use longer documents, or "
-            "--join_documents."
-        )
-    costs = _costs(readings, documents(), rows, folder)
-    measures = distance_measures(rows, list(paths))
-    report = {
-        "pair": args.pair,
-        "pairs": paths,
-        "dataset": args.dataset,
-        "joined": args.join_documents,
-        "teacher": args.teacher or compactor.pair.base_models["teacher"],
-        "version": __version__,
-        "geometry": vars(readings.geometry),
-        "gist_length": compactor.pair.max_gist_length,
-        **measures,
-        "costs": costs,
-    }
-    folder.write_measures(report)
-    _print(report)
-    if skipped.total:
-        print(f"{skipped}.")
-    finish(folder, draw_distance, write_distance_page)
+    with open_folder(args, "distance", models) as folder:
+        # Tokenising them is little beside reading them
+        total = None if args.streaming else sum(readings.geometry.windows(len(text["ids"])) for text in documents())
+        rows = measure_rows(folder, lambda rows: readings.walk(documents(skipped), args.windows, rows), total)
+        if not rows:
+            raise ValueError(
+                f"No document has one window of {readings.geometry.length(1)} tokens: {skipped}. Use longer "
+                "documents, or --join_documents."
+            )
+        costs = _costs(readings, documents(), rows, folder)
+        measures = distance_measures(rows, list(paths))
+        report = {
+            "pair": args.pair,
+            "pairs": paths,
+            "dataset": args.dataset,
+            "joined": args.join_documents,
+            "teacher": args.teacher or compactor.pair.base_models["teacher"],
+            "version": __version__,
+            "geometry": vars(readings.geometry),
+            "gist_length": compactor.pair.max_gist_length,
+            **measures,
+            "costs": costs,
+        }
+        folder.write_measures(report)
+        _print(report)
+        if skipped.total:
+            print(f"{skipped}.")
+        finish(folder, draw_distance, write_distance_page)
 
 
 def _costs(readings, documents, rows, folder):

@@ -98,40 +98,40 @@ def evaluate(args: EvaluateArguments):
     models = {"summarizer": compactor.summarizer, "generator": compactor.generator, "teacher": teacher}
     if generator_only is not None:
         models["generator_only"] = generator_only
-    folder = open_folder(args, "evaluation", models)
     settings = len(readings.settings)
-    rows = measure_rows(
-        folder,
-        lambda rows: readings.read(islice(windows, len(window_blocks(rows, settings)), None), rows),
-        count,
-        settings,
-    )
+    with open_folder(args, "evaluation", models) as folder:
+        rows = measure_rows(
+            folder,
+            lambda rows: readings.read(islice(windows, len(window_blocks(rows, settings)), None), rows),
+            count,
+            settings,
+        )
 
-    measures = {}
-    for setting in readings.settings:
-        measures[setting] = quality([row for row in rows if tuple(row["setting"]) == setting])
-        _print(measures[setting], setting, pair, f"{args.pair} on {' '.join(args.dataset)}")
-    if skipped.total:
-        print(f"{skipped}.")
-    more = {"patterns": describe_gists(rows, readings, folder)}
-    if args.readers is not None:
-        more["transfer"] = ask_other_readers(args, rows, readings)
-    if args.compressors is not None:
-        more |= compare(args, readings, rows, folder)
-    folder.write_measures(
-        {
-            "pair": args.pair,
-            "dataset": args.dataset,
-            "teacher": args.teacher or pair.base_models["teacher"],
-            "version": __version__,
-            "measures": [
-                {"last_k": last_k or pair.last_k, "budget": budget, **measures[last_k, budget]}
-                for last_k, budget in readings.settings
-            ],
-            **more,
-        }
-    )
-    finish(folder, draw_quality, write_quality_page)
+        measures = {}
+        for setting in readings.settings:
+            measures[setting] = quality([row for row in rows if tuple(row["setting"]) == setting])
+            _print(measures[setting], setting, pair, f"{args.pair} on {' '.join(args.dataset)}")
+        if skipped.total:
+            print(f"{skipped}.")
+        more = {"patterns": describe_gists(rows, readings, folder)}
+        if args.readers is not None:
+            more["transfer"] = ask_other_readers(args, rows, readings)
+        if args.compressors is not None:
+            more |= compare(args, readings, rows, folder)
+        folder.write_measures(
+            {
+                "pair": args.pair,
+                "dataset": args.dataset,
+                "teacher": args.teacher or pair.base_models["teacher"],
+                "version": __version__,
+                "measures": [
+                    {"last_k": last_k or pair.last_k, "budget": budget, **measures[last_k, budget]}
+                    for last_k, budget in readings.settings
+                ],
+                **more,
+            }
+        )
+        finish(folder, draw_quality, write_quality_page)
 
 
 def target_spec(args: EvaluateArguments) -> TargetSpec | None:

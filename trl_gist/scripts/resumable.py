@@ -53,7 +53,7 @@ def held_out_documents(args: HeldOutArguments) -> Dataset | IterableDataset:
 
 def open_folder(args: HeldOutArguments, kind: str, models: dict[str, nn.Module]) -> EvaluationFolder:
     """
-    The folder that was asked for, or `kind` in the pair's.
+    The folder that was asked for, or `kind` in the pair's, held until its block ends.
 
     Args:
         args ([`HeldOutArguments`]):

@@ -25,7 +25,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, IntervalStrategy
 from trl import ModelConfig, TrlParser, get_peft_config
 
 from .. import rewards
-from ..common.arguments import whole_number
+from ..common.arguments import several, whole_number
 from ..data.documents import load_documents
 from ..evaluation.compressors.registry import EXTRACTIVE_COMPRESSORS, extractive_compressors
 from ..trainer.callbacks import STOPPED_FILE, SaveOnSignal
@@ -267,7 +267,7 @@ def load_reward_funcs(names: list[str] | None):
     if names is None:
         return None
     funcs = []
-    for name in names:
+    for name in several("reward_funcs", names, "names", "put it in a list"):
         if name in REWARD_FUNCS:
             funcs.append(REWARD_FUNCS[name])
         elif "." in name:

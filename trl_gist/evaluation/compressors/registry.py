@@ -19,6 +19,7 @@ from os import PathLike
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from ...common.arguments import several
 from ...inference.compactor import GistCompactor
 from ...scoring.extraction import TokenRarity
 from . import (
@@ -98,6 +99,7 @@ def extractive_compressors(
 ) -> dict[str, Compressor]:
     """Those of [`standard_compressors`] that need no pair: tokens of the context, kept or dropped, and what stands
     between them in a list; all, or those named. Contexts are read only where one of them learns from them."""
+    names = several("names", names, "names", "put it in a list")
     rarity = TokenRarity(contexts if _BY_RARITY & set(names) else ())
     every = {
         "head": Head(tokenizer),

@@ -23,6 +23,7 @@ stop words nearest to the end fill the budget.
 
 from dataclasses import dataclass
 
+from ...common.arguments import several
 from .base import ExtractiveCompressor, best_words, split_words
 
 
@@ -52,6 +53,9 @@ class StopWordDrop(ExtractiveCompressor):
     """
 
     stop_words: frozenset[str] = STOP_WORDS
+
+    def __post_init__(self):
+        self.stop_words = frozenset(several("stop_words", self.stop_words, "words", "put it in a set"))
 
     def keep(self, contexts: list[list[int]], budgets: list[int]) -> list[list[int]]:
         return [self._keep(context, budget) for context, budget in zip(contexts, budgets, strict=True)]

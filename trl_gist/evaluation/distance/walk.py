@@ -35,6 +35,7 @@ and for every other pair that walks beside it, under its name, its own rolling g
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 
 import torch
 from datasets import Dataset, IterableDataset
@@ -116,16 +117,18 @@ def long_documents(
             skipped.counts[reason] += 1
             continue
         text = row["text"] + DOCUMENT_SEPARATOR if join_documents else row["text"]
-        ids = compactor.token_ids(text, "The document", may_be_empty=True)
+        pieces = compactor.token_pieces(text, "The document")
+        wanted = geometry.length(windows) - len(stream)
+        ids = list(islice((token for ids, _ in pieces for token in ids), wanted))
         if not join_documents:
             if geometry.windows(len(ids)):
-                yield {"document_id": row.get("document_id", index), "ids": ids[: geometry.length(windows)]}
+                yield {"document_id": row.get("document_id", index), "ids": ids}
             else:
                 skipped.counts["too short"] += 1
             continue
         stream += ids
         if len(stream) >= geometry.length(windows):
-            yield {"document_id": f"stream {streams}", "ids": stream[: geometry.length(windows)]}
+            yield {"document_id": f"stream {streams}", "ids": stream}
             stream, streams = [], streams + 1
     if geometry.windows(len(stream)):
         yield {"document_id": f"stream {streams}", "ids": stream}

@@ -12,33 +12,25 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""One run, one folder: the lock that a run holds from its first look at a folder to its end."""
+"""The lock of [`common.folder_lock`], held by one process of a training for all of them."""
 
-import logging
 import os
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 from accelerate.utils import broadcast_object_list
-from filelock import MarkerSoftFileLock, Timeout
+
+from ...common.folder_lock import acquired
 
 
-logger = logging.getLogger(__name__)
-
-LOCK_FILE = "_run.lock"
 # Seconds that a run which goes on waits for the one before it, as a requeued job for one that still saves
 PATIENCE = 300.0
-# After which filelock (4.3) takes over what a process was killed in the middle of writing
-_SETTLED = 3.0
 
 
 @contextmanager
 def held(directory: str | os.PathLike, main: bool, patience: float = 0.0) -> Iterator[None]:
     """
-    Holds a folder against other runs, on this machine and, where the folder is shared, on others. A process may hold it
-    several times over. The lock of a process that is dead is taken over on its own host, which alone can tell.
+    As [`~common.folder_lock.held`].
 
     Args:
         directory (`str` or `os.PathLike`):
@@ -49,12 +41,12 @@ def held(directory: str | os.PathLike, main: bool, patience: float = 0.0) -> Ite
             Seconds to wait for another run's end.
 
     Raises:
-        ValueError: on all processes, with who holds it: process, host and since when.
+        ValueError: on all processes.
     """
     lock, refusal = None, None
     if main:
         try:
-            lock = _acquired(Path(os.path.abspath(directory)), patience)
+            lock = acquired(directory, patience)
         except ValueError as error:
             refusal = str(error)
     (refusal,) = broadcast_object_list([refusal])
@@ -65,37 +57,3 @@ def held(directory: str | os.PathLike, main: bool, patience: float = 0.0) -> Ite
     finally:
         if lock is not None:
             lock.release()
-
-
-def _acquired(directory, patience):
-    path = directory / LOCK_FILE
-    lock = MarkerSoftFileLock(path, is_singleton=True, thread_local=False, poll_interval=0.5)
-    try:
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            if patience > 0:
-                logger.warning(f"{directory} is in use by another run: {_holder(lock)}. Waiting for its end.")
-            lock.acquire(timeout=max(patience, _SETTLED if lock.owner is None else 0))
-    except Timeout:
-        raise ValueError(
-            f"`output_dir` ({directory}) is in use by another run: {_holder(lock)}. Choose another `output_dir`, or wait "
-            "for that run's end. If it is certain that it has ended, as on a host that was switched off, remove "
-            f"{path}."
-        ) from None
-    except OSError as error:  # a folder that cannot be written to, or a filesystem without exclusive creation
-        logger.warning(f"{directory} is not held against other runs: {error}.")
-        return None
-    return lock
-
-
-def _holder(lock):
-    owner = lock.owner
-    if owner is None:
-        return "its lock does not say which"
-    try:
-        since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(os.stat(lock.lock_file).st_mtime))
-    except FileNotFoundError:  # it has just ended
-        since = "just now"
-    # filelock (4.3) adds the namespace of a container's processes to the host
-    return f"process {owner.pid} on {owner.hostname.partition('?pidns-')[0]}, since {since}"
