@@ -741,7 +741,7 @@ def _ids_of(value, tokenizer, spec):
         try:
             ids = token_ids("It", value, len(tokenizer))
         except ValueError:
-            return None, "with ids that are none of the vocabulary"
+            return None, "with ids outside the vocabulary"
     else:
         return None, reason
     return (ids, None) if ids else (None, "empty")
