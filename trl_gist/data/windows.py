@@ -319,7 +319,6 @@ def prepare_windows(
     id_columns = [column for column in window_columns if column.endswith("_ids")]
     list_columns = [*id_columns, *([TARGETS_COLUMN] if several else [])]
     longest_context = spec.context_length if spec.walks else 0
-    vocab_size = len(tokenizer)
     # Only what shapes or refuses a window goes into the closure: `datasets` hashes it to find cached results
     check_budget = rules.check_budget if rules is not None and "budget" in columns else None
     check_kind = check_kind_of if rules is not None and to_windows is _ready_window and several else None
@@ -332,8 +331,6 @@ def prepare_windows(
             windows, reason = to_windows({column: batch[column][row] for column in batch}, tokenizer, spec)
             for target in (target for window in windows if check_kind for target in window[TARGETS_COLUMN]):
                 check_kind(target["kind"], f"Row {index} of the {name} dataset")
-            if any(not 0 <= token < vocab_size for window in windows for ids in _all_ids(window) for token in ids):
-                windows, reason = [], "with ids outside the vocabulary"
             # A skipped row stays one row until it is counted, so that cached and parallel maps count alike
             for window in windows or [{column: [] for column in list_columns}]:
                 why = reason or (_WITHOUT_TARGETS if several and not window[TARGETS_COLUMN] else "")
@@ -469,15 +466,6 @@ def _tokenize(tokenizer, text, spec):
     return (written_ids if spec.parse_special_tokens else literal_ids)(tokenizer, text)
 
 
-def _all_ids(window):
-    """Every list of token ids that a window consists of."""
-    for column, value in window.items():
-        if column == TARGETS_COLUMN:
-            yield from (target[name] for target in value for name in ("cue_ids", "target_ids"))
-        else:
-            yield value
-
-
 def _cut_document(row, tokenizer, spec):
     reason = why_unusable(row["text"])
     if reason:
@@ -556,7 +544,7 @@ def _ids_of(value, tokenizer, spec):
         try:
             ids = token_ids("It", value, len(tokenizer))
         except ValueError:
-            return None, "with ids that are none of the vocabulary"
+            return None, "with ids outside the vocabulary"
     else:
         return None, reason
     return (ids, None) if ids else (None, "empty")
