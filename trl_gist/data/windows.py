@@ -363,7 +363,6 @@ def prepare_windows(
     id_columns = [column for column in window_columns if column.endswith("_ids")]
     list_columns = [*id_columns, *([TARGETS_COLUMN] if several else [])]
     longest_context = spec.context_length if spec.walks else 0
-    vocab_size = len(tokenizer)
     # Only what shapes or refuses a window goes into the closures: `datasets` hashes them to find cached results
     check_budget = rules.check_budget if rules is not None and "budget" in columns else None
     brought = consumed & {TARGETS_COLUMN, DOCUMENT_TARGETS_COLUMN} & columns
@@ -393,8 +392,6 @@ def prepare_windows(
             windows, reason = to_windows({column: batch[column][row] for column in batch}, tokenizer, spec)
             for target in (target for window in windows if check_kind for target in window[TARGETS_COLUMN]):
                 check_kind(target["kind"], f"Row {index} of the {name} dataset")
-            if any(not 0 <= token < vocab_size for window in windows for ids in _all_ids(window) for token in ids):
-                windows, reason = [], "with ids outside the vocabulary"
             # A skipped row stays one row until it is counted, so that cached and parallel maps count alike
             for window in windows or ([{column: [] for column in list_columns}] if reason else []):
                 why = reason or (_WITHOUT_TARGETS if several and not window[TARGETS_COLUMN] else "")
@@ -563,15 +560,6 @@ def why_unusable(text) -> str | None:
 
 def _tokenize(tokenizer, text, spec):
     return (written_ids if spec.parse_special_tokens else literal_ids)(tokenizer, text)
-
-
-def _all_ids(window):
-    """Every list of token ids that a window consists of."""
-    for column, value in window.items():
-        if column == TARGETS_COLUMN:
-            yield from (target[name] for target in value for name in ("cue_ids", "target_ids"))
-        else:
-            yield value
 
 
 def _sizes(dataset) -> tuple[int, bool]:

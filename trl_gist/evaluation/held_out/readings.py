@@ -241,15 +241,15 @@ class PairReadings:
         return row | {"last_k_ids": characters_of(self.compactor.tokenizer).last(ids, last_k) or ids[-last_k:]}
 
     def _sizes(self, row):
-        prompts, tokenizer = self.compactor.prompts, self.compactor.tokenizer
+        prompts, spelled = self.compactor.prompts, self.compactor.tokenizer.decode
         budget = self.compactor.pair.tail_length if row["budget"] is None else row["budget"]
         length, read = len(row["context_ids"]), len(prompts.generator(row["gist_ids"], row["last_k_ids"]))
         return {
             "gist_length": len(row["gist_ids"]),
             "gist_bytes": len(row["gist"].encode()),
             "context_length": length,
-            "context_bytes": len(decode(tokenizer, row["context_ids"], False).encode()),
-            "target_bytes": len(decode(tokenizer, row["target_ids"], False).encode()),
+            "context_bytes": len(spelled(row["context_ids"]).encode()),
+            "target_bytes": len(spelled(row["target_ids"]).encode()),
             "summarizer_tokens": len(prompts.summarizer(row["context_ids"], row["last_k_ids"], budget))
             + len(row["gist_ids"]),
             "generator_tokens": read,
