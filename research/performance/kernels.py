@@ -18,10 +18,12 @@ Resident memory of a session over many windows, with the lengths of prompts and 
 alone, and layers of the same shapes share it. A gist of such weights never ends early, so its length is drawn.
 
 OMP_NUM_THREADS=1 python -m research.performance.kernels
+OMP_NUM_THREADS=1 python -m research.performance.kernels --products    what single products of 300 lengths leave
 """
 
 import argparse
 import multiprocessing
+import os
 import random
 
 from trl_gist import GistCompactor
@@ -38,12 +40,22 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from research.common.tables import markdown_table
 
 
+FEATURES, INNER, KEY_HEADS, HEAD_SIZE = 576, 1536, 3, 64
+# The least kernels that oneDNN can be told to keep; it reads this when it makes the first
+CACHE_OF_NONE = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "0"}
+
+
 def main(args):
+    if args.products:
+        rows = [
+            [kind, *(f"{in_a_process(kept_by, kind, environment):.0f}" for environment in ({}, CACHE_OF_NONE))]
+            for kind in PRODUCTS
+        ]
+        print("\n".join(markdown_table(["products of 300 lengths", "kept, MB", "with no kernel cached, MB"], rows)))
+        return
     columns = {}
     for name, multiple in (("as they come", 1), ("multiples", attention._LENGTHS)):
-        # A process each: what is kept is kept for good
-        with multiprocessing.get_context("spawn").Pool(1) as pool:
-            columns[name] = pool.apply(measure, (multiple, args))
+        columns[name] = in_a_process(measure, multiple, args)
     rows = [
         [f"{windows * args.every:,}", *(f"{column[windows]:.0f}" for column in columns.values())]
         for windows in range(len(columns["multiples"]))
@@ -53,6 +65,47 @@ def main(args):
         print(
             f"{name}: {column[-1] / column[1] - 1:+.1%} from {args.every} windows to {(len(column) - 1) * args.every}"
         )
+
+
+def in_a_process(function, *args):
+    """What a function returns in a process of its own: what oneDNN keeps it keeps for good."""
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(function, args)
+
+
+def linear(tokens: int):
+    """The linear maps of a layer."""
+    for rows, columns in (
+        (FEATURES, FEATURES),
+        (FEATURES, KEY_HEADS * HEAD_SIZE),
+        (FEATURES, INNER),
+        (INNER, FEATURES),
+    ):
+        torch.randn(1, tokens, rows, dtype=torch.bfloat16) @ torch.ones(columns, rows, dtype=torch.bfloat16).T
+
+
+def attend(queries: int, keys: int):
+    """Queries of three heads a key's, to all keys."""
+    query, key = (torch.randn(1, KEY_HEADS, count, HEAD_SIZE, dtype=torch.bfloat16) for count in (3 * queries, keys))
+    (query @ key.transpose(2, 3)).softmax(-1) @ key
+
+
+PRODUCTS = {
+    "linear maps of a prompt": linear,
+    "of multiples of 64": lambda tokens: linear(-(-tokens // 64) * 64),
+    "attention over a prompt": lambda tokens: attend(tokens, tokens),
+    "attention of a new token": lambda tokens: attend(1, tokens),
+}
+
+
+def kept_by(kind: str, environment: dict) -> float:
+    """Megabytes more after products of 300 lengths than after the first."""
+    os.environ.update(environment)
+    PRODUCTS[kind](100)
+    before = psutil.Process().memory_info().rss
+    for tokens in range(100, 400):
+        PRODUCTS[kind](tokens)
+    return (psutil.Process().memory_info().rss - before) / 1e6
 
 
 def measure(multiple: int, args) -> list[float]:
@@ -73,24 +126,26 @@ def measure(multiple: int, args) -> list[float]:
         if len(session.history) >= len(found) * args.every:
             found.append(process.memory_info().rss / 1e6)
         # As a text comes, by paragraphs, and as G goes on now and then
-        session.append([rng.randrange(256) for _ in range(rng.randint(20, 200))])
+        session.append([rng.randrange(128) for _ in range(rng.randint(20, 200))])
         if rng.random() < 0.2:
             session.generate(rng.randint(8, 32))
     return found
 
 
 def make_compactor(args) -> GistCompactor:
-    signs = sorted(pre_tokenizers.ByteLevel.alphabet())
+    # Of ASCII alone: half a character would be left out of a gist, and what is left read once more, for its probability
+    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    signs = [byte_level.pre_tokenize_str(chr(byte))[0][0] for byte in range(128)]
     tokenizer = Tokenizer(models.BPE(vocab={sign: n for n, sign in enumerate(signs)}, merges=[]))
-    tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    tokenizer.pre_tokenizer, tokenizer.decoder = byte_level, decoders.ByteLevel()
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="</s>", pad_token="<pad>")
     config = LlamaConfig(
         vocab_size=len(tokenizer),
-        hidden_size=576,
-        intermediate_size=1536,
+        hidden_size=FEATURES,
+        intermediate_size=INNER,
         num_hidden_layers=args.layers,
         num_attention_heads=9,
-        num_key_value_heads=3,
+        num_key_value_heads=KEY_HEADS,
         max_position_embeddings=2048,
         eos_token_id=tokenizer.eos_token_id,
     )
@@ -117,9 +172,10 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(
         description=__doc__.strip().splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
-    parser.add_argument("--windows", type=int, default=160, help="compactions: 65,536 tokens have 164 of 512")
-    parser.add_argument("--every", type=int, default=20, help="windows between two looks")
+    parser.add_argument("--products", action="store_true", help="single products instead of sessions")
+    parser.add_argument("--windows", type=int, default=80, help="compactions")
+    parser.add_argument("--every", type=int, default=10, help="windows between two looks")
     parser.add_argument("--context", type=int, default=512)
     parser.add_argument("--gist", type=int, default=48)
-    parser.add_argument("--layers", type=int, default=2)
+    parser.add_argument("--layers", type=int, default=1)
     main(parser.parse_args())

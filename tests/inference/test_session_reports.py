@@ -137,7 +137,7 @@ def test_what_is_to_be_kept_survives_any_number_of_windows(roomy, recursion, kee
 @pytest.mark.parametrize("recursion", MODES)
 @pytest.mark.parametrize("words", [4, 9, 14, 19, 24])
 def test_it_survives_wherever_it_stood(roomy, recursion, words):
-    filler = ("then they went on and on along the same old road without an end in sight " * 9).split()
+    filler = ("then they went on and on along the same old road without an end in sight " * 12).split()
     session = roomy.session(recursion=recursion, keep=["dates", "4711"])
     session.append(" ".join([*filler[:words], "to berth 4711 on 3 May 1813", *filler[words:]]))
     rows = [row for row in session.history if "4711" in row.facts_kept and "3 May 1813" in row.facts_kept]

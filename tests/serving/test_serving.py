@@ -257,8 +257,8 @@ def test_an_answer_says_what_was_lost_if_it_is_asked_to(client, url, compactor, 
 
 
 def test_only_what_is_too_long_is_said_to_be(client, compactor, monkeypatch):
-    messages = long_chat(12)
-    refusals = []
+    messages, refusals = long_chat(12), []
+    messages[1]["content"] = f"Afresh: {NEW}"  # no gist is remembered
     for error in (
         ValueError("The summarizer would need 9 positions."),
         ChatTooLong("`max_tokens` (150) is too small"),

@@ -42,7 +42,7 @@ _QUERIES_PER_BLOCK = 256
 
 
 # Tokens: lengths are multiples of it where text is written
-_LENGTHS = 32
+_LENGTHS = 64
 # Of layers that see no padding
 _MASKED_LAYERS = {"full_attention", "sliding_attention", "chunked_attention"}
 
