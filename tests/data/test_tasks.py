@@ -26,8 +26,9 @@ from any_text import TOKENIZERS
 from datasets import concatenate_datasets
 from tiny import PARAGRAPH
 
+from trl_gist.common.geometry import Geometry
 from trl_gist.data import WindowSpec, prepare_windows
-from trl_gist.data.tasks import TASKS, make_tasks
+from trl_gist.data.tasks import TASKS, as_documents, make_tasks
 from trl_gist.data.tasks.filler import plain_sentences
 from trl_gist.prompts import SUMMARIZER_PROMPT_OF_FACTS
 
@@ -275,3 +276,21 @@ def test_a_pair_trains_on_them_as_they_are(make_trainer, tokenizer):
     trainer.train()
     logged = {name for log in trainer.state.log_history for name in log}
     assert {"needles/exact", "story/exact"} <= logged
+
+
+@each_task
+def test_a_walk_asks_for_what_has_been_said(name):
+    """Each window's answers stand in the text up to it, in the chunk of their age."""
+    tokenizer, geometry = TOKENIZERS["byte-level"], Geometry(LENGTH + 60, LENGTH, LAST_K, 8)
+    rows = make_tasks(tokenizer, name, documents=2, windows=3, window_length=LENGTH, last_k=LAST_K + 8, difficulty=3)
+    spec = WindowSpec(LENGTH + 60, 8, LAST_K, None, 1, 3, geometry)
+    walks, skipped = prepare_windows(as_documents(rows), tokenizer, spec)
+    assert len(walks) == 2 and not skipped.total
+    for row, walk in zip(rows, walks, strict=True):
+        asked = [target for target in walk["targets"] if target["kind"] == name]
+        assert {target["window"] for target in asked} <= {0, 1, 2} and any(target["age"] for target in asked)
+        last = {tokenizer.decode(target["cue_ids"]): target["age"] for target in asked if target["window"] == 2}
+        assert len(last) == len(row["targets"])
+        for target in row["targets"]:
+            (age,) = (age for cue, age in last.items() if target["cue"].strip() == cue.strip())
+            assert abs(age - target["age"]) <= 1  # a statement at a seam ends in the next chunk

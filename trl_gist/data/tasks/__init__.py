@@ -14,7 +14,7 @@
 
 """Tasks that only memory solves: texts made from code, with questions about what was said some windows ago."""
 
-from .documents import EVALUATION_SEED, TASKS, check_names, make_tasks
+from .documents import EVALUATION_SEED, TASKS, as_documents, check_names, make_tasks
 
 
-__all__ = ["EVALUATION_SEED", "TASKS", "check_names", "make_tasks"]
+__all__ = ["EVALUATION_SEED", "TASKS", "as_documents", "check_names", "make_tasks"]

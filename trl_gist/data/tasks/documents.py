@@ -95,7 +95,7 @@ def make_tasks(
         [`~datasets.Dataset`]: A row a text, the tasks in turn: `document_id`, `task`, `context` (the text), and
         `targets`, a list with for each question its `kind` (the task), `cue`, `target` (the answer, which the cue ends
         before), `window` (from 0, in which the statement in force stands), `age` (windows from there to the last one: 0
-        is the last), `start` (of the statement, in characters) and `choices`.
+        is the last), `start` and `at` (of the statement, in characters, and where it ends) and `choices`.
 
     Raises:
         ValueError: if a task is unknown, a number is too small, the statements do not fit their windows, or `filler` has
@@ -133,6 +133,26 @@ def check_names(names: list[str]):
             raise ValueError(f"There is no task {name!r}: choose from {', '.join(TASKS)}.")
 
 
+def as_documents(tasks: Dataset) -> Dataset:
+    """
+    Texts of [`make_tasks`] for walks (`GistConfig.windows_per_document`): a window asks for what has been said up to it,
+    by `recall_age`.
+
+    Args:
+        tasks ([`~datasets.Dataset`]):
+            Rows of [`make_tasks`]. Of a walk's chunks there should be as many as it has windows, and as long.
+
+    Returns:
+        [`~datasets.Dataset`]: `document_id`, `text` and `document_targets`, in the order of `tasks`.
+    """
+
+    def document(row):
+        asked = [{name: target[name] for name in ("kind", "cue", "target", "at")} for target in row["targets"]]
+        return {"document_id": row["document_id"], "text": row["context"], "document_targets": asked}
+
+    return Dataset.from_list([document(row) for row in tasks])
+
+
 class _Writer:
     """Texts of one task, of one size."""
 
@@ -162,6 +182,7 @@ class _Writer:
                     "window": window_of[asked.fact],
                     "age": self.windows - 1 - window_of[asked.fact],
                     "start": starts[asked.fact],
+                    "at": starts[asked.fact] + len(asked.fact.text),
                     "choices": asked.choices,
                 }
                 for asked in questions
