@@ -184,22 +184,21 @@ def test_a_stream_is_the_text_of_its_tokens(tokenizer, data, text):
 def test_a_walk_is_cut_between_two_characters(any_vocabulary):
     geometry, characters = Geometry(20, 7, 4, 6), characters_of(any_vocabulary)
     plain_ids = literal_ids(any_vocabulary, "Few believed him then: disease was held to come from bad air. " * 3)
+    plain = WindowedText(plain_ids, geometry, characters)
     for window in range(3):
-        start, last, before, end = geometry.cuts(plain_ids, window, characters.cut)
-        assert (start, last, before) == (window * 7, (window + 1) * 7, geometry.before(window))
-        assert end == before + 6
-    ids, stops = literal_ids(any_vocabulary, "霍乱水泵🦠Größe " * 8), [0]
+        assert (plain.chunk_start(window), plain.before(window)) == (window * 7, geometry.before(window))
+        assert plain.end(window) == plain.before(window) + 6
+    document = WindowedText(literal_ids(any_vocabulary, "霍乱水泵🦠Größe " * 8), geometry, characters)
     for window in range(4):
-        start, last, before, end = geometry.cuts(ids, window, characters.cut)
-        assert start == stops[-1] and last - start <= 7 and before - last <= 4 and end - before <= 6
-        for part in (ids[start:last], ids[last:before], ids[before:end], ids[:before]):
+        parts = document.chunk(window), document.last(window), document.target(window)
+        assert all(len(part) <= most for part, most in zip(parts, (7, 4, 6), strict=True))
+        for part in (*parts, document.ids[: document.before(window)]):
             assert characters.whole(part) == part
-        stops.append(last)
 
 
 @each_vocabulary
 @given(text=texts.filter(bool), sizes=st.tuples(st.integers(1, 12), st.integers(1, 6), st.integers(1, 9)))
-def test_a_document_in_windows_is_cut_as_a_walk_is_and_no_part_of_it_is_empty(tokenizer, text, sizes):
+def test_no_part_of_a_document_in_windows_is_empty(tokenizer, text, sizes):
     geometry, characters, ids = Geometry(64, *sizes), characters_of(tokenizer), literal_ids(tokenizer, text * 4)
     document, (chunk_length, last_k, target_length) = WindowedText(ids, geometry, characters), sizes
     for window in range(geometry.windows(len(ids))):
@@ -217,4 +216,3 @@ def test_a_document_in_windows_is_cut_as_a_walk_is_and_no_part_of_it_is_empty(to
             assert document.last(window, 10) == characters.last(before, 10)
             for part in (chunk, last, target):
                 assert characters.whole(part) == part
-            assert (document.chunk_start(window), len(before)) == geometry.cuts(ids, window, characters.cut)[::2]

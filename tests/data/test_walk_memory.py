@@ -23,6 +23,7 @@ from datasets import Dataset, IterableDataset
 from tiny import make_documents, make_tokenizer
 
 from trl_gist.common.geometry import Geometry
+from trl_gist.data import windows as windows_module
 from trl_gist.data.targets import TargetSpec, make_walk_targets
 from trl_gist.data.windows import WindowSpec, prepare_windows
 from trl_gist.scoring.gist_scorer import GistScorer
@@ -153,6 +154,33 @@ def test_a_place_outside_the_text_skips_the_row_by_name(at):
         prepare_windows(
             IterableDataset.from_generator(lambda: iter([bad])), make_tokenizer(), WindowSpec(24, 8, 4, None, None)
         )
+
+
+@pytest.mark.parametrize("kind", ["age_1", "window_0", "reliability"])
+def test_a_kind_is_not_called_as_an_age_or_a_window_is(make_trainer, lora, kind):
+    row = ledger(False)
+    row["document_targets"] = [{**target, "kind": kind} for target in row["document_targets"]]
+    with pytest.raises(ValueError, match=f"kind '{kind}', a name that is taken"):
+        make_trainer(peft_config=lora, args={**WALKS, "target_kinds": None}, train_dataset=Dataset.from_list([row]))
+
+
+def test_a_long_document_asks_in_each_part_for_what_stands_there(monkeypatch):
+    tokenizer, filler = make_tokenizer(), "water came from the river and was bad. " * 20
+    text, targets = "", []
+    for number in range(30):
+        text += f"{filler} The price of number {number} is {number + 100}."
+        cue = f"The price of number {number} is"
+        targets.append({"cue": cue, "target": f" {number + 100}", "at": len(text), "until": None})
+    rows = Dataset.from_list([{"text": text, "document_targets": targets}])
+    whole, _ = prepare_windows(rows, tokenizer, WindowSpec(60, TARGET, LAST_K, None, None))
+    monkeypatch.setattr(windows_module, "_PART_TOKENS", 200)
+    parts, _ = prepare_windows(rows, tokenizer, WindowSpec(60, TARGET, LAST_K, None, None))
+    assert list(parts) == list(whole)
+    answers = {tokenizer.decode(target["target_ids"]) for window in whole for target in window["targets"]}
+    assert len(answers) > 20
+    for window in whole:
+        for target in window["targets"]:
+            assert tokenizer.decode(target["target_ids"]) in window["prompt"]
 
 
 # ---- The teacher reads a walk once, each target up to its window ----

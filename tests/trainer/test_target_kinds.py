@@ -284,6 +284,7 @@ def test_a_prompt_that_hides_the_contexts_end_is_refused_where_all_of_it_is_aske
         ({"target_kinds": {"fact": 0}}, "weight of 'fact' .* must be positive, got 0"),
         ({"target_kinds": {"fact": 1}, "targets_per_context": 0}, "`targets_per_context` must be at least 1, got 0"),
         ({"target_kinds": {"fact": 1}, "recall_age": [0, 0]}, "`recall_age` must be weights"),
+        ({"target_kinds": {"fact": 1}, "recall_age": [1, 1]}, "`recall_age` .* is of windows of a walk"),
     ],
 )
 def test_kinds_that_cannot_be_are_refused(make_trainer, args, sentence):

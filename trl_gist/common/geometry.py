@@ -15,7 +15,6 @@
 """How a document is laid out in the windows of a walk: lengths in tokens, and the separator between gists."""
 
 from bisect import bisect_right
-from collections.abc import Callable
 from dataclasses import dataclass
 
 
@@ -53,17 +52,6 @@ class Geometry:
     def windows(self, length: int) -> int:
         """Windows that a document of so many tokens has."""
         return max(0, (length - self.last_k - self.target_length) // self.chunk_length)
-
-    def cuts(self, ids: list[int], window: int, cut: Callable[[list[int], int], int]) -> tuple[int, int, int, int]:
-        """
-        Where a window's chunk, its L and its target begin, and where the target ends, if ids are cut by `cut`, at or
-        before a place, as by [`~common.tokens.Characters.cut`]. No part has more tokens than otherwise.
-        """
-        start, last = 0, cut(ids, self.chunk_length)
-        for _ in range(window):
-            start, last = last, cut(ids, last + self.chunk_length)
-        before = cut(ids, last + self.last_k)
-        return start, last, before, cut(ids, before + self.target_length)
 
 
 class WindowedText:

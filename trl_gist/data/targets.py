@@ -33,7 +33,7 @@ import regex
 from transformers import PreTrainedTokenizerBase
 
 from ..common.arguments import whole_number
-from ..common.geometry import Geometry
+from ..common.geometry import Geometry, WindowedText
 from ..common.statistics import is_number
 from ..common.text_units import DATE, Units
 from ..common.tokens import characters_of
@@ -230,23 +230,23 @@ def make_walk_targets(
         As of [`make_targets`], window after window, and of each also its `window` and its `age`: how many windows ago its
         chunk was the newest. A window that offers nothing else has its continuation.
     """
-    cut, drawn = characters_of(tokenizer).cut, []
-    cuts = [geometry.cuts(ids, window, cut) for window in range(windows)]
+    text, drawn = WindowedText(ids, geometry, characters_of(tokenizer)), []
+    chunks = [(text.chunk_start(window), text.chunk_start(window + 1)) for window in range(windows)]
 
     def lengths(first, end):
         return dataclasses.replace(geometry, context_length=end - first)
 
     @functools.cache
     def of_chunk(chunk, kind):
-        first, end, _, _ = cuts[chunk]
+        first, end = chunks[chunk]
         return _candidates(kind, tokenizer, ids, first, lengths(first, end), targets)
 
-    for window, (start, _, before, stop) in enumerate(cuts):
+    for window, (start, _) in enumerate(chunks):
+        before, stop = text.before(window), text.end(window)
         ages, own = targets.age_weights(window), lengths(start, before)
         found, weights = {}, {}
         if brought is not None:
-            chunks = [cuts[window - age][:2] for age in range(window + 1)]
-            found = _by_kind_and_age(brought, chunks, ages, ids[:before])
+            found = _by_kind_and_age(brought, chunks[window::-1], ages, ids[:before])
             weights = {(kind, age): ages[age] for kind, age in found}
         for kind, weight in targets.kinds if brought is None else ():
             if kind in ("continuation", "far"):
@@ -282,7 +282,8 @@ def _by_kind_and_age(brought, chunks, ages, seen):
         if age is None or (target["until"] is not None and target["until"] <= len(seen)):
             continue
         one = {name: target[name] for name in ("kind", "cue_ids", "target_ids")}
-        one["after_ids"] = through_last_k(seen, target["cue_ids"])[len(seen) :]
+        end = seen[-len(target["cue_ids"]) :]  # which the cue may be already
+        one["after_ids"] = through_last_k(end, target["cue_ids"])[len(end) :]
         found.setdefault((target["kind"], age), []).append(one)
     return found
 

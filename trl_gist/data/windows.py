@@ -14,8 +14,10 @@
 
 """Documents as windows in token ids: context, last tokens, target. What fits the models, and which columns may be."""
 
+import bisect
 import itertools
 import json
+import re
 import secrets
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -31,7 +33,7 @@ from datasets import Dataset, Features, IterableDataset, List, Value
 from transformers import PreTrainedTokenizerBase
 
 from ..common.arguments import token_ids, whole_number
-from ..common.geometry import Geometry
+from ..common.geometry import Geometry, WindowedText
 from ..common.pieces import Piece
 from ..common.tokens import characters_of, literal_ids, literal_pieces, written_ids, written_pieces
 from ..prompts import GistPrompts, targets_of, through_last_k
@@ -487,7 +489,7 @@ def _mapped(dataset, function, **settings):
 
 def check_kind_of(kind: str, where: str):
     """Raises `ValueError` for a kind of targets whose measures would be logged among others."""
-    if kind in RESERVED_KINDS:
+    if kind in RESERVED_KINDS or re.fullmatch(r"(age|window)_\d+", kind):
         raise ValueError(
             f"{where} has a target of kind {kind!r}, a name that is taken: other figures are logged under it, as "
             f"'{kind}/…'. Rename the kind, as 'my_{kind}'."
@@ -593,6 +595,9 @@ def _parts(row, tokenizer, spec) -> tuple[list[_Part], str]:
         targets, reason = _document_targets(row, tokenizer, spec)
     if reason is None:
         pieces = (written_pieces if spec.parse_special_tokens else literal_pieces)(tokenizer, text)
+        if targets is not None:
+            pieces = [*pieces]
+            _count_tokens(pieces, targets, lambda place: len(_tokenize(tokenizer, text[:place], spec)))
         parts = list(_iter_parts(pieces, spec, targets))
         if parts:
             return parts, ""
@@ -608,8 +613,10 @@ def _iter_parts(pieces: Iterable[Piece], spec, targets: list[dict] | None) -> It
         ids += more or []
         while len(ids) - first >= (spec.length if more is None else enough):
             count = count if left is None else min(count, left)
-            own = None if targets is None else json.dumps(_after(targets, before))
-            yield _Part(np.array(ids[: first + (count - 1) * stride + spec.reach], np.int32), first, count, own)
+            of_part, own = ids[: first + (count - 1) * stride + spec.reach], None
+            if targets is not None:
+                own = json.dumps([each for each in _after(targets, before) if 0 < each["at"] <= len(of_part)])
+            yield _Part(np.array(of_part, np.int32), first, count, own)
             if left is not None:
                 left -= count
                 if left == 0:
@@ -629,7 +636,8 @@ def _cut_part(row, tokenizer, spec):
         start = characters.cut(ids, start)
         cut = ids[start : characters.cut(ids, start + spec.length)]
         if spec.walks:  # the first window by itself, whose context is all text so far
-            _, last, end, _ = spec.geometry.cuts(cut, 0, characters.cut)
+            text = WindowedText(cut, spec.geometry, characters)
+            last, end = text.chunk_start(1), text.before(0)
         else:
             end = characters.cut(cut, spec.context_length)
             last = characters.next_cut(cut, max(0, end - spec.last_k))
@@ -668,8 +676,18 @@ def _document_targets(row, tokenizer, spec):
                 continue
             if type(place) is not int or not 0 <= place <= len(row["text"]):
                 return None, f"with a target whose `{name}` is no place in the text"
-            target[name] = len(_tokenize(tokenizer, row["text"][:place], spec))
+            target[name] = place
     return targets, None
+
+
+def _count_tokens(pieces, targets, count):
+    """Places of targets in tokens instead of characters: so many begin before each. A tokenizer that does not say where
+    they begin counts those of the text up to there."""
+    begins = [start for _, starts in pieces for start in starts or ()]
+    for target in targets:
+        for name in ("at", "until"):
+            if target[name] is not None:
+                target[name] = bisect.bisect_left(begins, target[name]) if begins else count(target[name])
 
 
 def _after(targets, start):

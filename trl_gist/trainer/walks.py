@@ -34,7 +34,7 @@ carried on holds them, so that of the gists of a group the ones that keep them a
 from collections import defaultdict
 from collections.abc import Callable
 
-from ..common.geometry import SEPARATOR, Geometry, join, rolling_chunk_length
+from ..common.geometry import SEPARATOR, Geometry, WindowedText, join, rolling_chunk_length
 from ..common.tokens import characters_of
 from ..prompts import GistPrompts
 
@@ -84,17 +84,16 @@ class Walk:
     def _window(self, row, window):
         """What is known of it before there is the gist that S reads first."""
         walk_ids = row["walk_ids"]
-        cut = characters_of(self.prompts.tokenizer).cut
-        start, last, before, end = self.geometry.cuts(walk_ids, window, cut)
-        chunk_ids, last_k_ids = walk_ids[start:last], walk_ids[last:before]
+        text = WindowedText(walk_ids, self.geometry, characters_of(self.prompts.tokenizer))
+        chunk_ids, last_k_ids = text.chunk(window), text.last(window)
         targets = [target for target in row.get("targets", ()) if target["window"] == window]
         return ({"targets": targets} if "targets" in row else {}) | {
             "window": window,
             "prompt": self.decode(chunk_ids + last_k_ids),
             "chunk_ids": chunk_ids,
             "last_k_ids": last_k_ids,
-            "target_ids": walk_ids[before:end],
-            "seen_ids": walk_ids[:before],
+            "target_ids": text.target(window),
+            "seen_ids": walk_ids[: text.before(window)],
         }
 
     def context_ids(self, row: dict, gist_ids: list[int]) -> list[int]:

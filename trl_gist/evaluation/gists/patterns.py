@@ -34,6 +34,7 @@ The kinds of units, by rules for English that err now and then:
 A date is an ISO date, a month with its day or year, or a year from 1000 to 2099 that stands alone.
 """
 
+import bisect
 import math
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
@@ -153,7 +154,8 @@ def gist_patterns(
         - `number_recall`, `name_recall`, `date_recall`: of the different numbers, names and dates of the context,
           those that the gist has; `..._in_target`: of those that the target has too
         - `acronyms_coined`: words of two to six capitals that the context does not have in any case; a count a gist
-        - `shortened_share`: of the gist's units, words that the context does not have but that begin a longer one of it
+        - `shortened_share`: of the gist's units, words that the context does not have but that begin a longer one of it,
+          but for function words
         - `repeated_share`: of the gist's units, but for function words and signs, those that it has said before
         - `cut_mid_sentence`: 1 for a gist as long as it may be that ends with no sentence
         - `copy_rate_1`, `copy_rate_2`, `copy_rate_4`: of the gist's n-grams of units, those that the context has
@@ -239,10 +241,11 @@ def survival(rows: list[dict], bins: int = 24, by: str = "step") -> Survival:
 def _style_counts(context, gist):
     known = {word.replace(".", "") for word in context.folded}
     acronyms = [word.casefold().replace(".", "") for word in gist.words if _ACRONYM.fullmatch(word)]
-    shortened = [word for word in gist.folded if word.isalpha() and _begins_longer(word, context.folded)]
     spoken = [
         word for word, kind in zip(gist.folded, gist.kinds, strict=True) if kind not in ("function", "punctuation")
     ]
+    longer = sorted(set(context.folded))
+    shortened = [word for word in spoken if word.isalpha() and _begins_longer(word, longer)]
     expected = len(gist.words) * context.count("function") / max(len(context.words), 1)
     counts = {
         "cjk_share": (sum(bool(CJK_UNIT.fullmatch(word)) for word in gist.words), len(gist.words)),
@@ -257,8 +260,10 @@ def _style_counts(context, gist):
     return counts
 
 
-def _begins_longer(word, words):
-    return word not in words and any(other.startswith(word) for other in words)
+def _begins_longer(word, in_order):
+    """Whether it is none of some words, and the beginning of one."""
+    place = bisect.bisect_left(in_order, word)
+    return place < len(in_order) and in_order[place] != word and in_order[place].startswith(word)
 
 
 def _recall_counts(units, gist, context, target):
