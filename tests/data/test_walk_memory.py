@@ -170,7 +170,7 @@ def test_a_long_document_asks_in_each_part_for_what_stands_there(monkeypatch):
     for number in range(30):
         text += f"{filler} The price of number {number} is {number + 100}."
         cue = f"The price of number {number} is"
-        targets.append({"cue": cue, "target": f" {number + 100}", "at": len(text), "until": None})
+        targets.append({"cue": cue, "target": f" {number + 100}", "at": len(text) - 1, "until": None})
     rows = Dataset.from_list([{"text": text, "document_targets": targets}])
     whole, _ = prepare_windows(rows, tokenizer, WindowSpec(60, TARGET, LAST_K, None, None))
     monkeypatch.setattr(windows_module, "_PART_TOKENS", 200)
