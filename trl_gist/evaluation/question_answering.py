@@ -38,7 +38,9 @@ import string
 from collections import Counter
 
 from rich import box
+from rich.console import Console
 from rich.markup import escape
+from rich.progress import track
 from rich.table import Table
 from torch import nn
 from transformers import PreTrainedModel
@@ -163,7 +165,7 @@ def answer_questions(
         readers[f"{_COMPRESSED}{name}"] = compactor.generator, prompts
         if name in (own_generators or ()):
             readers[f"{_OWN}{name}"] = own_generators[name], prompts
-    for reader, (model, prompts) in readers.items():
+    for reader, (model, prompts) in track(readers.items(), "Answering", console=Console(stderr=True), transient=True):
         written = greedy_continuations(model, prompts, max_new_tokens, compactor.tokenizer, batch_size)
         answers = [_first_line(compactor.decode(ids)) for ids in written]
         log_probs = target_log_probs(model, prompts, targets, batch_size)
