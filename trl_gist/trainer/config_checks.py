@@ -194,7 +194,7 @@ def check_targets(args):
         )
     if args.target_floor is not None and not (is_number(args.target_floor) and math.isfinite(args.target_floor)):
         raise ValueError(f"`target_floor` must be a number or None, got {args.target_floor!r}.")
-    args.drawn_targets  # noqa: B018 (it refuses what is wrong with them)
+    args.target_spec  # noqa: B018 (it refuses what is wrong with them)
     if args.recall_age is not None and args.windows_per_document == 1:
         raise ValueError(
             f"`recall_age` ({args.recall_age}) is of windows of a walk, and `windows_per_document` is 1: raise that, or leave "

@@ -409,7 +409,7 @@ class GistConfig(GRPOConfig):
         resolve_best_model(self)
         super().__post_init__()
         check_targets(self)
-        if self.target_spec is not None:
+        if not self.target_spec.is_continuation:
             show_whole_context(self)
         check_config(self)
 
@@ -437,18 +437,12 @@ class GistConfig(GRPOConfig):
             self.max_windows_per_document,
             self.windows_per_document,
             geometry,
-            self.drawn_targets,
+            self.target_spec,
             self.parse_special_tokens,
         )
 
     @property
-    def target_spec(self) -> TargetSpec | None:
-        """Which targets a context gets, or `None` for the continuation alone."""
-        spec = self.drawn_targets
-        return None if spec.is_continuation else spec
-
-    @property
-    def drawn_targets(self) -> TargetSpec:
+    def target_spec(self) -> TargetSpec:
         """How a window's targets are drawn, also of those that come with a document."""
         kinds, age = self.target_kinds or {"continuation": 1}, self.recall_age
         return TargetSpec(

@@ -189,7 +189,7 @@ class StepTrace:
         self.args = args
         self.lengths = lengths
         self.autocast = autocast
-        self.targets = None if args.target_spec is None else args.target_spec.largest(args)
+        self.targets = None if args.target_spec.is_continuation else args.target_spec.largest(args)
         self.target_tokens = args.target_length
         if self.targets is not None:
             self.target_tokens = sum(target for _, target, _ in self.targets)
