@@ -95,7 +95,8 @@ def make_tasks(
         [`~datasets.Dataset`]: A row a text, the tasks in turn: `document_id`, `task`, `context` (the text), and
         `targets`, a list with for each question its `kind` (the task), `cue`, `target` (the answer, which the cue ends
         before), `window` (from 0, in which the statement in force stands), `age` (windows from there to the last one: 0
-        is the last), `start` and `at` (of the statement, in characters, and where it ends) and `choices`.
+        is the last), `start` (of the statement, in characters), `at` (where the last statement ends that the answer needs, as
+        the last step of a chain) and `choices`.
 
     Raises:
         ValueError: if a task is unknown, a number is too small, the statements do not fit their windows, or `filler` has
@@ -136,7 +137,7 @@ def check_names(names: list[str]):
 def as_documents(tasks: Dataset) -> Dataset:
     """
     Texts of [`make_tasks`] for walks (`GistConfig.windows_per_document`): a window asks for what has been said up to it,
-    by `recall_age`.
+    by `recall_age`, which here is that of the last statement that an answer needs.
 
     Args:
         tasks ([`~datasets.Dataset`]):
@@ -182,7 +183,7 @@ class _Writer:
                     "window": window_of[asked.fact],
                     "age": self.windows - 1 - window_of[asked.fact],
                     "start": starts[asked.fact],
-                    "at": starts[asked.fact] + len(asked.fact.text),
+                    "at": max(starts[each] + len(each.text) for each in (asked.fact, *asked.others)),
                     "choices": asked.choices,
                 }
                 for asked in questions
