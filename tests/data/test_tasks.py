@@ -180,6 +180,19 @@ def test_every_window_is_asked_about(name, tokenizer):
         assert len(row["targets"]) == (7 if name == "story" else 5)
 
 
+@each_task
+def test_an_answer_is_there_when_the_last_statement_that_it_needs_is(name, texts, tokenizer):
+    """And not before it."""
+    later = 0
+    for row, target in asked([*texts[name], *make(name, tokenizer, windows=1, window_length=1600, difficulty=9)]):
+        text, at = row["context"], target["at"]
+        assert f" {SOLVERS[name](text[:at], target['cue'])}" == target["target"]
+        begins = text.rindex("User:", 0, at) if name == "dialogue" else text.rfind(".", 0, at - 1) + 1
+        assert f" {SOLVERS[name](text[:begins], target['cue'])}" != target["target"]
+        later += at > text.index(".", target["start"]) + 1 + len("\nAssistant: I will keep that in mind.")
+    assert bool(later) == (name in ("variables", "story"))
+
+
 def test_what_counts_no_more_stands_before_what_does(tokenizer):
     old = 0
     for row, target in asked(make("ledger", tokenizer)):
@@ -195,6 +208,17 @@ def test_one_window_alone_is_no_longer_than_it(name, tokenizer):
     for row in make(name, tokenizer, 6, windows=1, last_k=0, tail_length=0, window_length=600):
         assert 450 < len(tokenizer(row["context"])["input_ids"]) <= 600
         assert {target["age"] for target in row["targets"]} == {0}
+
+
+@pytest.mark.parametrize("tail_length, window_length", [(0, 500), (150, 700), (400, 1200)])
+@each_task
+def test_a_tail_has_no_statement_when_nothing_follows_the_last_window_too(name, tail_length, window_length, tokenizer):
+    sizes = {"window_length": window_length, "last_k": 0, "tail_length": tail_length, "difficulty": 3}
+    for row in make(name, tokenizer, 6, windows=2, **sizes):
+        count = len(tokenizer(row["context"])["input_ids"])
+        assert 2 * window_length - 60 < count <= 2 * window_length
+        for target in row["targets"]:
+            assert len(tokenizer(row["context"][target["at"] :])["input_ids"]) >= tail_length
 
 
 # ---- Seeds, sizes and filler ----
@@ -244,6 +268,8 @@ def test_filler_is_the_users_sentences_but_for_those_that_tell(tokenizer):
         ({"windows": 0}, "`windows` must be"),
         ({"filler": "The locker was here all day."}, "`filler` has no sentence of at most 105 tokens"),
         ({"filler": [1, 2]}, "`filler` takes a list of texts"),
+        ({"filler": [PARAGRAPH, None]}, r"`filler\[1\]` is null: leave it out"),
+        ({"filler": ["\ud800 " + PARAGRAPH]}, r"`filler\[0\]` is undecodable: leave it out"),
         ({"tail_length": 5 * LENGTH}, "or `tail_length`"),
     ],
 )
@@ -293,4 +319,5 @@ def test_a_walk_asks_for_what_has_been_said(name):
         assert len(last) == len(row["targets"])
         for target in row["targets"]:
             (age,) = (age for cue, age in last.items() if target["cue"].strip() == cue.strip())
-            assert abs(age - target["age"]) <= 1  # a statement at a seam ends in the next chunk
+            said = len(tokenizer(row["context"][: target["at"]])["input_ids"])
+            assert age == 2 - (said - 1) // LENGTH

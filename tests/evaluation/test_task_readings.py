@@ -17,20 +17,27 @@
 import json
 import math
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from any_text import TOKENIZERS
 from datasets import Dataset
+from launching import held_by_another
 from tiny import PARAGRAPH, make_model
 from tiny_pairs import in_eval, make_pair
 
 from trl_gist import GistCompactor
 from trl_gist.cli import main
-from trl_gist.data.tasks import make_tasks
+from trl_gist.common.folder_lock import LOCK_FILE
+from trl_gist.common.geometry import Geometry, WindowedText
+from trl_gist.common.tokens import characters_of
+from trl_gist.data.tasks import EVALUATION_SEED, make_tasks
 from trl_gist.evaluation.compressors.registry import extractive_compressors
 from trl_gist.evaluation.tasks.measures import age_groups, task_measures
 from trl_gist.evaluation.tasks.readings import TaskReadings, continuations_of_one
 from trl_gist.models.generation import greedy_continuations
+from trl_gist.scripts.arguments import TasksArguments
 
 
 CONTEXT, LAST_K, GIST = 180, 8, 24
@@ -77,7 +84,11 @@ def rows(readings, documents):
 def folded(readings, documents, tokenizer):
     """Each document's tokens and last gists, folded alone."""
     ids = [tokenizer(document["context"])["input_ids"] for document in documents]
-    return [(each, readings._fold([each], doc["windows"])[0]) for each, doc in zip(ids, documents, strict=True)]
+    texts = [WindowedText(each, readings.geometry, characters_of(tokenizer)) for each in ids]
+    return [
+        (each.ids, readings._fold([each], document["windows"])[0])
+        for each, document in zip(texts, documents, strict=True)
+    ]
 
 
 # ---- What is read ----
@@ -142,7 +153,8 @@ def test_a_longer_tail_and_what_is_pruned_have_as_many_tokens_as_the_gist(readin
     for document, (ids, gists) in zip(documents, folded, strict=True):
         windows = document["windows"]
         count, last = len(gists["pair"]), len(ids) - windows * CHUNK
-        assert readings._prompt("tail", ids, windows, gists, [7]) == [*ids[len(ids) - last - count :], 7]
+        text = WindowedText(ids, readings.geometry, characters_of(tokenizer))
+        assert readings._prompt("tail", text, windows, gists, [7]) == [*ids[len(ids) - last - count :], 7]
         assert len(gists["self-information"]) == len(gists["head"]) == count > 0
         # Nothing that is asked for stands there
         tail = tokenizer.decode(ids[len(ids) - last - count :])
@@ -187,6 +199,41 @@ def test_nobody_may_be_called_as_somebody_else(compactor, teacher, tokenizer):
     narrow.pair = replace(narrow.pair, context_length=150)
     with pytest.raises(ValueError, match="narrow folds 117 tokens"):
         TaskReadings(compactor, teacher, {"narrow": narrow})
+
+
+def test_a_compressor_that_comes_later_may_not_be_called_as_a_pair(compactor, teacher, tokenizer):
+    readings = TaskReadings(compactor, teacher, {"head": compactor})
+    with pytest.raises(ValueError, match="'head', which is taken"):
+        readings.add_compressors(extractive_compressors(tokenizer, teacher, [], names=["head"]))
+
+
+@pytest.mark.parametrize("kind", TOKENIZERS)
+@pytest.mark.parametrize("script", ["霍乱水泵在街上", "👩‍👩‍👧🦠🇬🇧", "ไข้ "])
+def test_no_token_is_lost_between_the_last_chunk_and_the_tail(kind, script):
+    """Where chunks end before a character that they would cut: what was folded and L are the text."""
+    tokenizer, ends = TOKENIZERS[kind], set()
+    for before in range(4):
+        ids = tokenizer("a" * before + script * 120, add_special_tokens=False)["input_ids"]
+        text = WindowedText(ids, Geometry(90, 50, 8, 8), characters_of(tokenizer))
+        compactor = SimpleNamespace(prompts=SimpleNamespace(plain=list, generator=lambda gist, rest: rest))
+        readings, gists = SimpleNamespace(compactor=compactor, others={}, geometry=text.geometry), {"pair": [1] * 9}
+        for windows in (1, 2, 5):
+            chunks = [token for window in range(windows) for token in text.chunk(window)]
+            assert chunks + TaskReadings._prompt(readings, "null", text, windows, gists, []) == ids
+            tail = TaskReadings._prompt(readings, "tail", text, windows, gists, [])
+            ends.add(len(ids) - len(chunks) + 9 - len(tail))
+            assert "\ufffd" not in tokenizer.decode(tail) and ids[-len(tail) :] == tail
+    assert ends <= {0, 1, 2, 3}
+
+
+def test_a_chunk_alone_is_folded_at_the_end_only(readings, documents, monkeypatch):
+    folded, fold = [], readings.walk.fold
+    monkeypatch.setattr(
+        readings.walk, "fold", lambda writer, previous, *rest: folded.append(previous) or fold(writer, previous, *rest)
+    )
+    next(readings.read([document for document in documents if document["windows"] == 4][:1]))
+    # Three writers a window, with nothing before the first
+    assert len(folded) == 3 * 4 + 1 and sum(previous == [[]] for previous in folded) == 3 + 1
 
 
 # ---- What it comes to ----
@@ -304,13 +351,48 @@ def test_the_command_leaves_tables_plots_and_a_page_and_goes_on_after_a_kill(sav
     assert json.loads((killed / "measures.json").read_text()) == measures
 
 
-def test_documents_stand_between_the_facts(saved_pair, tmp_path):
-    (tmp_path / "filler.txt").write_text(PARAGRAPH)
-    flags = ["evaluate", saved_pair, "--dataset", str(tmp_path / "filler.txt"), "--tasks", "needles"]
+def test_documents_stand_between_the_facts(saved_pair, tmp_path, capsys):
+    file, texts = tmp_path / "filler.jsonl", [PARAGRAPH, None]
+    file.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    flags = ["evaluate", saved_pair, "--dataset", str(file), "--tasks", "needles"]
     flags += ["--lengths", "1", "--texts", "1", "--difficulty", "1", "--compressors", "head", "--device", "cpu"]
     assert main([*flags, "--output_dir", str(tmp_path / "out")]) == 0
     (row,) = map(json.loads, (tmp_path / "out/rows.jsonl").read_text().splitlines())
     assert row["gists"]["head"].strip() in PARAGRAPH and len(row["gists"]["head"]) > 3
+    assert "1 rows skipped (1 null)." in capsys.readouterr().out
+    for columns, message in (({"text": None}, "no text to stand"), ({"body": PARAGRAPH}, "has columns ['body']")):
+        file.write_text(json.dumps(columns))
+        with pytest.raises(SystemExit):
+            main([*flags, "--output_dir", str(tmp_path / "none")])
+        assert message in capsys.readouterr().err
+
+
+def test_a_folder_is_held_until_its_page_is_written_and_no_longer(saved_pair, tmp_path, monkeypatch, capsys):
+    flags = ["evaluate", saved_pair, "--tasks", "needles", "--lengths", "1", "--texts", "1", "--difficulty", "1"]
+    flags += ["--device", "cpu", "--output_dir", str(tmp_path / "out")]
+    with held_by_another(tmp_path / "out") as holder, pytest.raises(SystemExit):
+        main(flags)
+    assert f"in use by another run: process {holder.pid} on" in capsys.readouterr().err
+    folders = []
+
+    def fail(folder, *_):
+        folders.append(folder)
+        assert (folder.path / LOCK_FILE).exists()
+        raise ValueError("no page")
+
+    monkeypatch.setattr("trl_gist.scripts.tasks.finish", fail)
+    with pytest.raises(SystemExit):
+        main(flags)
+    assert len(folders) == 1 and not (tmp_path / "out" / LOCK_FILE).exists()
+
+
+def test_defaults_are_those_of_the_command(monkeypatch):
+    asked = []
+    monkeypatch.setattr("trl_gist.scripts.tasks.measure_tasks", asked.append)
+    assert main(["evaluate", "pair", "--tasks"]) == main(["evaluate", "pair", "--tasks", "all", "--seed", "3"]) == 0
+    first, second = asked
+    assert (first.seed, second.seed, second.tasks) == (EVALUATION_SEED, 3, ["all"])
+    assert first == TasksArguments(pair="pair", tasks=[]) and first.text_column == "text"
 
 
 def test_the_command_says_what_is_wrong(tmp_path, capsys):
@@ -320,6 +402,15 @@ def test_the_command_says_what_is_wrong(tmp_path, capsys):
         (["--tasks", "--compressors", "tail"], "got 'tail'"),
         (["--tasks", "--windows", "3"], "--windows does not go with --tasks"),
         (["--tasks", "--max_windows", "3"], "--max_windows does not go with --tasks"),
+        (["--tasks", "--target_floor", "0"], "--target_floor does not go with --tasks"),
+        (["--tasks", "all", "needles"], "There is no task 'all'"),
+        (["--tasks", "--pairs", "a=x", "b=y", "a=z"], "`--pairs` names two 'a'"),
+        *(
+            (["--tasks", *flags], f"{flags[0]} is of documents that stand between the facts: add --dataset")
+            for flags in (["--streaming"], ["--text_column", "text"], ["--max_documents", "3"], ["--split", "train"])
+        ),
+        (["--seed", "0", "--dataset", "x"], "--seed is for facts that a session is asked for: add --tasks"),
+        (["--windows", "2", "--seed", "0", "--dataset", "x"], "--seed does not go with --windows"),
         (["--lengths", "3", "--dataset", "x"], "--lengths is for facts that a session is asked for: add --tasks"),
         ([], "--dataset is missing"),
     ):

@@ -19,9 +19,12 @@ import dataclasses
 import json
 import math
 
-from ..scripts.arguments import DistanceArguments, EvaluateArguments, TasksArguments
+from ..scripts.arguments import DEFAULT_COMPRESSORS, DistanceArguments, EvaluateArguments, TasksArguments
 from . import distance
 from .flags import add_documents, add_output, add_pair, as_dataclass, check_installed, positive, whole
+
+
+_OF_DOCUMENTS = ("dataset_config", "split", "streaming", "text_column", "max_documents")
 
 
 def add_parser(commands):
@@ -35,22 +38,34 @@ def add_parser(commands):
         nargs="*",
         metavar="NAME",
         help="instead, ask a session for facts that were said some windows ago, in texts made from code, whose end is "
-        "worthless: ledger, needles, variables, story, dialogue, or all. --dataset, if given, stands between the facts",
+        "worthless: ledger, needles, variables, story, dialogue, or all (default: all). --dataset, if given, stands "
+        "between the facts",
     )
     parser.add_argument(
         "--lengths",
         type=positive,
         nargs="+",
         metavar="N",
-        help="with --tasks: windows of the texts (default: 1 2 4 8)",
+        help=f"with --tasks: windows of the texts (default: {' '.join(map(str, TasksArguments.lengths))})",
     )
     parser.add_argument(
-        "--texts", type=positive, metavar="N", help="with --tasks: texts of each task and length (default: 32)"
+        "--texts",
+        type=positive,
+        metavar="N",
+        help=f"with --tasks: texts of each task and length (default: {TasksArguments.texts})",
     )
     parser.add_argument(
-        "--difficulty", type=positive, metavar="N", help="with --tasks: facts in a text, 1 to 16 (default: 4)"
+        "--difficulty",
+        type=positive,
+        metavar="N",
+        help=f"with --tasks: facts in a text, 1 to 16 (default: {TasksArguments.difficulty})",
     )
-    parser.add_argument("--seed", type=whole(least=0), metavar="N", help="with --tasks: of the texts (default: 0)")
+    parser.add_argument(
+        "--seed",
+        type=whole(least=0),
+        metavar="N",
+        help=f"with --tasks: of the texts (default: {TasksArguments.seed})",
+    )
     parser.add_argument(
         "--max_windows_per_document", type=positive, metavar="N", help="cut at most N windows from a document"
     )
@@ -120,15 +135,14 @@ def add_parser(commands):
         "--compressors",
         nargs="*",
         metavar="NAME",
-        help="also compare with other compressors at the same number of tokens: with these, as tail, or with all "
-        "(with --tasks: self-information)",
+        help="also compare with other compressors at the same number of tokens: with those named, as tail; if none is "
+        f"named, with all (with --tasks: {' '.join(DEFAULT_COMPRESSORS)})",
     )
     parser.add_argument(
         "--samples",
         type=whole(least=0),
-        default=EvaluateArguments.samples,
         metavar="N",
-        help="with --compressors: also N gists that S samples (default: %(default)s)",
+        help=f"with --compressors: also N gists that S samples (default: {EvaluateArguments.samples})",
     )
     parser.add_argument("--token_classifier", metavar="PATH", help="a checkpoint of LLMLingua-2's, as one more")
     parser.add_argument(
@@ -179,6 +193,8 @@ def run(args: argparse.Namespace):
     if args.tasks is not None:
         if others := _given(args, (EvaluateArguments, DistanceArguments), TasksArguments):
             raise ValueError(f"--{others[0]} does not go with --tasks, which asks for facts in texts of its own.")
+        if args.dataset is None and (of_documents := [name for name in _OF_DOCUMENTS if _is_given(args, name)]):
+            raise ValueError(f"--{of_documents[0]} is of documents that stand between the facts: add --dataset.")
         check_installed("matplotlib", purpose="which draws the curves", extra="eval")
         from ..scripts.tasks import measure_tasks
 
@@ -211,5 +227,9 @@ def _given(args, kinds, own):
         field.name
         for kind in kinds
         for field in dataclasses.fields(kind)
-        if field.name not in taken and getattr(args, field.name) not in (None, 0, False)
+        if field.name not in taken and _is_given(args, field.name)
     ]
+
+
+def _is_given(args, name):
+    return getattr(args, name) is not None and getattr(args, name) is not False

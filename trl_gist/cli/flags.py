@@ -140,7 +140,7 @@ def add_window(parser: argparse.ArgumentParser):
 
 
 def add_documents(parser: argparse.ArgumentParser, required: bool = True):
-    """Of [`HeldOutArguments`], but for the output."""
+    """Of [`HeldOutArguments`], but for the output. What is not given is `None`, or `False`."""
     parser.add_argument(
         "--dataset",
         required=required,
@@ -151,15 +151,13 @@ def add_documents(parser: argparse.ArgumentParser, required: bool = True):
     parser.add_argument("--dataset_config", metavar="NAME", help="configuration of the dataset on the Hub")
     parser.add_argument(
         "--split",
-        default=HeldOutArguments.split,
-        help="split of the dataset on the Hub, or of a folder laid out as one (default: %(default)s)",
+        help=f"split of the dataset on the Hub, or of a folder laid out as one (default: {HeldOutArguments.split})",
     )
     parser.add_argument("--streaming", action="store_true", help="read documents as they are needed")
     parser.add_argument(
         "--text_column",
-        default=HeldOutArguments.text_column,
         metavar="NAME",
-        help="column that holds the text (default: %(default)s)",
+        help=f"column that holds the text (default: {HeldOutArguments.text_column})",
     )
     parser.add_argument(
         "--max_documents",
@@ -182,8 +180,9 @@ def add_output(parser: argparse.ArgumentParser, default: str):
 
 
 def as_dataclass(kind: type, args: argparse.Namespace):
-    """What was parsed, of which a dataclass takes the flags of its fields' names."""
-    return kind(**{field.name: getattr(args, field.name) for field in dataclasses.fields(kind)})
+    """What was parsed, of which a dataclass takes the flags of its fields' names; its own default where one is `None`."""
+    given = {field.name: getattr(args, field.name) for field in dataclasses.fields(kind)}
+    return kind(**{name: value for name, value in given.items() if value is not None})
 
 
 def check_installed(*modules: str, purpose: str, extra: str):

@@ -19,6 +19,7 @@ names and defaults from here.
 """
 
 import typing
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..common.arguments import several
@@ -26,6 +27,10 @@ from ..common.arguments import several
 
 if typing.TYPE_CHECKING:
     from ..inference.compactor import GistCompactor
+
+
+# Of `--tasks`
+DEFAULT_COMPRESSORS = ("self-information",)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,12 +97,12 @@ class TasksArguments(HeldOutArguments):
 
     dataset: list[str] | None = None
     tasks: list[str]
-    lengths: list[int] | None = None
-    texts: int | None = None
-    difficulty: int | None = None
-    seed: int | None = None
+    lengths: Sequence[int] = (1, 2, 4, 8)
+    texts: int = 32
+    difficulty: int = 4
+    seed: int = 0  # `data.tasks.EVALUATION_SEED`
     pairs: list[str] | None = None
-    compressors: list[str] | None = None
+    compressors: list[str] = DEFAULT_COMPRESSORS
 
 
 def load_pair(args, pair: str | None = None) -> "GistCompactor":

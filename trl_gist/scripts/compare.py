@@ -150,8 +150,12 @@ def check_compressors(args: EvaluateArguments):
 
 
 def named(values: list[str] | None, flag: str) -> dict[str, str]:
-    """Paths by name; see [`named_pairs`]."""
-    return dict(named_pairs(values, flag))
+    """Paths by name; see [`named_pairs`]. Raises `ValueError` if two have one name."""
+    pairs = named_pairs(values, flag)
+    names = [name for name, _ in pairs]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise ValueError(f"`{flag}` names two {twice[0]!r}. Choose another name for one.")
+    return dict(pairs)
 
 
 def named_pairs(values: list[str] | None, flag: str) -> list[tuple[str, str]]:

@@ -22,7 +22,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from ..data.tasks import EVALUATION_SEED, TASKS, check_names, make_tasks
+from ..data.tasks import TASKS, check_names, make_tasks
+from ..data.windows import SkippedRows, why_unusable
 from ..evaluation import load_teacher
 from ..evaluation.compressors.registry import EXTRACTIVE_COMPRESSORS, extractive_compressors
 from ..evaluation.folder import TABLES_FILE
@@ -32,15 +33,13 @@ from ..evaluation.tasks.plots import draw_tasks
 from ..evaluation.tasks.readings import TaskReadings
 from ..evaluation.tasks.tables import markdown, task_sentences, task_tables
 from ..version import __version__
-from .arguments import TasksArguments, load_pair
+from .arguments import DEFAULT_COMPRESSORS, TasksArguments, load_pair
 from .compare import named
 from .resumable import finish, held_out_documents, measure_rows, open_folder
 
 
-LENGTHS, TEXTS, DIFFICULTY = (1, 2, 4, 8), 32, 4
-COMPRESSORS = ("self-information",)
 # The tail is asked anyway, on as many tokens
-_COMPRESSORS = [name for name in EXTRACTIVE_COMPRESSORS if name != "tail"]
+ALLOWED_COMPRESSORS = [name for name in EXTRACTIVE_COMPRESSORS if name != "tail"]
 # Of a dataset, as many are enough to stand between facts
 _FILLER_DOCUMENTS = 256
 _WIDTH = 160
@@ -48,21 +47,19 @@ _WIDTH = 160
 
 def measure_tasks(args: TasksArguments):
     """Asks for facts by age and length, and leaves rows, measures, tables, plots and a page."""
-    defaults = {"texts": TEXTS, "difficulty": DIFFICULTY, "seed": EVALUATION_SEED}
     args = dataclasses.replace(  # a folder of its own says what was measured
         args,
-        tasks=args.tasks or list(TASKS),
-        lengths=sorted(set(args.lengths or LENGTHS)),
-        compressors=args.compressors or list(COMPRESSORS),
-        **{name: default for name, default in defaults.items() if getattr(args, name) is None},
+        tasks=list(TASKS) if args.tasks in ([], ["all"]) else args.tasks,
+        lengths=sorted(set(args.lengths)),
+        compressors=args.compressors or list(DEFAULT_COMPRESSORS),
     )
     paths = named(args.pairs, "--pairs")
     check_names(args.tasks)
-    if unknown := [name for name in args.compressors if name not in _COMPRESSORS]:
-        raise ValueError(f"With --tasks, --compressors takes some of {', '.join(_COMPRESSORS)}; got {unknown[0]!r}.")
-    filler = None
-    if args.dataset is not None:
-        filler = [row["text"] for row in islice(held_out_documents(args), args.max_documents or _FILLER_DOCUMENTS)]
+    if unknown := [name for name in args.compressors if name not in ALLOWED_COMPRESSORS]:
+        raise ValueError(
+            f"With --tasks, --compressors takes some of {', '.join(ALLOWED_COMPRESSORS)}; got {unknown[0]!r}."
+        )
+    filler, skipped = (None, SkippedRows()) if args.dataset is None else _filler(args)
     compactor = load_pair(args)
     teacher = load_teacher(compactor, args.teacher, args.trust_remote_code)
     others = {name: load_pair(args, path) for name, path in paths.items()}
@@ -78,40 +75,58 @@ def measure_tasks(args: TasksArguments):
             windows=windows,
             window_length=geometry.chunk_length,
             last_k=geometry.last_k,
-            # Also the longer tail, which reaches into the last window, is worthless
-            tail_length=geometry.last_k + readings.gist_length,
+            # Also the longer tail, which reaches into the last window, is worthless; and L may begin earlier, as chunks
+            # are not cut within a character, of 4 tokens at most
+            tail_length=geometry.last_k + readings.gist_length + (0 if filler is None else 3 * windows),
             difficulty=args.difficulty,
             filler=filler,
             seed=args.seed,
         )
     ]
     contexts = (compactor.token_ids(row["context"], "The text") for row in documents)
-    readings.compressors = extractive_compressors(
-        compactor.tokenizer, teacher, contexts, args.batch_size, args.compressors
+    readings.add_compressors(
+        extractive_compressors(compactor.tokenizer, teacher, contexts, args.batch_size, args.compressors)
     )
     models = {"teacher": teacher}
     for name, pair in {"pair": compactor, **others}.items():
         models |= {f"{name} summarizer": pair.summarizer, f"{name} generator": pair.generator}
-    folder = open_folder(args, "tasks", models)
-    rows = measure_rows(folder, lambda rows: readings.read(documents, len(rows)), len(documents), what="Texts")
-    report = {
-        "pair": args.pair,
-        "pairs": paths,
-        "dataset": args.dataset,
-        "teacher": args.teacher or compactor.pair.base_models["teacher"],
-        "version": __version__,
-        "geometry": vars(geometry),
-        "gist_length": compactor.pair.max_gist_length,
-        "difficulty": args.difficulty,
-        "seed": args.seed,
-        "compressors": list(readings.compressors),
-        "arms": readings.arms,
-        "tasks": task_measures(rows, readings.arms),
-    }
-    folder.write_measures(report)
-    (folder.path / TABLES_FILE).write_text(markdown(report), encoding="utf-8")
-    _print(report)
-    finish(folder, draw_tasks, write_tasks_page)
+    with open_folder(args, "tasks", models) as folder:
+        rows = measure_rows(folder, lambda rows: readings.read(documents, len(rows)), len(documents), what="Texts")
+        report = {
+            "pair": args.pair,
+            "pairs": paths,
+            "dataset": args.dataset,
+            "teacher": args.teacher or compactor.pair.base_models["teacher"],
+            "version": __version__,
+            "geometry": vars(geometry),
+            "gist_length": compactor.pair.max_gist_length,
+            "difficulty": args.difficulty,
+            "seed": args.seed,
+            "compressors": list(readings.compressors),
+            "arms": readings.arms,
+            "tasks": task_measures(rows, readings.arms),
+        }
+        folder.write_measures(report)
+        (folder.path / TABLES_FILE).write_text(markdown(report), encoding="utf-8")
+        _print(report)
+        if skipped.total:
+            print(f"{skipped}.")
+        finish(folder, draw_tasks, write_tasks_page)
+
+
+def _filler(args):
+    """Texts that can be read, and which could not."""
+    texts, skipped = [], SkippedRows()
+    for row in islice(held_out_documents(args), args.max_documents or _FILLER_DOCUMENTS):
+        if "text" not in row:
+            raise ValueError(f"--dataset has columns {sorted(row)}; what stands between facts is taken from `text`.")
+        if reason := why_unusable(row["text"]):
+            skipped.counts[reason] += 1
+        else:
+            texts.append(row["text"])
+    if not texts:
+        raise ValueError(f"--dataset has no text to stand between facts: {skipped}.")
+    return texts, skipped
 
 
 def _print(report):

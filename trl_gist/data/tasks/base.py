@@ -43,12 +43,15 @@ class Question:
             The one in force that names the answer.
         choices (`int`):
             How many answers are equally likely to who has read no statement.
+        others (`tuple[Statement, ...]`, *optional*):
+            Without which the one in force does not tell the answer.
     """
 
     cue: str
     answer: str
     fact: Statement
     choices: int
+    others: tuple[Statement, ...] = ()
 
 
 @dataclass(frozen=True)

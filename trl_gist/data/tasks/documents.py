@@ -28,6 +28,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ...common.arguments import several, whole_number
 from ...common.tokens import literal_ids, literal_pieces
+from ..windows import why_unusable
 from .base import MOST_FACTS, Task
 from .dialogue import DIALOGUE
 from .filler import Filler
@@ -95,7 +96,8 @@ def make_tasks(
         [`~datasets.Dataset`]: A row a text, the tasks in turn: `document_id`, `task`, `context` (the text), and
         `targets`, a list with for each question its `kind` (the task), `cue`, `target` (the answer, which the cue ends
         before), `window` (from 0, in which the statement in force stands), `age` (windows from there to the last one: 0
-        is the last), `start` and `at` (of the statement, in characters, and where it ends) and `choices`.
+        is the last), `start` (of the statement, in characters), `at` (where the last statement ends that the answer needs, as
+        the last step of a chain) and `choices`.
 
     Raises:
         ValueError: if a task is unknown, a number is too small, the statements do not fit their windows, or `filler` has
@@ -120,6 +122,9 @@ def make_tasks(
         filler = [filler] if isinstance(filler, str) else several("filler", filler, "texts", "put it in a list")
         if not filler:
             raise ValueError("`filler` is empty: give texts, or leave it out for plain sentences.")
+        for index, text in enumerate(filler):
+            if reason := why_unusable(text):
+                raise ValueError(f"`filler[{index}]` is {reason}: leave it out.")
     writers = [
         _Writer(tokenizer, name, windows, window_length, last_k, tail_length, difficulty, filler) for name in names
     ]
@@ -136,7 +141,7 @@ def check_names(names: list[str]):
 def as_documents(tasks: Dataset) -> Dataset:
     """
     Texts of [`make_tasks`] for walks (`GistConfig.windows_per_document`): a window asks for what has been said up to it,
-    by `recall_age`.
+    by `recall_age`, which here is that of the last statement that an answer needs.
 
     Args:
         tasks ([`~datasets.Dataset`]):
@@ -159,7 +164,7 @@ class _Writer:
     def __init__(self, tokenizer, name, windows, window_length, last_k, tail_length, difficulty, filler):
         self.tokenizer, self.name, self.task = tokenizer, name, TASKS[name]
         self.windows, self.window_length, self.last_k = windows, window_length, last_k
-        self.facts_end = windows * window_length + last_k - tail_length
+        self.tail_length, self.facts_end = tail_length, windows * window_length + last_k - tail_length
         self.difficulty = difficulty
         # A sentence is tokenised after the end of another
         self._before = len(literal_ids(tokenizer, "."))
@@ -182,7 +187,7 @@ class _Writer:
                     "window": window_of[asked.fact],
                     "age": self.windows - 1 - window_of[asked.fact],
                     "start": starts[asked.fact],
-                    "at": starts[asked.fact] + len(asked.fact.text),
+                    "at": max(starts[each] + len(each.text) for each in (asked.fact, *asked.others)),
                     "choices": asked.choices,
                 }
                 for asked in questions
@@ -199,27 +204,32 @@ class _Writer:
             end, last = (window + 1) * self.window_length, window == self.windows - 1
             limit = min(end, self.facts_end) - _SLACK
             room = limit - total - sum(self._count(each.text) for each in due)
-            if room < 0:
-                raise ValueError(
-                    f"{len(due)} statements of {self.name} do not fit in window {window} of {self.window_length} tokens, "
-                    f"of which {max(0, limit - total)} are left. Raise `window_length`, or lower `difficulty` "
-                    f"({self.difficulty}) or `tail_length`."
-                )
-            between = []
+            between, after = [], []
             while (size := self._count(sentence)) <= room:
                 between.append(sentence)
                 room, sentence = room - size, next(sentences)
-            total = limit - room
-            for place, each in zip(
-                sorted(rng.choices(range(len(between) + 1), k=len(due)), reverse=True), reversed(due), strict=True
-            ):
-                between.insert(place, each)
-            units += between
+            left, total = limit - total, limit - room
+            places = sorted(rng.choices(range(len(between) + 1), k=len(due)), reverse=True)
             end += self.last_k if last else 0
-            while total < end + _SLACK and not (last and not self.last_k and total + size > limit):
-                units.append(sentence)
+            while total < end + _SLACK and not (last and not self.last_k and total + size > end - _SLACK):
+                after.append(sentence)
                 total, sentence = total + size, next(sentences)
                 size = self._count(sentence)
+            # Where nothing may follow the last window, the text ends a part of a sentence before it
+            short = self.tail_length - (total - limit + room) if last and not self.last_k else 0
+            most = len(between)
+            while most and short > 0:
+                most -= 1
+                short -= self._count(between[most])
+            if room < 0 or short > 0:
+                raise ValueError(
+                    f"{len(due)} statements of {self.name} do not fit in window {window} of {self.window_length} tokens, "
+                    f"of which {max(0, left)} are left. Raise `window_length`, or lower `difficulty` "
+                    f"({self.difficulty}) or `tail_length`."
+                )
+            for place, each in zip(places, reversed(due), strict=True):
+                between.insert(min(place, most), each)
+            units += between + after
         starts, place = {}, 0
         for index, unit in enumerate(units):
             if not isinstance(unit, str):

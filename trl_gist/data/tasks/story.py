@@ -51,17 +51,18 @@ def make(rng: random.Random, windows: int, difficulty: int) -> tuple[list[Statem
         statements += [statement for _, statement in moves]
         questions.append(_where(person, *moves[-1]))
         if thing is not None:
-            taken = rng.uniform(0, time if left else windows)
-            statements.append(Statement(taken, f"{person} picked up the {thing}."))
-            questions.append(_where(f"the {thing}", *moves[-2 if left else -1]))
+            taken = Statement(rng.uniform(0, time if left else windows), f"{person} picked up the {thing}.")
+            statements.append(taken)
+            # It is there from then on, and leaving it changes nothing but where its bearer's next move takes it
+            questions.append(_where(f"the {thing}", *moves[-2 if left else -1], taken))
         if left:
             statements.append(Statement(rng.uniform(time, times[-1]), f"{person} left the {thing} there."))
     return statements, questions
 
 
-def _where(who, place, fact):
+def _where(who, place, fact, *others):
     cue = question(f"Where is {who} at the end?", f"{who[0].upper()}{who[1:]} is in the")
-    return Question(cue, f" {place}", fact, len(PLACES))
+    return Question(cue, f" {place}", fact, len(PLACES), others)
 
 
 STORY = Task(make, frozenset({*PEOPLE, *PLACES, *THINGS}))

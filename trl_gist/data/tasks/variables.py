@@ -36,12 +36,13 @@ def make(rng: random.Random, windows: int, difficulty: int) -> tuple[list[Statem
     for time in spread(rng, difficulty, windows):
         number, name = rng.choice(NUMBERS), next(names)
         fact = Statement(time, f"Let {name} = {number}.")
-        statements.append(fact)
+        chain = [fact]
         for later in sorted(rng.uniform(time, windows) for _ in range(steps)):
             before, name = name, next(names)
-            statements.append(Statement(later, f"Let {name} = {before}."))
+            chain.append(Statement(later, f"Let {name} = {before}."))
+        statements += chain
         cue = question(f"What number is {name}?", f"{name} =")
-        questions.append(Question(cue, f" {number}", fact, len(NUMBERS)))
+        questions.append(Question(cue, f" {number}", fact, len(NUMBERS), tuple(chain[1:])))
     return statements, questions
 
 

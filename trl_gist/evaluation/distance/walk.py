@@ -230,18 +230,24 @@ class DistanceReadings:
                 yield rows
 
     def write(self, texts_D: list[WindowedText], window: int, states: list[dict[str, list[int]]]) -> list[dict]:
-        """Of each document's window every writer's gist, and `single`, by name; `states` are those of the window before,
-        and empty before the first."""
-        chunks = [text.chunk(window) for text in texts_D]
-        last_ks = [text.last(window) for text in texts_D]
+        """Of each document's window every writer's gist, and `single`, by name; `states` as of [`roll`]."""
+        written_D = self.roll(texts_D, window, states)
+        # With nothing before, they are the same
+        singles_D = self._roll(self.compactor, texts_D, window) if window else [each["pair"] for each in written_D]
+        return [each | {"single": single} for each, single in zip(written_D, singles_D, strict=True)]
+
+    def roll(self, texts_D: list[WindowedText], window: int, states: list[dict[str, list[int]]]) -> list[dict]:
+        """Of each document's window every writer's gist, by name; `states` are those of the window before, and empty
+        before the first."""
         written = {
-            name: self.fold(writer, [state.get(name, []) for state in states], chunks, last_ks)
+            name: self._roll(writer, texts_D, window, [state.get(name, []) for state in states])
             for name, writer in self.writers.items()
         }
-        # With nothing before, they are the same
-        alone = [[] for _ in texts_D]
-        written["single"] = written["pair"] if window == 0 else self.fold(self.compactor, alone, chunks, last_ks)
         return [{name: gists[row] for name, gists in written.items()} for row in range(len(texts_D))]
+
+    def _roll(self, writer, texts_D, window, previous=None):
+        chunks, last_ks = [text.chunk(window) for text in texts_D], [text.last(window) for text in texts_D]
+        return self.fold(writer, [[] for _ in texts_D] if previous is None else previous, chunks, last_ks)
 
     def fold(
         self,

@@ -84,6 +84,14 @@ class TaskReadings:
     def __post_init__(self):
         self.walk = DistanceReadings(self.compactor, self.teacher, self.others, self.batch_size)
         self.geometry = self.walk.geometry
+        self._check_names()
+
+    def add_compressors(self, compressors: dict[str, Compressor]):
+        """More of them. Raises `ValueError` if two of those asked have one name."""
+        self.compressors = self.compressors | compressors
+        self._check_names()
+
+    def _check_names(self):
         for name in (*self.others, *self.compressors):
             if self.arms.count(name) > 1:
                 raise ValueError(f"A pair or a compressor is named {name!r}, which is taken. Choose another name.")
@@ -126,11 +134,16 @@ class TaskReadings:
     def _read_together(self, documents):
         compactor, windows = self.compactor, documents[0]["windows"]
         ids_D = [compactor.token_ids(document["context"], "The text") for document in documents]
-        gists_D = self._fold(ids_D, windows)
+        characters = characters_of(compactor.tokenizer)
+        texts_D = [WindowedText(ids, self.geometry, characters) for ids in ids_D]
+        gists_D = self._fold(texts_D, windows)
         rows, asked = [], []
-        for document, ids, gists in zip(documents, ids_D, gists_D, strict=True):
+        for document, windowed, gists in zip(documents, texts_D, gists_D, strict=True):
             row = {name: document[name] for name in ("document_id", "task", "windows")}
-            row |= {"tokens": len(ids), "gists": {name: compactor.decode(each) for name, each in gists.items()}}
+            row |= {
+                "tokens": len(windowed.ids),
+                "gists": {name: compactor.decode(each) for name, each in gists.items()},
+            }
             row |= {"read": {}, "questions": []}
             rows.append(row)
             for target in document["targets"]:
@@ -144,10 +157,10 @@ class TaskReadings:
                         **{name: {} for name in ("written", "right", "exact")},
                     }
                 )
-                asked.append((row, row["questions"][-1], ids, gists, cue_ids, answer_ids))
+                asked.append((row, row["questions"][-1], windowed, gists, cue_ids, answer_ids))
         most = max(len(answer_ids) for *_, answer_ids in asked) + _BEYOND
         for arm in self.arms:
-            prompts = [self._prompt(arm, ids, windows, gists, cue_ids) for _, _, ids, gists, cue_ids, _ in asked]
+            prompts = [self._prompt(arm, text, windows, gists, cue_ids) for _, _, text, gists, cue_ids, _ in asked]
             written = self._write_on(arm, prompts, [len(cue_ids) for *_, cue_ids, _ in asked], most)
             for (row, question, *_, answer_ids), prompt, ids in zip(asked, prompts, written, strict=True):
                 if ids is None:
@@ -161,30 +174,30 @@ class TaskReadings:
             row["read"] = {arm: round(sum(counts) / len(counts), 1) for arm, counts in row["read"].items()}
         return rows
 
-    def _fold(self, ids_D, windows):
+    def _fold(self, texts_D, windows):
         """The last gists of each text, by writer, compressors among them."""
-        gists_D = [{} for _ in ids_D]
-        kept = {name: [[] for _ in ids_D] for name in self.compressors}
+        gists_D = [{} for _ in texts_D]
+        kept = {name: [[] for _ in texts_D] for name in self.compressors}
         separator = list(self.compactor.prompts.tokenize(SEPARATOR))
-        characters = characters_of(self.compactor.tokenizer)
-        texts = [WindowedText(ids, self.geometry, characters) for ids in ids_D]
         for window in range(windows):
-            gists_D = self.walk.write(texts, window, gists_D)
+            # Of the gists of a chunk alone, the last one's is read
+            write = self.walk.write if window == windows - 1 else self.walk.roll
+            gists_D = write(texts_D, window, gists_D)
             budgets = [len(gists["pair"]) for gists in gists_D]
             for name, compressor in self.compressors.items():
                 contexts = [
                     join([before, text.chunk(window)], separator)
-                    for before, text in zip(kept[name], texts, strict=True)
+                    for before, text in zip(kept[name], texts_D, strict=True)
                 ]
                 kept[name] = compressor.compress(contexts, budgets)
         return [gists | {name: kept_D[row] for name, kept_D in kept.items()} for row, gists in enumerate(gists_D)]
 
-    def _prompt(self, arm, ids, windows, gists, cue_ids):
+    def _prompt(self, arm, text, windows, gists, cue_ids):
         prompts = self.compactor.prompts
-        last = ids[windows * self.geometry.chunk_length :]
-        verbatim = {"full": len(ids), "last_k": len(last), "tail": len(last) + len(gists["pair"])}
+        last = text.ids[text.chunk_start(windows) :]
+        verbatim = {"full": len(text.ids), "last_k": len(last), "tail": len(last) + len(gists["pair"])}
         if arm in verbatim:
-            return prompts.plain([*ids[max(0, len(ids) - verbatim[arm]) :], *cue_ids])
+            return prompts.plain([*text.characters.last(text.ids, verbatim[arm]), *cue_ids])
         if arm == "recall":
             return prompts.generator(gists["pair"], cue_ids)
         prompts = self.others[arm].prompts if arm in self.others else prompts
