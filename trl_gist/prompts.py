@@ -190,11 +190,11 @@ class GistPrompts:
         return [*self.generator_before_cue(gist_ids), *self.generator_cue(last_k_ids)]
 
     def generator_before_cue(self, gist_ids: list[int]) -> list[int]:
-        """What G reads of a gist once, whatever number of targets follows. [`~scoring.targets.TargetRows`] checks ids."""
+        """What G reads of a gist once, whatever number of targets follows. Its ids are not checked."""
         return [*self.before_gist, *self.without_special(gist_ids), *self.before_last_k]
 
     def generator_cue(self, cue_ids: list[int]) -> list[int]:
-        """What G reads between the gist and one target: its cue, which of the continuation is L. [`~scoring.targets.TargetRows`] checks ids."""
+        """What G reads between the gist and one target: its cue, which of the continuation is L. Its ids are not checked."""
         return [*cue_ids, *self.before_target]
 
     def teacher(self, context_ids: list[int], last_k_ids: list[int]) -> list[int]:

@@ -75,8 +75,8 @@ def generate(
         `output_logits=True`.
 
     Raises:
-        ValueError: if no token is asked for, prompt and completion do not fit the model's
-            positions, or a setting is none of [`~transformers.GenerationConfig`] or is not the caller's.
+        ValueError: if no token is asked for, prompt and completion do not fit the model's positions, or a
+            setting is none of [`~transformers.GenerationConfig`] or is not the caller's.
     """
     max_new_tokens = whole_number("max_new_tokens", max_new_tokens)
     positions = max_positions(model)

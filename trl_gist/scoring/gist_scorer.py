@@ -294,7 +294,7 @@ class GistScorer:
         logps_D = []
         with torch.no_grad(), self.autocast():
             for row, hidden_TH in zip(documents, teacher_hidden, strict=True):
-                ids = [token for target in targets_of(row) for token in target["target_ids"]]
+                ids = [token for target in targets_of(row) for token in token_ids("A target", target["target_ids"])]
                 target_T = torch.tensor(ids, device=hidden_TH.device)
                 logps_T = self.teacher.log_probs(hidden_TH).gather(-1, target_T.unsqueeze(-1)).squeeze(-1)
                 logps_D.append(logps_T.double())

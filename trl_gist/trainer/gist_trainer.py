@@ -772,8 +772,8 @@ class GistTrainer(GRPOTrainer):
         return output
 
     def holding(self, patience: float = 0.0) -> AbstractContextManager[None]:
-        """Holds `output_dir` against other runs, for as long as its block lasts; see [`~run_lock.held_by_main`]. All processes
-        enter it."""
+        """Holds `output_dir` against other runs, for as long as its block lasts; see [`~run_lock.held_by_main`]. All
+        processes enter it."""
         return held_by_main(self.args.output_dir, self.is_world_process_zero(), patience)
 
     def _train(self, resume_from_checkpoint, **kwargs):
