@@ -186,19 +186,20 @@ class GistPrompts:
 
     def generator(self, gist_ids: list[int], last_k_ids: list[int]) -> list[int]:
         """What G reads before the target. Special tokens in the gist never reach G."""
+        gist_ids, last_k_ids = token_ids("The gist", gist_ids), token_ids("The last text", last_k_ids)
         return [*self.generator_before_cue(gist_ids), *self.generator_cue(last_k_ids)]
 
     def generator_before_cue(self, gist_ids: list[int]) -> list[int]:
-        """What G reads of a gist once, whatever number of targets follows."""
-        return [*self.before_gist, *self.without_special(token_ids("The gist", gist_ids)), *self.before_last_k]
+        """What G reads of a gist once, whatever number of targets follows. Its ids are not checked."""
+        return [*self.before_gist, *self.without_special(gist_ids), *self.before_last_k]
 
     def generator_cue(self, cue_ids: list[int]) -> list[int]:
-        """What G reads between the gist and one target: its cue, which of the continuation is L."""
-        return [*token_ids("The last text", cue_ids), *self.before_target]
+        """What G reads between the gist and one target: its cue, which of the continuation is L. Its ids are not checked."""
+        return [*cue_ids, *self.before_target]
 
     def teacher(self, context_ids: list[int], last_k_ids: list[int]) -> list[int]:
         """What T reads before the target: all that S and G have together."""
-        return self.plain(through_last_k(token_ids("The context", context_ids), token_ids("L", last_k_ids)))
+        return [*self.bos, *through_last_k(token_ids("The context", context_ids), token_ids("L", last_k_ids))]
 
     def plain(self, ids: list[int]) -> list[int]:
         """What a frozen language model reads before the target, whatever the ids are: only a tail of X, or L alone."""

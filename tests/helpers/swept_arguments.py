@@ -38,7 +38,19 @@ from trl_gist.serving.config import ServingConfig
 NO_COUNTS = (2.5, 2.0, "8", "", b"8", True, False, np.True_, np.float64(3), math.nan, -1, 0, [8], (8,), {}, 8j)
 NO_COUNTS += (torch.tensor(True), np.array(True), torch.tensor(2.0), torch.tensor([2]), np.array([2]))
 COUNTS = (2, np.int64(2), np.int8(2), np.uint16(2), np.array(2), torch.tensor(2), torch.tensor(2, dtype=torch.int8))
-ONE_TEXT = ("hello", b"hello", {"a": "hello"}, 5, None, 2.5, [5, 6], (5, 6), [np.int64(5)])
+ONE_TEXT = (
+    "hello",
+    b"hello",
+    {"a": "hello"},
+    5,
+    None,
+    2.5,
+    [5, 6],
+    (5, 6),
+    [np.int64(5)],
+    torch.tensor(3),
+    np.array(3),
+)
 
 
 def session_of(compactor):

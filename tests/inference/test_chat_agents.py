@@ -152,12 +152,15 @@ def test_instructions_that_are_said_again_are_kept_once(name):
         chat = [SYSTEM, *result.messages]
 
 
+@pytest.mark.parametrize("says", [ByRule.says, "boats\n", "\nboat\n \nb \n\n"])
 @pytest.mark.parametrize("name", TALKING)
-def test_a_talk_is_compacted_again_and_again(name):
+def test_a_talk_is_compacted_again_and_again(name, says):
     compactor = compactor_with(name)
+    compactor.says = says
     told = with_system(compactor, SYSTEM)
     words = "we went to the harbour and looked at what lay there "
     chat, question = [*told], {"role": "user", "content": f"question 0 {words}"}
+    asked = {f"question {turn} {words}" for turn in range(9)}
     room = len(ChatTemplate(compactor.tokenizer).ids([*told, question])) + 90
     for turn in range(9):
         chat.append({"role": "user", "content": f"question {turn} {words}"})
@@ -165,6 +168,8 @@ def test_a_talk_is_compacted_again_and_again(name):
         if result.compacted:
             check(compactor, result, [*told, chat[-1]])
             assert f"question {turn} " in [*contents(result.messages)][-1]
+            users = [message for message in result.compacted if message["role"] == "user"]
+            assert all(text in asked or text.startswith(PREFIX) for text in contents(users))
         chat = [*result.messages, {"role": "assistant", "content": f"answer {turn} {words}"}]
     assert result.compacted
 

@@ -24,7 +24,7 @@ import torch
 from swept_arguments import COUNTS, LISTS, NO_COUNTS, PLACES, ROUTES, SIZES, no_lists, no_places, session_of
 from tiny_sessions import CONTEXT, LAST_K, TARGET, make_compactor
 
-from trl_gist.common.arguments import finite_number, several, whole_number
+from trl_gist.common.arguments import finite_number, several, whole_number, whole_numbers
 from trl_gist.data import windows as windows_module
 from trl_gist.data.windows import WindowSpec
 from trl_gist.evaluation.question_answering import answer_questions
@@ -200,6 +200,21 @@ def test_what_is_no_token_id_is_refused(compactor, route):
             ID_ROUTES[route](compactor, ids)
 
 
+def test_text_is_asked_for_where_it_is_taken_alone(compactor):
+    for route in (
+        lambda: compactor.prompts.plain("hello"),
+        lambda: compactor.generate("generator", ["hello"], max_new_tokens=2),
+        lambda: compactor.decode("hello"),
+        lambda: rows_of([5], [], "hello"),
+    ):
+        with pytest.raises(
+            ValueError, match="(The text|A prompt|What is decoded|A target) must be a list of token ids, got str"
+        ):
+            route()
+    with pytest.raises(ValueError, match="The cue must be text or a list of token ids, got bytes"):
+        compactor.token_ids(b"hello", "The cue")
+
+
 def test_an_id_beyond_the_vocabulary_is_refused_with_its_bounds(compactor):
     most = len(compactor.tokenizer) - 1
     compactor.compress([5, most])
@@ -228,6 +243,14 @@ def test_one_text_is_not_taken_for_several(compactor, route):
     for value in no_lists(route):
         with pytest.raises(ValueError, match=f"^`{route.split()[-1]}` takes a list of .*, and got one .*: [a-z`]"):
             LISTS[route](compactor, value)
+
+
+@pytest.mark.parametrize("value", ["12", b"12", {1: 2}, 5, None, torch.tensor(3), np.array(3), np.int64(3)])
+def test_one_number_is_not_taken_for_several(value):
+    with pytest.raises(ValueError, match="^`last_k` takes a list of whole numbers, got .*: put them in a list"):
+        whole_numbers("last_k", value)
+    for given in ([2, 3], (2, 3), np.array([2, 3]), torch.tensor([2, 3])):
+        assert whole_numbers("last_k", given) == [2, 3]
 
 
 def test_a_question_has_several_answers(compactor):

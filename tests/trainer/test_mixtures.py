@@ -36,7 +36,7 @@ from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedModel, 
 
 from trl_gist.common.files import json_digest
 from trl_gist.models.adapters import without_routers
-from trl_gist.models.roles import number_of_experts
+from trl_gist.models.roles import name_experts, number_of_experts
 from trl_gist.models.saved_weights import load_weights, weights_in
 from trl_gist.scoring.targets import TargetRows, TargetScorer, router_loss
 from trl_gist.trainer.checkpoints.manifest import MANIFEST_FORMAT
@@ -326,6 +326,9 @@ def test_experts_that_a_configuration_names_otherwise_are_found_by_trl(tokenizer
     """Under the name it asks for, and in no field of their own, which would be saved."""
     config = make_mixture(tokenizer, name).config
     saved = config.to_dict()
+    names = type(config).attribute_map
+    assert number_of_experts(config) == 4 and type(config).attribute_map is names
+    name_experts(config)
     assert number_of_experts(config) == config.num_experts == 4
     assert config.to_dict() == saved and "num_experts" not in saved
     assert type(config).from_dict(saved).num_experts == 4

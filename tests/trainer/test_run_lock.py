@@ -35,7 +35,7 @@ from trl_gist.common.folder_lock import LOCK_FILE
 from trl_gist.pair import PairConfig
 from trl_gist.scripts.train import train
 from trl_gist.trainer.checkpoints.manifest import Manifest
-from trl_gist.trainer.checkpoints.run_lock import held
+from trl_gist.trainer.checkpoints.run_lock import held_by_main
 
 
 @pytest.fixture
@@ -61,10 +61,10 @@ def write_marker(directory, pid, host=None, start=1):
 def test_the_holder_is_named(another, tmp_path):
     holder = another(tmp_path / "run")
     said = f"process {holder.pid} on {socket.gethostname()}, since {time.strftime('%Y-%m-%d ')}"
-    with pytest.raises(ValueError, match="is in use by another run") as refusal, held(tmp_path / "run", True):
+    with pytest.raises(ValueError, match="is in use by another run") as refusal, held_by_main(tmp_path / "run", True):
         pass
     assert said in str(refusal.value) and str(tmp_path / "run" / LOCK_FILE) in str(refusal.value)
-    with held(tmp_path / "elsewhere", True):
+    with held_by_main(tmp_path / "elsewhere", True):
         pass
 
 
@@ -72,14 +72,14 @@ def test_who_waits_says_for_whom_and_goes_on_at_its_end(another, tmp_path, caplo
     holder = another(tmp_path / "run")
     ended = []
     threading.Timer(1.0, lambda: (ended.append(1), holder.stdin.close())).start()
-    with held(tmp_path / "run", True, patience=60):
+    with held_by_main(tmp_path / "run", True, patience=60):
         assert ended
     assert f"process {holder.pid} on" in caplog.text and "Waiting for its end" in caplog.text
 
 
 def test_patience_ends(another, tmp_path):
     another(tmp_path / "run")
-    with pytest.raises(ValueError, match="in use by another run"), held(tmp_path / "run", True, patience=0.3):
+    with pytest.raises(ValueError, match="in use by another run"), held_by_main(tmp_path / "run", True, patience=0.3):
         pass
 
 
@@ -88,36 +88,36 @@ def test_a_killed_holder_holds_nothing(another, tmp_path):
     holder.kill()
     holder.wait()
     assert (tmp_path / "run" / LOCK_FILE).exists()
-    with held(tmp_path / "run", True):
+    with held_by_main(tmp_path / "run", True):
         pass
 
 
 def test_a_process_that_got_the_number_of_a_dead_one_is_not_the_holder(tmp_path):
     write_marker(tmp_path, os.getppid())
-    with held(tmp_path, True):
+    with held_by_main(tmp_path, True):
         assert f"pid={os.getpid()}" in (tmp_path / LOCK_FILE).read_text()
 
 
 def test_a_holder_on_another_host_is_named_and_never_taken_for_dead(tmp_path):
     write_marker(tmp_path, 2**22 + 1, "node-17?pidns-f0000001")
     with pytest.raises(ValueError, match=f"process {2**22 + 1} on node-17, since .* remove {tmp_path}/{LOCK_FILE}"):
-        with held(tmp_path, True):
+        with held_by_main(tmp_path, True):
             pass
     (tmp_path / LOCK_FILE).unlink()
-    with held(tmp_path, True):
+    with held_by_main(tmp_path, True):
         pass
 
 
 def test_half_a_lock_is_taken_over(tmp_path):
     (tmp_path / LOCK_FILE).write_text("filelock/2\npid=7")
-    with held(tmp_path, True):
+    with held_by_main(tmp_path, True):
         assert f"pid={os.getpid()}" in (tmp_path / LOCK_FILE).read_text()
 
 
 def test_a_process_may_hold_a_folder_several_times_and_lets_go_with_the_last(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with held("run", True):
-        with held(tmp_path / "run", True):
+    with held_by_main("run", True):
+        with held_by_main(tmp_path / "run", True):
             pass
         assert (tmp_path / "run" / LOCK_FILE).exists()
     assert not (tmp_path / "run" / LOCK_FILE).exists()
@@ -128,13 +128,13 @@ def test_where_nothing_can_be_written_a_run_goes_on_with_a_warning(tmp_path, mon
         raise OSError(30, "Read-only file system")
 
     monkeypatch.setattr(MarkerSoftFileLock, "acquire", refuse)
-    with held(tmp_path, True):
+    with held_by_main(tmp_path, True):
         pass
     assert "is not held against other runs: [Errno 30] Read-only file system" in caplog.text
 
 
 def test_ranks_beside_the_main_one_take_nothing(tmp_path):
-    with held(tmp_path, main=False):
+    with held_by_main(tmp_path, main=False):
         assert not (tmp_path / LOCK_FILE).exists()
 
 

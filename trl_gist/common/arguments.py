@@ -62,7 +62,7 @@ def finite_number(name: str, value) -> int | float:
     return number if isinstance(number, (int, float)) else float(number)
 
 
-def token_ids(what: str, values, vocabulary: int | None = None) -> list[int]:
+def token_ids(what: str, values, vocabulary: int | None = None, wanted: str = "a list of token ids") -> list[int]:
     """
     Token ids that a caller gives, as a list of `int`: a list or a tuple of whole numbers of Python's, numpy's or torch's,
     or an array or a tensor of one axis.
@@ -74,6 +74,8 @@ def token_ids(what: str, values, vocabulary: int | None = None) -> list[int]:
             What was given.
         vocabulary (`int`, *optional*):
             How many tokens there are. `None` allows any: a model may have embeddings beyond its tokenizer's tokens.
+        wanted (`str`, *optional*):
+            What errors say they must be, where the caller takes something else too.
 
     Raises:
         ValueError: if it is no such list, or one of them is no id of the vocabulary: a boolean, a fraction, a text,
@@ -82,7 +84,7 @@ def token_ids(what: str, values, vocabulary: int | None = None) -> list[int]:
     if getattr(values, "ndim", None) == 1:
         values = values.tolist()
     if not isinstance(values, (list, tuple)):
-        raise ValueError(f"{what} must be text or a list of token ids, got {type(values).__name__}.")
+        raise ValueError(f"{what} must be {wanted}, got {type(values).__name__}.")
     ids = list(values) if set(map(type, values)) <= {int} else [_integer(value) for value in values]
     if ids and (None in ids or min(ids) < 0 or (vocabulary is not None and max(ids) >= vocabulary)):
         wrong = next(
@@ -116,7 +118,7 @@ def several(name: str, values, of_what: str, instead: str) -> list:
     Raises:
         ValueError: if it is one, or nothing that can be gone through.
     """
-    listed = None if isinstance(values, (str, bytes, dict)) or not isinstance(values, Iterable) else list(values)
+    listed = _listed(values)
     if listed is None or any(isinstance(_scalar(value), int) for value in listed):
         one = type(values).__name__ if listed is None else "list of numbers"
         raise ValueError(f"`{name}` takes a list of {of_what}, and got one {one}: {instead}.")
@@ -125,9 +127,16 @@ def several(name: str, values, of_what: str, instead: str) -> list:
 
 def whole_numbers(name: str, values, least: int = 1) -> list[int]:
     """An argument that takes a list of [`whole_number`]s. Raises `ValueError` if it is none."""
-    if isinstance(values, (str, bytes, dict)) or not isinstance(values, Iterable):
+    listed = _listed(values)
+    if listed is None:
         raise ValueError(f"`{name}` takes a list of whole numbers, got {values!r}: put them in a list.")
-    return [whole_number(name, value, least) for value in values]
+    return [whole_number(name, value, least) for value in listed]
+
+
+def _listed(values):
+    """As a list, or `None` of one text, number or mapping: an array without axes is one number."""
+    values = _scalar(values)
+    return None if isinstance(values, (str, bytes, dict)) or not isinstance(values, Iterable) else list(values)
 
 
 def _scalar(value):

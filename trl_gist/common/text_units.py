@@ -137,6 +137,6 @@ def _is_name(match):
     return _SENTENCE_START.search(match.string[max(0, match.start() - 16) : match.start()]) is None
 
 
-def date_parts(date: str) -> frozenset[str]:
-    """The words and numbers that a date, a match of `DATE`, consists of."""
-    return frozenset(part for part in Units(date).folded if part != "of" and not _SIGN.fullmatch(part))
+def words_and_numbers(fact: str) -> frozenset[str]:
+    """What of a name, a number or a date a text must have to have it, in whatever order: no signs, and no "of"."""
+    return frozenset(part for part in Units(fact).folded if part != "of" and not _SIGN.fullmatch(part))

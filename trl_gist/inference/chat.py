@@ -128,7 +128,7 @@ def compact_messages(
     while old and room > 0:
         gist = _fold(compactor, as_text(old), room, requests)
         if template.alternates:
-            gist = _BLANK_LINES.sub("\n", gist)
+            gist = _BLANK_LINES.sub("\n", gist).strip()  # a newline at its end would be one of the blank line's
         compacted = _with_gist(template, head, gist, new)
         tokens = _tokens(template, compacted)
         if tokens <= max_tokens:

@@ -123,8 +123,8 @@ class GistCompactor(LoadedPair):
                 Spans of the context that the gist must have, within the same budget: `"numbers"`, `"names"`,
                 `"dates"`, `"regex:..."`, a compiled pattern, or a literal string; see [`trl_gist.inference.keep`].
             certify (`bool`, *optional*, defaults to `False`):
-                Whether to measure what the gist is expected to cost against the whole context. It takes some five
-                times the time of the gist itself; see [`trl_gist.inference.certify`].
+                Whether to measure what the gist is expected to cost against the whole context. It takes longer than
+                the gist itself; see [`trl_gist.inference.certify`].
             search (`bool`, *optional*, defaults to `False`):
                 Whether to exchange pieces of the gist for others of the context, where that is expected to cost less;
                 `keep` comes after it. It takes some 300 readings by the generator; see [`trl_gist.inference.search`].

@@ -16,14 +16,15 @@
 Which facts a compaction keeps: by rule, in milliseconds, and whatever the models know.
 
 A fact is a name, a number or a date, as a target of that kind is ([`~data.targets.fact_spans`]). A text has it if it has
-all of its words and numbers, in whatever order and case.
+all of its words and numbers, in whatever order and case. These facts are spans, of one word or of several; those of
+[`evaluation.distance.facts`] are single words.
 """
 
 from collections.abc import Iterable
 
 from transformers import PreTrainedTokenizerBase
 
-from ..common.text_units import Units, date_parts
+from ..common.text_units import Units, words_and_numbers
 from ..common.tokens import decode
 from ..data.targets import fact_spans
 
@@ -49,7 +50,7 @@ def find_facts(
 
 def different(facts: Iterable[str]) -> list[str]:
     """Facts, each once, as it is said first."""
-    return list({date_parts(fact): fact for fact in reversed([*facts])}.values())[::-1]
+    return list({words_and_numbers(fact): fact for fact in reversed([*facts])}.values())[::-1]
 
 
 def kept_and_dropped(facts: Iterable[str], text: str) -> dict[str, list[str]]:
@@ -57,5 +58,5 @@ def kept_and_dropped(facts: Iterable[str], text: str) -> dict[str, list[str]]:
     units = frozenset(Units(text).folded)
     found = {"facts_kept": [], "facts_dropped": []}
     for fact in facts:
-        found["facts_kept" if date_parts(fact) <= units else "facts_dropped"].append(fact)
+        found["facts_kept" if words_and_numbers(fact) <= units else "facts_dropped"].append(fact)
     return found

@@ -42,7 +42,7 @@ from dataclasses import dataclass, replace
 import regex
 from transformers import PreTrainedTokenizerBase
 
-from ..common.text_units import DATE, Units, date_parts, iter_units
+from ..common.text_units import DATE, Units, iter_units, words_and_numbers
 from ..common.tokens import characters_of, decode, literal_ids
 
 
@@ -311,7 +311,7 @@ def _run_span(text, run):
 
 
 def _dates(text):
-    return (Span(match[0], match.start(), date_parts(match[0])) for match in DATE.finditer(text))
+    return (Span(match[0], match.start(), words_and_numbers(match[0])) for match in DATE.finditer(text))
 
 
 _FINDERS: dict[str, Callable[[str], Iterator[Span]]] = {"numbers": _numbers, "names": _names, "dates": _dates}

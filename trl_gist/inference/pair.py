@@ -139,7 +139,11 @@ class LoadedPair:
     def generate(
         self, role: str, prompts: list[list[int]], **generation_kwargs
     ) -> tuple[list[list[int]], tuple[torch.Tensor, ...] | None]:
-        """As [`~models.generation.generate`], by the `"summarizer"` or the `"generator"`, one call at a time."""
+        """
+        As [`~models.generation.generate`], by the `"summarizer"` or the `"generator"`, one call at a time. Raises
+        `ValueError` too if a prompt holds what is no id.
+        """
+        prompts = [checked_ids("A prompt", prompt) for prompt in prompts]
         with self.lock:
             return generate(getattr(self, role), self.tokenizer, prompts, name=role, **generation_kwargs)
 
@@ -162,7 +166,7 @@ class LoadedPair:
             _check_text(text, what)
             ids = literal_ids(self.tokenizer, text)
         else:
-            ids = checked_ids(what, text, len(self.tokenizer))
+            ids = checked_ids(what, text, len(self.tokenizer), "text or a list of token ids")
         if not ids and not may_be_empty:
             raise ValueError(f"{what} is empty.")
         return ids

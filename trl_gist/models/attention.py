@@ -16,13 +16,14 @@
 Attention by plain matrix products, for bfloat16 on CPUs.
 
 torch's fused CPU kernel spends most of its time outside its matrix products in bfloat16; written out, attention takes
-about half as long (`research/performance/cpu_attention.py`). It also needs no copies of the keys and values for grouped
+about half as long (`research/performance/cpu_attention.py`). Keys and values are not repeated for grouped
 queries: the queries that share a head become rows of one product. Queries are taken in blocks, and a block in the
 middle of a sequence only meets the keys before its end. On GPUs the fused kernels are the better choice.
 
 Products of bfloat16 on CPUs are oneDNN's. It makes a kernel for each new shape, of some 0.7 MB, and never lets go of all of
 them (`research/performance/kernels.py`). Where text is written every token would be a new shape, so lengths are rounded up:
-those of prompts ([`rounded_length`]) and of the keys that a new token meets.
+those of prompts ([`rounded_length`]) and of the keys that a new token meets. For that each layer copies its keys and values
+once more for each new token, as transformers' cache itself does when it appends one.
 """
 
 import torch

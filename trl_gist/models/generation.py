@@ -21,7 +21,7 @@ from peft import PeftModel
 from transformers import Cache, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.generation.streamers import BaseStreamer
 
-from ..common.arguments import finite_number, token_ids, whole_number
+from ..common.arguments import finite_number, whole_number
 from ..prompts import gist_from_completion
 from .attention import rounded_length
 from .generation_settings import plain_generation_config
@@ -75,11 +75,10 @@ def generate(
         `output_logits=True`.
 
     Raises:
-        ValueError: if no token is asked for, a prompt holds what is no id, prompt and completion do not fit the model's
-            positions, or a setting is none of [`~transformers.GenerationConfig`] or is not the caller's.
+        ValueError: if no token is asked for, prompt and completion do not fit the model's positions, or a
+            setting is none of [`~transformers.GenerationConfig`] or is not the caller's.
     """
     max_new_tokens = whole_number("max_new_tokens", max_new_tokens)
-    prompts = [token_ids("A prompt", prompt) for prompt in prompts]
     positions = max_positions(model)
     needed = max(len(prompt) for prompt in prompts) + max_new_tokens
     if positions is not None and needed > positions:

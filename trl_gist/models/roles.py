@@ -121,22 +121,28 @@ def load_roles(
 
 
 def number_of_experts(config: PreTrainedConfig) -> int | None:
+    """Experts of each layer, as the configuration says, if it does; 0 too, as in GraniteMoeHybrid."""
+    config = config.get_text_config()
+    name = _experts_name(config)
+    return None if name is None else getattr(config, name)
+
+
+def name_experts(config: PreTrainedConfig):
     """
-    Experts of each layer, as the configuration says, if it does; 0 too, as in GraniteMoeHybrid. From then on it says so
-    under `num_experts`, where TRL (1.16) looks for it: transformers (5.23) gives Mixtral's that name too, and not
-    GraniteMoe's, Phimoe's or DeepSeek-V4's.
+    Has a class of configurations say under `num_experts` too how many experts there are, for TRL (1.16) looks there:
+    transformers (5.23) gives Mixtral's that name, and not GraniteMoe's, Phimoe's or DeepSeek-V4's.
     """
     config = config.get_text_config()
-    for name in ("num_experts", "num_local_experts", "n_routed_experts"):
-        if hasattr(config, name):
-            if not hasattr(config, "num_experts"):
-                # Of the class: a field of its own would be saved
-                type(config).attribute_map = {
-                    **config.attribute_map,
-                    "num_experts": config.attribute_map.get(name, name),
-                }
-            return getattr(config, name)
-    return None
+    name = _experts_name(config)
+    if name not in (None, "num_experts"):
+        # Of the class: a field of its own would be saved
+        theirs = config.attribute_map
+        type(config).attribute_map = {**theirs, "num_experts": theirs.get(name, name)}
+
+
+def _experts_name(config):
+    names = ("num_experts", "num_local_experts", "n_routed_experts")
+    return next((name for name in names if hasattr(config, name)), None)
 
 
 def create_model_from_path(checkpoint: str, **init_kwargs) -> PreTrainedModel:

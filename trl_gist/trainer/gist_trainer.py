@@ -61,6 +61,7 @@ from ..models.roles import (
     check_not_random,
     disable_dropout,
     max_positions,
+    name_experts,
     number_of_experts,
 )
 from ..models.sampling import sample_gists
@@ -77,7 +78,7 @@ from .checkpoints.manifest import Manifest
 from .checkpoints.pair_state import load_state, pair_config, prompts_of_run, save_pair, save_state
 from .checkpoints.resharding import load_universal, remove_universal
 from .checkpoints.run_directory import RunDirectory
-from .checkpoints.run_lock import PATIENCE, held
+from .checkpoints.run_lock import PATIENCE, held_by_main
 from .checkpoints.staging import recover, replace_files, rotate, written_beside
 from .cold_start import first_steps_times
 from .config_checks import check_best_kind_of, check_end_of_run, show_whole_context
@@ -657,6 +658,8 @@ class GistTrainer(GRPOTrainer):
                     f"{type(base).__name__} is configured to have none. Leave it out."
                 )
             self.aux_loss_enabled = False
+        if self.aux_loss_enabled:
+            name_experts(base.config)
         if reason is not None or self.aux_loss_enabled:
             check_padded(base, self.temperature, self.aux_loss_enabled)
         if reason is not None:
@@ -769,9 +772,9 @@ class GistTrainer(GRPOTrainer):
         return output
 
     def holding(self, patience: float = 0.0) -> AbstractContextManager[None]:
-        """Holds `output_dir` against other runs, for as long as its block lasts; see [`~run_lock.held`]. All processes
-        enter it."""
-        return held(self.args.output_dir, self.is_world_process_zero(), patience)
+        """Holds `output_dir` against other runs, for as long as its block lasts; see [`~run_lock.held_by_main`]. All
+        processes enter it."""
+        return held_by_main(self.args.output_dir, self.is_world_process_zero(), patience)
 
     def _train(self, resume_from_checkpoint, **kwargs):
         if self.is_world_process_zero():
@@ -997,7 +1000,7 @@ class GistTrainer(GRPOTrainer):
         if self._staging_dir is not None:  # a checkpoint is itself written beside its place
             self._save_pair(output_dir)
         else:
-            with held(output_dir, self.is_world_process_zero()):
+            with held_by_main(output_dir, self.is_world_process_zero()):
                 if self.args.should_save:
                     recover(output_dir)
                 with self._written_beside(output_dir, "The pair") as staging:

@@ -15,7 +15,8 @@
 """
 Facts by age: the numbers and names of a long text, where each was said last, and whether its gists still have it.
 
-Numbers and names are those of [`patterns`], told in the whole text at once and compared without regard to case.
+Numbers and names are those of [`patterns`], told in the whole text at once and compared without regard to case. Each
+is a fact by itself; in [`inference.facts`], where a session says what it lost, a name of two words is one.
 """
 
 from bisect import bisect_left, bisect_right

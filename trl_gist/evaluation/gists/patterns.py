@@ -43,7 +43,7 @@ import numpy as np
 import regex
 
 from ...common.statistics import ratio_and_error
-from ...common.text_units import CJK_UNIT, DATE, KINDS, Units, date_parts, units_of
+from ...common.text_units import CJK_UNIT, DATE, KINDS, Units, units_of, words_and_numbers
 
 
 COPIED_NGRAMS = (1, 2, 4)
@@ -273,7 +273,7 @@ def _recall_counts(units, gist, context, target):
         for kind in ("number", "name")
     }
     counts = {}
-    for name, wanted in {**items, "date": {date_parts(match[0]) for match in DATE.finditer(context)}}.items():
+    for name, wanted in {**items, "date": {words_and_numbers(match[0]) for match in DATE.finditer(context)}}.items():
         in_target = {item for item in wanted if item <= useful}
         counts[f"{name}_recall"] = (sum(item <= kept for item in wanted), len(wanted))
         counts[f"{name}_recall_in_target"] = (sum(item <= kept for item in in_target), len(in_target))

@@ -18,8 +18,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 
-# Asks S for one gist of some token ids, which stand in the order of the stream
-Write = Callable[[list[list[int]]], list[int]]
+# Asks S for one gist of the token ids of gists, in the order of the stream, and of the chunk after them, if any
+Write = Callable[[list[list[int]], list[int]], list[int]]
 Fits = Callable[[list["StoredGist"]], bool]
 
 
@@ -46,7 +46,7 @@ def rolling(gists: list[StoredGist], chunk_ids: list[int], write: Write, fits: F
     """One gist: S's of the previous gist followed by the chunk. It always fits: it is as long as one gist may be."""
     return [
         StoredGist(
-            write([*(gist.token_ids for gist in gists), chunk_ids]),
+            write([gist.token_ids for gist in gists], chunk_ids),
             level=0,
             tokens=sum(gist.tokens for gist in gists) + len(chunk_ids),
         )
@@ -58,7 +58,7 @@ def chain(gists: list[StoredGist], chunk_ids: list[int], write: Write, fits: Fit
     A gist for each chunk, S's of the chunk alone, oldest first. While they do not fit, the two oldest become S's gist of
     the two: nothing is dropped, and what is oldest has been gisted most often.
     """
-    return _merge_oldest([*gists, StoredGist(write([chunk_ids]), 0, len(chunk_ids))], write, fits)
+    return _merge_oldest([*gists, StoredGist(write([], chunk_ids), 0, len(chunk_ids))], write, fits)
 
 
 def tree(gists: list[StoredGist], chunk_ids: list[int], write: Write, fits: Fits) -> list[StoredGist]:
@@ -68,7 +68,7 @@ def tree(gists: list[StoredGist], chunk_ids: list[int], write: Write, fits: Fits
     no chunk has been gisted more than log2(n) + 1 times. While they do not fit, the two oldest, of whatever levels,
     become one.
     """
-    gists = [*gists, StoredGist(write([chunk_ids]), 0, len(chunk_ids))]
+    gists = [*gists, StoredGist(write([], chunk_ids), 0, len(chunk_ids))]
     while len(gists) > 1 and gists[-1].level == gists[-2].level:
         gists = [*gists[:-2], _merge(gists[-2], gists[-1], write)]
     return _merge_oldest(gists, write, fits)
@@ -85,4 +85,4 @@ def _merge_oldest(gists, write, fits):
 
 def _merge(older, newer, write):
     level = max(older.level, newer.level) + 1
-    return StoredGist(write([older.token_ids, newer.token_ids]), level, older.tokens + newer.tokens)
+    return StoredGist(write([older.token_ids, newer.token_ids], []), level, older.tokens + newer.tokens)

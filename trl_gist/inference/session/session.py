@@ -110,7 +110,7 @@ class Session:
         certify (`bool`, *optional*, defaults to `False`):
             Whether each compaction says what it is expected to cost; see [`~inference.session.state.Compaction`]. It takes
             a reading of the window by the pair's teacher, 8 continuations in one batch and a reading of these by G:
-            about twice the time of the gist itself.
+            longer than the gist itself.
         keep (`str` or a list of them, *optional*):
             Spans that the gists must have, within the same budget, as in [`GistCompactor.compress`]; patterns as
             `"regex:..."`. What a gist kept is asked of the next one before what is new, and no chunk ends within a span.
@@ -450,12 +450,11 @@ class Session:
         context_lengths, chunk_ids, decode = [], plan.chunk_ids, self.compactor.decode
         kept = [*self._folded.kept]
 
-        def write(parts):
-            context_ids = join(parts, self._separator_ids) + plan.last_k_ids
+        def write(gists, chunk):
+            context_ids = join([*gists, chunk], self._separator_ids) + plan.last_k_ids
             context_lengths.append(len(context_ids))
             gist = self.compactor.compress_batch([context_ids], self.settings.budget, last_k=[plan.last_k_ids])[0]
             gist_ids = self.compactor.prompts.without_special(gist.token_ids)
-            *gists, chunk = parts if parts[-1] is chunk_ids else [*parts, []]
             spans = self._spans_of(kept, gists, chunk)
             gist_ids = with_spans(gist_ids, spans, self.settings.gist_length, self.compactor.tokenizer)
             kept.extend(carried(spans, decode(gist_ids)))  # for a gist of this one

@@ -28,7 +28,7 @@ PATIENCE = 300.0
 
 
 @contextmanager
-def held(directory: str | os.PathLike, main: bool, patience: float = 0.0) -> Iterator[None]:
+def held_by_main(directory: str | os.PathLike, main: bool, patience: float = 0.0) -> Iterator[None]:
     """
     As [`~common.folder_lock.held`].
 
