@@ -14,6 +14,7 @@
 
 """`trl-gist serve` as a process, and the rooms that need no socket."""
 
+import functools
 import importlib.util
 import os
 import random
@@ -112,6 +113,9 @@ def test_a_server_says_once_that_chats_are_answered_inside_a_thought(
         scripts_serve.uvicorn.Server, "run", lambda server, sockets: [each.close() for each in sockets]
     )
     monkeypatch.setattr(scripts_serve.signal, "signal", lambda *_: None)
+    # Its configuration of logging closes whatever other tests have logged to
+    config = functools.partial(scripts_serve.uvicorn.Config, log_config=None)
+    monkeypatch.setattr(scripts_serve.uvicorn, "Config", config)
     scripts_serve.serve(lambda: pair, "my-pair", ServingConfig(max_new_tokens=24), "127.0.0.1", 0)
     assert "Serving my-pair at" in capsys.readouterr().out
     said = [record.getMessage() for record in caplog.records if "inside a thought" in record.getMessage()]
