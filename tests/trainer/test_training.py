@@ -200,8 +200,9 @@ def test_the_summarizer_reads_exactly_the_contexts_tokens(make_trainer, lora, to
     monkeypatch.setattr(trainer, "_compute_loss", watch_loss)
     trainer.train()
 
-    mark = -1
+    mark = len(tokenizer) - 1
     template = trainer.prompts.summarizer([mark])
+    assert template.count(mark) == 1
     before, after = template[: template.index(mark)], template[template.index(mark) + 1 :]
     contexts = [prompt[len(before) : -len(after)] for prompt in fed]
     assert all(context in [window["context"] for window in windows] for context in contexts)
