@@ -89,7 +89,7 @@ def whole_steps(repeats):
     }
     with tempfile.TemporaryDirectory() as folder:
         timed = {
-            name: build("gist", argparse.Namespace(**sizes, target_kinds=kinds), Path(folder, str(place)))
+            name: build("gist", argparse.Namespace(**sizes), Path(folder, str(place)), kinds)
             for place, (name, kinds) in enumerate(TARGETS.items())
         }
         runs = {name: [] for name in timed}

@@ -18,6 +18,7 @@ windows and number of gists, each of full length.
 """
 
 import copy
+import functools
 import time
 from pathlib import Path
 
@@ -160,8 +161,8 @@ def token_passes(args, prompts):
     return naive, ours
 
 
-def build(kind, args, directory):
-    """A `Timed` trainer; `kind` is "naive" or "gist"."""
+def build(kind, args, directory, target_kinds=None):
+    """A `Timed` trainer; `kind` is "naive" or "gist", which alone knows several kinds of targets."""
     checkpoint = args.model or str(smollm2_checkpoint())
     tokenizer = AutoTokenizer.from_pretrained(checkpoint)
     prompts = GistPrompts.from_tokenizer(tokenizer, SUMMARIZER_PROMPT)
@@ -185,14 +186,13 @@ def build(kind, args, directory):
         "learning_rate": 1e-4,
         "model_init_kwargs": {"dtype": args.dtype},
     }
-    make = gist_trainer if kind == "gist" else naive_trainer
+    make = functools.partial(gist_trainer, target_kinds=target_kinds) if kind == "gist" else naive_trainer
     trainer = make(checkpoint, tokenizer, prompts, lora, common, args)
     trainer.generation_config.min_new_tokens = args.gist  # the longest gists, in both
     return Timed(trainer, token_passes(args, prompts)[kind == "gist"])
 
 
-def gist_trainer(checkpoint, tokenizer, prompts, lora, common, args):
-    kinds = getattr(args, "target_kinds", None)
+def gist_trainer(checkpoint, tokenizer, prompts, lora, common, args, target_kinds=None):
     config = GistConfig(
         **common,
         context_length=args.context,
@@ -202,10 +202,10 @@ def gist_trainer(checkpoint, tokenizer, prompts, lora, common, args):
         cold_start_steps=0,
         score_batch_size=args.score_batch_size,
         generator_learning_rate=2e-4,
-        target_kinds=kinds,
+        target_kinds=target_kinds,
         max_windows_per_document=1,
     )
-    if kinds is None:
+    if target_kinds is None:
         rows = [
             {"context": context, "last_k": context[-args.last_k :], "target": target}
             for context, target in windows(tokenizer, args)

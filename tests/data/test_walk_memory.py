@@ -19,6 +19,7 @@ from collections import Counter
 
 import pytest
 import torch
+from checks import logs_of, rows_of
 from datasets import Dataset, IterableDataset
 from tiny import make_documents, make_tokenizer
 
@@ -186,7 +187,7 @@ def test_a_long_document_asks_in_each_part_for_what_stands_there(monkeypatch):
 # ---- The teacher reads a walk once, each target up to its window ----
 
 
-def rows_of(trainer):
+def rows_of_a_walk(trainer):
     inputs = [trainer.train_dataset[0]]
     rows = trainer.walk.rows(inputs, 1)
     for row in rows:
@@ -200,7 +201,7 @@ def test_the_teacher_reads_each_target_after_the_text_up_to_its_window(make_trai
     scorer = trainer.generator_trainer.scorer
     fresh = GistScorer(scorer.generator, scorer.teacher, scorer.prompts, batch_size=2)
     fresh.shares_rows = shares
-    rows = rows_of(trainer)
+    rows = rows_of_a_walk(trainer)
     assert any(target["age"] for row in rows for target in row["targets"])
     _, logps_D = fresh.read_targets(rows)
     model = scorer.teacher.model
@@ -220,16 +221,9 @@ def test_the_teacher_reads_each_target_after_the_text_up_to_its_window(make_trai
 
 def test_both_roles_learn_and_the_log_has_each_age(make_trainer, lora):
     trainer = make_trainer(peft_config=lora, args=WALKS)
-    rollouts, calculate = [], trainer._calculate_rewards
-
-    def watch(inputs, *args):
-        rewards = calculate(inputs, *args)
-        rollouts.append([dict(row) for row in inputs])
-        return rewards
-
-    trainer._calculate_rewards = watch
+    rollouts = rows_of(trainer)
     trainer.train()
-    logs = [log for log in trainer.state.log_history if "gist_length" in log]
+    logs = logs_of(trainer)
     assert len(logs) == len(rollouts) > 0
     for log, rows in zip(logs, rollouts, strict=True):
         for age in range(3):
@@ -262,6 +256,6 @@ def test_documents_bring_what_walks_and_single_windows_are_paid_for(make_trainer
         trainer = make_trainer(peft_config=lora, args=args, train_dataset=rows)
         assert "{context}" in trainer.args.summarizer_prompt
         trainer.train()
-        logs = [log for log in trainer.state.log_history if "gist_length" in log]
+        logs = logs_of(trainer)
         assert logs and all("question/exact" in log for log in logs)
         assert any("age_1/exact" in log for log in logs) == (settings == {})

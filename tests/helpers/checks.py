@@ -55,6 +55,24 @@ def history(trainer):
     ]
 
 
+def rows_of(trainer):
+    """The rows of each rollout, once they are scored."""
+    rollouts, calculate = [], trainer._calculate_rewards
+
+    def watch(inputs, *args):
+        rewards = calculate(inputs, *args)
+        rollouts.append([dict(row) for row in inputs])
+        return rewards
+
+    trainer._calculate_rewards = watch
+    return rollouts
+
+
+def logs_of(trainer):
+    """What was logged of each rollout."""
+    return [log for log in trainer.state.log_history if "gist_length" in log]
+
+
 def assert_same(one, other):
     """Nested states, bit for bit."""
     assert type(one) is type(other)

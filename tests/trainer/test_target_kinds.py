@@ -17,7 +17,7 @@
 import math
 
 import pytest
-from checks import moved, snapshot, trainable
+from checks import logs_of, moved, rows_of, snapshot, trainable
 from datasets import Dataset, IterableDataset
 from tiny import make_documents
 from trl import GRPOTrainer
@@ -40,23 +40,6 @@ SEVERAL = {"context_length": 60, "target_kinds": KINDS, "target_floor": None}
 @pytest.fixture
 def held_out():
     return Dataset.from_dict({"text": make_documents(4, seed=9)})
-
-
-def rows_of(trainer):
-    """The rows of each rollout, once they are scored."""
-    rollouts, calculate = [], trainer._calculate_rewards
-
-    def watch(inputs, *args):
-        rewards = calculate(inputs, *args)
-        rollouts.append([dict(row) for row in inputs])
-        return rewards
-
-    trainer._calculate_rewards = watch
-    return rollouts
-
-
-def logs_of(trainer):
-    return [log for log in trainer.state.log_history if "gist_length" in log]
 
 
 def test_both_roles_learn_from_every_kind_and_the_log_has_each(make_trainer, lora):
