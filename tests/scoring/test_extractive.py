@@ -145,7 +145,36 @@ def test_surprising_facts_are_what_the_teacher_expects_least_of_facts_after_thei
     assert len(without) == 3
 
 
-@pytest.mark.parametrize("rule", [rule for rule in EXTRACTIVE_RULES if "facts" not in rule])
+def test_answers_are_the_sentences_that_hold_what_is_asked(tokenizer):
+    """The last of those with most words of the cue; a word within a word is no answer, and what nobody asks is left out."""
+    text = (
+        "and the king met John Snow. The price of tea is 45. The price of salt is 45. Few met John Snowdon. "
+        "The price of tea is 450.\n\nThe price of tea is 45 today. Tea is cheap, he said"
+    )
+    ids, special = tokenizer(text, add_special_tokens=False)["input_ids"], frozenset(tokenizer.all_special_ids)
+
+    def target(cue, answer):
+        cue_ids, target_ids = (tokenizer(part, add_special_tokens=False)["input_ids"] for part in (cue, answer))
+        return {"kind": "question", "cue_ids": cue_ids, "target_ids": target_ids}
+
+    def sentences(*targets, length=99):
+        summarizer = ExtractiveSummarizer("answers", (), special, tokenizer)
+        window = {"context_ids": [*special, *ids], "last_k_ids": ids[-2:], "targets": list(targets)}
+        gists = summarizer.gists(window, [length] * 3)
+        assert gists == gists[:1] * 3
+        return " ".join(tokenizer.decode(gists[0]).split())
+
+    tea, snow = target("What is the price of tea? It is", " 45"), target("The king met", " John Snow")
+    assert sentences(tea) == "The price of tea is 45 today."
+    assert sentences(target("The price of salt is", " 45")) == "The price of salt is 45."
+    assert sentences(tea, snow, tea) == "and the king met John Snow.The price of tea is 45 today."  # as tokens stand
+    assert sentences(target("Who said that? ", "he said")) == "Tea is cheap, he said"
+    assert sentences(target("The price of coal is", " 46")) == sentences() == ""
+    cut = sentences(tea, snow, length=4)
+    assert cut and "and the king met John Snow.".startswith(cut)
+
+
+@pytest.mark.parametrize("rule", [rule for rule in EXTRACTIVE_RULES if "facts" not in rule and rule != "answers"])
 def test_no_rule_takes_a_special_token(tokenizer, rule):
     """Nor does it take fewer tokens for it; what is left is what it takes of a context without them."""
     special = frozenset(tokenizer.all_special_ids)

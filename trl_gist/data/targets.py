@@ -328,6 +328,29 @@ def fact_spans(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> list[tuple
     return [span for span in spans if span is not None]
 
 
+def sentence_spans(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> list[tuple[int, int]]:
+    """
+    Where the sentences of a text stand, with what is left of one at its beginning and its end.
+
+    Args:
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
+            Of the ids.
+        ids (`list[int]`):
+            The text.
+
+    Returns:
+        For each sentence, in order, the tokens from which and to which it goes. One that shares a token with another is
+        left out.
+    """
+    spelled = _Spelled(_pieces(tokenizer), ids)
+    cuts = {match.end() for end in (_SENTENCE_END, _BLANK_LINE) for match in end.finditer(spelled.text)}
+    spans = []
+    for begin, end in itertools.pairwise(sorted({0, *cuts, len(spelled.text)})):
+        if sentence := spelled.text[begin:end].lstrip():
+            spans.append(spelled.tokens(end - len(sentence), end))
+    return [span for span in spans if span is not None]
+
+
 def _facts_in(text) -> list[tuple[int, int]]:
     """Characters of each fact, the longest of those that overlap."""
     units, run = Units(text), None

@@ -24,8 +24,9 @@ import torch
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
+from ..common.text_units import Units
 from ..common.tokens import characters_of
-from ..data.targets import fact_spans
+from ..data.targets import fact_spans, sentence_spans
 from ..models.lm_head import token_log_probs
 from ..models.roles import backbone_of, base_of
 from ..prompts import bos_ids
@@ -157,6 +158,41 @@ def surprising_facts(
                 kept.append(place)
         gists.append(characters_of(tokenizer).whole([ids[place] for place in sorted(kept)]))
     return gists
+
+
+def answering_sentences(
+    tokenizer: PreTrainedTokenizerBase, ids: list[int], targets: list[dict], length: int
+) -> list[int]:
+    """
+    A gist cut with hindsight: of a text the sentences that answer what it is asked, in their order.
+
+    A target is answered by the sentence that has all its words in a row; of several the one that has most words of its
+    cue, and of these the last, since what is said later holds.
+
+    Args:
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
+            Of the ids.
+        ids (`list[int]`):
+            The text.
+        targets (`list[dict]`):
+            With `cue_ids` and `target_ids`.
+        length (`int`):
+            The most tokens of the gist, which is cut there. Where no sentence answers anything, it has none.
+    """
+
+    def words(ids):
+        return Units(tokenizer.decode(ids, clean_up_tokenization_spaces=False)).folded
+
+    spans = sentence_spans(tokenizer, ids)
+    sentences = [words(ids[start:end]) for start, end in spans]
+    kept = set()
+    for target in targets:
+        answer, cue = f" {' '.join(words(target['target_ids']))} ", set(words(target["cue_ids"]))
+        places = [place for place, said in enumerate(sentences) if answer in f" {' '.join(said)} "]
+        if places:
+            kept.add(max(places, key=lambda place: (len(cue.intersection(sentences[place])), place)))
+    gist = [token for place in sorted(kept) for token in ids[slice(*spans[place])]]
+    return gist[: characters_of(tokenizer).cut(gist, length)]
 
 
 def keywords_and_tail(token_ids: list[int], scores_T: list[float] | None, length: int, share: float) -> list[int]:

@@ -41,6 +41,7 @@ from ..prompts import stands_for
 from ..scoring.extraction import (
     BESIDE_TAIL,
     TokenRarity,
+    answering_sentences,
     fact_list,
     keywords_and_tail,
     passage_and_tail,
@@ -49,7 +50,7 @@ from ..scoring.extraction import (
 
 
 # Rules that write one gist a context, which all slots of a group have
-ONE_GIST = ("tail", "surprising_facts")
+ONE_GIST = ("tail", "surprising_facts", "answers")
 _SHARES = {"tail": (0, 0), "mixed": (0, 0.5), "passages": (0, 0.5)}  # of what is not tail, in the gists of a group
 
 
@@ -65,7 +66,7 @@ class ExtractiveSummarizer:
         unread_ids (`frozenset[int]`, *optional*):
             Tokens that are left out of gists, as special tokens: G never reads them, and S would learn to write them.
         tokenizer ([`~transformers.PreTrainedTokenizerBase`], *optional*):
-            Of the contexts, for the rules that list facts.
+            Of the contexts, for the rules that list facts or sentences.
         teacher (`torch.nn.Module`, *optional*):
             Whose surprise counts, for `"surprising_facts"`.
     """
@@ -91,7 +92,7 @@ class ExtractiveSummarizer:
 
         Args:
             row (`dict`):
-                A window with `context_ids` and `last_k_ids`.
+                A window with `context_ids` and `last_k_ids`, and for `"answers"` its `targets`.
             lengths_G (`list[int]`):
                 Longest gist of each slot, in tokens; the same for all of them where the rule writes one gist.
 
@@ -100,8 +101,10 @@ class ExtractiveSummarizer:
         """
         # By the context too, or one kind would always have the largest share
         first = sum(stands_for(row))
-        if self.rule in ("facts", "surprising_facts"):
+        if self.rule in ("facts", "surprising_facts", "answers"):
             ids = [token for token in stands_for(row) if token not in self.unread_ids]
+            if self.rule == "answers":
+                return [answering_sentences(self.tokenizer, ids, row["targets"], lengths_G[0])] * len(lengths_G)
             if self.rule == "surprising_facts":
                 model, facts = self.teacher, len(ids) + 1  # no more than tokens: one forward
                 (gist,) = surprising_facts(model, self.tokenizer, [ids], lengths_G[:1], self.rarity, batch_size=facts)

@@ -36,7 +36,7 @@ from ..scoring.controls import GREATER_IS_BETTER
 
 
 ADVANTAGES = ("group", "reward", "best")
-EXTRACTIVE_RULES = ("tail", "mixed", "passages", "facts", "surprising_facts")
+EXTRACTIVE_RULES = ("tail", "mixed", "passages", "facts", "surprising_facts", "answers")
 # They shape the part of TRL's loss that imitation does not have
 POLICY_LOSS_SETTINGS = (
     *("loss_type", "epsilon", "epsilon_high", "delta", "importance_sampling_level", "off_policy_mask_threshold"),
@@ -213,6 +213,15 @@ def show_whole_context(args):
                 f"shows the summarizer '{placeholder}', which hangs on where its last tokens begin. Write '{{context}}' in "
                 "its place."
             )
+
+
+def check_has_answers(args):
+    """Of a run whose only target is the continuation, which no sentence of the context answers."""
+    if args.cold_start_gists == "answers" and args.cold_start_steps > 0 and not args.generator_only:
+        raise ValueError(
+            "`cold_start_gists` is 'answers', sentences that answer a context's targets, and the continuation is the only "
+            "target: set `target_kinds` or bring `targets`, or choose another rule, as 'facts'."
+        )
 
 
 def check_choices(args):

@@ -121,8 +121,8 @@ class GistConfig(GRPOConfig):
             Learning rate of the summarizer in the cold start, which bears a higher one than reinforcement learning
             does. Defaults to `learning_rate`.
         cold_start_gists (`str`, *optional*, defaults to `"mixed"`):
-            The rule, one of those in [`~trainer.cold_start`]: `"tail"`, `"mixed"`, `"passages"`, `"facts"` or
-            `"surprising_facts"`.
+            The rule, one of those in [`~trainer.cold_start`]: `"tail"`, `"mixed"`, `"passages"`, `"facts"`,
+            `"surprising_facts"` or, where contexts have several targets, `"answers"`.
         length_penalty (`float`, *optional*, defaults to `1e-4`):
             λ: nats per target token charged for each gist token. It is the weight of the `length_penalty` reward;
             ignored if `reward_weights` is set.
@@ -308,7 +308,7 @@ class GistConfig(GRPOConfig):
         default="mixed",
         metadata={
             "help": "The rule of the cold start.",
-            "choices": ["tail", "mixed", "passages", "facts"],
+            "choices": ["tail", "mixed", "passages", "facts", "surprising_facts", "answers"],
         },
     )
     length_penalty: float = field(

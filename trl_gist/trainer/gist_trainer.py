@@ -81,7 +81,7 @@ from .checkpoints.run_directory import RunDirectory
 from .checkpoints.run_lock import PATIENCE, held_by_main
 from .checkpoints.staging import recover, replace_files, rotate, written_beside
 from .cold_start import first_steps_times
-from .config_checks import check_best_kind_of, check_end_of_run, show_whole_context
+from .config_checks import check_best_kind_of, check_end_of_run, check_has_answers, show_whole_context
 from .constructor import (
     Given,
     RewardFunc,
@@ -270,6 +270,8 @@ class GistTrainer(GRPOTrainer):
         columns = columns_of(train_dataset, "train")
         if columns & {TARGETS_COLUMN, DOCUMENT_TARGETS_COLUMN}:
             show_whole_context(args)
+        elif args.target_spec.is_continuation:
+            check_has_answers(args)
         self.prompts = GistPrompts.from_tokenizer(
             tokenizer,
             args.summarizer_prompt,

@@ -1,0 +1,116 @@
+# Copyright 2026 The trl_gist authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""
+Can a gist carry facts from window to window, if it is paid for them?
+
+Trains SmolLM2-135M-Instruct on a task of `trl_gist.data.tasks`: on walks over several windows, each gist from one
+before it and the next chunk; or, the control, on single windows. Both see as many gists in as many steps.
+
+python -m research.memory.pair memory/walks
+python -m research.memory.pair memory/single --windows 1
+trl-gist evaluate memory/walks --tasks needles ledger --difficulty 2 --pairs single=memory/single
+"""
+
+import argparse
+
+from trl_gist import GistConfig, GistTrainer
+from trl_gist.data.tasks import TASKS, as_documents, make_tasks
+from trl_gist.rewards import length_penalty, log_prob_gain
+
+from peft import LoraConfig
+from transformers import AutoTokenizer
+
+from examples.demo_assets import smollm2_checkpoint
+from examples.short_run import quiet_console
+
+
+CHUNK, GIST, LAST_K, TARGET = 256, 32, 16, 16
+CONTEXT = GIST + 1 + CHUNK + LAST_K  # a gist, the line break after it, a chunk and L
+# Longer than L and the target, so that a text of whole sentences has all its windows
+END = 80
+
+
+def dataset(tasks: list[str], documents: int, windows: int, difficulty: int, seed: int):
+    """Texts of tasks in turn, to walk along; or with one window, contexts with targets."""
+    tokenizer = AutoTokenizer.from_pretrained(str(smollm2_checkpoint()))
+    size = {"documents": -(-documents // len(tasks)), "difficulty": difficulty, "seed": seed}
+    if windows == 1:
+        return make_tasks(tokenizer, tasks, window_length=CONTEXT, **size)
+    return as_documents(make_tasks(tokenizer, tasks, windows=windows, window_length=CHUNK, last_k=END, **size))
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("output_dir", help="where the pair goes")
+    parser.add_argument(
+        "--tasks", nargs="+", choices=TASKS, default=["needles", "ledger"], help="(default: needles ledger)"
+    )
+    parser.add_argument("--difficulty", type=int, default=2, help="facts in a text (default: 2)")
+    parser.add_argument("--windows", type=int, default=3, help="of a walk; 1: single windows (default: 3)")
+    parser.add_argument("--contexts", type=int, default=6, help="in a step, of all walks (default: 6)")
+    parser.add_argument("--num_generations", type=int, default=4, help="gists of a context (default: 4)")
+    parser.add_argument("--max_steps", type=int, default=24, help="(default: 24)")
+    parser.add_argument("--cold_start_steps", type=int, default=18, help="of them (default: 18)")
+    parser.add_argument("--seed", type=int, default=1, help="of texts and training; not 0, which is measured on")
+    args = parser.parse_args()
+    quiet_console()
+    walks, group = args.contexts // args.windows, args.num_generations
+    trainer = GistTrainer(
+        model=str(smollm2_checkpoint()),
+        args=GistConfig(
+            args.output_dir,
+            context_length=CONTEXT,
+            target_length=TARGET,
+            last_k=LAST_K,
+            max_completion_length=GIST,
+            target_kinds={"fact": 1},  # the targets are the documents' own
+            target_floor=None,
+            windows_per_document=args.windows,
+            num_generations=group,
+            per_device_train_batch_size=walks * group,
+            score_batch_size=args.contexts * group,
+            distilled_gists=1,
+            max_steps=args.max_steps,
+            cold_start_steps=args.cold_start_steps,
+            cold_start_gists="answers",
+            cold_start_learning_rate=5e-4,
+            # The teacher itself mixes facts up that are some windows apart: learn from the answers
+            distillation_loss="cross_entropy",
+            learning_rate=1e-4,
+            generator_learning_rate=5e-4,
+            lr_scheduler_type="constant_with_warmup",
+            warmup_steps=3,
+            length_penalty=0.0,
+            temperature=0.8,
+            seed=args.seed,
+            save_steps=10,
+            save_total_limit=1,
+            gist_samples_steps=4,
+            logging_steps=1,
+            model_init_kwargs={"dtype": "bfloat16"},
+            bf16=False,
+            gradient_checkpointing=False,
+            report_to="none",
+        ),
+        reward_funcs=[log_prob_gain, length_penalty],
+        train_dataset=dataset(args.tasks, walks * args.max_steps, args.windows, args.difficulty, args.seed),
+        peft_config=LoraConfig(r=16, lora_alpha=32, target_modules="all-linear"),
+    )
+    trainer.train()
+    trainer.save_model()
+
+
+if __name__ == "__main__":
+    main()
