@@ -184,6 +184,32 @@ def test_a_long_document_asks_in_each_part_for_what_stands_there(monkeypatch):
             assert tokenizer.decode(target["target_ids"]).strip()[-2:] in window["prompt"]
 
 
+def test_a_cold_start_by_answers_carries_them_from_window_to_window(make_trainer, lora):
+    """Of each window what is asked by then, from the gist before or from the chunk."""
+    settings = {"target_kinds": None, "cold_start_gists": "answers", "cold_start_steps": 1, "max_steps": 1}
+    settings |= {"context_length": 110, "max_completion_length": 48}
+    trainer = make_trainer(
+        peft_config=lora, args=WALKS | settings, train_dataset=Dataset.from_list([ledger(False)] * 8)
+    )
+    gists = []
+    write = trainer.rollout.write
+
+    def watched(rows, prompt_ids):
+        gists.append((rows, write(rows, prompt_ids)))
+        return gists[-1][1]
+
+    trainer.rollout.write = watched
+    trainer.train()
+    carried = 0
+    for rows, (completions, _) in gists:
+        for row, completion in zip(rows, completions, strict=True):
+            gist = trainer.processing_class.decode(completion, skip_special_tokens=True)
+            for target in (target for target in row["targets"] if target["kind"] == "question"):
+                assert trainer.processing_class.decode(target["target_ids"]).strip() in gist
+                carried += target["age"] > 0
+    assert carried
+
+
 # ---- The teacher reads a walk once, each target up to its window ----
 
 

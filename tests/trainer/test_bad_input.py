@@ -363,3 +363,8 @@ def test_fsdp_by_accelerate_launch_is_refused_too(make_trainer, monkeypatch):
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     with pytest.raises(ValueError, match="--accelerate_config zero3"):
         make_trainer()
+
+
+def test_nothing_answers_a_continuation(make_trainer, lora):
+    with pytest.raises(ValueError, match="the continuation is the only target: set `target_kinds`"):
+        make_trainer(peft_config=lora, args={"cold_start_gists": "answers", "cold_start_steps": 1})
