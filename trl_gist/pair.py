@@ -96,7 +96,14 @@ class PairConfig:
         path = Path(directory, PAIR_CONFIG_NAME)
         if not path.is_file():
             raise ValueError(f"{directory} holds no gist pair: {PAIR_CONFIG_NAME} is missing.")
-        values = json.loads(path.read_text(encoding="utf-8"))
+        try:
+            values = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ValueError(
+                f"{path} is damaged, or was edited with an error: it is no JSON in UTF-8. ({error})"
+            ) from error
+        if not isinstance(values, dict):
+            raise ValueError(f"{path} is damaged: it holds no JSON object.")
         # Pairs written before there were these
         values.setdefault("tail_length", values.get("max_gist_length"))
         values.setdefault("generator_prompt", ORIGINAL_GENERATOR_PROMPT)
@@ -108,4 +115,10 @@ class PairConfig:
                 f"{path} was written by trl_gist {values.get('version', 'of unknown version')} and does not fit this "
                 f"one: missing {sorted(names - values.keys())}, unknown {sorted(values.keys() - names)}."
             )
+        for field in dataclasses.fields(cls):
+            if not isinstance(values[field.name], field.type) or isinstance(values[field.name], bool):
+                raise ValueError(
+                    f"{path} has {values[field.name]!r:.200} for `{field.name}`, which must be of type "
+                    f"{field.type.__name__}. Correct it there, or take the file as it was saved."
+                )
         return cls(**values)

@@ -39,6 +39,7 @@ from trl_gist.common.folder_lock import LOCK_FILE
 from trl_gist.data.documents import load_documents
 from trl_gist.prompts import SUMMARIZER_PROMPT_OF_FACTS
 from trl_gist.scripts.arguments import DistanceArguments, EvaluateArguments
+from trl_gist.scripts.launch import LaunchArguments, size_of_launch
 from trl_gist.scripts.resumable import open_folder
 from trl_gist.scripts.train import make_parser
 
@@ -167,6 +168,39 @@ def test_train_refuses_what_it_cannot_use(workspace, tmp_path, monkeypatch, fail
     Path("mixed/b.jsonl").write_text('{"text": "b"}')
     flags = [str(workspace / "recipe.yaml") if flag == "RECIPE" else flag for flag in flags]
     assert message in fails("train", "--output_dir", tmp_path / "run", *flags)
+
+
+@pytest.mark.parametrize("content", ["", "# a comment\n", "- learning_rate\n", "learning_rate"])
+def test_a_recipe_without_settings_is_named(tmp_path, fails, content):
+    (tmp_path / "recipe.yaml").write_text(content)
+    for flags in (["--config", tmp_path / "recipe.yaml"], [f"--config={tmp_path / 'recipe.yaml'}"]):
+        assert f"{tmp_path}/recipe.yaml is no recipe: it holds no settings" in fails("train", *flags)
+    message = f"{tmp_path}/recipe.yaml is no config of accelerate's: it holds no settings"
+    assert message in fails("train", "--accelerate_config", tmp_path / "recipe.yaml")
+    assert message in fails("train", "--accelerate_config", tmp_path / "recipe.yaml", "--dry_run", "true")
+
+
+def test_the_stage_of_a_launch_is_found_in_its_file_of_deepspeeds(tmp_path):
+    engine, config = tmp_path / "engine.json", tmp_path / "config.yaml"
+    engine.write_text(json.dumps({"zero_optimization": {"stage": 2}}))
+    config.write_text(
+        yaml.safe_dump({"num_processes": None, "deepspeed_config": {"deepspeed_config_file": str(engine)}})
+    )
+    flags = LaunchArguments(accelerate_config=str(config))
+    assert size_of_launch(flags) == ["--world_size", "1", "--zero_stage", "2"]
+    config.write_text("num_processes: 4\ndeepspeed_config:\n")
+    assert size_of_launch(flags) == ["--world_size", "4", "--zero_stage", "0"]
+
+
+def test_a_pair_that_is_served_from_its_own_folder_has_its_name(tmp_path, monkeypatch):
+    served = []
+    monkeypatch.setattr("trl_gist.scripts.serve.serve", lambda load, name, *rest: served.append(name))
+    (tmp_path / "my-pair").mkdir()
+    monkeypatch.chdir(tmp_path / "my-pair")
+    (tmp_path / "my-pair" / "generator").mkdir()
+    for pair in (".", "./", "../my-pair/", "generator/..", str(tmp_path / "my-pair"), "somebody/my-pair"):
+        assert main(["serve", pair]) == 0
+    assert served == ["my-pair"] * 6
 
 
 def test_local_files_without_held_out_documents_cannot_be_evaluated(workspace, tmp_path, fails):

@@ -117,6 +117,41 @@ def test_a_damaged_archive_is_named(tmp_path, name, damage):
         list(load_documents([str(file)]))
 
 
+def table(texts):
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.table({"text": pa.array(texts, pa.string())}), sink)
+    return sink.getvalue().to_pybytes()
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize(
+    ("suffix", "empty", "full"),
+    [
+        (".parquet", table([]), table(["a"])),
+        (".csv", b"text,x\r\n", b"text,x\r\na,1\r\n"),
+        (".csv", codecs.BOM_UTF8 + b'"text","a\nb"\n\n', b'"text","a\nb"\n"a",1\n'),
+        (".json", b"[]\n", b'[{"text": "a"}]'),
+        (".jsonl", b"\n", b'{"text": "a"}\n'),
+    ],
+)
+def test_a_table_without_rows_is_passed_over_unless_there_is_no_other(tmp_path, suffix, empty, full, streaming):
+    (tmp_path / f"1{suffix}").write_bytes(empty)
+    with pytest.raises(ValueError, match="holds no documents: 1 files without a row"):
+        load_documents([tmp_path], streaming=streaming)
+    (tmp_path / f"2{suffix}").write_bytes(full)
+    assert [row["text"] for row in load_documents([tmp_path], streaming=streaming)] == ["a"]
+
+
+@pytest.mark.parametrize(
+    "content", [b"PAR1xxx", b"version https://git-lfs.github.com/spec/v1\n", table(["a" * 99])[:-9]]
+)
+def test_a_damaged_table_is_named(tmp_path, content):
+    (tmp_path / "1.parquet").write_bytes(table(["a"]))
+    (tmp_path / "2.parquet").write_bytes(content)
+    with pytest.raises(ValueError, match=f"^{tmp_path}/2.parquet cannot be read: "):
+        load_documents([tmp_path])
+
+
 def test_a_folder_with_a_card_may_have_any_name(tmp_path):
     for name, text in (("corpus[1]", "right"), ("corpus1", "wrong"), ("corpus::%", "right too")):
         folder = tmp_path / name

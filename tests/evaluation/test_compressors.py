@@ -446,7 +446,7 @@ def test_an_outside_system_reads_the_contexts_and_answers_in_a_file(tokenizer, w
     answers[1] = {"context_hash": asked[1]["context_hash"], "gist_ids": [40, tokenizer.eos_token_id, 41]}
     answers[2]["gist"] = ""
     path = tmp_path / "gists.jsonl"
-    path.write_text("\n".join(map(json.dumps, answers[::-1])))
+    path.write_text("\ufeff" + "\r\n".join(map(json.dumps, answers[::-1])), newline="")  # as Windows writes it
     contexts = [row["context_ids"][:-4] for row in windows]
     gists = FromFile(tokenizer, path).compress(contexts, [3] * len(contexts))
     ids = tokenizer("cholera of the city came", add_special_tokens=False)["input_ids"]

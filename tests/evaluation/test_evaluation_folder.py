@@ -18,7 +18,7 @@ import pytest
 from launching import held_by_another
 
 from trl_gist.common.folder_lock import LOCK_FILE
-from trl_gist.evaluation.folder import EvaluationFolder
+from trl_gist.evaluation.folder import EvaluationFolder, read_measures
 
 
 SETTINGS, ROWS = {"pair": "pair"}, [{"window": 0}, {"window": 1}]
@@ -65,3 +65,28 @@ def test_a_lock_is_no_file_of_others(tmp_path):
     with pytest.raises(ValueError, match="holds other files"):
         EvaluationFolder(tmp_path, SETTINGS)
     assert not (tmp_path / LOCK_FILE).exists()
+
+
+@pytest.mark.parametrize("content", ["", '{"pair": "pa', "[]", "null"])
+def test_damaged_settings_are_named_and_may_be_overwritten(tmp_path, content):
+    (tmp_path / "settings.json").write_text(content)
+    with pytest.raises(ValueError, match="settings.json is damaged, .* or pass `--overwrite`"):
+        EvaluationFolder(tmp_path, SETTINGS)
+    with EvaluationFolder(tmp_path, SETTINGS, overwrite=True) as folder:
+        folder.append(ROWS)
+    with EvaluationFolder(tmp_path, SETTINGS) as folder:
+        assert folder.rows(1) == ROWS
+
+
+def test_what_a_kill_leaves_beside_them_is_no_file_of_others(tmp_path):
+    (tmp_path / "settings.json.4711.draft").write_text('{"pa')
+    with EvaluationFolder(tmp_path, SETTINGS) as folder:
+        assert folder.rows(1) == []
+
+
+def test_names_that_are_not_utf8_are_settings_too(tmp_path):
+    settings = {"dataset": [b"caf\xe9.jsonl".decode("utf-8", "surrogateescape")]}
+    for _ in range(2):
+        with EvaluationFolder(tmp_path, settings) as folder:
+            folder.write_measures(settings)
+    assert read_measures(tmp_path) == settings

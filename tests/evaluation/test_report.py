@@ -420,6 +420,14 @@ def test_a_folder_without_a_run_is_refused(tmp_path, fails):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("content", ["", '{"started": "20', "[]", "null"])
+@pytest.mark.parametrize("file", ["run_log/run.json", "gist_config.json"])
+def test_a_damaged_file_of_a_run_is_named(tmp_path, fails, file, content):
+    (tmp_path / file).parent.mkdir(exist_ok=True)
+    (tmp_path / file).write_text(content)
+    assert f"{tmp_path / file} is damaged: it " in fails("report", tmp_path)
+
+
 def test_only_an_earlier_report_is_overwritten(make_folder, tmp_path, fails, capsys):
     folder, page = make_folder(), tmp_path / "page.html"
     assert main(["report", str(folder), "--output", str(page)]) == 0

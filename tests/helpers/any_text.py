@@ -18,7 +18,7 @@ import json
 from hypothesis import settings
 from hypothesis import strategies as st
 from tiny import PARAGRAPH, make_tokenizer
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 
@@ -63,6 +63,10 @@ def _byte_fallback():
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
     steps = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
     tokenizer.decoder = decoders.Sequence(steps)
+    return _wrapped(tokenizer)
+
+
+def _wrapped(tokenizer):
     wrapped = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         unk_token="<unk>",
@@ -75,6 +79,47 @@ def _byte_fallback():
     return wrapped
 
 
+def _unigram():
+    """As llm-jp's and XGLM's: control tokens and tokens for bytes are pieces as all others, and signs are normalized."""
+    specials, metaspace = ["<unk>", "<s>", "</s>"], pre_tokenizers.Metaspace(prepend_scheme="first")
+    trained = Tokenizer(models.Unigram())
+    trained.pre_tokenizer = metaspace
+    trainer = trainers.UnigramTrainer(vocab_size=200, special_tokens=specials, unk_token="<unk>")
+    trained.train_from_iterator([PARAGRAPH], trainer)
+    pieces = [tuple(piece) for piece in json.loads(trained.to_str())["model"]["vocab"]]
+    pieces += [(f"<0x{byte:02X}>", -9.0) for byte in range(256)]
+    tokenizer = Tokenizer(models.Unigram(pieces, unk_id=0, byte_fallback=True))
+    tokenizer.normalizer, tokenizer.pre_tokenizer = normalizers.NFKC(), metaspace
+    steps = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    tokenizer.decoder = decoders.Sequence(steps)
+    return _wrapped(tokenizer)
+
+
+def _word_piece():
+    """As BERT's: without case, accents and signs that are not seen."""
+    specials = ["<unk>", "<s>", "</s>", "<|im_start|>", "<|im_end|>"]
+    tokenizer = Tokenizer(models.WordPiece(unk_token="<unk>"))
+    tokenizer.normalizer, tokenizer.pre_tokenizer = normalizers.BertNormalizer(), pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = decoders.WordPiece()
+    tokenizer.train_from_iterator([PARAGRAPH], trainers.WordPieceTrainer(vocab_size=200, special_tokens=specials))
+    return _wrapped(tokenizer)
+
+
+def _normalizing(normalizer):
+    tokenizer = _byte_level()
+    tokenizer.backend_tokenizer.normalizer = normalizer
+    return tokenizer
+
+
 TOKENIZERS = {"byte-level": _byte_level(), "byte-fallback": _byte_fallback()}
-for each in TOKENIZERS.values():
+# Of which not each text is that of its tokens
+OTHER_TOKENIZERS = {
+    "unigram": _unigram(),
+    "word pieces": _word_piece(),
+    "NFC": _normalizing(normalizers.NFC()),
+    "NFKC": _normalizing(normalizers.NFKC()),
+    "lower case": _normalizing(normalizers.Lowercase()),
+    "no accents": _normalizing(normalizers.Sequence([normalizers.NFKD(), normalizers.StripAccents()])),
+}
+for each in (*TOKENIZERS.values(), *OTHER_TOKENIZERS.values()):
     each.chat_template = TEMPLATE

@@ -29,6 +29,7 @@ from trl_gist.evaluation import summarize
 from trl_gist.evaluation.compressors import StopWordDrop
 from trl_gist.evaluation.compressors.registry import extractive_compressors
 from trl_gist.evaluation.question_answering import answer_questions, exact_match, f1
+from trl_gist.evaluation.run_report.report import write_report
 from trl_gist.scoring import GistScorer, TargetScorer
 from trl_gist.scripts.arguments import DistanceArguments, EvaluateArguments
 from trl_gist.scripts.train import load_reward_funcs
@@ -97,6 +98,34 @@ PLACES = {
     "stream start": lambda session, n: session.stream(n),
     "stream stop": lambda session, n: session.stream(0, n),
 }
+
+
+# Each that is true or false; of a text Python would take "false" for true
+SWITCHES = {
+    **{
+        f"compress {name}": lambda pair, v, name=name: pair.compress("a pump", **{name: v})
+        for name in ("do_sample", "certify", "search")
+    },
+    "compress_batch do_sample": lambda pair, v: pair.compress_batch(["a pump"], do_sample=v),
+    "compress_windows certify": lambda pair, v: pair.compress_windows("a pump", certify=v),
+    "continue_text do_sample": lambda pair, v: pair.continue_text("a pump", do_sample=v),
+    "continue_from do_sample": lambda pair, v: pair.continue_from("a", "pump", do_sample=v),
+    "generate do_sample": lambda pair, v: pair.generate("generator", [[5]], max_new_tokens=1, do_sample=v),
+    "compact_messages certify": lambda pair, v: pair.compact_messages(CHAT, 100, certify=v),
+    "session measure": lambda pair, v: pair.session(measure=v),
+    "session certify": lambda pair, v: pair.session(certify=v),
+    "Session.append protected": lambda pair, v: pair.session().append("a", protected=v),
+    "Session.generate do_sample": lambda pair, v: session_of(pair).generate(1, do_sample=v),
+    "Session.recall live": lambda pair, v: session_of(pair).recall("a", live=v),
+    "from_pretrained trust_remote_code": lambda pair, v: type(pair).from_pretrained("missing", trust_remote_code=v),
+    "load_documents streaming": lambda pair, v: load_documents("missing.jsonl", streaming=v),
+    "write_report overwrite": lambda pair, v: write_report("missing", overwrite=v),
+    **{
+        f"DistanceArguments {name}": lambda pair, v, name=name: _held_out(DistanceArguments, windows=2, **{name: v})
+        for name in ("streaming", "overwrite", "trust_remote_code", "join_documents")
+    },
+}
+NO_SWITCHES = ("false", "True", "", 0, 1, None, 2.5, [], np.int64(1), math.nan)
 
 
 def _held_out(kind, **values):

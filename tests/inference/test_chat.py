@@ -284,6 +284,20 @@ def test_tools_count(tokenizer, compactor):
             [SYSTEM, {"role": "assistant", "content": "a", "tool_calls": ["f"]}],
             r"Message 1 \(assistant\) has a tool call that is no mapping",
         ),
+        ([SYSTEM, {"role": "assistant", "tool_calls": 5}], "has a tool call that is no mapping with a `function`: 5"),
+        (
+            [SYSTEM, {"role": "assistant", "tool_calls": [{"id": [1], "function": {"name": "f"}}]}],
+            r"Message 1 \(assistant\) has \[1\] for the id of a tool call, which must be text",
+        ),
+        ([SYSTEM, {"role": "tool", "tool_call_id": {}, "content": "x"}], r"Message 1 \(tool\) has {} for the id"),
+        (
+            [SYSTEM, {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": {"a": {1}}}}]}],
+            "has a tool call that is no JSON: Object of type set",
+        ),
+        (
+            [SYSTEM, {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": "\ud800"}}]}],
+            "has a tool call that is no JSON: .*surrogates",
+        ),
         ([{"role": "user"}], r"Message 0 \(user\) has NoneType content"),
         ([{"role": "user", "content": "\ud800"}], r"Message 0 \(user\) is not valid text: .*surrogates"),
     ],
@@ -291,6 +305,12 @@ def test_tools_count(tokenizer, compactor):
 def test_what_is_no_chat_is_refused(compactor, messages, message):
     with pytest.raises(ValueError, match=message):
         compactor.compact_messages(messages, 10)
+
+
+@pytest.mark.parametrize("tool", ["f", None, 2.5])
+def test_what_is_no_tool_is_refused(compactor, tool):
+    with pytest.raises(ValueError, match="`tools` holds .*, which is neither a JSON schema nor a function"):
+        compactor.compact_messages([SYSTEM], 10, tools=[{"type": "function"}, tool])
 
 
 def test_too_little_room_says_what_is_needed(compactor):

@@ -77,6 +77,67 @@ def test_a_chat_is_shown_in_whole_or_refused_in_every_template(name):
     assert AGENT[1:2] in shown and len(shown) > 1 or name == "gemma"
 
 
+# What templates look for in what was said, to leave out a part of it
+SIGNS = (
+    *("</think>", "<think>", "[/THINK]", "</thought>", "<|channel|>final<|message|>", "<channel|>", "<tool_response>"),
+    *("</tool_call>", "[TOOL_CALLS]", "\n\n", "/no_think", "<|im_end|>", "{{ 1 }}", "---"),
+)
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_what_a_user_or_a_system_says_is_shown_from_beginning_to_end_or_refused(name):
+    tokenizer = make_tokenizer()
+    tokenizer.chat_template = TEMPLATES[name]
+    template = ChatTemplate(tokenizer)
+    for sign in SIGNS:
+        said, told = f"Before it {sign} after it.", f"Always {sign} end so."
+        for chat in (
+            [{"role": "user", "content": said}],
+            [{"role": "system", "content": told}, {"role": "user", "content": said}],
+            [
+                {"role": "user", "content": said},
+                {"role": "assistant", "content": "Yes."},
+                {"role": "user", "content": "a"},
+            ],
+        ):
+            try:
+                template.check(chat)
+            except ValueError as error:
+                assert "chat template refuses the messages [" in str(error) or "leaves out" in str(error)
+                continue
+            text = tokenizer.apply_chat_template(template.fit(chat), tokenize=False, add_generation_prompt=True)
+            assert all(message["content"] in text for message in chat)
+
+
+@pytest.mark.parametrize(
+    ("cut", "content", "left_out"),
+    [
+        ("split('</think>')[-1]", "Say </think> now", "message 0"),
+        ("split('\n\n')[0]", "One.\n\nTwo.", "the end of message 0"),
+    ],
+)
+def test_a_part_of_a_message_that_a_template_leaves_out_is_refused(cut, content, left_out):
+    tokenizer = make_tokenizer()
+    tokenizer.chat_template = "{% for m in messages %}{{ m.role }}: {{ m.content.CUT }}\n{% endfor %}".replace(
+        "CUT", cut
+    )
+    template = ChatTemplate(tokenizer)
+    with pytest.raises(ValueError, match=rf"leaves out {left_out} \(user\), which the model would never see"):
+        template.check([{"role": "user", "content": content}])
+    # Thoughts are the assistant's own
+    template.check([{"role": "user", "content": "a"}, {"role": "assistant", "content": content}])
+
+
+@pytest.mark.parametrize(
+    "text", ["{% for m in messages %}", "{{ messages[0]['nothing'].x }}", "{{ raise_exception('no') }}"]
+)
+def test_a_template_that_fails_says_why(text):
+    tokenizer = make_tokenizer()
+    tokenizer.chat_template = text
+    with pytest.raises(ValueError, match=r"chat template refuses the messages \['user'\]: "):
+        ChatTemplate(tokenizer)
+
+
 def test_the_page_has_the_tables_of_the_sweep():
     page = [line for line in PAGE.read_text(encoding="utf-8").splitlines() if line.startswith("|")]
     assert page == [line for line in sweep.tables(*sweep.sweep()) if line]

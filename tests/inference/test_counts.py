@@ -21,7 +21,19 @@ import math
 import numpy as np
 import pytest
 import torch
-from swept_arguments import COUNTS, LISTS, NO_COUNTS, PLACES, ROUTES, SIZES, no_lists, no_places, session_of
+from swept_arguments import (
+    COUNTS,
+    LISTS,
+    NO_COUNTS,
+    NO_SWITCHES,
+    PLACES,
+    ROUTES,
+    SIZES,
+    SWITCHES,
+    no_lists,
+    no_places,
+    session_of,
+)
 from tiny_sessions import CONTEXT, LAST_K, TARGET, make_compactor
 
 from trl_gist.common.arguments import finite_number, several, whole_number, whole_numbers
@@ -34,6 +46,7 @@ from trl_gist.inference.session.session import Session
 from trl_gist.models.generation import _NUMBERS, _WHOLE
 from trl_gist.scoring import GistScorer, TargetScorer
 from trl_gist.scoring.targets import TargetRows
+from trl_gist.scripts.arguments import EvaluateArguments
 from trl_gist.serving.config import ServingConfig
 from trl_gist.serving.engine import Engine
 from trl_gist.serving.errors import ApiError
@@ -68,6 +81,27 @@ def test_what_is_no_place_is_refused_by_name(compactor, tmp_path, route):
             PLACES[route](session, value)
     with pytest.raises(ValueError, match=f"^`{route.split()[-1]}` must be at least 0"):
         PLACES[route](session, -1)
+
+
+@pytest.mark.parametrize("route", SWITCHES)
+def test_what_is_neither_true_nor_false_is_refused_by_name(compactor, route):
+    for value in NO_SWITCHES:
+        with pytest.raises(ValueError, match=f"^`{route.split()[-1]}` must be True or False, got "):
+            SWITCHES[route](compactor, value)
+
+
+def test_numpys_and_torchs_truths_are_taken(compactor):
+    for value in (np.True_, np.array(True), torch.tensor(True)):
+        assert compactor.session(measure=value).settings.measure is True
+
+
+@pytest.mark.parametrize("name", ["max_windows", "max_documents", "batch_size", "samples", "targets_per_context"])
+def test_numbers_of_an_evaluation_are_checked_without_a_command_line_too(name):
+    for value in ("8", 2.0, True, -1):
+        with pytest.raises(ValueError, match=f"^`{name}` must be at least"):
+            EvaluateArguments(pair="pair", dataset=["documents.jsonl"], **{name: value})
+    taken = EvaluateArguments(pair="pair", dataset=["a"], last_k=np.array([4, 8]), samples=0, **{})
+    assert taken.last_k == [4, 8] and type(taken.last_k[0]) is int
 
 
 def test_a_part_of_the_stream_that_ends_before_it_begins_is_empty(compactor, tmp_path):

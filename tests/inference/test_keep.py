@@ -79,6 +79,7 @@ def test_requests_come_in_the_order_they_are_listed_and_each_span_once():
         ("regex:(", r"`keep` holds 'regex:\(', which is no valid pattern: missing \)"),
         (7, "`keep` holds 7; it takes 'numbers', 'names'"),
         (["numbers", None], "`keep` holds None; it takes"),
+        (re.compile(b"a"), r"`keep` holds re.compile\(b'a'\); it takes"),
     ],
 )
 def test_what_cannot_be_looked_for_is_refused(compactor, keep, message):

@@ -17,6 +17,7 @@
 import ast
 import inspect
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -143,6 +144,60 @@ def test_pickled_weights_are_refused(pair, half):
         GistCompactor.from_pretrained(pair, device="cpu")
 
 
+DAMAGE = {
+    "cut off": lambda content: content[: len(content) // 2],
+    "empty": lambda content: b"",
+    "a pointer of git's": lambda content: b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n",
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+@pytest.mark.parametrize("with_lora", [False, True], ids=["full", "lora"])
+def test_weights_that_are_not_whole_are_named(make_trainer, lora, tmp_path, with_lora, damage):
+    make_trainer(peft_config=lora if with_lora else None).save_model(str(tmp_path / "pair"))
+    for half in ("generator", ""):
+        (file,) = (tmp_path / "pair" / half).glob("*.safetensors")
+        file.write_bytes(DAMAGE[damage](file.read_bytes()))
+        with pytest.raises(ValueError, match=f"The weights of {file.parent} cannot be read: .*`git lfs pull`"):
+            GistCompactor.from_pretrained(tmp_path / "pair", device="cpu")
+
+
+def test_weights_of_a_role_that_are_not_whole_are_named(make_trainer, checkpoint, tmp_path):
+    shutil.copytree(checkpoint, tmp_path / "model")
+    (tmp_path / "model" / "model.safetensors").write_bytes(b"")
+    for role in ("model", "generator", "teacher"):
+        with pytest.raises(ValueError, match="The weights of .*model cannot be read: "):
+            make_trainer(**{role: str(tmp_path / "model")})
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (lambda text: text[:100], "is damaged, or was edited with an error: it is no JSON"),
+        (lambda text: text.replace('"last_k"', '"last_k",'), "is damaged, or was edited with an error: it is no JSON"),
+        (lambda text: "[]", "is damaged: it holds no JSON object"),
+        (lambda text: re.sub('"last_k": 4', '"last_k": "4"', text), "has '4' for `last_k`, which must be of type int"),
+        (
+            lambda text: re.sub('"last_k": 4', '"last_k": null', text),
+            "has None for `last_k`, which must be of type int",
+        ),
+        (
+            lambda text: re.sub('"last_k": 4', '"last_k": true', text),
+            "has True for `last_k`, which must be of type int",
+        ),
+        (
+            lambda text: text.replace("{", '{"chat_template_kwargs": "enable_thinking", ', 1),
+            "has 'enable_thinking' for `chat_template_kwargs`, which must be of type dict",
+        ),
+    ],
+)
+def test_what_an_edited_config_has_wrong_is_named(pair, edit, message):
+    path = pair / "gist_config.json"
+    path.write_text(edit(path.read_text()))
+    with pytest.raises(ValueError, match=f"^{path} {message}"):
+        GistCompactor.from_pretrained(pair, device="cpu")
+
+
 def test_a_pickled_adapter_is_refused(make_trainer, lora, tmp_path):
     make_trainer(peft_config=lora).save_model(str(tmp_path / "pair"))
     folder = tmp_path / "pair" / "generator"
@@ -160,3 +215,17 @@ def test_a_checkpoint_with_a_pickled_adapter_is_not_resumed(make_trainer, lora, 
     trainer = make_trainer(peft_config=lora)
     with pytest.raises(ValueError, match="adapter_model.safetensors is missing"):
         trainer.train(resume_from_checkpoint=True)
+
+
+@pytest.mark.parametrize("pair", [None, 5, 2.5, b"pair", ["pair"]])
+def test_what_names_no_pair_is_refused(pair):
+    with pytest.raises(ValueError, match="A pair is named by its folder or its repository on the Hub, got "):
+        GistCompactor.from_pretrained(pair, device="cpu")
+
+
+def test_a_pair_without_a_token_that_ends_a_gist_is_refused(pair):
+    (pair / "tokenizer_config.json").unlink()  # as where some files were copied
+    with pytest.raises(
+        ValueError, match="tokenizer has no end-of-sequence token.*see whether tokenizer_config.json is"
+    ):
+        GistCompactor.from_pretrained(pair, device="cpu")

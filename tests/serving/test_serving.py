@@ -429,6 +429,13 @@ def test_null_stands_for_absent_in_every_field_of_openais(url, path):
     assert (response.status_code, response.json()["error"]["param"]) == (400, required)
 
 
+@pytest.mark.parametrize("spelled", ["in_memory", "in-memory", "24h"])
+def test_how_long_to_remember_is_taken_as_clients_have_spelled_it(url, spelled):
+    path = "/v1/chat/completions"
+    sent = {**BODIES[path], "prompt_cache_retention": spelled}
+    assert httpx.post(f"{url}{path}", json=sent).status_code == 200
+
+
 def test_values_that_ask_for_nothing_are_taken(url):
     for path, unasked in (
         ("/v1/completions", {**UNASKED, "best_of": 1, "echo": False, "suffix": ""}),

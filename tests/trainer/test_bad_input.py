@@ -24,6 +24,7 @@ import torch
 from datasets import Dataset, IterableDataset
 from tiny import make_documents, make_model, make_tokenizer
 from transformers import AutoModelForCausalLM
+from trl import GRPOConfig
 
 from trl_gist import GistConfig, GistTrainer
 from trl_gist.scripts.train import load_compressor
@@ -33,6 +34,24 @@ both_ways = pytest.mark.parametrize("with_lora", [True, False], ids=["lora", "fu
 
 
 # ---- Roles ----
+
+
+def test_a_role_may_be_a_path(make_trainer, checkpoint):
+    trainer = make_trainer(Path(checkpoint), generator=Path(checkpoint), teacher=Path(checkpoint))
+    assert trainer.base_models == dict.fromkeys(("summarizer", "generator", "teacher"), checkpoint)
+
+
+@pytest.mark.parametrize("role", ["model", "generator", "teacher"])
+@pytest.mark.parametrize("source", [5, ["a"], {"a": 1}, b"a", 2.5])
+def test_what_is_no_role_is_refused_by_name(make_trainer, role, source):
+    with pytest.raises(ValueError, match=f"^`{role}` must be a checkpoint, .*, or a model, got "):
+        make_trainer(**{role: source})
+
+
+def test_settings_of_another_trainer_are_refused(checkpoint, documents, tmp_path):
+    for args in (GRPOConfig(str(tmp_path / "run"), bf16=False, use_cpu=True), {"max_steps": 1}, str(tmp_path / "run")):
+        with pytest.raises(ValueError, match=f"^`args` must be a `GistConfig`, .*, got {type(args).__name__}"):
+            GistTrainer(checkpoint, args, train_dataset=documents)
 
 
 @pytest.fixture(scope="module")

@@ -360,6 +360,32 @@ def test_a_dry_run_of_a_saved_pair_counts_a_generator_over_another_base(
     assert estimated(*LORA_FLAGS, "--generator_name_or_path", pair, model=checkpoint) == expected
 
 
+def test_a_dry_run_refuses_of_saved_pairs_what_training_refuses(
+    dry_run, capsys, make_trainer, save_pair, lora, checkpoint
+):
+    pair = save_pair(lora)
+    for argv, model, message in (
+        (LORA_FLAGS, pair, "is a pair of adapters, which go on training, and `peft_config` asks for new ones"),
+        (
+            ("--teacher_name_or_path", pair),
+            checkpoint,
+            "is a saved pair, which has two models and neither is its teacher",
+        ),
+        ((), pair / "generator", "is the folder of an adapter"),
+        (("--teacher_name_or_path", pair / "generator"), checkpoint, "is the folder of an adapter"),
+        (("--generator_name_or_path", pair / "generator"), checkpoint, "is the folder of an adapter"),
+    ):
+        with pytest.raises(SystemExit):
+            dry_run("--dry_run", "true", *argv, model=model)
+        assert message in capsys.readouterr().err
+
+
+def test_a_dry_run_counts_new_adapters_on_a_pair_that_was_trained_whole(estimated, save_pair):
+    pair = save_pair()
+    with_lora = estimated(*LORA_FLAGS, model=pair)
+    assert with_lora.roles["summarizer"].gradients < estimated(model=pair).roles["summarizer"].gradients
+
+
 @pytest.mark.parametrize(
     ("argv", "message"),
     [

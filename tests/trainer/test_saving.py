@@ -21,11 +21,12 @@ import pytest
 import torch
 from checks import assert_equal_models, moved, snapshot
 from huggingface_hub import ModelCard
-from peft import AutoPeftModelForCausalLM
+from peft import AutoPeftModelForCausalLM, PeftModel
 from safetensors import safe_open
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from trl_gist import GistCompactor
 from trl_gist.pair import PairConfig
 
 
@@ -64,6 +65,25 @@ def test_saved_halves_load_with_plain_transformers_and_give_the_same_logits(trai
         assert tokenizer.chat_template == trainer.processing_class.chat_template
         if with_lora:
             assert torch.equal(logits(AutoPeftModelForCausalLM.from_pretrained(path)), logits(model))
+
+
+@pytest.mark.parametrize("lora_first", [True, False])
+def test_a_pair_that_is_saved_over_one_of_another_kind_is_the_new_one(make_trainer, lora, tmp_path, lora_first):
+    folder = tmp_path / "pair"
+    for with_lora in (lora_first, not lora_first):
+        trainer = make_trainer(peft_config=lora if with_lora else None)
+        trainer.save_model(str(folder))
+        loaded = GistCompactor.from_pretrained(folder, device="cpu")
+        assert isinstance(loaded.generator, PeftModel) == isinstance(loaded.summarizer, PeftModel) == with_lora
+        # As of a larger model, saved in parts; and what somebody keeps there
+        for half in (folder, folder / "generator"):
+            for name in ("model-00001-of-00002.safetensors", "model.safetensors.index.json", "mine.safetensors"):
+                (half / name).write_bytes(b"x")
+    trainer.save_model(str(folder))
+    for half in (folder, folder / "generator"):
+        weights = {path.name for path in half.glob("*model*.*") if "safetensors" in path.name}
+        assert weights == {"adapter_model.safetensors" if with_lora else "model.safetensors"}
+        assert (half / "mine.safetensors").exists() and (half / "adapter_config.json").exists() == with_lora
 
 
 @both_ways

@@ -32,15 +32,17 @@ from trl_gist.trainer.config_checks import LEAST, check_kinds
 
 def fields_of(*kinds):
     """Names of the fields that are of one of these kinds, or of it and `None`."""
-    names = []
+    names, hints = [], typing.get_type_hints(GistConfig)  # which no parser changes
     for field in dataclasses.fields(GistConfig):
-        union = typing.get_origin(field.type) in (types.UnionType, typing.Union)
-        found = set(typing.get_args(field.type)) if union else {field.type}
+        hint = hints[field.name]
+        union = typing.get_origin(hint) in (types.UnionType, typing.Union)
+        found = set(typing.get_args(hint)) if union else {hint}
         if found - {type(None)} in [{kind} for kind in kinds]:
             names.append(field.name)
     return names
 
 
+SWITCHES, TEXTS = fields_of(bool), fields_of(str)
 WHOLE, FLOATS, LISTS = fields_of(int), fields_of(float), fields_of(list[int], list[float], list[str])
 
 
@@ -49,6 +51,8 @@ def test_the_sweep_goes_over_all_of_them():
     assert {"context_length", "num_generations", "seed", "max_steps"} <= set(WHOLE) and LEAST.keys() <= set(WHOLE)
     assert {"learning_rate", "gist_dropout", "temperature", "target_floor"} <= set(FLOATS)
     assert {"reward_weights", "gist_length_range", "reader_hands"} <= set(LISTS)
+    assert {"generator_only", "stop_on_alarm", "push_to_hub", "trust_remote_code"} <= set(SWITCHES)
+    assert {"summarizer_prompt", "generator_prompt", "output_dir"} <= set(TEXTS)
 
 
 @pytest.mark.parametrize("name", WHOLE)
@@ -76,6 +80,20 @@ def test_what_is_no_finite_number_is_refused_by_name(name):
     for value in ("0.5", "x", True, math.nan, -math.inf, [0.5], {}, 1j):
         with pytest.raises(ValueError, match=f"^`{name}` must be a finite number, got "):
             GistConfig("run", **{name: value})
+
+
+@pytest.mark.parametrize("name", SWITCHES)
+def test_what_is_neither_true_nor_false_is_refused_by_name(name):
+    for value in ("false", "no", "True", "", 0, 1, 2.5, [], math.nan):
+        with pytest.raises(ValueError, match=f"^`{name}` must be True or False, got "):
+            GistConfig("run", **{name: value})
+
+
+@pytest.mark.parametrize("name", TEXTS)
+def test_what_is_no_text_is_refused_by_name(name):
+    for value in (5, 2.5, ["a"], {}, math.nan):
+        with pytest.raises(ValueError, match=f"^`{name}` must be text, got "):
+            GistConfig(**{"output_dir": "run", name: value})
 
 
 @pytest.mark.parametrize("name", LISTS)
@@ -143,3 +161,12 @@ def test_the_scripts_own_numbers_too(name):
     for value in (2.5, "8", True, 0, -1):
         with pytest.raises(ValueError, match=f"`{name}` must be at least 1 or None, got "):
             GistScriptArguments(dataset_path=["a.jsonl"], dry_run=True, **{name: value})
+
+
+@pytest.mark.parametrize("name", ["dataset_streaming", "dry_run"])
+def test_the_scripts_own_switches_too(name):
+    for value in ("false", 1, None):
+        with pytest.raises(ValueError, match=f"`{name}` must be True or False, got "):
+            GistScriptArguments(dataset_path=["a.jsonl"], **{name: value})
+    with pytest.raises(ValueError, match="`zero_stage` must be .*, got True"):
+        GistScriptArguments(dataset_path=["a.jsonl"], dry_run=True, zero_stage=True)

@@ -15,8 +15,8 @@
 """`trl-gist serve`: a pair over HTTP."""
 
 import argparse
+import os
 from functools import partial
-from pathlib import Path
 
 from ..scripts.arguments import load_pair
 from ..serving.config import ServingConfig
@@ -61,5 +61,5 @@ def run(args: argparse.Namespace):
     check_installed(*packages, purpose="which the server needs", extra="serve")
     from ..scripts.serve import serve
 
-    name = args.served_name or Path(args.pair).name
+    name = args.served_name or os.path.basename(os.path.abspath(args.pair))  # of "." too
     serve(partial(load_pair, args), name, as_dataclass(ServingConfig, args), args.host, args.port, args.api_key_file)

@@ -30,9 +30,18 @@ def run(argv: list[str]) -> int:
     from ..scripts.train import make_parser, make_trainer, train
 
     prog = "trl-gist train"
+    # `TrlParser` (TRL 1.16) knows `--config FILE` alone, and raises IndexError or TypeError for want of what it expects
+    argv = [part for each in argv for part in (each.split("=", 1) if each.startswith("--config=") else [each])]
     if argv[-1:] == ["--config"]:
-        exit_with(prog, "--config needs a file.")  # `TrlParser` (TRL 1.16) would raise IndexError
+        exit_with(prog, "--config needs a file.")
     try:
+        if "--config" in argv:
+            file = argv[argv.index("--config") + 1]
+            with open(file) as stream:
+                if not isinstance(yaml.safe_load(stream), dict):
+                    raise ValueError(
+                        f"{file} is no recipe: it holds no settings. Write them as `name: value`, one a line."
+                    )
         flags, rest = split_launch_flags(argv)
         if flags.accelerate_config is not None and any(part.startswith("--dry_run") for part in rest):
             rest = [*rest, *size_of_launch(flags)]

@@ -13,9 +13,9 @@
 # limitations under the License.
 
 """
-Numbers, token ids and lists that a caller gives: what is none is refused by name, before anything is done with it.
-Numpy's and torch's scalars are the numbers that they hold. Nothing heavy is imported, so that the command line may ask
-too.
+Numbers, token ids, lists and what is true or false, as a caller gives them: what is none is refused by name, before
+anything is done with it. Numpy's and torch's scalars are the numbers that they hold. Nothing heavy is imported, so that
+the command line may ask too.
 """
 
 import math
@@ -60,6 +60,15 @@ def finite_number(name: str, value) -> int | float:
     if isinstance(number, bool) or not isinstance(number, numbers.Real) or not math.isfinite(number):
         raise ValueError(f"`{name}` must be a finite number, got {value!r}. Give one, or leave it out.")
     return number if isinstance(number, (int, float)) else float(number)
+
+
+def truth(name: str, value) -> bool:
+    """An argument that is true or false; numpy's and torch's are taken. Raises `ValueError` if it is anything else: of a
+    text Python would take "false" for true."""
+    found = _scalar(value)
+    if not isinstance(found, bool):
+        raise ValueError(f"`{name}` must be True or False, got {value!r}.")
+    return found
 
 
 def token_ids(what: str, values, vocabulary: int | None = None, wanted: str = "a list of token ids") -> list[int]:

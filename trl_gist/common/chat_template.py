@@ -23,19 +23,15 @@ _OPENS_THOUGHT = re.compile(r"(<(?!/)[\w|]*think[\w|]*>|\[think\]|<\|channel\|?>
 
 
 def render(tokenizer, messages: list[dict], tools: list | None = None, **variables) -> str:
-    """The text of a chat, with the header of the next answer; raises as [`apply`]."""
-    return apply(tokenizer, messages, tools, tokenize=False, **variables)
-
-
-def apply(tokenizer, messages: list[dict], tools: list | None, **options):
     """
-    What `apply_chat_template` makes of a chat and the header of its next answer.
+    The text of a chat, with the header of the next answer.
 
     Raises:
         ValueError: if the template refuses the messages, whatever it raises.
     """
+    settings = {"tools": tools, "add_generation_prompt": True, "tokenize": False}
     try:
-        return tokenizer.apply_chat_template(messages, tools=tools, add_generation_prompt=True, **options)
+        return tokenizer.apply_chat_template(messages, **settings, **variables)
     # A template is a program of its own: of a field that is not as it expects, most raise no TemplateError
     except Exception as error:
         roles = [message["role"] for message in messages]

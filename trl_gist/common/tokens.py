@@ -28,17 +28,23 @@ import itertools
 import re
 import threading
 from collections.abc import Iterator
+from typing import NamedTuple
 
-from tokenizers import pre_tokenizers
+from tokenizers import models, pre_tokenizers
 from transformers import PreTrainedTokenizerBase
 
-from .chat_template import apply
+from .chat_template import render
 from .pieces import PIECE, Piece, encode_pieces
 
 
 # Fast tokenizers hold as their state whether special tokens are split, and may not be changed while they are read
 _LOCK = threading.RLock()
 _BYTE = re.compile("<0x([0-9A-F]{2})>")
+# Around what a chat's strings spell of control tokens, while its template is rendered. Unicode has set them aside for
+# such uses; one that is already in a string is left out
+_BEGIN, _END = "\ufdd0", "\ufdd1"
+_MARK = f"[{_BEGIN}{_END}]"
+_MARKED = re.compile(f"{_BEGIN}([^{_BEGIN}{_END}]*){_END}|{_MARK}")
 # A character is of four bytes at most, each of which may be a token; and tokens before a place that tell what it is in
 _LONGEST, _ENOUGH = 4, 16
 
@@ -82,8 +88,14 @@ def chat_ids(
     Raises:
         ValueError: if the template refuses the messages.
     """
-    with _LOCK:
-        return apply(tokenizer, messages, tools, sanitize_control_tokens=True, return_dict=False, **variables)
+    messages, tools, variables = (_marked(tokenizer, each) for each in (messages, tools, variables))
+    # A mark by itself is what a template's `split` left of two: what stands on either side of it is not joined
+    parts = _MARKED.split(render(tokenizer, messages, tools, **variables))
+    ids = written_ids(tokenizer, parts[0])
+    for place, part in enumerate(parts[1:], 1):
+        if part:
+            ids += _following(tokenizer, part, literal_ids if place % 2 else written_ids)
+    return ids
 
 
 def special_ids(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
@@ -92,10 +104,37 @@ def special_ids(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
     return frozenset(tokenizer.all_special_ids) | {token_id for token_id, token in added if token.special}
 
 
+class _Controls(NamedTuple):
+    """
+    The control tokens of a tokenizer: special ones but for that of unknown text, and what other added tokens the chat
+    template writes, as transformers (5.23) finds them for `sanitize_control_tokens`.
+
+    Attributes:
+        ids (`frozenset[int]`):
+            All of them.
+        of_template (`list[str]`):
+            Those that are not special.
+        spelled (`re.Pattern`):
+            Any of them, and, where a vocabulary would find them in a text, tokens for bytes.
+        of_bytes (`list[str]`):
+            These.
+        normal (`re.Pattern` or `None`):
+            Any of them as the tokenizer's normalizer leaves them, if it has one.
+    """
+
+    ids: frozenset[int]
+    of_template: list[str]
+    spelled: re.Pattern
+    of_bytes: list[str]
+    normal: re.Pattern | None
+
+
+def _controls_of(tokenizer) -> _Controls:
+    return _controls(tokenizer, len(tokenizer), str(tokenizer.chat_template))
+
+
 @functools.lru_cache(maxsize=8)
 def _controls(tokenizer, _, chat_template):
-    """Special ids but for that of unknown text; and what other added tokens the chat template writes, as transformers
-    (5.23) finds them for `sanitize_control_tokens`."""
     named = tokenizer.chat_control_tokens
     of_template = [
         token.content
@@ -107,7 +146,57 @@ def _controls(tokenizer, _, chat_template):
             else token.content in chat_template and len(token.content) > 1 and not token.content.isspace()
         )
     ]
-    return special_ids(tokenizer) - {tokenizer.unk_token_id}, of_template
+    special = special_ids(tokenizer) - {tokenizer.unk_token_id}
+    names = [*of_template, *tokenizer.convert_ids_to_tokens(sorted(special))]
+    of_bytes, normalizer = [], _normalizer(tokenizer)
+    if tokenizer.is_fast and isinstance(tokenizer.backend_tokenizer.model, models.Unigram):
+        of_bytes = [name for name in tokenizer.get_vocab() if _BYTE.fullmatch(name)]
+    return _Controls(
+        special | {*tokenizer.convert_tokens_to_ids(of_template)},
+        of_template,
+        _any_of([*names, *of_bytes]),
+        of_bytes,
+        None if normalizer is None else _any_of(map(normalizer.normalize_str, names)),
+    )
+
+
+def _normalizer(tokenizer):
+    return tokenizer.backend_tokenizer.normalizer if tokenizer.is_fast else None
+
+
+def _any_of(names):
+    """A pattern of texts, the longest first, and of nothing else."""
+    return re.compile("|".join(map(re.escape, sorted(names, key=len, reverse=True))) or "(?!)")
+
+
+def _marked(tokenizer, value):
+    """Messages, and the like, with marks around the control tokens in their strings: those of mappings' keys too, as a
+    call's arguments have them."""
+    if isinstance(value, dict):
+        return {_marked(tokenizer, key): _marked(tokenizer, each) for key, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_marked(tokenizer, each) for each in value]
+    if not isinstance(value, str):
+        return value
+    value, marked, done = re.sub(_MARK, "", value), "", 0
+    for start, stop in _spans(tokenizer, value):
+        if start >= done:
+            marked, done = f"{marked}{value[done:start]}{_BEGIN}{value[start:stop]}{_END}", stop
+    return marked + value[done:]
+
+
+def _spans(tokenizer, text) -> list[tuple[int, int]]:
+    """Where a text spells a control token, as it stands or as the tokenizer's normalizer leaves it."""
+    controls, normalizer = _controls_of(tokenizer), _normalizer(tokenizer)
+    spans = [match.span() for match in controls.spelled.finditer(text)]
+    if normalizer is not None and controls.normal.search(normalizer.normalize_str(text)):
+        with _LOCK:
+            encoded = tokenizer(
+                text, add_special_tokens=False, split_special_tokens=False, return_offsets_mapping=True
+            )
+        found = zip(encoded["input_ids"], encoded["offset_mapping"], strict=True)
+        spans = sorted({*spans, *(span for token, span in found if token in controls.ids)})
+    return spans
 
 
 def _pieces(tokenizer, encode, text, piece):
@@ -132,19 +221,28 @@ def _encoded(tokenizer, text, split_special_tokens):
 
 
 def _literal(tokenizer, text):
-    special, of_template = _controls(tokenizer, len(tokenizer), str(tokenizer.chat_template))
-    ids, starts = _broken(tokenizer, text, of_template)
-    if not special.isdisjoint(ids):  # a vocabulary of whole words, or of Unigram, finds them among its own
-        return _broken(tokenizer, text, [*of_template, *tokenizer.convert_ids_to_tokens(sorted(special))])
+    controls = _controls_of(tokenizer)
+    ends = []  # each after the first character of a control token
+    if any(name in text for name in controls.of_template):
+        ends = _ends(text, _any_of(controls.of_template))
+    ids, starts = _in_parts(tokenizer, text, ends)
+    # A vocabulary of whole words, or of Unigram, finds them among its own
+    if not controls.ids.isdisjoint(ids) or any(name in text for name in controls.of_bytes):
+        ends = _ends(text, controls.spelled)
+        ids, starts = _in_parts(tokenizer, text, ends)
+    # And a normalizer makes them of other characters
+    while more := {start + 1 for token, start in zip(ids, starts, strict=False) if token in controls.ids} - {*ends}:
+        ends = sorted({*ends, *more})
+        ids, starts = _in_parts(tokenizer, text, ends)
     return ids, starts
 
 
-def _broken(tokenizer, text, controls):
-    """As `_encoded`, in parts that end after the first character of each control token in the text."""
-    ends = []
-    if any(control in text for control in controls):
-        pattern = "|".join(map(re.escape, controls))
-        ends = [match.start() + 1 for match in re.finditer(f"(?={pattern})", text)]
+def _ends(text, pattern):
+    return [match.start() + 1 for match in re.finditer(f"(?={pattern.pattern})", text)]
+
+
+def _in_parts(tokenizer, text, ends):
+    """As `_encoded`, in parts that end at these places."""
     ids, starts = _encoded(tokenizer, text[: ends[0]] if ends else text, True)
     for start, stop in itertools.pairwise([*ends, len(text)] if ends else []):
         # After a newline, since SentencePiece puts a space before a text
@@ -156,6 +254,12 @@ def _broken(tokenizer, text, controls):
         ids += part_ids[len(newline) :]
         starts += [start - before + at for at in part_starts[len(newline) :]]
     return ids, starts
+
+
+def _following(tokenizer, text, encode):
+    """Ids of a text that others stand before, as of `_in_parts`."""
+    newline, ids = encode(tokenizer, "\n"), encode(tokenizer, f"\n{text}")
+    return ids[len(newline) :] if ids[: len(newline)] == newline else encode(tokenizer, text)
 
 
 # ---- Ids to texts ----

@@ -32,6 +32,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Self
 
+from ..common.files import replace_file
 from ..common.folder_lock import LOCK_FILE, held
 from ..common.run_files import PLOTS_DIR, finite
 
@@ -68,12 +69,13 @@ class EvaluationFolder:
             stack.enter_context(held(self.path))
             file = self.path / SETTINGS_FILE
             if file.is_file() and not overwrite:
-                self._check_same(json.loads(file.read_text(encoding="utf-8")), settings, defaults or {})
+                self._check_same(self._settings_in(file), settings, defaults or {})
             elif file.is_file():
                 self._remove()
-            elif any(path.name != LOCK_FILE for path in self.path.iterdir()):
+            # With what a kill leaves beside the two
+            elif any(not path.name.startswith((LOCK_FILE, SETTINGS_FILE)) for path in self.path.iterdir()):
                 raise ValueError(f"{self.path} holds other files. Choose a new `--output_dir`.")
-            file.write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+            _replace(file, settings)
             self._holding = stack.pop_all()
 
     def __enter__(self) -> Self:
@@ -102,8 +104,19 @@ class EvaluationFolder:
             file.write("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
     def write_measures(self, measures: dict):
-        content = json.dumps(finite(measures), indent=2, ensure_ascii=False) + "\n"
-        (self.path / MEASURES_FILE).write_text(content, encoding="utf-8")
+        _replace(self.path / MEASURES_FILE, finite(measures))
+
+    def _settings_in(self, file):
+        try:
+            settings, why = json.loads(file.read_text(encoding="utf-8")), "it holds no JSON object"
+        except ValueError as error:
+            settings, why = None, error
+        if not isinstance(settings, dict):
+            raise ValueError(
+                f"{file} is damaged, so that what was measured there is not known: {why}. Choose another `--output_dir`, or "
+                "pass `--overwrite`."
+            )
+        return settings
 
     def _remove(self):
         """The evaluation, and nothing else that somebody has put beside it."""
@@ -123,6 +136,12 @@ class EvaluationFolder:
                 f"{self.path} holds an evaluation with other settings: `{name}` was {found[name]}, now "
                 f"{wanted[name]}. Choose another `--output_dir`, or pass `--overwrite`."
             )
+
+
+def _replace(file, values):
+    # A name that is not UTF-8, as files may have, is escaped as JSON does
+    content = json.dumps(values, indent=2, ensure_ascii=False) + "\n"
+    replace_file(file, content.encode(errors="backslashreplace"))
 
 
 def read_measures(directory: str | os.PathLike) -> dict:

@@ -195,11 +195,7 @@ def _checked(messages):
             role = message.get("role") if isinstance(message, dict) else message
             raise ValueError(f"Message {index} has the role {role!r}; roles are {', '.join(ROLES)}.")
         calls = message.get("tool_calls") or []
-        if not all(isinstance(call, dict) and isinstance(call.get("function", call), dict) for call in calls):
-            raise ValueError(
-                f"Message {index} ({message['role']}) has a tool call that is no mapping with a `function`: "
-                f"{calls!r:.200}."
-            )
+        _check_calls(f"Message {index} ({message['role']})", calls, message.get("tool_call_id"))
         content = message.get("content")
         if content is None and calls:
             checked.append(message)
@@ -216,6 +212,21 @@ def _checked(messages):
             raise ValueError(f"Message {index} ({message['role']}) is not valid text: {error}.") from error
         checked.append({**message, "content": content})
     return checked
+
+
+def _check_calls(what, calls, answered):
+    """Raises `ValueError` for calls that cannot be shown, or told apart by their ids."""
+    if not isinstance(calls, (list, tuple)) or not all(
+        isinstance(call, dict) and isinstance(call.get("function", call), dict) for call in calls
+    ):
+        raise ValueError(f"{what} has a tool call that is no mapping with a `function`: {calls!r:.200}.")
+    for each in (answered, *(call.get("id") for call in calls)):
+        if not isinstance(each, str | None):
+            raise ValueError(f"{what} has {each!r} for the id of a tool call, which must be text.")
+    try:
+        json.dumps(calls, ensure_ascii=False).encode("utf-8")
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{what} has a tool call that is no JSON: {error}.") from error
 
 
 def _text_of(part):

@@ -34,6 +34,10 @@ _KEY = "keyq"
 _MAPPING = {_KEY: "argumentq"}
 
 
+# Whose contents a template must show from beginning to end. An assistant's thoughts it may leave out
+WHOLE = ("system", "developer", "user")
+
+
 class ChatTemplate:
     """
     A chat template, tried out.
@@ -85,6 +89,7 @@ class ChatTemplate:
         if not self._shows([user]):
             self.parts = True
             if not self._shows([user]):
+                self.text([user])  # of a template that fails, why
                 raise ValueError("The tokenizer's chat template shows no user's message. Set one that does.")
         self.alternates = not self._shows([user, _message("user", _B)])
         self.one_system = not self._shows_later("system")
@@ -171,9 +176,12 @@ class ChatTemplate:
         marked, marks = [], {}
         for index, message in enumerate(messages):
             what, message = f"message {index} ({message['role']})", dict(message)
-            if (message.get("content") or "").strip():
-                message["content"] = f"mark{index}q"
-                marks[message["content"]] = what
+            if content := (message.get("content") or "").strip():
+                mark = message["content"] = f"mark{index}q"
+                marks[mark] = what
+                if message["role"] in WHOLE:
+                    message["content"] = f"{mark} {content} end{index}q"
+                    marks[f"end{index}q"] = f"the end of {what}"
             if message.get("tool_calls"):
                 message["tool_calls"], calls = [], message["tool_calls"]
                 for number, call in enumerate(calls):

@@ -22,7 +22,7 @@ from dataclasses import dataclass, replace
 
 from tqdm.auto import tqdm
 
-from ..common.arguments import several, whole_number
+from ..common.arguments import several, truth, whole_number
 from ..common.tokens import characters_of, literal_ids
 from ..prompts import before_last_k
 from ..scoring.gist_log_probs import given_log_probs, written_log_probs
@@ -64,6 +64,8 @@ class GistRequest:
     def __post_init__(self):
         object.__setattr__(self, "budget", whole_number("budget", self.budget, optional=True))
         object.__setattr__(self, "batch_size", whole_number("batch_size", self.batch_size))
+        for name in ("do_sample", "certify", "search"):
+            object.__setattr__(self, name, truth(name, getattr(self, name)))
 
 
 class GistCompactor(LoadedPair):
@@ -224,6 +226,7 @@ class GistCompactor(LoadedPair):
                 For [`~transformers.GenerationConfig`], as `temperature` or `top_p`.
         """
         max_new_tokens = whole_number("max_new_tokens", max_new_tokens)  # before a gist is written
+        do_sample = truth("do_sample", do_sample)
         characters = characters_of(self.tokenizer)
         pieces = self.token_pieces(text, "The text")
         # Tokens before the context tell where its first character begins
@@ -246,6 +249,7 @@ class GistCompactor(LoadedPair):
 
         The generator reads all of `last_text`; it was trained on `last_k` tokens of it, or on what stood in their place.
         """
+        do_sample = truth("do_sample", do_sample)
         gist_ids = gist.token_ids if isinstance(gist, Gist) else self.token_ids(gist, "The gist", may_be_empty=True)
         last_ids = self.token_ids(last_text, "The last text", may_be_empty=True)
         prompt = self.prompts.generator(gist_ids, last_ids)
@@ -298,10 +302,13 @@ class GistCompactor(LoadedPair):
                 the messages or would leave one out, or what is not compacted and a gist do not fit `max_tokens`, or
                 the chat is too long for `certify`.
         """
-        max_tokens = whole_number("max_tokens", max_tokens)
+        max_tokens, certify = whole_number("max_tokens", max_tokens), truth("certify", certify)
         messages = several("messages", messages, "messages", "put it in a list, as {'role': 'user', 'content': ...}")
         if tools is not None:
             tools = several("tools", tools, "tools", "put it in a list")
+            for tool in tools:
+                if not (isinstance(tool, dict) or callable(tool)):
+                    raise ValueError(f"`tools` holds {tool!r}, which is neither a JSON schema nor a function.")
         return compact_messages(self, messages, max_tokens, keep, tools, certify)
 
     def _compress(self, contexts, last_k, request):

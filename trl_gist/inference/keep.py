@@ -103,7 +103,7 @@ def parse_keep(keep: Request | list[Request] | None) -> list[Request]:
                 request = regex.compile(request.removeprefix("regex:"))
             except regex.error as error:
                 raise ValueError(f"`keep` holds {request!r}, which is no valid pattern: {error}.") from error
-        if not isinstance(request, Request):
+        if not isinstance(request, Request) or isinstance(getattr(request, "pattern", ""), bytes):
             raise ValueError(
                 f"`keep` holds {request!r}; it takes 'numbers', 'names', 'dates', 'regex:...', compiled patterns and "
                 "literal strings."

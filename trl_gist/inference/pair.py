@@ -30,6 +30,7 @@ from peft import PeftModel
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..common.arguments import token_ids as checked_ids
+from ..common.arguments import truth
 from ..common.pieces import PIECE, Piece
 from ..common.tokens import decode, literal_ids, literal_pieces
 from ..models.fingerprints import pair_fingerprint
@@ -68,6 +69,11 @@ class LoadedPair:
 
     def _make_prompts_and_lock(self):
         pair = self.pair
+        if self.tokenizer.eos_token_id is None:
+            raise ValueError(
+                "The pair's tokenizer has no end-of-sequence token, with which a gist ends. Set `eos_token`; in a folder that "
+                "was copied, see whether tokenizer_config.json is there."
+            )
         self.prompts = GistPrompts.from_tokenizer(
             self.tokenizer,
             pair.summarizer_prompt,
@@ -123,6 +129,7 @@ class LoadedPair:
             device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
         check_device(device)
         check_dtype_name(dtype)
+        trust_remote_code = truth("trust_remote_code", trust_remote_code)
         directory = local_directory(pretrained_pair, revision)
         pair = PairConfig.load(directory)
         loader = HalfLoader(device, dtype or "auto", trust_remote_code)

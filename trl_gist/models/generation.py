@@ -21,7 +21,7 @@ from peft import PeftModel
 from transformers import Cache, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.generation.streamers import BaseStreamer
 
-from ..common.arguments import finite_number, whole_number
+from ..common.arguments import finite_number, truth, whole_number
 from ..prompts import gist_from_completion
 from .attention import rounded_length
 from .generation_settings import plain_generation_config
@@ -78,7 +78,7 @@ def generate(
         ValueError: if no token is asked for, prompt and completion do not fit the model's positions, or a
             setting is none of [`~transformers.GenerationConfig`] or is not the caller's.
     """
-    max_new_tokens = whole_number("max_new_tokens", max_new_tokens)
+    max_new_tokens, do_sample = whole_number("max_new_tokens", max_new_tokens), truth("do_sample", do_sample)
     positions = max_positions(model)
     needed = max(len(prompt) for prompt in prompts) + max_new_tokens
     if positions is not None and needed > positions:

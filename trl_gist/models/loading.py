@@ -35,7 +35,7 @@ from transformers.utils import CONFIG_NAME as MODEL_CONFIG_NAME
 from ..pair import PAIR_CONFIG_NAME
 from .adapters import check_leaves_base
 from .attention import use_matmul_attention
-from .roles import clone_with_shared_parameters, create_model_from_path
+from .roles import clone_with_shared_parameters, create_model_from_path, weights_whole
 
 
 class HalfLoader:
@@ -99,7 +99,8 @@ class HalfLoader:
         check_leaves_base(f"The adapter in {directory}", adapter)
         # PEFT replaces modules in the tree that it is given, so each half gets its own over the same parameters
         base = clone_with_shared_parameters(self._base(adapter, directory))
-        return PeftModel.from_pretrained(base, str(directory), config=adapter, **settings)
+        with weights_whole(directory):
+            return PeftModel.from_pretrained(base, str(directory), config=adapter, **settings)
 
     def _base(self, adapter, directory):
         key = (adapter.base_model_name_or_path, adapter.revision)
@@ -159,6 +160,8 @@ def for_inference(model: PreTrainedModel | PeftModel) -> PreTrainedModel | PeftM
 def local_directory(pretrained_pair: str | os.PathLike, revision: str | None, weights: bool = True) -> Path:
     """The folder of a pair, downloaded, with its weights or without, if it is a repository on the Hub. Raises `ValueError`
     if it is neither."""
+    if not isinstance(pretrained_pair, (str, os.PathLike)):
+        raise ValueError(f"A pair is named by its folder or its repository on the Hub, got {pretrained_pair!r}.")
     if Path(pretrained_pair).is_dir():
         return Path(pretrained_pair)
     repo_id = str(pretrained_pair)

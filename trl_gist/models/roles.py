@@ -16,6 +16,8 @@
 
 import copy
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 
@@ -25,6 +27,7 @@ from accelerate import PartialState
 from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import ModulesToSaveWrapper
+from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -155,6 +158,9 @@ def create_model_from_path(checkpoint: str, **init_kwargs) -> PreTrainedModel:
             A folder, or a repository on the Hub.
         init_kwargs:
             For `from_pretrained`. `dtype` defaults to float32; `device_map` to `"auto"` on a GPU, elsewhere to `None`.
+
+    Raises:
+        OSError, ValueError: if it is no checkpoint, or its weights cannot be read.
     """
     init_kwargs.setdefault("dtype", torch.float32)
     if "device_map" not in init_kwargs:
@@ -162,7 +168,20 @@ def create_model_from_path(checkpoint: str, **init_kwargs) -> PreTrainedModel:
     config = AutoConfig.from_pretrained(checkpoint, trust_remote_code=init_kwargs.get("trust_remote_code", False))
     # A class that is the checkpoint's own is not in transformers
     architecture = getattr(transformers, config.architectures[0], AutoModelForCausalLM)
-    return architecture.from_pretrained(checkpoint, **init_kwargs)
+    with weights_whole(checkpoint):
+        return architecture.from_pretrained(checkpoint, **init_kwargs)
+
+
+@contextmanager
+def weights_whole(checkpoint) -> Iterator[None]:
+    """Raises `ValueError` that names the checkpoint if weights that are read are no whole safetensors."""
+    try:
+        yield
+    except SafetensorError as error:
+        raise ValueError(
+            f"The weights of {checkpoint} cannot be read: {error}. Copy or download them again; in a folder that git has "
+            "cloned, `git lfs pull` brings what its pointers stand for."
+        ) from error
 
 
 def clone_with_shared_parameters(model: PreTrainedModel | PeftModel) -> PreTrainedModel:

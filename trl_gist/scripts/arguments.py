@@ -22,7 +22,7 @@ import typing
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ..common.arguments import several
+from ..common.arguments import several, truth, whole_number, whole_numbers
 
 
 if typing.TYPE_CHECKING:
@@ -31,6 +31,8 @@ if typing.TYPE_CHECKING:
 
 # Of `--tasks`
 DEFAULT_COMPRESSORS = ("self-information",)
+# Numbers that may be 0
+_FROM_0 = ("samples", "seed")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +60,13 @@ class HeldOutArguments:
             value = getattr(self, name)
             if hint == list[str] or (hint == list[str] | None and value is not None):
                 object.__setattr__(self, name, several(name, value, "texts", "put it in a list"))
+            elif hint is bool:
+                object.__setattr__(self, name, truth(name, value))
+            elif hint is int or hint == int | None:
+                least = 0 if name in _FROM_0 else 1
+                object.__setattr__(self, name, whole_number(name, value, least, optional=hint is not int))
+            elif (hint == list[int] | None and value is not None) or hint == Sequence[int]:
+                object.__setattr__(self, name, whole_numbers(name, value))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -88,7 +88,7 @@ def launch(flags: LaunchArguments, argv: list[str]):
     config, places = config_path(flags.accelerate_config), flags.places()
     if "num_processes" not in places and config.parent == CONFIGS and config.stem != "single":
         places["num_processes"] = str(max(1, torch.accelerator.device_count()))
-    if "DEEPSPEED" in str(yaml.safe_load(config.read_text(encoding="utf-8")).get("distributed_type")):
+    if "DEEPSPEED" in str(_read(config).get("distributed_type")):
         build_cpu_operators()
     # A signal reaches the launcher, which hands it on: give the run the time to end its rollout and save
     os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "600")
@@ -138,9 +138,22 @@ def _handing_on(signals: list[signal.Signals]) -> Iterator[None]:
 
 def size_of_launch(flags: LaunchArguments) -> list[str]:
     """What `--dry_run` takes of such a launch: its `--world_size` and `--zero_stage`."""
-    config = yaml.safe_load(config_path(flags.accelerate_config).read_text(encoding="utf-8"))
-    stage = config.get("deepspeed_config", {}).get("zero_stage", 0)
-    return ["--world_size", str(flags.num_processes or config.get("num_processes", 1)), "--zero_stage", str(stage)]
+    config = _read(config_path(flags.accelerate_config))
+    engine = config.get("deepspeed_config") or {}
+    stage = engine.get("zero_stage") or 0
+    if "deepspeed_config_file" in engine:  # JSON, which is YAML
+        stage = _read(Path(engine["deepspeed_config_file"])).get("zero_optimization", {}).get("stage", 0)
+    return ["--world_size", str(flags.num_processes or config.get("num_processes") or 1), "--zero_stage", str(stage)]
+
+
+def _read(config: Path) -> dict:
+    """Raises `ValueError` if it is no mapping."""
+    values = yaml.safe_load(config.read_text(encoding="utf-8"))
+    if not isinstance(values, dict):
+        raise ValueError(
+            f"{config} is no config of accelerate's: it holds no settings. Write some with `accelerate config`."
+        )
+    return values
 
 
 def config_names() -> list[str]:

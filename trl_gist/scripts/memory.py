@@ -25,8 +25,10 @@ from rich.table import Table
 from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig
 from trl import get_peft_config
 
+from ..models.adapters import check_folder
 from ..models.loading import is_adapter, pair_directory
 from ..pair import GENERATOR_DIR, PairConfig
+from ..trainer.constructor import check_has_its_adapters, check_is_no_pair
 from ..trainer.gist_config import GistConfig
 from ..trainer.memory.estimate import MemoryEstimate, ZeroSettings, memory_per_rank
 from ..trainer.memory.trace import prompt_lengths
@@ -53,11 +55,17 @@ def print_memory(script_args, training_args: GistConfig, model_args) -> MemoryEs
     """
     Prints the bytes per rank of the recipe in these arguments (of [`~scripts.train.make_parser`]) for
     `script_args.world_size` ranks and `script_args.zero_stage`, by default those of this launch. A saved pair is taken
-    apart as [`GistTrainer`] does: its halves' bases, its own adapters and its own teacher.
+    apart as [`GistTrainer`] does: its halves' bases, its own adapters and its own teacher. What that refuses of them is
+    refused here too.
     """
     name, trust_remote_code = model_args.model_name_or_path, training_args.trust_remote_code
-    summarizer = _half_of(name, "", trust_remote_code, model_args.model_revision)
-    names = [script_args.generator_name_or_path, script_args.teacher_name_or_path]
+    summarizer, asked = _half_of(name, "", trust_remote_code, model_args.model_revision), get_peft_config(model_args)
+    if summarizer.adapter is not None:
+        check_has_its_adapters(name, asked)
+    teacher = script_args.teacher_name_or_path
+    if teacher is not None:
+        check_is_no_pair(teacher, pair_directory(teacher, weights=False))
+    names = [script_args.generator_name_or_path, teacher]
     directory = pair_directory(name, model_args.model_revision, weights=False)
     if directory is not None:  # of which the roles that are not given are, too
         names = [names[0] or str(directory), names[1] or PairConfig.load(directory).base_models["teacher"]]
@@ -67,7 +75,7 @@ def print_memory(script_args, training_args: GistConfig, model_args) -> MemoryEs
         found = summarizer if role is None else _half_of(role, half, trust_remote_code)
         return None if found.base == summarizer.base else found.config
 
-    model_config, peft_config = summarizer.config, summarizer.adapter or get_peft_config(model_args)
+    model_config, peft_config = summarizer.config, summarizer.adapter or asked
     tokenizer = None
     if not Path(name).is_file():
         tokenizer = AutoTokenizer.from_pretrained(
@@ -104,6 +112,7 @@ def _half_of(name, half, trust_remote_code, revision=None) -> _Half:
     """Of a checkpoint, or of a half of a saved pair."""
     directory = pair_directory(name, revision, weights=False)
     if directory is None:
+        check_folder(half or "model", name)
         config = AutoConfig.from_pretrained(name, revision=revision or "main", trust_remote_code=trust_remote_code)
         return _Half(config, name)
     directory = directory / half

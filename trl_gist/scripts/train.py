@@ -25,7 +25,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, IntervalStrategy
 from trl import ModelConfig, TrlParser, get_peft_config
 
 from .. import rewards
-from ..common.arguments import several, whole_number
+from ..common.arguments import several, truth, whole_number
 from ..data.documents import load_documents
 from ..evaluation.compressors.registry import EXTRACTIVE_COMPRESSORS, extractive_compressors
 from ..trainer.callbacks import STOPPED_FILE, SaveOnSignal
@@ -157,6 +157,9 @@ class GistScriptArguments:
             if getattr(self, name) is not None and not self.dry_run:
                 raise ValueError(f"`{name}` is of `dry_run` alone; what trains is what was launched. Set `dry_run`.")
         self.world_size = whole_number("world_size", self.world_size, optional=True)
+        for name in ("dataset_streaming", "dry_run"):
+            setattr(self, name, truth(name, getattr(self, name)))
+        self.zero_stage = whole_number("zero_stage", self.zero_stage, least=0, optional=True)
         if self.zero_stage not in (None, 0, 1, 2, 3):
             raise ValueError(f"`zero_stage` must be 0, 1, 2 or 3, got {self.zero_stage}.")
 

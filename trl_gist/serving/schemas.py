@@ -179,7 +179,7 @@ class ChatRequest(Generation):
     # What was compacted is remembered without being asked
     prompt_cache_key: str | None = None
     prompt_cache_options: dict | None = None
-    prompt_cache_retention: Literal["in_memory", "24h"] | None = None
+    prompt_cache_retention: Literal["in_memory", "in-memory", "24h"] | None = None  # as its clients have spelled it
 
     @model_validator(mode="after")
     def _one_length(self):

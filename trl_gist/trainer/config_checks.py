@@ -20,6 +20,7 @@ import functools
 import inspect
 import json
 import math
+import os
 import re
 import types
 import typing
@@ -27,7 +28,7 @@ from collections.abc import Iterable
 
 from transformers import PreTrainedTokenizerBase
 
-from ..common.arguments import finite_number, whole_number
+from ..common.arguments import finite_number, truth, whole_number
 from ..common.statistics import is_number
 from ..data.windows import TARGETS_COLUMN
 from ..evaluation.compressors.registry import ASKS_THE_TEACHER, EXTRACTIVE_COMPRESSORS
@@ -154,6 +155,10 @@ def check_kinds(args):
             setattr(args, name, whole_number(name, value, LEAST.get(name), optional))
         elif kinds == {float}:
             setattr(args, name, finite_number(name, value))
+        elif kinds == {bool}:
+            setattr(args, name, truth(name, value))
+        elif kinds == {str} and not isinstance(value, (str, bool, os.PathLike)):  # TRL takes True for some
+            raise ValueError(f"`{name}` must be text, got {value!r}.")
         elif kinds in ({list[int]}, {list[float]}, {list[str]}):
             if isinstance(value, str) or not isinstance(value, Iterable):
                 raise ValueError(f"`{name}` takes a list, got {value!r}: put it in one.")

@@ -18,7 +18,9 @@ priced."""
 import copy
 import logging
 import math
+import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -53,6 +55,19 @@ class Given(NamedTuple):
     tokenizer: str | None = None
 
 
+def roles_given(model, generator, teacher) -> Given:
+    """Those arguments, a path as its text. Raises `ValueError` for what is neither a checkpoint's name nor a model."""
+    given = {"model": model, "generator": generator, "teacher": teacher}
+    for role, source in given.items():
+        if isinstance(source, os.PathLike):
+            given[role] = os.fspath(source)
+        elif not isinstance(source, (str, torch.nn.Module)) and (source is not None or role == "model"):
+            raise ValueError(
+                f"`{role}` must be a checkpoint, by its folder or its name on the Hub, or a model, got {source!r}."
+            )
+    return Given(**given)
+
+
 def open_pair(given: Given, args: GistConfig, peft_config: PeftConfig | None) -> Given:
     """
     Takes a saved pair apart, where one is named: as `model` it stands for all roles that are not given, as `generator`
@@ -73,11 +88,7 @@ def open_pair(given: Given, args: GistConfig, peft_config: PeftConfig | None) ->
     def directory_of(source):
         return pair_directory(source, revision) if isinstance(source, str) else None
 
-    if directory_of(teacher) is not None:
-        raise ValueError(
-            f"`teacher` ({teacher!r}) is a saved pair, which has two models and neither is its teacher. Name a checkpoint: "
-            f"its own teacher is {PairConfig.load(directory_of(teacher)).base_models['teacher']!r}."
-        )
+    check_is_no_pair(teacher, directory_of(teacher))
     loader = HalfLoader(None, **init_kwargs)
     directory = directory_of(generator)
     if directory is not None:
@@ -89,12 +100,8 @@ def open_pair(given: Given, args: GistConfig, peft_config: PeftConfig | None) ->
     _say_what_differs(model, pair, args)
     # vLLM's weight sync merges S's adapter into its base, which the others must not share
     summarizer = (HalfLoader(None, **init_kwargs) if args.use_vllm else loader).load_to_train(directory, "summarizer")
-    if isinstance(summarizer, PeftModel) and peft_config is not None:
-        raise ValueError(
-            f"`model` ({model!r}) is a pair of adapters, which go on training, and `peft_config` asks for new ones. Leave "
-            "it out (`--use_peft false`); to draw new ones on what was trained, save the result of `merge_and_unload()` "
-            "with its tokenizer and pass that folder."
-        )
+    if isinstance(summarizer, PeftModel):
+        check_has_its_adapters(model, peft_config)
     if generator is None:
         generator = loader.load_to_train(directory / GENERATOR_DIR, "generator")
     if teacher is None:
@@ -107,6 +114,25 @@ def open_pair(given: Given, args: GistConfig, peft_config: PeftConfig | None) ->
                 f"the checkpoint that it was. ({error})"
             ) from error
     return Given(summarizer, generator, teacher, str(directory))
+
+
+def check_is_no_pair(teacher: str | PreTrainedModel | PeftModel | None, directory: Path | None):
+    """Raises `ValueError` for a teacher that is a saved pair, which lies in a directory."""
+    if directory is not None:
+        raise ValueError(
+            f"`teacher` ({teacher!r}) is a saved pair, which has two models and neither is its teacher. Name a checkpoint: "
+            f"its own teacher is {PairConfig.load(directory).base_models['teacher']!r}."
+        )
+
+
+def check_has_its_adapters(model: str, peft_config: PeftConfig | None):
+    """Raises `ValueError` where a saved pair of adapters is to get new ones."""
+    if peft_config is not None:
+        raise ValueError(
+            f"`model` ({model!r}) is a pair of adapters, which go on training, and `peft_config` asks for new ones. Leave "
+            "it out (`--use_peft false`); to draw new ones on what was trained, save the result of `merge_and_unload()` "
+            "with its tokenizer and pass that folder."
+        )
 
 
 def _say_what_differs(name, pair, args):

@@ -403,9 +403,9 @@ class GistConfig(GRPOConfig):
     )
 
     def __post_init__(self):
+        check_kinds(self)
         if not torch.accelerator.is_available():
             self.use_cpu = True  # TRL's default of bf16=True is refused on a machine without one unless it is said
-        check_kinds(self)
         resolve_best_model(self)
         super().__post_init__()
         check_targets(self)

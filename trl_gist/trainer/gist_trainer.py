@@ -83,7 +83,6 @@ from .checkpoints.staging import recover, replace_files, rotate, written_beside
 from .cold_start import first_steps_times
 from .config_checks import check_best_kind_of, check_end_of_run, check_has_answers, show_whole_context
 from .constructor import (
-    Given,
     RewardFunc,
     check_arguments,
     check_rewards,
@@ -91,6 +90,7 @@ from .constructor import (
     load_given,
     open_pair,
     rewards_and_weights,
+    roles_given,
 )
 from .data_order import EpochRepeatSampler, OneStream
 from .generator_trainer import GeneratorSchedule, GeneratorTrainer
@@ -142,12 +142,12 @@ class GistTrainer(GRPOTrainer):
     ```
 
     Args:
-        model (`str`, [`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
+        model (`str`, `os.PathLike`, [`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
             The summarizer. The folder or repository of a saved pair stands for all three roles: both halves go on from
             what was trained, adapters as adapters, and the teacher is the pair's own.
         args ([`GistConfig`], *optional*):
             Configuration. `None` takes the defaults, with a directory named after the model.
-        generator, teacher (`str`, [`~transformers.PreTrainedModel`] or [`~peft.PeftModel`], *optional*):
+        generator, teacher (`str`, `os.PathLike` or a model as above, *optional*):
             Default to the model's own checkpoint. Under LoRA the three then stand on one base in memory. As `generator`
             a saved pair stands for its generator.
         train_dataset, eval_dataset ([`~datasets.Dataset`] or [`~datasets.IterableDataset`]):
@@ -185,10 +185,10 @@ class GistTrainer(GRPOTrainer):
 
     def __init__(
         self,
-        model: str | PreTrainedModel | PeftModel,
+        model: str | os.PathLike | PreTrainedModel | PeftModel,
         args: GistConfig | None = None,
-        generator: str | PreTrainedModel | PeftModel | None = None,
-        teacher: str | PreTrainedModel | PeftModel | None = None,
+        generator: str | os.PathLike | PreTrainedModel | PeftModel | None = None,
+        teacher: str | os.PathLike | PreTrainedModel | PeftModel | None = None,
         train_dataset: Dataset | IterableDataset | None = None,
         eval_dataset: Dataset | IterableDataset | dict[str, Dataset | IterableDataset] | None = None,
         reward_funcs: RewardFunc | list[RewardFunc] | None = None,
@@ -199,11 +199,15 @@ class GistTrainer(GRPOTrainer):
         callbacks: list[TrainerCallback] | None = None,
         optimizers: tuple[torch.optim.Optimizer | None, torch.optim.lr_scheduler.LRScheduler | None] = (None, None),
     ):
-        model_id = model if isinstance(model, str) else get_config_model_id(model.config)
+        given = roles_given(model, generator, teacher)
+        model_id = given.model if isinstance(given.model, str) else get_config_model_id(given.model.config)
         if args is None:
             args = GistConfig(f"{model_id.split('/')[-1]}-Gist")
-        given = open_pair(Given(model, generator, teacher), args, peft_config)
-        model, generator, teacher, tokenizer_id = given
+        if not isinstance(args, GistConfig):
+            raise ValueError(
+                f"`args` must be a `GistConfig`, which has settings of its own, got {type(args).__name__}."
+            )
+        model, generator, teacher, tokenizer_id = open_pair(given, args, peft_config)
         # First what needs no model to be refused
         check_arguments(
             args,

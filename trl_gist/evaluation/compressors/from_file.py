@@ -83,7 +83,7 @@ class FromFile:
     gists: dict[str, list[int]] = field(init=False, repr=False)
 
     def __post_init__(self):
-        lines = Path(self.path).read_text(encoding="utf-8").split("\n")
+        lines = Path(self.path).read_text(encoding="utf-8-sig").split("\n")
         self.gists = dict(self._read(line, number) for number, line in enumerate(lines, 1) if line.strip())
 
     def compress(self, contexts: list[list[int]], budgets: list[int]) -> list[list[int]]:

@@ -27,6 +27,7 @@ from dataclasses import dataclass
 import torch
 from transformers import AutoModelForTokenClassification, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from ...models.roles import weights_whole
 from .base import ExtractiveCompressor, Word, best_words, split_words
 
 
@@ -69,7 +70,10 @@ class TokenClassifier(ExtractiveCompressor):
             ValueError: if it is out of reach, or not a token classifier of two classes.
         """
         try:
-            classifier, loading = AutoModelForTokenClassification.from_pretrained(checkpoint, output_loading_info=True)
+            with weights_whole(checkpoint):
+                classifier, loading = AutoModelForTokenClassification.from_pretrained(
+                    checkpoint, output_loading_info=True
+                )
             classifier_tokenizer = AutoTokenizer.from_pretrained(checkpoint)
         except OSError as error:
             raise ValueError(
@@ -98,6 +102,7 @@ class TokenClassifier(ExtractiveCompressor):
         encoding = self.classifier_tokenizer(
             texts,
             truncation=True,
+            split_special_tokens=True,
             max_length=self.classifier.config.max_position_embeddings - 2,  # RoBERTa's count from 2
             return_overflowing_tokens=True,  # what does not fit is the next row
             return_offsets_mapping=True,

@@ -25,6 +25,7 @@ import time
 from datetime import datetime, timedelta
 from pathlib import Path
 
+from ...common.arguments import truth
 from ...common.files import replace_file
 from ...common.statistics import is_number
 from ...version import __version__
@@ -75,6 +76,7 @@ def write_report(run_dir: str | os.PathLike, output: str | os.PathLike | None = 
     Raises:
         ValueError: if the folder holds no run, or `output` is another file or in no folder.
     """
+    overwrite = truth("overwrite", overwrite)
     output = Path(run_dir, "report.html") if output is None else Path(output)
     run = read_run(run_dir)
     if not output.absolute().parent.is_dir():

@@ -73,7 +73,7 @@ def read_run(run_dir: str | os.PathLike) -> Run:
     run, log_dir = Run(directory.resolve().name), directory / RUN_LOG_DIR
     metrics = []
     if (log_dir / RUN_FILE).is_file():
-        run.info = json.loads((log_dir / RUN_FILE).read_text(encoding="utf-8"))
+        run.info = _object_in(log_dir / RUN_FILE)
         metrics, run.gists = (_entries(log_dir / name, run) for name in (METRICS_FILE, GISTS_FILE))
     else:
         _read_without_log(directory, run, metrics)
@@ -84,6 +84,16 @@ def read_run(run_dir: str | os.PathLike) -> Run:
             run.train.append(log)
     _name_gaps(run)
     return run
+
+
+def _object_in(path):
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged: it is no JSON in UTF-8. ({error})") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{path} is damaged: it holds no JSON object.")
+    return values
 
 
 def _entries(path, run):
@@ -112,7 +122,7 @@ def _read_without_log(directory, run, metrics):
     source = "no curves" if checkpoint is None else f"the curves are those of {Path(checkpoint).name}"
     run.missing.append(f"The folder has no {RUN_LOG_DIR}/: {source}; there are no gists over time and no environment.")
     if pair_path.is_file():
-        pair = json.loads(pair_path.read_text(encoding="utf-8"))
+        pair = _object_in(pair_path)
         run.info |= {"base_models": pair["base_models"], "recipe": pair["recipe"]}
         if not any("eval_gain_over_null" in log for log in metrics) and pair["measures"]:
             metrics.append(

@@ -25,7 +25,7 @@ from pathlib import Path
 import torch
 from transformers.generation.streamers import BaseStreamer
 
-from ...common.arguments import whole_number
+from ...common.arguments import truth, whole_number
 from ...common.files import sync
 from ...common.geometry import SEPARATOR, join
 from ...common.tokens import characters_of
@@ -225,7 +225,7 @@ class Session:
             ValueError: if it is not text or empty, or more would be protected than the window can hold. Nothing was
                 added then.
         """
-        pieces = self.compactor.token_pieces(text, "The text")
+        pieces, protected = self.compactor.token_pieces(text, "The text"), truth("protected", protected)
         if protected:
             pieces = list(pieces)
             self.live.check_protectable(sum(len(ids) for ids, _ in pieces))
@@ -271,7 +271,7 @@ class Session:
         """
         if not self.position:
             raise ValueError("The session is empty: `append` the text that the generator is to go on from.")
-        max_new_tokens = whole_number("max_new_tokens", max_new_tokens)
+        max_new_tokens, do_sample = whole_number("max_new_tokens", max_new_tokens), truth("do_sample", do_sample)
         written = []
 
         def add(token):
@@ -335,7 +335,7 @@ class Session:
         if not self.position:
             raise ValueError("The session is empty: `append` the text that the generator is to recall.")
         max_new_tokens = whole_number("max_new_tokens", max_new_tokens)
-        alternatives = whole_number("alternatives", alternatives, least=0)
+        alternatives, live = whole_number("alternatives", alternatives, least=0), truth("live", live)
         cue_ids = self.compactor.token_ids(cue, "The cue")
         read = join([self.live.token_ids if live else [], cue_ids], self._separator_ids)
         return recall(

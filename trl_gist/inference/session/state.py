@@ -16,7 +16,7 @@
 
 from dataclasses import asdict, dataclass, field
 
-from ...common.arguments import whole_number
+from ...common.arguments import truth, whole_number
 from ...common.geometry import SEPARATOR, rolling_chunk_length
 from ...models.roles import max_positions
 from ..certify import full_context_reader
@@ -240,6 +240,7 @@ class SessionSettings:
         window, last_k = whole_number("window", window, optional=True), whole_number("last_k", last_k, optional=True)
         budget = whole_number("budget", budget, optional=True)
         gist_budget = whole_number("gist_budget", gist_budget, optional=True)
+        measure, certify = truth("measure", measure), truth("certify", certify)
         keep = _checked_keep(keep)
         pair, prompts = loaded.pair, loaded.prompts
         last_k = pair.last_k if last_k is None else last_k

@@ -16,6 +16,7 @@
 
 import logging
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -33,6 +34,10 @@ logger = logging.getLogger(__name__)
 
 # In `output_dir`; with an underscore, as all that Trainer (5.23) leaves out of a push
 SAVING_DIR, PUSHING_DIR = "_saving", "_hub"
+# Weights as transformers (5.23) and PEFT (0.21) save them, and what tells how to read them
+_OF_WEIGHTS = re.compile(
+    r"(adapter_)?model(-\d+-of-\d+)?\.safetensors|model\.safetensors\.index\.json|adapter_config\.json"
+)
 # What safetensors and torch raise for a full disk
 _OF_THE_DISK = (OSError, SafetensorError, RuntimeError)
 
@@ -97,8 +102,17 @@ def publish(staged: Path, final: Path):
 
 
 def replace_files(source: Path, target: Path, last: str):
-    """Moves each file of `source` over its namesake in `target`, and the one named `last` when the others are there."""
-    for path in sorted(files_in(source), key=lambda path: (path.name == last, path)):
+    """
+    Moves each file of `source` over its namesake in `target`, and the one named `last` when the others are there. Weights
+    that lie beside them and have no namesake are those of another model: whoever loads what is new would find them first.
+    """
+    paths = sorted(files_in(source), key=lambda path: (path.name == last, path))
+    names = {path.relative_to(source) for path in paths}
+    for folder in {name.parent for name in names if _OF_WEIGHTS.fullmatch(name.name)}:
+        for old in Path(target, folder).glob("*.*"):
+            if _OF_WEIGHTS.fullmatch(old.name) and folder / old.name not in names:
+                old.unlink()
+    for path in paths:
         destination = target / path.relative_to(source)
         destination.parent.mkdir(parents=True, exist_ok=True)
         os.replace(path, destination)
