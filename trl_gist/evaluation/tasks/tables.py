@@ -21,12 +21,12 @@ from ..distance.labels import arm_labels
 Table = tuple[str, list[str], list[tuple[str, list[str], bool]]]
 
 
-def task_labels(report: dict) -> dict[str, str]:
-    """Those asked, in the order in which tables show them: T with everything first."""
-    labels = arm_labels(report) | {"recall": "G: rolling gist alone"}
-    labels["full"] = "T: all of the text"
-    labels["tail"] = "T: longer tail, last |L|+|Z|"
-    labels |= {name: f"T: {name}, rolling" for name in report["compressors"]}
+def task_labels(report: dict, generator: str = "G", teacher: str = "T") -> dict[str, str]:
+    """Those asked, in the order in which tables show them: T with everything first; see [`~pages.labels.reader_labels`]."""
+    labels = arm_labels(report, generator, teacher) | {"recall": f"{generator}: rolling gist alone"}
+    labels["full"] = f"{teacher}: all of the text"
+    labels["tail"] = f"{teacher}: longer tail, last |L|+|Z|"
+    labels |= {name: f"{teacher}: {name}, rolling" for name in report["compressors"]}
     return {arm: labels[arm] for arm in report["arms"]}
 
 
