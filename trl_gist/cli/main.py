@@ -35,6 +35,7 @@ examples:
   trl-gist train --config configs/smollm2-135m_fineweb-edu.yaml --output_dir my-pair
   trl-gist train --accelerate_config zero2 --config configs/qwen3-4b_fineweb-edu.yaml --output_dir my-pair
   trl-gist evaluate my-pair --dataset held_out.jsonl --last_k 64 128 256
+  trl-gist evaluate my-pair --tasks
   trl-gist distance my-pair --dataset held_out.jsonl --windows 20 --pairs recursive=my-recursive-pair
   trl-gist compress my-pair article.txt --json
   cat article.txt | trl-gist continue my-pair --tokens 100
