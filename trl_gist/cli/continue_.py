@@ -40,8 +40,8 @@ def add_parser(commands):
         help="longest continuation (default: %(default)s)",
     )
     parser.add_argument("--do_sample", action="store_true", help="sample instead of taking the likeliest tokens")
-    parser.add_argument("--temperature", type=above_zero, default=1.0, help="of the sampling (default: %(default)s)")
-    parser.add_argument("--seed", type=whole(0, 2**32 - 1), help="of the sampling")
+    parser.add_argument("--temperature", type=above_zero, metavar="T", help="of --do_sample (default: 1.0)")
+    parser.add_argument("--seed", type=whole(0, 2**32 - 1), metavar="N", help="of --do_sample")
     add_window(parser)
     parser.add_argument("--verbose", action="store_true", help="print each compaction on stderr")
     parser.add_argument("--json", action="store_true", help="one JSON object: text, ids, the gist and the compactions")
@@ -55,6 +55,9 @@ def run(args: argparse.Namespace):
             "--last_k goes on from one gist of the text's end, and --window, --recursion and --verbose are a "
             "session's: leave one of the two out."
         )
+    for name in ("temperature", "seed"):
+        if getattr(args, name) is not None and not args.do_sample:
+            raise ValueError(f"--{name} is of sampling, and the likeliest tokens are taken: add --do_sample.")
     compactor = load_pair(args)
     sampling = _sampling(args)  # after loading: whatever that draws, a seed gives the same text
     if args.last_k is not None:
@@ -90,7 +93,7 @@ def _sampling(args):
 
     if args.seed is not None:
         set_seed(args.seed)
-    return {"temperature": args.temperature} if args.do_sample else {}
+    return {"temperature": args.temperature or 1.0} if args.do_sample else {}
 
 
 def _report(session, compaction):
