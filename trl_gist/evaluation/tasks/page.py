@@ -35,13 +35,14 @@ _CAPTIONS = {
 def write_tasks_page(directory: str | os.PathLike) -> Path:
     """Writes the page of a folder, from its measures, its rows and its plots; returns its path."""
     report, rows = read_measures(directory), read_rows(directory)
+    *tables, ahead = task_tables(report)
     page = render_page(
         "tasks/tasks.html.jinja",
         name=Path(report["pair"]).name,
         status="what it still knows of facts some windows later",
         report=report,
         verdicts=task_sentences(report),
-        tables=task_tables(report),
+        tables=[ahead, *tables],  # what most want to know first; a terminal has it where one looks, at the end
         plots=inline_plots(Path(directory, PLOTS_DIR), _CAPTIONS),
         gallery=_gallery(rows, report),
         facts=_facts(report, rows),
