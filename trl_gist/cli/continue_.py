@@ -15,6 +15,7 @@
 """`trl-gist continue`: a text of any length goes on."""
 
 import argparse
+import contextlib
 import dataclasses
 import functools
 import json
@@ -73,11 +74,19 @@ def _from_gist(compactor, args, text, sampling):
 
 def _from_session(compactor, args, text, sampling):
     """Token by token; with `--json`, one object at the end."""
+    from rich.console import Console
+
     from ..serving.text_stream import TextStream
 
-    report = _report if args.verbose else None
+    status = Console(stderr=True).status("Reading")  # nothing, where that is no terminal
+
+    def show(session, compaction):
+        status.update(f"Reading: {compaction.spans[-1][1]:,} tokens are folded")
+
+    report = _report if args.verbose else show
     session = compactor.session(window=args.window, recursion=args.recursion, after_compaction=report)
-    session.append(text)
+    with contextlib.nullcontext() if args.verbose else status:
+        session.append(text)
     streamer = None if args.json else TextStream(compactor.tokenizer, functools.partial(print, end="", flush=True), [])
     continuation = session.generate(args.tokens, args.do_sample, streamer, **sampling)
     if streamer is not None:
