@@ -42,6 +42,7 @@ from trl_gist.scripts.arguments import DistanceArguments, EvaluateArguments
 from trl_gist.scripts.launch import LaunchArguments, size_of_launch
 from trl_gist.scripts.resumable import open_folder
 from trl_gist.scripts.train import make_parser
+from trl_gist.trainer.config_checks import EXTRACTIVE_RULES
 
 
 ROOT = Path(__file__).parents[2]
@@ -136,11 +137,26 @@ def test_train_refuses_a_folder_that_holds_another_run_and_resumes_it_if_asked(w
         (["--config", "missing.yaml"], "No such file or directory: 'missing.yaml'"),
         (["--config"], "--config needs a file"),
         (["--model_name_or_path", "x"], "Set one of `dataset_name` (a dataset on the Hub) and `dataset_path`"),
-        (["--config", "RECIPE", "--no_such_flag", "1"], "--no_such_flag"),
+        ([], "Say what to train: give --config FILE.yaml"),
+        (["--config", "RECIPE", "--no_such_flag", "1"], "`--no_such_flag` is no setting"),
+        (["--config=RECIPE", "--max_stesp=3"], "`--max_stesp` is no setting. Did you mean `max_steps`?"),
+        (["--config", "RECIPE", "--context-lenght", "9"], "Did you mean `context_length`?"),
+        (["--config", "RECIPE", "documents.jsonl"], "'documents.jsonl' is the value of no flag"),
+        # Before the default of `last_k`, which exceeds the recipe's `context_length`, is refused in its place
+        (["--config", "typo.yaml"], "`last_kk` of the config file is no setting. Did you mean `last_k`?"),
+        (
+            ["--config", "RECIPE", "--target_kinds", "{fact: 3}"],
+            "`target_kinds` must be JSON, its names in double quotes as in '{\"name\": 1}', got '{fact: 3}'",
+        ),
+        (["--config", "RECIPE", "--lr_scheduler_kwargs", "{a"], "`lr_scheduler_kwargs` must be JSON"),
+        (["--config", "RECIPE", "--target_kinds", '{"facts": 3}'], "`target_kinds` has 'facts', which no rule makes"),
         (["--config", "RECIPE", "--dataset_path", "missing.jsonl"], "missing.jsonl does not exist"),
         (["--config", "RECIPE", "--dataset_path", "missing/folder"], "missing/folder does not exist"),
         (["--config", "RECIPE", "--dataset_path", "data.bin"], "data.bin is of no known kind"),
-        (["--config", "RECIPE", "--dataset_path", "mixed"], "holds files of several kinds (json, text)"),
+        (
+            ["--config", "RECIPE", "--dataset_path", "mixed"],
+            "several kinds (json, text). Pass the files of one kind, as mixed/*.txt",
+        ),
         (["--config", "RECIPE", "--dataset_path", "empty"], "empty holds no documents"),
         (["--config", "RECIPE", "--dataset_path", "bad.jsonl"], "bad.jsonl cannot be read"),
         (
@@ -166,8 +182,41 @@ def test_train_refuses_what_it_cannot_use(workspace, tmp_path, monkeypatch, fail
     Path("mixed").mkdir()
     Path("mixed/a.txt").write_text("a")
     Path("mixed/b.jsonl").write_text('{"text": "b"}')
-    flags = [str(workspace / "recipe.yaml") if flag == "RECIPE" else flag for flag in flags]
-    assert message in fails("train", "--output_dir", tmp_path / "run", *flags)
+    recipe = (workspace / "recipe.yaml").read_text()
+    Path("typo.yaml").write_text(recipe.replace("last_k:", "last_kk:"))
+    flags = [flag.replace("RECIPE", str(workspace / "recipe.yaml")) for flag in flags]
+    assert message in fails("train", *(["--output_dir", tmp_path / "run"] if flags else []), *flags)
+
+
+def test_a_library_that_a_recipe_needs_and_that_is_missing_is_one_line(workspace, monkeypatch, fails):
+    def make_trainer(*arguments):
+        raise ImportError("Please install vLLM")
+
+    monkeypatch.setattr("trl_gist.scripts.train.make_trainer", make_trainer)
+    assert "Please install vLLM" in fails("train", "--config", workspace / "recipe.yaml")
+
+
+def test_the_cold_start_of_every_rule_may_be_named(workspace):
+    parser = make_parser()
+    for rule in EXTRACTIVE_RULES:
+        argv = ["--config", str(workspace / "recipe.yaml"), "--cold_start_gists", rule]
+        assert parser.parse_args_and_config(argv)[1].cold_start_gists == rule
+
+
+def test_a_terminal_has_a_line_for_an_evaluation_and_no_dictionaries(workspace, tmp_path, capsys):
+    argv = ["--config", workspace / "recipe.yaml", "--output_dir", tmp_path / "run", "--max_steps", 2]
+    argv += ["--disable_tqdm", "false", "--logging_steps", 1, "--eval_steps", 1, "--save_strategy", "no"]
+    assert main([str(arg) for arg in ["train", *argv]]) == 0
+    printed = capsys.readouterr()
+    lines = [line for line in printed.out.splitlines() if "eval, step " in line]
+    assert len(lines) == 2 and "{" not in printed.out
+    number = r"-?\d+\.\d{3} ± \d+\.\d{3}"
+    assert re.search(
+        rf"eval, step 2: KL\(T‖G\) {number}, gain over an empty gist {number}, over as many tokens verbatim {number}$",
+        lines[1],
+    )
+    assert re.search(r"KL\(T‖G\) \d+\.\d{3}, gain -?\d+\.\d{3}, tokens \d+\.\d{3}", printed.err)
+    assert "FutureWarning" not in printed.err
 
 
 @pytest.mark.parametrize("content", ["", "# a comment\n", "- learning_rate\n", "learning_rate"])
@@ -690,6 +739,8 @@ def test_continue_with_a_question_goes_on_from_one_gist_and_the_question(workspa
     assert main(["continue", str(pair), str(article), "--tokens", "7", "--last_k", question, "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == dataclasses.asdict(continuation)
     assert "leave one of the two out" in fails("continue", pair, article, "--last_k", question, "--window", 99)
+    for flag in ("--temperature", "--seed"):
+        assert f"{flag} is of sampling" in fails("continue", pair, article, flag, 1)
     assert "`window` (9) is too small" in fails("continue", pair, article, "--window", 9)
 
 

@@ -392,10 +392,10 @@ def test_another_process_draws_the_same(tokenizer):
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"kinds": ()}, "`kinds` is empty: name at least one"),
+        ({"kinds": ()}, "`target_kinds` is empty: name at least one"),
         ({"kinds": (("question", 1.0),)}, "'question', which no rule makes: .* columns `context` and `targets`"),
         ({"kinds": (("fact", 1.0), ("fact", 2.0))}, "'fact' more than once"),
-        ({"kinds": (("fact", 0.0),)}, "The weight of 'fact' in `kinds` must be positive, got 0.0"),
+        ({"kinds": (("fact", 0.0),)}, "The weight of 'fact' in `target_kinds` must be positive, got 0.0"),
         ({"kinds": (("fact", float("nan")),)}, "must be positive, got nan"),
         ({"targets_per_context": 0}, "`targets_per_context` must be at least 1, got 0"),
         ({"cue_length": 1}, "`cue_length` must be at least 2, got 1"),

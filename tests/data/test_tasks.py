@@ -264,7 +264,7 @@ def test_filler_is_the_users_sentences_but_for_those_that_tell(tokenizer):
     [
         ({"names": ["ledger", "chess"]}, "no task 'chess': choose from ledger, needles"),
         ({"difficulty": 17}, "`difficulty` must be from 1 to 16, got 17"),
-        ({"window_length": 60}, "do not fit in window . of 60 tokens"),
+        ({"window_length": 60}, r"do not fit in window . of 60 tokens.*Lower `difficulty` \(\d+\)"),
         ({"windows": 0}, "`windows` must be"),
         ({"filler": "The locker was here all day."}, "`filler` has no sentence of at most 105 tokens"),
         ({"filler": [1, 2]}, "`filler` takes a list of texts"),

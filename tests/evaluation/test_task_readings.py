@@ -334,6 +334,11 @@ def test_the_command_leaves_tables_plots_and_a_page_and_goes_on_after_a_kill(sav
     assert [line.split(" | ")[0] for line in lines[:5]] == [
         *("| answered from", "| ---", "| questions", "| T: all of the text", "| chance")
     ]
+    ahead = tables.partition("is ahead, paired by question, of texts of 3 windows")[2].splitlines()
+    rows_of_table = [line.strip("| ").split(" | ") for line in ahead if line.startswith("| ")]
+    assert rows_of_table[0] == ["ahead of", "ledger", "needles", "all tasks"]
+    assert rows_of_table[-1] == ["again: rolling gist", *["+0.0 ± 0.0"] * 3] and len(rows_of_table) == 2 + 7
+    assert page.index("is ahead, paired by question") < page.index("by windows of the text")
     measures = json.loads((folder / "measures.json").read_text())
     for task in measures["tasks"].values():
         assert [(group["windows"], group["questions"]) for group in task["lengths"]] in (
@@ -349,6 +354,22 @@ def test_the_command_leaves_tables_plots_and_a_page_and_goes_on_after_a_kill(sav
     assert main([*flags, "--output_dir", str(killed)]) == 0
     assert (killed / "rows.jsonl").read_bytes() == rows
     assert json.loads((killed / "measures.json").read_text()) == measures
+
+
+def test_an_interruption_says_what_is_kept(saved_pair, tmp_path, monkeypatch, capsys):
+    read = TaskReadings.read
+
+    def interrupted(*args):
+        yield next(read(*args))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(TaskReadings, "read", interrupted)
+    flags = ["evaluate", saved_pair, "--tasks", "needles", "--lengths", "1", "--texts", "3", "--difficulty", "1"]
+    flags += ["--device", "cpu", "--batch_size", "2", "--output_dir", str(tmp_path / "out")]
+    assert main(flags) == 130
+    said = " ".join(capsys.readouterr().err.split())
+    assert "2 texts are measured and kept; the same command goes on from there" in said
+    assert len((tmp_path / "out/rows.jsonl").read_text().splitlines()) == 2
 
 
 def test_documents_stand_between_the_facts(saved_pair, tmp_path, capsys):

@@ -65,6 +65,16 @@ def greedy(compactor, prompt):
         return compactor.generator(torch.tensor([prompt]), use_cache=False).logits[0, -1].argmax().item()
 
 
+def test_a_pair_and_a_session_say_what_they_are(compactor, ids):
+    assert repr(compactor).startswith("GistCompactor(context_length=32, last_k=5, max_gist_length=6, base_models={")
+    session = compactor.session()
+    assert repr(session) == "Session(position=0, live=0, compactions=0, gist='')"
+    session.append(ids[:100])
+    live, count = len(session.live.tokens), len(session.history)
+    assert count > 0
+    assert repr(session) == f"Session(position=100, live={live}, compactions={count}, gist={session.gist!r})"
+
+
 # ---- Every token is accounted for ----
 
 

@@ -654,7 +654,7 @@ def test_metrics_count_requests_tokens_and_compactions(compactor):
         answers = [client.completions.create(prompt=text, max_tokens=5, **GREEDY) for text in (SHORT, LONG)]
         client.chat.completions.create(messages=CHAT, max_tokens=5, stream=True, **GREEDY).close()
         httpx.post(f"{url}/v1/completions", json={})
-        httpx.get(f"{url}/nowhere")
+        assert "There are /v1/chat/completions, " in httpx.get(f"{url}/nowhere").json()["error"]["message"]
         until(lambda: in_flight(url) == 0)
         samples = metrics_of(httpx.get(f"{url}/metrics").text)
     assert samples[("trl_gist_requests_total", "/v1/completions", "200")] == 2

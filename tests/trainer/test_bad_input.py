@@ -200,6 +200,14 @@ def test_wrong_columns_are_listed_beside_the_right_ones(make_trainer, which, col
         make_trainer(train_dataset=streams_too([columns])[which])
 
 
+def test_columns_that_hold_no_text_come_with_a_remedy(make_trainer):
+    with pytest.raises(ValueError, match=r"rename_column.*`--text_column`"):
+        make_trainer(train_dataset=Dataset.from_dict({"body": ["a"]}))
+    chat = [[{"role": "user", "content": "a"}]]
+    with pytest.raises(ValueError, match=r"apply_chat_template\(messages.*`parse_special_tokens`"):
+        make_trainer(train_dataset=Dataset.from_dict({"messages": chat}))
+
+
 def test_a_prompt_completion_dataset_as_for_other_trl_trainers_is_refused(make_trainer):
     with pytest.raises(ValueError, match="it needs either `text`, or `context` and `target`"):
         make_trainer(train_dataset=Dataset.from_dict({"prompt": ["a"], "completion": ["b"]}))

@@ -203,6 +203,16 @@ def test_training_samples_again_after_an_evaluation(make_trainer, lora, held_out
         assert len(set(map(tuple, completions[:4]))) > 1, "the gists of one context must differ"
 
 
+def test_what_generates_has_no_setting_that_transformers_would_warn_of(make_trainer, lora, held_out):
+    trainer = make_trainer(eval_dataset=held_out, peft_config=lora, args={"temperature": 0.7})
+    for mode, temperature in ((trainer.model.eval, None), (trainer.model.train, 0.7), (trainer.model.eval, None)):
+        mode()
+        trainer.sample([[7, 8, 9]] * trainer.gists_per_context)
+        config = trainer.generation_config
+        config.validate(strict=True)
+        assert (config.temperature, config.do_sample) == (temperature, temperature is not None)
+
+
 def test_an_evaluation_stays_one_where_sampling_leaves_the_model_training(make_trainer, lora, held_out, monkeypatch):
     """As TRL's continuous batching does: held-out windows are not distilled on, and the next batch is greedy too."""
     trainer = make_trainer(eval_dataset=held_out, peft_config=lora)

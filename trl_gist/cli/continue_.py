@@ -15,6 +15,7 @@
 """`trl-gist continue`: a text of any length goes on."""
 
 import argparse
+import contextlib
 import dataclasses
 import functools
 import json
@@ -40,8 +41,8 @@ def add_parser(commands):
         help="longest continuation (default: %(default)s)",
     )
     parser.add_argument("--do_sample", action="store_true", help="sample instead of taking the likeliest tokens")
-    parser.add_argument("--temperature", type=above_zero, default=1.0, help="of the sampling (default: %(default)s)")
-    parser.add_argument("--seed", type=whole(0, 2**32 - 1), help="of the sampling")
+    parser.add_argument("--temperature", type=above_zero, metavar="T", help="of --do_sample (default: 1.0)")
+    parser.add_argument("--seed", type=whole(0, 2**32 - 1), metavar="N", help="of --do_sample")
     add_window(parser)
     parser.add_argument("--verbose", action="store_true", help="print each compaction on stderr")
     parser.add_argument("--json", action="store_true", help="one JSON object: text, ids, the gist and the compactions")
@@ -55,6 +56,9 @@ def run(args: argparse.Namespace):
             "--last_k goes on from one gist of the text's end, and --window, --recursion and --verbose are a "
             "session's: leave one of the two out."
         )
+    for name in ("temperature", "seed"):
+        if getattr(args, name) is not None and not args.do_sample:
+            raise ValueError(f"--{name} is of sampling, and the likeliest tokens are taken: add --do_sample.")
     compactor = load_pair(args)
     sampling = _sampling(args)  # after loading: whatever that draws, a seed gives the same text
     if args.last_k is not None:
@@ -70,11 +74,19 @@ def _from_gist(compactor, args, text, sampling):
 
 def _from_session(compactor, args, text, sampling):
     """Token by token; with `--json`, one object at the end."""
+    from rich.console import Console
+
     from ..serving.text_stream import TextStream
 
-    report = _report if args.verbose else None
+    status = Console(stderr=True).status("Reading")  # nothing, where that is no terminal
+
+    def show(session, compaction):
+        status.update(f"Reading: {compaction.spans[-1][1]:,} tokens are folded")
+
+    report = _report if args.verbose else show
     session = compactor.session(window=args.window, recursion=args.recursion, after_compaction=report)
-    session.append(text)
+    with contextlib.nullcontext() if args.verbose else status:
+        session.append(text)
     streamer = None if args.json else TextStream(compactor.tokenizer, functools.partial(print, end="", flush=True), [])
     continuation = session.generate(args.tokens, args.do_sample, streamer, **sampling)
     if streamer is not None:
@@ -90,7 +102,7 @@ def _sampling(args):
 
     if args.seed is not None:
         set_seed(args.seed)
-    return {"temperature": args.temperature} if args.do_sample else {}
+    return {"temperature": args.temperature or 1.0} if args.do_sample else {}
 
 
 def _report(session, compaction):

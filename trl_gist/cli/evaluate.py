@@ -29,11 +29,26 @@ _OF_DOCUMENTS = ("dataset_config", "split", "streaming", "text_column", "max_doc
 
 def add_parser(commands):
     parser = commands.add_parser(
-        "evaluate", help="measure a pair against its controls on held-out documents", allow_abbrev=False
+        "evaluate",
+        help="measure a pair against its controls on held-out documents",
+        # It would list forty flags; they follow, by what they are for
+        usage="%(prog)s [-h] PAIR (--dataset NAME_OR_PATH ... | --tasks [NAME ...]) [--FLAG VALUE ...]",
+        allow_abbrev=False,
     )
     add_pair(parser)
-    add_documents(parser, required=False)
-    parser.add_argument(
+    documents = parser.add_argument_group("documents, and who reads them")
+    add_documents(documents, required=False)
+    documents.add_argument(
+        "--max_windows_per_document", type=positive, metavar="N", help="cut at most N windows from a document"
+    )
+    documents.add_argument(
+        "--max_windows",
+        type=positive,
+        metavar="N",
+        help="measure N windows, spread evenly over the documents (of a stream: the first N)",
+    )
+    tasks = parser.add_argument_group("facts, windows later: --tasks in place of documents")
+    tasks.add_argument(
         "--tasks",
         nargs="*",
         metavar="NAME",
@@ -41,131 +56,127 @@ def add_parser(commands):
         "worthless: ledger, needles, variables, story, dialogue, or all (default: all). --dataset, if given, stands "
         "between the facts",
     )
-    parser.add_argument(
+    tasks.add_argument(
         "--lengths",
         type=positive,
         nargs="+",
         metavar="N",
         help=f"with --tasks: windows of the texts (default: {' '.join(map(str, TasksArguments.lengths))})",
     )
-    parser.add_argument(
+    tasks.add_argument(
         "--texts",
         type=positive,
         metavar="N",
         help=f"with --tasks: texts of each task and length (default: {TasksArguments.texts})",
     )
-    parser.add_argument(
+    tasks.add_argument(
         "--difficulty",
         type=positive,
         metavar="N",
         help=f"with --tasks: facts in a text, 1 to 16 (default: {TasksArguments.difficulty})",
     )
-    parser.add_argument(
+    tasks.add_argument(
         "--seed",
         type=whole(least=0),
         metavar="N",
         help=f"with --tasks: of the texts (default: {TasksArguments.seed})",
     )
-    parser.add_argument(
-        "--max_windows_per_document", type=positive, metavar="N", help="cut at most N windows from a document"
-    )
-    parser.add_argument(
-        "--max_windows",
-        type=positive,
-        metavar="N",
-        help="measure N windows, spread evenly over the documents (of a stream: the first N)",
-    )
-    parser.add_argument(
+    targets = parser.add_argument_group("several targets of a window")
+    targets.add_argument(
         "--target_kinds",
         type=kinds_of_targets,
         metavar="JSON",
         help="kinds of targets that every window is asked for, with their weights, as of training: "
         """'{"fact": 3, "recall": 1, "continuation": 1}' (default: the continuation alone)""",
     )
-    parser.add_argument(
+    targets.add_argument(
         "--targets_per_context",
         type=positive,
         metavar="N",
         help="with --target_kinds: targets of a window, of all kinds together (default: 8)",
     )
-    parser.add_argument(
+    targets.add_argument(
         "--target_floor",
         type=floor_of_targets,
         metavar="NATS",
         help="where a window has several targets: what the teacher must gain from the context over the cue alone for "
         "one of them to be read, in nats per token, or 'none' (default: 0.1)",
     )
-    parser.add_argument(
+    targets.add_argument(
         "--cue_length",
         type=positive,
         metavar="N",
         help="with --target_kinds: tokens before a fact that are read, at most, and half as many of a sentence "
         "(default: 12)",
     )
-    parser.add_argument(
+    targets.add_argument(
         "--far_offset",
         type=positive,
         metavar="N",
         help="with --target_kinds: tokens between the context and a far target (default: 128)",
     )
-    parser.add_argument(
+    sizes = parser.add_argument_group("sizes other than those of training")
+    sizes.add_argument(
         "--last_k",
         type=positive,
         nargs="+",
         metavar="K",
         help="numbers of last tokens to measure with, as 64 128 256 (default: as trained)",
     )
-    parser.add_argument(
+    sizes.add_argument(
         "--budgets",
         type=positive,
         nargs="+",
         metavar="N",
         help="most tokens of a gist to measure with (default: as trained)",
     )
-    parser.add_argument(
+    rivals = parser.add_argument_group("others to compare with")
+    rivals.add_argument(
         "--generator_only", metavar="PAIR", help="a pair trained as long with `--generator_only`, as a control"
     )
-    parser.add_argument(
+    rivals.add_argument(
         "--readers",
         nargs="*",
         metavar="NAME_OR_PATH",
         help="also have the gists read as plain text by the teacher, and by these unrelated language models",
     )
-    parser.add_argument(
+    rivals.add_argument(
         "--compressors",
         nargs="*",
         metavar="NAME",
         help="also compare with other compressors at the same number of tokens: with those named, as tail; if none is "
         f"named, with all (with --tasks: {' '.join(DEFAULT_COMPRESSORS)})",
     )
-    parser.add_argument(
+    rivals.add_argument(
         "--samples",
         type=whole(least=0),
         metavar="N",
         help=f"with --compressors: also N gists that S samples (default: {EvaluateArguments.samples})",
     )
-    parser.add_argument("--token_classifier", metavar="PATH", help="a checkpoint of LLMLingua-2's, as one more")
-    parser.add_argument(
+    rivals.add_argument("--token_classifier", metavar="PATH", help="a checkpoint of LLMLingua-2's, as one more")
+    rivals.add_argument(
         "--gists",
         nargs="+",
         metavar="NAME=FILE",
         help="gists that other systems wrote of contexts.jsonl in the output folder, as JSON lines with "
         "`context_hash` and `gist`",
     )
-    parser.add_argument(
+    rivals.add_argument(
         "--own_generators",
         nargs="+",
         metavar="NAME=PAIR",
         help="for a compressor, a pair trained as long with `--generator_only --compressor NAME`",
     )
-    parser.add_argument(
+    walks = parser.add_argument_group("walks along documents")
+    walks.add_argument(
         "--windows", type=positive, metavar="N", help="an alias: does what `trl-gist distance --windows N` does"
     )
-    parser.add_argument(
+    walks.add_argument(
         "--pairs", nargs="+", metavar="NAME=PAIR", help="with --windows or --tasks: as of `trl-gist distance`"
     )
-    parser.add_argument("--join_documents", action="store_true", help="with --windows: as of `trl-gist distance`")
-    add_output(parser, "PAIR/evaluation, with --windows PAIR/distance, with --tasks PAIR/tasks")
+    walks.add_argument("--join_documents", action="store_true", help="with --windows: as of `trl-gist distance`")
+    output = parser.add_argument_group("output")
+    add_output(output, "PAIR/evaluation, with --windows PAIR/distance, with --tasks PAIR/tasks")
     parser.set_defaults(run=run)
 
 

@@ -24,6 +24,7 @@ traceback.
 import argparse
 import os
 import sys
+import warnings
 
 from ..common.arguments import several
 from . import compress, continue_, distance, evaluate, report, serve, train
@@ -35,6 +36,7 @@ examples:
   trl-gist train --config configs/smollm2-135m_fineweb-edu.yaml --output_dir my-pair
   trl-gist train --accelerate_config zero2 --config configs/qwen3-4b_fineweb-edu.yaml --output_dir my-pair
   trl-gist evaluate my-pair --dataset held_out.jsonl --last_k 64 128 256
+  trl-gist evaluate my-pair --tasks
   trl-gist distance my-pair --dataset held_out.jsonl --windows 20 --pairs recursive=my-recursive-pair
   trl-gist compress my-pair article.txt --json
   cat article.txt | trl-gist continue my-pair --tokens 100
@@ -46,6 +48,8 @@ examples:
 def main(argv: list[str] | None = None) -> int:
     """Runs the command line; returns the exit code, or raises `SystemExit` with it."""
     argv = sys.argv[1:] if argv is None else several("argv", argv, "arguments", "split it, as `shlex.split` does")
+    # By these names TRL (1.16) and peft (0.21) call transformers (5.23), which says so at every rollout and every load
+    warnings.filterwarnings("ignore", "`(is_)?gradient_checkpointing", FutureWarning)
     if argv[:1] == ["train"]:
         try:
             return train.run(argv[1:])  # its flags are those of three dataclasses, which import torch

@@ -23,6 +23,8 @@ def add_parser(commands):
 
 def run(argv: list[str]) -> int:
     """Returns the exit code."""
+    import warnings
+
     import yaml
 
     from ..scripts.launch import launch, size_of_launch, split_launch_flags
@@ -30,6 +32,14 @@ def run(argv: list[str]) -> int:
     from ..scripts.train import make_parser, make_trainer, train
 
     prog = "trl-gist train"
+    # By these names TRL (1.16) calls transformers (5.23), which says so at every rollout
+    warnings.filterwarnings("ignore", "`(is_)?gradient_checkpointing", FutureWarning)
+    if not argv:
+        exit_with(
+            prog,
+            "Say what to train: give --config FILE.yaml, as those in configs/, or --model_name_or_path and --dataset_path. "
+            "--help lists every setting.",
+        )
     # `TrlParser` (TRL 1.16) knows `--config FILE` alone, and raises IndexError or TypeError for want of what it expects
     argv = [part for each in argv for part in (each.split("=", 1) if each.startswith("--config=") else [each])]
     if argv[-1:] == ["--config"]:
@@ -53,7 +63,7 @@ def run(argv: list[str]) -> int:
             print_memory(*arguments)
             return 0
         trainer = make_trainer(*arguments)
-    except (ValueError, OSError, yaml.YAMLError) as error:
+    except (ValueError, OSError, ImportError, yaml.YAMLError) as error:  # as vLLM, which only some recipes need
         exit_with(prog, error)
     try:
         train(trainer)

@@ -135,9 +135,11 @@ def _load_files(sources, streaming):
     files = [file for source in sources for file in _files(Path(source))]
     builders = sorted({_builder(file) for file in files})
     if len(builders) > 1:
+        first = files[0]
+        suffix = "".join(first.suffixes[-2:] if first.suffix.lower() in COMPRESSIONS else first.suffixes[-1:])
         raise ValueError(
             f"{', '.join(sources)} holds files of several kinds ({', '.join(builders)}). Pass the files of one kind, "
-            f"as {sources[0].rstrip('/')}/*.parquet."
+            f"as {first.parent / f'*{suffix}'}."
         )
     options = {"sample_by": "document"} if builders == ["text"] else {}
     try:

@@ -42,6 +42,7 @@ from ..prompts import through_last_k
 
 # Made by rule, in a document; questions come with a dataset of ready windows
 RULE_KINDS = ("continuation", "fact", "recall", "far")
+_KINDS = ", ".join(map(repr, RULE_KINDS))
 # Of a target in a ready window that does not say its kind
 QUESTION = "question"
 
@@ -100,18 +101,18 @@ class TargetSpec:
     def __post_init__(self):
         names = [name for name, _ in self.kinds]
         if not names:
-            raise ValueError(f"`kinds` is empty: name at least one of {RULE_KINDS} with its weight.")
+            raise ValueError(f"`target_kinds` is empty: name at least one of {_KINDS} with its weight.")
         for name, weight in self.kinds:
             if name not in RULE_KINDS:
                 raise ValueError(
-                    f"`kinds` has {name!r}, which no rule makes: name some of {RULE_KINDS}, or give other targets as a "
+                    f"`target_kinds` has {name!r}, which no rule makes: name some of {_KINDS}, or give other targets as a "
                     "dataset with columns `context` and `targets`."
                 )
             if names.count(name) > 1:
-                raise ValueError(f"`kinds` has {name!r} more than once: add its weights up.")
+                raise ValueError(f"`target_kinds` has {name!r} more than once: add its weights up.")
             if not is_number(weight) or not 0 < weight < math.inf:
                 raise ValueError(
-                    f"The weight of {name!r} in `kinds` must be positive, got {weight!r}; or leave it out."
+                    f"The weight of {name!r} in `target_kinds` must be positive, got {weight!r}; or leave it out."
                 )
         for name, least in (("targets_per_context", 1), ("cue_length", 2), ("far_offset", 1)):
             whole_number(name, getattr(self, name), least)

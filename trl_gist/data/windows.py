@@ -348,9 +348,15 @@ def prepare_windows(
     elif {"context", TARGETS_COLUMN} <= columns:
         to_windows, consumed, several = _ready_window, {"context", TARGETS_COLUMN, "last_k"}, True
     else:
+        remedy = "name the column that holds the text: `dataset.rename_column(..., 'text')`, or `--text_column`"
+        if "messages" in columns:
+            remedy = (
+                "write each chat as a text: `tokenizer.apply_chat_template(messages, tokenize=False)`, with "
+                "`parse_special_tokens`"
+            )
         raise ValueError(
             f"The {name} dataset has columns {sorted(columns)}; it needs either `text`, or `context` and `target` or "
-            "`targets` (and optionally `last_k`)."
+            f"`targets` (and optionally `last_k`). To train on texts, {remedy}."
         )
     if rules is not None:
         rules.check(columns - consumed, name)

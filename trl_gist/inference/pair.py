@@ -85,6 +85,13 @@ class LoadedPair:
         # One model call at a time. Reentrant, because a streamer may use another session from within one
         self.lock = threading.RLock()
 
+    def __repr__(self):
+        pair = self.pair
+        return (
+            f"{type(self).__name__}(context_length={pair.context_length}, last_k={pair.last_k}, "
+            f"max_gist_length={pair.max_gist_length}, base_models={pair.base_models}, step={pair.step})"
+        )
+
     def __getstate__(self):
         return {name: value for name, value in vars(self).items() if name not in ("prompts", "lock")}
 

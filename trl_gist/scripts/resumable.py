@@ -119,12 +119,17 @@ def measure_rows(
         MofNCompleteColumn(),
         TimeRemainingColumn(elapsed_when_finished=True),
     )
-    with Progress(*columns, console=console) as progress:
-        task = progress.add_task(what, total=windows, completed=done)
-        for batch in measure(rows):
-            folder.append(batch)
-            rows += batch
-            progress.advance(task, len(window_blocks(batch, settings)))
+    try:
+        with Progress(*columns, console=console) as progress:
+            task = progress.add_task(what, total=windows, completed=done)
+            for batch in measure(rows):
+                folder.append(batch)
+                rows += batch
+                progress.advance(task, len(window_blocks(batch, settings)))
+    except KeyboardInterrupt:
+        measured = len(window_blocks(rows, settings))
+        console.print(f"{measured} {what.lower()} are measured and kept; the same command goes on from there")
+        raise
     return rows
 
 

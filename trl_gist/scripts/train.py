@@ -14,13 +14,16 @@
 
 """What `trl-gist train` runs: its arguments beside the trainer's, the data and the rewards they name, and the run."""
 
+import difflib
 import importlib
 import logging
 import os
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from transformers import ProgressCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, IntervalStrategy
 from trl import ModelConfig, TrlParser, get_peft_config
 
@@ -28,7 +31,7 @@ from .. import rewards
 from ..common.arguments import several, truth, whole_number
 from ..data.documents import load_documents
 from ..evaluation.compressors.registry import EXTRACTIVE_COMPRESSORS, extractive_compressors
-from ..trainer.callbacks import STOPPED_FILE, SaveOnSignal
+from ..trainer.callbacks import STOPPED_FILE, GistProgressCallback, SaveOnSignal
 from ..trainer.checkpoints.run_lock import PATIENCE
 from ..trainer.config_checks import check_asks_no_teacher
 from ..trainer.gist_config import GistConfig
@@ -149,7 +152,9 @@ class GistScriptArguments:
         if isinstance(self.remove_columns, str):
             self.remove_columns = [self.remove_columns]
         if (self.dataset_name is None) == (self.dataset_path is None):
-            raise ValueError("Set one of `dataset_name` (a dataset on the Hub) and `dataset_path` (local files).")
+            raise ValueError(
+                "Set one of `dataset_name` (a dataset on the Hub) and `dataset_path` (local files): the documents to train on."
+            )
         self.eval_documents = whole_number("eval_documents", self.eval_documents, optional=True)
         if self.compressor not in (None, *EXTRACTIVE_COMPRESSORS):
             raise ValueError(f"`compressor` must be one of {list(EXTRACTIVE_COMPRESSORS)}, got {self.compressor!r}.")
@@ -186,10 +191,44 @@ class GistModelConfig(ModelConfig):
             raise ValueError("`load_in_8bit` and `load_in_4bit` are not supported. Use `--dtype bfloat16`.")
 
 
+class GistParser(TrlParser):
+    """
+    [`~trl.TrlParser`] that names a setting which does not exist before it makes anything of the others: a default in its
+    place would be refused beside what was meant for it. `--config=FILE` is taken too.
+    """
+
+    def parse_args_and_config(self, args: Iterable[str] | None = None, **kwargs):
+        args = sys.argv[1:] if args is None else args
+        return super().parse_args_and_config(
+            [part for arg in args for part in (arg.split("=", 1) if arg.startswith("--config=") else [arg])], **kwargs
+        )
+
+    def set_defaults_with_config(self, **kwargs) -> list[str]:
+        unknown = super().set_defaults_with_config(**kwargs)
+        if unknown:
+            raise ValueError(self._unknown(unknown[0].removeprefix("--"), " of the config file"))
+        return unknown
+
+    def parse_known_args(self, args=None, namespace=None):
+        namespace, unknown = super().parse_known_args(args, namespace)
+        if unknown:
+            flags = [part.partition("=")[0] for part in unknown if part.startswith("--")]
+            if not flags:
+                raise ValueError(f"{unknown[0]!r} is the value of no flag; `--help` lists them.")
+            raise ValueError(self._unknown(flags[0]))
+        return namespace, unknown
+
+    def _unknown(self, name, where=""):
+        known = [action.dest for action in self._actions]
+        meant = difflib.get_close_matches(name.strip("-").replace("-", "_"), known, n=1)
+        question = f"Did you mean `{meant[0]}`? " if meant else ""
+        return f"`{name}`{where} is no setting. {question}`--help` lists them all."
+
+
 def make_parser(prog: str | None = None) -> TrlParser:
     # The usage line would list every flag of three dataclasses; --help does
     usage = "%(prog)s [--config FILE.yaml] [--FLAG VALUE ...]"
-    return TrlParser((GistScriptArguments, GistConfig, GistModelConfig), prog=prog, usage=usage, allow_abbrev=False)
+    return GistParser((GistScriptArguments, GistConfig, GistModelConfig), prog=prog, usage=usage, allow_abbrev=False)
 
 
 def make_trainer(
@@ -221,6 +260,9 @@ def make_trainer(
         reward_funcs=load_reward_funcs(script_args.reward_funcs),
         peft_config=peft_config,
     )
+    if not training_args.disable_tqdm:
+        trainer.remove_callback(ProgressCallback)
+        trainer.add_callback(GistProgressCallback())
     if script_args.compressor is not None:
         trainer.compressor = load_compressor(script_args.compressor, trainer)
     return trainer

@@ -240,6 +240,8 @@ async def _api_error(request, error):
 async def _http_error(request, error):
     """Starlette's own: no such route, no such method."""
     message = f"{error.detail}: {request.method} {request.url.path[:200]}."
+    if error.status_code == 404:
+        message += f" There are {', '.join((*MODEL_ROUTES, *OTHER_ROUTES))}."
     return ApiError(error.status_code, message, headers=error.headers).response()
 
 

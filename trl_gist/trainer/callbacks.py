@@ -23,19 +23,36 @@ from accelerate import PartialState
 from accelerate.utils import gather
 from transformers import ProgressCallback, TrainerCallback
 
+from ..common.statistics import with_error
+
 
 _SHOWN = {"teacher_kl": "KL(T‖G)", "log_prob_gain": "gain", "gist_length": "tokens", "entropy": "entropy"}
+_HELD_OUT = {
+    "teacher_kl": "KL(T‖G)",
+    "gain_over_null": "gain over an empty gist",
+    "gain_over_tail": "over as many tokens verbatim",
+}
 
 
 class GistProgressCallback(ProgressCallback):
-    """A progress bar with the four numbers to watch, instead of a printed dictionary of forty. All of them still go to
-    the trackers of `report_to` and to `trainer_state.json`."""
+    """A progress bar with the four numbers to watch, and a line for each evaluation, instead of printed dictionaries of
+    forty. All of them still go to the trackers of `report_to`, to `run_log/` and to `trainer_state.json`."""
 
     def on_log(self, args, state, control, logs=None, **kwargs):
-        if self.training_bar is not None and logs is not None and "teacher_kl" in logs:
+        if self.training_bar is None or logs is None:
+            return
+        if "teacher_kl" in logs:
             self.training_bar.set_postfix_str(
                 ", ".join(f"{label} {logs[name]:.3f}" for name, label in _SHOWN.items() if name in logs)
             )
+        elif held_out := next((name for name in logs if name.endswith("_teacher_kl")), None):
+            prefix = held_out.removesuffix("teacher_kl")
+            measures = [
+                f"{label} {with_error(logs[prefix + name], logs.get(f'{prefix}{name}_se'))}"
+                for name, label in _HELD_OUT.items()
+                if prefix + name in logs
+            ]
+            self.training_bar.write(f"{prefix.rstrip('_')}, step {state.global_step}: {', '.join(measures)}")
 
 
 def signals_named(*names: str) -> tuple[signal.Signals, ...]:

@@ -170,6 +170,19 @@ def check_kinds(args):
     whole_number("num_generations", args.num_generations)  # which TRL's type lets be None
 
 
+def check_json(args):
+    """What the command line takes as JSON can be read: transformers (5.23) does not say of which setting it could not."""
+    for name in args._VALID_DICT_FIELDS:
+        value = getattr(args, name)
+        if isinstance(value, str) and value.startswith("{"):
+            try:
+                json.loads(value)
+            except json.JSONDecodeError as error:
+                raise ValueError(
+                    f"`{name}` must be JSON, its names in double quotes as in '{{\"name\": 1}}', got {value!r}: {error}."
+                ) from error
+
+
 # From the classes: transformers' parser (5.23) takes the None out of the types of a dataclass's fields
 _type_hints = functools.cache(typing.get_type_hints)
 

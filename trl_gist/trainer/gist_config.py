@@ -24,7 +24,14 @@ from ..common.geometry import SEPARATOR
 from ..data.targets import TARGET_FLOOR, TARGETS_PER_CONTEXT, TargetSpec
 from ..data.windows import ColumnRules, WindowSpec
 from ..prompts import GENERATOR_PROMPT, SUMMARIZER_PROMPT_WITH_TAIL
-from .config_checks import check_config, check_kinds, check_targets, resolve_best_model, show_whole_context
+from .config_checks import (
+    check_config,
+    check_json,
+    check_kinds,
+    check_targets,
+    resolve_best_model,
+    show_whole_context,
+)
 from .walks import walk_geometry
 
 
@@ -404,6 +411,7 @@ class GistConfig(GRPOConfig):
 
     def __post_init__(self):
         check_kinds(self)
+        check_json(self)
         if not torch.accelerator.is_available():
             self.use_cpu = True  # TRL's default of bf16=True is refused on a machine without one unless it is said
         resolve_best_model(self)

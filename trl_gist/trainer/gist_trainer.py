@@ -538,9 +538,12 @@ class GistTrainer(GRPOTrainer):
         if self.use_vllm:
             temperature = self.temperature if self.model.training else 0.0
             return sample_with_vllm(generate, self.vllm_generation, prompt_ids, size, temperature)
-        self.generation_config.do_sample = self.model.training
+        training, config = self.model.training, self.generation_config
+        # What cuts a distribution is said of none that is not sampled from, else transformers (5.23) warns of it
+        config.do_sample, config.temperature, config.top_k = (
+            (True, self.temperature, 0) if training else (False, None, None)
+        )
         if self.use_transformers_continuous_batching or not self.shares_prefix:
-            training = self.model.training
             written = generate(prompt_ids, None, {}, size)
             if not training:  # TRL (1.16) leaves the model training where it batches continuously
                 self.model.eval()

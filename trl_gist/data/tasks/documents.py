@@ -224,8 +224,8 @@ class _Writer:
             if room < 0 or short > 0:
                 raise ValueError(
                     f"{len(due)} statements of {self.name} do not fit in window {window} of {self.window_length} tokens, "
-                    f"of which {max(0, left)} are left. Raise `window_length`, or lower `difficulty` "
-                    f"({self.difficulty}) or `tail_length`."
+                    f"of which {max(0, left)} are left. Lower `difficulty` ({self.difficulty}) or `tail_length`, or take longer "
+                    "windows: `window_length`, or a pair of a longer `context_length`."
                 )
             for place, each in zip(places, reversed(due), strict=True):
                 between.insert(min(place, most), each)

@@ -18,20 +18,22 @@ from ...common.statistics import with_error
 from ..pages.labels import reader_labels
 
 
-def arm_labels(report: dict) -> dict[str, str]:
-    """Arms in the order in which tables show them, from all text to the recursive gists."""
-    readers = reader_labels(last_k=report["geometry"]["last_k"])
+def arm_labels(report: dict, generator: str = "G", teacher: str = "T") -> dict[str, str]:
+    """
+    Arms in the order in which tables show them, from all text to the recursive gists; see [`~pages.labels.reader_labels`].
+    """
+    readers = reader_labels(generator, teacher, report["geometry"]["last_k"])
     labels = {
-        "full": "T: all text so far",
-        "window": f"T: last {report['geometry']['context_length']}, verbatim",
+        "full": f"{teacher}: all text so far",
+        "window": f"{teacher}: last {report['geometry']['context_length']}, verbatim",
         "tail": f"{readers['tail']}, verbatim",
         "last_k": f"{readers['last_k']}, sliding window",
-        "zero_shot": "T: its own rolling summary",
-        "zero_shot_g": "G: T's rolling summary",
+        "zero_shot": f"{teacher}: its own rolling summary",
+        "zero_shot_g": f"{generator}: {teacher}'s rolling summary",
         "null": f"{readers['null']}, sliding window",
-        "stale": "G: the first window's gist",
-        "single": "G: gist of the chunk alone",
-        "pair": "G: rolling gist",
+        "stale": f"{generator}: the first window's gist",
+        "single": f"{generator}: gist of the chunk alone",
+        "pair": f"{generator}: rolling gist",
     }
     for name in report["pairs"]:
         labels |= {f"{name}_null": f"{name}: empty gist", name: f"{name}: rolling gist"}

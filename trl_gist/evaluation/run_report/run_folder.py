@@ -132,7 +132,9 @@ def _read_without_log(directory, run, metrics):
 
 def _name_gaps(run):
     if not run.train:
-        run.missing.append("No training step is logged: the run was only evaluated, or has just begun.")
+        run.missing.append(
+            "No training step is logged: the run was only evaluated, has just begun, or is shorter than its `logging_steps`."
+        )
     if not run.held_out:
         run.missing.append("No evaluation on held-out documents: give the trainer an `eval_dataset` and evaluate.")
     elif len({log["step"] for log in run.held_out}) == 1:

@@ -25,8 +25,9 @@ from .tables import task_labels, task_sentences, task_tables
 
 _QUESTIONS = 4
 _CAPTIONS = {
-    "tasks_age": "By how many windows ago the fact was said, in the longest texts; the pairs' bands are standard "
-    "errors over documents. T with all of the text is the ceiling: where it fails, nothing is said of memory.",
+    "tasks_age": "By how many windows ago the fact was said, in the longest texts. The teacher with all of the text is "
+    "the ceiling: where it fails, nothing is said of memory. Gray is from the least to the most of those who have the "
+    "text's end and no gist. Bands are standard errors over documents.",
     "tasks_length": "By windows of the text; as many facts in each.",
 }
 
@@ -34,13 +35,14 @@ _CAPTIONS = {
 def write_tasks_page(directory: str | os.PathLike) -> Path:
     """Writes the page of a folder, from its measures, its rows and its plots; returns its path."""
     report, rows = read_measures(directory), read_rows(directory)
+    *tables, ahead = task_tables(report)
     page = render_page(
         "tasks/tasks.html.jinja",
         name=Path(report["pair"]).name,
         status="what it still knows of facts some windows later",
         report=report,
         verdicts=task_sentences(report),
-        tables=task_tables(report),
+        tables=[ahead, *tables],  # what most want to know first; a terminal has it where one looks, at the end
         plots=inline_plots(Path(directory, PLOTS_DIR), _CAPTIONS),
         gallery=_gallery(rows, report),
         facts=_facts(report, rows),
@@ -63,7 +65,7 @@ def _gallery(rows, report):
                     (
                         question["cue"].strip(),
                         question["answer"].strip(),
-                        question["age"],
+                        _said(question["age"]),
                         [
                             (labels[arm], question["written"].get(arm), question["right"].get(arm))
                             for arm in ("full", "zero_shot", "recall", "pair")
@@ -74,6 +76,12 @@ def _gallery(rows, report):
             }
         )
     return gallery
+
+
+def _said(age):
+    if age == 0:
+        return "said in the last window"
+    return f"said {age} window{'' if age == 1 else 's'} before the last"
 
 
 def _facts(report, rows):

@@ -21,12 +21,12 @@ from ..distance.labels import arm_labels
 Table = tuple[str, list[str], list[tuple[str, list[str], bool]]]
 
 
-def task_labels(report: dict) -> dict[str, str]:
-    """Those asked, in the order in which tables show them: T with everything first."""
-    labels = arm_labels(report) | {"recall": "G: rolling gist alone"}
-    labels["full"] = "T: all of the text"
-    labels["tail"] = "T: longer tail, last |L|+|Z|"
-    labels |= {name: f"T: {name}, rolling" for name in report["compressors"]}
+def task_labels(report: dict, generator: str = "G", teacher: str = "T") -> dict[str, str]:
+    """Those asked, in the order in which tables show them: T with everything first; see [`~pages.labels.reader_labels`]."""
+    labels = arm_labels(report, generator, teacher) | {"recall": f"{generator}: rolling gist alone"}
+    labels["full"] = f"{teacher}: all of the text"
+    labels["tail"] = f"{teacher}: longer tail, last |L|+|Z|"
+    labels |= {name: f"{teacher}: {name}, rolling" for name in report["compressors"]}
     return {arm: labels[arm] for arm in report["arms"]}
 
 
@@ -35,7 +35,10 @@ def age_label(group: dict) -> str:
 
 
 def task_tables(report: dict) -> list[Table]:
-    """Of each task two: title, headings, and lines of a label, cells, and whether they are the pair's own."""
+    """
+    Of each task two, and one of how far the pair is ahead in all of them: title, headings, and lines of a label, cells,
+    and whether they are the pair's own.
+    """
     tables = []
     for task, measures in report["tasks"].items():
         longest = _windows(measures["lengths"][-1])
@@ -58,23 +61,29 @@ def task_tables(report: dict) -> list[Table]:
             ]
             lines.insert(2, ("chance", [with_error(100 * group["chance"], None, 1) for group in groups], False))
             tables.append((title, ["answered from", *names], lines))
-    return tables
+    return [*tables, _ahead(report)]
+
+
+def _ahead(report):
+    longest = {task: measures["lengths"][-1] for task, measures in report["tasks"].items()}
+    (windows,) = {_windows(found) for found in longest.values()}
+    lines = [
+        (label, [_percent(found, f"ahead_of_{arm}", "+") for found in longest.values()], False)
+        for arm, label in task_labels(report).items()
+        if arm not in ("full", "pair", "recall")
+    ]
+    title = f"points by which the pair's rolling gist is ahead, paired by question, of texts of {windows}"
+    return title, ["ahead of", *longest], lines
 
 
 def task_sentences(report: dict) -> list[str]:
-    """How the pair stands on the longest texts of each task: against T with everything, chance and every other arm."""
-    labels, sentences = task_labels(report), []
+    """How the pair stands on the longest texts of each task: against T with everything, and chance."""
+    sentences = []
     for task, measures in report["tasks"].items():
         found = measures["lengths"][-1]
-        rivals = "; ".join(
-            f"{_percent(found, f'ahead_of_{arm}', '+')} over {label}"
-            for arm, label in labels.items()
-            if arm not in ("full", "pair", "recall")
-        )
         sentences.append(
             f"{task[0].upper()}{task[1:]}, {_windows(found)}: the pair answers {_percent(found, 'right_pair')}% "
-            f"right, T with all of the text {_percent(found, 'right_full')}%, chance {100 * found['chance']:.1f}%. In "
-            f"points, paired by question: {rivals}."
+            f"right, T with all of the text {_percent(found, 'right_full')}%, chance {100 * found['chance']:.1f}%."
         )
     return sentences
 

@@ -178,6 +178,12 @@ class Session:
         self._saved: SavedSession | None = None
         self._unsaved: list[Compaction] = []  # not yet in the log of `_saved`
 
+    def __repr__(self):
+        return (
+            f"{type(self).__name__}(position={self.position}, live={len(self.live)}, compactions={len(self.history)}, "
+            f"gist={self.gist!r})"
+        )
+
     # ---- What the generator reads ----
 
     @property
