@@ -20,6 +20,7 @@ from tiny import PARAGRAPH, make_tokenizer
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
+from trl_gist.common.pieces import LongText
 from trl_gist.common.tokens import literal_ids, literal_pieces, written_ids
 
 
@@ -98,3 +99,19 @@ def test_control_tokens_are_text_where_they_are_written_and_tokens_where_they_ar
 def test_a_tokenizer_without_offsets_takes_a_text_whole(tokenizer, monkeypatch):
     monkeypatch.setattr(type(tokenizer), "is_fast", False)
     assert list(literal_pieces(tokenizer, PARAGRAPH, 100)) == [(literal_ids(tokenizer, PARAGRAPH), None)]
+
+
+@pytest.mark.parametrize("kind", TOKENIZERS)
+@pytest.mark.parametrize("text", TEXTS.values(), ids=TEXTS)
+def test_a_text_in_bytes_has_the_pieces_of_a_str(text, kind):
+    tokenizer = TOKENIZERS[kind]()
+    in_bytes = LongText(memoryview(text.encode()), len(text))
+    assert [*literal_pieces(tokenizer, in_bytes, 200)] == [*literal_pieces(tokenizer, text, 200)]
+
+
+def test_a_text_in_bytes_is_sliced_as_a_str_forward_and_back():
+    text = TEXTS["all scripts"]
+    in_bytes, rng = LongText(memoryview(text.encode()), len(text)), random.Random(0)
+    for _ in range(300):
+        start, stop = sorted(rng.choices(range(len(text) + 1), k=2))
+        assert in_bytes[start:stop] == text[start:stop]

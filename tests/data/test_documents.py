@@ -25,6 +25,7 @@ import pyarrow.parquet as pq
 import pytest
 from any_path import ALL_SIGNS, DOCUMENTS, SIGNS, Place, walked
 
+from trl_gist.data import documents as documents_module
 from trl_gist.data.documents import load_documents
 
 
@@ -161,3 +162,45 @@ def test_a_folder_with_a_card_may_have_any_name(tmp_path):
         (folder / "README.md").write_text(card)
     assert load_documents(str(tmp_path / "corpus[1]"), split="test")["text"] == ["right"]
     assert load_documents(str(tmp_path / "corpus::%"), split="test")["text"] == ["right too"]
+
+
+# ---- Texts, in blocks ----
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("block", [1, 3, 1000])
+def test_a_text_is_what_open_reads_of_it_wherever_a_block_ends(tmp_path, monkeypatch, block, streaming):
+    monkeypatch.setattr(documents_module, "_BLOCK", block)
+    contents = ["", "\r", "a\r\nb\rc\n\r\n", "漢字 👩‍👩‍👧\r\n", "\ufeffa\ufeff", "x" * 50]
+    files = [tmp_path / f"{number}.txt" for number in range(len(contents))]
+    for file, content in zip(files, contents, strict=True):
+        file.write_bytes(content.encode())
+    found = texts_of([str(file) for file in files], streaming)
+    assert found == [file.read_text("utf-8-sig") for file in files]
+
+
+@pytest.mark.parametrize("content", [b"caf\xe9 noir", b"cut \xe6\xbc"])
+def test_a_text_that_is_no_utf_8_is_named(tmp_path, content):
+    (tmp_path / "a.md").write_bytes(content)
+    with pytest.raises(ValueError, match="a.md cannot be read: 'utf-8' codec can't decode"):
+        load_documents([str(tmp_path / "a.md")])
+
+
+def test_texts_are_prepared_once_until_one_changes(tmp_path):
+    files = [tmp_path / f"{name}.txt" for name in "ab"]
+    for file in files:
+        file.write_text(file.name)
+    first, again = (load_documents(files) for _ in range(2))
+    assert first.cache_files == again.cache_files and first._fingerprint == again._fingerprint
+    files[1].write_text("another")
+    assert load_documents(files)["text"][:] == ["a.txt", "another"]
+    assert load_documents(files[::-1])["text"][:] == ["another", "a.txt"]
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_stream_of_texts_has_a_shard_a_file(tmp_path, streaming):
+    for name in "abc":
+        (tmp_path / f"{name}.txt").write_text(name)
+    dataset = load_documents(str(tmp_path), streaming=streaming)
+    assert [row["text"] for row in dataset] == ["a", "b", "c"] and dataset.column_names == ["text"]
+    assert not streaming or dataset.num_shards == 3

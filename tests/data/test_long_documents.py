@@ -14,6 +14,7 @@
 
 """A document of any length: its windows are those of its ids as a whole, and never in memory together."""
 
+import json
 import os
 import subprocess
 import sys
@@ -65,6 +66,7 @@ def test_windows_are_the_same_in_however_many_parts_a_document_is_cut(monkeypatc
     whole, skipped = windows_of(tokenizer, spec, streaming=streaming)
     monkeypatch.setattr(windows_module, "_PART_TOKENS", 50)
     monkeypatch.setattr(windows_module, "_BYTES_TOGETHER", 1000)  # which some documents exceed
+    monkeypatch.setattr(windows_module, "PIECE", 100)  # what is longer is no `str`
     parts = []
     cut = windows_module._iter_parts
     monkeypatch.setattr(
@@ -105,41 +107,53 @@ def test_a_document_is_tokenised_only_as_far_as_its_windows_reach(tokenizer, mon
 
 
 MEASURE = """
-import sys
-sys.path[:0] = sys.argv[3:]
+import json, sys
+sys.path[:0] = sys.argv[2:]
 from pathlib import Path
 import datasets
 from tiny import PARAGRAPH, make_tokenizer
 from trl_gist.data import load_documents
+from trl_gist.data.targets import TargetSpec
+from trl_gist.data import windows as windows_module
 from trl_gist.data.windows import WindowSpec, prepare_windows
-folder, length = Path(sys.argv[1]), int(sys.argv[2])
+windows_module._PART_TOKENS, windows_module._BYTES_TOGETHER = 1 << 11, 1 << 16  # of which both texts have many
+folder, tokenizer = Path(sys.argv[1]), make_tokenizer()
 datasets.config.HF_DATASETS_CACHE = folder / "cache"
 datasets.disable_progress_bars()
-def prepared(name, length, streaming):
-    (folder / name).write_text(PARAGRAPH * (length // len(PARAGRAPH)))
-    dataset = load_documents(str(folder / name), streaming=streaming)
-    windows, skipped = prepare_windows(dataset, tokenizer, WindowSpec(200, 56, 16, None, None))
-    return sum(1 for _ in windows.select_columns(["target_ids"]))
 def peak():
     status = Path("/proc/self/status").read_text()
     return int(status.split("VmHWM:")[1].split()[0]) * 1024
-tokenizer = make_tokenizer()
-for streaming in (True, False):
-    prepared("short.txt", 200_000, streaming)  # what is imported and allocated once
+def cut(kind, length, streaming, most, targets):
+    text = PARAGRAPH * (length // len(PARAGRAPH)) + "👩"  # for which Python takes four bytes a letter
+    file = folder / f"{length} {most} {targets}.{kind}"
+    file.write_text(text if kind == "txt" else json.dumps({"text": text}))
+    del text
     Path("/proc/self/clear_refs").write_text("5")  # the peak is what is there now
     before = peak()
-    windows = prepared(f"long {streaming}.txt", length, streaming)
-    print(windows, (peak() - before) / length)
+    spec = WindowSpec(200, 56, 16, None, most, targets=TargetSpec((("fact", 1),), 2) if targets else None)
+    windows, skipped = prepare_windows(load_documents(str(file), streaming=streaming), tokenizer, spec)
+    return sum(1 for _ in windows.select_columns(["target_ids"])), peak() - before
+for kind, streaming, most, targets, lengths in json.loads(sys.stdin.read()):
+    cut(kind, 100_000, streaming, most, targets)  # what is imported and allocated once
+    (_, less), (windows, more) = (cut(kind, length, streaming, most, targets) for length in lengths)
+    print(windows, (more - less) / (lengths[1] - lengths[0]))
 """
+
+# All windows of a text, and three of a long one, which must be read, but tokenised no farther
+WHOLE, READ = (300_000, 2_000_000), (2_000_000, 20_000_000)
+ROUTES = [
+    *(("txt", streaming, None, not streaming, WHOLE) for streaming in (False, True)),
+    *((kind, streaming, 3, False, READ) for kind in ("txt", "jsonl") for streaming in (False, True)),
+]
 
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/clear_refs"), reason="only Linux says the peak since some moment")
-def test_a_long_document_takes_a_few_bytes_of_memory_a_byte(tmp_path):
-    """Some 150 bytes a byte, where all of its windows are made at once: 15 GB for 100 MB."""
-    length = 4_000_000
-    command = [sys.executable, "-c", MEASURE, str(tmp_path), str(length), *sys.path]
-    done = subprocess.run(command, capture_output=True, text=True)
+def test_a_longer_document_takes_a_few_bytes_of_memory_for_each_of_its_own(tmp_path):
+    """Some 150, where all of its windows are made at once: 15 GB for 100 MB, which are to take less than 1."""
+    command = [sys.executable, "-c", MEASURE, str(tmp_path), *sys.path]
+    done = subprocess.run(command, input=json.dumps(ROUTES), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
-    found = [line.split() for line in done.stdout.splitlines()[-2:]]
-    assert all(int(windows) > length / 4 / 256 for windows, _ in found)
-    assert all(float(bytes_a_byte) < 10 for _, bytes_a_byte in found), done.stdout
+    found = [line.split() for line in done.stdout.splitlines()[-len(ROUTES) :]]
+    for (_, _, most, _, (_, length)), (windows, bytes_a_byte) in zip(ROUTES, found, strict=True):
+        assert int(windows) == most if most else int(windows) > length / 4 / 256
+        assert float(bytes_a_byte) < (8 if most else 10), done.stdout

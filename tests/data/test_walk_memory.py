@@ -175,6 +175,9 @@ def test_a_long_document_asks_in_each_part_for_what_stands_there(monkeypatch):
     rows = Dataset.from_list([{"text": text, "document_targets": targets}])
     whole, _ = prepare_windows(rows, tokenizer, WindowSpec(60, TARGET, LAST_K, None, None))
     monkeypatch.setattr(windows_module, "_PART_TOKENS", 200)
+    monkeypatch.setattr(windows_module, "PIECE", 500)
+    real = windows_module.literal_pieces
+    monkeypatch.setattr(windows_module, "literal_pieces", lambda tokenizer, text: real(tokenizer, text, 500))
     parts, _ = prepare_windows(rows, tokenizer, WindowSpec(60, TARGET, LAST_K, None, None))
     assert list(parts) == list(whole)
     answers = {tokenizer.decode(target["target_ids"]) for window in whole for target in window["targets"]}

@@ -17,6 +17,7 @@ A text of any length, encoded piece by piece: of a whole book a tokenizer takes 
 of control tokens, and where windows are cut, is not said here.
 """
 
+import codecs
 from bisect import bisect_left
 from collections.abc import Callable, Iterator
 from itertools import accumulate
@@ -29,8 +30,39 @@ _SHARED, _AGREEING = 1 << 11, 8
 Piece = tuple[list[int], list[int] | None]
 
 
+class LongText:
+    """
+    A text of which only slices become a `str`, one after the other: one emoji makes Python's take four bytes a letter.
+
+    Args:
+        content (`memoryview`):
+            In UTF-8.
+        length (`int`):
+            Its characters.
+    """
+
+    def __init__(self, content: memoryview, length: int):
+        self._content, self._length = content, length
+        self._place = self._byte = 0  # where the last slice began, in characters and in bytes
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, part: slice) -> str:
+        """Of a slice with both its ends, the text; quick if it begins where the last one did, or after that."""
+        if part.start < self._place:
+            self._place = self._byte = 0
+        self._byte += len(self._read(part.start - self._place).encode())
+        self._place = part.start
+        return self._read(part.stop - part.start)
+
+    def _read(self, count):
+        content = bytes(self._content[self._byte : self._byte + 4 * count])
+        return codecs.getincrementaldecoder("utf-8")().decode(content)[:count]
+
+
 def encode_pieces(
-    encode: Callable[[str], tuple[list[int], list[int]]], text: str, piece: int = PIECE
+    encode: Callable[[str], tuple[list[int], list[int]]], text: str | LongText, piece: int = PIECE
 ) -> Iterator[Piece]:
     """
     The ids of a text, and at which of its characters each begins.
@@ -42,7 +74,7 @@ def encode_pieces(
     Args:
         encode (`Callable`):
             From a text to its ids and the character where each begins.
-        text (`str`):
+        text (`str` or [`LongText`]):
             Valid text.
         piece (`int`, *optional*, defaults to 65,536):
             Characters that are encoded together, at least.

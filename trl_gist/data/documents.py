@@ -17,6 +17,7 @@
 import codecs
 import contextlib
 import csv
+import functools
 import hashlib
 import io
 import lzma
@@ -29,9 +30,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import datasets
-from datasets import Dataset, IterableDataset, load_dataset
+import pyarrow as pa
+from datasets import Dataset, Features, IterableDataset, Value, load_dataset
 from datasets.data_files import sanitize_patterns
 from datasets.exceptions import DatasetGenerationError
+from datasets.packaged_modules.json.json import JsonConfig
 from datasets.utils.metadata import MetadataConfigs
 from huggingface_hub import DatasetCard
 from pyarrow import ArrowException, parquet
@@ -51,6 +54,8 @@ _BUILDERS = {
 }
 # In any other path `datasets` (5.2) sees patterns, hops (`::`) or addresses
 _PLAIN_PATH = re.compile(r"[\w./ -]+")
+# Bytes of a text that are decoded together, and of texts that are written to the cache together
+_BLOCK, _BYTES_TOGETHER = 1 << 20, 1 << 24
 
 
 def load_documents(
@@ -141,11 +146,19 @@ def _load_files(sources, streaming):
             f"{', '.join(sources)} holds files of several kinds ({', '.join(builders)}). Pass the files of one kind, "
             f"as {first.parent / f'*{suffix}'}."
         )
-    options = {"sample_by": "document"} if builders == ["text"] else {}
     try:
-        data_files = [_plain(file) for file in files if builders == ["text"] or not _is_blank(file)]
-        if data_files:
-            return load_dataset(builders[0], data_files=data_files, split="train", streaming=streaming, **options)
+        if builders == ["text"]:
+            dataset = _load_texts(files, streaming)
+        elif rows := [file for file in files if not _is_blank(file)]:
+            # Of a first row that long, looking for fields of mixed types takes ten times the memory, and finds none
+            options = {"on_mixed_types": None} if builders == ["json"] and _begins_with_long_row(rows[0]) else {}
+            data_files = [_plain(file) for file in rows]
+            dataset = load_dataset(builders[0], data_files=data_files, split="train", streaming=streaming, **options)
+        else:
+            dataset = None
+        pa.default_memory_pool().release_unused()  # of a long text, some times what it takes
+        if dataset is not None:
+            return dataset
     except DatasetGenerationError as error:
         raise ValueError(f"{', '.join(sources)} cannot be read: {error.__cause__}") from error
     except (EOFError, zlib.error, lzma.LZMAError, OSError) as error:
@@ -154,6 +167,30 @@ def _load_files(sources, streaming):
         if "corresponds to no data" not in str(error):  # as datasets (5.2) has it of tables with a header alone
             raise
     raise ValueError(f"{', '.join(sources)} holds no documents: {len(files)} files without a row.")
+
+
+def _load_texts(files, streaming):
+    """One document a file. `datasets` (5.2) takes up to twelve bytes of memory for each of a file's."""
+    files = [file.absolute() for file in files]
+    texts = {"features": Features({"text": Value("string")}), "gen_kwargs": {"files": [*map(str, files)]}}
+    if streaming:
+        return IterableDataset.from_generator(_read_texts, **texts)
+    size = sum(file.stat().st_size for file in files) // len(files)
+    together = max(1, min(1000, _BYTES_TOGETHER // max(1, size)))
+    return Dataset.from_generator(_read_texts, **texts, fingerprint=_state("texts", files), writer_batch_size=together)
+
+
+def _read_texts(files):
+    for file in files:
+        yield {"text": _read_text(file)}
+
+
+def _read_text(file):
+    """A file's text, as Python's `open` reads it. In blocks: one emoji makes four bytes of each letter around it."""
+    decoder = io.IncrementalNewlineDecoder(codecs.getincrementaldecoder("utf-8-sig")(), translate=True)
+    with open_to_read(file) as stream:
+        blocks = [decoder.decode(block) for block in iter(functools.partial(stream.read, _BLOCK), b"")]
+    return "".join([*blocks, decoder.decode(b"", final=True)])
 
 
 def _files(path):
@@ -196,6 +233,13 @@ def _is_blank(file):
     with open_to_read(file) as stream:
         start = stream.read(1 << 12)
         return start.removeprefix(codecs.BOM_UTF8).strip() in (b"", b"[]", b"{}") and not stream.read(1)
+
+
+def _begins_with_long_row(file):
+    """Whether the first of JSON lines is all that `datasets` (5.2) reads of a file at first."""
+    with open_to_read(file) as stream:
+        start = stream.read(JsonConfig.chunksize + 1)
+    return len(start) > JsonConfig.chunksize and b"\n" not in start and not start.lstrip().startswith(b"[")
 
 
 def _plain(path):
@@ -241,9 +285,7 @@ def _plain_folder(path):
 
 def _in_cache(path, files, make, suffixes=""):
     """What `make` puts in the place of a path, once, while its files are as they are."""
-    states = [f"{file}\0{file.stat().st_mtime_ns}\0{file.stat().st_size}" for file in files]
-    name = hashlib.sha256("\0".join([str(path), *states]).encode("utf-8", "surrogateescape")).hexdigest()
-    place = Path(datasets.config.HF_DATASETS_CACHE, "trl_gist", name[:32] + suffixes)
+    place = Path(datasets.config.HF_DATASETS_CACHE, "trl_gist", _state(path, files) + suffixes)
     if place.exists():
         return str(place)
     place.parent.mkdir(parents=True, exist_ok=True)
@@ -255,3 +297,9 @@ def _in_cache(path, files, make, suffixes=""):
             if not place.exists():  # another process was as quick
                 raise
     return str(place)
+
+
+def _state(name, files):
+    """What tells files, as they are now, from others and from what they were."""
+    states = [f"{file}\0{file.stat().st_mtime_ns}\0{file.stat().st_size}" for file in files]
+    return hashlib.sha256("\0".join([str(name), *states]).encode("utf-8", "surrogateescape")).hexdigest()[:32]

@@ -74,10 +74,10 @@ class TargetSpec:
     Which targets a window gets.
 
     Attributes:
-        kinds (`tuple[tuple[str, float], ...]`):
+        kinds (`tuple[tuple[str, float], ...]`, *optional*):
             Names of `RULE_KINDS`, each with its weight: how many of the targets are of that kind, relative to the
-            others, in the mean over windows.
-        targets_per_context (`int`):
+            others, in the mean over windows. Defaults to the continuation alone.
+        targets_per_context (`int`, *optional*, defaults to `8`):
             Targets of a window, of all kinds together; fewer where a context has fewer.
         cue_length (`int`, *optional*, defaults to `12`):
             Tokens before a fact that the generator reads, at most; of a sentence to recall it reads half as many.
@@ -92,8 +92,8 @@ class TargetSpec:
         ValueError: for a kind that is unknown or named twice, or a number that is too small.
     """
 
-    kinds: tuple[tuple[str, float], ...]
-    targets_per_context: int
+    kinds: tuple[tuple[str, float], ...] = (("continuation", 1),)
+    targets_per_context: int = TARGETS_PER_CONTEXT
     cue_length: int = 12
     far_offset: int = 128
     recall_age: tuple[float, ...] | None = None

@@ -14,11 +14,11 @@
 
 """Documents as windows in token ids: context, last tokens, target. What fits the models, and which columns may be."""
 
-import bisect
 import itertools
 import json
 import re
 import secrets
+from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -30,14 +30,15 @@ import pyarrow.compute as pc
 from accelerate import PartialState
 from accelerate.logging import get_logger
 from datasets import Dataset, Features, IterableDataset, List, Value
+from datasets.formatting.formatting import LazyBatch
 from transformers import PreTrainedTokenizerBase
 
 from ..common.arguments import token_ids, whole_number
 from ..common.geometry import Geometry, WindowedText
-from ..common.pieces import Piece
+from ..common.pieces import PIECE, LongText, Piece
 from ..common.tokens import characters_of, literal_ids, literal_pieces, written_ids, written_pieces
 from ..prompts import GistPrompts, targets_of, through_last_k
-from .targets import QUESTION, TARGETS_PER_CONTEXT, TargetSpec, make_targets, make_walk_targets
+from .targets import QUESTION, TargetSpec, make_targets, make_walk_targets
 
 
 logger = get_logger(__name__)
@@ -99,8 +100,6 @@ _TARGET_FEATURES = {name: List(Value("int32")) for name in ("cue_ids", "target_i
 _TARGET_FEATURES |= {"kind": Value("string")}
 _TARGETS_FEATURE = List(_TARGET_FEATURES)
 _WALK_TARGETS_FEATURE = List(_TARGET_FEATURES | {"window": Value("int32"), "age": Value("int32")})
-# Of a document's own targets, where nothing is said of how they are drawn
-_OF_DOCUMENT = TargetSpec((("continuation", 1),), TARGETS_PER_CONTEXT)
 
 
 @dataclass
@@ -379,9 +378,10 @@ def prepare_windows(
 
     def parts_of_batch(batch, indices):
         out = {column: [] for column in (*_PART_COLUMNS.values(), _ROW, _SKIPPED, *beside)}
+        texts = _texts(batch, tokenizer)
+        brought = batch[DOCUMENT_TARGETS_COLUMN] if DOCUMENT_TARGETS_COLUMN in batch else None
         for row, index in enumerate(indices):
-            own = {name: batch[name][row] for name in ("text", DOCUMENT_TARGETS_COLUMN) if name in batch}
-            parts, reason = _parts(own, tokenizer, spec)
+            parts, reason = _parts(texts[row], () if brought is None else (brought[row],), tokenizer, spec)
             for part in parts:
                 for name, column in _PART_COLUMNS.items():
                     out[column].append(getattr(part, name))
@@ -557,6 +557,8 @@ def why_unusable(text) -> str | None:
     """Why a value cannot be tokenised, or `None`."""
     if text is None:
         return "null"
+    if isinstance(text, LongText):
+        return None
     if not isinstance(text, str):
         return "not a string"
     try:
@@ -573,11 +575,15 @@ def _tokenize(tokenizer, text, spec):
 def _sizes(dataset) -> tuple[int, bool]:
     """How many documents are about `_BYTES_TOGETHER`, and whether one of them alone is longer."""
     texts = dataset.data.column("text")
-    if not (pa.types.is_string(texts.type) or pa.types.is_large_string(texts.type)):
+    if not _is_text(texts.type):
         return 1000, False
     lengths = pc.binary_length(texts)
     mean, longest = pc.mean(lengths).as_py() or 1.0, pc.max(lengths).as_py() or 0
     return max(1, min(1000, int(_BYTES_TOGETHER / mean))), longest > _BYTES_TOGETHER
+
+
+def _is_text(kind):
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind)
 
 
 class _Part(NamedTuple):
@@ -593,17 +599,28 @@ class _Part(NamedTuple):
     targets: str | None = None
 
 
-def _parts(row, tokenizer, spec) -> tuple[list[_Part], str]:
+def _texts(batch, tokenizer):
+    """The texts of a batch, a long one only as it is tokenised; a tokenizer without offsets takes each as a whole."""
+    if not (isinstance(batch, LazyBatch) and tokenizer.is_fast):
+        return batch["text"]
+    texts = batch.pa_table["text"]
+    if not _is_text(texts.type):
+        return batch["text"]
+    return [
+        LongText(memoryview(text.as_buffer()), length) if (length or 0) > PIECE else text.as_py()
+        for text, length in zip(texts, pc.utf8_length(texts).to_pylist(), strict=True)
+    ]
+
+
+def _parts(text, brought, tokenizer, spec) -> tuple[list[_Part], str]:
     """All parts of a document, in a few bytes a token; or why it has no window, beside a part that is empty."""
-    text, targets = row["text"], None
-    reason = why_unusable(text)
-    if reason is None and DOCUMENT_TARGETS_COLUMN in row:
-        targets, reason = _document_targets(row, tokenizer, spec)
+    reason, targets = why_unusable(text), None
+    if reason is None and brought:
+        targets, reason = _document_targets(text, *brought, tokenizer, spec)
     if reason is None:
         pieces = (written_pieces if spec.parse_special_tokens else literal_pieces)(tokenizer, text)
         if targets is not None:
-            pieces = [*pieces]
-            _count_tokens(pieces, targets, lambda place: len(_tokenize(tokenizer, text[:place], spec)))
+            pieces = _count_tokens(pieces, targets, lambda place: len(_tokenize(tokenizer, text[:place], spec)))
         parts = list(_iter_parts(pieces, spec, targets))
         if parts:
             return parts, ""
@@ -657,7 +674,7 @@ def _cut_part(row, tokenizer, spec):
         if spec.walks:
             window[WALK_COLUMN] = cut
         if brought is not None or spec.several:
-            targets, own = spec.targets or _OF_DOCUMENT, None if brought is None else _after(brought, start)
+            targets, own = spec.targets or TargetSpec(), None if brought is None else _after(brought, start)
             if spec.walks:
                 geometry, walked = spec.geometry, spec.windows_per_document
                 window[TARGETS_COLUMN] = make_walk_targets(tokenizer, cut, geometry, walked, targets, own)
@@ -668,9 +685,8 @@ def _cut_part(row, tokenizer, spec):
     return windows, _TOO_SHORT if not windows and first == 0 else None
 
 
-def _document_targets(row, tokenizer, spec):
-    """The targets that come with a document, by its tokens; or why they cannot be used."""
-    entries = row[DOCUMENT_TARGETS_COLUMN]
+def _document_targets(text, entries, tokenizer, spec):
+    """The targets that come with a document, by its characters; or why they cannot be used."""
     targets, reason = _ready_targets(entries, [], tokenizer, spec)
     if reason:
         return None, reason
@@ -680,20 +696,24 @@ def _document_targets(row, tokenizer, spec):
             if place is None and name == "until":
                 target[name] = None
                 continue
-            if type(place) is not int or not 0 <= place <= len(row["text"]):
+            if type(place) is not int or not 0 <= place <= len(text):
                 return None, f"with a target whose `{name}` is no place in the text"
             target[name] = place
     return targets, None
 
 
-def _count_tokens(pieces, targets, count):
+def _count_tokens(pieces, targets, count) -> list[Piece]:
     """Places of targets in tokens instead of characters: so many begin before each. A tokenizer that does not say where
-    they begin counts those of the text up to there."""
-    begins = [start for _, starts in pieces for start in starts or ()]
-    for target in targets:
-        for name in ("at", "until"):
-            if target[name] is not None:
-                target[name] = bisect.bisect_left(begins, target[name]) if begins else count(target[name])
+    they begin counts those of the text up to there. The pieces, whose ids are kept in four bytes each."""
+    named = [(target, name) for target in targets for name in ("at", "until") if target[name] is not None]
+    places = np.array([target[name] for target, name in named], np.int64)
+    before, kept = np.zeros_like(places), []
+    for ids, starts in pieces:
+        before += [count(place) for place in places.tolist()] if starts is None else np.searchsorted(starts, places)
+        kept.append((array("i", ids), None))
+    for (target, name), number in zip(named, before.tolist(), strict=True):
+        target[name] = number
+    return kept
 
 
 def _after(targets, start):

@@ -25,7 +25,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from ..common.run_files import PLOTS_DIR
 from ..common.statistics import is_number, with_error
-from ..data.targets import TARGET_FLOOR, TARGETS_PER_CONTEXT, TargetSpec
+from ..data.targets import TARGET_FLOOR, TargetSpec
 from ..data.windows import (
     DOCUMENT_TARGETS_COLUMN,
     TARGETS_COLUMN,
@@ -145,7 +145,7 @@ def target_spec(args: EvaluateArguments) -> TargetSpec | None:
                 f"`--{name}` ({value}) is of several kinds of targets: give them by `--target_kinds`, or leave it out."
             )
         return None
-    return TargetSpec(tuple(args.target_kinds.items()), **{"targets_per_context": TARGETS_PER_CONTEXT, **given})
+    return TargetSpec(tuple(args.target_kinds.items()), **given)
 
 
 def describe_gists(rows: list[dict], readings: PairReadings, folder: EvaluationFolder) -> dict[str, float]:

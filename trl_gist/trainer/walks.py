@@ -74,17 +74,16 @@ class Walk:
 
     def rows(self, inputs: list[dict], num_generations: int) -> list[dict]:
         """A row for each window of each input, with its `window`; inputs with the same walk are adjacent."""
-        rows = []
+        rows, characters = [], characters_of(self.prompts.tokenizer)
         for start in range(0, len(inputs), num_generations):
+            text = WindowedText(inputs[start]["walk_ids"], self.geometry, characters)
             for window in range(self.windows):
-                columns = self._window(inputs[start], window)
+                columns = self._window(inputs[start], text, window)
                 rows += [{**row, **columns} for row in inputs[start : start + num_generations]]
         return rows
 
-    def _window(self, row, window):
+    def _window(self, row, text, window):
         """What is known of it before there is the gist that S reads first."""
-        walk_ids = row["walk_ids"]
-        text = WindowedText(walk_ids, self.geometry, characters_of(self.prompts.tokenizer))
         chunk_ids, last_k_ids = text.chunk(window), text.last(window)
         targets = [target for target in row.get("targets", ()) if target["window"] == window]
         return ({"targets": targets} if "targets" in row else {}) | {
@@ -93,7 +92,7 @@ class Walk:
             "chunk_ids": chunk_ids,
             "last_k_ids": last_k_ids,
             "target_ids": text.target(window),
-            "seen_ids": walk_ids[: text.before(window)],
+            "seen_ids": text.ids[: text.before(window)],
         }
 
     def context_ids(self, row: dict, gist_ids: list[int]) -> list[int]:
