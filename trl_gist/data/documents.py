@@ -55,7 +55,7 @@ _BUILDERS = {
 # In any other path `datasets` (5.2) sees patterns, hops (`::`) or addresses
 _PLAIN_PATH = re.compile(r"[\w./ -]+")
 # Bytes of a text that are decoded together, and of texts that are written to the cache together
-_BLOCK, _BYTES_TOGETHER = 1 << 20, 1 << 24
+_BLOCK, _BYTES_TOGETHER = 1 << 13, 1 << 24
 
 
 def load_documents(
@@ -79,7 +79,8 @@ def load_documents(
         config, split (`str`):
             Of the dataset on the Hub or the folder laid out as one.
         streaming (`bool`, *optional*, defaults to `False`):
-            Whether to read documents as they are needed instead of preparing all of them.
+            Whether to read documents as they are needed instead of preparing all of them. JSON lines of which the first
+            has over 10 MB are prepared all the same.
         text_column (`str`, *optional*, defaults to `"text"`):
             The column that holds the text. It is renamed to `text`.
         remove_columns (`list[str]`, *optional*):
@@ -150,10 +151,11 @@ def _load_files(sources, streaming):
         if builders == ["text"]:
             dataset = _load_texts(files, streaming)
         elif rows := [file for file in files if not _is_blank(file)]:
-            # Of a first row that long, looking for fields of mixed types takes ten times the memory, and finds none
-            options = {"on_mixed_types": None} if builders == ["json"] and _begins_with_long_row(rows[0]) else {}
-            data_files = [_plain(file) for file in rows]
-            dataset = load_dataset(builders[0], data_files=data_files, split="train", streaming=streaming, **options)
+            options = {"data_files": [_plain(file) for file in rows], "split": "train", "streaming": streaming}
+            if builders == ["json"] and _begins_with_long_row(rows[0]):
+                dataset = _load_long_rows(options, streaming)
+            else:
+                dataset = load_dataset(builders[0], **options)
         else:
             dataset = None
         pa.default_memory_pool().release_unused()  # of a long text, some times what it takes
@@ -167,6 +169,15 @@ def _load_files(sources, streaming):
         if "corresponds to no data" not in str(error):  # as datasets (5.2) has it of tables with a header alone
             raise
     raise ValueError(f"{', '.join(sources)} holds no documents: {len(files)} files without a row.")
+
+
+def _load_long_rows(options, streaming):
+    """Rows one by one. Of one that long, `datasets` (5.2) takes ten times the memory to look for fields of mixed types,
+    and in a stream seven times to hold it."""
+    options = options | {"on_mixed_types": None, "writer_batch_size": 1, "streaming": False}
+    dataset = load_dataset("json", **options)
+    shards = min(len(options["data_files"]), len(dataset))
+    return dataset.to_iterable_dataset(shards) if streaming else dataset
 
 
 def _load_texts(files, streaming):
