@@ -219,6 +219,23 @@ def test_what_makes_no_character_has_no_text(tokenizer, data):
     assert characters_of(tokenizer).whole(whole) == whole
 
 
+def test_added_tokens_with_letters_that_stand_for_bytes_are_read_as_they_are():
+    tokenizer = copy.deepcopy(TOKENIZERS["byte-level"])
+    tokenizer.add_tokens(["café", "Größe", "Ã©"])
+    for text in ("the café, Größe L. In 1854 café", "caféGrößecafé", "Ã© é Ã", "café", "霍café乱"):
+        ids = literal_ids(tokenizer, text)
+        assert len(tokenizer) - 1 in ids or len(tokenizer) - 3 in ids
+        assert decode(tokenizer, ids) == text and characters_of(tokenizer).whole(ids) == ids
+        pieces = []
+        stream = TextStream(tokenizer, pieces.append, [])
+        for token in ids:
+            stream.add(token)
+        stream.finish()
+        assert "".join(pieces) == text
+    half = literal_ids(tokenizer, "霍")[:1]
+    assert decode(tokenizer, [*half, *literal_ids(tokenizer, "café")]) == "café"
+
+
 def _spelled_replacements(tokenizer, ids):
     """U+FFFD that tokens spell, byte for byte."""
     one = literal_ids(tokenizer, "\ufffd")

@@ -48,6 +48,13 @@ def test_what_is_no_role_is_refused_by_name(make_trainer, role, source):
         make_trainer(**{role: source})
 
 
+def test_a_tokenizer_without_a_token_that_ends_a_gist_is_refused(make_trainer):
+    tokenizer = make_tokenizer()
+    tokenizer.eos_token = None
+    with pytest.raises(ValueError, match="no end-of-sequence token, .* Set `eos_token` of the `processing_class`"):
+        make_trainer(processing_class=tokenizer)
+
+
 def test_settings_of_another_trainer_are_refused(checkpoint, documents, tmp_path):
     for args in (GRPOConfig(str(tmp_path / "run"), bf16=False, use_cpu=True), {"max_steps": 1}, str(tmp_path / "run")):
         with pytest.raises(ValueError, match=f"^`args` must be a `GistConfig`, .*, got {type(args).__name__}"):

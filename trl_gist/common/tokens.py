@@ -267,7 +267,8 @@ def _following(tokenizer, text, encode):
 
 def decode(tokenizer: PreTrainedTokenizerBase, token_ids: list[int], skip_special_tokens: bool = True) -> str:
     """The text of token ids, without what makes no whole character and, unless they are wanted, without special tokens."""
-    return tokenizer.decode(characters_of(tokenizer).whole(token_ids), skip_special_tokens=skip_special_tokens)
+    characters = characters_of(tokenizer)
+    return characters.text(characters.whole(token_ids), skip_special_tokens)
 
 
 class Characters:
@@ -329,6 +330,30 @@ class Characters:
             kept = left
         return kept
 
+    def text(self, token_ids: list[int], skip_special_tokens: bool = True) -> str:
+        """The text of ids that make whole characters."""
+        text, start = "", 0
+        for place, token in enumerate(token_ids if self._misread else ()):
+            if token in self._misread:
+                text += self._decode(token_ids[start:place], skip_special_tokens) + self._misread[token]
+                start = place + 1
+        return text + self._decode(token_ids[start:], skip_special_tokens)
+
+    def _decode(self, token_ids, skip_special_tokens):
+        return self.tokenizer.decode(token_ids, skip_special_tokens=skip_special_tokens)
+
+    @functools.cached_property
+    def _misread(self) -> dict[int, str]:
+        """Added tokens of letters that the decoder of a byte-level vocabulary (tokenizers 0.22) takes for bytes."""
+        added = self.tokenizer.added_tokens_decoder.items()
+        return {
+            token_id: token.content
+            for token_id, token in added
+            if not token.special
+            and not token.content.isascii()
+            and all(map(self._byte_of.__contains__, token.content))
+        }
+
     @functools.cached_property
     def _byte_of(self):
         """The byte of each sign by which a byte-level vocabulary spells it; empty for any other vocabulary."""
@@ -344,7 +369,9 @@ class Characters:
 
     def _bytes(self, token):
         if token not in self._known:
-            self._known[token] = self._spelled(self.tokenizer.convert_ids_to_tokens(token))
+            misread = self._misread.get(token)
+            sign = self.tokenizer.convert_ids_to_tokens(token)
+            self._known[token] = self._spelled(sign) if misread is None else misread.encode()
         return self._known[token]
 
     def _spelled(self, sign):

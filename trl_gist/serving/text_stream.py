@@ -97,7 +97,7 @@ class TextStream(BaseStreamer):
             self.emit(text)
 
     def _decode(self, start, stop):
-        return self.tokenizer.decode(self.whole[start:stop], skip_special_tokens=True)
+        return self.characters.text(self.whole[start:stop])
 
 
 def _overlap(text, stop):

@@ -195,6 +195,10 @@ def load_given(
 ) -> Roles:
     """The three roles, loaded, as far as they are given by name; the generator has no adapter yet but one that it came
     with. Raises `ValueError` where they do not go together with the tokenizer or the settings of loading."""
+    if tokenizer.eos_token_id is None:
+        raise ValueError(
+            "The tokenizer has no end-of-sequence token, with which a gist ends. Set `eos_token` of the `processing_class`."
+        )
     for role, source in (("generator", generator), ("teacher", teacher)):
         if source is not None:
             check_same_tokenizer(tokenizer, role, source, args.trust_remote_code)
