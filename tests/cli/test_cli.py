@@ -119,6 +119,13 @@ def test_train_streams_and_uses_a_reward_function_of_ones_own(workspace, tmp_pat
     assert json.loads((tmp_path / "run" / "gist_config.json").read_text())["step"] == 1
 
 
+def test_a_folder_in_use_is_refused_before_anything_is_loaded(workspace, pair, monkeypatch, fails):
+    monkeypatch.setattr("trl_gist.scripts.train.load_documents", lambda *args, **kwargs: pytest.fail("loaded"))
+    argv = ["train", "--config", workspace / "recipe.yaml", "--output_dir"]
+    assert "holds another run, up to checkpoint-2" in fails(*argv, pair)
+    assert "holds the pair that another run saved" in fails(*argv, pair / "checkpoint-1")
+
+
 def test_train_refuses_a_folder_that_holds_another_run_and_resumes_it_if_asked(workspace, pair, tmp_path, fails):
     run = shutil.copytree(pair, tmp_path / "run")
     shutil.rmtree(run / "checkpoint-2")

@@ -319,7 +319,8 @@ def test_the_command_leaves_tables_plots_and_a_page_and_goes_on_after_a_kill(sav
     flags += ["--difficulty", "1", "--pairs", f"again={saved_pair}", "--device", "cpu", "--batch_size", "2"]
     assert main([*flags, "--output_dir", str(tmp_path / "straight")]) == 0
     printed = capsys.readouterr().out
-    assert "ledger: right answers in %, by windows of the text" in printed
+    assert "all tasks: right answers in %, by windows of the text" in printed
+    assert "ledger: right" not in printed and "The tables of each task are in" in printed
     assert "Needles, 3 windows: the pair answers" in printed and "chance 6.2%" in printed
     folder = tmp_path / "straight"
     rows = (folder / "rows.jsonl").read_bytes()

@@ -195,6 +195,13 @@ def test_a_dataset_of_short_documents_is_refused_with_the_count_and_the_length_n
         make_trainer(train_dataset=dataset)
 
 
+@pytest.mark.parametrize("role", ["model", "generator", "teacher"])
+def test_a_checkpoint_that_is_nowhere_is_named(checkpoint, make_args, role):
+    models = {"model": checkpoint, role: "no-such-model"}
+    with pytest.raises(OSError, match="no-such-model is no folder here"):
+        GistTrainer(**models, args=make_args(), train_dataset=Dataset.from_dict({"text": ["word " * 200] * 4}))
+
+
 def test_no_dataset_is_refused(checkpoint, make_args):
     with pytest.raises(ValueError, match="`train_dataset` is required"):
         GistTrainer(model=checkpoint, args=make_args())

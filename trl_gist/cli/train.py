@@ -23,17 +23,14 @@ def add_parser(commands):
 
 def run(argv: list[str]) -> int:
     """Returns the exit code."""
-    import warnings
-
     import yaml
 
     from ..scripts.launch import launch, size_of_launch, split_launch_flags
     from ..scripts.memory import print_memory
-    from ..scripts.train import make_parser, make_trainer, train
+    from ..scripts.train import checkpoint_of, make_parser, make_trainer, train
+    from ..trainer.checkpoints.run_directory import check_unused
 
     prog = "trl-gist train"
-    # By these names TRL (1.16) calls transformers (5.23), which says so at every rollout
-    warnings.filterwarnings("ignore", "`(is_)?gradient_checkpointing", FutureWarning)
     if not argv:
         exit_with(
             prog,
@@ -62,6 +59,8 @@ def run(argv: list[str]) -> int:
         if arguments[0].dry_run:
             print_memory(*arguments)
             return 0
+        if not checkpoint_of(arguments[1]):
+            check_unused(arguments[1].output_dir)  # before the minutes that models and a corpus may take
         trainer = make_trainer(*arguments)
     except (ValueError, OSError, ImportError, yaml.YAMLError) as error:  # as vLLM, which only some recipes need
         exit_with(prog, error)

@@ -148,6 +148,17 @@ def _experts_name(config):
     return next((name for name in names if hasattr(config, name)), None)
 
 
+@contextmanager
+def naming(checkpoint: str) -> Iterator[None]:
+    """Inside it an `OSError` says which checkpoint could not be loaded: offline, the Hub's client (2.4) does not."""
+    try:
+        yield
+    except OSError as error:
+        if str(checkpoint) in str(error):
+            raise
+        raise OSError(f"{checkpoint} is no folder here, and cannot be loaded from the Hub. {error}") from error
+
+
 def create_model_from_path(checkpoint: str, **init_kwargs) -> PreTrainedModel:
     """
     The model of a checkpoint, of the class that it names. As TRL's function of this name (1.16), so that a pair is
@@ -165,7 +176,8 @@ def create_model_from_path(checkpoint: str, **init_kwargs) -> PreTrainedModel:
     init_kwargs.setdefault("dtype", torch.float32)
     if "device_map" not in init_kwargs:
         init_kwargs["device_map"] = None if PartialState().device.type in ("cpu", "mps") else "auto"
-    config = AutoConfig.from_pretrained(checkpoint, trust_remote_code=init_kwargs.get("trust_remote_code", False))
+    with naming(checkpoint):
+        config = AutoConfig.from_pretrained(checkpoint, trust_remote_code=init_kwargs.get("trust_remote_code", False))
     # A class that is the checkpoint's own is not in transformers
     architecture = getattr(transformers, config.architectures[0], AutoModelForCausalLM)
     with weights_whole(checkpoint):
@@ -247,7 +259,10 @@ def check_same_tokenizer(tokenizer: PreTrainedTokenizerBase, role: str, model, t
         check_embeddings(tokenizer, role, model)
     checkpoint = model.config.name_or_path if loaded else model
     try:
-        other = AutoTokenizer.from_pretrained(checkpoint, trust_remote_code=trust_remote_code, local_files_only=loaded)
+        with naming(checkpoint):
+            other = AutoTokenizer.from_pretrained(
+                checkpoint, trust_remote_code=trust_remote_code, local_files_only=loaded
+            )
     except (OSError, ValueError):
         if not loaded:
             raise

@@ -109,6 +109,8 @@ def measure_tasks(args: TasksArguments):
         folder.write_measures(report)
         (folder.path / TABLES_FILE).write_text(markdown(report), encoding="utf-8")
         _print(report)
+        if len(report["tasks"]) > 1:
+            print(f"The tables of each task are in {folder.path / TABLES_FILE}.")
         if skipped.total:
             print(f"{skipped}.")
         finish(folder, draw_tasks, write_tasks_page)
@@ -132,7 +134,8 @@ def _filler(args):
 def _print(report):
     # In a file, and in a narrow terminal, whole lines are better than figures cut short
     console = Console(width=max(Console().width, _WIDTH))
-    for title, headings, lines in task_tables(report):
+    # Of all tasks together, or of the only one, and how far the pair is ahead: a screen holds no more
+    for title, headings, lines in task_tables(report)[-3:]:
         table = Table(title=escape(title), box=box.SIMPLE, title_justify="left")
         for index, heading in enumerate(headings):
             table.add_column(escape(heading), justify="right" if index else "left", no_wrap=True)

@@ -330,15 +330,19 @@ def load_reward_funcs(names: list[str] | None):
     return funcs
 
 
+def checkpoint_of(args: GistConfig) -> str | bool | None:
+    """What to resume from, of a flag or a YAML value: true means the newest complete checkpoint in `output_dir`."""
+    resume = args.resume_from_checkpoint
+    return {"true": True, "false": None}.get(str(resume).lower(), resume)
+
+
 def train(trainer: GistTrainer):
     """
     Trains, saves the pair and, with `push_to_hub`, uploads it. A run that a signal cuts short ends with a checkpoint
     instead; see [`SaveOnSignal`].
     """
     args = trainer.args
-    resume = args.resume_from_checkpoint
-    # A flag or a YAML value: true means the newest complete checkpoint in `output_dir`
-    resume = {"true": True, "false": None}.get(str(resume).lower(), resume)
+    resume = checkpoint_of(args)
     with trainer.holding(PATIENCE if resume else 0.0), SaveOnSignal() as save_on_signal:
         trainer.add_callback(save_on_signal)
         trainer.train(resume_from_checkpoint=resume)

@@ -62,6 +62,7 @@ from ..models.roles import (
     disable_dropout,
     max_positions,
     name_experts,
+    naming,
     number_of_experts,
 )
 from ..models.sampling import sample_gists
@@ -229,9 +230,10 @@ class GistTrainer(GRPOTrainer):
         if processing_class is None:
             if not model_id:
                 raise ValueError("The model does not say which checkpoint it came from: pass `processing_class`.")
-            processing_class = AutoTokenizer.from_pretrained(
-                tokenizer_id or model_id, trust_remote_code=args.trust_remote_code
-            )
+            with naming(tokenizer_id or model_id):
+                processing_class = AutoTokenizer.from_pretrained(
+                    tokenizer_id or model_id, trust_remote_code=args.trust_remote_code
+                )
         roles = load_given(model, generator, teacher, processing_class, args, lora, tokenizer_id is not None)
         self.base_models = {
             role: get_config_model_id(base.config) or type(base).__name__ for role, base in vars(roles).items()

@@ -15,6 +15,7 @@
 """The folder of a run, in which a checkpoint is complete or is none: verified before anything of it is loaded."""
 
 import logging
+import os
 from pathlib import Path
 
 from peft import PeftModel
@@ -34,6 +35,18 @@ from .staging import newest_first, publish
 
 
 logger = logging.getLogger(__name__)
+
+
+def check_unused(path: str | os.PathLike):
+    """Raises `ValueError` if the folder holds another run, or the pair that one saved."""
+    last = get_last_checkpoint(path) if Path(path).is_dir() else None
+    if last is not None:
+        raise ValueError(
+            f"`output_dir` ({path}) holds another run, up to {Path(last).name}. Pass "
+            "`resume_from_checkpoint=True` to continue it, or choose another `output_dir`."
+        )
+    if Path(path, PAIR_CONFIG_NAME).is_file():
+        raise ValueError(f"`output_dir` ({path}) holds the pair that another run saved. Choose another `output_dir`.")
 
 
 class RunDirectory:
@@ -78,17 +91,8 @@ class RunDirectory:
         self.recipe_changes = []
 
     def check_unused(self):
-        """Raises `ValueError` if the folder holds another run, or the pair that one saved."""
-        last = get_last_checkpoint(self.path) if self.path.is_dir() else None
-        if last is not None:
-            raise ValueError(
-                f"`output_dir` ({self.path}) holds another run, up to {Path(last).name}. Pass "
-                "`resume_from_checkpoint=True` to continue it, or choose another `output_dir`."
-            )
-        if (self.path / PAIR_CONFIG_NAME).is_file():
-            raise ValueError(
-                f"`output_dir` ({self.path}) holds the pair that another run saved. Choose another `output_dir`."
-            )
+        """See [`check_unused`]."""
+        check_unused(self.path)
 
     def complete(self, staged: Path, final: Path, step: int, trained_weights: dict[str, str] | None = None):
         """Makes a checkpoint of what all ranks have written in a folder beside its place, and puts it there; with what
