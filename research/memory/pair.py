@@ -20,7 +20,7 @@ before it and the next chunk; or, the control, on single windows. Both see as ma
 
 python -m research.memory.pair memory/walks
 python -m research.memory.pair memory/single --windows 1
-trl-gist evaluate memory/walks --tasks needles ledger --difficulty 2 --pairs single=memory/single
+trl-gist evaluate memory/walks --tasks needles ledger --difficulty 2 --pairs single_windows=memory/single
 """
 
 import argparse
