@@ -26,6 +26,7 @@ from tiny_sessions import TARGET, make_compactor
 
 from trl_gist import GistCompactor
 from trl_gist.inference.certify import expected_kls
+from trl_gist.inference.chat_template import ChatTemplate
 
 
 MODES = ("rolling", "chain", "tree")
@@ -313,6 +314,34 @@ def test_what_a_compaction_is_expected_to_cost_is_the_kl_to_a_reader_of_the_wind
         assert row.expected_kl > 0 and row.expected_kl_se > 0 and row.expected_kl_reader == kind
     plan, preview = session.preview_compaction()
     assert preview.expected_kl > 0 and compactor.session().settings.certify is False
+
+
+@pytest.mark.parametrize("way", ["certify", "search", "session", "chat"])
+def test_continuations_are_drawn_while_no_other_thread_samples(tokenizer, monkeypatch, way):
+    """To draw them takes the random state that all threads share."""
+
+    class Lock:
+        depth = 0
+
+        def __enter__(self):
+            self.depth += 1
+
+        def __exit__(self, *args):
+            self.depth -= 1
+
+    pair, lock, drawn = make_adapter_pair(tokenizer), Lock(), []
+    pair.lock, seed = lock, torch.manual_seed
+    monkeypatch.setattr(torch, "manual_seed", lambda value: drawn.append(lock.depth > 0) or seed(value))
+    if way in ("certify", "search"):
+        pair.compress(tokenizer(PARAGRAPH)["input_ids"][:100], **{way: True})
+    elif way == "session":
+        session = pair.session(certify=True)
+        session.append(tokenizer(PARAGRAPH)["input_ids"][:100])
+        session.compact()
+    else:
+        chat = [{"role": "user", "content": f"{n} {PARAGRAPH[:60]}"} for n in range(8)]
+        pair.compact_messages(chat, len(ChatTemplate(tokenizer).ids(chat[-1:])) + 60, certify=True)
+    assert drawn and all(drawn)
 
 
 def test_a_window_that_leaves_no_room_for_continuations_is_refused(compactor, ids):

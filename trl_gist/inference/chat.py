@@ -136,9 +136,8 @@ def compact_messages(
             found = kept_and_not(find_spans(as_text(old), requests), gist)
             report = _facts(compactor, old, f"{gist}\n{_spoken([*head, *new])}")
             if certify:
-                with compactor.lock:
-                    reader = full_context_reader(compactor)
-                    report |= expected_kl(compactor, reader, template.ids(messages), template.ids(compacted))
+                reader = full_context_reader(compactor)
+                report |= expected_kl(compactor, reader, template.ids(messages), template.ids(compacted))
             return CompactedChat(
                 template.fit(compacted), old, gist, tokens, before, found["kept"], found["not_kept"], **report
             )
