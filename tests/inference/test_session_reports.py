@@ -147,6 +147,22 @@ def test_it_survives_wherever_it_stood(roomy, recursion, words):
     assert "4711" in session.gist and "1813" in session.gist
 
 
+@pytest.mark.parametrize("keep", ["names", r"regex:(?<=saw )Joseph Bazalgette", "Joseph Bazalgette"])
+@pytest.mark.parametrize("off", [-1, 0])
+def test_it_survives_where_a_chunk_begins_with_it(roomy, keep, off):
+    """A name at the head of a text may be any word, and a pattern may look back."""
+    filler, said, before = (
+        roomy.tokenizer(text, add_special_tokens=False)["input_ids"]
+        for text in ("then they went on along the road " * 40, " and saw Joseph Bazalgette go", " and saw")
+    )
+    session = roomy.session(keep=keep)
+    place = session.settings.chunk_length + off
+    session.append([*filler[: place - len(before)], *said, *filler[:150]])
+    first, *later = session.history
+    assert first.spans[-1][1] - place in (0, 1) and not first.kept and len(later) > 2
+    assert all(row.kept == ["Joseph Bazalgette"] and "Joseph Bazalgette" in row.gist for row in later)
+
+
 def test_what_is_kept_is_whole_however_chunks_would_cut_it(roomy):
     session = roomy.session(keep="numbers")
     session.append(STREAM)

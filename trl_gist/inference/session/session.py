@@ -42,7 +42,7 @@ from .state import Compaction, CompactionPlan, Folded, SessionSettings, Undo
 from .window import LiveToken, LiveWindow
 
 
-# Tokens that the longest fact may have before the last of its own: of what was folded before a chunk
+# Tokens of what was folded before a chunk: before its last one the longest fact may have so many
 _FACT_BEGINS = 16
 
 
@@ -503,8 +503,12 @@ class Session:
         """What a gist of gists and a chunk is to have: what was asked for and is in the chunk, or was kept in a gist."""
         if not self._requests:
             return []
-        before = self.compactor.decode(self._separator_ids).join(map(self.compactor.decode, gists))
-        new = [span.moved(len(before)) for span in find_spans(self.compactor.decode(chunk_ids), self._requests)]
+        decode, last_ids = self.compactor.decode, self._folded.last_ids
+        before = decode(self._separator_ids).join(map(decode, gists))
+        # At the head of a chunk a name, or what a pattern looks back from, is none without what was folded before it
+        reader = SpanReader(decode([*last_ids, *chunk_ids]), self._requests)
+        reader.take(len(decode(last_ids)))
+        new = [span.moved(len(before)) for span in reader.take()] if chunk_ids else []
         kept = find_spans(before, kept)
         # In the order of the requests, of which each is so asked for what is kept first
         found = {}
