@@ -36,7 +36,7 @@ from ..common.arguments import whole_number
 from ..common.geometry import Geometry, WindowedText
 from ..common.statistics import is_number
 from ..common.text_units import DATE, Units
-from ..common.tokens import characters_of
+from ..common.tokens import characters_of, written_ids
 from ..prompts import through_last_k
 
 
@@ -469,7 +469,7 @@ class _Pieces:
     def __init__(self, tokenizer):
         self.tokenizer, self.known = tokenizer, {}
         # Decoders drop the space before a first token: an anchor takes that place
-        self.anchor = tokenizer("a", add_special_tokens=False)["input_ids"]
+        self.anchor = written_ids(tokenizer, "a")
         self.before = len(self._decode(self.anchor))
 
     def __call__(self, *ids: int) -> str:
