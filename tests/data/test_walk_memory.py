@@ -95,6 +95,23 @@ def test_ages_without_a_share_are_refused(ages):
         TargetSpec((("fact", 1.0),), 4, recall_age=ages)
 
 
+def test_a_walk_that_begins_inside_a_sentence_does_not_ask_for_the_rest_of_it():
+    tokenizer = make_tokenizer()
+    text = " ".join(make_documents(8))
+    spec = WindowSpec(60, TARGET, LAST_K, 61, None, 2, GEOMETRY, TargetSpec((("recall", 1.0),), 100))
+    walks, _ = prepare_windows(Dataset.from_dict({"text": [text]}), tokenizer, spec)
+    begun, inside = [], 0
+    for number, walk in enumerate(walks):
+        before = tokenizer.decode(tokenizer(text, add_special_tokens=False)["input_ids"][: 61 * number]).rstrip()
+        if number and before.endswith((".", "!", "?")):
+            continue
+        inside += number > 0
+        ids = walk["walk_ids"]
+        heads = [target for target in walk["targets"] if target["cue_ids"] == ids[: len(target["cue_ids"])]]
+        begun += [number] * any(target["kind"] == "recall" for target in heads)
+    assert inside > 5 and begun == [0]
+
+
 # ---- Documents that bring their own ----
 
 

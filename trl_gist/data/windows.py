@@ -653,8 +653,8 @@ def _cut_part(row, tokenizer, spec):
         if brought is not None or spec.several:
             targets, own = spec.targets or _OF_DOCUMENT, None if brought is None else _after(brought, start)
             if spec.walks:
-                geometry, walked = spec.geometry, spec.windows_per_document
-                window[TARGETS_COLUMN] = make_walk_targets(tokenizer, cut, geometry, walked, targets, own)
+                read, geometry, walked = ids[: start + len(cut)], spec.geometry, spec.windows_per_document
+                window[TARGETS_COLUMN] = make_walk_targets(tokenizer, read, geometry, walked, targets, own, start)
             else:
                 window[TARGETS_COLUMN] = make_targets(tokenizer, ids, start, spec, targets, own)
         windows.append(window)
