@@ -239,14 +239,19 @@ def rows_of_a_walk(trainer):
 
 
 @pytest.mark.parametrize("shares", [True, False])
-def test_the_teacher_reads_each_target_after_the_text_up_to_its_window(make_trainer, lora, shares):
+def test_the_teacher_reads_each_target_after_the_text_up_to_its_window(make_trainer, lora, monkeypatch, shares):
     trainer = make_trainer(peft_config=lora, args=WALKS)
     scorer = trainer.generator_trainer.scorer
     fresh = GistScorer(scorer.generator, scorer.teacher, scorer.prompts, batch_size=2)
     fresh.shares_rows = shares
     rows = rows_of_a_walk(trainer)
     assert any(target["age"] for row in rows for target in row["targets"])
+    together, read = [], fresh.teacher._read
+    monkeypatch.setattr(
+        fresh.teacher, "_read", lambda rows, **kwargs: together.append(len(rows.mask_NT)) or read(rows, **kwargs)
+    )
     _, logps_D = fresh.read_targets(rows)
+    assert max(together) <= fresh.batch_size
     model = scorer.teacher.model
     for row, logps_T in zip(rows, logps_D, strict=True):
         expected = []
