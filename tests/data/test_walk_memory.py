@@ -268,11 +268,16 @@ def test_the_teacher_reads_each_target_after_the_text_up_to_its_window(make_trai
 
 
 def test_both_roles_learn_and_the_log_has_each_age(make_trainer, lora):
-    trainer = make_trainer(peft_config=lora, args=WALKS)
+    trainer, logged = make_trainer(peft_config=lora, args=WALKS), Counter()
+    log_metric = trainer._log_metric
+    trainer._log_metric = lambda name, value: logged.update([name]) or log_metric(name, value)
     rollouts = rows_of(trainer)
     trainer.train()
     logs = logs_of(trainer)
     assert len(logs) == len(rollouts) > 0
+    # One by one, since ranks have different numbers of them
+    ages = Counter(target["age"] for rows in rollouts for row in rows for target in row["targets"])
+    assert {age: logged[f"age_{age}/exact"] for age in ages} == ages
     for log, rows in zip(logs, rollouts, strict=True):
         for age in range(3):
             scores = [
@@ -295,6 +300,14 @@ def test_an_evaluation_of_walks_has_each_kind_and_age(make_trainer, lora):
     assert counts == [measures["eval_windows"]] * 2
     for group in ("fact", "recall", "age_0", "age_1", "age_2"):
         assert {f"eval_{group}/nll_gist", f"eval_{group}/teacher_kl_se"} <= set(measures)
+
+
+def test_a_users_column_of_ages_is_not_taken_for_those_of_targets(make_trainer, lora):
+    rows = Dataset.from_list([{**ledger(True), "age": 45 + number} for number in range(6)])
+    args = {**WALKS, "target_kinds": None, "context_length": 48, "windows_per_document": 1}
+    measures = make_trainer(peft_config=lora, args=args, train_dataset=rows, eval_dataset=rows).evaluate()
+    assert "eval_question/exact" in measures
+    assert not [name for name in measures if "age_4" in name or "age_5" in name]
 
 
 def test_documents_bring_what_walks_and_single_windows_are_paid_for(make_trainer, lora):
