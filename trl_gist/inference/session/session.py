@@ -505,10 +505,11 @@ class Session:
             return []
         decode, last_ids = self.compactor.decode, self._folded.last_ids
         before = decode(self._separator_ids).join(map(decode, gists))
-        # At the head of a chunk a name, or what a pattern looks back from, is none without what was folded before it
-        reader = SpanReader(decode([*last_ids, *chunk_ids]), self._requests)
-        reader.take(len(decode(last_ids)))
-        new = [span.moved(len(before)) for span in reader.take()] if chunk_ids else []
+        # At the head of a chunk a name, or what a pattern looks back from, is none without what was folded before it; and a
+        # span may have begun there, of which not enough was live to see where it ends
+        reader, head = SpanReader(decode([*last_ids, *chunk_ids]), self._requests), len(decode(last_ids))
+        begun = [span for span in reader.take(head) if span.start is not None and span.start + len(span.text) > head]
+        new = [span.moved(len(before)) for span in (*begun, *reader.take())] if chunk_ids else []
         kept = find_spans(before, kept)
         # In the order of the requests, of which each is so asked for what is kept first
         found = {}
