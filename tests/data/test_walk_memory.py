@@ -97,7 +97,7 @@ def test_ages_without_a_share_are_refused(ages):
 
 def test_a_walk_that_begins_inside_a_sentence_does_not_ask_for_the_rest_of_it():
     tokenizer = make_tokenizer()
-    text = " ".join(make_documents(8))
+    text = " ".join(f"He saw the water of the river come from a pump {number} times." for number in range(60))
     spec = WindowSpec(60, TARGET, LAST_K, 61, None, 2, GEOMETRY, TargetSpec((("recall", 1.0),), 100))
     walks, _ = prepare_windows(Dataset.from_dict({"text": [text]}), tokenizer, spec)
     begun, inside = [], 0
