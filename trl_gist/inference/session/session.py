@@ -113,7 +113,8 @@ class Session:
             longer than the gist itself.
         keep (`str` or a list of them, *optional*):
             Spans that the gists must have, within the same budget, as in [`GistCompactor.compress`]; patterns as
-            `"regex:..."`. What a gist kept is asked of the next one before what is new, and no chunk ends within a span.
+            `"regex:..."`. What a gist kept is asked of the next one before what is new. No chunk ends within a span that
+            `last_k` shows to be one.
 
     Raises:
         ValueError: if sizes do not fit each other or the pair, or a file is there already.
