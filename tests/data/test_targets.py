@@ -14,6 +14,7 @@
 
 """A window's targets: what each kind is cut as, that facts are found whole, and what datasets give by themselves."""
 
+import copy
 import math
 import os
 import random
@@ -28,6 +29,7 @@ from tiny import PARAGRAPH, ids_of, make_documents, make_tokenizer, stream
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
+from trl_gist.common import tokens
 from trl_gist.data.targets import TargetSpec, fact_spans, make_targets
 from trl_gist.data.windows import RESERVED_COLUMNS, WINDOW_COLUMNS, PositionLimits, WindowSpec, prepare_windows
 from trl_gist.prompts import one_row_each, seen_ids, targets_of, through_last_k
@@ -600,6 +602,21 @@ def test_far_targets_that_do_not_fit_the_teacher_are_refused_while_cutting(cut, 
     cut(dataset_of(rows), SEVERAL, PositionLimits(teacher=24 + 12 + 8))
     with pytest.raises(ValueError, match="Row 0 of the train dataset does not fit the teacher: 44 tokens"):
         cut(dataset_of(rows), SEVERAL, PositionLimits(teacher=24 + 12 + 7))
+
+
+def test_facts_are_found_while_other_threads_read_texts(tokenizer):
+    """A tokenizer is asked by one thread at a time: it holds as its state how it reads special tokens."""
+    asked = []
+
+    class Watched(type(tokenizer)):
+        def __call__(self, *args, **kwargs):
+            asked.append(tokens._LOCK._is_owned())
+            return super().__call__(*args, **kwargs)
+
+    watched = copy.deepcopy(tokenizer)
+    watched.__class__ = Watched
+    assert fact_spans(watched, tokenizer("It took Snow 82 days.")["input_ids"])
+    assert asked and all(asked)
 
 
 # ---- Rows ----

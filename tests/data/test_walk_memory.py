@@ -95,6 +95,23 @@ def test_ages_without_a_share_are_refused(ages):
         TargetSpec((("fact", 1.0),), 4, recall_age=ages)
 
 
+def test_a_walk_that_begins_inside_a_sentence_does_not_ask_for_the_rest_of_it():
+    tokenizer = make_tokenizer()
+    text = " ".join(f"He saw the water of the river come from a pump {number} times." for number in range(60))
+    spec = WindowSpec(60, TARGET, LAST_K, 61, None, 2, GEOMETRY, TargetSpec((("recall", 1.0),), 100))
+    walks, _ = prepare_windows(Dataset.from_dict({"text": [text]}), tokenizer, spec)
+    begun, inside = [], 0
+    for number, walk in enumerate(walks):
+        before = tokenizer.decode(tokenizer(text, add_special_tokens=False)["input_ids"][: 61 * number]).rstrip()
+        if number and before.endswith((".", "!", "?")):
+            continue
+        inside += number > 0
+        ids = walk["walk_ids"]
+        heads = [target for target in walk["targets"] if target["cue_ids"] == ids[: len(target["cue_ids"])]]
+        begun += [number] * any(target["kind"] == "recall" for target in heads)
+    assert inside > 5 and begun == [0]
+
+
 # ---- Documents that bring their own ----
 
 
@@ -225,14 +242,19 @@ def rows_of_a_walk(trainer):
 
 
 @pytest.mark.parametrize("shares", [True, False])
-def test_the_teacher_reads_each_target_after_the_text_up_to_its_window(make_trainer, lora, shares):
+def test_the_teacher_reads_each_target_after_the_text_up_to_its_window(make_trainer, lora, monkeypatch, shares):
     trainer = make_trainer(peft_config=lora, args=WALKS)
     scorer = trainer.generator_trainer.scorer
     fresh = GistScorer(scorer.generator, scorer.teacher, scorer.prompts, batch_size=2)
     fresh.shares_rows = shares
     rows = rows_of_a_walk(trainer)
     assert any(target["age"] for row in rows for target in row["targets"])
+    together, read = [], fresh.teacher._read
+    monkeypatch.setattr(
+        fresh.teacher, "_read", lambda rows, **kwargs: together.append(len(rows.mask_NT)) or read(rows, **kwargs)
+    )
     _, logps_D = fresh.read_targets(rows)
+    assert max(together) <= fresh.batch_size
     model = scorer.teacher.model
     for row, logps_T in zip(rows, logps_D, strict=True):
         expected = []
@@ -249,11 +271,16 @@ def test_the_teacher_reads_each_target_after_the_text_up_to_its_window(make_trai
 
 
 def test_both_roles_learn_and_the_log_has_each_age(make_trainer, lora):
-    trainer = make_trainer(peft_config=lora, args=WALKS)
+    trainer, logged = make_trainer(peft_config=lora, args=WALKS), Counter()
+    log_metric = trainer._log_metric
+    trainer._log_metric = lambda name, value: logged.update([name]) or log_metric(name, value)
     rollouts = rows_of(trainer)
     trainer.train()
     logs = logs_of(trainer)
     assert len(logs) == len(rollouts) > 0
+    # One by one, since ranks have different numbers of them
+    ages = Counter(target["age"] for rows in rollouts for row in rows for target in row["targets"])
+    assert {age: logged[f"age_{age}/exact"] for age in ages} == ages
     for log, rows in zip(logs, rollouts, strict=True):
         for age in range(3):
             scores = [
@@ -276,6 +303,14 @@ def test_an_evaluation_of_walks_has_each_kind_and_age(make_trainer, lora):
     assert counts == [measures["eval_windows"]] * 2
     for group in ("fact", "recall", "age_0", "age_1", "age_2"):
         assert {f"eval_{group}/nll_gist", f"eval_{group}/teacher_kl_se"} <= set(measures)
+
+
+def test_a_users_column_of_ages_is_not_taken_for_those_of_targets(make_trainer, lora):
+    rows = Dataset.from_list([{**ledger(True), "age": 45 + number} for number in range(6)])
+    args = {**WALKS, "target_kinds": None, "context_length": 48, "windows_per_document": 1}
+    measures = make_trainer(peft_config=lora, args=args, train_dataset=rows, eval_dataset=rows).evaluate()
+    assert "eval_question/exact" in measures
+    assert not [name for name in measures if "age_4" in name or "age_5" in name]
 
 
 def test_documents_bring_what_walks_and_single_windows_are_paid_for(make_trainer, lora):

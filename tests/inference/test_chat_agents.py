@@ -115,6 +115,61 @@ def with_system(compactor, *messages):
     return list(messages)
 
 
+def call(name):
+    return {"id": name, "type": "function", "function": {"name": "weigh", "arguments": json.dumps({"boat": name})}}
+
+
+def result(name, said):
+    return {"role": "tool", "content": said} | ({} if name is None else {"tool_call_id": name})
+
+
+@pytest.mark.parametrize(
+    ("results", "expected"),
+    [
+        ([("call00002", "two")], [[], ["two"], []]),
+        ([("call00003", "three"), ("call00001", "one")], [["one"], [], ["three"]]),
+        ([(None, "one"), (None, "two"), (None, "three")], [["one"], ["two"], ["three"]]),
+        ([(None, "one")], [["one"], [], []]),
+        ([("call00001", "one"), ("call00001", "two"), ("call00001", "three")], [["one"], ["two"], ["three"]]),
+        ([("call00009", "one"), ("call00002", "two")], [["one"], ["two"], []]),
+        ([(None, "one"), (None, "two"), (None, "three"), (None, "more")], [["one"], ["two"], ["three", "more"]]),
+    ],
+)
+@pytest.mark.parametrize("ids", [("call00001", "call00002", "call00003"), (None, None, None)])
+def test_calls_that_must_stand_apart_have_each_its_own_results_and_none_twice(ids, results, expected):
+    template = ChatTemplate(compactor_with("llama3_1").tokenizer)
+    assert template.calls_apart
+    if ids[0] is None:  # then the order tells all there is
+        said = [said for _, said in results]
+        expected = [said[:1], said[1:2], said[2:]]
+    calls = [call(f"boat{n}") | {"id": name} for n, name in enumerate(ids)]
+    fitted = template.fit(
+        [TASK, {"role": "assistant", "content": "", "tool_calls": calls}, *(result(*r) for r in results)]
+    )
+    apart = []
+    for message in fitted[1:]:
+        if message["role"] == "assistant":
+            apart.append([])
+        else:
+            apart[-1].append(message["content"])
+    assert apart == expected
+
+
+@pytest.mark.parametrize("name", ["qwen3", "gptoss", "deepseekv3"])
+def test_a_chat_without_a_users_message_has_one_gist_however_often_it_is_compacted(name):
+    compactor = compactor_with(name)
+    told = with_system(compactor, SYSTEM)
+    chat, gists = [*told, *steps(0, 8)], []
+    room = len(ChatTemplate(compactor.tokenizer).ids([*told, *steps(0, 4)])) + 60
+    for turn in range(3):
+        compacted = compactor.compact_messages(chat, room)
+        check(compactor, compacted, told)
+        if gists:
+            assert next(contents(compacted.compacted)) == f"{PREFIX}{gists[-1]}"
+        gists.append(compacted.gist)
+        chat = [*compacted.messages, *steps(8 * (turn + 1), 6)]
+
+
 @pytest.mark.parametrize("name", NAMED)
 @pytest.mark.parametrize("older", [0, 2])
 def test_a_long_turn_is_compacted_again_and_again(name, older):

@@ -26,6 +26,7 @@ from tiny_sessions import TARGET, make_compactor
 
 from trl_gist import GistCompactor
 from trl_gist.inference.certify import expected_kls
+from trl_gist.inference.chat_template import ChatTemplate
 
 
 MODES = ("rolling", "chain", "tree")
@@ -144,6 +145,22 @@ def test_it_survives_wherever_it_stood(roomy, recursion, words):
     assert len(rows) > 3 and rows == session.history[-len(rows) :]
     assert all({"4711", "3 May 1813"} <= {*row.kept} for row in rows[2:])
     assert "4711" in session.gist and "1813" in session.gist
+
+
+@pytest.mark.parametrize("keep", ["names", r"regex:(?<=saw )Joseph Bazalgette", "Joseph Bazalgette"])
+@pytest.mark.parametrize("off", [-1, 0])
+def test_it_survives_where_a_chunk_begins_with_it(roomy, keep, off):
+    """A name at the head of a text may be any word, and a pattern may look back."""
+    filler, said, before = (
+        roomy.tokenizer(text, add_special_tokens=False)["input_ids"]
+        for text in ("then they went on along the road " * 40, " and saw Joseph Bazalgette go", " and saw")
+    )
+    session = roomy.session(keep=keep)
+    place = session.settings.chunk_length + off
+    session.append([*filler[: place - len(before)], *said, *filler[:150]])
+    first, *later = session.history
+    assert first.spans[-1][1] - place in (0, 1) and not first.kept and len(later) > 2
+    assert all(row.kept == ["Joseph Bazalgette"] and "Joseph Bazalgette" in row.gist for row in later)
 
 
 def test_what_is_kept_is_whole_however_chunks_would_cut_it(roomy):
@@ -313,6 +330,34 @@ def test_what_a_compaction_is_expected_to_cost_is_the_kl_to_a_reader_of_the_wind
         assert row.expected_kl > 0 and row.expected_kl_se > 0 and row.expected_kl_reader == kind
     plan, preview = session.preview_compaction()
     assert preview.expected_kl > 0 and compactor.session().settings.certify is False
+
+
+@pytest.mark.parametrize("way", ["certify", "search", "session", "chat"])
+def test_continuations_are_drawn_while_no_other_thread_samples(tokenizer, monkeypatch, way):
+    """To draw them takes the random state that all threads share."""
+
+    class Lock:
+        depth = 0
+
+        def __enter__(self):
+            self.depth += 1
+
+        def __exit__(self, *args):
+            self.depth -= 1
+
+    pair, lock, drawn = make_adapter_pair(tokenizer), Lock(), []
+    pair.lock, seed = lock, torch.manual_seed
+    monkeypatch.setattr(torch, "manual_seed", lambda value: drawn.append(lock.depth > 0) or seed(value))
+    if way in ("certify", "search"):
+        pair.compress(tokenizer(PARAGRAPH)["input_ids"][:100], **{way: True})
+    elif way == "session":
+        session = pair.session(certify=True)
+        session.append(tokenizer(PARAGRAPH)["input_ids"][:100])
+        session.compact()
+    else:
+        chat = [{"role": "user", "content": f"{n} {PARAGRAPH[:60]}"} for n in range(8)]
+        pair.compact_messages(chat, len(ChatTemplate(tokenizer).ids(chat[-1:])) + 100, certify=True)
+    assert drawn and all(drawn)
 
 
 def test_a_window_that_leaves_no_room_for_continuations_is_refused(compactor, ids):

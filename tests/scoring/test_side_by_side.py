@@ -162,6 +162,28 @@ def test_a_target_that_needs_no_context_is_not_asked_but_the_best_always_is(scor
     assert [len(columns["targets"]) for columns in scorer.score(rows(), GISTS, num_generations=2)] == [1] * 4
 
 
+def test_a_cue_that_begins_within_the_context_is_read_alone_as_a_whole(scorer):
+    """As that of a far target that is nearer than the last tokens are many."""
+    fact, cue, after = TARGETS[1], [*CONTEXT[-3:], 118], [118]
+
+    def gains(target):
+        (whole,) = (each["teacher_log_prob"] for each in by_hand(scorer, {**rows()[0], "targets": [target]}, []))
+        return [
+            whole.item() - scorer.cue_log_probs([{**rows()[0], "targets": [{**target, "cue_ids": alone}]}])[0]
+            for alone in (target["cue_ids"], target["after_ids"])
+        ]
+
+    far = {"kind": "far", "cue_ids": cue, "after_ids": after}
+    far, over_cue, over_after = next(
+        (target, *found)
+        for token in range(100, 200)
+        if (found := gains(target := {**far, "target_ids": [token]}))[0] < min(found[1], gains(fact)[0])
+    )
+    scorer.target_floor = (over_cue + over_after) / 2
+    row = {**rows()[0], "targets": [fact, far]}
+    assert scorer.score([row], [[200]])[0]["targets"] == [fact]
+
+
 def test_the_cache_tells_targets_apart(tmp_path, scorer):
     first, second = rows()[0], copy.deepcopy(rows()[0])
     second["targets"][1]["target_ids"] = [77]

@@ -36,7 +36,7 @@ from ..common.arguments import whole_number
 from ..common.geometry import Geometry, WindowedText
 from ..common.statistics import is_number
 from ..common.text_units import DATE, Units
-from ..common.tokens import characters_of
+from ..common.tokens import characters_of, written_ids
 from ..prompts import through_last_k
 
 
@@ -208,6 +208,7 @@ def make_walk_targets(
     windows: int,
     targets: TargetSpec,
     brought: list[dict] | None = None,
+    start: int = 0,
 ) -> list[dict]:
     """
     The targets of each window of a walk: also such as ask about earlier chunks, which only a gist that was carried on can
@@ -217,7 +218,7 @@ def make_walk_targets(
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
             Of the ids.
         ids (`list[int]`):
-            The walk's.
+            A document's, up to the walk's last.
         geometry ([`~common.geometry.Geometry`]):
             How it is folded.
         windows (`int`):
@@ -226,42 +227,44 @@ def make_walk_targets(
             What is drawn, for each window.
         brought (`list[dict]`, *optional*):
             As of [`make_targets`], by the tokens of the walk.
+        start (`int`, *optional*, defaults to `0`):
+            Where the walk begins: within a document it may be in the middle of a sentence.
 
     Returns:
         As of [`make_targets`], window after window, and of each also its `window` and its `age`: how many windows ago its
         chunk was the newest. A window that offers nothing else has its continuation.
     """
-    text, drawn = WindowedText(ids, geometry, characters_of(tokenizer)), []
+    walk_ids, drawn = ids[start:], []
+    text = WindowedText(walk_ids, geometry, characters_of(tokenizer))
     chunks = [(text.chunk_start(window), text.chunk_start(window + 1)) for window in range(windows)]
 
     def lengths(first, end):
         return dataclasses.replace(geometry, context_length=end - first)
 
+    def candidates(kind, first, end):
+        return _candidates(kind, tokenizer, ids, start + first, lengths(first, end), targets)
+
     @functools.cache
     def of_chunk(chunk, kind):
-        first, end = chunks[chunk]
-        return _candidates(kind, tokenizer, ids, first, lengths(first, end), targets)
+        return candidates(kind, *chunks[chunk])
 
-    for window, (start, _) in enumerate(chunks):
-        before, stop = text.before(window), text.end(window)
-        ages, own = targets.age_weights(window), lengths(start, before)
+    for window, (first, _) in enumerate(chunks):
+        before, ages = text.before(window), targets.age_weights(window)
         found, weights = {}, {}
         if brought is not None:
-            found = _by_kind_and_age(brought, chunks[window::-1], ages, ids[:before])
+            found = _by_kind_and_age(brought, chunks[window::-1], ages, walk_ids[:before])
             weights = {(kind, age): ages[age] for kind, age in found}
         for kind, weight in targets.kinds if brought is None else ():
             if kind in ("continuation", "far"):
-                found[kind, 0] = _candidates(kind, tokenizer, ids, start, own, targets)
+                found[kind, 0] = candidates(kind, first, before)
                 weights[kind, 0] = weight
                 continue
             for age, share in ages.items():
                 found[kind, age] = of_chunk(window - age, kind)
                 weights[kind, age] = weight * share / sum(ages.values())
-        of_window = _drawn(found, weights, targets.targets_per_context, ids[:stop])
+        of_window = _drawn(found, weights, targets.targets_per_context, walk_ids[: text.end(window)])
         if not of_window:
-            of_window = [
-                target | {"age": 0} for target in _candidates("continuation", tokenizer, ids, start, own, targets)
-            ]
+            of_window = [target | {"age": 0} for target in candidates("continuation", first, before)]
         drawn += [target | {"window": window} for target in of_window]
     return drawn
 
@@ -470,7 +473,7 @@ class _Pieces:
     def __init__(self, tokenizer):
         self.tokenizer, self.known = tokenizer, {}
         # Decoders drop the space before a first token: an anchor takes that place
-        self.anchor = tokenizer("a", add_special_tokens=False)["input_ids"]
+        self.anchor = written_ids(tokenizer, "a")
         self.before = len(self._decode(self.anchor))
 
     def __call__(self, *ids: int) -> str:

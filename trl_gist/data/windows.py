@@ -59,7 +59,8 @@ _REWARDS = "what TRL hands to reward functions by itself"
 # `targets` beside `context` and `document_targets` beside `text`
 RESERVED_COLUMNS = {
     **dict.fromkeys(
-        (*WINDOW_COLUMNS[:-1], WALK_COLUMN, "seen_ids", TARGETS_COLUMN, "kind", "window_targets"), _WINDOW
+        (*WINDOW_COLUMNS[:-1], WALK_COLUMN, "seen_ids", TARGETS_COLUMN, "kind", "window_targets", "target_age"),
+        _WINDOW,
     ),
     **dict.fromkeys(
         (
@@ -676,8 +677,8 @@ def _cut_part(row, tokenizer, spec):
         if brought is not None or spec.several:
             targets, own = spec.targets or TargetSpec(), None if brought is None else _after(brought, start)
             if spec.walks:
-                geometry, walked = spec.geometry, spec.windows_per_document
-                window[TARGETS_COLUMN] = make_walk_targets(tokenizer, cut, geometry, walked, targets, own)
+                read, geometry, walked = ids[: start + len(cut)], spec.geometry, spec.windows_per_document
+                window[TARGETS_COLUMN] = make_walk_targets(tokenizer, read, geometry, walked, targets, own, start)
             else:
                 window[TARGETS_COLUMN] = make_targets(tokenizer, ids, start, spec, targets, own)
         windows.append(window)

@@ -140,8 +140,9 @@ def expected_kl(
     scorer = TargetScorer(loaded.generator)
     check_logits(loaded.generator)
     length = loaded.pair.target_length if target_length is None else target_length
-    targets, logits_TSV = draw_continuations(reader.model, loaded.tokenizer, whole, samples, length, seed)
-    (kl_ST,) = continuation_kls(logits_TSV, scorer, [compacted], targets)
+    with loaded.lock:
+        targets, logits_TSV = draw_continuations(reader.model, loaded.tokenizer, whole, samples, length, seed)
+        (kl_ST,) = continuation_kls(logits_TSV, scorer, [compacted], targets)
     tokens_S = np.array([len(target) for target in targets])
     mean, error = ratio_and_error(kl_ST.sum(-1).numpy(), tokens_S, range(samples))
     return {"expected_kl": mean, "expected_kl_se": error, "expected_kl_reader": reader.name}
@@ -157,7 +158,8 @@ def draw_continuations(
 ) -> tuple[list[list[int]], tuple[torch.Tensor, ...]]:
     """
     Continuations at temperature 1, those that end before `length` with their end-of-sequence token, and the logits of
-    each step, `(samples, vocabulary)`. The prompt is read once; the random state outside is left as it is.
+    each step, `(samples, vocabulary)`. The prompt is read once; the random state outside is left as it is, and is
+    meanwhile another: where other threads sample, they wait for the pair's lock.
     """
     cache = _read_once(model, [prompt], samples)
     on_cpu = model.device.type == "cpu"

@@ -136,9 +136,8 @@ def compact_messages(
             found = kept_and_not(find_spans(as_text(old), requests), gist)
             report = _facts(compactor, old, f"{gist}\n{_spoken([*head, *new])}")
             if certify:
-                with compactor.lock:
-                    reader = full_context_reader(compactor)
-                    report |= expected_kl(compactor, reader, template.ids(messages), template.ids(compacted))
+                reader = full_context_reader(compactor)
+                report |= expected_kl(compactor, reader, template.ids(messages), template.ids(compacted))
             return CompactedChat(
                 template.fit(compacted), old, gist, tokens, before, found["kept"], found["not_kept"], **report
             )
@@ -242,7 +241,7 @@ def _gists_apart(messages):
     apart = []
     for message in messages:
         gist, blank, own = (message.get("content") or "").partition("\n\n")
-        if message["role"] == "user" and blank and gist.startswith(GIST_MESSAGE.format(gist="")):
+        if message["role"] == "user" and blank and _is_gist(gist):
             apart.append({"role": "user", "content": gist})
             message = {**message, "content": own}
         apart.append(message)
@@ -285,7 +284,7 @@ def _cuts(messages):
     """Where turns begin, and where steps of the last one do, the newest first; but not between a call and its result."""
     turns = [n for n, message in enumerate(messages) if message["role"] == "user"]
     first = _first_of_talk(messages)
-    steps = [n for n in range(*(turns[-1:] or [first]), len(messages)) if messages[n]["role"] == "assistant"]
+    steps = [n for n in range(*(_asked(messages) or [first]), len(messages)) if messages[n]["role"] == "assistant"]
     pairs = _calls_and_results(messages)
 
     def whole(cuts):
@@ -297,11 +296,21 @@ def _cuts(messages):
 def _split(messages, cut):
     """What of a chat is instructions, what is folded, and what stays: the last user's message too, for its steps."""
     first = _first_of_talk(messages)
-    asked = [n for n, message in enumerate(messages) if message["role"] == "user"][-1:]
+    asked = _asked(messages)
     before = [messages[n] for n in range(first, cut) if n not in asked]
     told = [message for message in before if message["role"] in INSTRUCTIONS]
     old = [message for message in before if message["role"] not in INSTRUCTIONS]
     return said_once([*messages[:first], *told]), old, [*(messages[n] for n in asked if n < cut), *messages[cut:]]
+
+
+def _asked(messages):
+    """The place of the last user's message, if there is one: a gist is none, and would else stay for good."""
+    own = [n for n, each in enumerate(messages) if each["role"] == "user" and not _is_gist(each.get("content") or "")]
+    return own[-1:]
+
+
+def _is_gist(content):
+    return content.startswith(GIST_MESSAGE.format(gist=""))
 
 
 def _first_of_talk(messages):

@@ -270,9 +270,16 @@ def _calls_apart(messages, from_text, from_each_other):
             continue
         count = next((n for n, each in enumerate(left) if each["role"] != "tool"), len(left))
         results, left = left[:count], left[count:]
-        for number, call in enumerate(calls):
+        for number, (call, own) in enumerate(zip(calls, _results_of(calls, results), strict=True)):
             apart.append({**message, "content": "" if number else message["content"], "tool_calls": [call]})
-            named = [result for result in results if result.get("tool_call_id") == call.get("id")]
-            # Results without an id, or all with one and the same, are in the order of the calls
-            apart += named if len(named) == 1 else results[number : number + 1]
+            apart += own
     return apart
+
+
+def _results_of(calls, results):
+    """Of each call its results: by their ids, or in the order of the calls where these do not tell one from another."""
+    ids, named = [call.get("id") for call in calls], [result.get("tool_call_id") for result in results]
+    if len({*ids}) == len(ids) and len({*named}) == len(named) and {*named} <= {*ids}:
+        return [[result for result in results if result.get("tool_call_id") == each] for each in ids]
+    last = len(calls) - 1
+    return [results[place : place + 1] if place < last else results[place:] for place in range(len(calls))]

@@ -81,7 +81,8 @@ def search_gist(
     check_logits(loaded.generator)
     prompt = reader.prompt(context_ids, last_k_ids)
     length = loaded.pair.target_length
-    targets, logits_TSV = draw_continuations(reader.model, loaded.tokenizer, prompt, continuations, length, seed)
+    with loaded.lock:  # not for all of the search, which takes long
+        targets, logits_TSV = draw_continuations(reader.model, loaded.tokenizer, prompt, continuations, length, seed)
     at_once = max(1, ROWS // continuations)
 
     def costs(gists):

@@ -189,8 +189,8 @@ class GistScorer:
         """Contexts with the targets that T predicts better for having read them, by `target_floor`, and what belongs to
         these: of [`teacher_hidden`] and [`teacher_readings`]."""
         kept_D = []
-        # What stands between X and the target is no part of the context
-        alone_D = self._log_probs_after(documents, lambda target: target["after_ids"] or target["cue_ids"])
+        # What stands between X and the target is no part of the context; a cue may begin before it, or after
+        alone_D = self._log_probs_after(documents, lambda target: max(target["after_ids"], target["cue_ids"], key=len))
         for document, hidden_TH, logps_T, alone_K in zip(documents, hidden_D, teacher_D, alone_D, strict=True):
             targets = targets_of(document)
             gain_K = target_means(logps_T, targets).cpu() - alone_K
@@ -271,10 +271,10 @@ class GistScorer:
                 ]
             )
         hidden_W = [[] for _ in walks]
-        rows = self._rows(prompts, targets)
-        read = self.teacher.hidden_states(TargetRows.of_several(*_columns(rows), 1, self._device()))
-        for (walk, _, own), hidden_TH in zip(rows, read, strict=True):
-            hidden_W[walk].append(hidden_TH[: sum(len(target) for _, target, *_ in own)])
+        for rows in _split(self._rows(prompts, targets), self.batch_size):
+            read = self.teacher.hidden_states(TargetRows.of_several(*_columns(rows), 1, self._device()))
+            for (walk, _, own), hidden_TH in zip(rows, read, strict=True):
+                hidden_W[walk].append(hidden_TH[: sum(len(target) for _, target, *_ in own)])
         hidden_D = []
         for walk, hidden_TH in zip(walks, map(torch.cat, hidden_W), strict=True):
             if len(walk) > 1 and "targets" in walk[0]:

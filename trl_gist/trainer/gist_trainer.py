@@ -17,6 +17,7 @@ The trainer, top to bottom: all that it overrides of TRL's and transformers'. Wh
 collaborator beside it.
 """
 
+import itertools
 import os
 import secrets
 import signal
@@ -500,14 +501,15 @@ class GistTrainer(GRPOTrainer):
             self._log_metric(name, value)
 
     def _target_measures(self, rows):
-        """Of each target, by its kind, where contexts have several, and how many they have."""
+        """Of each target, by its kind and in walks by its age, where contexts have several, and how many they have."""
         measures = defaultdict(list)
         for row in rows:
             if "targets" in row:
                 measures["targets"].append(len(row["targets"]))
-                for score in row["target_scores"]:
-                    for name in ("teacher_kl", "kl_gain", "exact"):
-                        measures[f"{score['kind']}/{name}"].append(float(score[name]))
+                for target, score in zip(row["targets"], row["target_scores"], strict=True):
+                    groups = [target["kind"], *([f"age_{target['age']}"] if "age" in target else [])]
+                    for group, name in itertools.product(groups, ("teacher_kl", "kl_gain", "exact")):
+                        measures[f"{group}/{name}"].append(float(score[name]))
         return measures
 
     def _update_length_penalty(self, rows):

@@ -31,7 +31,6 @@ With `target_kinds`, a window also asks for facts and sentences of earlier chunk
 carried on holds them, so that of the gists of a group the ones that keep them are worth more.
 """
 
-from collections import defaultdict
 from collections.abc import Callable
 
 from ..common.geometry import SEPARATOR, Geometry, WindowedText, join, rolling_chunk_length
@@ -108,12 +107,7 @@ class Walk:
         for index in range(self.windows):
             of_window = [row for row in rows if row["window"] == index]
             means |= {f"window_{index}/{name}": _mean(of_window, name) for name in names}
-        by_age = defaultdict(list)
-        for row in rows:
-            for target, score in zip(row.get("targets", ()), row["target_scores"], strict=False):
-                for name in ("teacher_kl", "kl_gain", "exact"):
-                    by_age[f"age_{target['age']}/{name}"].append(float(score[name]))
-        return means | {name: sum(values) / len(values) for name, values in sorted(by_age.items())}
+        return means
 
 
 def _mean(rows, name):

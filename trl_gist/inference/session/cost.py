@@ -125,5 +125,4 @@ def expected_cost(
     needed = max(len(whole), len(compacted)) + loaded.pair.target_length
     if any((max_positions(model) or needed) < needed for model in (reader.model, loaded.generator)):
         return {}
-    with loaded.lock:
-        return expected_kl(loaded, reader, whole, compacted)
+    return expected_kl(loaded, reader, whole, compacted)

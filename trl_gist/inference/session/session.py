@@ -42,7 +42,7 @@ from .state import Compaction, CompactionPlan, Folded, SessionSettings, Undo
 from .window import LiveToken, LiveWindow
 
 
-# Tokens that the longest fact may have before the last of its own: of what was folded before a chunk
+# Tokens of what was folded before a chunk: before its last one the longest fact may have so many
 _FACT_BEGINS = 16
 
 
@@ -113,7 +113,8 @@ class Session:
             longer than the gist itself.
         keep (`str` or a list of them, *optional*):
             Spans that the gists must have, within the same budget, as in [`GistCompactor.compress`]; patterns as
-            `"regex:..."`. What a gist kept is asked of the next one before what is new, and no chunk ends within a span.
+            `"regex:..."`. What a gist kept is asked of the next one before what is new. No chunk ends within a span that
+            `last_k` shows to be one.
 
     Raises:
         ValueError: if sizes do not fit each other or the pair, or a file is there already.
@@ -509,8 +510,13 @@ class Session:
         """What a gist of gists and a chunk is to have: what was asked for and is in the chunk, or was kept in a gist."""
         if not self._requests:
             return []
-        before = self.compactor.decode(self._separator_ids).join(map(self.compactor.decode, gists))
-        new = [span.moved(len(before)) for span in find_spans(self.compactor.decode(chunk_ids), self._requests)]
+        decode, last_ids = self.compactor.decode, self._folded.last_ids
+        before = decode(self._separator_ids).join(map(decode, gists))
+        # At the head of a chunk a name, or what a pattern looks back from, is none without what was folded before it; and a
+        # span may have begun there, of which not enough was live to see where it ends
+        reader, head = SpanReader(decode([*last_ids, *chunk_ids]), self._requests), len(decode(last_ids))
+        begun = [span for span in reader.take(head) if span.start is not None and span.start + len(span.text) > head]
+        new = [span.moved(len(before)) for span in (*begun, *reader.take())] if chunk_ids else []
         kept = find_spans(before, kept)
         # In the order of the requests, of which each is so asked for what is kept first
         found = {}
