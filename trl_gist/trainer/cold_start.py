@@ -26,6 +26,7 @@ Gists cut out of the context by a rule: what a summarizer imitates before it has
     surprising_facts
                 of these facts the tokens that the teacher expects least after the few before them, without commas, and
                 rare words where the facts run out: one gist a context, not a group's
+    answers     the sentences that hold what the context's targets ask for, in their order: one gist a context too
 """
 
 import random
