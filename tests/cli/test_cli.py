@@ -195,12 +195,13 @@ def test_train_refuses_what_it_cannot_use(workspace, tmp_path, monkeypatch, fail
     assert message in fails("train", *(["--output_dir", tmp_path / "run"] if flags else []), *flags)
 
 
-def test_a_library_that_a_recipe_needs_and_that_is_missing_is_one_line(workspace, monkeypatch, fails):
+def test_a_library_that_a_recipe_needs_and_that_is_missing_is_one_line(workspace, tmp_path, monkeypatch, fails):
     def make_trainer(*arguments):
         raise ImportError("Please install vLLM")
 
     monkeypatch.setattr("trl_gist.scripts.train.make_trainer", make_trainer)
-    assert "Please install vLLM" in fails("train", "--config", workspace / "recipe.yaml")
+    argv = ["--config", workspace / "recipe.yaml", "--output_dir", tmp_path / "run"]
+    assert "Please install vLLM" in fails("train", *argv)
 
 
 def test_the_cold_start_of_every_rule_may_be_named(workspace):
@@ -262,13 +263,14 @@ def test_a_pair_that_is_served_from_its_own_folder_has_its_name(tmp_path, monkey
 def test_local_files_without_held_out_documents_cannot_be_evaluated(workspace, tmp_path, fails):
     recipe = yaml.safe_load((workspace / "recipe.yaml").read_text())
     del recipe["eval_documents"]
-    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe | {"output_dir": str(tmp_path / "run")}))
     assert "Set `eval_documents`" in fails("train", "--config", tmp_path / "recipe.yaml")
 
 
 def test_a_recipe_may_name_one_reward_function(workspace, tmp_path, fails):
     (tmp_path / "recipe.yaml").write_text((workspace / "recipe.yaml").read_text() + "reward_funcs: nope\n")
-    assert "Could not load reward function 'nope'" in fails("train", "--config", tmp_path / "recipe.yaml")
+    argv = ["--config", tmp_path / "recipe.yaml", "--output_dir", tmp_path / "run"]
+    assert "Could not load reward function 'nope'" in fails("train", *argv)
 
 
 def test_text_files_are_one_document_each_and_a_folder_is_searched(tmp_path):
