@@ -20,7 +20,7 @@ before it and the next chunk; or, the control, on single windows. Both see as ma
 
 python -m research.memory.pair memory/walks
 python -m research.memory.pair memory/single --windows 1
-trl-gist evaluate memory/walks --tasks needles ledger --difficulty 2 --pairs single_windows=memory/single
+trl-gist evaluate memory/walks --tasks needles ledger --difficulty 2 --lengths 8 --pairs single_windows=memory/single
 """
 
 import argparse
@@ -61,8 +61,8 @@ def main():
     parser.add_argument("--windows", type=int, default=3, help="of a walk; 1: single windows (default: 3)")
     parser.add_argument("--contexts", type=int, default=6, help="in a step, of all walks (default: 6)")
     parser.add_argument("--num_generations", type=int, default=4, help="gists of a context (default: 4)")
-    parser.add_argument("--max_steps", type=int, default=24, help="(default: 24)")
-    parser.add_argument("--cold_start_steps", type=int, default=18, help="of them (default: 18)")
+    parser.add_argument("--max_steps", type=int, default=42, help="(default: 42)")
+    parser.add_argument("--cold_start_steps", type=int, default=42, help="of them, which imitate (default: 42, all)")
     parser.add_argument("--seed", type=int, default=1, help="of texts and training; not 0, which is measured on")
     args = parser.parse_args()
     quiet_console()
