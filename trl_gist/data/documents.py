@@ -148,18 +148,10 @@ def _load_files(sources, streaming):
             f"as {first.parent / f'*{suffix}'}."
         )
     try:
-        if builders == ["text"]:
-            dataset = _load_texts(files, streaming)
-        elif rows := [file for file in files if not _is_blank(file)]:
-            options = {"data_files": [_plain(file) for file in rows], "split": "train", "streaming": streaming}
-            if builders == ["json"] and _begins_with_long_row(rows[0]):
-                dataset = _load_long_rows(options, streaming)
-            else:
-                dataset = load_dataset(builders[0], **options)
-        else:
-            dataset = None
-        pa.default_memory_pool().release_unused()  # of a long text, some times what it takes
-        if dataset is not None:
+        full = files if builders == ["text"] else [file for file in files if not _is_blank(file)]
+        if full:
+            dataset = (_load_texts if builders == ["text"] else _load_rows)(full, streaming)
+            pa.default_memory_pool().release_unused()  # of a long text, some times what it takes
             return dataset
     except DatasetGenerationError as error:
         raise ValueError(f"{', '.join(sources)} cannot be read: {error.__cause__}") from error
@@ -171,13 +163,14 @@ def _load_files(sources, streaming):
     raise ValueError(f"{', '.join(sources)} holds no documents: {len(files)} files without a row.")
 
 
-def _load_long_rows(options, streaming):
-    """Rows one by one. Of one that long, `datasets` (5.2) takes ten times the memory to look for fields of mixed types,
-    and in a stream seven times to hold it."""
-    options = options | {"on_mixed_types": None, "writer_batch_size": 1, "streaming": False}
-    dataset = load_dataset("json", **options)
-    shards = min(len(options["data_files"]), len(dataset))
-    return dataset.to_iterable_dataset(shards) if streaming else dataset
+def _load_rows(files, streaming):
+    """Rows of files of one kind; where the first is a long one of JSON, one by one. Of a row that long, `datasets` (5.2)
+    takes ten times the memory to look for fields of mixed types, and in a stream seven times to hold it."""
+    kind, options = _builder(files[0]), {"data_files": [_plain(file) for file in files], "split": "train"}
+    if not (kind == "json" and _begins_with_long_row(files[0])):
+        return load_dataset(kind, **options, streaming=streaming)
+    dataset = load_dataset(kind, **options, on_mixed_types=None, writer_batch_size=1)
+    return dataset.to_iterable_dataset(min(len(files), len(dataset))) if streaming else dataset
 
 
 def _load_texts(files, streaming):
