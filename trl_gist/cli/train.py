@@ -27,7 +27,7 @@ def run(argv: list[str]) -> int:
 
     from ..scripts.launch import launch, size_of_launch, split_launch_flags
     from ..scripts.memory import print_memory
-    from ..scripts.train import checkpoint_of, make_parser, make_trainer, train
+    from ..scripts.train import checkpoint_of, config_apart, make_parser, make_trainer, train
     from ..trainer.checkpoints.run_directory import check_unused
 
     prog = "trl-gist train"
@@ -37,8 +37,8 @@ def run(argv: list[str]) -> int:
             "Say what to train: give --config FILE.yaml, as those in configs/, or --model_name_or_path and --dataset_path. "
             "--help lists every setting.",
         )
-    # `TrlParser` (TRL 1.16) knows `--config FILE` alone, and raises IndexError or TypeError for want of what it expects
-    argv = [part for each in argv for part in (each.split("=", 1) if each.startswith("--config=") else [each])]
+    # `TrlParser` (TRL 1.16) raises IndexError or TypeError for want of what it expects
+    argv = config_apart(argv)
     if argv[-1:] == ["--config"]:
         exit_with(prog, "--config needs a file.")
     try:

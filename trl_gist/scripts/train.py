@@ -191,6 +191,11 @@ class GistModelConfig(ModelConfig):
             raise ValueError("`load_in_8bit` and `load_in_4bit` are not supported. Use `--dtype bfloat16`.")
 
 
+def config_apart(argv: Iterable[str]) -> list[str]:
+    """With `--config FILE` in the place of `--config=FILE`: `TrlParser` (TRL 1.16) knows the former alone."""
+    return [part for arg in argv for part in (arg.split("=", 1) if arg.startswith("--config=") else [arg])]
+
+
 class GistParser(TrlParser):
     """
     [`~trl.TrlParser`] that names a setting which does not exist before it makes anything of the others: a default in its
@@ -198,10 +203,7 @@ class GistParser(TrlParser):
     """
 
     def parse_args_and_config(self, args: Iterable[str] | None = None, **kwargs):
-        args = sys.argv[1:] if args is None else args
-        return super().parse_args_and_config(
-            [part for arg in args for part in (arg.split("=", 1) if arg.startswith("--config=") else [arg])], **kwargs
-        )
+        return super().parse_args_and_config(config_apart(sys.argv[1:] if args is None else args), **kwargs)
 
     def set_defaults_with_config(self, **kwargs) -> list[str]:
         unknown = super().set_defaults_with_config(**kwargs)
