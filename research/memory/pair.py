@@ -97,7 +97,6 @@ def main():
             seed=args.seed,
             save_steps=10,
             save_total_limit=1,
-            gist_samples_steps=4,
             logging_steps=1,
             model_init_kwargs={"dtype": "bfloat16"},
             bf16=False,
