@@ -164,6 +164,16 @@ def test_a_single_window_asks_for_what_stands_in_it():
         assert target["after_ids"] == target["cue_ids"]
 
 
+@pytest.mark.parametrize("until", [0, 3, -1, 10_000, "30", False])
+def test_a_target_that_ends_before_it_begins_skips_the_row_by_name(until):
+    bad = ledger(False)
+    bad["document_targets"] = [{**bad["document_targets"][0], "at": 30, "until": until}]
+    with pytest.raises(ValueError, match="1 with a target whose `until` is"):
+        prepare_windows(
+            IterableDataset.from_generator(lambda: iter([bad])), make_tokenizer(), WindowSpec(24, 8, 4, None, None)
+        )
+
+
 @pytest.mark.parametrize("at", [None, -1, 10_000, "3", True])
 def test_a_place_outside_the_text_skips_the_row_by_name(at):
     row = ledger(False)
@@ -204,6 +214,20 @@ def test_a_long_document_asks_in_each_part_for_what_stands_there(monkeypatch):
             assert tokenizer.decode(target["target_ids"]).strip()[-2:] in window["prompt"]
 
 
+def gists_written(trainer):
+    """Trains, and returns the rows of each window with the gists that were written of them."""
+    gists, write = [], trainer.rollout.write
+
+    def watched(rows, prompt_ids):
+        completions = write(rows, prompt_ids)
+        gists.append((rows, completions))
+        return completions
+
+    trainer.rollout.write = watched
+    trainer.train()
+    return gists
+
+
 def test_a_cold_start_by_answers_carries_them_from_window_to_window(make_trainer, lora):
     """Of each window what is asked by then, from the gist before or from the chunk."""
     settings = {"target_kinds": None, "cold_start_gists": "answers", "cold_start_steps": 1, "max_steps": 1}
@@ -211,15 +235,7 @@ def test_a_cold_start_by_answers_carries_them_from_window_to_window(make_trainer
     trainer = make_trainer(
         peft_config=lora, args=WALKS | settings, train_dataset=Dataset.from_list([ledger(False)] * 8)
     )
-    gists = []
-    write = trainer.rollout.write
-
-    def watched(rows, prompt_ids):
-        gists.append((rows, write(rows, prompt_ids)))
-        return gists[-1][1]
-
-    trainer.rollout.write = watched
-    trainer.train()
+    gists = gists_written(trainer)
     carried = 0
     for rows, (completions, _) in gists:
         for row, completion in zip(rows, completions, strict=True):
@@ -228,6 +244,27 @@ def test_a_cold_start_by_answers_carries_them_from_window_to_window(make_trainer
                 assert trainer.processing_class.decode(target["target_ids"]).strip() in gist
                 carried += target["age"] > 0
     assert carried
+
+
+def test_a_cold_start_by_answers_keeps_what_only_later_windows_ask_for(make_trainer, lora):
+    settings = {"target_kinds": {"fact": 1}, "recall_age": [0, 1], "cold_start_gists": "answers"}
+    settings |= {"cold_start_steps": 1, "max_steps": 1, "context_length": 110, "max_completion_length": 48}
+    texts = Dataset.from_dict({"text": [" ".join(make_documents(3, seed=seed)) for seed in range(6)]})
+    trainer = make_trainer(peft_config=lora, args=WALKS | settings, train_dataset=texts)
+    decode, kept = trainer.processing_class.decode, 0
+    rows_of_windows = [
+        pair for rows, (completions, _) in gists_written(trainer) for pair in zip(rows, completions, strict=True)
+    ]
+    walks = {tuple(row["walk_ids"]): row["targets"] for row in trainer.train_dataset}
+    for row, completion in rows_of_windows:
+        if row["window"] == WALKS["windows_per_document"] - 1 or len(completion) >= 48:
+            continue
+        gist = decode(completion, skip_special_tokens=True)
+        for target in walks[tuple(row["walk_ids"])]:
+            if target["kind"] == "fact" and target["window"] - target["age"] == row["window"]:
+                assert decode(target["target_ids"]).strip() in gist
+                kept += target["window"] > row["window"]
+    assert kept
 
 
 # ---- The teacher reads a walk once, each target up to its window ----

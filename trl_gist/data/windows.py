@@ -700,6 +700,8 @@ def _document_targets(text, entries, tokenizer, spec):
             if type(place) is not int or not 0 <= place <= len(text):
                 return None, f"with a target whose `{name}` is no place in the text"
             target[name] = place
+        if target["until"] is not None and target["until"] < target["at"]:
+            return None, "with a target whose `until` is before its `at`"
     return targets, None
 
 

@@ -93,7 +93,8 @@ class ExtractiveSummarizer:
 
         Args:
             row (`dict`):
-                A window with `context_ids` and `last_k_ids`, and for `"answers"` its `targets`.
+                A window with `context_ids` and `last_k_ids`, and for `"answers"` its `targets`; of a walk also
+                `later_targets`, which its later windows ask for.
             lengths_G (`list[int]`):
                 Longest gist of each slot, in tokens; the same for all of them where the rule writes one gist.
 
@@ -105,7 +106,8 @@ class ExtractiveSummarizer:
         if self.rule in ("facts", "surprising_facts", "answers"):
             ids = [token for token in stands_for(row) if token not in self.unread_ids]
             if self.rule == "answers":
-                return [answering_sentences(self.tokenizer, ids, row["targets"], lengths_G[0])] * len(lengths_G)
+                asked = [*row["targets"], *row.get("later_targets", ())]
+                return [answering_sentences(self.tokenizer, ids, asked, lengths_G[0])] * len(lengths_G)
             if self.rule == "surprising_facts":
                 model, facts = self.teacher, len(ids) + 1  # no more than tokens: one forward
                 (gist,) = surprising_facts(model, self.tokenizer, [ids], lengths_G[:1], self.rarity, batch_size=facts)

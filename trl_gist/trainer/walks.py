@@ -84,8 +84,11 @@ class Walk:
     def _window(self, row, text, window):
         """What is known of it before there is the gist that S reads first."""
         chunk_ids, last_k_ids = text.chunk(window), text.last(window)
-        targets = [target for target in row.get("targets", ()) if target["window"] == window]
-        return ({"targets": targets} if "targets" in row else {}) | {
+        asked = {"targets": [], "later_targets": []} if "targets" in row else {}
+        for target in row.get("targets", ()):
+            if target["window"] >= window:
+                asked["targets" if target["window"] == window else "later_targets"].append(target)
+        return asked | {
             "window": window,
             "prompt": self.decode(chunk_ids + last_k_ids),
             "chunk_ids": chunk_ids,
