@@ -8,7 +8,7 @@ READY := $(VENV)/.installed
 TRAINS := tests/scoring/test_reference.py tests/trainer/test_rate_control.py tests/trainer/test_training.py tests/scoring/test_extractive.py \
 	tests/trainer/test_alarms.py tests/research/test_gist_tokens.py tests/examples/test_minimal_loop.py tests/trainer/test_resume.py
 
-.PHONY: demo test test-isa chaos bench lint docs clean
+.PHONY: demo test test-isa chaos bench lint docs package clean
 
 demo: $(READY)
 	$(BIN)/python -m examples.demo $(ARGS)
@@ -46,6 +46,12 @@ lint: $(READY)
 # The pages of docs/ and the API, from docstrings, into site/; a link that leads nowhere fails
 docs: $(READY)
 	$(BIN)/zensical build --strict --clean $(ARGS)
+
+# The sdist, and from it the wheel, into dist/, as a package index takes them
+package: $(READY)
+	rm -rf dist
+	$(BIN)/python -m build --no-isolation
+	$(BIN)/python -m twine check --strict dist/*
 
 # torch first and by its exact version: on a machine without a GPU an open range may bring gigabytes of CUDA
 $(READY): setup.cfg pyproject.toml constraints.txt

@@ -16,9 +16,6 @@
 
 import json
 import re
-import subprocess
-import sys
-import zipfile
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -449,21 +446,6 @@ def test_without_matplotlib_the_command_names_the_extra(make_folder, fails, monk
 
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     assert 'pip install "trl_gist[eval]"' in fails("report", make_folder())
-
-
-def test_a_wheel_holds_the_templates(tmp_path):
-    build = "from setuptools import build_meta; import sys; build_meta.build_wheel(sys.argv[1])"
-    source = tmp_path / "source"
-    source.mkdir()
-    for name in ("setup.cfg", "pyproject.toml", "README.md", "LICENSE", "trl_gist"):
-        (source / name).symlink_to(ROOT / name)
-    done = subprocess.run([sys.executable, "-c", build, str(tmp_path)], cwd=source, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    (wheel,) = tmp_path.glob("*.whl")
-    files = [*ROOT.glob("trl_gist/evaluation/*/*.jinja"), *ROOT.glob("trl_gist/evaluation/*/*.css")]
-    templates = {str(path.relative_to(ROOT)) for path in files}
-    assert {"trl_gist/evaluation/pages/style.css", "trl_gist/evaluation/run_report/report.html.jinja"} < templates
-    assert templates <= set(zipfile.ZipFile(wheel).namelist())
 
 
 # ---- Trackers ----

@@ -211,7 +211,7 @@ TRAINING_ARGUMENTS = {
     "disable_tqdm": Honoured(
         "no bar", lambda lab: lab.bars(disable_tqdm=True) == 0 and lab.bars(disable_tqdm=False) == 1
     ),
-    "report_to": Elsewhere("test_evaluation.py", "test_tensorboard_gets_the_measures"),
+    "report_to": Elsewhere("test_trackers.py", "test_tensorboard_gets_measures_and_gists"),
     "run_name": Irrelevant(TRACKERS, "a run"),
     "project": Irrelevant(TRACKERS, "a project"),
     "trackio_space_id": Irrelevant(TRACKERS, "user/space"),

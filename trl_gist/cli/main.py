@@ -27,6 +27,7 @@ import sys
 import warnings
 
 from ..common.arguments import several
+from ..version import __version__
 from . import compress, continue_, distance, evaluate, report, serve, train
 from .flags import exit_with
 
@@ -83,6 +84,7 @@ def make_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     for command in (train, evaluate, distance, compress, continue_, serve, report):
         command.add_parser(commands)

@@ -21,13 +21,16 @@ import socket
 from collections.abc import Callable
 from pathlib import Path
 
-import uvicorn
-
 from ..common.chat_template import opened_thought, render
+from ..common.extras import extra
 from ..inference.compactor import GistCompactor
 from ..pair import PAIR_CONFIG_NAME
 from ..serving.app import make_app
 from ..serving.config import ServingConfig, check_host
+
+
+with extra("serve"):
+    import uvicorn
 
 
 logger = logging.getLogger(__name__)

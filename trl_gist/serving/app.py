@@ -18,13 +18,7 @@ import asyncio
 from collections.abc import Callable
 from contextlib import asynccontextmanager
 
-from starlette.applications import Starlette
-from starlette.exceptions import HTTPException
-from starlette.middleware import Middleware
-from starlette.requests import ClientDisconnect, Request
-from starlette.responses import JSONResponse, Response
-from starlette.routing import Route
-
+from ..common.extras import extra
 from ..inference.compactor import GistCompactor
 from .config import ServingConfig
 from .engine import Engine
@@ -34,6 +28,15 @@ from .metrics import Metrics
 from .schemas import ChatRequest, CompletionRequest, CompressRequest, Strict, parse
 from .wire import ChatShape, CompletionShape, Shape, event, usage
 from .worker import Disconnected, Job, Worker
+
+
+with extra("serve"):
+    from starlette.applications import Starlette
+    from starlette.exceptions import HTTPException
+    from starlette.middleware import Middleware
+    from starlette.requests import ClientDisconnect, Request
+    from starlette.responses import JSONResponse, Response
+    from starlette.routing import Route
 
 
 MODEL_ROUTES = ("/v1/chat/completions", "/v1/completions", "/v1/compress")

@@ -14,7 +14,11 @@
 
 """Errors as OpenAI's API has them, so that its clients raise what they raise there."""
 
-from starlette.responses import JSONResponse
+from ..common.extras import extra
+
+
+with extra("serve"):
+    from starlette.responses import JSONResponse
 
 
 class ApiError(Exception):

@@ -17,10 +17,13 @@
 import hmac
 import time
 
-from starlette.datastructures import Headers
-
+from ..common.extras import extra
 from .errors import ApiError
 from .metrics import Metrics
+
+
+with extra("serve"):
+    from starlette.datastructures import Headers
 
 
 class Gate:

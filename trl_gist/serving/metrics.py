@@ -14,7 +14,11 @@
 
 """Counters of a server, in Prometheus' text format."""
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from ..common.extras import extra
+
+
+with extra("serve"):
+    from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 
 # From a short completion on an accelerator to a long document on a CPU

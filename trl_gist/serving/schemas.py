@@ -21,9 +21,21 @@ every object of a request: some clients send all their fields.
 import json
 from typing import Annotated, Literal, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
-
+from ..common.extras import extra
 from .errors import ApiError
+
+
+with extra("serve"):
+    from pydantic import (
+        AfterValidator,
+        BaseModel,
+        ConfigDict,
+        Discriminator,
+        Field,
+        Tag,
+        ValidationError,
+        model_validator,
+    )
 
 
 def _nothing(value):

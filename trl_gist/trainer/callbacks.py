@@ -12,16 +12,19 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""Callbacks that a script adds: a checkpoint on a signal, and progress with the figures of a gist."""
+"""Callbacks: a checkpoint on a signal, progress with the figures of a gist, and gists for TensorBoard."""
 
 import os
 import signal
 import time
+from pathlib import Path
 
+import pandas
 import torch
 from accelerate import PartialState
 from accelerate.utils import gather
 from transformers import ProgressCallback, TrainerCallback
+from transformers.integrations import TensorBoardCallback
 
 from ..common.statistics import with_error
 
@@ -53,6 +56,29 @@ class GistProgressCallback(ProgressCallback):
                 if prefix + name in logs
             ]
             self.training_bar.write(f"{prefix.rstrip('_')}, step {state.global_step}: {', '.join(measures)}")
+
+
+def show_in_tensorboard(callbacks: list[TrainerCallback], completions: Path, step: int, one_a_context: bool):
+    """The table that TRL (1.16) writes as parquet, and hands to trackio and wandb alone, as a text of TensorBoard."""
+    writers = [each.tb_writer for each in callbacks if isinstance(each, TensorBoardCallback)]
+    writers = [writer for writer in writers if writer is not None]
+    if not writers:
+        return
+    table = pandas.read_parquet(completions)
+    if one_a_context:
+        table = table.drop_duplicates("prompt")
+    rows = [[_cell(value) for value in row] for row in (table.columns, *table.itertuples(index=False))]
+    rows.insert(1, ["---"] * len(table.columns))
+    for writer in writers:
+        writer.add_text("completions", "\n".join(f"| {' | '.join(row)} |" for row in rows), step)
+        writer.flush()
+
+
+def _cell(value):
+    """Text as it reads: none of its signs means anything to Markdown or HTML."""
+    text = f"{value:.4g}" if isinstance(value, float) else str(value)
+    text = "".join(sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in text)
+    return "".join(sign if sign.isalnum() or sign == " " else f"&#{ord(sign)};" for sign in text)
 
 
 def signals_named(*names: str) -> tuple[signal.Signals, ...]:

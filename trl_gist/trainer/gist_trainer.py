@@ -34,6 +34,7 @@ from datasets import Dataset, IterableDataset
 from huggingface_hub import CommitInfo
 from peft import PeftConfig, PeftModel
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback, TrainerState
+from transformers.integrations import TrackioCallback
 from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, SaveStrategy
 from trl import GRPOTrainer
@@ -75,7 +76,7 @@ from ..rewards import length_penalty
 from . import held_out
 from .advantages import best_of_group, group_signal
 from .alarms import Alarms, StopOnAlarm
-from .callbacks import SaveOnSignal
+from .callbacks import SaveOnSignal, show_in_tensorboard
 from .checkpoints.manifest import Manifest
 from .checkpoints.pair_state import load_state, pair_config, prompts_of_run, save_pair, save_state
 from .checkpoints.resharding import load_universal, remove_universal
@@ -721,6 +722,11 @@ class GistTrainer(GRPOTrainer):
                 "Under DeepSpeed the generator's engine is made when training begins: evaluate with "
                 "`eval_on_start=True`, or after training."
             )
+        for callback in self.callback_handler.callbacks:
+            if isinstance(
+                callback, TrackioCallback
+            ):  # TRL (1.16) logs its timings there, also before and after training
+                callback.on_train_begin(self.args, self.state, self.control, model=self.model)
         self.eval_rows = []
         # The loader takes its seed from torch's generator, from which the next gists are sampled; a run that is
         # evaluated on the way is the run that is not
@@ -744,6 +750,10 @@ class GistTrainer(GRPOTrainer):
         if isinstance(self.train_dataset, IterableDataset) and self.model.training:
             logs["skipped_rows"] = self.skipped_rows["train"].total
         super().log(logs, start_time)
+        if self.log_completions and self.accelerator.is_main_process:
+            step = self.state.global_step
+            table = Path(self.args.output_dir, "completions", f"completions_{step:05d}.parquet")
+            show_in_tensorboard(self.callback_handler.callbacks, table, step, self.log_unique_prompts)
 
     # ---- A run ----
 

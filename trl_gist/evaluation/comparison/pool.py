@@ -25,11 +25,15 @@ the curve is what choosing could bring; and the pool is not all there is, so it 
 import os
 
 import numpy as np
-from matplotlib.figure import Figure
 
+from ...common.extras import extra
 from ..pages.plots import GIST, NEUTRAL, NULL, plot_style, save_figure
 from ..rate_distortion import DistortionRateCurve, best_in_pool_curve
 from .compare import GENERATOR, NO_GIST, TRAINED
+
+
+with extra("eval"):
+    from matplotlib.figure import Figure
 
 
 def pool_curve(

@@ -17,16 +17,20 @@
 import math
 import os
 
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 from rich import box
 from rich.markup import escape
 from rich.table import Table
 
+from ...common.extras import extra
 from ...common.statistics import with_error
 from ..pages.labels import COMPARISON_READERS
 from ..pages.plots import GIST, NEUTRAL, NULL, save_figure
 from .compare import GENERATOR, NO_GIST, OWN_GENERATOR, READERS, TRAINED
+
+
+with extra("eval"):
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
 
 def comparison_tables(summary: list[dict], kind: str | None = None) -> list[Table]:

@@ -18,13 +18,17 @@ import os
 from pathlib import Path
 
 import numpy as np
-from matplotlib.figure import Figure
 
+from ...common.extras import extra
 from ...common.run_files import PLOTS_DIR
 from ...common.statistics import with_error
 from ..folder import read_measures
 from ..pages.plots import GIST, NULL, OCHRE, PLUM, plot_style, save_figure
 from .labels import arm_labels
+
+
+with extra("eval"):
+    from matplotlib.figure import Figure
 
 
 _COLORS = {

@@ -21,13 +21,17 @@ from pathlib import Path
 
 import jinja2
 import numpy as np
-from matplotlib.colors import LinearSegmentedColormap, to_rgb
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, PercentFormatter
 
+from ...common.extras import extra
 from ...common.text_units import Units
 from ..pages.plots import GIST, GREEN, NEUTRAL, NULL, OCHRE, PLUM, save_figure
 from .patterns import Survival, summarize_patterns, survival, text_survival
+
+
+with extra("eval"):
+    from matplotlib.colors import LinearSegmentedColormap, to_rgb
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 
 # Title, what the numbers are, whether they are shares of a whole, and each line's label and color

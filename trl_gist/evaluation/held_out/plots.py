@@ -19,12 +19,16 @@ import os
 from pathlib import Path
 
 import numpy as np
-from matplotlib.figure import Figure
 
+from ...common.extras import extra
 from ...common.run_files import PLOTS_DIR
 from ..folder import read_measures
 from ..pages.labels import reader_labels
 from ..pages.plots import GIST, NEUTRAL, NULL, OCHRE, PLUM, plot_style, save_figure
+
+
+with extra("eval"):
+    from matplotlib.figure import Figure
 
 
 _RATE_READERS = ("gist", "tail", "last_k", "null")

@@ -21,10 +21,13 @@ interface only: nothing here touches a user's own figures or backend.
 import os
 from pathlib import Path
 
-from matplotlib.figure import Figure
-
+from ...common.extras import extra
 from ...common.statistics import standard_error
 from .labels import CONTROLS, reader_labels
+
+
+with extra("eval"):
+    from matplotlib.figure import Figure
 
 
 GIST, NULL, NEUTRAL = "#1f6f8b", "#c8553d", "#555555"

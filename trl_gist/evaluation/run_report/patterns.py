@@ -14,13 +14,16 @@
 
 """What a run's report says of its gists: from those of fixed held-out windows in the run's log."""
 
-import matplotlib
-
+from ...common.extras import extra
 from ...common.text_units import Units
 from ..gists.pattern_plots import blank_patterns, draw_patterns, draw_survival, survival_html, visible
 from ..gists.patterns import gist_patterns, summarize_patterns, survival
 from ..pages.render import spread
 from .plots import STYLE, Plot, page_svg
+
+
+with extra("eval"):
+    import matplotlib
 
 
 _MAX_MAP_LINES = 16

@@ -23,14 +23,18 @@ import io
 import re
 from dataclasses import dataclass, replace
 
-import matplotlib
 import numpy as np
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
+from ...common.extras import extra
 from ...common.statistics import is_number
 from ..pages.labels import CONTROLS
 from ..pages.plots import GIST, GREEN, NEUTRAL, NULL, OCHRE, PLUM
+
+
+with extra("eval"):
+    import matplotlib
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
 
 INK, _GRID, _PAPER = "#1b1f24", "#d9dde2", "#fefefe"

@@ -21,13 +21,17 @@ import os
 from pathlib import Path
 
 import numpy as np
-from matplotlib.figure import Figure
 
+from ...common.extras import extra
 from ...common.run_files import PLOTS_DIR
 from ..distance.plots import arm_color
 from ..folder import read_measures
 from ..pages.plots import GIST, NEUTRAL, OCHRE, save_figure
 from .tables import age_label, task_labels
+
+
+with extra("eval"):
+    from matplotlib.figure import Figure
 
 
 # Sliding windows, and a gist that knows the last window alone
