@@ -29,6 +29,7 @@ import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from fsspec.registry import known_implementations
 
 from trl_gist.cli.flags import read_text
 from trl_gist.common import encodings
@@ -133,7 +134,7 @@ def test_other_scripts_are_refused_until_their_encoding_is_given(tmp_path, encod
 )
 def test_damaged_utf_8_is_not_taken_for_another_encoding(tmp_path, content):
     (tmp_path / "a.txt").write_bytes(content)
-    with pytest.raises(ValueError, match="a.txt cannot be read: it is no (UTF-8 .byte|utf-8: byte) 0x.. in line"):
+    with pytest.raises(ValueError, match="a.txt cannot be read: it is no UTF-8( .|: )byte 0x.. in line"):
         texts_of([tmp_path / "a.txt"])
 
 
@@ -270,9 +271,7 @@ def test_what_is_out_of_reach_is_named(store, monkeypatch):
         load_documents(["memory://missing/*.txt"])
     with pytest.raises(ValueError, match="a.bin is of no known kind"):
         load_documents(store("a.bin", b"x"))
-    monkeypatch.setitem(
-        fsspec.registry.known_implementations, "lacking", {"class": "no.such.Store", "err": "Install lacking"}
-    )
+    monkeypatch.setitem(known_implementations, "lacking", {"class": "no.such.Store", "err": "Install lacking"})
     with pytest.raises(ValueError, match="lacking://a/b.txt is out of reach: Install lacking"):
         load_documents("lacking://a/b.txt")
 
@@ -296,7 +295,7 @@ def faulty_files(folder):
     yield ".json", json.dumps([{"text": text} for text in GOOD], indent=0).encode()[:-9], "line 90[0-9]: "
     table = "text,n\n" + "".join(f"{text},1\n" for text in GOOD[:200])
     yield ".csv", (table + "a,b,c\n").encode(), "Expected 2 fields in line 202, saw 3"
-    yield ".jsonl.gz", gzip.compress("".join(rows).encode())[:-200], "after line [0-9]+: Compressed file ended"
+    yield ".jsonl.gz", gzip.compress("".join(rows).encode())[:-200], "Compressed file ended"
     yield ".txt", "Зима\n".encode() * 200 + b"\xff\n", r"byte 0xff in line 201"
     pq.write_table(pa.table({"text": GOOD}), folder / "a.parquet", row_group_size=100, compression="none")
     damaged = bytearray((folder / "a.parquet").read_bytes())
@@ -323,15 +322,15 @@ def test_a_fault_is_named_with_its_file_and_its_line_or_rows(tmp_path, fault, st
         list(load_documents([tmp_path], streaming=streaming))
 
 
-def test_a_stream_gives_what_stands_before_a_fault(tmp_path, monkeypatch):
-    monkeypatch.setattr("datasets.packaged_modules.json.json.JsonConfig.chunksize", 1000)
+def test_a_stream_gives_what_stands_before_a_fault(tmp_path):
     (tmp_path / "1.jsonl").write_text(written(".jsonl", GOOD)[0])
-    (tmp_path / "2.jsonl").write_text(written(".jsonl", GOOD)[0] + '{"text": 1, "other": 2}\n' + '{"text": "cut\n')
+    long = [text + "x" * 50_000 for text in GOOD]  # `datasets` reads 10 MB at once
+    (tmp_path / "2.jsonl").write_text(written(".jsonl", long)[0] + '{"text": "", "other": 2}\n' + '{"text": "cut\n')
     found = []
     with pytest.raises(ValueError, match="2.jsonl cannot be read: line 30[12]: "):
         for row in load_documents([tmp_path], streaming=True):
             found.append(row["text"])
-    assert found[:300] == GOOD and 300 <= len(found) <= 600
+    assert found[:300] == GOOD and found[300:] == long[: len(found) - 300] and len(found) > 400
 
 
 def test_a_stream_goes_on_from_its_state_and_has_a_shard_a_file(tmp_path):

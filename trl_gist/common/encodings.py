@@ -90,8 +90,6 @@ def find_encoding(name: str, blocks: Iterable[bytes], encoding: str | None = Non
         ValueError: if it is no UTF-8 and none was given, where it is a damaged or a cut UTF-8, or has more than few
             letters beyond ASCII; with its line and the byte.
     """
-    if encoding is not None and codecs.lookup(encoding).name.startswith(_SEVEN_BIT):
-        return encoding
     blocks = iter(blocks)
     first = bytes(next(blocks, b""))
     if marked := marked_encoding(first):
@@ -105,6 +103,8 @@ def find_encoding(name: str, blocks: Iterable[bytes], encoding: str | None = Non
             return encoding or _guessed(name, error, blocks, lines, beyond)
         lines += text.count("\n")
         beyond += 0 if text.isascii() else sum(sign > "\x7f" for sign in text)
+    if encoding is not None and not beyond and codecs.lookup(encoding).name.startswith(_SEVEN_BIT):
+        return encoding
     return UTF_8  # the end may lie within a character, which whoever decodes it will say
 
 
@@ -162,6 +162,6 @@ def decoded(name: str, blocks: Iterable[bytes], encoding: str, newlines: bool = 
         except UnicodeDecodeError as error:
             line = lines + error.object[: error.start].decode(encoding, "ignore").count("\n")
             fault = f"byte 0x{error.object[error.start]:02x} in line {line}, {error.reason}"
-            raise ValueError(f"{name} is no {encoding}: {fault}. Mend it, or give its `encoding`.") from error
+            raise ValueError(f"{name} is no {encoding.upper()}: {fault}. Mend it, or give its `encoding`.") from error
         lines += text.count("\n")
         yield text

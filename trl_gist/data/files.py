@@ -201,29 +201,23 @@ def naming(file: str | Path, encoding: str | None, columns: set[str] = frozenset
 
 
 def _fault_in_json(file, encoding, columns):
-    blocks = decoded(str(file), blocks_of(file, 1 << 22), encoding_of(file, encoding))
-    number, first = 0, None
-    try:
-        for number, line in enumerate(_lines(blocks), 1):
-            if first is None and line.lstrip().startswith("["):
-                line += "".join(_lines(blocks))  # one list, whatever lines it is on
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError as error:
-                return f"line {number + error.lineno - 1}: {error.msg} (column {error.colno})"
-            first = number if first is None else first
-            rows = row if isinstance(row, list) and first == number else [row]
-            for row in rows:
-                if not isinstance(row, (dict, str)):
-                    return f"line {number}: {json.dumps(row)[:40]} is no row, which is an object with names"
-                if columns and isinstance(row, dict) and row.keys() - columns:
-                    return f"line {number}: the first rows have no {sorted(row.keys() - columns)[0]!r}, which is in it"
-    except _DAMAGES as error:
-        if isinstance(error, ValueError):
-            raise
-        return f"after line {number}: {error}"
+    lines = _lines(decoded(str(file), blocks_of(file, 1 << 22), encoding_of(file, encoding)))
+    is_first = True
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        if is_first and line.lstrip().startswith("["):
+            line += "".join(lines)  # one list, whatever lines it is on
+        try:
+            found = json.loads(line)
+        except json.JSONDecodeError as error:
+            return f"line {number + error.lineno - 1}: {error.msg} (column {error.colno})"
+        for row in found if is_first and isinstance(found, list) else [found]:
+            if not isinstance(row, (dict, str)):
+                return f"line {number}: {json.dumps(row)[:40]} is no row, which is an object with names"
+            if columns and isinstance(row, dict) and row.keys() - columns:
+                return f"line {number}: the first rows have no {sorted(row.keys() - columns)[0]!r}, which is in it"
+        is_first = False
     return None
 
 

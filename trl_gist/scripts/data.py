@@ -239,13 +239,14 @@ def _print_window(console, window):
 
 def _print_worth(console, report, several):
     worth, floor = report["worth"], report["target_floor"]
-    table = Table(title="What a context is worth to the teacher", box=box.SIMPLE, title_justify="left")
+    title = "What a context is worth to the teacher: NLL of what follows"
+    table = Table(title=title, box=box.SIMPLE, title_justify="left")
     cue = "cue" if several else f"last {report['window']['last_k']}"
-    headings = ["Kind of target", "targets", f"NLL after the {cue} alone", "after the context", "gain"]
+    headings = ["Target", "count", f"after its {cue}", "after all", "gain"]
     if several and floor is not None:
-        headings.append(f"gain ≥ {floor:g}")
+        headings.append(f"≥ {floor:g}")
     for heading in headings:
-        table.add_column(heading, justify="left" if heading == headings[0] else "right")
+        table.add_column(heading, justify="left" if heading == headings[0] else "right", no_wrap=True)
     for kind, values in worth.items():
         cells = [f"{values['nll_cue']:.4f}", f"{values['nll_context']:.4f}"]
         cells.append(with_error(values["gain"], values["gain_se"], 4))
