@@ -155,7 +155,7 @@ def test_ready_windows_are_shown_with_their_questions(tmp_path, shown):
     (tmp_path / "q.jsonl").write_text((json.dumps(row) + "\n") * 3)
     out, report = shown("--text_column", "text", source=tmp_path / "q.jsonl")
     assert report["worth"]["question"]["targets"] == 6
-    assert "Who drew the map? John Snow" in out
+    assert "Who drew the map? →  John Snow" in out
 
 
 def test_what_cannot_be_used_is_one_line(file, checkpoint, tmp_path, capsys):

@@ -45,7 +45,9 @@ def add_parser(commands):
     models.add_argument("--teacher_name_or_path", metavar="NAME", help="another checkpoint for the teacher")
     models.add_argument("--device", help="as 'cpu' or 'cuda:1' (default: the machine's accelerator)")
     models.add_argument(
-        "--dtype", choices=("float32", "bfloat16", "float16"), help="of the weights (default: as stored)"
+        "--dtype",
+        choices=("float32", "bfloat16", "float16"),
+        help="of the weights (default: as stored; on a CPU float32)",
     )
     models.add_argument("--trust_remote_code", action="store_true", help="let checkpoints run their own code")
     add_batch_size(models, DataArguments.batch_size)

@@ -278,7 +278,8 @@ def _plain(file, encoding, streaming=False):
     changed, so that a prepared dataset is found again.
     """
     name, whole = file, not streaming or encoding is not None
-    if is_url(file) and not (streaming and _PLAIN_URL.fullmatch(file)):
+    # Of a packed one in S3 `datasets` (5.2) opens the store with settings of a web server's
+    if is_url(file) and not (streaming and _PLAIN_URL.fullmatch(file) and suffixes(file)[-1] not in COMPRESSIONS):
         file = _fetched(file)
     found = UTF_8 if kind_of(file) == "parquet" else encoding_of(file, encoding, whole, name)
     copied = found != UTF_8 or suffixes(file)[-1] == ".zst"

@@ -90,11 +90,11 @@ def files_of(source: str) -> list[str | Path]:
         if not roots and filesystem.exists(place):
             raise ValueError(f"{source} is of no known kind. Documents are read from {', '.join(KINDS)} files.")
         found = [(file, root) for root in sorted(roots) for file in sorted(filesystem.find(root) or [root])]
-    except ImportError as error:
-        raise ValueError(f"{source} is out of reach: {error}") from error
-    except Exception as error:  # each store has errors of its own: botocore's, aiohttp's
-        if isinstance(error, (ValueError, OSError)) and not isinstance(error, FileNotFoundError):
-            raise
+    except FileNotFoundError:
+        roots = found = []
+    except ValueError:
+        raise
+    except Exception as error:  # as those of [`naming`]
         raise ValueError(f"{source} is out of reach: {type(error).__name__}: {error}") from error
     chain = source[source.index("::") :] if "::" in source else ""
     urls = [(filesystem.unstrip_protocol(file) + chain, file.removeprefix(root)) for file, root in found]
@@ -190,7 +190,9 @@ def naming(file: str | Path, encoding: str | None, columns: set[str] = frozenset
         yield
     except UnreadableFile:
         raise
-    except READING_FAILS as error:
+    except Exception as error:  # each store has errors of its own: botocore's, aiohttp's
+        if not is_url(file) and not isinstance(error, READING_FAILS):
+            raise
         try:
             where = _FAULTS.get(kind_of(file), lambda *_: None)(file, encoding, columns)
         except _DAMAGES as found:

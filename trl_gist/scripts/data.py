@@ -120,8 +120,11 @@ def _load_teacher(args, tokenizer, checkpoint) -> PreTrainedModel:
     check_device(device)
     check_dtype_name(args.dtype)
     check_same_tokenizer(tokenizer, "teacher", checkpoint, args.trust_remote_code)
+    dtype = args.dtype or (
+        "float32" if torch.device(device).type == "cpu" else "auto"
+    )  # bfloat16 is slow on many CPUs
     teacher = create_model_from_path(
-        checkpoint, dtype=args.dtype or "auto", device_map=None, trust_remote_code=args.trust_remote_code
+        checkpoint, dtype=dtype, device_map=None, trust_remote_code=args.trust_remote_code
     )
     return for_inference(teacher.to(device))
 
@@ -233,7 +236,9 @@ def _print_window(console, window):
         table.add_row("target", Text(window["targets"][0]["target"]))
     else:
         for target in window["targets"]:
-            table.add_row(escape(target["kind"]), Text.assemble((target["cue"], "dim"), (target["target"], "bold")))
+            table.add_row(
+                escape(target["kind"]), Text.assemble((target["cue"], "dim"), " → ", (target["target"], "bold"))
+            )
     console.print(table)
 
 
