@@ -287,7 +287,9 @@ def test_text_files_are_one_document_each_and_a_folder_is_searched(tmp_path):
     with pytest.raises(ValueError, match="no column 'prompt' for `remove_columns`; it has .'body', 'text'."):
         load_documents(str(tmp_path / "d.jsonl.gz"), remove_columns=["prompt"])
     (tmp_path / "a.txt").write_bytes(b"\xff")
-    with pytest.raises(ValueError, match="cannot be read: 'utf-8' codec can't decode byte 0xff"):
+    with pytest.raises(
+        ValueError, match="a.txt cannot be read: it is no UTF-8 .byte 0xff in line 1.*Give its `encoding`"
+    ):
         load_documents([str(tmp_path / "a.txt")])
 
 
@@ -758,7 +760,7 @@ def test_unreadable_text_is_refused_before_the_pair_is_loaded(command, tmp_path,
     assert "No such file or directory" in fails(command, "no-pair", tmp_path / "missing.txt")
     assert "Is a directory" in fails(command, "no-pair", tmp_path)
     stdin_of(monkeypatch, b"ab\xff")
-    assert "stdin is not UTF-8 text: byte 0xff at 2." in fails(command, "no-pair")
+    assert "stdin is no UTF-8 (byte 0xff in line 1)" in fails(command, "no-pair")
     stdin_of(monkeypatch, b"")
     assert "stdin is empty." in fails(command, "no-pair", "-")
 

@@ -53,7 +53,7 @@ def add_parser(commands):
 
 
 def run(args: argparse.Namespace):
-    text = read_text(args.file, taken=args.keep or ())
+    text = read_text(args.file, args.keep or (), args.encoding)
     if args.certify and not args.json:
         raise ValueError("--certify measures what only --json prints: add --json.")
     settings = {"last_k": args.last_k, "keep": args.keep, "certify": args.certify, "search": args.search}

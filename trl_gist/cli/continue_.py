@@ -50,7 +50,7 @@ def add_parser(commands):
 
 
 def run(args: argparse.Namespace):
-    text = read_text(args.file)
+    text = read_text(args.file, encoding=args.encoding)
     if args.last_k is not None and (args.window is not None or args.recursion != "rolling" or args.verbose):
         raise ValueError(
             "--last_k goes on from one gist of the text's end, and --window, --recursion and --verbose are a "

@@ -16,12 +16,10 @@
 
 import argparse
 import dataclasses
-import json
-import math
 
 from ..scripts.arguments import DEFAULT_COMPRESSORS, DistanceArguments, EvaluateArguments, TasksArguments
 from . import distance
-from .flags import add_documents, add_output, add_pair, as_dataclass, check_installed, positive, whole
+from .flags import add_documents, add_output, add_pair, add_targets, as_dataclass, check_installed, positive, whole
 
 
 _OF_DOCUMENTS = ("dataset_config", "split", "streaming", "text_column", "max_documents")
@@ -82,39 +80,7 @@ def add_parser(commands):
         help=f"with --tasks: of the texts (default: {TasksArguments.seed})",
     )
     targets = parser.add_argument_group("several targets of a window")
-    targets.add_argument(
-        "--target_kinds",
-        type=kinds_of_targets,
-        metavar="JSON",
-        help="kinds of targets that every window is asked for, with their weights, as of training: "
-        """'{"fact": 3, "recall": 1, "continuation": 1}' (default: the continuation alone)""",
-    )
-    targets.add_argument(
-        "--targets_per_context",
-        type=positive,
-        metavar="N",
-        help="with --target_kinds: targets of a window, of all kinds together (default: 8)",
-    )
-    targets.add_argument(
-        "--target_floor",
-        type=floor_of_targets,
-        metavar="NATS",
-        help="where a window has several targets: what the teacher must gain from the context over the cue alone for "
-        "one of them to be read, in nats per token, or 'none' (default: 0.1)",
-    )
-    targets.add_argument(
-        "--cue_length",
-        type=positive,
-        metavar="N",
-        help="with --target_kinds: tokens before a fact that are read, at most, and half as many of a sentence "
-        "(default: 12)",
-    )
-    targets.add_argument(
-        "--far_offset",
-        type=positive,
-        metavar="N",
-        help="with --target_kinds: tokens between the context and a far target (default: 128)",
-    )
+    add_targets(targets)
     sizes = parser.add_argument_group("sizes other than those of training")
     sizes.add_argument(
         "--last_k",
@@ -178,26 +144,6 @@ def add_parser(commands):
     output = parser.add_argument_group("output")
     add_output(output, "PAIR/evaluation, with --windows PAIR/distance, with --tasks PAIR/tasks")
     parser.set_defaults(run=run)
-
-
-def kinds_of_targets(value: str) -> dict[str, float]:
-    try:
-        kinds = json.loads(value)
-    except json.JSONDecodeError as error:
-        raise argparse.ArgumentTypeError(f"must be JSON, got {value!r}: {error}") from error
-    if not isinstance(kinds, dict) or not all(type(weight) in (int, float) for weight in kinds.values()):
-        raise argparse.ArgumentTypeError(f"must name kinds with their weights, got {value!r}")
-    return kinds
-
-
-def floor_of_targets(value: str) -> float | str:
-    try:
-        floor = value if value == "none" else float(value)
-    except ValueError:
-        floor = math.nan
-    if floor != "none" and not math.isfinite(floor):
-        raise argparse.ArgumentTypeError(f"must be a number or 'none', got {value}")
-    return floor
 
 
 def run(args: argparse.Namespace):

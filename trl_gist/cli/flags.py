@@ -15,10 +15,10 @@
 """Flags that several commands have, and what they stand for: the pair, a text, held-out documents."""
 
 import argparse
-import codecs
 import contextlib
 import dataclasses
 import importlib.util
+import json
 import lzma
 import math
 import os
@@ -26,6 +26,7 @@ import sys
 import zlib
 from collections.abc import Callable, Iterable
 
+from ..common.encodings import check_encoding, decoded, find_encoding
 from ..common.files import open_to_read
 from ..scripts.arguments import HeldOutArguments
 
@@ -83,17 +84,28 @@ def add_file(
         "file",
         metavar="FILE",
         nargs="?",
-        help="a UTF-8 text file, also compressed (.gz, .bz2, .xz, .zst), right after PAIR; '-', or a pipe and nothing, "
-        "reads stdin",
+        help="a text file, also compressed (.gz, .bz2, .xz, .zst) or a URL as s3://…, right after PAIR; '-', or a pipe "
+        "and nothing, reads stdin",
     )
     parser.add_argument("--last_k", metavar="TEXT", help=last_k_help)
+    add_encoding(parser)
 
 
-def read_text(file: str | None, taken: Iterable[str] = ()) -> str:
+def add_encoding(parser: argparse.ArgumentParser):
+    parser.add_argument(
+        "--encoding",
+        metavar="NAME",
+        help="of texts that are no UTF-8 and have no byte order mark, as shift_jis (default: Windows-1252, said, where "
+        "few letters are beyond ASCII)",
+    )
+
+
+def read_text(file: str | None, taken: Iterable[str] = (), encoding: str | None = None) -> str:
     """
     The text of [`add_file`], without a byte order mark; before any model is loaded. A flag that takes several values may
     have `taken` its name.
     """
+    check_encoding(encoding)
     for value in taken if file is None else ():
         if os.path.isfile(value):
             raise ValueError(
@@ -113,12 +125,12 @@ def read_text(file: str | None, taken: Iterable[str] = ()) -> str:
         if isinstance(error, OSError) and error.errno is not None:  # no such file, and the like: it says which
             raise
         raise ValueError(f"{name} cannot be decompressed: {error}.") from error
-    first = len(codecs.BOM_UTF8) * content.startswith(codecs.BOM_UTF8)
+    blocks = [memoryview(content)[start : start + (1 << 16)] for start in range(0, len(content), 1 << 16)]
+    found = find_encoding(name, blocks, encoding)
     try:
-        text = str(memoryview(content)[first:], "utf-8")  # without a copy of what may be a whole book
-    except UnicodeDecodeError as error:
-        at = first + error.start
-        raise ValueError(f"{name} is not UTF-8 text: byte 0x{content[at]:02x} at {at}.") from error
+        text = str(memoryview(content), found)  # without a copy of what may be a whole book
+    except UnicodeDecodeError:
+        text = "".join(decoded(name, blocks, found))  # which says where
     if not text:
         raise ValueError(f"{name} is empty.")
     return text
@@ -146,12 +158,20 @@ def add_documents(parser: argparse.ArgumentParser, required: bool = True):
         required=required,
         nargs="+",
         metavar="NAME_OR_PATH",
-        help="a dataset on the Hub, or local text, JSON lines, CSV or parquet files, also compressed, or folders of them",
+        help="a dataset on the Hub, or text, JSON lines, CSV or parquet files, also compressed, folders of them, patterns, "
+        "or URLs as s3://…",
     )
+    add_reading(parser, HeldOutArguments.split)
+    add_batch_size(parser, HeldOutArguments.batch_size)
+    parser.add_argument("--teacher", metavar="NAME_OR_PATH", help="the frozen teacher (default: the pair's own)")
+
+
+def add_reading(parser: argparse.ArgumentParser, split: str):
+    """How documents are read. What is not given is `None`, or `False`."""
     parser.add_argument("--dataset_config", metavar="NAME", help="configuration of the dataset on the Hub")
     parser.add_argument(
         "--split",
-        help=f"split of the dataset on the Hub, or of a folder laid out as one (default: {HeldOutArguments.split})",
+        help=f"split of the dataset on the Hub, or of a folder laid out as one (default: {split})",
     )
     parser.add_argument("--streaming", action="store_true", help="read documents as they are needed")
     parser.add_argument(
@@ -159,14 +179,70 @@ def add_documents(parser: argparse.ArgumentParser, required: bool = True):
         metavar="NAME",
         help=f"column that holds the text (default: {HeldOutArguments.text_column})",
     )
+    add_encoding(parser)
     parser.add_argument(
         "--max_documents",
         type=positive,
         metavar="N",
         help="read the first N documents; after training with `eval_documents: N`, those that were held out",
     )
-    add_batch_size(parser, HeldOutArguments.batch_size)
-    parser.add_argument("--teacher", metavar="NAME_OR_PATH", help="the frozen teacher (default: the pair's own)")
+
+
+def add_targets(parser: argparse.ArgumentParser):
+    """Of several targets of a window, by training's names."""
+    parser.add_argument(
+        "--target_kinds",
+        type=kinds_of_targets,
+        metavar="JSON",
+        help="kinds of targets that every window is asked for, with their weights, as of training: "
+        """'{"fact": 3, "recall": 1, "continuation": 1}' (default: the continuation alone)""",
+    )
+    parser.add_argument(
+        "--targets_per_context",
+        type=positive,
+        metavar="N",
+        help="with --target_kinds: targets of a window, of all kinds together (default: 8)",
+    )
+    parser.add_argument(
+        "--target_floor",
+        type=floor_of_targets,
+        metavar="NATS",
+        help="where a window has several targets: what the teacher must gain from the context over the cue alone for "
+        "one of them to be read, in nats per token, or 'none' (default: 0.1)",
+    )
+    parser.add_argument(
+        "--cue_length",
+        type=positive,
+        metavar="N",
+        help="with --target_kinds: tokens before a fact that are read, at most, and half as many of a sentence "
+        "(default: 12)",
+    )
+    parser.add_argument(
+        "--far_offset",
+        type=positive,
+        metavar="N",
+        help="with --target_kinds: tokens between the context and a far target (default: 128)",
+    )
+
+
+def kinds_of_targets(value: str) -> dict[str, float]:
+    try:
+        kinds = json.loads(value)
+    except json.JSONDecodeError as error:
+        raise argparse.ArgumentTypeError(f"must be JSON, got {value!r}: {error}") from error
+    if not isinstance(kinds, dict) or not all(type(weight) in (int, float) for weight in kinds.values()):
+        raise argparse.ArgumentTypeError(f"must name kinds with their weights, got {value!r}")
+    return kinds
+
+
+def floor_of_targets(value: str) -> float | str:
+    try:
+        floor = value if value == "none" else float(value)
+    except ValueError:
+        floor = math.nan
+    if floor != "none" and not math.isfinite(floor):
+        raise argparse.ArgumentTypeError(f"must be a number or 'none', got {value}")
+    return floor
 
 
 def add_output(parser: argparse.ArgumentParser, default: str):

@@ -13,7 +13,7 @@
 # limitations under the License.
 
 """
-The command line: `trl-gist train | evaluate | distance | compress | continue | serve | report`. Each command has a
+The command line: `trl-gist data | train | evaluate | distance | compress | continue | serve | report`. Each command has a
 file here, with its flags and what it runs.
 
 Nothing heavy is imported before a command runs, so that help and usage errors come at once. What a user got wrong (a
@@ -28,12 +28,13 @@ import warnings
 
 from ..common.arguments import several
 from ..version import __version__
-from . import compress, continue_, distance, evaluate, report, serve, train
+from . import compress, continue_, data, distance, evaluate, report, serve, train
 from .flags import exit_with
 
 
 _EPILOG = """\
 examples:
+  trl-gist data my-texts/ --context_length 512 --last_k 64
   trl-gist train --config configs/smollm2-135m_fineweb-edu.yaml --output_dir my-pair
   trl-gist train --accelerate_config zero2 --config configs/qwen3-4b_fineweb-edu.yaml --output_dir my-pair
   trl-gist evaluate my-pair --dataset held_out.jsonl --last_k 64 128 256
@@ -86,6 +87,6 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
-    for command in (train, evaluate, distance, compress, continue_, serve, report):
+    for command in (data, train, evaluate, distance, compress, continue_, serve, report):
         command.add_parser(commands)
     return parser

@@ -12,7 +12,10 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""Files that are there whole or not at all: written beside and renamed, linked or copied, digested, synced to the disk."""
+"""
+Files that are there whole or not at all: written beside and renamed, linked or copied, digested, synced to the disk. And
+files as users have them: packed, and in stores that fsspec knows.
+"""
 
 import bz2
 import gzip
@@ -20,6 +23,7 @@ import hashlib
 import json
 import lzma
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -27,19 +31,47 @@ from pathlib import Path
 from typing import BinaryIO
 
 
-def _open_zst(path, mode="rb"):
+def _open_zst(file, mode="rb"):
     import pyarrow  # which reads it without another library; not at the top, as the command line imports this
 
-    return pyarrow.input_stream(str(path), compression="zstd")
+    return pyarrow.input_stream(file if hasattr(file, "read") else str(file), compression="zstd")
 
 
 # How a file is opened, by its last suffix
 COMPRESSIONS = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open, ".zst": _open_zst}
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")  # a letter alone is a drive
+
+
+def is_url(path: str | os.PathLike) -> bool:
+    """Whether it names a file in a store that fsspec knows, as `s3://bucket/a.txt`, and none of this machine."""
+    return isinstance(path, str) and _URL.match(path) is not None
+
+
+def suffixes(path: str | os.PathLike) -> list[str]:
+    """Of its name, in lower case; a URL's query is no part of it."""
+    name = path.partition("::")[0].partition("?")[0] if is_url(path) else path
+    return [suffix.lower() for suffix in Path(name).suffixes]
+
+
+def filesystem_of(url: str):
+    """fsspec's filesystem, and the path in it. Raises `ValueError` that names the URL if there is none, or lacks a
+    library."""
+    import fsspec
+
+    try:
+        return fsspec.url_to_fs(url)
+    except (ImportError, ValueError) as error:
+        raise ValueError(f"{url} is out of reach: {error}") from error
 
 
 def open_to_read(path: str | os.PathLike) -> BinaryIO:
-    """A file's bytes, decompressed if its suffix is one of `COMPRESSIONS`."""
-    return COMPRESSIONS.get(Path(path).suffix.lower(), open)(path, "rb")
+    """A file's bytes, wherever it is, decompressed if its suffix is one of `COMPRESSIONS`."""
+    unpack = COMPRESSIONS.get((suffixes(path) or [""])[-1])
+    if is_url(path):
+        filesystem, place = filesystem_of(path)
+        path = filesystem.open(place, "rb")
+        return path if unpack is None else unpack(path)
+    return (unpack or open)(path, "rb")
 
 
 def replace_file(path: Path, content: bytes, synced: bool = False):

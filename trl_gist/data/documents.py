@@ -12,70 +12,70 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""Documents from local files or the Hub, as rows with a `text`."""
+"""Documents from files or the Hub, as rows with a `text`. Where files are, and what is in them, is in `files.py`."""
 
-import codecs
-import contextlib
-import csv
-import functools
 import hashlib
-import io
-import lzma
-import os
 import re
 import shutil
 import tempfile
-import zlib
 from collections.abc import Sequence
+from os import PathLike, fspath
 from pathlib import Path
 
 import datasets
 import pyarrow as pa
 from datasets import Dataset, Features, IterableDataset, Value, load_dataset
 from datasets.data_files import sanitize_patterns
-from datasets.exceptions import DatasetGenerationError
+from datasets.exceptions import DatasetGenerationCastError
 from datasets.packaged_modules.json.json import JsonConfig
 from datasets.utils.metadata import MetadataConfigs
 from huggingface_hub import DatasetCard
-from pyarrow import ArrowException, parquet
 
 from ..common.arguments import several, truth
-from ..common.files import COMPRESSIONS, files_in, open_to_read
+from ..common.encodings import UTF_8, check_encoding, decoded
+from ..common.files import COMPRESSIONS, files_in, filesystem_of, is_url, open_to_read, suffixes
+from .files import (
+    READING_FAILS,
+    UnreadableFile,
+    blocks_of,
+    encoding_of,
+    files_of,
+    is_blank,
+    kind_of,
+    naming,
+    read_text,
+)
 
 
-# How `datasets` reads a file, by its suffix
-_BUILDERS = {
-    ".txt": "text",
-    ".md": "text",
-    ".json": "json",
-    ".jsonl": "json",
-    ".csv": "csv",
-    ".parquet": "parquet",
-}
-# In any other path `datasets` (5.2) sees patterns, hops (`::`) or addresses
-_PLAIN_PATH = re.compile(r"[\w./ -]+")
-# Bytes of a text that are decoded together, and of texts that are written to the cache together
-_BLOCK, _BYTES_TOGETHER = 1 << 13, 1 << 24
+# In any other path `datasets` (5.2) sees patterns, hops (`::`) or addresses; of addresses it takes these as they are
+_PLAIN_PATH, _PLAIN_URL = re.compile(r"[\w./ -]+"), re.compile(r"[\w.-]+://[\w./@-]+")
+_OF_LONG_ROWS = {"on_mixed_types": None, "writer_batch_size": 1}
+# Bytes of texts that are written to the cache together
+_BYTES_TOGETHER = 1 << 24
 
 
 def load_documents(
-    source: str | os.PathLike | Sequence[str | os.PathLike],
+    source: str | PathLike | Sequence[str | PathLike],
     config: str | None = None,
     split: str = "train",
     streaming: bool = False,
     text_column: str = "text",
     remove_columns: Sequence[str] | None = None,
+    encoding: str | None = None,
 ) -> Dataset | IterableDataset:
     """
-    Loads documents from local files or from the Hub.
+    Loads documents from files, wherever they are, or from the Hub.
 
     Args:
         source (`str`, `os.PathLike` or `list` of them):
-            A list, or a path that is no string, names local files (`.txt` and `.md`: one document each; `.jsonl`,
-            `.json`, `.csv`, `.parquet`: one document a row; also `.gz`, `.bz2`, `.xz` and `.zst`) or folders of them,
-            all of one kind. A string may be such a path, a dataset on the Hub, or a folder laid out as one: with a
-            card (`README.md`) that lists its `configs`. A path is a path, whatever signs are in it, and no pattern. A
-            byte order mark is no text, and a file without rows is passed over, unless there is no other.
+            A list, or a path that is no string, names files (`.txt` and `.md`: one document each; `.jsonl`, `.json`,
+            `.csv`, `.parquet`: one document a row; also `.gz`, `.bz2`, `.xz` and `.zst`) or folders of them, all of one
+            kind; of a folder of data its `README.md` is no document. A string may be such a path, a dataset on the Hub,
+            or a folder laid out as one: with a card (`README.md`) that lists its `configs`. A path is a path, whatever
+            signs are in it; where nothing has that name, it is a pattern, as `docs/**/*.jsonl`. A URL of a store that
+            fsspec knows, as `s3://bucket/folder` or `hf://datasets/user/name/*.parquet`, names files there, which come
+            into the cache of `datasets`. A byte order mark is no text, and a file without rows is passed over, unless
+            there is no other.
         config, split (`str`):
             Of the dataset on the Hub or the folder laid out as one.
         streaming (`bool`, *optional*, defaults to `False`):
@@ -85,15 +85,19 @@ def load_documents(
             The column that holds the text. It is renamed to `text`.
         remove_columns (`list[str]`, *optional*):
             Columns to leave out.
+        encoding (`str`, *optional*):
+            What files are in that have no byte order mark and are no UTF-8. Otherwise they are read as Windows-1252,
+            with a warning, where they have few letters beyond ASCII, and else refused.
 
     Raises:
-        ValueError: if a path does not exist, files are of no known kind or of several, or cannot be read, or a named
-            column is missing.
+        ValueError: if a path does not exist, files are of no known kind or of several, or a named column is missing; or,
+            with the file and its line or rows, if one cannot be read: of a stream where it comes to that.
     """
     streaming = truth("streaming", streaming)
+    check_encoding(encoding)
     if not isinstance(source, str):
-        paths = [source] if isinstance(source, os.PathLike) else several("source", source, "paths", "give a path")
-        source = [os.fspath(path) for path in paths]
+        paths = [source] if isinstance(source, PathLike) else several("source", source, "paths", "give a path")
+        source = [fspath(path) for path in paths]
     if remove_columns is not None:
         remove_columns = several("remove_columns", remove_columns, "names", "put it in a list")
     splits = _splits(Path(source), config) if isinstance(source, str) else None
@@ -101,10 +105,10 @@ def load_documents(
         # The files are named: datasets 5.2 calls the cache of a folder after its name and its card alone, and so serves
         # what another folder of that name held, or this one before
         dataset = load_dataset(_plain_folder(Path(source)), data_files=splits, split=split, streaming=streaming)
-    elif isinstance(source, str) and not Path(source).exists() and _may_be_on_hub(source):
+    elif isinstance(source, str) and _may_be_on_hub(source):
         dataset = load_dataset(source, name=config, split=split, streaming=streaming)
     else:
-        dataset = _load_files([source] if isinstance(source, str) else source, streaming)
+        dataset = _load_files([source] if isinstance(source, str) else source, streaming, encoding)
     named = {"remove_columns": remove_columns or [], "text_column": [text_column] if text_column != "text" else []}
     if not any(named.values()):
         return dataset
@@ -134,141 +138,182 @@ def _splits(folder, config):
 
 
 def _may_be_on_hub(name):
-    return name.count("/") <= 1 and not name.startswith((".", "/", "~")) and _builder(Path(name)) is None
+    is_path = Path(name).exists() or is_url(name) or kind_of(name) is not None or any(sign in name for sign in "*?[")
+    return not is_path and name.count("/") <= 1 and not name.startswith((".", "/", "~"))
 
 
-def _load_files(sources, streaming):
-    files = [file for source in sources for file in _files(Path(source))]
-    builders = sorted({_builder(file) for file in files})
-    if len(builders) > 1:
-        first = files[0]
-        suffix = "".join(first.suffixes[-2:] if first.suffix.lower() in COMPRESSIONS else first.suffixes[-1:])
+def _load_files(sources, streaming, encoding):
+    files = [file for source in sources for file in files_of(source)]
+    kinds = sorted({kind_of(file) for file in files})
+    if len(kinds) > 1:
+        first, packed = str(files[0]), suffixes(files[0])[-1] in COMPRESSIONS
+        pattern = first[: -len(Path(first).name)] + "*" + "".join(suffixes(first)[-2 if packed else -1 :])
         raise ValueError(
-            f"{', '.join(sources)} holds files of several kinds ({', '.join(builders)}). Pass the files of one kind, "
-            f"as {first.parent / f'*{suffix}'}."
+            f"{', '.join(sources)} holds files of several kinds ({', '.join(kinds)}). Pass the files of one kind, as "
+            f"{pattern}."
         )
     try:
-        full = files if builders == ["text"] else [file for file in files if not _is_blank(file)]
-        if full:
-            dataset = (_load_texts if builders == ["text"] else _load_rows)(full, streaming)
-            pa.default_memory_pool().release_unused()  # of a long text, some times what it takes
-            return dataset
-    except DatasetGenerationError as error:
-        raise ValueError(f"{', '.join(sources)} cannot be read: {error.__cause__}") from error
-    except (EOFError, zlib.error, lzma.LZMAError, OSError) as error:
-        raise ValueError(f"{', '.join(sources)} cannot be read: {error}") from error
-    except ValueError as error:
-        if "corresponds to no data" not in str(error):  # as datasets (5.2) has it of tables with a header alone
-            raise
-    raise ValueError(f"{', '.join(sources)} holds no documents: {len(files)} files without a row.")
+        load = _load_texts if kinds == ["text"] else _stream_rows if streaming else _load_rows
+        dataset = load(files, encoding, *([streaming] if kinds == ["text"] else []))
+    except UnreadableFile:
+        raise
+    except READING_FAILS as error:
+        raise _named(sources, files, encoding, error) from error
+    if dataset is None:
+        raise ValueError(f"{', '.join(sources)} holds no documents: {len(files)} files without a row.")
+    return dataset
 
 
-def _load_rows(files, streaming):
-    """Rows of files of one kind; where the first is a long one of JSON, one by one. Of a row that long, `datasets` (5.2)
-    takes ten times the memory to look for fields of mixed types, and in a stream seven times to hold it."""
-    kind, options = _builder(files[0]), {"data_files": [_plain(file) for file in files], "split": "train"}
-    if not (kind == "json" and _begins_with_long_row(files[0])):
-        return load_dataset(kind, **options, streaming=streaming)
-    dataset = load_dataset(kind, **options, on_mixed_types=None, writer_batch_size=1)
-    return dataset.to_iterable_dataset(min(len(files), len(dataset))) if streaming else dataset
+def _named(sources, files, encoding, error):
+    """Of files that could not be prepared together, the error of the first that cannot be read by itself."""
+    cause = error if isinstance(error, DatasetGenerationCastError) else error.__cause__ or error
+    if isinstance(cause, UnreadableFile):
+        return cause
+    try:
+        for _ in _read_rows(files, kind_of(files[0]), None, encoding):
+            pass
+    except UnreadableFile as fault:
+        return fault
+    return ValueError(f"{', '.join(sources)} cannot be read: {cause}")
 
 
-def _load_texts(files, streaming):
-    """One document a file. `datasets` (5.2) takes up to twelve bytes of memory for each of a file's."""
-    files = [file.absolute() for file in files]
-    texts = {"features": Features({"text": Value("string")}), "gen_kwargs": {"files": [*map(str, files)]}}
-    if streaming:
-        return IterableDataset.from_generator(_read_texts, **texts)
-    size = sum(file.stat().st_size for file in files) // len(files)
-    together = max(1, min(1000, _BYTES_TOGETHER // max(1, size)))
-    return Dataset.from_generator(_read_texts, **texts, fingerprint=_state("texts", files), writer_batch_size=together)
+# ---- Rows ----
 
 
-def _read_texts(files):
+def _load_rows(files, encoding):
+    """Rows of files of one kind; `None` if there are none."""
+    plain = []
     for file in files:
-        yield {"text": _read_text(file)}
+        with naming(file, encoding):
+            plain += [] if is_blank(file) else [_plain(file, encoding)]
+    if not plain:
+        return None
+    kind = kind_of(files[0])
+    options = _OF_LONG_ROWS if _begins_with_long_row(kind, plain[0]) else {}
+    try:
+        dataset = load_dataset(kind, data_files=plain, split="train", **options)
+    except ValueError as error:
+        if "corresponds to no data" in str(error):  # as datasets (5.2) has it of tables with a header alone
+            return None
+        raise
+    pa.default_memory_pool().release_unused()  # of a long text, some times what it takes
+    return dataset
 
 
-def _read_text(file):
-    """A file's text, as Python's `open` reads it. In blocks: one emoji makes four bytes of each letter around it."""
-    decoder = io.IncrementalNewlineDecoder(codecs.getincrementaldecoder("utf-8-sig")(), translate=True)
-    with open_to_read(file) as stream:
-        blocks = [decoder.decode(block) for block in iter(functools.partial(stream.read, _BLOCK), b"")]
-    return "".join([*blocks, decoder.decode(b"", final=True)])
+def _stream_rows(files, encoding):
+    """As [`_load_rows`], a shard a file. What `datasets` (5.2) raises within a stream of its own does not say where it is."""
+    files = [file if is_url(file) else str(file.absolute()) for file in files]
+    kind = kind_of(files[0])
+    for place, file in enumerate(map(_as_found, files)):
+        with naming(file, encoding):
+            if is_blank(file):
+                continue
+            first = _plain(file, encoding, streaming=True)
+            has_long = _begins_with_long_row(kind, first)
+            if not has_long:
+                features = load_dataset(kind, data_files=[first], split="train", streaming=True).features
+        if has_long:
+            dataset = _load_rows(list(map(_as_found, files[place:])), encoding)
+            return dataset.to_iterable_dataset(min(len(files), len(dataset)))
+        settings = {"files": files[place:], "kind": kind, "features": features, "encoding": encoding}
+        return IterableDataset.from_generator(_read_rows, features=features, gen_kwargs=settings)
+    return None
 
 
-def _files(path):
-    if path.is_file():
-        if _builder(path) is None:
-            raise ValueError(f"{path} is of no known kind. Documents are read from {', '.join(_BUILDERS)} files.")
-        return [path]
-    if not path.is_dir():
-        raise ValueError(f"{path} does not exist.")
-    files = [
-        file
-        for file in sorted(path.rglob("*"))
-        if file.is_file()
-        and _builder(file) is not None
-        and not any(part.startswith(".") for part in file.relative_to(path).parts)
-    ]
-    if not files:
-        raise ValueError(f"{path} holds no documents. They are read from {', '.join(_BUILDERS)} files.")
-    return files
+def _as_found(file):
+    return file if is_url(file) else Path(file)
 
 
-def _builder(path):
-    name = path.with_suffix("") if path.suffix.lower() in COMPRESSIONS else path
-    return _BUILDERS.get(name.suffix.lower())
+def _read_rows(files, kind, features, encoding):
+    """Rows of one file after the other, cast to the features that the first of JSON lines have."""
+    for file in map(_as_found, files):
+        options = {"features": features} if kind == "json" and features is not None else {}
+        with naming(file, encoding, set(features or ())):
+            if not is_blank(file):
+                plain = _plain(file, encoding, streaming=True)
+                yield from load_dataset(kind, data_files=[plain], split="train", streaming=True, **options)
 
 
-def _is_blank(file):
-    """Whether no row is in it: nothing but white space and a byte order mark, an empty list, or a table without rows."""
-    if file.suffix.lower() == ".parquet" and file.stat().st_size:
-        try:
-            return parquet.read_metadata(file).num_rows == 0
-        except ArrowException as error:
-            raise ValueError(f"{file} cannot be read: {error}") from error
-    if _builder(file) == "csv":
-        with io.TextIOWrapper(open_to_read(file), "utf-8-sig", errors="replace", newline="") as text:
-            rows = filter(None, csv.reader(text))
-            with contextlib.suppress(csv.Error):  # of a text that is long, but there
-                return next(rows, None) is None or next(rows, None) is None
-            return False
-    with open_to_read(file) as stream:
-        start = stream.read(1 << 12)
-        return start.removeprefix(codecs.BOM_UTF8).strip() in (b"", b"[]", b"{}") and not stream.read(1)
-
-
-def _begins_with_long_row(file):
-    """Whether the first of JSON lines is all that `datasets` (5.2) reads of a file at first."""
+def _begins_with_long_row(kind, file):
+    """Whether the first of JSON lines is all that `datasets` (5.2) reads of a file at first. Of a row that long it takes
+    ten times the memory to look for fields of mixed types, and in a stream seven times to hold it."""
+    if kind != "json":
+        return False
     with open_to_read(file) as stream:
         start = stream.read(JsonConfig.chunksize + 1)
     return len(start) > JsonConfig.chunksize and b"\n" not in start and not start.lstrip().startswith(b"[")
 
 
-def _plain(path):
+# ---- Texts ----
+
+
+def _load_texts(files, encoding, streaming):
+    """One document a file. `datasets` (5.2) takes up to twelve bytes of memory for each of a file's."""
+    names = [file if is_url(file) else str(file.absolute()) for file in files]
+    texts = {"features": Features({"text": Value("string")}), "gen_kwargs": {"files": names, "encoding": encoding}}
+    if streaming:
+        return IterableDataset.from_generator(_read_texts, **texts)
+    sizes = [_status(file)[1] for file in files]
+    together = max(1, min(1000, _BYTES_TOGETHER // max(1, sum(sizes) // len(files))))
+    state = _state(f"texts {encoding or ''}".strip(), files)
+    dataset = Dataset.from_generator(_read_texts, **texts, fingerprint=state, writer_batch_size=together)
+    pa.default_memory_pool().release_unused()
+    return dataset
+
+
+def _read_texts(files, encoding):
+    for file in map(_as_found, files):
+        with naming(file, encoding):
+            yield {"text": read_text(_fetched(file), encoding, name=file)}
+
+
+# ---- What `datasets` is given ----
+
+
+def _plain(file, encoding, streaming=False):
     """
-    The path as `datasets` takes it for one: a link where it would see more in it, and the content where it cannot read it,
-    lacking a library or (5.2) taking a byte order mark for text. Names in its cache say which file, as it was last changed,
-    so that a prepared dataset is found again.
+    The path, or in a stream the URL, as `datasets` takes it for one: a link where it would see more in it, and the content
+    as UTF-8 where it cannot read it, lacking a library, or (5.2) taking a byte order mark for text. Of what is streamed
+    only the beginning is looked at, but where an `encoding` was given. Names in its cache say which file, as it was last
+    changed, so that a prepared dataset is found again.
     """
-    path = path.absolute()
-    with open_to_read(path) as stream:
-        has_mark = stream.read(len(codecs.BOM_UTF8)) == codecs.BOM_UTF8
-    copied = has_mark or path.suffix.lower() == ".zst"
+    name, whole = file, not streaming or encoding is not None
+    # Of a packed one in S3 `datasets` (5.2) opens the store with settings of a web server's
+    if is_url(file) and not (streaming and _PLAIN_URL.fullmatch(file) and suffixes(file)[-1] not in COMPRESSIONS):
+        file = _fetched(file)
+    found = UTF_8 if kind_of(file) == "parquet" else encoding_of(file, encoding, whole, name)
+    copied = found != UTF_8 or suffixes(file)[-1] == ".zst"
+    if is_url(file) and not copied:
+        return file
+    path = _fetched(file).absolute()
     if _PLAIN_PATH.fullmatch(str(path)) and not copied:
         return str(path)
-    suffixes = [path.suffix] if _builder(path) == _BUILDERS.get(path.suffix.lower()) else path.suffixes[-2:]
+    packed = path.suffix.lower() in COMPRESSIONS
 
     def make(draft):
         if not copied:
             draft.symlink_to(path)
             return
-        with open_to_read(path) as stream, open(draft, "wb") as file:
-            stream.read(len(codecs.BOM_UTF8) * has_mark)
-            shutil.copyfileobj(stream, file)
+        with open(draft, "w", encoding=UTF_8, newline="") as plain:
+            plain.writelines(decoded(str(name), blocks_of(path, 1 << 16), found))
 
-    return _in_cache(path, [path], make, "".join(suffixes[:1] if copied else suffixes).lower())
+    ending = path.suffixes[-2:] if packed else [path.suffix]
+    state = f"{path} {found}" if found not in (UTF_8, "utf-8-sig") else path
+    return _in_cache(_state(state, [path]), make, "".join(ending[:1] if copied else ending).lower())
+
+
+def _fetched(file):
+    """A file's path: of a URL, that of its copy in the cache, as it is there now."""
+    if not is_url(file):
+        return file
+
+    def make(draft):
+        filesystem, place = filesystem_of(file)
+        with filesystem.open(place, "rb") as stream, open(draft, "wb") as copy:
+            shutil.copyfileobj(stream, copy, 1 << 20)
+
+    ending = suffixes(file)
+    return Path(_in_cache(_state(file, [file]), make, "".join(ending[-2 if ending[-1] in COMPRESSIONS else -1 :])))
 
 
 def _plain_folder(path):
@@ -284,12 +329,12 @@ def _plain_folder(path):
             link.parent.mkdir(parents=True, exist_ok=True)
             link.symlink_to(file)
 
-    return _in_cache(path, files, make)
+    return _in_cache(_state(path, files), make)
 
 
-def _in_cache(path, files, make, suffixes=""):
-    """What `make` puts in the place of a path, once, while its files are as they are."""
-    place = Path(datasets.config.HF_DATASETS_CACHE, "trl_gist", _state(path, files) + suffixes)
+def _in_cache(state, make, ending=""):
+    """What `make` puts there of files, once, while their state is what it is."""
+    place = Path(datasets.config.HF_DATASETS_CACHE, "trl_gist", state + ending)
     if place.exists():
         return str(place)
     place.parent.mkdir(parents=True, exist_ok=True)
@@ -305,5 +350,14 @@ def _in_cache(path, files, make, suffixes=""):
 
 def _state(name, files):
     """What tells files, as they are now, from others and from what they were."""
-    states = [f"{file}\0{file.stat().st_mtime_ns}\0{file.stat().st_size}" for file in files]
+    states = ["\0".join([str(file), *map(str, _status(file))]) for file in files]
     return hashlib.sha256("\0".join([str(name), *states]).encode("utf-8", "surrogateescape")).hexdigest()[:32]
+
+
+def _status(file):
+    """When it was last changed, and its bytes."""
+    if not is_url(file):
+        return file.stat().st_mtime_ns, file.stat().st_size
+    filesystem, place = filesystem_of(file)
+    about = filesystem.info(place)  # what stores say of a file differs: an ETag, a commit, a time
+    return sorted((name, str(value)) for name, value in about.items()), about.get("size") or 0

@@ -189,11 +189,12 @@ class GistScorer:
         """Contexts with the targets that T predicts better for having read them, by `target_floor`, and what belongs to
         these: of [`teacher_hidden`] and [`teacher_readings`]."""
         kept_D = []
-        # What stands between X and the target is no part of the context; a cue may begin before it, or after
-        alone_D = self._log_probs_after(documents, lambda target: max(target["after_ids"], target["cue_ids"], key=len))
-        for document, hidden_TH, logps_T, alone_K in zip(documents, hidden_D, teacher_D, alone_D, strict=True):
+        readings_D = self.context_readings(documents, teacher_D)
+        for document, hidden_TH, logps_T, (read_K, alone_K) in zip(
+            documents, hidden_D, teacher_D, readings_D, strict=True
+        ):
             targets = targets_of(document)
-            gain_K = target_means(logps_T, targets).cpu() - alone_K
+            gain_K = read_K - alone_K
             # What is no number is kept, for the check of the loss to find
             keep_K = (~(gain_K < min(self.target_floor, gain_K.max().item()))).tolist()
             keep_T = [keep for keep, size in zip(keep_K, target_sizes(targets), strict=True) for _ in range(size)]
@@ -202,6 +203,29 @@ class GistScorer:
                 hidden_TH, logps_T = hidden_TH[keep_T], logps_T[keep_T]
             kept_D.append((document, hidden_TH, logps_T))
         return zip(*kept_D, strict=True)
+
+    def context_readings(
+        self, documents: list[dict], teacher_D: list[torch.Tensor]
+    ) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """
+        What a context is worth to T: its log-prob of each target after the context, and after the cue alone.
+
+        Args:
+            documents (`list[dict]`):
+                Contexts with their targets.
+            teacher_D (`list[torch.Tensor]`):
+                Of [`teacher_readings`].
+
+        Returns:
+            `list[tuple[torch.Tensor, torch.Tensor]]`: For each context both, of shape `(targets,)`, means over the tokens
+            of each target in nats; float64, on the CPU.
+        """
+        # What stands between X and the target is no part of the context; a cue may begin before it, or after
+        alone_D = self._log_probs_after(documents, lambda target: max(target["after_ids"], target["cue_ids"], key=len))
+        return [
+            (target_means(logps_T, targets_of(document)).cpu(), alone_K)
+            for document, logps_T, alone_K in zip(documents, teacher_D, alone_D, strict=True)
+        ]
 
     def _later_gains(self, documents, gists_N, num_generations, hidden_D, null_D, windows, discount):
         """What each gist would gain, as log-prob and as KL, were it read as it is in the later windows of its walk; a sum

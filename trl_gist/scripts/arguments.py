@@ -13,7 +13,7 @@
 # limitations under the License.
 
 """
-What `trl-gist evaluate` and `trl-gist distance` are told: a field for each flag, whose help says what it is. And the
+What `trl-gist data`, `trl-gist evaluate` and `trl-gist distance` are told: a field for each flag, whose help says what it is. And the
 pair that every command's arguments name, loaded. Nothing heavy is imported at the top, so that the command line takes
 names and defaults from here.
 """
@@ -32,12 +32,12 @@ if typing.TYPE_CHECKING:
 # Of `--tasks`
 DEFAULT_COMPRESSORS = ("self-information",)
 # Numbers that may be 0
-_FROM_0 = ("samples", "seed")
+_FROM_0 = ("samples", "seed", "show")
 
 
 @dataclass(frozen=True, kw_only=True)
 class HeldOutArguments:
-    """What both are told: a pair, the held-out documents and where the evaluation goes."""
+    """What both evaluations are told: a pair, the held-out documents and where the evaluation goes."""
 
     pair: str
     device: str | None = None
@@ -49,6 +49,7 @@ class HeldOutArguments:
     split: str = "test"
     streaming: bool = False
     text_column: str = "text"
+    encoding: str | None = None
     max_documents: int | None = None
     batch_size: int = 32
     teacher: str | None = None
@@ -56,17 +57,7 @@ class HeldOutArguments:
     overwrite: bool = False
 
     def __post_init__(self):
-        for name, hint in typing.get_type_hints(type(self)).items():
-            value = getattr(self, name)
-            if hint == list[str] or (hint == list[str] | None and value is not None):
-                object.__setattr__(self, name, several(name, value, "texts", "put it in a list"))
-            elif hint is bool:
-                object.__setattr__(self, name, truth(name, value))
-            elif hint is int or hint == int | None:
-                least = 0 if name in _FROM_0 else 1
-                object.__setattr__(self, name, whole_number(name, value, least, optional=hint is not int))
-            elif (hint == list[int] | None and value is not None) or hint == Sequence[int]:
-                object.__setattr__(self, name, whole_numbers(name, value))
+        _check_fields(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,6 +103,62 @@ class TasksArguments(HeldOutArguments):
     seed: int = 0  # `data.tasks.EVALUATION_SEED`
     pairs: list[str] | None = None
     compressors: list[str] = DEFAULT_COMPRESSORS
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataArguments:
+    """Of `trl-gist data`. What [`GistConfig`] has too has its name and its default."""
+
+    dataset: list[str]
+    dataset_config: str | None = None
+    split: str = "train"
+    streaming: bool = False
+    text_column: str = "text"
+    encoding: str | None = None
+    max_documents: int | None = None
+    batch_size: int = 8
+    model_name_or_path: str = "HuggingFaceTB/SmolLM2-135M-Instruct"
+    teacher_name_or_path: str | None = None
+    device: str | None = None
+    dtype: str | None = None
+    trust_remote_code: bool = False
+    context_length: int = 512
+    target_length: int = 64
+    last_k: int = 64
+    window_stride: int | None = None
+    max_windows_per_document: int | None = None
+    parse_special_tokens: bool = False
+    target_kinds: dict[str, float] | None = None
+    targets_per_context: int | None = None
+    target_floor: float | str | None = None
+    cue_length: int | None = None
+    far_offset: int | None = None
+    max_windows: int = 64
+    show: int = 3
+    no_teacher: bool = False
+    json: str | None = None
+
+    def __post_init__(self):
+        _check_fields(self)
+        if self.last_k > self.context_length:
+            raise ValueError(
+                f"`last_k` ({self.last_k}) must not exceed `context_length` ({self.context_length}): lower it."
+            )
+
+
+def _check_fields(arguments):
+    """Numbers, lists and what is true or false, as they are declared."""
+    for name, hint in typing.get_type_hints(type(arguments)).items():
+        value = getattr(arguments, name)
+        if hint == list[str] or (hint == list[str] | None and value is not None):
+            object.__setattr__(arguments, name, several(name, value, "texts", "put it in a list"))
+        elif hint is bool:
+            object.__setattr__(arguments, name, truth(name, value))
+        elif hint is int or hint == int | None:
+            least = 0 if name in _FROM_0 else 1
+            object.__setattr__(arguments, name, whole_number(name, value, least, optional=hint is not int))
+        elif (hint == list[int] | None and value is not None) or hint == Sequence[int]:
+            object.__setattr__(arguments, name, whole_numbers(name, value))
 
 
 def load_pair(args, pair: str | None = None) -> "GistCompactor":

@@ -34,7 +34,8 @@ from ..evaluation.pages.render import spread
 from ..version import __version__
 from .arguments import DistanceArguments, load_pair
 from .compare import named
-from .resumable import finish, held_out_documents, measure_rows, open_folder
+from .resumable import finish, measure_rows, open_folder
+from .windows import held_out_documents
 
 
 _WIDTH = 160

@@ -16,7 +16,6 @@
 
 from itertools import islice
 
-from datasets import Dataset
 from rich import box
 from rich.console import Console
 from rich.markup import escape
@@ -25,7 +24,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from ..common.run_files import PLOTS_DIR
 from ..common.statistics import is_number, with_error
-from ..data.targets import TARGET_FLOOR, TargetSpec
+from ..data.targets import TARGET_FLOOR
 from ..data.windows import (
     DOCUMENT_TARGETS_COLUMN,
     TARGETS_COLUMN,
@@ -50,7 +49,8 @@ from ..models.roles import max_positions, weights_whole
 from ..version import __version__
 from .arguments import EvaluateArguments, load_pair
 from .compare import check_compressors, compare
-from .resumable import finish, held_out_documents, measure_rows, open_folder
+from .resumable import finish, measure_rows, open_folder
+from .windows import choose_windows, held_out_documents, target_spec
 
 
 _ROWS = ("teacher", "full", "gist", "null", "generator_only", "shuffled", "random", "last_k", "tail")
@@ -92,7 +92,7 @@ def evaluate(args: EvaluateArguments):
         name="evaluation",
         columns=columns,
     )
-    windows, count = _choose_windows(windows, args.max_windows)
+    windows, count = choose_windows(windows, args.max_windows)
     floor = {None: TARGET_FLOOR, "none": None}.get(args.target_floor, args.target_floor)
     readings = PairReadings(compactor, teacher, args.batch_size, args.last_k, args.budgets, generator_only, floor)
     models = {"summarizer": compactor.summarizer, "generator": compactor.generator, "teacher": teacher}
@@ -132,20 +132,6 @@ def evaluate(args: EvaluateArguments):
             }
         )
         finish(folder, draw_quality, write_quality_page)
-
-
-def target_spec(args: EvaluateArguments) -> TargetSpec | None:
-    """Which targets a window gets, or `None` for the continuation alone. Raises `ValueError` for kinds that no rule
-    makes, and for what is said of targets without any."""
-    numbers = ("targets_per_context", "cue_length", "far_offset")
-    given = {name: getattr(args, name) for name in numbers if getattr(args, name) is not None}
-    if args.target_kinds is None or args.target_kinds.keys() == {"continuation"}:
-        for name, value in given.items():
-            raise ValueError(
-                f"`--{name}` ({value}) is of several kinds of targets: give them by `--target_kinds`, or leave it out."
-            )
-        return None
-    return TargetSpec(tuple(args.target_kinds.items()), **given)
 
 
 def describe_gists(rows: list[dict], readings: PairReadings, folder: EvaluationFolder) -> dict[str, float]:
@@ -195,16 +181,6 @@ def ask_other_readers(args: EvaluateArguments, rows: list[dict], readings: PairR
     same = sum(texts[place]["same_tokens"] for place in gists)
     console.print(f"{same} of {len(gists)} gists give the same tokens back when their text is tokenised again.")
     return summaries
-
-
-def _choose_windows(windows, count):
-    """The windows to read, and how many there will be, if that is known."""
-    if not isinstance(windows, Dataset):
-        return (windows if count is None else windows.take(count)), count
-    if count is None or count >= len(windows):
-        return windows, len(windows)
-    # Evenly spread: the first ones would be of one or two documents, and windows of a document are not independent
-    return windows.select([index * len(windows) // count for index in range(count)]), count
 
 
 def _print(measures, setting, pair, title):

@@ -13,8 +13,8 @@
 # limitations under the License.
 
 """
-What `trl-gist evaluate` and `trl-gist distance` share: the documents, and an evaluation that goes on where it was cut
-off, from the folder it opens to the page it ends with.
+What `trl-gist evaluate` and `trl-gist distance` share: an evaluation that goes on where it was cut off, from the folder it
+opens to the page it ends with.
 """
 
 import dataclasses
@@ -22,12 +22,10 @@ import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from datasets import Dataset, IterableDataset
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import nn
 
-from ..data.documents import load_documents
 from ..evaluation.folder import EvaluationFolder
 from ..evaluation.held_out.readings import window_blocks
 from ..models.fingerprints import fingerprint
@@ -39,16 +37,6 @@ from .arguments import HeldOutArguments
 _DECIDE_NO_ROW = {"device", "dtype", "revision", "trust_remote_code", "output_dir", "overwrite", "readers"}
 # What an evaluation of one target a window is not told
 _ONLY_WHERE_GIVEN = {"target_kinds", "targets_per_context", "target_floor", "cue_length", "far_offset"}
-
-
-def held_out_documents(args: HeldOutArguments) -> Dataset | IterableDataset:
-    source = args.dataset[0] if len(args.dataset) == 1 else args.dataset
-    documents = load_documents(source, args.dataset_config, args.split, args.streaming, args.text_column)
-    if args.max_documents is not None:
-        documents = documents.take(
-            min(args.max_documents, len(documents)) if isinstance(documents, Dataset) else args.max_documents
-        )
-    return documents
 
 
 def open_folder(args: HeldOutArguments, kind: str, models: dict[str, nn.Module]) -> EvaluationFolder:
@@ -113,14 +101,8 @@ def measure_rows(
     console = Console(stderr=True)
     if done:
         console.print(f"{done} {what.lower()} were measured before; going on from there")
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(elapsed_when_finished=True),
-    )
     try:
-        with Progress(*columns, console=console) as progress:
+        with progress_bar(console) as progress:
             task = progress.add_task(what, total=windows, completed=done)
             for batch in measure(rows):
                 folder.append(batch)
@@ -131,6 +113,12 @@ def measure_rows(
         console.print(f"{measured} {what.lower()} are measured and kept; the same command goes on from there")
         raise
     return rows
+
+
+def progress_bar(console: Console) -> Progress:
+    """That counts, and says for how long it will."""
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()
+    return Progress(*columns, TimeRemainingColumn(elapsed_when_finished=True), console=console)
 
 
 def finish(

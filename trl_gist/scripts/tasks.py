@@ -35,7 +35,8 @@ from ..evaluation.tasks.tables import markdown, task_sentences, task_tables
 from ..version import __version__
 from .arguments import DEFAULT_COMPRESSORS, TasksArguments, load_pair
 from .compare import named
-from .resumable import finish, held_out_documents, measure_rows, open_folder
+from .resumable import finish, measure_rows, open_folder
+from .windows import held_out_documents
 
 
 # The tail is asked anyway, on as many tokens

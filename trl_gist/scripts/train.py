@@ -56,7 +56,8 @@ class GistScriptArguments:
         dataset_name (`str`, *optional*):
             Dataset on the Hub, or a folder laid out as one: with a card that lists its splits.
         dataset_path (`list[str]`, *optional*):
-            Local text, JSON lines, CSV or parquet files, also compressed, or folders of them, in place of `dataset_name`.
+            Text, JSON lines, CSV or parquet files, also compressed, folders of them, patterns, or URLs as `s3://…`, in
+            place of `dataset_name`; see [`load_documents`].
         dataset_config (`str`, *optional*):
             Configuration of the dataset on the Hub.
         dataset_train_split (`str`, *optional*, defaults to `"train"`):
@@ -69,6 +70,8 @@ class GistScriptArguments:
             Documents taken off the start of the training split and held out for evaluation.
         text_column (`str`, *optional*, defaults to `"text"`):
             The column that holds the text.
+        encoding (`str`, *optional*):
+            Of files that are no UTF-8 and have no byte order mark, as `"shift_jis"`; see [`load_documents`].
         remove_columns (`list[str]`, *optional*):
             Columns of the dataset to leave out: one whose name is taken, as `prompt` beside `text`.
         generator_name_or_path, teacher_name_or_path (`str`, *optional*):
@@ -94,8 +97,8 @@ class GistScriptArguments:
     dataset_path: list[str] | None = field(
         default=None,
         metadata={
-            "help": "Local text, JSON lines, CSV or parquet files, also compressed, or folders of them, in place of "
-            "`dataset_name`. A text file is one document."
+            "help": "Text, JSON lines, CSV or parquet files, also compressed, folders of them, patterns, or URLs as "
+            "s3://…, in place of `dataset_name`. A text file is one document."
         },
     )
     dataset_config: str | None = field(default=None, metadata={"help": "Configuration of the dataset on the Hub."})
@@ -109,6 +112,9 @@ class GistScriptArguments:
         metadata={"help": "Documents taken off the start of the training split and held out for evaluation."},
     )
     text_column: str = field(default="text", metadata={"help": "The column that holds the text."})
+    encoding: str | None = field(
+        default=None, metadata={"help": "Of files that are no UTF-8 and have no byte order mark, as shift_jis."}
+    )
     remove_columns: list[str] | None = field(
         default=None,
         metadata={"help": "Columns of the dataset to leave out: one whose name is taken, as `prompt` beside `text`."},
@@ -289,6 +295,7 @@ def load_splits(script_args: GistScriptArguments, training_args: GistConfig):
             streaming=script_args.dataset_streaming,
             text_column=script_args.text_column,
             remove_columns=script_args.remove_columns,
+            encoding=script_args.encoding,
         )
 
     train_dataset = load(script_args.dataset_train_split)

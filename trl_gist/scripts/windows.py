@@ -1,0 +1,59 @@
+# Copyright 2026 The trl_gist authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""Which windows a command reads, by its arguments: the documents, the kinds of targets, and how many of all windows."""
+
+from datasets import Dataset, IterableDataset
+
+from ..data.documents import load_documents
+from ..data.targets import TargetSpec
+from .arguments import DataArguments, EvaluateArguments, HeldOutArguments
+
+
+def held_out_documents(args: HeldOutArguments | DataArguments) -> Dataset | IterableDataset:
+    source = args.dataset[0] if len(args.dataset) == 1 else args.dataset
+    documents = load_documents(
+        source, args.dataset_config, args.split, args.streaming, args.text_column, encoding=args.encoding
+    )
+    if args.max_documents is not None:
+        documents = documents.take(
+            min(args.max_documents, len(documents)) if isinstance(documents, Dataset) else args.max_documents
+        )
+    return documents
+
+
+def target_spec(args: EvaluateArguments | DataArguments) -> TargetSpec | None:
+    """Which targets a window gets, or `None` for the continuation alone. Raises `ValueError` for kinds that no rule
+    makes, and for what is said of targets without any."""
+    numbers = ("targets_per_context", "cue_length", "far_offset")
+    given = {name: getattr(args, name) for name in numbers if getattr(args, name) is not None}
+    if args.target_kinds is None or args.target_kinds.keys() == {"continuation"}:
+        for name, value in given.items():
+            raise ValueError(
+                f"`--{name}` ({value}) is of several kinds of targets: give them by `--target_kinds`, or leave it out."
+            )
+        return None
+    return TargetSpec(tuple(args.target_kinds.items()), **given)
+
+
+def choose_windows(
+    windows: Dataset | IterableDataset, count: int | None
+) -> tuple[Dataset | IterableDataset, int | None]:
+    """The windows to read, and how many there will be, if that is known."""
+    if not isinstance(windows, Dataset):
+        return (windows if count is None else windows.take(count)), count
+    if count is None or count >= len(windows):
+        return windows, len(windows)
+    # Evenly spread: the first ones would be of one or two documents, and windows of a document are not independent
+    return windows.select([index * len(windows) // count for index in range(count)]), count
