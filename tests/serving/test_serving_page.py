@@ -149,7 +149,7 @@ def test_gists_come_first_and_a_question_holds_their_certificates_up_for_its_tim
         page.click("#go")
         page.wait_for_selector("#answering:not([hidden])")
         gists = page.locator("#gists li").count()
-        assert page.locator(".bar").count() < gists > 5
+        assert page.locator(".bar").count() < gists > 2
         page.wait_for_selector(".bar")
         page.click("#answer")
         page.wait_for_selector("#answers:not([hidden])")
@@ -162,15 +162,15 @@ def test_gists_come_first_and_a_question_holds_their_certificates_up_for_its_tim
 
 def test_the_budget_and_what_is_kept_write_the_gists_anew(browser, url, compactor):
     text = PARAGRAPH[:400]
-    with opened(browser, url) as page:
+    with opened(browser, url, refused=True) as page:
         compress(page, text)
         assert page.input_value("#budget") == str(GIST)
         page.get_by_text("numbers", exact=True).click()
         page.wait_for_selector(".spans")
         page.fill("#literal", "Broad Street")
         page.press("#literal", "Enter")
-        page.fill("#budget", "12")
-        expected = compactor.compress_windows(text, 12, keep=["numbers", "Broad Street"])
+        page.fill("#budget", "5")
+        expected = compactor.compress_windows(text, 5, keep=["numbers", "Broad Street"])
         texts = [gist.text for gist in expected]
         page.wait_for_function(
             "texts => texts.join() === [...document.querySelectorAll('.card .gist')].map(e => e.textContent).join()",
@@ -178,7 +178,7 @@ def test_the_budget_and_what_is_kept_write_the_gists_anew(browser, url, compacto
         )
         spans = [[f"✓ {span}" for span in gist.kept] + gist.not_kept for gist in expected]
         assert [card.locator(".spans span").all_text_contents() for card in page.locator(".card").all()] == spans
-        assert any(gist.not_kept for gist in expected)
+        assert any(gist.kept for gist in expected) and any(gist.not_kept for gist in expected)
         page.fill("#literal", "regex:a+")
         page.press("#literal", "Enter")
         page.wait_for_selector("#error:not([hidden])")
@@ -219,7 +219,11 @@ def test_files_are_dropped_and_no_text_is_refused(browser, url):
 @pytest.mark.parametrize("question", ["", "Who met <b>whom</b>?"])
 def test_answers_stand_side_by_side_coloured_by_where_they_differ(browser, url, compactor, question):
     text = PARAGRAPH[:300]
-    body = {"input": text, "gists": [gist.token_ids for gist in compactor.compress_windows(text)], "max_tokens": 48}
+    body = {
+        "input": text,
+        "gists": [gist.token_ids for gist in compactor.compress_windows(text)],
+        "max_tokens": 24 if question else 48,
+    }
     if question:
         body["cue"] = f"\nQuestion: {question}\nAnswer:"
     expected = httpx.post(f"{url}/v1/compare", json=body, timeout=60).json()["data"]

@@ -138,9 +138,9 @@ def expected_kl(
 ) -> dict[str, float | str]:
     """As [`expected_kls`], of one: `whole` is what the reader reads, and `compacted` what the generator does instead."""
     scorer = TargetScorer(loaded.generator)
-    check_logits(loaded.generator)
     length = loaded.pair.target_length if target_length is None else target_length
     with loaded.lock:
+        check_logits(loaded.generator)
         targets, logits_TSV = draw_continuations(reader.model, loaded.tokenizer, whole, samples, length, seed)
         (kl_ST,) = continuation_kls(logits_TSV, scorer, [compacted], targets)
     tokens_S = np.array([len(target) for target in targets])

@@ -76,7 +76,6 @@ def contrast(
         ValueError: if the gist does not fit the generator's positions, or the generator's logits are capped or scaled in
             a way that scoring does not know. A whole context that does not fit is no error: see `Side.error`.
     """
-    check_logits(loaded.generator)
     if last_ids is None:
         last_ids = characters_of(loaded.tokenizer).last(context_ids, loaded.pair.last_k)
     reader = full_context_reader(loaded)
@@ -85,6 +84,7 @@ def contrast(
     readers = (Reader("generator", loaded.generator, loaded.prompts.generator), reader)
     sides = tuple(Side(each.name, len(prompt)) for each, prompt in zip(readers, prompts, strict=True))
     with loaded.lock:
+        check_logits(loaded.generator)
         for side, each, prompt, name in zip(sides, readers, prompts, names, strict=True):
             try:
                 (side.token_ids,), _ = generate(each.model, loaded.tokenizer, [prompt], max_new_tokens, name=name)
