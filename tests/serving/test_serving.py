@@ -393,11 +393,13 @@ BODIES = {
     "/v1/chat/completions": {"messages": CHAT, "max_tokens": 2},
     "/v1/completions": {"prompt": SHORT, "max_tokens": 2},
     "/v1/compress": {"input": SHORT},
+    "/v1/compare": {"input": SHORT, "gists": "Snow", "max_tokens": 2},
 }
 PARAMS = {
     "/v1/chat/completions": CompletionCreateParamsStreaming,
     "/v1/completions": completion_create_params.CompletionCreateParamsStreaming,
-    "/v1/compress": EmbeddingCreateParams,  # whose `input` it has
+    "/v1/compress": EmbeddingCreateParams,  # whose `input` they have
+    "/v1/compare": EmbeddingCreateParams,
 }
 UNASKED = {
     **{"n": 1, "logprobs": False, "logit_bias": {}, "frequency_penalty": 0, "presence_penalty": 0.0, "stop": []},
@@ -573,16 +575,16 @@ def test_a_body_is_read_no_further_than_it_may_be_long(url, chunked):
     assert response.status_code == 413 and "50000 bytes" in response.json()["error"]["message"]
 
 
-def test_a_key_is_asked_for_everywhere_but_at_health(compactor):
+def test_a_key_is_asked_for_everywhere_but_at_health_and_by_the_page_itself(compactor):
     with running(compactor, api_key="s3cret") as url:
         with client_of(url, "wrong") as client, pytest.raises(openai.AuthenticationError):
             client.completions.create(prompt=SHORT, **GREEDY)
         with client_of(url, "s3cret") as client:
             assert client.completions.create(prompt=SHORT, max_tokens=2, **GREEDY).usage.completion_tokens == 2
-        for path in ("/metrics", "/v1/models", "/nowhere"):
+        for path in ("/metrics", "/v1/models", "/nowhere", "//", "/index.html"):
             assert httpx.get(url + path).status_code == 401
             assert httpx.get(url + path, headers={"Authorization": "Bearer s3cre"}).status_code == 401
-        assert httpx.get(f"{url}/health").status_code == 200
+        assert httpx.get(f"{url}/health").status_code == httpx.get(url).status_code == 200
         assert httpx.get(f"{url}/metrics", headers={"Authorization": "Bearer s3cret"}).status_code == 200
 
 

@@ -40,12 +40,19 @@ VALID = {
         "temperature": 0,
     },
     "/v1/compress": {"model": NAME, "input": ["John Snow", "the pump"], "budget": 3, "keep": ["names"]},
+    "/v1/compare": {"model": NAME, "input": "John Snow", "gists": ["Snow", "pump"], "cue": "Who?", "max_tokens": 3},
 }
-TEXT = {"/v1/completions": "prompt", "/v1/chat/completions": "messages", "/v1/compress": "input"}
+TEXT = {
+    "/v1/completions": "prompt",
+    "/v1/chat/completions": "messages",
+    "/v1/compress": "input",
+    "/v1/compare": "input",
+}
 NUMBERS = {
     "/v1/completions": ("max_tokens", "temperature", "top_p", "seed", "n"),
     "/v1/chat/completions": ("max_tokens", "max_completion_tokens", "temperature", "top_p", "seed", "n"),
     "/v1/compress": ("budget",),
+    "/v1/compare": ("max_tokens",),
 }
 UNSUPPORTED = {
     "/v1/completions": [("logprobs", 2), ("echo", True), ("suffix", "z"), ("best_of", 2), ("prompt", ["a", "b"])],
@@ -227,7 +234,7 @@ def wrong_content_type(rng, path, body):
 
 
 def unknown_route(rng, path, body):
-    end = rng.choice(["/", "x", "/../..", "%00", "?a=b/c/", "/1"])
+    end = rng.choice(["/", "x", "/../../x", "%00", "?a=b/c/", "/1"])
     return "POST", path + end if not end.startswith("?") else "/v2" + end, JSON, json.dumps(body).encode()
 
 

@@ -138,9 +138,9 @@ def expected_kl(
 ) -> dict[str, float | str]:
     """As [`expected_kls`], of one: `whole` is what the reader reads, and `compacted` what the generator does instead."""
     scorer = TargetScorer(loaded.generator)
-    check_logits(loaded.generator)
     length = loaded.pair.target_length if target_length is None else target_length
     with loaded.lock:
+        check_logits(loaded.generator)
         targets, logits_TSV = draw_continuations(reader.model, loaded.tokenizer, whole, samples, length, seed)
         (kl_ST,) = continuation_kls(logits_TSV, scorer, [compacted], targets)
     tokens_S = np.array([len(target) for target in targets])
@@ -187,7 +187,7 @@ def continuation_kls(
     KL(reader ‖ generator on a prompt) at each token of each continuation, 0 where there is none: `(prompts, samples,
     tokens)`, float64. The prompts are of one length, and each is read once.
     """
-    hidden_NTH = _hidden_states(scorer.model, prompts, targets)
+    hidden_NTH = hidden_states(scorer.model, prompts, targets)
     lengths_S = torch.tensor([len(target) for target in targets])
     kl_NT = torch.zeros(hidden_NTH.shape[:2], dtype=torch.float64)
     for position in range(hidden_NTH.shape[1]):  # all positions at once would multiply the logits' memory
@@ -201,8 +201,14 @@ def continuation_kls(
     return kl_NT.unflatten(0, (len(prompts), -1))
 
 
-def _hidden_states(model, prompts, targets):
-    """From which each target is predicted after each prompt: `(prompts × targets, tokens, hidden)`."""
+@torch.no_grad()
+def hidden_states(
+    model: PreTrainedModel | PeftModel, prompts: list[list[int]], targets: list[list[int]]
+) -> torch.Tensor:
+    """
+    From which each target is predicted after each prompt: `(prompts × targets, tokens, hidden)`. The prompts are of one
+    length, and each is read once.
+    """
     inputs = [torch.tensor([prompt[-1], *target[:-1]]) for prompt in prompts for target in targets]
     input_ids = pad_sequence(inputs, batch_first=True).to(model.device)
     cache = _read_once(model, prompts, len(targets))

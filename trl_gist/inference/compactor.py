@@ -391,8 +391,9 @@ class GistCompactor(LoadedPair):
             )
             for row, ((ids, last_ids, _), gist) in enumerate(zip(windows, gists, strict=True))
         ]
-        if not request.certify:
-            return results
+        return self._certified(windows, results) if request.certify else results
+
+    def _certified(self, windows, gists):
         contexts_ids, last_k_ids = ([window[index] for window in windows] for index in (0, 1))
-        measured = expected_kls(self, contexts_ids, last_k_ids, gists)
-        return [replace(gist, **costs) for gist, costs in zip(results, measured, strict=True)]
+        measured = expected_kls(self, contexts_ids, last_k_ids, [gist.token_ids for gist in gists])
+        return [replace(gist, **costs) for gist, costs in zip(gists, measured, strict=True)]

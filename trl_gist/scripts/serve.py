@@ -87,7 +87,9 @@ def serve(
     address.listen(server.config.backlog)
     # uvicorn (0.54) says where it is only of a socket of its own
     host, port = address.getsockname()[:2]
-    print(f"Serving {name} at http://{f'[{host}]' if ':' in host else host}:{port}/v1", flush=True)
+    root = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+    print(f"Serving {name} at {root}/v1", flush=True)
+    print(f"A page to try it in: {root}/", flush=True)
     server.run(sockets=[address])
 
 

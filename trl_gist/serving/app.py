@@ -25,8 +25,9 @@ from .engine import Engine
 from .errors import ApiError
 from .gate import Gate
 from .metrics import Metrics
-from .schemas import ChatRequest, CompletionRequest, CompressRequest, Strict, parse
-from .wire import ChatShape, CompletionShape, Shape, event, usage
+from .page import page
+from .schemas import ChatRequest, CompareRequest, CompletionRequest, CompressRequest, Strict, parse
+from .wire import ChatShape, CompletionShape, GistShape, Shape, event
 from .worker import Disconnected, Job, Worker
 
 
@@ -39,10 +40,10 @@ with extra("serve"):
     from starlette.routing import Route
 
 
-MODEL_ROUTES = ("/v1/chat/completions", "/v1/completions", "/v1/compress")
+MODEL_ROUTES = ("/v1/chat/completions", "/v1/completions", "/v1/compress", "/v1/compare")
 # A body that trickles in holds a place that another request could have
 BODY_SECONDS = 30
-OTHER_ROUTES = ("/v1/models", "/health", "/metrics")
+OTHER_ROUTES = ("/", "/v1/models", "/health", "/metrics")
 ONE_MODEL_ROUTE = "/v1/models/{name:path}"  # names may have slashes
 
 
@@ -70,7 +71,8 @@ def make_app(
     endpoints = (
         AnswerEndpoint(server, ChatRequest, engine.chat, ChatShape),
         AnswerEndpoint(server, CompletionRequest, engine.complete, CompletionShape),
-        CompressEndpoint(server, CompressRequest, engine.compress),
+        GistEndpoint(server, CompressRequest, engine.compress),
+        GistEndpoint(server, CompareRequest, engine.compare),
     )
     places = {"max_requests": server.config.max_requests, "model_routes": MODEL_ROUTES, "other_routes": OTHER_ROUTES}
     app = Starlette(
@@ -96,12 +98,15 @@ class Server:
         self.engine = Engine(compactor, config)
         self.worker = Worker(compactor)
         self.metrics = Metrics()
-        self.pages = (self.models, self.health, self.metrics_page)
+        self.pages = (self.page, self.models, self.health, self.metrics_page)
 
     @asynccontextmanager
     async def lifespan(self, app):
         yield
         self.worker.close()
+
+    async def page(self, request: Request) -> Response:
+        return Response(*page())
 
     async def models(self, request: Request) -> Response:
         return JSONResponse({"object": "list", "data": [self._described()]})
@@ -111,7 +116,10 @@ class Server:
         return JSONResponse(self._described())
 
     def _described(self):
-        return {"id": self.name, "object": "model", "created": 0, "owned_by": "trl_gist"}
+        pair = self.engine.compactor.pair
+        sizes = {name: getattr(pair, name) for name in ("context_length", "last_k", "max_gist_length")}
+        sizes["max_new_tokens"] = self.config.max_new_tokens
+        return {"id": self.name, "object": "model", "created": 0, "owned_by": "trl_gist", "pair": sizes}
 
     def _check_name(self, name):
         if name != self.name:
@@ -186,33 +194,7 @@ class Endpoint:
     async def answer(self, body: Strict, job: Job, scope, receive, send):
         raise NotImplementedError
 
-
-class CompressEndpoint(Endpoint):
-    async def answer(self, body, job, scope, receive, send):
-        compressed = await job.next()
-        content = {"object": "list", "data": compressed.data, "model": self.server.name, "usage": usage(compressed)}
-        await JSONResponse(content)(scope, receive, send)
-
-
-class AnswerEndpoint(Endpoint):
-    """Chats and completions, of one [`~serving.wire.Shape`] each."""
-
-    def __init__(self, server: Server, schema: type[Strict], work: Callable, shape: type[Shape]):
-        super().__init__(server, schema, work)
-        self.shape = shape
-
-    async def answer(self, body, job, scope, receive, send):
-        include_usage = body.stream_options is not None and bool(body.stream_options.include_usage)
-        shape = self.shape(self.server.name, include_usage)
-        if body.stream:
-            await self._stream(job, shape, send)
-            return
-        texts = []
-        while isinstance(event := await job.next(), str):
-            texts.append(event)
-        await JSONResponse(shape.whole("".join(texts), event))(scope, receive, send)
-
-    async def _stream(self, job, shape, send):
+    async def stream(self, job: Job, shape: Shape | GistShape, send):
         # What goes wrong before the first token still has a status of its own
         said = await job.next()
         headers = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-cache")]
@@ -227,13 +209,43 @@ class AnswerEndpoint(Endpoint):
 
         await say(*shape.first())
         try:
-            while isinstance(said, str):
+            while isinstance(said, str | dict):
                 await say(shape.piece(said))
                 said = await job.next()
             await say(*shape.last(said))
         except ApiError as error:
             await say(event(error.body))
         await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+class GistEndpoint(Endpoint):
+    """Gists, and answers from them."""
+
+    async def answer(self, body, job, scope, receive, send):
+        shape = GistShape(self.server.name)
+        if body.stream:
+            await self.stream(job, shape, send)
+            return
+        await JSONResponse(shape.whole(await job.next()))(scope, receive, send)
+
+
+class AnswerEndpoint(Endpoint):
+    """Chats and completions, of one [`~serving.wire.Shape`] each."""
+
+    def __init__(self, server: Server, schema: type[Strict], work: Callable, shape: type[Shape]):
+        super().__init__(server, schema, work)
+        self.shape = shape
+
+    async def answer(self, body, job, scope, receive, send):
+        include_usage = body.stream_options is not None and bool(body.stream_options.include_usage)
+        shape = self.shape(self.server.name, include_usage)
+        if body.stream:
+            await self.stream(job, shape, send)
+            return
+        texts = []
+        while isinstance(event := await job.next(), str):
+            texts.append(event)
+        await JSONResponse(shape.whole("".join(texts), event))(scope, receive, send)
 
 
 async def _api_error(request, error):

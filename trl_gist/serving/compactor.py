@@ -15,13 +15,14 @@
 """A compactor for servers, which remembers its gists."""
 
 import hashlib
-import itertools
 from collections import OrderedDict
+from collections.abc import Iterator
+from dataclasses import replace
 
 from ..inference.compactor import GistCompactor, GistRequest
 from ..inference.gist import Gist
 from ..inference.keep import parse_keep
-from ..inference.windows import windows_of
+from ..inference.windows import Window, windows_of
 
 
 REMEMBERED = 4096  # gists: some tens of megabytes at most
@@ -44,21 +45,31 @@ class ServedCompactor(GistCompactor):
         self.lock = compactor.lock
         self.gists: OrderedDict[bytes, Gist] = OrderedDict()
 
-    def compress_texts(self, texts: list[str], budget: int | None, keep, certify: bool) -> list[list[Gist]]:
-        """As `compress_windows` of each, with windows of several texts in one batch."""
-        request = GistRequest(budget, False, 8, parse_keep(keep), certify, False)
-        windows_D = [list(windows_of(self, text, keep=request.keep)) for text in texts]
-        gists = self._iter_gists(itertools.chain.from_iterable(windows_D), request)
-        return [list(itertools.islice(gists, len(windows))) for windows in windows_D]
+    def iter_texts(
+        self, texts: list[str], budget: int | None, keep, certify: bool, batch_size: int
+    ) -> Iterator[tuple[int, int, Window, Gist]]:
+        """
+        As `iter_windows` of each, with windows of several texts in one batch: the text's number, the window's within it,
+        the window and its gist.
+        """
+        request = GistRequest(budget, False, batch_size, parse_keep(keep), certify, False)
+        places = [
+            (index, number, window)
+            for index, text in enumerate(texts)
+            for number, window in enumerate(windows_of(self, text, keep=request.keep))
+        ]
+        gists = self._iter_gists((window for _, _, window in places), request)
+        for place, gist in zip(places, gists, strict=True):
+            yield *place, gist
 
     def _write_gists(self, windows, request):
-        if request.do_sample or request.certify or request.search:
+        if request.do_sample or request.search:
             return super()._write_gists(windows, request)
-        keys = [_key(*window, request.budget) for window in windows]
+        keys = [_key(*window, request.budget, request.certify) for window in windows]
         new = [row for row, key in enumerate(keys) if key not in self.gists]
         known = {key: self.gists[key] for key in keys if key in self.gists}
         if new:
-            written = super()._write_gists([windows[row] for row in new], request)
+            written = self._write_new([windows[row] for row in new], request)
             known |= {keys[row]: gist for row, gist in zip(new, written, strict=True)}
         for key in keys:
             self.gists[key] = known[key]
@@ -66,6 +77,12 @@ class ServedCompactor(GistCompactor):
         while len(self.gists) > REMEMBERED:
             self.gists.popitem(last=False)
         return [known[key] for key in keys]
+
+    def _write_new(self, windows, request):
+        if not request.certify:
+            return super()._write_gists(windows, request)
+        # A gist may have been written before it is asked what it costs
+        return self._certified(windows, self._write_gists(windows, replace(request, certify=False)))
 
 
 def _key(*parts):

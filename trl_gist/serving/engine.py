@@ -20,18 +20,23 @@ from dataclasses import dataclass
 
 import torch
 
+from ..common.geometry import SEPARATOR, join
 from ..common.tokens import chat_ids
+from ..evaluation.gists.patterns import survival_pieces
 from ..inference.chat import ChatTooLong, as_text
 from ..inference.compactor import GistCompactor
+from ..inference.contrast import Side, contrast
 from ..models.generation import TokenTee, end_token_ids
+from ..prompts import before_last_k
 from .compactor import ServedCompactor
 from .config import ServingConfig
 from .errors import ApiError, ContextTooLong
-from .schemas import ChatRequest, CompletionRequest, CompressRequest, Generation, as_list
+from .schemas import ChatRequest, CompareRequest, CompletionRequest, CompressRequest, Generation, as_list
 from .text_stream import StopReached, TextStream
 
 
-Emit = Callable[[str], None]
+Emit = Callable[[str | dict], None]
+BATCH = 8  # windows; one by one where each is sent as soon as it is written
 # Of a [`~inference.session.state.Compaction`] and of a [`~inference.chat.CompactedChat`]
 REPORTED = (
     *("facts_kept", "facts_dropped", "kept", "not_kept"),
@@ -64,13 +69,14 @@ class Answer:
 @dataclass(frozen=True)
 class Compressed:
     """
-    Gists.
+    Gists, or answers from gists.
 
     Attributes:
         data (`list[dict]`):
-            The fields of each [`Gist`]; `index` of its text and `window` within that.
+            The fields of each [`Gist`]; `index` of its text, `window` within that, `stands_for` so many tokens of it and,
+            if asked for, `highlights` of these. None that was emitted. Or the two answers.
         prompt_tokens, completion_tokens (`int`):
-            Of all texts, and of all gists.
+            Of all texts or prompts, and of all gists or answers.
     """
 
     data: list[dict]
@@ -104,7 +110,7 @@ class Engine:
         ids = self._token_ids(prompts[0], "prompt")
         self._check_context(len(ids), "prompt")
         # As OpenAI's default
-        new_tokens = self._new_tokens(request, default=min(16, self.config.max_new_tokens))
+        new_tokens = self._new_tokens(request.new_tokens, default=min(16, self.config.max_new_tokens))
         try:
             session = self.compactor.session(
                 window=self.config.window,
@@ -135,7 +141,7 @@ class Engine:
     def chat(self, request: ChatRequest, emit: Emit) -> Answer:
         """The oldest turns of a chat that has outgrown its window become a gist; then G answers in the chat template."""
         compactor, tokenizer = self.compactor, self.compactor.tokenizer
-        new_tokens = self._new_tokens(request, default=self.config.max_new_tokens)
+        new_tokens = self._new_tokens(request.new_tokens, default=self.config.max_new_tokens)
         messages = [message.as_dict() for message in request.messages]
         self._check_context(self._count(as_text(messages)), "messages")
         try:
@@ -175,7 +181,10 @@ class Engine:
         return Answer(finish_reason, chat.tokens_before, len(text.token_ids), gist)
 
     def compress(self, request: CompressRequest, emit: Emit) -> Compressed:
-        """The contexts of all texts, in batches; a text of more than one context has as many gists."""
+        """
+        The contexts of all texts, in batches; a text of more than one context has as many gists. In a stream each is
+        emitted when it is written.
+        """
         if request.budget is not None and request.budget > self.config.max_new_tokens:
             raise ApiError(400, f"`budget` is at most {self.config.max_new_tokens} tokens here.", None, "budget")
         texts = as_list(request.input)
@@ -184,16 +193,71 @@ class Engine:
             for index, text in enumerate(texts)
         ]
         self._check_context(sum(tokens), "input")
+        data, written = [], 0
+        add = emit if request.stream else data.append
         try:
-            gists_D = self.compactor.compress_texts(texts, request.budget, request.keep, bool(request.certify))
+            for index, number, window, gist in self.compactor.iter_texts(
+                texts, request.budget, request.keep, bool(request.certify), 1 if request.stream else BATCH
+            ):
+                stretch = before_last_k(window.context_ids, window.last_k_ids)
+                row = {"object": "gist", "index": index, "window": number, "stands_for": len(stretch)}
+                row |= dataclasses.asdict(gist)
+                if request.highlights:
+                    row["highlights"] = survival_pieces(self.compactor.decode(stretch), gist.text)
+                add(row)
+                written += len(gist.token_ids)
+        except ValueError as error:
+            raise ApiError(400, str(error)) from error
+        return Compressed(data, sum(tokens), written)
+
+    def compare(self, request: CompareRequest, emit: Emit) -> Compressed:
+        """Greedy answers from gists and from the text that they stand for, each token under both readers."""
+        compactor, (text, *others) = self.compactor, as_list(request.input)
+        if others:
+            raise ApiError(400, "`input` has several texts: this route takes one a request.", None, "input")
+        ids = self._token_ids(text, "input")
+        self._check_context(len(ids), "input")
+        gists = [self._token_ids(gist, "gists", may_be_empty=True) for gist in as_list(request.gists)]
+        gist_ids = join(gists, list(compactor.prompts.tokenize(SEPARATOR)))
+        self._check_context(len(gist_ids), "gists")
+        cue_ids = None if request.cue is None else self._token_ids(request.cue, "cue")
+        self._check_context(len(cue_ids or []), "cue")
+        new_tokens = self._new_tokens(request.max_tokens, default=min(48, self.config.max_new_tokens))
+        try:
+            sides = contrast(compactor, gist_ids, ids, cue_ids, new_tokens)
         except ValueError as error:
             raise ApiError(400, str(error)) from error
         data = [
-            {"object": "gist", "index": index, "window": window, **dataclasses.asdict(gist)}
-            for index, gists in enumerate(gists_D)
-            for window, gist in enumerate(gists)
+            {
+                "object": "answer",
+                "from": name,
+                "reader": side.reader,
+                "text": compactor.decode(side.token_ids),
+                "prompt_tokens": side.prompt_tokens,
+                "completion_tokens": len(side.token_ids),
+                "finish_reason": "length" if len(side.token_ids) == new_tokens else "stop",
+                "pieces": self._pieces(side),
+                "error": side.error,
+            }
+            for name, side in zip(("gists", "input"), sides, strict=True)
         ]
-        return Compressed(data, sum(tokens), sum(len(gist["token_ids"]) for gist in data))
+        return Compressed(data, *(sum(row[f"{which}_tokens"] for row in data) for which in ("prompt", "completion")))
+
+    def _pieces(self, side: Side) -> list[dict]:
+        """The answer in pieces of whole characters, each with the log-probs of its tokens."""
+        pieces, texts = [], []
+        stream, own, other = TextStream(self.compactor.tokenizer, texts.append, []), 0.0, 0.0
+        for token, *log_probs in zip(side.token_ids, side.log_probs, side.other_log_probs, strict=False):
+            own, other = own + log_probs[0], other + log_probs[1]
+            stream.add(token)
+            if texts:
+                pieces.append({"text": "".join(texts), "log_prob": own, "other_log_prob": other})
+                texts.clear()
+                own = other = 0.0
+        stream.finish()
+        if texts:
+            pieces.append({"text": "".join(texts), "log_prob": own, "other_log_prob": other})
+        return pieces
 
     def _generate(self, text, request: Generation, new_tokens: int, generate) -> str:
         """Runs `generate`; returns the reason for which it ended."""
@@ -208,16 +272,16 @@ class Engine:
             return "stop"
         return "stop" if len(text.token_ids) < new_tokens else "length"
 
-    def _new_tokens(self, request, default):
+    def _new_tokens(self, asked, default):
         most = self.config.max_new_tokens
-        asked = default if request.new_tokens is None else request.new_tokens
+        asked = default if asked is None else asked
         if asked > most:
             raise ApiError(400, f"`max_tokens` ({asked:.6g}) is more than this server's {most}.", None, "max_tokens")
         return asked
 
-    def _token_ids(self, text, param):
+    def _token_ids(self, text, param, may_be_empty=False):
         try:
-            return self.compactor.token_ids(text, f"`{param}`")
+            return self.compactor.token_ids(text, f"`{param}`", may_be_empty)
         except ValueError as error:
             raise ApiError(400, str(error), None, param) from error
 

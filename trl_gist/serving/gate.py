@@ -35,7 +35,7 @@ class Gate:
         app:
             What is behind it.
         api_key (`str` or `None`):
-            Asked for everywhere but at `/health`.
+            Asked for everywhere but at `/health` and the page at `/`, which itself asks for it.
         max_requests (`int`):
             For the models, at one time.
         metrics ([`~serving.metrics.Metrics`]):
@@ -89,7 +89,7 @@ class Gate:
             self.metrics.seconds.labels(route).observe(time.perf_counter() - started)
 
     def _check_key(self, scope, path):
-        if self.api_key is None or path == "/health":
+        if self.api_key is None or path in ("/", "/health"):
             return
         scheme, _, key = Headers(scope=scope).get("authorization", "").partition(" ")
         # Headers are latin-1

@@ -239,6 +239,20 @@ class CompressRequest(Strict):
     budget: Tokens | None = None
     keep: Keep | None = None
     certify: bool | None = None
+    highlights: bool | None = None
+    stream: bool | None = None
+
+
+class CompareRequest(Strict):
+    """Of `POST /v1/compare`, which OpenAI's API has not: `gists` are tokens or texts, those of `/v1/compress`."""
+
+    input: Texts
+    gists: Texts
+    model: str | None = None
+    user: str | None = None
+    cue: NonEmpty | None = None
+    max_tokens: Tokens | None = None
+    stream: Nothing = None
 
 
 Request = TypeVar("Request", bound=Strict)

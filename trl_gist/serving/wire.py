@@ -18,7 +18,7 @@ import json
 import time
 import uuid
 
-from .engine import Answer
+from .engine import Answer, Compressed
 
 
 def usage(answer) -> dict:
@@ -93,6 +93,32 @@ class CompletionShape(Shape):
         return {"text": text}
 
     part = content
+
+
+class GistShape:
+    """
+    Gists, or answers from them, in OpenAI's list.
+
+    Args:
+        model (`str`):
+            Its name.
+    """
+
+    def __init__(self, model: str):
+        self.model = model
+
+    def whole(self, compressed: Compressed) -> dict:
+        return {"object": "list", "data": compressed.data, "model": self.model, "usage": usage(compressed)}
+
+    def first(self) -> list[bytes]:
+        return []
+
+    def piece(self, row: dict) -> bytes:
+        return event(row)
+
+    def last(self, compressed: Compressed) -> list[bytes]:
+        """The list, whose gists were sent before."""
+        return [event(self.whole(compressed)), b"data: [DONE]\n\n"]
 
 
 def event(data: dict) -> bytes:

@@ -23,9 +23,8 @@ import jinja2
 import numpy as np
 
 from ...common.extras import extra
-from ...common.text_units import Units
 from ..pages.plots import GIST, GREEN, NEUTRAL, NULL, OCHRE, PLUM, save_figure
-from .patterns import Survival, summarize_patterns, survival, text_survival
+from .patterns import Survival, summarize_patterns, survival, survival_pieces
 
 
 with extra("eval"):
@@ -232,18 +231,9 @@ def survival_html(context: str, gist: str) -> str:
     A fragment of HTML: the context beside its gist, with what of it survives marked, the fainter the more places a
     copy may come from; see [`~evaluation.gists.patterns.text_survival`]. It brings its own style and has no ids.
     """
-    units = Units(context)
-    shares = text_survival(units, Units(gist))
-    pieces, end = [], 0
-    for (start, stop), share, before in zip(units.spans, shares, [0.0, *shares], strict=False):
-        pieces += [(context[end:start], min(before, share)), (context[start:stop], share)]
-        end = stop
-    merged = [
-        (visible("".join(text for text, _ in group)), round(_FAINT * share, 2))
-        for share, group in itertools.groupby([*pieces, (context[end:], 0.0)], key=lambda piece: piece[1])
-    ]
+    pieces = [(visible(text), round(_FAINT * share, 2)) for text, share in survival_pieces(context, gist)]
     color = ", ".join(str(round(255 * part)) for part in to_rgb(GIST))
-    return _FRAGMENT.render(pieces=merged, gist=visible(gist), color=color)
+    return _FRAGMENT.render(pieces=pieces, gist=visible(gist), color=color)
 
 
 def visible(text: str) -> str:

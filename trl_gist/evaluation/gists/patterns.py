@@ -35,6 +35,7 @@ A date is an ISO date, a month with its day or year, or a year from 1000 to 2099
 """
 
 import bisect
+import itertools
 import math
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
@@ -120,6 +121,21 @@ def text_survival(context: Units, gist: Units) -> list[float]:
         if kind in ("function", "punctuation")
     }
     return copied_shares(context.folded, gist.folded, frozenset(chance))
+
+
+def survival_pieces(context: str, gist: str) -> list[tuple[str, float]]:
+    """The whole context, in pieces of one [`text_survival`] each: the text and its share, from 0 to 1."""
+    units = Units(context)
+    shares = text_survival(units, Units(gist))
+    pieces, end = [], 0
+    for (start, stop), share, before in zip(units.spans, shares, [0.0, *shares], strict=False):
+        pieces += [(context[end:start], min(before, share)), (context[start:stop], share)]
+        end = stop
+    pieces = [piece for piece in (*pieces, (context[end:], 0.0)) if piece[0]]
+    return [
+        ("".join(text for text, _ in group), share)
+        for share, group in itertools.groupby(pieces, key=lambda piece: piece[1])
+    ]
 
 
 def gist_patterns(
