@@ -108,7 +108,9 @@ class Server:
         return JSONResponse(self._described())
 
     def _described(self):
-        return {"id": self.name, "object": "model", "created": 0, "owned_by": "trl_gist"}
+        pair = self.engine.compactor.pair
+        lengths = {name: getattr(pair, name) for name in ("context_length", "last_k", "max_gist_length")}
+        return {"id": self.name, "object": "model", "created": 0, "owned_by": "trl_gist", "pair": lengths}
 
     def _check_name(self, name):
         if name != self.name:
