@@ -32,7 +32,7 @@ from langchain_core.messages.utils import convert_to_openai_messages, count_toke
 from langchain_core.outputs import ChatGeneration, ChatResult
 from langgraph.checkpoint.memory import InMemorySaver
 from serving_run import running
-from test_chat_agents import TEMPLATES, ByRule
+from test_chat_agents import NAMED, TALKING, TEMPLATES, ByRule
 from tiny import make_tokenizer
 from tiny_pairs import make_compactor, make_pair
 
@@ -91,10 +91,10 @@ def models():
     return make_compactor(make_tokenizer())
 
 
-def pair_with(models, template):
+def pair_with(models, template, kind=GistCompactor):
     tokenizer = make_tokenizer()
     tokenizer.chat_template = template
-    return GistCompactor(models.summarizer, models.generator, tokenizer, models.pair)
+    return kind(models.summarizer, models.generator, tokenizer, models.pair)
 
 
 def shows_calls(tokenizer):
@@ -130,19 +130,30 @@ def text_of(messages):
     return json.dumps(convert_to_openai_messages(messages), ensure_ascii=False)
 
 
-@pytest.mark.parametrize("long_turn", [False, True], ids=["turns", "one turn"])
-@pytest.mark.parametrize("name", sorted(TEMPLATES))
+# Of these a model writes the gists, of the others a rule, which takes no time
+BY_MODEL = ("qwen3", "gemma")
+
+
+@pytest.mark.parametrize(
+    ("name", "long_turn"), [*((name, False) for name in sorted({*NAMED, *TALKING})), *((name, True) for name in NAMED)]
+)
 def test_an_agent_of_40_turns_stays_within_its_tokens_and_has_what_is_to_be_kept(models, name, long_turn):
-    pair = pair_with(models, TEMPLATES[name])
+    """In 40 turns of the user with two calls each, or in one of 80 calls; of templates that show no calls, in a talk."""
+    pair = pair_with(models, TEMPLATES[name], GistCompactor if name in BY_MODEL else ByRule)
     counter = ChatTemplateCounter(pair.tokenizer)
     tools = shows_calls(pair.tokenizer)
-    if long_turn and not tools:
-        pytest.skip("a template that shows no calls has no long turns")
+    assert tools or name not in NAMED
     model = Scripted(calls=40 if long_turn else int(tools), shown=[])
     ask = HumanMessage("Weigh the boats of the harbour.")
-    limit = counter([ask]) + 420
+    called, said = history(1)[1:3], AIMessage("answer 100: that is done")
+    turn_tokens = counter([ask, *(2 * called if tools else []), said, ask]) - counter([ask])
+    limit = counter([ask]) + 6 * turn_tokens
     gists = GistMiddleware(
-        pair, trigger=("tokens", limit), keep=("tokens", limit - 150), token_counter=counter, keep_spans=KEEP
+        pair,
+        trigger=("tokens", limit),
+        keep=("tokens", limit - 4 * turn_tokens),
+        token_counter=counter,
+        keep_spans=KEEP,
     )
     agent = create_agent(model, [weigh], middleware=[gists], checkpointer=InMemorySaver())
     config = {"configurable": {"thread_id": name}, "recursion_limit": 1000}
@@ -159,7 +170,7 @@ def test_an_agent_of_40_turns_stays_within_its_tokens_and_has_what_is_to_be_kept
     assert "Q4711" in last and "Joseph Bazalgette" in last
     assert len(model.shown[-1]) < 30 and PREFIX in last
     costs = state["compactions"]
-    assert len(costs) >= 2
+    assert 2 <= len(costs) <= 20
     for cost in costs:
         assert cost["tokens_before"] >= limit > cost["tokens_after"] > 0
         assert cost["messages"] > 0 and cost["seconds"] >= 0
@@ -183,19 +194,19 @@ def history(turns, start=0):
     return messages
 
 
-@pytest.mark.parametrize("template", [False, TEMPLATES["gemma"], TEMPLATES["phi3"]], ids=["none", "gemma", "phi3"])
+@pytest.mark.parametrize("template", [None, TEMPLATES["gemma"]], ids=["none", "gemma"])
 def test_an_agent_of_another_model_does_not_ask_for_the_pairs_chat_template(template):
     compactor = by_rule()
-    compactor.tokenizer.chat_template = template or None
+    compactor.tokenizer.chat_template = template
     model = Scripted(shown=[])
-    gists = GistMiddleware(compactor, trigger=("tokens", 300), keep=("tokens", 150), keep_spans=KEEP)
+    gists = GistMiddleware(compactor, trigger=("tokens", 400), keep=("tokens", 150), keep_spans=KEEP)
     agent = create_agent(model, [weigh], middleware=[gists], system_prompt="You weigh boats.")
     state = {"messages": []}
     for turn in range(40):
         state = agent.invoke({**state, "messages": [*state["messages"], HumanMessage(f"{turn}: {KEY * (turn == 3)}")]})
     for messages in model.shown:
         assert isinstance(messages[0], SystemMessage)
-        assert count_tokens_approximately(messages[1:]) < 300
+        assert count_tokens_approximately(messages[1:]) < 400
         check_pairs(messages[1:])
     assert "Q4711" in text_of(model.shown[-1])
 

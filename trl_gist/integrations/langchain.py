@@ -160,7 +160,8 @@ def _as_dict(message):
     row = {"role": ROLES.get(message.type, message.type), "content": text_of(message.content), ORIGIN: message}
     if message.type == "ai":
         calls = [*message.tool_calls, *message.invalid_tool_calls]
-        row["tool_calls"] = [call(each["id"], each["name"] or "", each["args"] or {}) for each in calls]
+        if calls:  # some templates take an empty list for a call
+            row["tool_calls"] = [call(each["id"], each["name"] or "", each["args"] or {}) for each in calls]
     elif message.type == "tool":
         row["tool_call_id"] = message.tool_call_id
     return row
