@@ -286,7 +286,7 @@ def test_a_compaction_that_fails_leaves_the_history_and_warns(error):
         state = agent.invoke({"messages": messages})
     assert state["messages"][: len(messages)] == messages
     assert str(error) not in text_of(model.shown[-1]) and PREFIX not in text_of(model.shown[-1])
-    assert "compactions" not in state
+    assert state.get("compactions", []) == []
     gists.compactor.pair._write_gists = compactor_write
     assert PREFIX in text_of(agent.invoke({"messages": messages})["messages"])
 

@@ -54,7 +54,7 @@ class Thresholds:
         listed = trigger if isinstance(trigger, list) else [trigger]
         self.clauses = [_clause("trigger", each, window) for each in listed]
         kept = _clause("keep", keep, window)
-        if not self.clauses or len(kept) != 1:
+        if not self.clauses or not all(self.clauses) or len(kept) != 1:
             raise ValueError(
                 f"`trigger` ({trigger!r}) takes one threshold or more, and `keep` ({keep!r}) takes one: write "
                 "trigger=('tokens', 4000), keep=('tokens', 2000)."
