@@ -150,9 +150,14 @@ def test_what_cannot_be_imported_without_an_extra_names_it(failures):
         package, extra = re.fullmatch(r'(\w+) is missing: pip install "trl_gist\[(\w+)\]"', said).groups()
         assert package in set().union(*(MODULES[name] for name in brought(extra))), module
     named = {said.rpartition("[")[2][:-2] for said in failures["bare"].values()}
-    assert named == {"eval", "serve"}
+    assert named == {"agents", "eval", "langchain", "serve"}
     # What trains, and what uses a pair, is there without any
-    assert {module.split(".")[1] for module in failures["bare"]} == {"evaluation", "serving", "scripts"}
+    assert {module.split(".")[1] for module in failures["bare"]} == {
+        "evaluation",
+        "integrations",
+        "serving",
+        "scripts",
+    }
     assert (
         not {"trl_gist.evaluation", "trl_gist.scripts.train", "trl_gist.scripts.arguments"} & failures["bare"].keys()
     )

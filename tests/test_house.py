@@ -35,7 +35,7 @@ PACKAGE = Path(trl_gist.__file__).parent
 # From the ground up: each imports those before it alone
 WINGS = (
     *("version", "common", "prompts", "pair", "data", "models", "scoring", "inference", "pipeline", "rewards"),
-    *("evaluation", "serving", "trainer", "scripts", "cli"),
+    *("evaluation", "serving", "integrations", "trainer", "scripts", "cli"),
 )
 # Where TRL and transformers name what is theirs alone
 PRIVATE_IN = (
@@ -189,6 +189,15 @@ def test_inference_loads_nothing_that_reads_data_trains_or_serves():
     loaded = loaded_by("import trl_gist.inference.compactor")
     assert "torch" in loaded
     assert not loaded & {"trl", "datasets", "pandas", "deepspeed", "vllm", "fastapi", "matplotlib"}
+
+
+def test_only_integrations_know_of_frameworks_for_agents():
+    frameworks = {"langchain", "langchain_core", "langgraph", "agents"}
+    for name, targets in GRAPH.items():
+        if wing(name) != "integrations":
+            assert not foreign_roots(name) & frameworks and not {wing(target) for target in targets} & {"integrations"}
+    everything = [name for name in MODULES if name and wing(name) != "integrations" and not name.endswith("__main__")]
+    assert not loaded_by("import " + ", ".join(f"trl_gist.{name}" for name in everything)) & frameworks
 
 
 def test_help_loads_no_torch():

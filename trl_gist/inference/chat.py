@@ -32,7 +32,9 @@ template wants users and assistants to alternate, it stands at the head of the n
 
 import json
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from ..models.roles import max_positions
 from .certify import expected_kl, full_context_reader
@@ -94,6 +96,18 @@ class CompactedChat:
     expected_kl_reader: str | None = None
 
 
+class ChatForm(Protocol):
+    """What decides whether a chat fits its reader: a [`~inference.chat_template.ChatTemplate`], or a rule of a caller."""
+
+    alternates: bool
+
+    def count(self, messages: list[dict]) -> int: ...
+
+    def fit(self, messages: list[dict]) -> list[dict]: ...
+
+    def check(self, messages: list[dict]): ...
+
+
 def compact_messages(
     compactor: GistWriter,
     messages: list[dict],
@@ -102,35 +116,52 @@ def compact_messages(
     tools: list | None = None,
     certify: bool = False,
 ) -> CompactedChat:
+    """See [`GistCompactor.compact_messages`]."""
+    template = ChatTemplate(compactor.tokenizer, tools, compactor.pair.chat_template_kwargs)
+    return compact_in_form(compactor, template, messages, max_tokens, keep, certify)
+
+
+def compact_in_form(
+    compactor: GistWriter,
+    template: ChatForm,
+    messages: list[dict],
+    max_tokens: int,
+    keep=None,
+    certify: bool = False,
+    may_stay: Callable[[list[dict]], bool] | None = None,
+) -> CompactedChat:
     """
-    See [`GistCompactor.compact_messages`].
+    As [`GistCompactor.compact_messages`], for a reader that need not be the pair's own: `max_tokens` are as `template`
+    counts them. Keys of messages beside those of a chat are left as they are.
 
     As many of the newest turns stay as leave room for a gist, as long as the pair was trained on, of each window of the
     older ones. If only the last turn does, gists are compressed again until they fit, and the last gist is cut to the room
     that there is. If not even that leaves room for one gist, the last turn's oldest steps are compressed with the older
     turns.
     """
-    template = ChatTemplate(compactor.tokenizer, tools, compactor.pair.chat_template_kwargs)
     messages = _checked(messages)
     template.check(messages)
     requests = parse_keep(keep)
-    before = _tokens(template, messages)
-    if before <= max_tokens:
-        return CompactedChat(template.fit(messages), [], "", before, before, [], [])
+    before = template.count(messages)
+    as_it_was = CompactedChat(template.fit(messages), [], "", before, before, [], [])
+    if before <= max_tokens and (may_stay is None or may_stay(messages)):
+        return as_it_was
     if certify:
         _check_positions(compactor, before)
     talk = _gists_apart(messages) if template.alternates else messages
     first = _first_of_talk(messages)
-    split = _first_to_stay(compactor, template, talk, max_tokens)
+    split = _first_to_stay(compactor, template, talk, max_tokens, may_stay)
+    if split is None and before <= max_tokens:
+        return as_it_was
     head, old, new = split or (messages[:first], [], messages[first:])
-    smallest = _tokens(template, _with_gist(template, head, "", new))
+    smallest = template.count(_with_gist(template, head, "", new))
     room = max_tokens - smallest
     while old and room > 0:
         gist = _fold(compactor, as_text(old), room, requests)
         if template.alternates:
             gist = _BLANK_LINES.sub("\n", gist).strip()  # a newline at its end would be one of the blank line's
         compacted = _with_gist(template, head, gist, new)
-        tokens = _tokens(template, compacted)
+        tokens = template.count(compacted)
         if tokens <= max_tokens:
             template.check(compacted)
             found = kept_and_not(find_spans(as_text(old), requests), gist)
@@ -146,7 +177,7 @@ def compact_messages(
         room = room - over if room > over else room // 2
     raise ChatTooLong(
         f"`max_tokens` ({max_tokens}) is too small: the system prompt and other standing instructions, the tools, the "
-        f"last user's message and the newest step after it take {_tokens(template, [*head, *new])} tokens in the chat "
+        f"last user's message and the newest step after it take {template.count([*head, *new])} tokens in the chat "
         f"template, and with a gist of what came before at least {smallest + 1}. Allow more tokens, or shorten them."
     )
 
@@ -167,7 +198,9 @@ def _spoken(messages):
 
 
 def _facts(compactor, old, text):
-    """Which of the facts of messages a text has."""
+    """Which of the facts of messages a text has; of a pair that is elsewhere, nothing."""
+    if compactor.tokenizer is None:
+        return {}
     ids = compactor.token_ids(_spoken(old), "The chat", may_be_empty=True)
     return kept_and_dropped(find_facts(compactor.tokenizer, ids), text)
 
@@ -232,10 +265,6 @@ def _text_of(part):
     return part.get("text") if isinstance(part, dict) and part.get("type") == "text" else None
 
 
-def _tokens(template, messages):
-    return len(template.ids(messages))
-
-
 def _gists_apart(messages):
     """Users' messages at whose head a gist stands, as two: that gist is folded again, and the user's own words are not."""
     apart = []
@@ -255,17 +284,20 @@ def _with_gist(template, head, gist, new):
     return [*head, {"role": "user", "content": content}, *new]
 
 
-def _first_to_stay(compactor, template, messages, max_tokens):
+def _first_to_stay(compactor, template, messages, max_tokens, may_stay):
     """
-    From the newest turn backwards: where the next older one would leave too little room for the gists of the rest. If
-    the last turn leaves no room for a single gist, the same of its steps. `None` if there is nothing that may be cut off.
+    From the newest turn backwards: where the next older one would leave too little room for the gists of the rest, or may
+    not stay. If the last turn leaves no room for a single gist, or may not stay, the same of its steps. `None` if there is
+    nothing that may be cut off.
     """
-    lengths = {id(each): len(compactor.token_ids(as_text([each]), "The chat")) for each in messages}
+    lengths = {id(each): compactor.count_tokens(as_text([each])) for each in messages}
     one_gist = compactor.pair.max_gist_length + 1
 
     def fits(split, gists):
         head, _, new = split
-        return _tokens(template, _with_gist(template, head, "", new)) + gists <= max_tokens
+        if may_stay is not None and not may_stay(new):
+            return False
+        return template.count(_with_gist(template, head, "", new)) + gists <= max_tokens
 
     turns, steps = _cuts(messages)
     if not (turns and fits(_split(messages, turns[0]), one_gist)):
@@ -334,13 +366,13 @@ def _fold(compactor, text, room, requests):
     pair = compactor.pair
     # A window of gists must hold more than one, or there would be no end
     longest = max(1, min(pair.max_gist_length, stretch_length(pair) // 2 - 1))
-    tokens = len(compactor.token_ids(text, "The chat", may_be_empty=True))
+    tokens = compactor.count_tokens(text)
     while tokens > pair.context_length and _gists_tokens(compactor, tokens) > room:
         gists = compactor.compress_windows(text, longest, keep=requests)
         spans, before = find_spans(text, requests), tokens
         text = "\n".join(gist.text for gist in gists)
         requests = carried(spans, text)  # and nothing that the summarizer has invented
-        tokens = len(compactor.token_ids(text, "The gists", may_be_empty=True))
+        tokens = compactor.count_tokens(text)
         if tokens >= before:
             break
     gists = compactor.compress_windows(text, min(pair.max_gist_length, room), keep=requests) if tokens else []

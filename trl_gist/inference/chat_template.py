@@ -165,6 +165,10 @@ class ChatTemplate:
         """Its tokens, of which only the template's are control tokens."""
         return chat_ids(self.tokenizer, self.fit(messages), self.tools, **self.variables)
 
+    def count(self, messages: list[dict]) -> int:
+        """How many tokens that is."""
+        return len(self.ids(messages))
+
     def check(self, messages: list[dict]):
         """
         Raises:

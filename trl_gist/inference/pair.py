@@ -185,6 +185,10 @@ class LoadedPair:
             raise ValueError(f"{what} is empty.")
         return ids
 
+    def count_tokens(self, text: str) -> int:
+        """How many [`~LoadedPair.token_ids`] a text has; none is no error."""
+        return len(self.token_ids(text, "The text", may_be_empty=True))
+
     def token_pieces(self, text: str | list[int], what: str) -> Iterator[Piece]:
         """
         As [`~LoadedPair.token_ids`], piece by piece, with the character where each token begins; of token ids one piece,
@@ -226,6 +230,8 @@ class GistWriter(Protocol):
     def generate(self, role: str, prompts: list[list[int]], **generation_kwargs) -> tuple: ...
 
     def token_ids(self, text: str | list[int], what: str, may_be_empty: bool = False) -> list[int]: ...
+
+    def count_tokens(self, text: str) -> int: ...
 
     def token_pieces(self, text: str | list[int], what: str) -> Iterator[Piece]: ...
 
