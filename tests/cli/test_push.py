@@ -35,6 +35,7 @@ from tiny_pairs import make_pair, save_half
 
 from trl_gist.cli import main
 from trl_gist.pair import PairConfig
+from trl_gist.scripts.push import PushArguments, pair_files
 
 
 TOKEN = "hf_madeUpForTheTests"
@@ -285,6 +286,7 @@ def test_a_space_stands_beside_its_pair_and_brings_the_package(world):
     card = SpaceCard(space.files["README.md"].decode())
     assert (card.data.sdk, card.data.app_file, card.data.models) == ("gradio", "app.py", [f"{USER}/space"])
     assert f'"{USER}/space"'.encode() in space.files["app.py"] and b"user/pair" not in space.files["app.py"]
+    compile(space.files["app.py"], "app.py", "exec")
     required = space.files["requirements.txt"].decode().split("\n")
     assert any(line.startswith("transformers>=") for line in required) and not any(
         "extra" in line for line in required
@@ -375,6 +377,22 @@ def test_a_card_of_ones_own_stands_in_for_the_written_one(pair, tmp_path, refuse
     assert re.search(rf"README.md +{card.stat().st_size} B", capsys.readouterr().out)
     card.write_text("---\n- no mapping\n---\n\n# Mine\n")
     assert "repo card metadata block should be a dict" in refused(pair, f"{USER}/pair", "--card", card)
+
+
+def test_the_card_has_the_measures_of_an_evaluation(pair, tmp_path, refused):
+    measures = {"last_k": 4, "budget": None, "teacher_kl": 0.5, "teacher_kl_se": 0.1, "windows": 7, "documents": 3}
+    found = {"dataset": [f"{USER}/held-out"], "measures": [{**measures, "positions": {}}, {"teacher_kl": 9.0}]}
+    (tmp_path / "measures.json").write_text(json.dumps(found))
+    args = PushArguments(str(pair), f"{USER}/pair", evaluation=str(tmp_path), datasets=[f"{USER}/texts"])
+    files, _ = pair_files(pair, args, None)
+    card = ModelCard(files["README.md"].decode())
+    (result,) = card.data.eval_results
+    assert (result.metric_type, result.metric_value) == ("teacher_kl", 0.5)
+    assert result.dataset_type == f"{USER}/held-out" and card.data.datasets == [f"{USER}/texts"]
+    assert "| teacher_kl | 0.5000 ± 0.1000 |" in card.text and "On 7 held-out windows of 3 documents" in card.text
+    assert json.loads(files["gist_config.json"])["measures"] == {}, "those of training stay what they are"
+    (tmp_path / "measures.json").write_text("{}")
+    assert "is no evaluation on held-out documents" in refused(pair, f"{USER}/pair", "--evaluation", tmp_path)
 
 
 def test_pairs_from_before_there_were_datasets_load(pair):

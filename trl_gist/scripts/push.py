@@ -32,6 +32,7 @@ from safetensors import SafetensorError, safe_open
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME
 
 from ..common.run_files import PLOTS_DIR, RUN_LOG_DIR
+from ..evaluation.folder import read_measures
 from ..models.loading import check_half
 from ..pair import GENERATOR_DIR, PAIR_CONFIG_NAME, PairConfig
 from ..trainer.model_card import folder_name, hub_name, model_card
@@ -74,6 +75,8 @@ class PushArguments:
             Defaults to the bases' own, as the Hub has it.
         card (`str`, *optional*):
             A file that stands in for the card that is written.
+        evaluation (`str`, *optional*):
+            The folder of an evaluation of the pair, whose measures the card has in place of the last ones in training.
         space (`bool`, *optional*, defaults to `False`):
             Whether a Gradio Space of that name is made too.
     """
@@ -86,6 +89,7 @@ class PushArguments:
     datasets: list[str] | None = None
     license: str | None = None
     card: str | None = None
+    evaluation: str | None = None
     space: bool = False
 
 
@@ -174,7 +178,8 @@ def pair_files(
     if license is None and api is not None and all(map(hub_name, bases)):
         license = license_of(api, sorted(set(bases)))
     if args.card is None:
-        card = str(model_card(directory, pair, args.repo, TAGS, license)).encode()
+        shown, measured_on = (pair, None) if args.evaluation is None else evaluated(pair, args.evaluation)
+        card = str(model_card(directory, shown, args.repo, TAGS, license, measured_on)).encode()
     else:
         ModelCard.load(args.card)  # raises `ValueError` for metadata that are none
         card = Path(args.card).read_bytes()
@@ -189,6 +194,22 @@ def check_whole(path: Path):
             pass
     except SafetensorError as error:
         raise ValueError(f"{path} is damaged: {error}. Copy it again, or take another checkpoint.") from error
+
+
+def evaluated(pair: PairConfig, folder: str) -> tuple[PairConfig, str]:
+    """The pair with the measures that `trl-gist evaluate` wrote, of the first setting; and their dataset on the Hub."""
+    found = read_measures(folder)
+    if not isinstance(found.get("measures"), list):
+        raise ValueError(
+            f"--evaluation ({folder}) is no evaluation on held-out documents, as `trl-gist evaluate` writes."
+        )
+    measures = {
+        name: value
+        for name, value in found["measures"][0].items()
+        if isinstance(value, int | float) and name not in ("last_k", "budget")
+    }
+    names = [name for name in found["dataset"] if hub_name(name) is not None]
+    return dataclasses.replace(pair, measures=measures), names[0] if len(names) == 1 else "text"
 
 
 def sorted_files(directory: Path) -> tuple[dict[str, Path], dict[str, tuple[int, str]]]:

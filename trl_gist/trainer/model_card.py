@@ -114,7 +114,12 @@ def save_model_card(
 
 
 def model_card(
-    directory: str | os.PathLike, pair: PairConfig, model_name: str, tags: list[str], license: dict | None = None
+    directory: str | os.PathLike,
+    pair: PairConfig,
+    model_name: str,
+    tags: list[str],
+    license: dict | None = None,
+    measured_on: str | None = None,
 ) -> ModelCard:
     """
     How to use the pair in a directory, its held-out measures, plot, three gists and recipe; without the paths of the
@@ -131,6 +136,9 @@ def model_card(
             For the Hub.
         license (`dict`, *optional*):
             `license` and, where it is `"other"`, `license_name` and `license_link`, as the Hub spells them.
+        measured_on (`str`, *optional*):
+            The dataset on the Hub that the measures are of. Defaults to the one that the pair was trained on, of which an
+            evaluation during training holds documents out.
     """
     adapts, summarizer_adapts = (Path(directory, half, ADAPTER_CONFIG_NAME).is_file() for half in (GENERATOR_DIR, ""))
     names = {role: hub_name(base) for role, base in pair.base_models.items()}
@@ -144,7 +152,7 @@ def model_card(
         tags=tags,
         widget=[{"text": each["context_end"], "output": {"text": each["gist"]}} for each in pair.gists] or None,
         model_name=model_name,
-        eval_results=_eval_results(pair) or None,
+        eval_results=_eval_results(pair, measured_on) or None,
         **(license or {}),
     )
     measures = [
@@ -198,9 +206,10 @@ def _measures(pair):
     }
 
 
-def _eval_results(pair):
-    """The measures over all windows, as the Hub lists them. Its metadata has no JSON null."""
-    dataset = pair.datasets[0] if len(pair.datasets) == 1 else None
+def _eval_results(pair, dataset):
+    """The measures over all windows, as the Hub lists them: numbers."""
+    if dataset is None and len(pair.datasets) == 1:
+        dataset = pair.datasets[0]
     return [
         EvalResult(
             task_type="text-generation",
