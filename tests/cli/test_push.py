@@ -375,6 +375,7 @@ def test_a_card_of_ones_own_stands_in_for_the_written_one(pair, tmp_path, refuse
     card.write_text("---\nlicense: mit\n---\n\n# Mine\n")
     assert main(["push", str(pair), f"{USER}/pair", "--card", str(card), "--dry_run"]) == 0
     assert re.search(rf"README.md +{card.stat().st_size} B", capsys.readouterr().out)
+    assert "No such file" in refused(pair, f"{USER}/pair", "--card", tmp_path / "none.md")
     card.write_text("---\n- no mapping\n---\n\n# Mine\n")
     assert "repo card metadata block should be a dict" in refused(pair, f"{USER}/pair", "--card", card)
 
@@ -391,6 +392,7 @@ def test_the_card_has_the_measures_of_an_evaluation(pair, tmp_path, refused):
     assert result.dataset_type == f"{USER}/held-out" and card.data.datasets == [f"{USER}/texts"]
     assert "| teacher_kl | 0.5000 ± 0.1000 |" in card.text and "On 7 held-out windows of 3 documents" in card.text
     assert json.loads(files["gist_config.json"])["measures"] == {}, "those of training stay what they are"
+    assert "No such file" in refused(pair, f"{USER}/pair", "--evaluation", tmp_path / "none")
     (tmp_path / "measures.json").write_text("{}")
     assert "is no evaluation on held-out documents" in refused(pair, f"{USER}/pair", "--evaluation", tmp_path)
 

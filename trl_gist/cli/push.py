@@ -40,6 +40,11 @@ def add_parser(commands):
     parser.add_argument("--license", metavar="ID", help="as the Hub spells it (default: the base models' own)")
     parser.add_argument("--card", metavar="FILE", help="your own README.md, in place of the one that is written")
     parser.add_argument(
+        "--evaluation",
+        metavar="DIR",
+        help="what `trl-gist evaluate` wrote of the pair, for the card (default: the last measures in training)",
+    )
+    parser.add_argument(
         "--space", action="store_true", help="also make a Gradio Space of that name, to try the pair in"
     )
     parser.set_defaults(run=run)

@@ -108,8 +108,7 @@ def push(args: PushArguments):
     if not directory.is_dir():
         raise ValueError(f"{args.pair} is no folder. Give the folder that training saved.")
     api = HfApi(library_name="trl_gist", library_version=__version__)
-    with _said_of(args.repo):
-        files, left_out = pair_files(directory, args, None if args.dry_run else api)
+    files, left_out = pair_files(directory, args, None if args.dry_run else api)
     kinds = {"model": files}
     if args.space:
         kinds["space"] = space_files(args.repo)
@@ -123,7 +122,7 @@ def push(args: PushArguments):
     if args.dry_run:
         print("Nothing was sent.")
         return
-    with _said_of(args.repo):
+    with _said_of(f"The push to {args.repo}"):
         for kind in kinds:  # before anything is made or sent
             check_target(api, args.repo, kind, args.public)
         for kind, content in kinds.items():
@@ -181,8 +180,8 @@ def pair_files(
         shown, measured_on = (pair, None) if args.evaluation is None else evaluated(pair, args.evaluation)
         card = str(model_card(directory, shown, args.repo, TAGS, license, measured_on)).encode()
     else:
-        ModelCard.load(args.card)  # raises `ValueError` for metadata that are none
         card = Path(args.card).read_bytes()
+        ModelCard(card.decode())  # raises `ValueError` for metadata that are none
     written = {CARD_FILE: card, PAIR_CONFIG_NAME: pair.to_json().encode(), **adapters}
     return dict(sorted({**files, **written}.items())), left_out
 
@@ -292,7 +291,10 @@ def with_bases(
 
 
 def _on_hub(base, api):
-    return hub_name(base) is not None and (api is None or api.repo_exists(base))
+    if hub_name(base) is None:
+        return False
+    with _said_of(f"Asking the Hub for {base}"):
+        return api is None or api.repo_exists(base)
 
 
 def _without_folder(base):
@@ -356,16 +358,16 @@ def check_target(api: HfApi, repo: str, kind: str, public: bool):
 
 
 @contextlib.contextmanager
-def _said_of(repo):
+def _said_of(what):
     """What the client raises, as one error that says what to do."""
     try:
         yield
     except ValueError:
-        raise
-    except Exception as error:  # huggingface_hub (2.4) raises OSError, RuntimeError and httpx's own
+        raise  # ours
+    except Exception as error:  # huggingface_hub (2.4) raises OSError, RuntimeError and its client's own
         said = f"{error} {error.__cause__}" if isinstance(error, RuntimeError) else error
         raise ConnectionError(
-            f"The push to {repo} failed: {said}\nThe same command tries again, and what has arrived is not sent twice. "
+            f"{what} failed: {said}\nThe same command tries again, and what has arrived is not sent twice. "
             "If it is refused: `hf auth login`, with a token that may write."
         ) from error
 

@@ -63,7 +63,9 @@ def make_demo(pair: str):
         with gr.Row():
             budget = gr.Slider(1, longest, value=longest, step=1, label="Tokens of a gist")
             keep = gr.CheckboxGroup(KEPT, label="Must be in it")
-        gists = gr.Dataframe(headers=["gist", "tokens", "of"], label="Gists", wrap=True)
+        gists = gr.Dataframe(
+            headers=["gist", "its tokens", "the text's"], column_widths=["76%", "12%", "12%"], label="Gists", wrap=True
+        )
         gr.Button("Write gists", variant="primary").click(
             write_gists, [text, budget, keep], gists, api_name="write_gists"
         )

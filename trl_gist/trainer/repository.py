@@ -19,7 +19,6 @@ A repository on the Hub that holds a pair: one commit at a time, what a commit t
 from pathlib import Path
 
 from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi
-from huggingface_hub.errors import HfHubHTTPError
 from peft.utils import CONFIG_NAME as ADAPTER_CONFIG_NAME
 from transformers.utils import CONFIG_NAME, GENERATION_CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME
 
@@ -85,7 +84,7 @@ def license_of(api: HfApi, bases: list[str], token: str | None = None) -> dict[s
     for base in bases:
         try:
             card = api.model_info(base, token=token).card_data
-        except (HfHubHTTPError, OSError):
+        except Exception:  # huggingface_hub (2.4) raises OSError and its client's own; no licence is worth a run
             return None
         fields = {name: getattr(card, name, None) for name in ("license", "license_name", "license_link")}
         found.append({name: value for name, value in fields.items() if value is not None})
