@@ -58,6 +58,8 @@ class PairConfig:
             Optimizer steps taken.
         version (`str`):
             The trl_gist version that wrote the file.
+        datasets (`list[str]`):
+            Datasets on the Hub that it was trained on, as far as they are known. Written only if there are any.
     """
 
     context_length: int
@@ -75,6 +77,7 @@ class PairConfig:
     generator_prompt: str = ORIGINAL_GENERATOR_PROMPT
     chat_template_kwargs: dict = dataclasses.field(default_factory=dict)
     rendered_prompt: dict = dataclasses.field(default_factory=dict)
+    datasets: list = dataclasses.field(default_factory=list)
 
     @property
     def rendered(self) -> dict:
@@ -83,12 +86,15 @@ class PairConfig:
         return self.rendered_prompt if self.rendered_prompt.get("of") == of else {}
 
     def save(self, directory: str | os.PathLike):
-        path = Path(directory, PAIR_CONFIG_NAME)
+        Path(directory, PAIR_CONFIG_NAME).write_text(self.to_json(), encoding="utf-8")
+
+    def to_json(self) -> str:
+        """What the file holds."""
         values = dataclasses.asdict(self)
-        for name in ("chat_template_kwargs", "rendered_prompt"):
+        for name in ("chat_template_kwargs", "rendered_prompt", "datasets"):
             if not values[name]:
                 del values[name]  # so that earlier versions read the pair
-        path.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        return json.dumps(values, indent=2, ensure_ascii=False) + "\n"
 
     @classmethod
     def load(cls, directory: str | os.PathLike) -> "PairConfig":
@@ -109,6 +115,7 @@ class PairConfig:
         values.setdefault("generator_prompt", ORIGINAL_GENERATOR_PROMPT)
         values.setdefault("chat_template_kwargs", {})
         values.setdefault("rendered_prompt", {})
+        values.setdefault("datasets", [])
         names = {field.name for field in dataclasses.fields(cls)}
         if values.keys() != names:
             raise ValueError(

@@ -20,7 +20,7 @@ from transformers import pipeline
 
 import trl_gist.pipeline  # registers the task
 
-compact = pipeline("gist-compaction", model="my-pair")
+compact = pipeline("context-compaction", model="my-pair")  # a folder, or a pair on the Hub: "user/pair"
 compact(text, budget=24, keep="numbers")  # the gists of its windows
 compact(messages, max_tokens=2048)  # a chat, by turns
 ```
@@ -38,7 +38,8 @@ from transformers.utils.chat_template_utils import Chat
 from .inference.compactor import GistCompactor
 
 
-TASK = "gist-compaction"
+TASK = "context-compaction"
+_EARLIER_TASK = "gist-compaction"  # the same by the name that it had first
 
 
 class GistPair(torch.nn.Module):
@@ -168,4 +169,5 @@ class GistCompactionPipeline(Pipeline):
         return dataclasses.asdict(model_outputs)
 
 
-PIPELINE_REGISTRY.register_pipeline(TASK, GistCompactionPipeline, pt_model=GistPair, type="text")
+for task in (TASK, _EARLIER_TASK):
+    PIPELINE_REGISTRY.register_pipeline(task, GistCompactionPipeline, pt_model=GistPair, type="text")

@@ -14,8 +14,9 @@
 
 """
 A Hub in memory, on the loopback: what huggingface_hub (2.4) asks for when it creates a repository, pushes a commit over
-LFS, and downloads. It refuses what the Hub would refuse: a write without the token, a large file whose bytes are not
-what its sha256 says, a commit that names a file that never arrived, or whose parent is no longer the head.
+LFS, and downloads; of Spaces, whose repositories are named `spaces/…` here, what a push asks for. It refuses what the
+Hub would refuse: a write without the token, a large file whose bytes are not what its sha256 says, a commit that names
+a file that never arrived, or whose parent is no longer the head.
 """
 
 import base64
@@ -29,6 +30,8 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import parse_qs, unquote, urlsplit
+
+import yaml
 
 
 USER = "tester"
@@ -65,6 +68,7 @@ class Hub:
     branches: dict[str, dict[str, list[Commit]]] = field(default_factory=dict)  # repository -> branch -> commits
     objects: dict[str, dict[str, bytes]] = field(default_factory=lambda: defaultdict(dict))  # LFS, by sha256
     uploads: list[tuple[str, str]] = field(default_factory=list)  # (repository, sha256) of each PUT that arrived
+    private: set[str] = field(default_factory=set)
     requests: list[str] = field(default_factory=list)
     failures: list[Failure] = field(default_factory=list)
     lock: threading.RLock = field(default_factory=threading.RLock)
@@ -121,6 +125,9 @@ def serve(token: str):
         server.shutdown()
         server.server_close()
         thread.join()
+
+
+_API = r"/api/(?:models/|(?=spaces/))((?:spaces/)?[^/]+/[^/]+)"
 
 
 def _git_id(content):
@@ -209,16 +216,16 @@ class _Handler(BaseHTTPRequestHandler):
             ("POST", r"/api/repos/create", self._create),
             ("GET", r"/api/whoami-v2", self._whoami),
             ("POST", r"/api/validate-yaml", self._validate_yaml),
-            ("POST", r"/api/models/([^/]+/[^/]+)/preupload/(.+)", self._preupload),
-            ("POST", r"/api/models/([^/]+/[^/]+)/commit/(.+)", self._commit),
+            ("POST", _API + r"/preupload/(.+)", self._preupload),
+            ("POST", _API + r"/commit/(.+)", self._commit),
             ("POST", r"/api/models/([^/]+/[^/]+)/branch/(.+)", self._branch),
             ("POST", r"/([^/]+/[^/]+)\.git/info/lfs/objects/batch", self._lfs_batch),
             ("POST", r"/lfs/([^/]+/[^/]+)/verify", self._lfs_verify),
             ("PUT", r"/lfs/([^/]+/[^/]+)/(\w+)", self._lfs_put),
             ("GET", r"/api/models/([^/]+/[^/]+)/refs", self._refs),
             ("GET", r"/api/models/([^/]+/[^/]+)/tree/([^/]+)(?:/(.*))?", self._tree),
-            ("GET", r"/api/models/([^/]+/[^/]+)/revision/(.+)", self._info),
-            ("GET", r"/api/models/([^/]+/[^/]+)", self._info),
+            ("GET", _API + r"/revision/(.+)", self._info),
+            ("GET", _API, self._info),
             ("GET", r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", self._resolve),
             ("HEAD", r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", self._resolve),
         ):
@@ -247,9 +254,12 @@ class _Handler(BaseHTTPRequestHandler):
     def _create(self, body):
         values = json.loads(body)
         repo = f"{values['organization'] or USER}/{values['name']}"
+        repo = f"spaces/{repo}" if values.get("type") == "space" else repo
         exists = repo in self.hub.branches
         if not exists:
             self.hub.create(repo)
+            if values.get("visibility") == "private":
+                self.hub.private.add(repo)
         self._send(409 if exists else 200, {"url": f"{self.hub.url}/{repo}", "name": repo})
 
     def _validate_yaml(self, body):
@@ -275,7 +285,10 @@ class _Handler(BaseHTTPRequestHandler):
     def _info(self, repo, revision="main"):
         commit = self._commit_at(repo, revision)
         siblings = [{"rfilename": path} for path in sorted(commit.files)]
-        self._send(200, {"id": repo, "sha": commit.id, "siblings": siblings, "private": False, "tags": []})
+        card = re.match(r"---\n(.*?)\n---\n", commit.files.get("README.md", b"").decode(), re.DOTALL)
+        values = {"id": repo.removeprefix("spaces/"), "sha": commit.id, "siblings": siblings, "tags": []}
+        values |= {"private": repo in self.hub.private, "cardData": yaml.safe_load(card.group(1)) if card else None}
+        self._send(200, values)
 
     def _tree(self, repo, revision, folder=None):
         commit = self._commit_at(repo, revision)

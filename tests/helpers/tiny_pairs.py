@@ -17,6 +17,7 @@
 import torch
 from peft import LoraConfig, get_peft_model
 from tiny import make_model
+from transformers import AutoModelForCausalLM
 
 from trl_gist import GistCompactor
 from trl_gist.pair import PairConfig
@@ -43,6 +44,19 @@ def make_pair(**overrides):
         "version": "0",
     }
     return PairConfig(**{**values, **overrides})
+
+
+def save_half(checkpoint, tokenizer, directory, seed, lora, base=None):
+    """An adapter, with weights of its own, of a checkpoint, which it may call by another name; or a model."""
+    if not lora:
+        make_model(tokenizer, seed).save_pretrained(directory)
+        return
+    torch.manual_seed(seed)
+    config = LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False, task_type="CAUSAL_LM")
+    model = get_peft_model(AutoModelForCausalLM.from_pretrained(checkpoint), config)
+    if base is not None:
+        model.active_peft_config.base_model_name_or_path = base
+    model.save_pretrained(directory)
 
 
 def in_eval(model):

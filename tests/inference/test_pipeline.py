@@ -20,10 +20,9 @@ import sys
 import pytest
 import torch
 from huggingface_hub import ResolvedRevision
-from peft import LoraConfig, get_peft_model
-from tiny import make_documents, make_model
-from tiny_pairs import make_pair
-from transformers import AutoModelForCausalLM, pipeline
+from tiny import make_documents
+from tiny_pairs import make_pair, save_half
+from transformers import pipeline
 from transformers.pipelines import PipelineException
 
 from trl_gist import GistCompactor
@@ -32,15 +31,6 @@ from trl_gist.pipeline import GistCompactionPipeline, GistPair
 
 
 TEXT = "".join(make_documents(3))
-
-
-def save_half(checkpoint, tokenizer, directory, seed, lora):
-    if not lora:
-        make_model(tokenizer, seed).save_pretrained(directory)
-        return
-    torch.manual_seed(seed)
-    config = LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False, task_type="CAUSAL_LM")
-    get_peft_model(AutoModelForCausalLM.from_pretrained(checkpoint), config).save_pretrained(directory)
 
 
 @pytest.fixture(scope="module", params=["lora", "full"])
@@ -61,7 +51,7 @@ def compactor(pair_dir):
 
 @pytest.fixture(scope="module")
 def compact(pair_dir):
-    return pipeline("gist-compaction", model=str(pair_dir), device="cpu", batch_size=2)
+    return pipeline("context-compaction", model=str(pair_dir), device="cpu", batch_size=2)
 
 
 def as_dicts(gists):
@@ -100,7 +90,7 @@ def test_lists_and_generators_give_one_result_for_each_text(compact, compactor):
 
 
 def test_settings_of_the_pipeline_hold_for_every_call(pair_dir, compactor):
-    short = pipeline("gist-compaction", model=str(pair_dir), device="cpu", budget=3)
+    short = pipeline("context-compaction", model=str(pair_dir), device="cpu", budget=3)
     assert short(TEXT) == as_dicts(compactor.compress_windows(TEXT, budget=3))
     assert short(TEXT, budget=4) == as_dicts(compactor.compress_windows(TEXT, budget=4))
 
@@ -114,19 +104,19 @@ def test_a_chat_becomes_one_that_fits(compact, compactor):
 
 
 def test_a_loaded_pair_may_be_given_and_takes_the_dtype_asked_for(pair_dir, compactor):
-    given = pipeline("gist-compaction", model=GistPair(compactor), device="cpu")
+    given = pipeline("context-compaction", model=GistPair(compactor), device="cpu")
     assert given(TEXT) == as_dicts(compactor.compress_windows(TEXT))
-    half = pipeline("gist-compaction", model=str(pair_dir), device="cpu", dtype="bfloat16")
+    half = pipeline("context-compaction", model=str(pair_dir), device="cpu", dtype="bfloat16")
     assert half.dtype == half.model.generator.dtype == torch.bfloat16
 
 
 def test_what_is_no_pair_is_refused_and_not_loaded_as_a_model(pair_dir, checkpoint, tmp_path):
     with pytest.raises(PipelineException, match="holds no gist pair: gist_config.json is missing"):
-        pipeline("gist-compaction", model=checkpoint, device="cpu")
+        pipeline("context-compaction", model=checkpoint, device="cpu")
     damaged = shutil.copytree(pair_dir, tmp_path / "pair")
     shutil.rmtree(damaged / "generator")
     with pytest.raises(PipelineException, match="The pair lacks its generator"):
-        pipeline("gist-compaction", model=str(damaged), device="cpu")
+        pipeline("context-compaction", model=str(damaged), device="cpu")
 
 
 def test_a_pair_of_adapters_is_not_looked_for_at_its_bases_commit(compactor, monkeypatch):
@@ -142,6 +132,7 @@ def test_importing_the_package_stays_light_and_importing_the_pipeline_registers_
         "import sys, trl_gist; assert 'torch' not in sys.modules\n"
         "import trl_gist.pipeline\n"
         "from transformers.pipelines import PIPELINE_REGISTRY\n"
-        "assert PIPELINE_REGISTRY.check_task('gist-compaction')[1]['impl'] is trl_gist.pipeline.GistCompactionPipeline"
+        "for task in ('context-compaction', 'gist-compaction'):\n"
+        "    assert PIPELINE_REGISTRY.check_task(task)[1]['impl'] is trl_gist.pipeline.GistCompactionPipeline"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

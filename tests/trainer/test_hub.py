@@ -31,7 +31,7 @@ from hub_server import USER, Failure, serve
 from launching import PYTHONPATH, finished
 from tiny import make_documents, make_model, make_tokenizer
 
-from trl_gist.trainer.hub import outdated
+from trl_gist.trainer.repository import outdated
 
 
 TOKEN = "hf_madeUpForTheTests"

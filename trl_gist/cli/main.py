@@ -13,8 +13,8 @@
 # limitations under the License.
 
 """
-The command line: `trl-gist data | train | evaluate | distance | compress | continue | serve | report`. Each command has a
-file here, with its flags and what it runs.
+The command line: `trl-gist data | train | evaluate | distance | compress | continue | serve | report | push`. Each
+command has a file here, with its flags and what it runs.
 
 Nothing heavy is imported before a command runs, so that help and usage errors come at once. What a user got wrong (a
 path, a file, a setting) ends in one line on stderr and exit code 2; a run that fails after training began keeps its
@@ -28,7 +28,7 @@ import warnings
 
 from ..common.arguments import several
 from ..version import __version__
-from . import compress, continue_, data, distance, evaluate, report, serve, train
+from . import compress, continue_, data, distance, evaluate, push, report, serve, train
 from .flags import exit_with
 
 
@@ -44,6 +44,7 @@ examples:
   cat article.txt | trl-gist continue my-pair --tokens 100
   trl-gist serve my-pair --port 8000
   trl-gist report my-pair
+  trl-gist push my-pair user/my-pair --dry_run
 """
 
 
@@ -87,6 +88,6 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
-    for command in (data, train, evaluate, distance, compress, continue_, serve, report):
+    for command in (data, train, evaluate, distance, compress, continue_, serve, report, push):
         command.add_parser(commands)
     return parser

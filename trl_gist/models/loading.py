@@ -62,7 +62,7 @@ class HalfLoader:
 
     def load(self, directory: Path, role: str) -> PreTrainedModel | PeftModel:
         """The model in eval mode, frozen. Raises `ValueError` if it or its base is missing, or it cannot be read."""
-        if self._is_adapter(directory, role):
+        if check_half(directory, role):
             # PEFT would keep half-precision adapters in float32, for training; at inference that triples their cost
             model = self._adapter(directory, autocast_adapter_dtype=False)
         else:
@@ -72,7 +72,7 @@ class HalfLoader:
     def load_to_train(self, directory: Path, role: str) -> PeftModel | str:
         """An adapter that goes on training, over its base; of a model that was trained whole the folder, by which a
         trainer loads it. Raises `ValueError` as [`~HalfLoader.load`]."""
-        if not self._is_adapter(directory, role):
+        if not check_half(directory, role):
             return str(directory)
         # Under ZeRO-3 in the base's dtype with it, as TRL (1.16) draws them
         return self._adapter(directory, is_trainable=True, autocast_adapter_dtype=not is_deepspeed_zero3_enabled())
@@ -84,15 +84,6 @@ class HalfLoader:
             if base_name == name:
                 return clone_with_shared_parameters(base)
         return create_model_from_path(name, **self.init_kwargs)
-
-    def _is_adapter(self, directory, role):
-        adapts = is_adapter(directory, role)
-        if not any(directory.glob("*.safetensors")):
-            raise ValueError(
-                f"The pair's {role} has no weights: {directory} holds no *.safetensors. Weights in another format, as "
-                "*.bin, are pickles, which can run code, and are not read; `GistTrainer.save_model` writes safetensors."
-            )
-        return adapts
 
     def _adapter(self, directory, **settings):
         adapter = PeftConfig.from_pretrained(str(directory))
@@ -124,6 +115,17 @@ def is_adapter(directory: Path, role: str) -> bool:
     if not adapts and not Path(directory, MODEL_CONFIG_NAME).is_file():
         raise ValueError(
             f"The pair lacks its {role}: {directory} holds neither {MODEL_CONFIG_NAME} nor {ADAPTER_CONFIG_NAME}."
+        )
+    return adapts
+
+
+def check_half(directory: Path, role: str) -> bool:
+    """As [`is_adapter`]. Raises `ValueError` too if the half has no weights that are read."""
+    adapts = is_adapter(directory, role)
+    if not any(directory.glob("*.safetensors")):
+        raise ValueError(
+            f"The pair's {role} has no weights: {directory} holds no *.safetensors. Weights in another format, as "
+            "*.bin, are pickles, which can run code, and are not read; `GistTrainer.save_model` writes safetensors."
         )
     return adapts
 

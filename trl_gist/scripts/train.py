@@ -268,6 +268,8 @@ def make_trainer(
         reward_funcs=load_reward_funcs(script_args.reward_funcs),
         peft_config=peft_config,
     )
+    if script_args.dataset_name is not None and not os.path.exists(script_args.dataset_name):
+        trainer.datasets = [script_args.dataset_name]
     if not training_args.disable_tqdm:
         trainer.remove_callback(ProgressCallback)
         trainer.add_callback(GistProgressCallback())

@@ -101,6 +101,7 @@ from .gist_config import GistConfig
 from .hub import PairHub
 from .length_penalty import LengthPenalty, exchange_rate
 from .recipe import run_recipe
+from .repository import TAGS
 from .rollout import GistRollout
 from .run_log import RunLog
 from .vllm import prepare_vllm, sample_with_vllm
@@ -183,7 +184,7 @@ class GistTrainer(GRPOTrainer):
             distributed setting is not supported.
     """
 
-    _tag_names = ["trl", "trl_gist", "context-compression"]
+    _tag_names = TAGS
     _name = "Gist"
 
     def __init__(
@@ -246,6 +247,7 @@ class GistTrainer(GRPOTrainer):
         train_dataset, eval_dataset = self._cut_windows(train_dataset, eval_dataset, processing_class, args, roles)
 
         self.hub = PairHub(self, args, self._tag_names)
+        self.datasets = []  # on the Hub, as the card names them: a `Dataset` does not say where it came from
         self._stands_on = self._sampled_digests = self.run_directory = None  # what manifests say, once it trains
         self._staging_dir = None  # while a checkpoint is written
         self._unsaved = ExitStack()  # holds `output_dir` while what was trained is in no file
@@ -1048,8 +1050,16 @@ class GistTrainer(GRPOTrainer):
             # A pickle; gist_config.json holds the recipe
             Path(directory, TRAINING_ARGS_NAME).unlink(missing_ok=True)
         changes = self.run_directory.recipe_changes if self.run_directory is not None else []
-        step, rendered = self.state.global_step, self.prompts.rendered
-        pair = pair_config(self.args, self.base_models, self.last_measures, self.last_gists, step, changes, rendered)
+        pair = pair_config(
+            self.args,
+            self.base_models,
+            self.last_measures,
+            self.last_gists,
+            self.state.global_step,
+            changes,
+            self.prompts.rendered,
+            self.datasets,
+        )
         save_pair(directory, pair, self.generator_trainer, self.processing_class, self._tag_names)
 
     def create_model_card(self, *args, **kwargs):

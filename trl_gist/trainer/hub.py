@@ -20,10 +20,8 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from accelerate.logging import get_logger
-from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete
-from peft.utils import CONFIG_NAME as ADAPTER_CONFIG_NAME
+from huggingface_hub import CommitInfo
 from transformers.trainer_utils import HubStrategy, SaveStrategy
-from transformers.utils import CONFIG_NAME, GENERATION_CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME
 from transformers.utils.hub import PushInProgress, hf_api
 
 from ..common.files import link_or_copy
@@ -31,15 +29,13 @@ from ..common.run_files import PLOTS_DIR
 from ..pair import GENERATOR_DIR, PairConfig
 from .checkpoints.staging import PUSHING_DIR
 from .gist_config import GistConfig
-from .model_card import save_model_card
+from .model_card import hub_name, save_model_card
+from .repository import MODEL_CONFIGS, REPORT_FILE, commit_files, license_of
 
 
 logger = get_logger(__name__)
 
 LAST_CHECKPOINT_DIR = "last-checkpoint"
-REPORT_FILE = "report.html"
-
-_MODEL_CONFIGS = (CONFIG_NAME, GENERATION_CONFIG_NAME, ADAPTER_CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME)
 
 
 class PairHub:
@@ -49,10 +45,9 @@ class PairHub:
     upload the folder while the run goes on writing to it.
 
     A push is staged first: a folder of hard links that holds what one commit will hold, so that neither a later
-    save nor the rotation of checkpoints can touch it. It is uploaded by `create_commit`: with Xet,
-    huggingface_hub's (2.4) `upload_folder` spreads a folder over several commits, and one of S's weights without
-    G's could be what somebody downloads. A push that fails leaves the repository at the pair that it had; large files
-    that did arrive are kept there, and the next push sends the others.
+    save nor the rotation of checkpoints can touch it. It is uploaded by [`~repository.commit_files`]. A push that fails
+    leaves the repository at the pair that it had; large files that did arrive are kept there, and the next push sends
+    the others.
 
     Args:
         trainer ([`GistTrainer`]):
@@ -65,13 +60,15 @@ class PairHub:
     Attributes:
         url (`str` or `None`):
             The repository of the last push, as the Hub gave it; on the main process.
+        license (`dict` or `None`):
+            Of the card: the bases' own, as [`~repository.license_of`].
     """
 
     def __init__(self, trainer, args: GistConfig, tags: list[str]):
         self.trainer = trainer
         self.args = args
         self.tags = tags
-        self.url = None
+        self.url = self.license = None
 
     def clear(self):
         """Removes what a killed run did not come to push. The folder must be held, or it may be another run's push."""
@@ -86,8 +83,10 @@ class PairHub:
         if not self.trainer.is_world_process_zero():
             return
         self._warn_of_local_bases()
+        token = token if token is not None else self.args.hub_token
+        names = {hub_name(base) for role, base in self.trainer.base_models.items() if role != "teacher"}
+        self.license = None if None in names else license_of(hf_api(), sorted(names), token)
         if self.args.hub_revision is not None:
-            token = token if token is not None else self.args.hub_token
             repo = self.trainer.hub_model_id
             hf_api().create_branch(repo, branch=self.args.hub_revision, token=token, exist_ok=True)
 
@@ -156,13 +155,13 @@ class PairHub:
         for half in ("", GENERATOR_DIR):
             Path(stage, half).mkdir(parents=True)
             for path in Path(source, half).iterdir():
-                if path.suffix == ".safetensors" or path.name in _MODEL_CONFIGS:
+                if path.suffix == ".safetensors" or path.name in MODEL_CONFIGS:
                     place(path, Path(stage, half, path.name))
             self.trainer.processing_class.save_pretrained(Path(stage, half))
         pair = PairConfig.load(source)
         pair.save(stage)
         self._draw(stage)
-        save_model_card(stage, pair, self.trainer.hub_model_id, self.tags)
+        save_model_card(stage, pair, self.trainer.hub_model_id, self.tags, self.license)
         if resume_dir is not None:
             shutil.copytree(source, stage / resume_dir, copy_function=place)
         return stage
@@ -205,38 +204,5 @@ class PairHub:
             logger.warning(f"{error} Training goes on, and so do the pushes of the checkpoints to come.")
 
     def _commit(self, stage, commit_message, token, revision):
-        api, repo = hf_api(), self.trainer.hub_model_id
         files = {path.relative_to(stage).as_posix(): path for path in sorted(stage.rglob("*")) if path.is_file()}
-        head = api.model_info(repo, revision=revision, token=token)
-        held = [sibling.rfilename for sibling in head.siblings]
-        return api.create_commit(
-            repo,
-            operations=[
-                *(CommitOperationAdd(name, path) for name, path in files.items()),
-                *(CommitOperationDelete(name) for name in outdated(held, files)),
-            ],
-            commit_message=commit_message,
-            token=token,
-            revision=revision,
-            # Files that have not changed are left out of a commit: had somebody pushed in between, it would be a
-            # mixture
-            parent_commit=head.sha,
-        )
-
-
-def outdated(held: list[str], pushed: list[str]) -> list[str]:
-    """
-    What a push has to delete: files that an earlier one wrote where this one writes, as the shards of a model that now
-    has fewer, or adapters of a pair that is now plain models. Whatever else the repository holds is not the pair's.
-    """
-    folders = {name.split("/")[0] for name in pushed if "/" in name}
-    return [
-        name
-        for name in held
-        if name not in pushed
-        and (
-            name.split("/")[0] in folders
-            or name in _MODEL_CONFIGS
-            or ("/" not in name and name.endswith(".safetensors"))
-        )
-    ]
+        return commit_files(hf_api(), self.trainer.hub_model_id, files, commit_message, token, revision)

@@ -12,12 +12,16 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""The card of a saved pair."""
+"""The card of a saved pair: what its readers see, and what the Hub reads of it."""
 
+import math
 import os
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 
-from huggingface_hub import ModelCard, ModelCardData
+import transformers
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
 from peft.utils import CONFIG_NAME as ADAPTER_CONFIG_NAME
 
 from ..common.run_files import PLOTS_DIR
@@ -44,12 +48,22 @@ print(gist.text, gist.gist_rate)
 print(compactor.continue_text(text, max_new_tokens=64).text)
 ```
 
+Or by a pipeline of transformers:
+
+```python
+from transformers import pipeline
+
+import trl_gist.pipeline  # registers the task
+
+gists = pipeline("context-compaction", model="{{ model_name }}")(text)
+```
+
 Each half is a model of its own. The generator alone:
 
 ```python
 from transformers import AutoModelForCausalLM
 
-generator = AutoModelForCausalLM.from_pretrained("{{ model_name }}", {{ subfolder }})
+generator = AutoModelForCausalLM.from_pretrained({{ generator }})
 ```
 
 ## Measures
@@ -73,7 +87,7 @@ None: the run had no `eval_dataset`.
 {% endif -%}
 ## Gists
 {% for example in pair.gists %}
-> …{{ example.context_end }}
+> …{{ example.context_end | replace("\\n", "\\n> ") }}
 
 **{{ example.gist or "(empty)" }}**
 {% else %}
@@ -86,39 +100,129 @@ None: the run had no `eval_dataset`.
 {% for name, value in pair.recipe.items() -%}
 | `{{ name }}` | `{{ value }}` |
 {% endfor %}
-Trained from {{ pair.base_models.summarizer }} (summarizer), {{ pair.base_models.generator }} (generator) and
-{{ pair.base_models.teacher }} (teacher).
+Trained from {{ bases.summarizer }} (summarizer), {{ bases.generator }} (generator) and
+{{ bases.teacher }} (teacher){% if pair.datasets %} on {{ pair.datasets | join(", ") }}{% endif %}.
+{%- if license %} The licence is that of the models it was trained from.{% endif %}
 """
 
 
-def save_model_card(directory: str | os.PathLike, pair: PairConfig, model_name: str, tags: list[str]):
-    """Writes `README.md`: how to use the pair in `directory`, its held-out measures, plot, three gists and recipe."""
-    base = pair.base_models["summarizer"]
+def save_model_card(
+    directory: str | os.PathLike, pair: PairConfig, model_name: str, tags: list[str], license: dict | None = None
+):
+    """Writes `README.md`, as of [`model_card`]."""
+    model_card(directory, pair, model_name, tags, license).save(Path(directory, "README.md"))
+
+
+def model_card(
+    directory: str | os.PathLike,
+    pair: PairConfig,
+    model_name: str,
+    tags: list[str],
+    license: dict | None = None,
+    measured_on: str | None = None,
+) -> ModelCard:
+    """
+    How to use the pair in a directory, its held-out measures, plot, three gists and recipe; without the paths of the
+    machine that it was trained on.
+
+    Args:
+        directory (`str` or `os.PathLike`):
+            Where the pair is.
+        pair ([`~pair.PairConfig`]):
+            What its `gist_config.json` says.
+        model_name (`str`):
+            A repository on the Hub, with its owner, or else the name of a folder.
+        tags (`list[str]`):
+            For the Hub.
+        license (`dict`, *optional*):
+            `license` and, where it is `"other"`, `license_name` and `license_link`, as the Hub spells them.
+        measured_on (`str`, *optional*):
+            The dataset on the Hub that the measures are of. Defaults to the one that the pair was trained on, of which an
+            evaluation during training holds documents out.
+    """
+    adapts, summarizer_adapts = (Path(directory, half, ADAPTER_CONFIG_NAME).is_file() for half in (GENERATOR_DIR, ""))
+    names = {role: hub_name(base) for role, base in pair.base_models.items()}
+    bases = list(dict.fromkeys(names[role] for role in ("summarizer", "generator") if names[role] is not None))
     card_data = ModelCardData(
-        base_model=None if os.path.isdir(base) else base or None,
+        base_model=bases[0] if len(bases) == 1 else bases or None,
+        base_model_relation=("adapter" if adapts and summarizer_adapts else "finetune") if bases else None,
+        datasets=pair.datasets or None,
         library_name="transformers",
+        pipeline_tag="text-generation",
         tags=tags,
+        widget=[{"text": each["context_end"], "output": {"text": each["gist"]}} for each in pair.gists] or None,
         model_name=model_name,
+        eval_results=_eval_results(pair, measured_on) or None,
+        **(license or {}),
     )
     measures = [
-        (name, _number(value), _number(pair.measures.get(f"{name}_se")))
-        for name, value in pair.measures.items()
-        if not name.endswith("_se") and name not in ("windows", "documents")
+        (name, _number(value), _number(pair.measures.get(f"{name}_se"))) for name, value in _measures(pair).items()
     ]
     plot = f"{PLOTS_DIR}/training.png"
-    # transformers (5.23) takes a `subfolder` for one of the adapter's base as well
-    is_adapter = Path(directory, GENERATOR_DIR, ADAPTER_CONFIG_NAME).is_file()
-    subfolder = f'adapter_kwargs={{"subfolder": "{GENERATOR_DIR}"}}' if is_adapter else f'subfolder="{GENERATOR_DIR}"'
-    card = ModelCard.from_template(
+    return ModelCard.from_template(
         card_data,
         template_str=_CARD,
         pair=pair,
+        bases={
+            role: names[role] or f"{folder_name(base)} (not on the Hub)" for role, base in pair.base_models.items()
+        },
         model_name=model_name,
         measures=measures,
         plot=plot if Path(directory, plot).is_file() else None,
-        subfolder=subfolder,
+        generator=_generator_arguments(model_name, adapts, summarizer_adapts),
+        license=license,
     )
-    card.save(Path(directory, "README.md"))
+
+
+def hub_name(base: str) -> str | None:
+    """A base's name on the Hub; `None` of a folder, of this machine or another, or of a model that was given as one."""
+    try:
+        validate_repo_id(base)
+    except HFValidationError:
+        return None
+    return None if not base or os.path.exists(base) or hasattr(transformers, base) else base
+
+
+def folder_name(base: str) -> str:
+    """Of a folder's path, of this machine or another, its last part."""
+    return PureWindowsPath(base).name  # which both kinds of slashes part
+
+
+def _generator_arguments(model_name, adapts, summarizer_adapts):
+    """Of `from_pretrained` in transformers (5.23), which looks for an adapter apart from a model, and in the root first;
+    of a local folder, next to a whole summarizer, it would draw the adapter on that."""
+    if "/" not in model_name:
+        return f'"{model_name}/{GENERATOR_DIR}"'
+    adapter = f'adapter_kwargs={{"subfolder": "{GENERATOR_DIR}"}}' if adapts or summarizer_adapts else None
+    model = None if adapts else f'subfolder="{GENERATOR_DIR}"'
+    return ", ".join(part for part in (f'"{model_name}"', model, adapter) if part)
+
+
+def _measures(pair):
+    return {
+        name: value
+        for name, value in pair.measures.items()
+        if not name.endswith("_se") and name not in ("windows", "documents")
+    }
+
+
+def _eval_results(pair, dataset):
+    """The measures over all windows, as the Hub lists them: numbers."""
+    if dataset is None and len(pair.datasets) == 1:
+        dataset = pair.datasets[0]
+    return [
+        EvalResult(
+            task_type="text-generation",
+            task_name="Context compaction",
+            dataset_type=dataset or "text",
+            dataset_name=f"{dataset or 'text'}, {pair.measures['documents']} held-out documents",
+            metric_type=name,
+            metric_name=name.replace("_", " "),
+            metric_value=round(value, 4),
+        )
+        for name, value in _measures(pair).items()
+        if "/" not in name and value is not None and math.isfinite(value)
+    ]
 
 
 def _number(value):

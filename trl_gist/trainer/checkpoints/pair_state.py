@@ -59,6 +59,7 @@ def pair_config(
     step: int,
     recipe_changes: list[dict],
     rendered_prompt: dict,
+    datasets: list[str],
 ) -> PairConfig:
     """What `gist_config.json` says: how the pair is prompted, and where it comes from."""
     recipe = recipe_of(args)
@@ -80,6 +81,7 @@ def pair_config(
         gists=gists,
         step=step,
         version=__version__,
+        datasets=datasets,
     )
 
 
