@@ -30,8 +30,6 @@ from ..common.extras import extra
 from ..inference.chat import GIST_MESSAGE
 from ..inference.chat_template import ChatTemplate
 from ..inference.compactor import GistCompactor
-from .history import ORIGIN, ContextSize, HistoryCompactor, HistoryForm, Thresholds, Trigger, call, text_of
-from .served import ServedPair
 
 
 with extra("langchain"):
@@ -40,6 +38,9 @@ with extra("langchain"):
     from langchain_core.messages import AnyMessage, HumanMessage, RemoveMessage
     from langchain_core.messages.utils import count_tokens_approximately
     from langgraph.graph.message import REMOVE_ALL_MESSAGES
+
+    from .history import ORIGIN, ContextSize, HistoryCompactor, HistoryForm, Thresholds, Trigger, call, text_of
+    from .served import ServedPair
 
 
 __all__ = ["ChatTemplateCounter", "GistMiddleware", "ServedPair"]

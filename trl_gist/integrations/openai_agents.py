@@ -25,12 +25,13 @@ from collections.abc import Callable
 
 from ..common.extras import extra
 from ..inference.compactor import GistCompactor
-from .history import ORIGIN, ContextSize, HistoryCompactor, HistoryForm, Thresholds, Trigger, call, text_of
-from .served import ServedPair
 
 
 with extra("agents"):
     from agents import SessionABC, TResponseInputItem
+
+    from .history import ORIGIN, ContextSize, HistoryCompactor, HistoryForm, Thresholds, Trigger, call, text_of
+    from .served import ServedPair
 
 
 __all__ = ["GistSession", "ServedPair", "count_items"]

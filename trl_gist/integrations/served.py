@@ -18,10 +18,13 @@ import dataclasses
 import os
 from dataclasses import dataclass
 
-import httpx
-
+from ..common.extras import extra
 from ..inference.gist import Gist
 from ..inference.keep import find_spans
+
+
+with extra("langchain"):  # or "agents"
+    import httpx
 
 
 # Of UTF-8 for a token, where there is no tokenizer: fewer than most texts have
