@@ -23,8 +23,8 @@ Contexts have 128 tokens, gists at most 16, targets are three facts to one sente
 1. One generator learns to read many hands: 64 steps of 6 contexts, each with the gists of 4 of `POOL`, drawn at random.
 2. Every code through that generator; the best of a context's gists; and whether the best on half of a context's targets is
    the best on the other half.
-3. A pair from there: the summarizer imitates surprising facts on 1,920 contexts, the generator reads the summarizer's
-   gists in 25 steps of 12 contexts; with `--steps`, then steps of 6 contexts × 8 gists that are paid, of which the generator learns from 2.
+3. A pair from there: the summarizer imitates surprising facts on 4,000 contexts, the generator reads the summarizer's
+   gists in 25 steps of 12 contexts; then `--steps` of 4 contexts × 8 gists are paid, of which the generator learns from 2.
 4. A reader of each rule's own, from the same start: the same 25 steps on the rule's gists.
 
 Measured are 73 contexts of the demo's 19 held-out articles: KL(T‖G), NLL, and the share of facts of which every token is
@@ -250,8 +250,8 @@ def measure_codes(folder: Path):
 
 def train_pair(folder: Path, seed: int, steps: int):
     pair = folder / f"pair-{seed}"
-    settings = {"num_generations": 8, "per_device_train_batch_size": 48, "score_batch_size": 48, "distilled_gists": 2}
-    settings |= {"learning_rate": 5e-5, "generator_learning_rate": 2e-4, "temperature": 1.0, "cold_start_steps": 0}
+    settings = {"num_generations": 8, "per_device_train_batch_size": 32, "score_batch_size": 32, "distilled_gists": 2}
+    settings |= {"learning_rate": 1e-4, "generator_learning_rate": 1e-4, "temperature": 0.8, "cold_start_steps": 0}
     trainer = make_trainer(pair, seed, 10, max_steps=steps or 1, save_strategy="no", **settings)
     load_generator(trainer, folder / "reader")
     held_out, rule = HeldOut(trainer), hands_of(trainer)["surprising facts"]
@@ -269,7 +269,7 @@ def train_pair(folder: Path, seed: int, steps: int):
 
     class Measure(TrainerCallback):
         def on_step_end(self, args, state, control, **kwargs):
-            if state.global_step % 15 == 0:
+            if state.global_step % 20 == 0:
                 measure(state.global_step)
 
     measure(0)
@@ -280,16 +280,17 @@ def train_pair(folder: Path, seed: int, steps: int):
 
 
 def training_contexts(trainer: GistTrainer, seed: int) -> list[list[int]]:
-    """All of the training articles, 128 tokens after the other: more than have targets."""
+    """All of the training articles, 128 tokens after the other, more than have targets; then the same from 64 tokens on."""
+    texts = [trainer.processing_class(text, verbose=False)["input_ids"] for text in split_articles()[0]["text"]]
     contexts = []
-    for text in split_articles()[0]["text"]:
-        ids = trainer.processing_class(text, verbose=False)["input_ids"]
-        contexts += [ids[start : start + 128] for start in range(0, len(ids) - 127, 128)]
-    random.Random(seed).shuffle(contexts)
+    for first in (0, 64):
+        pass_over = [ids[start : start + 128] for ids in texts for start in range(first, len(ids) - 127, 128)]
+        random.Random(seed).shuffle(pass_over)
+        contexts += pass_over
     return contexts
 
 
-def imitate(trainer: GistTrainer, rule, contexts: list[list[int]], steps: int = 240, learning_rate: float = 6e-4):
+def imitate(trainer: GistTrainer, rule, contexts: list[list[int]], steps: int = 500, learning_rate: float = 6e-4):
     """The summarizer's cross-entropy on the rule's gists, without a generator, in steps of eight contexts."""
     parameters = [p for p in trainer.model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=0.0, betas=(0.9, 0.98))
@@ -400,7 +401,7 @@ def main():
         "--hands", nargs="*", choices=OWN_READERS, default=OWN_READERS, help="rules to train readers of"
     )
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps", type=int, default=0, help="steps in which the summarizer is paid (default: none)")
+    parser.add_argument("--steps", type=int, default=60, help="steps in which the summarizer is paid (default: 60)")
     parser.add_argument("--table", action="store_true", help="run nothing")
     args = parser.parse_args()
     folder = args.folder
