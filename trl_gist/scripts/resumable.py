@@ -36,7 +36,7 @@ from .arguments import HeldOutArguments
 # Of the arguments, what decides no row: where models are and come from, whose weights tell, and what is read besides
 _DECIDE_NO_ROW = {"device", "dtype", "revision", "trust_remote_code", "output_dir", "overwrite", "readers"}
 # What an evaluation of one target a window is not told
-_ONLY_WHERE_GIVEN = {"target_kinds", "targets_per_context", "target_floor", "cue_length", "far_offset"}
+_ONLY_WHERE_GIVEN = {"target_kinds", "targets_per_context", "target_floor", "cue_length", "far_offset", "encoding"}
 
 
 def open_folder(args: HeldOutArguments, kind: str, models: dict[str, nn.Module]) -> EvaluationFolder:
