@@ -67,7 +67,7 @@ class ServedPair:
             raise ValueError(
                 f"{self.url} says nothing of a pair: start it with `trl-gist serve PAIR`, of this version."
             )
-        self.pair = PairLengths(**described["pair"])
+        self.pair = PairLengths(*(described["pair"][field.name] for field in dataclasses.fields(PairLengths)))
 
     def count_tokens(self, text: str) -> int:
         """About how many tokens a text has: rather more, as the tokenizer is elsewhere."""

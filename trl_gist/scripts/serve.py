@@ -76,6 +76,7 @@ def serve(
     server = uvicorn.Server(
         uvicorn.Config(
             app,
+            http="h11",  # httptools, where it is installed, would answer what is no HTTP in plain text
             timeout_graceful_shutdown=SHUTDOWN_SECONDS,
             server_header=False,
             # Between two requests of one connection, and so between two of a client's
