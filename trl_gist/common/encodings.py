@@ -102,10 +102,15 @@ def find_encoding(name: str, blocks: Iterable[bytes], encoding: str | None = Non
         except UnicodeDecodeError as error:
             return encoding or _guessed(name, error, blocks, lines, beyond)
         lines += text.count("\n")
-        beyond += 0 if text.isascii() else sum(sign > "\x7f" for sign in text)
+        beyond += _beyond_ascii(text)
     if encoding is not None and not beyond and codecs.lookup(encoding).name.startswith(_SEVEN_BIT):
         return encoding
     return UTF_8  # the end may lie within a character, which whoever decodes it will say
+
+
+def _beyond_ascii(text):
+    """How many letters; not one by one, since all of a corpus is looked at."""
+    return len(text) - len(text.encode("ascii", "ignore"))
 
 
 def _guessed(name, error, blocks, lines, beyond):
@@ -119,7 +124,7 @@ def _guessed(name, error, blocks, lines, beyond):
     text = sample.decode(UTF_8, "replace")
     faults = text.count("\ufffd")
     high = sum(byte > 127 for byte in sample)
-    if beyond + sum(sign > "\x7f" for sign in text) - faults >= faults:
+    if beyond + _beyond_ascii(text) - faults >= faults:
         raise ValueError(f"{where}, though other characters are: it is damaged. Mend it, or give its `encoding`.")
     try:
         guess = sample.decode(FALLBACK)
