@@ -14,29 +14,17 @@
 
 """Documents from files: whatever they are called, however they are packed, and nothing of what is not text."""
 
-import bz2
 import codecs
-import gzip
 import json
-import lzma
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from any_path import ALL_SIGNS, DOCUMENTS, SIGNS, Place, walked
+from packed import PACKED
 
 from trl_gist.data import files as files_module
 from trl_gist.data.documents import load_documents
-
-
-def zst(content):
-    sink = pa.BufferOutputStream()
-    with pa.CompressedOutputStream(sink, "zstd") as stream:
-        stream.write(content)
-    return sink.getvalue().to_pybytes()
-
-
-PACKED = {"": bytes, ".gz": gzip.compress, ".bz2": bz2.compress, ".xz": lzma.compress, ".zst": zst}
 
 
 def lines(*texts):

@@ -14,14 +14,12 @@
 
 """Data as users have it: every format in every encoding and packing, wherever it lies; and where it cannot be read."""
 
-import bz2
 import codecs
 import functools
 import gzip
 import http.server
 import json
 import logging
-import lzma
 import threading
 import uuid
 
@@ -30,6 +28,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from fsspec.registry import known_implementations
+from packed import PACKED
 
 from trl_gist.cli.flags import read_text
 from trl_gist.common import encodings
@@ -40,14 +39,6 @@ from trl_gist.data.documents import load_documents
 TEXTS = ["Das Café an der Straße, dès 1854, sells water from a pump in Broad Street.", "two\nlines", 'a "quoted", one']
 
 
-def zst(content):
-    sink = pa.BufferOutputStream()
-    with pa.CompressedOutputStream(sink, "zstd") as stream:
-        stream.write(content)
-    return sink.getvalue().to_pybytes()
-
-
-PACKED = {"": bytes, ".gz": gzip.compress, ".bz2": bz2.compress, ".xz": lzma.compress, ".zst": zst}
 ENCODINGS = {
     "utf-8": b"",
     "utf-8-sig": b"",

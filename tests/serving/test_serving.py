@@ -31,7 +31,6 @@ from openai.types.shared import ReasoningEffort
 from peft import LoraConfig, get_peft_model
 from serving_run import CONFIG, NAME, metrics_of, running, slowed, until
 from tiny import PARAGRAPH, make_model, make_tokenizer
-from tiny_sessions import make_compactor
 
 from trl_gist import GistCompactor
 from trl_gist.inference.chat import ChatTooLong
@@ -43,17 +42,6 @@ LONG = PARAGRAPH * 3
 NEW = " ".join(reversed(PARAGRAPH.split()))[:200]  # after which no window is as one before
 CHAT = [{"role": "system", "content": "Answer briefly."}, {"role": "user", "content": "Who was John Snow?"}]
 GREEDY = {"model": NAME, "temperature": 0}
-
-
-@pytest.fixture(scope="module")
-def compactor():
-    return make_compactor()
-
-
-@pytest.fixture(scope="module")
-def url(compactor):
-    with running(compactor) as url:
-        yield url
 
 
 @pytest.fixture(scope="module")

@@ -66,12 +66,6 @@ HEAD = "POST /v1/completions HTTP/1.1\r\nHost: a\r\nContent-Type: application/js
 JSON = {"Content-Type": "application/json"}
 
 
-@pytest.fixture(scope="module")
-def url():
-    with running(make_compactor()) as url:
-        yield url
-
-
 # ---- Each kind makes a wrong request, (method, path, headers, body), of a valid one ----
 
 

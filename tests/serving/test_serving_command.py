@@ -38,11 +38,6 @@ from trl_gist.serving.text_stream import StopReached, TextStream
 
 
 @pytest.fixture(scope="module")
-def compactor():
-    return make_compactor()
-
-
-@pytest.fixture(scope="module")
 def pair(compactor, tmp_path_factory):
     folder = tmp_path_factory.mktemp("pairs") / "my-pair"
     compactor.summarizer.save_pretrained(folder)

@@ -37,17 +37,6 @@ from trl_gist.prompts import before_last_k
 TEXT = PARAGRAPH + "Ä 😀 was <b>not</b> 2 & 3."
 
 
-@pytest.fixture(scope="module")
-def compactor():
-    return make_compactor()
-
-
-@pytest.fixture(scope="module")
-def url(compactor):
-    with running(compactor) as url:
-        yield url
-
-
 def post(url, path, **body):
     return httpx.post(f"{url}{path}", json=body, timeout=60)
 

@@ -24,7 +24,7 @@ import httpx
 import pytest
 from serving_run import NAME, running, slowed
 from tiny import PARAGRAPH
-from tiny_sessions import GIST, make_compactor
+from tiny_sessions import GIST
 
 from trl_gist.evaluation.gists.patterns import survival_pieces
 from trl_gist.inference.windows import windows_of
@@ -37,11 +37,6 @@ ARTICLE = "".join(f"{number}. {PARAGRAPH}" for number in range(13))
 EVIL = "<script>document.title = 'run'</script> <img src=x onerror=\"document.title = 'run'\"> &lt;b&gt; Soho 1854"
 REFUSED = "Failed to load resource: the server responded with a status of"  # the browser's own line of a 4xx
 PHONE = {"viewport": {"width": 390, "height": 800}, "has_touch": True}
-
-
-@pytest.fixture(scope="module")
-def compactor():
-    return make_compactor()
 
 
 @pytest.fixture(scope="module")

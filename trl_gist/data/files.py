@@ -130,9 +130,8 @@ def _of_known_kinds(source, found, is_there):
         for file, inside in found
         if kind_of(file) is not None and not any(part.startswith(".") for part in str(inside).split("/"))
     ]
-    if (
-        len({kind_of(file) for file in files}) > 1
-    ):  # a README is a text among texts, and beside data says what they are
+    # A README is a text among texts, and beside data says what they are
+    if len({kind_of(file) for file in files}) > 1:
         files = [file for file in files if Path(file).name.lower() != "readme.md"]
     if not files:
         raise ValueError(f"{source} holds no documents. They are read from {', '.join(KINDS)} files.")

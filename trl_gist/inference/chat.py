@@ -128,7 +128,7 @@ def compact_in_form(
     max_tokens: int,
     keep=None,
     certify: bool = False,
-    may_stay: Callable[[list[dict]], bool] | None = None,
+    may_stay: Callable[[list[dict]], bool] = lambda newest: True,
 ) -> CompactedChat:
     """
     As [`GistCompactor.compact_messages`], for a reader that need not be the pair's own: `max_tokens` are as `template`
@@ -143,16 +143,15 @@ def compact_in_form(
     template.check(messages)
     requests = parse_keep(keep)
     before = template.count(messages)
-    as_it_was = CompactedChat(template.fit(messages), [], "", before, before, [], [])
-    if before <= max_tokens and (may_stay is None or may_stay(messages)):
-        return as_it_was
+    if before <= max_tokens and may_stay(messages):
+        return _as_it_was(template, messages, before)
     if certify:
         _check_positions(compactor, before)
     talk = _gists_apart(messages) if template.alternates else messages
     first = _first_of_talk(messages)
     split = _first_to_stay(compactor, template, talk, max_tokens, may_stay)
     if split is None and before <= max_tokens:
-        return as_it_was
+        return _as_it_was(template, messages, before)
     head, old, new = split or (messages[:first], [], messages[first:])
     smallest = template.count(_with_gist(template, head, "", new))
     room = max_tokens - smallest
@@ -265,6 +264,10 @@ def _text_of(part):
     return part.get("text") if isinstance(part, dict) and part.get("type") == "text" else None
 
 
+def _as_it_was(template, messages, tokens):
+    return CompactedChat(template.fit(messages), [], "", tokens, tokens, [], [])
+
+
 def _gists_apart(messages):
     """Users' messages at whose head a gist stands, as two: that gist is folded again, and the user's own words are not."""
     apart = []
@@ -295,9 +298,7 @@ def _first_to_stay(compactor, template, messages, max_tokens, may_stay):
 
     def fits(split, gists):
         head, _, new = split
-        if may_stay is not None and not may_stay(new):
-            return False
-        return template.count(_with_gist(template, head, "", new)) + gists <= max_tokens
+        return may_stay(new) and template.count(_with_gist(template, head, "", new)) + gists <= max_tokens
 
     turns, steps = _cuts(messages)
     if not (turns and fits(_split(messages, turns[0]), one_gist)):

@@ -35,7 +35,7 @@ from ..common.pieces import PIECE, Piece
 from ..common.tokens import decode, literal_ids, literal_pieces
 from ..models.fingerprints import pair_fingerprint
 from ..models.generation import generate
-from ..models.loading import HalfLoader, check_device, check_dtype_name, local_directory
+from ..models.loading import HalfLoader, check_device, check_dtype_name, local_directory, machine_device
 from ..pair import GENERATOR_DIR, PairConfig
 from ..prompts import GistPrompts
 from .gist import Gist
@@ -133,7 +133,7 @@ class LoadedPair:
                 no such device, or there is no such dtype.
         """
         if device is None:
-            device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
+            device = machine_device()
         check_device(device)
         check_dtype_name(dtype)
         trust_remote_code = truth("trust_remote_code", trust_remote_code)

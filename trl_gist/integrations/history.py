@@ -134,7 +134,8 @@ class HistoryCompactor:
             pair = copy.copy(pair)
             pair.shows_progress = False  # a bar is no part of an agent's output
         self.pair, self.thresholds = pair, thresholds
-        self.keep = [*keep_spans] if isinstance(keep_spans, list | tuple) else [keep_spans] * (keep_spans is not None)
+        keep_spans = () if keep_spans is None else keep_spans
+        self.keep = [*keep_spans] if isinstance(keep_spans, list | tuple) else [keep_spans]
         parse_keep(self.keep)
 
     def compact(

@@ -130,6 +130,11 @@ def check_half(directory: Path, role: str) -> bool:
     return adapts
 
 
+def machine_device() -> torch.device:
+    """The machine's accelerator, or the CPU."""
+    return torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
+
+
 def check_device(device: str | torch.device):
     """Raises `ValueError` if this machine cannot put a tensor there, where torch has as many errors as kinds of devices."""
     try:

@@ -35,7 +35,7 @@ from ..common.statistics import ratio_and_error, with_error
 from ..common.tokens import decode
 from ..data.targets import TARGET_FLOOR
 from ..data.windows import PositionLimits, WindowSpec, prepare_windows
-from ..models.loading import check_device, check_dtype_name, for_inference, pair_directory
+from ..models.loading import check_device, check_dtype_name, for_inference, machine_device, pair_directory
 from ..models.roles import check_same_tokenizer, create_model_from_path, max_positions
 from ..pair import PairConfig
 from ..prompts import SUMMARIZER_PROMPT_OF_FACTS, GistPrompts, bos_ids, targets_of
@@ -114,15 +114,12 @@ def _tokenizer_and_teacher(args):
 
 
 def _load_teacher(args, tokenizer, checkpoint) -> PreTrainedModel:
-    device = args.device
-    if device is None:
-        device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
+    device = args.device or machine_device()
     check_device(device)
     check_dtype_name(args.dtype)
     check_same_tokenizer(tokenizer, "teacher", checkpoint, args.trust_remote_code)
-    dtype = args.dtype or (
-        "float32" if torch.device(device).type == "cpu" else "auto"
-    )  # bfloat16 is slow on many CPUs
+    # bfloat16 is slow on many CPUs
+    dtype = args.dtype or ("float32" if torch.device(device).type == "cpu" else "auto")
     teacher = create_model_from_path(
         checkpoint, dtype=dtype, device_map=None, trust_remote_code=args.trust_remote_code
     )

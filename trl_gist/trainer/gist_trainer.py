@@ -725,9 +725,8 @@ class GistTrainer(GRPOTrainer):
                 "`eval_on_start=True`, or after training."
             )
         for callback in self.callback_handler.callbacks:
-            if isinstance(
-                callback, TrackioCallback
-            ):  # TRL (1.16) logs its timings there, also before and after training
+            # TRL (1.16) logs its timings there, also before and after training
+            if isinstance(callback, TrackioCallback):
                 callback.on_train_begin(self.args, self.state, self.control, model=self.model)
         self.eval_rows = []
         # The loader takes its seed from torch's generator, from which the next gists are sampled; a run that is
