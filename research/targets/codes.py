@@ -340,14 +340,14 @@ def train_own_readers(folder: Path, seed: int, names: list[str]):
 def line(label: str, rows: list[dict], against: list[dict] | None) -> list[str]:
     cells = [label, f"{np.mean([row['tokens'] for row in rows]):.1f}"]
     for kind, name in (("fact", "kl"), ("fact", "nll"), ("fact", "exact"), ("recall", "kl"), (None, "kl")):
-        cells.append(_mean([row for row in rows if kind in (None, row["kind"])], name))
+        cells.append(mean_of([row for row in rows if kind in (None, row["kind"])], name))
     if against is None:
         return [*cells, ""]
     differences = [row | {"kl": row["kl"] - other["kl"]} for row, other in zip(rows, against, strict=True)]
-    return [*cells, _mean(differences, "kl")]
+    return [*cells, mean_of(differences, "kl")]
 
 
-def _mean(rows, name):
+def mean_of(rows: list[dict], name: str) -> str:
     values, documents = np.array([row[name] for row in rows]), [row["document_id"] for row in rows]
     return with_error(*ratio_and_error(values, np.ones(len(values)), documents))
 
@@ -380,8 +380,8 @@ def print_tables(folder: Path, seed: int):
             )
         )
         best, honest = best_of_pool({code: rows for code, rows in codes.items() if code != "empty"})
-        print("\nbest of each context's:", _mean(best, "kl"))
-        print("best on half of the targets, on the others, less surprising facts:", _mean(honest, "kl"), "\n")
+        print("\nbest of each context's:", mean_of(best, "kl"))
+        print("best on half of the targets, on the others, less surprising facts:", mean_of(honest, "kl"), "\n")
     for path in sorted(
         (folder / f"pair-{seed}").glob("summarizer-*.json"), key=lambda path: int(path.stem.split("-")[1])
     ):

@@ -51,9 +51,9 @@ def contexts_with_targets(trainer, count: int):
     return [documents[place] for place in kept], [hidden[place] for place in kept]
 
 
-def sampled(trainer, documents) -> list[list[int]]:
+def sampled(trainer, documents, count: int = GISTS) -> list[list[int]]:
     trainer.model.train()  # where it samples
-    prompts = [trainer.prompts.summarizer(row["context_ids"]) for row in documents for _ in range(GISTS)]
+    prompts = [trainer.prompts.summarizer(row["context_ids"]) for row in documents for _ in range(count)]
     gists = []
     for start in range(0, len(prompts), 6 * GISTS):
         gists += trainer.sample(prompts[start : start + 6 * GISTS])[0]
