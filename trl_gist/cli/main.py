@@ -34,6 +34,7 @@ from .flags import exit_with
 _EPILOG = """\
 examples:
   trl-gist data my-texts/ --context_length 512 --last_k 64
+  trl-gist train --model_name_or_path HuggingFaceTB/SmolLM2-135M-Instruct --use_peft --dataset_path my-texts/
   trl-gist train --config configs/smollm2-135m_fineweb-edu.yaml --output_dir my-pair
   trl-gist train --accelerate_config zero2 --config configs/qwen3-4b_fineweb-edu.yaml --output_dir my-pair
   trl-gist evaluate my-pair --dataset held_out.jsonl --last_k 64 128 256
