@@ -21,7 +21,7 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset
-from tiny import make_documents
+from tiny import PARAGRAPH, make_documents
 from transformers import AutoModelForCausalLM
 
 from trl_gist import GistConfig
@@ -158,6 +158,13 @@ def test_ready_windows_are_shown_with_their_questions(tmp_path, shown):
     out, report = shown("--text_column", "text", source=tmp_path / "q.jsonl")
     assert report["worth"]["question"]["targets"] == 6 and "ready-made, of any length" in out
     assert "Who drew the map? →  John Snow" in out
+    # Advice is on what can be changed
+    row["targets"] = [{"cue": PARAGRAPH[:60], "target": PARAGRAPH[60:80]}]
+    (tmp_path / "a.jsonl").write_text(json.dumps(row | {"context": "Who?"}) + "\n")
+    out, report = shown("--text_column", "text", source=tmp_path / "a.jsonl")
+    assert (
+        "or ask for what the contexts alone tell." in out and "--context_length" not in out
+    )  # one document: no error
 
 
 def test_what_cannot_be_used_is_one_line(file, checkpoint, tmp_path, capsys):

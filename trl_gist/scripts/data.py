@@ -88,7 +88,8 @@ def show_data(args: DataArguments):
         "with_carriage_returns": sum("\r" in row["prompt"] for row in rows),
         "skipped": dict(skipped.counts),
     }
-    _print_counts(console, report, _window_in_words(spec, ready="text" not in columns, several="targets" in rows[0]))
+    ready, several = "text" not in columns, "targets" in rows[0]
+    _print_counts(console, report, _window_in_words(spec, ready, several))
     shown = [_as_text(row, tokenizer) for row in rows]
     for place in range(min(args.show, len(shown))):
         _print_window(console, shown[place * len(shown) // min(args.show, len(shown))])
@@ -99,7 +100,7 @@ def show_data(args: DataArguments):
             for target, reading in zip(window["targets"], own, strict=True):
                 target |= reading
         report |= {"teacher": checkpoint, "target_floor": floor, "worth": worth_by_kind(shown, floor)}
-        _print_worth(console, report, several="targets" in rows[0])
+        _print_worth(console, report, ready, several)
     if args.json is not None:
         content = json.dumps(finite(report | {"examples": shown}), ensure_ascii=False, indent=2) + "\n"
         replace_file(Path(args.json), content.encode(errors="backslashreplace"))
@@ -252,7 +253,7 @@ def _print_window(console, window):
     console.print(table)
 
 
-def _print_worth(console, report, several):
+def _print_worth(console, report, ready, several):
     worth, floor = report["worth"], report["target_floor"]
     title = "What a context is worth to the teacher: NLL of what follows"
     table = Table(title=title, box=box.SIMPLE, title_justify="left")
@@ -277,8 +278,11 @@ def _print_worth(console, report, several):
         soft_wrap=True,
     )
     if not total["gain"] > 2 * total["gain_se"]:
+        other = "ask for what the contexts alone tell"
+        if not ready:
+            other = "give a shorter --last_k, a longer --context_length or other --target_kinds"
         console.print(
             "No gain beyond its error: there is next to nothing that a gist could win here. Read more windows "
-            "(--max_windows), or give a shorter --last_k, a longer --context_length or other --target_kinds.",
+            f"(--max_windows), or {other}.",
             soft_wrap=True,
         )
