@@ -21,8 +21,8 @@
 """
 Trains with a reward function of one's own: here, for the names that a gist keeps.
 
-# On documents of your own: .txt, .jsonl or .parquet files, or a folder of them. The weights say what a reward is worth
-# in nats per target token: a gist that keeps every name earns as much as one that gains the generator 0.05
+# On documents of your own: .txt, .md, .jsonl, .csv or .parquet files, or a folder of them. The weights say what a
+# reward is worth in nats per target token: a gist that keeps every name earns as much as one that gains 0.05
 python examples/custom_reward.py \
     --model_name_or_path HuggingFaceTB/SmolLM2-135M-Instruct \
     --dataset_path my_documents/ \

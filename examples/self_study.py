@@ -60,7 +60,7 @@ READ_AND_ANSWER = "Read the text.\n\nText:\n{text}\n\n" + ANSWER
 
 @dataclass
 class SelfStudyArguments:
-    dataset: str = HfArg(help="Texts: a folder or file (.txt, .md, .jsonl, .parquet), or a dataset on the Hub.")
+    dataset: str = HfArg(help="Texts: a folder or file (.txt, .md, .jsonl, .csv, .parquet), or a dataset on the Hub.")
     tokenizer: str = HfArg(help="Of the model to be trained: chunks are counted in its tokens.")
     model: str = HfArg(help="The endpoint's name of the model that is asked.")
     output: str = HfArg(help="JSON lines to write. What became of each chunk is in OUTPUT.chunks, beside it.")

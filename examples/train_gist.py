@@ -21,7 +21,7 @@
 """
 Co-trains a summarizer and a generator on documents.
 
-# LoRA on documents of your own: .txt, .jsonl or .parquet files, or a folder of them; the first 50 are held out
+# LoRA on documents of your own: .txt, .md, .jsonl, .csv or .parquet files, or a folder of them; 50 are held out
 python examples/train_gist.py \
     --model_name_or_path HuggingFaceTB/SmolLM2-135M-Instruct \
     --dataset_path my_documents/ \

@@ -16,12 +16,16 @@
 
 from .common import openmp  # isort: skip  (before torch is loaded)
 
+import warnings
 from importlib import import_module
 from typing import TYPE_CHECKING
 
 from .common import moved
 from .version import __version__
 
+
+# By these names TRL (1.16) and peft (0.21) call transformers (5.23), which says so at every rollout and every load
+warnings.filterwarnings("ignore", "`(is_)?gradient_checkpointing", FutureWarning)
 
 _PUBLIC = {
     "Gist": "inference.gist",

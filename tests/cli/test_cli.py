@@ -149,6 +149,9 @@ def test_train_refuses_a_folder_that_holds_another_run_and_resumes_it_if_asked(w
         (["--config=RECIPE", "--max_stesp=3"], "`--max_stesp` is no setting. Did you mean `max_steps`?"),
         (["--config", "RECIPE", "--context-lenght", "9"], "Did you mean `context_length`?"),
         (["--config", "RECIPE", "documents.jsonl"], "'documents.jsonl' is the value of no flag"),
+        # As of the other commands
+        (["--config", "RECIPE", "--dataset", "x"], "Did you mean `dataset_name` or `dataset_path`?"),
+        (["--config", "RECIPE", "--model", "x"], "` or `model_name_or_path`? `--help` lists them all."),
         # Before the default of `last_k`, which exceeds the recipe's `context_length`, is refused in its place
         (["--config", "typo.yaml"], "`last_kk` of the config file is no setting. Did you mean `last_k`?"),
         (
@@ -177,6 +180,10 @@ def test_train_refuses_a_folder_that_holds_another_run_and_resumes_it_if_asked(w
         (["--config", "RECIPE", "--reward_funcs", "nope"], "Could not load reward function 'nope'. Expected one of"),
         (["--config", "RECIPE", "--reward_funcs", "math.nope"], "Could not load reward function 'math.nope'"),
         (["--config", "RECIPE", "--model_name_or_path", "./no/model"], "./no/model"),
+        (
+            ["--config", "RECIPE", "--model_name_or_path", "no-model", "--dry_run", "true"],
+            "no-model is no folder here",
+        ),
         (["--config", "RECIPE", "--context_length", "1000"], "gave no window: 8 rows skipped (8 too short)"),
         (["--config", "RECIPE", "--max_steps", "many"], "invalid int value: 'many'"),
     ],
@@ -630,8 +637,9 @@ def test_evaluate_refuses_kinds_that_it_cannot_measure(workspace, pair, pair_of_
     argv = ["evaluate", pair_of_facts, *argv]
     assert "`last_k` ([8]) cannot be varied" in fails(*argv, *KINDS, "--last_k", 8)
     assert "'answer', which no rule makes" in fails(*argv, "--target_kinds", '{"answer": 1}')
-    assert "must be JSON, got 'fact'" in fails(*argv, "--target_kinds", "fact")
-    assert "must name kinds with their weights" in fails(*argv, "--target_kinds", '["fact"]')
+    example = """'{"fact": 3, "recall": 1, "continuation": 1}'"""
+    assert f"must be JSON, as {example}, got 'fact'" in fails(*argv, "--target_kinds", "fact")
+    assert f"must name kinds with their weights, as {example}" in fails(*argv, "--target_kinds", '["fact"]')
     for flag in ("--targets_per_context", "--cue_length", "--far_offset"):
         assert f"`{flag}` (3) is of several kinds" in fails(*argv, flag, 3)
     assert "`cue_length` must be at least 2, got 1" in fails(*argv, *KINDS, "--cue_length", 1)
@@ -713,6 +721,37 @@ def test_compress_searches(workspace, pair, capsys):
         map(dataclasses.asdict, gists[1])
     )
     assert [gist.token_ids for gist in gists[0]] != [gist.token_ids for gist in gists[1]]
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (
+            ["evaluate", "no-pair", "--dataset_path", "a.txt"],
+            "trl-gist evaluate: error: `--dataset_path` is no setting. Did you mean `dataset`? `--help` lists them all.",
+        ),
+        (
+            ["evaluate", "no-pair", "a.txt"],
+            "trl-gist evaluate: error: 'a.txt' is the value of no flag; `--help` lists",
+        ),
+        (
+            ["data", "a.txt", "--model=x"],
+            "trl-gist data: error: `--model` is no setting. Did you mean `model_name_or_",
+        ),
+        (
+            ["compress", "no-pair", "a.txt", "--jsno"],
+            "trl-gist compress: error: `--jsno` is no setting. Did you mean `js",
+        ),
+        (
+            ["serve", "no-pair", "--max-requests", "3"],
+            "trl-gist serve: error: `--max-requests` is no setting. Did you",
+        ),
+        (["push", "no-pair", "me/it", "-x"], "trl-gist push: error: '-x' is the value of no flag"),
+        (["report", "run", "--zzz"], "trl-gist report: error: `--zzz` is no setting. `--help` lists them all."),
+    ],
+)
+def test_a_flag_that_a_command_lacks_is_said_with_what_may_be_meant(fails, argv, said):
+    assert fails(*argv).startswith(said)
 
 
 def test_continue_streams_what_a_session_writes(workspace, pair, capsys, monkeypatch):

@@ -21,7 +21,7 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset
-from tiny import make_documents
+from tiny import PARAGRAPH, make_documents
 from transformers import AutoModelForCausalLM
 
 from trl_gist import GistConfig
@@ -96,6 +96,7 @@ def test_the_worth_of_contexts_is_what_plain_forwards_say(shown, tokenizer, chec
         np.subtract(read, alone), abs=1e-5
     )
     assert f"{gain:.4f} ± {error:.4f}" in out and "after its last 4" in out
+    assert "the last 4 of them read verbatim, and 8 of target" in " ".join(out.split())
 
 
 def test_the_worth_of_each_kind_is_what_plain_forwards_say(shown, tokenizer, checkpoint):
@@ -120,6 +121,7 @@ def test_the_worth_of_each_kind_is_what_plain_forwards_say(shown, tokenizer, che
         assert worth["above_floor"] == np.mean([value >= 0.05 for value, _ in values])
         assert worth["targets"] == len(values) and kind in out
     assert "after its cue" in out and "≥ 0.05" in out
+    assert "24 tokens of context, and targets of at most 8, each after a cue" in " ".join(out.split())
 
 
 @pytest.mark.parametrize("streaming", [False, True])
@@ -154,20 +156,28 @@ def test_ready_windows_are_shown_with_their_questions(tmp_path, shown):
     row = {"context": make_documents(1)[0], "targets": [{"cue": "Who drew the map?", "target": " John Snow"}] * 2}
     (tmp_path / "q.jsonl").write_text((json.dumps(row) + "\n") * 3)
     out, report = shown("--text_column", "text", source=tmp_path / "q.jsonl")
-    assert report["worth"]["question"]["targets"] == 6
+    assert report["worth"]["question"]["targets"] == 6 and "ready-made, of any length" in out
     assert "Who drew the map? →  John Snow" in out
+    # Advice is on what can be changed
+    row["targets"] = [{"cue": PARAGRAPH[:60], "target": PARAGRAPH[60:80]}]
+    (tmp_path / "a.jsonl").write_text(json.dumps(row | {"context": "Who?"}) + "\n")
+    out, report = shown("--text_column", "text", source=tmp_path / "a.jsonl")
+    assert (
+        "or ask for what the contexts alone tell." in out and "--context_length" not in out
+    )  # one document: no error
 
 
 def test_what_cannot_be_used_is_one_line(file, checkpoint, tmp_path, capsys):
-    def fails(*flags, source=file):
+    def fails(*flags, source=file, model=checkpoint):
         capsys.readouterr()
         with pytest.raises(SystemExit) as error:
-            main([str(part) for part in ["data", source, "--model_name_or_path", checkpoint, *flags]])
+            main([str(part) for part in ["data", source, "--model_name_or_path", model, *flags]])
         assert error.value.code == 2
         return capsys.readouterr().err.splitlines()[-1]
 
     assert "missing.jsonl does not exist" in fails(source=tmp_path / "missing.jsonl")
     assert "it needs either `text`" in fails("--no_teacher")
+    assert "no-such-model is no folder here" in fails("--no_teacher", model="no-such-model")
     assert "gave no window: 9 rows skipped (8 too short, 1 null)" in fails("--text_column", "body", "--no_teacher")
     assert "`last_k` (64) must not exceed `context_length` (24)" in fails("--context_length", 24)
     assert "no setting" in (said := fails("--targets_per_context", 3)) or "`--targets_per_context` (3)" in said

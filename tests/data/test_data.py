@@ -80,6 +80,18 @@ def test_a_document_of_exactly_one_window_is_kept_and_one_token_less_is_too_shor
     assert skipped.counts == {"too short": 1}
 
 
+def test_of_documents_that_are_all_too_short_the_length_of_the_longest_is_said(
+    cut, tokenizer, dataset_of, monkeypatch
+):
+    ids = ids_of(tokenizer, PARAGRAPH)
+    rows = [{"text": text} for text in ("short", tokenizer.decode(ids[:31]), None, tokenizer.decode(ids[:17]))]
+    with pytest.raises(ValueError, match=r"24 \+ 8 tokens\. .* longer documents\. The longest has 31\.$"):
+        cut(dataset_of(rows))
+    monkeypatch.setattr("trl_gist.data.windows._SHORT_ONES", 1)
+    with pytest.raises(ValueError, match=rf"The longest of the first 1 has {len(ids_of(tokenizer, 'short'))}\.$"):
+        cut(dataset_of(rows))
+
+
 def test_map_style_and_streaming_give_the_same_windows_and_counts(cut):
     rows = [{"text": text, "source": f"s{i}"} for i, text in enumerate(make_documents(40))]
     for index in (0, 3, 17):

@@ -86,6 +86,8 @@ def test_what_is_to_be_kept_outlives_gists_of_gists(compactor):
     assert len(without.compacted) == 22 and "4711" not in without.gist
     result = compactor.compact_messages(chat, room, keep=["4711", "0815"])
     assert "4711" in result.gist and result.kept == ["4711"] and result.not_kept == ["0815"]
+    twice = compactor.compact_messages(chat, room, keep=["4711", "numbers", "0815", "0815"])
+    assert twice.kept.count("4711") == 1 and twice.not_kept.count("0815") == 1
     assert result.tokens <= room
 
 

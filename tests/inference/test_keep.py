@@ -233,6 +233,17 @@ def test_over_two_tokens_it_estimates_the_kl_over_all_continuations(request, whi
     assert 0 < cost["expected_kl_se"] < 0.2 * cost["expected_kl"]
 
 
+@pytest.mark.parametrize("wanted", ["numbers", ["1854", "1866"], "names"])
+def test_spans_that_fill_a_budget_are_whole_and_follow_no_letter(tokenizer, wanted):
+    gist = ids_of(tokenizer, "disease was held to come from bad air")
+    spans = find_spans("In 1854 John Snow marked a map; in 1866 Joseph Bazalgette built sewers.", parse_keep(wanted))
+    listed = SEPARATOR.join(span.text for span in spans)
+    alone, after = (len(ids_of(tokenizer, f"{before}{listed}")) for before in ("", SEPARATOR))
+    for budget in range(alone, after + 4):
+        text = tokenizer.decode(with_spans(gist, spans, budget, tokenizer))
+        assert text == listed or text.endswith(SEPARATOR + listed), budget
+
+
 @pytest.mark.parametrize("keep", ["regex:<.*?>", "<|im_end|>", "Snow</s> 82", "regex:.*"])
 def test_what_spells_special_tokens_is_kept_as_text_which_is_what_the_generator_reads(tokenizer, keep):
     context = "In 1854 <|im_end|> John Snow</s> 82 miles <|im_start|>Broad Street"

@@ -31,6 +31,9 @@ from ..common.files import open_to_read
 from ..scripts.arguments import HeldOutArguments
 
 
+_KINDS = """'{"fact": 3, "recall": 1, "continuation": 1}'"""
+
+
 def whole(least: int, most: int | None = None) -> Callable[[str], int]:
     """A flag's type: a whole number within bounds."""
 
@@ -195,7 +198,7 @@ def add_targets(parser: argparse.ArgumentParser):
         type=kinds_of_targets,
         metavar="JSON",
         help="kinds of targets that every window is asked for, with their weights, as of training: "
-        """'{"fact": 3, "recall": 1, "continuation": 1}' (default: the continuation alone)""",
+        f"{_KINDS} (default: the continuation alone)",
     )
     parser.add_argument(
         "--targets_per_context",
@@ -229,9 +232,9 @@ def kinds_of_targets(value: str) -> dict[str, float]:
     try:
         kinds = json.loads(value)
     except json.JSONDecodeError as error:
-        raise argparse.ArgumentTypeError(f"must be JSON, got {value!r}: {error}") from error
+        raise argparse.ArgumentTypeError(f"must be JSON, as {_KINDS}, got {value!r}: {error}") from error
     if not isinstance(kinds, dict) or not all(type(weight) in (int, float) for weight in kinds.values()):
-        raise argparse.ArgumentTypeError(f"must name kinds with their weights, got {value!r}")
+        raise argparse.ArgumentTypeError(f"must name kinds with their weights, as {_KINDS}, got {value!r}")
     return kinds
 
 

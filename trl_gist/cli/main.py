@@ -24,9 +24,8 @@ traceback.
 import argparse
 import os
 import sys
-import warnings
 
-from ..common.arguments import several
+from ..common.arguments import no_setting, several
 from ..version import __version__
 from . import compress, continue_, data, distance, evaluate, push, report, serve, train
 from .flags import exit_with
@@ -35,6 +34,7 @@ from .flags import exit_with
 _EPILOG = """\
 examples:
   trl-gist data my-texts/ --context_length 512 --last_k 64
+  trl-gist train --model_name_or_path HuggingFaceTB/SmolLM2-135M-Instruct --use_peft --dataset_path my-texts/
   trl-gist train --config configs/smollm2-135m_fineweb-edu.yaml --output_dir my-pair
   trl-gist train --accelerate_config zero2 --config configs/qwen3-4b_fineweb-edu.yaml --output_dir my-pair
   trl-gist evaluate my-pair --dataset held_out.jsonl --last_k 64 128 256
@@ -51,8 +51,6 @@ examples:
 def main(argv: list[str] | None = None) -> int:
     """Runs the command line; returns the exit code, or raises `SystemExit` with it."""
     argv = sys.argv[1:] if argv is None else several("argv", argv, "arguments", "split it, as `shlex.split` does")
-    # By these names TRL (1.16) and peft (0.21) call transformers (5.23), which says so at every rollout and every load
-    warnings.filterwarnings("ignore", "`(is_)?gradient_checkpointing", FutureWarning)
     if argv[:1] == ["train"]:
         try:
             return train.run(argv[1:])  # its flags are those of three dataclasses, which import torch
@@ -77,6 +75,16 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
+class _CommandParser(argparse.ArgumentParser):
+    """Of one command, by whose name it says what it does not know; argparse would say it by `trl-gist`."""
+
+    def parse_known_args(self, args=None, namespace=None):
+        namespace, unknown = super().parse_known_args(args, namespace)
+        if unknown:
+            exit_with(self.prog, no_setting(unknown, [action.dest for action in self._actions]))
+        return namespace, unknown
+
+
 def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="trl-gist",
@@ -87,7 +95,7 @@ def make_parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
-    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=_CommandParser)
     for command in (data, train, evaluate, distance, compress, continue_, serve, report, push):
         command.add_parser(commands)
     return parser

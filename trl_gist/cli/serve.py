@@ -25,7 +25,9 @@ from .flags import add_pair, add_window, as_dataclass, check_installed, positive
 
 def add_parser(commands):
     parser = commands.add_parser(
-        "serve", help="answer chats and completions over HTTP, as OpenAI's API does", allow_abbrev=False
+        "serve",
+        help="answer chats and completions over HTTP, as OpenAI's API does, and show a page to try the pair in",
+        allow_abbrev=False,
     )
     add_pair(parser)
     parser.add_argument(

@@ -18,6 +18,7 @@ anything is done with it. Numpy's and torch's scalars are the numbers that they 
 the command line may ask too.
 """
 
+import difflib
 import math
 import numbers
 import operator
@@ -161,3 +162,19 @@ def _integer(value):
         return None if isinstance(value, bool) or hasattr(value, "shape") else operator.index(value)
     except TypeError:
         return None
+
+
+def no_setting(unknown: list[str], known: list[str]) -> str:
+    """What to say of arguments that a command line does not know, and which of its settings may have been meant."""
+    flags = [part.partition("=")[0] for part in unknown if part.startswith("--")]
+    if not flags:
+        return f"{unknown[0]!r} is the value of no flag; `--help` lists them."
+    return f"`{flags[0]}` is no setting. {meant(flags[0], known)}`--help` lists them all."
+
+
+def meant(name: str, known: list[str]) -> str:
+    """A question for the settings of which a name is the beginning, or the other way round; or for the most alike."""
+    name = name.strip("-").replace("-", "_")
+    alike = [other for other in known if f"{other}_".startswith(f"{name}_") or f"{name}_".startswith(f"{other}_")]
+    alike = alike[:2] or difflib.get_close_matches(name, known, n=1)
+    return f"Did you mean {' or '.join(f'`{other}`' for other in alike)}? " if alike else ""

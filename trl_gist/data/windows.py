@@ -95,6 +95,8 @@ _ROW, _PART_COLUMNS = "trl_gist: row", {name: f"trl_gist: {name}" for name in ("
 _PART_TOKENS, _PARTS_TOGETHER = 1 << 14, 16
 # Bytes of text that become windows at once, in some 150 times the memory
 _BYTES_TOGETHER = 1 << 21
+# Documents of which the longest is looked for where all are too short
+_SHORT_ONES = 1000
 # Tokens on either side of a place that tell where a character or a sentence ends
 _BESIDE = 32
 _TARGET_FEATURES = {name: List(Value("int32")) for name in ("cue_ids", "target_ids", "after_ids")}
@@ -423,13 +425,15 @@ def prepare_windows(
                 skipped.counts[row[_SKIPPED]] += 1
             return not row[_SKIPPED]
 
+        documents = dataset
         if to_windows is _cut_part:
             dataset = _mapped(dataset, parts_of_batch, batch_size=1, remove_columns=sorted(consumed & columns))
             columns = {*beside, *_PART_COLUMNS.values(), _ROW, _SKIPPED}
         windows = _mapped(dataset, windows_of_batch, batch_size=_PARTS_TOGETHER, remove_columns=sorted(columns))
         windows = windows.filter(counted).remove_columns(_SKIPPED)
         if next(iter(windows), None) is None:
-            raise ValueError(f"The {name} dataset gave no window: {skipped}. {_hint(skipped, spec)}")
+            hint = _hint(skipped, spec) + _longest(documents, skipped, tokenizer, spec)
+            raise ValueError(f"The {name} dataset gave no window: {skipped}. {hint}")
         skipped.counts.clear()
         return windows, skipped
 
@@ -479,7 +483,8 @@ def prepare_windows(
     )
     skipped.counts.update(reason for reason in windows[_SKIPPED] if reason)
     if skipped.total == len(windows):
-        raise ValueError(f"The {name} dataset gave no window: {skipped}. {_hint(skipped, spec)}")
+        hint = _hint(skipped, spec) + _longest(dataset, skipped, tokenizer, spec)
+        raise ValueError(f"The {name} dataset gave no window: {skipped}. {hint}")
     keep = [row for row, reason in enumerate(windows[_SKIPPED]) if not reason]
     windows = windows.select(keep).remove_columns(_SKIPPED)
     logger.info(f"{name} dataset: {len(windows)} windows from {len(dataset)} rows, {skipped}.")
@@ -552,6 +557,16 @@ def _hint(skipped, spec):
         f"A document needs at least context_length + target_length = {spec.context_length} + {spec.target_length} "
         "tokens. Lower them, or use longer documents."
     )
+
+
+def _longest(documents, skipped, tokenizer, spec):
+    """How long the longest document is, of which all are too short."""
+    if not skipped.counts[_TOO_SHORT] or skipped.counts[_WITHOUT_TARGETS]:
+        return ""
+    texts = [row["text"] for row in itertools.islice(documents, _SHORT_ONES)]
+    longest = max((len(_tokenize(tokenizer, text, spec)) for text in texts if why_unusable(text) is None), default=0)
+    of_first = f" of the first {_SHORT_ONES:,}" if len(texts) == _SHORT_ONES else ""
+    return f" The longest{of_first} has {longest}."
 
 
 def why_unusable(text) -> str | None:

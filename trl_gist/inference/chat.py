@@ -164,13 +164,13 @@ def compact_in_form(
         if tokens <= max_tokens:
             template.check(compacted)
             found = kept_and_not(find_spans(as_text(old), requests), gist)
+            # Once, whether asked for by itself or as one of its kind, as what the gist before has kept
+            kept, not_kept = (list(dict.fromkeys(found[name])) for name in ("kept", "not_kept"))
             report = _facts(compactor, old, f"{gist}\n{_spoken([*head, *new])}")
             if certify:
                 reader = full_context_reader(compactor)
                 report |= expected_kl(compactor, reader, template.ids(messages), template.ids(compacted))
-            return CompactedChat(
-                template.fit(compacted), old, gist, tokens, before, found["kept"], found["not_kept"], **report
-            )
+            return CompactedChat(template.fit(compacted), old, gist, tokens, before, kept, not_kept, **report)
         # The gist's text is more tokens in the template than it was written in
         over = tokens - max_tokens
         room = room - over if room > over else room // 2

@@ -320,10 +320,8 @@ _FINDERS: dict[str, Callable[[str], Iterator[Span]]] = {"numbers": _numbers, "na
 def _assemble(gist_ids, added, budget, tokenizer):
     """The gist's start and the added spans within the budget, or `None` if they alone exceed it."""
     texts = [span.text for span in sorted(added, key=lambda span: span.start)]
-    for before in (SEPARATOR, ""):
-        ids = literal_ids(tokenizer, before + SEPARATOR.join(texts))
-        head = characters_of(tokenizer).whole(gist_ids[: max(0, budget - len(ids))])
-        # What follows nothing needs no separator
-        if head or not before:
-            break
+    ids = literal_ids(tokenizer, SEPARATOR + SEPARATOR.join(texts))
+    head = characters_of(tokenizer).whole(gist_ids[: max(0, budget - len(ids))])
+    if not head:  # what follows nothing needs no separator
+        ids = literal_ids(tokenizer, SEPARATOR.join(texts))
     return [*head, *ids] if len(ids) <= budget else None

@@ -22,6 +22,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from datasets import Dataset
+from huggingface_hub.utils import logging as hub_logging
 from rich import box
 from rich.console import Console
 from rich.markup import escape
@@ -34,9 +35,9 @@ from ..common.run_files import finite
 from ..common.statistics import ratio_and_error, with_error
 from ..common.tokens import decode
 from ..data.targets import TARGET_FLOOR
-from ..data.windows import PositionLimits, WindowSpec, prepare_windows
+from ..data.windows import PositionLimits, WindowSpec, columns_of, prepare_windows
 from ..models.loading import check_device, check_dtype_name, for_inference, machine_device, pair_directory
-from ..models.roles import check_same_tokenizer, create_model_from_path, max_positions
+from ..models.roles import check_same_tokenizer, create_model_from_path, max_positions, naming
 from ..pair import PairConfig
 from ..prompts import SUMMARIZER_PROMPT_OF_FACTS, GistPrompts, bos_ids, targets_of
 from ..scoring import GistScorer, TargetScorer
@@ -53,6 +54,7 @@ _SHOWN = 400
 def show_data(args: DataArguments):
     """Prints windows, what is skipped and what contexts are worth, and writes them to `args.json` if that is given."""
     logging.basicConfig(format="%(message)s")
+    hub_logging.disable_propagation()  # it has a handler of its own, and would say all twice
     console = Console()
     targets = target_spec(args)
     documents = held_out_documents(args)
@@ -70,7 +72,8 @@ def show_data(args: DataArguments):
     limits = None
     if teacher is not None and max_positions(teacher) is not None:
         limits = PositionLimits(teacher=max_positions(teacher) - len(bos_ids(tokenizer)))
-    windows, skipped = prepare_windows(documents, tokenizer, spec, limits, name="given")
+    columns = columns_of(documents, "given")
+    windows, skipped = prepare_windows(documents, tokenizer, spec, limits, name="given", columns=columns)
     some, _ = choose_windows(windows, args.max_windows)
     rows = list(islice(some, args.max_windows))
     report = {
@@ -85,7 +88,8 @@ def show_data(args: DataArguments):
         "with_carriage_returns": sum("\r" in row["prompt"] for row in rows),
         "skipped": dict(skipped.counts),
     }
-    _print_counts(console, report)
+    ready, several = "text" not in columns, "targets" in rows[0]
+    _print_counts(console, report, _window_in_words(spec, ready, several))
     shown = [_as_text(row, tokenizer) for row in rows]
     for place in range(min(args.show, len(shown))):
         _print_window(console, shown[place * len(shown) // min(args.show, len(shown))])
@@ -96,7 +100,7 @@ def show_data(args: DataArguments):
             for target, reading in zip(window["targets"], own, strict=True):
                 target |= reading
         report |= {"teacher": checkpoint, "target_floor": floor, "worth": worth_by_kind(shown, floor)}
-        _print_worth(console, report, several=targets is not None or "targets" in rows[0])
+        _print_worth(console, report, ready, several)
     if args.json is not None:
         content = json.dumps(finite(report | {"examples": shown}), ensure_ascii=False, indent=2) + "\n"
         replace_file(Path(args.json), content.encode(errors="backslashreplace"))
@@ -107,9 +111,10 @@ def _tokenizer_and_teacher(args):
     """The tokenizer, and the teacher's checkpoint: of a saved pair, that which it was trained with."""
     pair = pair_directory(args.model_name_or_path, weights=False)
     own = args.model_name_or_path if pair is None else PairConfig.load(pair).base_models["teacher"]
-    tokenizer = AutoTokenizer.from_pretrained(
-        args.model_name_or_path if pair is None else pair, trust_remote_code=args.trust_remote_code
-    )
+    with naming(args.model_name_or_path):
+        tokenizer = AutoTokenizer.from_pretrained(
+            args.model_name_or_path if pair is None else pair, trust_remote_code=args.trust_remote_code
+        )
     return tokenizer, args.teacher_name_or_path or own
 
 
@@ -200,17 +205,26 @@ def _kinds(targets):
     return sorted({target["kind"] for target in targets})
 
 
-def _print_counts(console, report):
-    window, read = report["window"], report["windows_read"]
+def _window_in_words(spec, ready, several):
+    if ready:
+        return "ready-made, of any length"
+    if several:
+        return (
+            f"{spec.context_length} tokens of context, and targets of at most {spec.target_length}, each after a cue"
+        )
+    return (
+        f"{spec.context_length} tokens of context, the last {spec.last_k} of them read verbatim, and "
+        f"{spec.target_length} of target"
+    )
+
+
+def _print_counts(console, report, window):
+    read = report["windows_read"]
     table = Table(title=escape(" ".join(report["dataset"])), box=box.SIMPLE, title_justify="left", show_header=False)
     documents, windows = report["documents"], report["windows"]
     table.add_row("documents", "a stream, whose end is not known" if documents is None else f"{documents:,}")
     table.add_row("windows", f"{read:,} read, the first" if windows is None else f"{windows:,}, {read:,} of them read")
-    table.add_row(
-        "a window",
-        f"{window['context_length']} tokens of context, the last {window['last_k']} of them read verbatim, and "
-        f"{window['target_length']} of target",
-    )
+    table.add_row("a window", window)
     total = sum(report["skipped"].values())
     reasons = ", ".join(f"{count:,} {reason}" for reason, count in sorted(report["skipped"].items()))
     table.add_row("skipped", escape(f"{total:,} rows: {reasons}") if total else "nothing")
@@ -239,7 +253,7 @@ def _print_window(console, window):
     console.print(table)
 
 
-def _print_worth(console, report, several):
+def _print_worth(console, report, ready, several):
     worth, floor = report["worth"], report["target_floor"]
     title = "What a context is worth to the teacher: NLL of what follows"
     table = Table(title=title, box=box.SIMPLE, title_justify="left")
@@ -264,8 +278,11 @@ def _print_worth(console, report, several):
         soft_wrap=True,
     )
     if not total["gain"] > 2 * total["gain_se"]:
+        other = "ask for what the contexts alone tell"
+        if not ready:
+            other = "give a shorter --last_k, a longer --context_length or other --target_kinds"
         console.print(
             "No gain beyond its error: there is next to nothing that a gist could win here. Read more windows "
-            "(--max_windows), or give a shorter --last_k, a longer --context_length or other --target_kinds.",
+            f"(--max_windows), or {other}.",
             soft_wrap=True,
         )

@@ -45,7 +45,7 @@ from ..evaluation.held_out.plots import draw_quality
 from ..evaluation.held_out.readings import check_several_targets, window_blocks
 from ..evaluation.pages.labels import count_label, reader_labels
 from ..evaluation.pages.plots import save_figure
-from ..models.roles import max_positions, weights_whole
+from ..models.roles import max_positions, naming, weights_whole
 from ..version import __version__
 from .arguments import EvaluateArguments, load_pair
 from .compare import check_compressors, compare
@@ -171,9 +171,9 @@ def ask_other_readers(args: EvaluateArguments, rows: list[dict], readings: PairR
         "T, as text": summarize_transfer(read_as_text(readings.teacher, tokenizer, texts, args.batch_size)),
     }
     for name in args.readers:
-        with weights_whole(name):
+        with weights_whole(name), naming(name):
             model = AutoModelForCausalLM.from_pretrained(name, trust_remote_code=args.trust_remote_code).eval()
-        reader = AutoTokenizer.from_pretrained(name, trust_remote_code=args.trust_remote_code)
+            reader = AutoTokenizer.from_pretrained(name, trust_remote_code=args.trust_remote_code)
         model = model.to(readings.teacher.device)
         summaries[f"{name}, as text"] = summarize_transfer(read_as_text(model, reader, texts, args.batch_size))
     console = Console()

@@ -27,6 +27,7 @@ from trl import get_peft_config
 
 from ..models.adapters import check_folder
 from ..models.loading import is_adapter, pair_directory
+from ..models.roles import naming
 from ..pair import GENERATOR_DIR, PairConfig
 from ..trainer.constructor import check_has_its_adapters, check_is_no_pair
 from ..trainer.gist_config import GistConfig
@@ -113,7 +114,8 @@ def _half_of(name, half, trust_remote_code, revision=None) -> _Half:
     directory = pair_directory(name, revision, weights=False)
     if directory is None:
         check_folder(half or "model", name)
-        config = AutoConfig.from_pretrained(name, revision=revision or "main", trust_remote_code=trust_remote_code)
+        with naming(name):
+            config = AutoConfig.from_pretrained(name, revision=revision or "main", trust_remote_code=trust_remote_code)
         return _Half(config, name)
     directory = directory / half
     if not is_adapter(directory, half or "summarizer"):

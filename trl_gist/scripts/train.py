@@ -14,7 +14,6 @@
 
 """What `trl-gist train` runs: its arguments beside the trainer's, the data and the rewards they name, and the run."""
 
-import difflib
 import importlib
 import logging
 import os
@@ -23,12 +22,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from huggingface_hub.utils import logging as hub_logging
 from transformers import ProgressCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, IntervalStrategy
 from trl import ModelConfig, TrlParser, get_peft_config
 
 from .. import rewards
-from ..common.arguments import several, truth, whole_number
+from ..common.arguments import meant, no_setting, several, truth, whole_number
 from ..data.documents import load_documents
 from ..evaluation.compressors.registry import EXTRACTIVE_COMPRESSORS, extractive_compressors
 from ..trainer.callbacks import STOPPED_FILE, GistProgressCallback, SaveOnSignal
@@ -214,23 +214,16 @@ class GistParser(TrlParser):
     def set_defaults_with_config(self, **kwargs) -> list[str]:
         unknown = super().set_defaults_with_config(**kwargs)
         if unknown:
-            raise ValueError(self._unknown(unknown[0].removeprefix("--"), " of the config file"))
+            name = unknown[0].removeprefix("--")
+            question = meant(name, [action.dest for action in self._actions])
+            raise ValueError(f"`{name}` of the config file is no setting. {question}`--help` lists them all.")
         return unknown
 
     def parse_known_args(self, args=None, namespace=None):
         namespace, unknown = super().parse_known_args(args, namespace)
         if unknown:
-            flags = [part.partition("=")[0] for part in unknown if part.startswith("--")]
-            if not flags:
-                raise ValueError(f"{unknown[0]!r} is the value of no flag; `--help` lists them.")
-            raise ValueError(self._unknown(flags[0]))
+            raise ValueError(no_setting(unknown, [action.dest for action in self._actions]))
         return namespace, unknown
-
-    def _unknown(self, name, where=""):
-        known = [action.dest for action in self._actions]
-        meant = difflib.get_close_matches(name.strip("-").replace("-", "_"), known, n=1)
-        question = f"Did you mean `{meant[0]}`? " if meant else ""
-        return f"`{name}`{where} is no setting. {question}`--help` lists them all."
 
 
 def make_parser(prog: str | None = None) -> TrlParser:
@@ -246,6 +239,7 @@ def make_trainer(
         raise ValueError("`compressor` writes gists for a generator trained alone: set `generator_only` too.")
     # How many documents were skipped is logged at this level
     logging.basicConfig(format="%(message)s")
+    hub_logging.disable_propagation()  # it has a handler of its own, and would say all twice
     logging.getLogger("trl_gist").setLevel(logging.INFO)
 
     training_args.model_init_kwargs = {

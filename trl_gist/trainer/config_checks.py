@@ -207,7 +207,7 @@ def check_sizes(args):
 def check_targets(args):
     if args.target_kinds is not None and not (isinstance(args.target_kinds, dict) and args.target_kinds):
         raise ValueError(
-            f"`target_kinds` must name kinds with their weights, as {{'fact': 3, 'continuation': 1}}, got "
+            f'`target_kinds` must name kinds with their weights, as {{"fact": 3, "continuation": 1}}, got '
             f"{args.target_kinds!r}."
         )
     if args.target_floor is not None and not (is_number(args.target_floor) and math.isfinite(args.target_floor)):
