@@ -29,6 +29,7 @@ Registering needs `transformers.pipelines`, which imports torch, so that `import
 """
 
 import dataclasses
+from collections.abc import Sequence
 
 import torch
 from transformers import PreTrainedConfig
@@ -140,13 +141,15 @@ class GistCompactionPipeline(Pipeline):
     def __call__(self, inputs, batch_size: int | None = None, **kwargs):
         """
         Args:
-            inputs (`str`, `list[str]`, chat, list of chats, generator or dataset):
+            inputs (`str`, `list[str]`, chat, list of chats, generator, dataset or a column of one):
                 What is to be compacted.
             batch_size (`int`, *optional*):
                 Contexts of a text in one forward; defaults to that of the pipeline.
             kwargs:
                 See [`GistCompactionPipeline`].
         """
+        if isinstance(inputs, Sequence) and not isinstance(inputs, str | bytes | list):
+            inputs = list(inputs)  # as a column of a dataset (datasets 5.2) is none
         # The pipeline's own batches are of padded tensors; here a text is the batch of its contexts
         batch_size = self.contexts_in_one_forward if batch_size is None else batch_size
         return super().__call__(inputs, batch_size=1, contexts_in_one_forward=batch_size, **kwargs)

@@ -176,6 +176,7 @@ def test_what_cannot_be_used_is_one_line(file, checkpoint, tmp_path, capsys):
         return capsys.readouterr().err.splitlines()[-1]
 
     assert "missing.jsonl does not exist" in fails(source=tmp_path / "missing.jsonl")
+    assert "missing/a.json) names a file in a folder that is not there" in fails("--json", tmp_path / "missing/a.json")
     assert "it needs either `text`" in fails("--no_teacher")
     assert "no-such-model is no folder here" in fails("--no_teacher", model="no-such-model")
     assert "gave no window: 9 rows skipped (8 too short, 1 null)" in fails("--text_column", "body", "--no_teacher")

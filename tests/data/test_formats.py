@@ -18,10 +18,12 @@ import codecs
 import functools
 import gzip
 import http.server
+import io
 import json
 import logging
 import threading
 import uuid
+import zipfile
 
 import fsspec
 import pyarrow as pa
@@ -267,7 +269,95 @@ def test_what_is_out_of_reach_is_named(store, monkeypatch):
         load_documents("lacking://a/b.txt")
 
 
+def tables(folder, suffix, *tables):
+    """Files of rows."""
+    for number, rows in enumerate(tables):
+        file = folder / f"{number}{suffix}"
+        if suffix.startswith(".parquet"):
+            pq.write_table(pa.Table.from_pylist(rows), file)
+            file.write_bytes(PACKED[suffix.removeprefix(".parquet")](file.read_bytes()))
+        elif suffix == ".csv":
+            lines = [list(rows[0]), *(row.values() for row in rows)]
+            file.write_text("".join(",".join(map(str, line)) + "\n" for line in lines))
+        else:
+            file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".csv", ".parquet", ".parquet.gz", ".parquet.zst"])
+def test_files_need_not_have_the_same_columns(tmp_path, suffix):
+    tables(
+        tmp_path,
+        suffix,
+        [{"text": "one", "n": 1}],
+        [{"n": 2, "text": "two"}],  # in another order
+        [{"text": "three"}, {"text": "four"}],
+        [{"text": "five", "n": 5, "from": "Soho"}],
+    )
+    dataset = load_documents([tmp_path])
+    assert dataset["text"] == ["one", "two", "three", "four", "five"] and dataset["n"] == [1, 2, None, None, 5]
+    assert dataset["from"] == [None] * 4 + ["Soho"]
+    if suffix != ".jsonl":  # of which a stream says where the first rows lack a column
+        assert texts_of([tmp_path], streaming=True) == ["one", "two", "three", "four", "five"]
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".csv", ".parquet"])
+def test_a_column_that_is_another_thing_in_another_file_is_named(tmp_path, suffix):
+    tables(tmp_path, suffix, [{"text": "one", "n": 1}], [{"text": "two", "n": "ii"}])
+    with pytest.raises(
+        ValueError, match=f"1{suffix} cannot be read with {tmp_path}/0{suffix}: its column 'n' holds .*str"
+    ):
+        load_documents([tmp_path])
+
+
+def test_folders_are_found_through_links_and_each_once(tmp_path):
+    for name in ("elsewhere/a", "elsewhere/deep/b", "here/c"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / f"{name}.txt").write_text(name[-1])
+    for name, target in (("link", "elsewhere"), ("again", "elsewhere/deep"), ("loop", "here")):
+        (tmp_path / "here" / name).symlink_to(tmp_path / target, target_is_directory=True)
+    assert sorted(texts_of([tmp_path / "here"])) == ["a", "b", "c"]
+
+
+def test_no_path_is_not_this_folder(tmp_path, monkeypatch):
+    (tmp_path / "a.txt").write_text("a")
+    monkeypatch.chdir(tmp_path)
+    assert texts_of(".") == ["a"]
+    for source, why in (
+        ("", "A path of documents is empty"),
+        ([""], "A path of documents is empty"),
+        ([], "empty list"),
+    ):
+        for streaming in (False, True):
+            with pytest.raises(ValueError, match=why):
+                load_documents(source, streaming=streaming)
+
+
 # ---- Where a file cannot be read ----
+
+
+def zipped(text):
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        archive.writestr("a.txt", text)
+    return buffer.getvalue()
+
+
+def as_parquet(text):
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.table({"text": [text]}), sink)
+    return sink.getvalue().to_pybytes()
+
+
+@pytest.mark.parametrize("suffix", [".txt", ".jsonl", ".csv"])
+@pytest.mark.parametrize("pack", [zipped, as_parquet], ids=["zip", "parquet"])
+def test_what_is_packed_is_not_read_as_text_under_another_suffix(tmp_path, suffix, pack):
+    (tmp_path / f"a{suffix}").write_bytes(pack("John Snow drew a map of Soho.\n" * 9))
+    for streaming in (False, True):
+        with pytest.raises(
+            ValueError, match=f"a{suffix} cannot be read: it .*(zero bytes, as no text has|is no UTF-)"
+        ):
+            texts_of([tmp_path / f"a{suffix}"], streaming)
+
 
 GOOD = [f"document {number}" for number in range(300)]
 
@@ -282,6 +372,16 @@ def faulty_files(folder):
         r"line 202: 1 is no row|line 202: \[1\]",
     )
     yield ".jsonl", "".join([*rows[:200], '"one"x\n', *rows[200:]]).encode(), "line 201: Extra data"
+    yield (
+        ".jsonl",
+        "".join([*rows[:200], '{"text": "\\ud83d"}\n', *rows[200:]]).encode(),
+        r"line 201: '\\ud83d' is half",
+    )
+    yield (
+        ".jsonl",
+        "".join([*rows[:200], '{"text": "", "text": ""}\n']).encode(),
+        "line 201: the name 'text' is there twice",
+    )
     yield ".jsonl", "".join(rows[:200]).encode() + b'{"text": "\xe6\xbc"}\n' * 9, "in line 201"
     yield ".json", json.dumps([{"text": text} for text in GOOD], indent=0).encode()[:-9], "line 90[0-9]: "
     table = "text,n\n" + "".join(f"{text},1\n" for text in GOOD[:200])
@@ -297,7 +397,7 @@ def faulty_files(folder):
 
 
 @pytest.mark.parametrize("streaming", [False, True])
-@pytest.mark.parametrize("fault", range(9))
+@pytest.mark.parametrize("fault", range(11))
 def test_a_fault_is_named_with_its_file_and_its_line_or_rows(tmp_path, fault, streaming):
     suffix, content, message = list(faulty_files(tmp_path))[fault]
     good = (

@@ -19,6 +19,7 @@ import sys
 
 import pytest
 import torch
+from datasets import Dataset
 from huggingface_hub import ResolvedRevision
 from tiny import make_documents
 from tiny_pairs import make_pair, save_half
@@ -87,6 +88,7 @@ def test_lists_and_generators_give_one_result_for_each_text(compact, compactor):
     expected = [as_dicts(compactor.compress_windows(text, batch_size=2)) for text in texts]
     assert compact(texts) == expected
     assert list(compact(text for text in texts)) == expected
+    assert compact(Dataset.from_dict({"text": texts})["text"]) == compact(tuple(texts)) == expected
 
 
 def test_settings_of_the_pipeline_hold_for_every_call(pair_dir, compactor):

@@ -23,13 +23,26 @@ import subprocess
 import sys
 from pathlib import Path
 
+import httpx
 import pytest
 from langchain.agents import create_agent
 from langchain.agents.middleware import SummarizationMiddleware
 from langchain_core.language_models import BaseChatModel
-from langchain_core.messages import AIMessage, HumanMessage, SystemMessage, ToolMessage
+from langchain_core.messages import (
+    AIMessage,
+    AIMessageChunk,
+    ChatMessage,
+    FunctionMessage,
+    HumanMessage,
+    HumanMessageChunk,
+    SystemMessage,
+    ToolMessage,
+    ToolMessageChunk,
+)
 from langchain_core.messages.utils import convert_to_openai_messages, count_tokens_approximately
 from langchain_core.outputs import ChatGeneration, ChatResult
+from langchain_core.tools import tool
+from langchain_core.utils.function_calling import convert_to_openai_tool
 from langgraph.checkpoint.memory import InMemorySaver
 from serving_run import running
 from test_chat_agents import NAMED, TALKING, TEMPLATES, ByRule
@@ -229,6 +242,26 @@ def test_keep_is_the_most_that_stays_as_it_is_and_calls_stay_with_their_results(
     check_pairs(newest)
 
 
+def test_a_long_history_is_not_counted_for_each_of_its_messages():
+    """Of a window of 200,000 tokens they are thousands: counted from each on, a compaction took a minute."""
+    counted = []
+
+    def counter(messages):
+        counted.append(len(messages))
+        return count_tokens_approximately(messages)
+
+    messages = history(250)
+    total = counter(messages)
+    middleware = GistMiddleware(
+        by_rule(), trigger=("tokens", total - 5), keep=("tokens", total // 2), token_counter=counter
+    )
+    _, _, *newest = middleware.before_model({"messages": messages})["messages"]
+    assert newest == messages[-len(newest) :] and isinstance(newest[0], HumanMessage)
+    longer = messages[-len(newest) - 4 :]
+    assert counter(newest) <= total // 2 < counter(longer)
+    assert len(counted) < 50
+
+
 def test_system_messages_and_images_stay_and_odd_text_is_no_obstacle():
     odd = [
         SystemMessage("Answer briefly.", id="s"),
@@ -247,6 +280,78 @@ def test_system_messages_and_images_stay_and_odd_text_is_no_obstacle():
     assert (system, later, last) == (odd[0], odd[6], odd[-1])
     assert gist.content.startswith(PREFIX)
     assert update["compactions"][0]["messages"] == len(odd) - 3
+
+
+def compactions_of(compactor):
+    """What a pair is given to compress, as it is."""
+    given, write = [], compactor.compress_windows
+    compactor.compress_windows = lambda text, *args, **kwargs: given.append(text) or write(text, *args, **kwargs)
+    return given
+
+
+def test_whoever_speaks_and_in_whatever_pieces_is_in_the_gist():
+    """Roles that a message names itself, results of functions as they once were, and what a stream is made of."""
+    call = {"name": "weigh", "args": '{"boat": "b1"}', "id": "1", "index": 0}
+    messages = [
+        ChatMessage("Good day.", role="user"),
+        AIMessageChunk("Good day to you."),
+        ChatMessage("Order, please.", role="chairman"),
+        FunctionMessage("a lot", name="weigh"),
+        HumanMessageChunk("Weigh it."),
+        AIMessageChunk("", tool_call_chunks=[call]),
+        ToolMessageChunk("too much", tool_call_id="1"),
+        ChatMessage("It is heavy.", role="Assistant"),
+        ChatMessage("Be brief.", role="system"),
+        *history(2),
+        HumanMessage("And now?"),
+    ]
+    middleware = GistMiddleware(by_rule(), trigger=("messages", 5), keep=("messages", 2))
+    given = compactions_of(middleware.compactor.pair)
+    _, system, gist, last = middleware.before_model({"messages": messages})["messages"]
+    assert (system, last) == (messages[8], messages[-1]) and gist.content.startswith(PREFIX)
+    said = [line.partition(": ") for line in given[0].splitlines()]
+    assert [role for role, _, _ in said[:7]] == ["user", "assistant", "user", "tool", "user", "assistant", "tool"]
+    assert [text for _, _, text in said[:5]] == [str(message.content) for message in messages[:5]]
+    assert '"name": "weigh"' in said[5][2] and said[6][2] == "too much" and said[7][2] == "It is heavy."
+
+
+def test_arguments_of_calls_are_read_as_they_are_written():
+    call = {"name": "weigh", "args": {"boat": "Zoë 漁船", "note": "\ud83d"}, "id": "1"}
+    messages = [HumanMessage("Weigh."), AIMessage("", tool_calls=[call]), ToolMessage("a lot", tool_call_id="1")]
+    middleware = GistMiddleware(by_rule(), trigger=("messages", 5), keep=("messages", 2), keep_spans="Zoë 漁船")
+    (cost,) = middleware.before_model({"messages": [*messages, *history(2)]})["compactions"]
+    assert (cost["kept"], cost["not_kept"]) == (["Zoë 漁船"], [])
+
+
+def test_what_was_kept_is_kept_again_as_the_words_that_it_is():
+    """Also where these words would be a request."""
+    middleware = GistMiddleware(
+        by_rule(max_gist_length=40), trigger=("messages", 5), keep=("messages", 2), keep_spans=r"regex:(?<=field )\S+"
+    )
+    messages = [HumanMessage("The field regex:( is wrong, and the field names too.")]
+    for turn in range(3):
+        messages = [*messages, AIMessage("Yes."), *history(2, turn), HumanMessage("So says Joseph Bazalgette.")]
+        update = middleware.before_model({"messages": messages})
+        (cost,) = update["compactions"]
+        assert {*cost["kept"]} == {"regex:(", "names"} and cost["not_kept"] == []
+        messages = update["messages"][1:]
+
+
+def test_a_history_that_cannot_be_read_is_no_end_of_the_agent():
+    messages = [HumanMessage("Hello."), AIMessage("Hello."), *history(3)]
+    messages[1].tool_calls = [{"name": "weigh", "args": {("a", "key"): 1}, "id": "1"}]  # which no JSON has
+    middleware = GistMiddleware(by_rule(), trigger=("messages", 5), keep=("messages", 2))
+    with pytest.warns(RuntimeWarning, match="not compacted, and stays as it is, 14 messages"):
+        assert middleware.before_model({"messages": messages}) is None
+
+
+def test_a_counter_takes_the_tools_that_the_agent_takes(models):
+    pair = pair_with(models, TEMPLATES["qwen3"])
+    counts = [
+        ChatTemplateCounter(pair.tokenizer, [each])([HumanMessage("Weigh it.")])
+        for each in (weigh, tool(weigh), convert_to_openai_tool(tool(weigh)))
+    ]
+    assert len({*counts}) == 1 and counts[0] > ChatTemplateCounter(pair.tokenizer)([HumanMessage("Weigh it.")])
 
 
 def test_of_templates_that_alternate_the_image_of_a_message_stays_beside_its_gist():
@@ -369,6 +474,33 @@ async def test_a_pair_on_a_server_compacts_as_one_here(models, keep, monkeypatch
 def test_no_server_is_said_at_once():
     with pytest.raises(ValueError, match="gave no answer.*trl-gist serve"):
         GistMiddleware("http://127.0.0.1:9", trigger=("tokens", 5))
+
+
+@pytest.mark.parametrize(
+    ("status", "content", "why"),
+    [
+        (200, b'{"data": [{"id": "a"}, {"id": "b"}]}', "says nothing of a pair"),
+        (200, b'{"data": []}', "says nothing of a pair"),
+        (200, b"[]", "says nothing of a pair"),
+        (200, b"null", "says nothing of a pair"),
+        (200, b'{"data": [{"pair": {"context_length": 3}}]}', "says nothing of a pair"),
+        (200, b"<html>", "gave no answer"),
+        (502, b"<html>Bad Gateway", "answered 502: <html>Bad Gateway"),
+        (404, b"", "answered 404"),
+    ],
+)
+def test_another_server_is_said_to_be_one(status, content, why, monkeypatch):
+    monkeypatch.setattr(httpx, "request", lambda *args, **kwargs: httpx.Response(status, content=content))
+    with pytest.raises(ValueError, match=f"http://127.0.0.1:9 {why}"):
+        ServedPair("http://127.0.0.1:9")
+
+
+@pytest.mark.parametrize("key", ["geheim\n", "schlüssel", " two words "])
+def test_a_key_that_is_none_is_not_taken_for_a_server_that_is_down(key, monkeypatch):
+    monkeypatch.setenv("TRL_GIST_API_KEY", key)
+    with pytest.raises(ValueError, match="API key.*one word of ASCII") as error:
+        ServedPair("http://127.0.0.1:9")
+    assert key.strip() not in str(error.value)
 
 
 def test_the_lines_of_the_documentation_run(models, tmp_path, monkeypatch, capsys):

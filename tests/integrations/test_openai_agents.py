@@ -162,6 +162,121 @@ def test_a_store_that_fails_to_take_what_is_compacted_has_what_it_had():
     assert asyncio.run(fill()) == items
 
 
+IMAGE = "data:image/png;base64,AAAA"
+ITEMS = {
+    "a screen": (
+        [
+            {"type": "computer_call", "call_id": "c", "action": {"type": "click", "x": 4711}},
+            {"type": "computer_call_output", "call_id": "c", "output": {"type": "screenshot", "image_url": IMAGE}},
+        ],
+        "4711",
+        "[screenshot]",
+    ),
+    "a shell": (
+        [
+            {"type": "shell_call", "call_id": "s", "action": {"commands": ["ls harbour"]}},
+            {"type": "shell_call_output", "call_id": "s", "output": [{"stdout": "boats.txt", "stderr": "no such"}]},
+        ],
+        "ls harbour",
+        "boats.txt\nno such",
+    ),
+    "a patch": (
+        [
+            {"type": "apply_patch_call", "call_id": "p", "operation": {"type": "create_file", "path": "boats.py"}},
+            {"type": "apply_patch_call_output", "call_id": "p", "output": None},
+        ],
+        "boats.py",
+        "tool:",
+    ),
+    "a program": (
+        [
+            {"type": "program", "call_id": "g", "code": "weigh()"},
+            {"type": "program_output", "call_id": "g", "result": "a lot"},
+        ],
+        "weigh()",
+        "tool: a lot",
+    ),
+    "a server's tool": (
+        [{"type": "mcp_call", "id": "m", "name": "weigh", "arguments": '{"boat": "b1"}', "output": "b1 is heavy"}],
+        "weigh",
+        "b1 is heavy",
+    ),
+    "an interpreter": (
+        [{"type": "code_interpreter_call", "id": "i", "code": "1 + 1", "outputs": [{"type": "logs", "logs": "two"}]}],
+        "1 + 1",
+        "two",
+    ),
+    "a search": (
+        [{"type": "file_search_call", "id": "f", "queries": ["boats"], "results": [{"text": "b1 is heavy"}]}],
+        "boats",
+        "b1 is heavy",
+    ),
+    "an image that was made": (
+        [{"type": "image_generation_call", "id": "i", "result": "AAAA", "status": "completed"}],
+        "image_generation_call",
+        "fine",
+    ),
+    "half a letter": (
+        [
+            {"type": "function_call", "call_id": "f", "name": "weigh", "arguments": '{"boat": "Zoë \ud83d"}'},
+            {"type": "function_call_output", "call_id": "f", "output": [{"type": "input_image", "image_url": IMAGE}]},
+        ],
+        "Zoë",
+        "[input_image]",
+    ),
+    "a refusal": (
+        [{"role": "assistant", "content": [{"type": "refusal", "refusal": "I weigh no boats."}]}],
+        "assistant: I weigh no boats.\n",
+        "\nfine",
+    ),
+    "no kind": ([{"type": None, "id": "x"}], "user: one", "fine"),
+}
+
+
+@pytest.mark.parametrize("name", ITEMS)
+def test_items_of_every_kind_are_compacted(name, recwarn):
+    items, called, came = ITEMS[name]
+    session = GistSession(SQLiteSession("me"), by_rule(), trigger=("messages", 5), keep=("messages", 2))
+    given, write = [], session.compactor.pair.compress_windows
+    session.compactor.pair.compress_windows = lambda text, *rest, **more: (
+        given.append(text) or write(text, *rest, **more)
+    )
+
+    async def fill():
+        await session.add_items([{"role": "user", "content": "one"}, *items, {"role": "assistant", "content": "fine"}])
+        await session.add_items([{"role": "user", "content": "two"}, {"role": "assistant", "content": "fine"}])
+        await session.add_items([{"role": "user", "content": "three"}])
+        return await session.get_items()
+
+    assert asyncio.run(fill())[-1]["content"] == "three"
+    assert not [each for each in recwarn if each.category is RuntimeWarning]
+    assert called in given[0] and came in given[0] and "AAAA" not in given[0]
+
+
+def test_a_store_need_have_no_settings_and_items_that_cannot_be_read_end_no_run():
+    class Mine:
+        session_id = "me"
+
+        def __init__(self):
+            self.items = []
+
+        async def get_items(self, limit=None):
+            return self.items[-limit:] if limit else [*self.items]
+
+        async def add_items(self, items):
+            self.items += items
+
+        async def clear_session(self):
+            self.items = []
+
+    session = GistSession(Mine(), by_rule(), trigger=("messages", 9), keep=("messages", 4))
+    check_items(run(session, Scripted(), TALK))
+    assert session.compactions
+    with pytest.warns(RuntimeWarning, match="not compacted, and stays as it is"):
+        asyncio.run(session.add_items([{"role": "assistant", "content": 5}]))
+    assert session.session.items[-1]["content"] == 5
+
+
 def test_a_session_is_what_it_stores():
     store = SQLiteSession("me")
     session = GistSession(store, by_rule(), trigger=("messages", 6), keep=("messages", 4))

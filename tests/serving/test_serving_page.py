@@ -352,6 +352,53 @@ def test_the_key_is_asked_for_and_used(browser, compactor):
             assert page.evaluate("[localStorage.length, sessionStorage.length, document.cookie]") == [0, 0, ""]
 
 
+def test_whatever_waits_for_the_key_goes_on_when_it_is_given(browser, compactor):
+    """A text that is compressed before the server was told a key, and again: the page knows its pair all the same."""
+    with running(compactor, api_key="s3cret") as url, opened(browser, url, refused=True, ready=False) as page:
+        page.wait_for_selector("#login:not([hidden])")
+        page.set_checked("#certify", False, force=True)
+        page.fill("#text", PARAGRAPH[:200])
+        page.click("#go")
+        page.keyboard.type("wrong")
+        page.keyboard.press("Enter")
+        page.wait_for_function("() => document.querySelector('#wrong').textContent !== ''")
+        page.click("#go")
+        page.fill("#key", "s3cret")
+        page.keyboard.press("Enter")
+        page.wait_for_selector("#answering:not([hidden])")
+        assert page.is_hidden("#login") and page.inner_text("h1") == NAME
+        assert page.get_attribute("#budget", "max") == str(2 * GIST)
+        assert gists_of(page) == [gist.text or "(empty)" for gist in compactor.compress_windows(PARAGRAPH[:200])]
+        page.click("#answer")
+        page.wait_for_selector("#answers:not([hidden])")
+
+
+def test_a_server_that_comes_back_is_asked_again_what_it_is(browser, url, compactor):
+    with browser.new_context() as context:
+        page = context.new_page()
+        page.route("**/v1/models", lambda route: route.abort())
+        page.goto(url)
+        page.wait_for_selector("#error:not([hidden])")
+        page.set_checked("#certify", False, force=True)
+        page.fill("#text", "John Snow in Soho.")
+        page.click("#go")
+        assert page.inner_text("#error").startswith("The server gave no answer.")
+        page.unroute("**/v1/models")
+        page.click("#go")
+        page.wait_for_selector("#answering:not([hidden])")
+        assert page.inner_text("h1") == NAME and page.is_hidden("#error")
+        page.click("#answer")
+        page.wait_for_selector("#answers:not([hidden])")
+
+
+def test_what_is_written_from_right_to_left_is_shown_so(browser, url):
+    with opened(browser, url) as page:
+        for place in ("#text", "#question", "#literal"):
+            for text, direction in (("مضخة 12", "rtl"), ("משאבה", "rtl"), ("a pump", "ltr")):
+                page.evaluate("([place, text]) => { document.querySelector(place).value = text }", [place, text])
+                assert page.evaluate(f"getComputedStyle(document.querySelector('{place}')).direction") == direction
+
+
 def test_what_the_server_says_is_said_and_the_page_goes_on(browser, compactor):
     with running(compactor) as url:
         with opened(browser, url, refused=True) as page:

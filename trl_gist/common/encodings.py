@@ -87,8 +87,8 @@ def find_encoding(name: str, blocks: Iterable[bytes], encoding: str | None = Non
             What it is in if it has no mark and is no UTF-8.
 
     Raises:
-        ValueError: if it is no UTF-8 and none was given, where it is a damaged or a cut UTF-8, or has more than few
-            letters beyond ASCII; with its line and the byte.
+        ValueError: if it is no UTF-8 and none was given, where it is a damaged or a cut UTF-8, has more than few letters
+            beyond ASCII, or zero bytes, as what is packed; with its line and the byte.
     """
     blocks = iter(blocks)
     first = bytes(next(blocks, b""))
@@ -121,6 +121,8 @@ def _guessed(name, error, blocks, lines, beyond):
         sample += block
     line = lines + error.object[: error.start].count(b"\n")
     where = f"{name} is no UTF-8 (byte 0x{sample[0]:02x} in line {line})"
+    if b"\0" in error.object or b"\0" in sample:
+        raise ValueError(f"{where}, and has zero bytes, as no text has: see whether its suffix says what it is.")
     text = sample.decode(UTF_8, "replace")
     faults = text.count("\ufffd")
     high = sum(byte > 127 for byte in sample)

@@ -24,9 +24,9 @@ from pathlib import Path
 
 import datasets
 import pyarrow as pa
-from datasets import Dataset, Features, IterableDataset, Value, load_dataset
+from datasets import Dataset, Features, IterableDataset, Value, concatenate_datasets, load_dataset
 from datasets.data_files import sanitize_patterns
-from datasets.exceptions import DatasetGenerationCastError
+from datasets.exceptions import DatasetGenerationCastError, DatasetGenerationError
 from datasets.packaged_modules.json.json import JsonConfig
 from datasets.utils.metadata import MetadataConfigs
 from huggingface_hub import DatasetCard
@@ -97,7 +97,8 @@ def load_documents(
     check_encoding(encoding)
     if not isinstance(source, str):
         paths = [source] if isinstance(source, PathLike) else several("source", source, "paths", "give a path")
-        source = [fspath(path) for path in paths]
+        if not (source := [fspath(path) for path in paths]):
+            raise ValueError("`source` is an empty list: give the paths of documents.")
     if remove_columns is not None:
         remove_columns = several("remove_columns", remove_columns, "names", "put it in a list")
     splits = _splits(Path(source), config) if isinstance(source, str) else None
@@ -182,22 +183,47 @@ def _named(sources, files, encoding, error):
 
 def _load_rows(files, encoding):
     """Rows of files of one kind; `None` if there are none."""
-    plain = []
+    plain, there = [], []
     for file in files:
         with naming(file, encoding):
-            plain += [] if is_blank(file) else [_plain(file, encoding)]
+            if not is_blank(file):
+                plain.append(_plain(file, encoding))
+                there.append(file)
     if not plain:
         return None
     kind = kind_of(files[0])
     options = _OF_LONG_ROWS if _begins_with_long_row(kind, plain[0]) else {}
     try:
         dataset = load_dataset(kind, data_files=plain, split="train", **options)
-    except ValueError as error:
+    except (ValueError, DatasetGenerationError) as error:
         if "corresponds to no data" in str(error):  # as datasets (5.2) has it of tables with a header alone
             return None
-        raise
+        dataset = _load_apart(kind, plain, there, options) if len(plain) > 1 else None
+        if dataset is None:
+            raise
     pa.default_memory_pool().release_unused()  # of a long text, some times what it takes
     return dataset
+
+
+def _load_apart(kind, plain, files, options):
+    """Of files whose columns differ each by itself: what one lacks is `None` in its rows. `None` if one is damaged."""
+    try:
+        parts = [load_dataset(kind, data_files=[place], split="train", **options) for place in plain]
+    except (ValueError, DatasetGenerationError):
+        return None
+    try:
+        return concatenate_datasets(parts)
+    except ValueError as error:
+        first = {}
+        for file, part in zip(files, parts, strict=True):
+            for name, feature in part.features.items():
+                before, of = first.setdefault(name, (feature, file))
+                if Value("null") not in (before, feature) and before != feature:
+                    raise UnreadableFile(
+                        f"{file} cannot be read with {of}: its column {name!r} holds {feature}, and that one's {before}. "
+                        "Make them alike, or take it out of the files."
+                    ) from error
+        return None
 
 
 def _stream_rows(files, encoding):
@@ -281,8 +307,9 @@ def _plain(file, encoding, streaming=False):
     # Of a packed one in S3 `datasets` (5.2) opens the store with settings of a web server's
     if is_url(file) and not (streaming and _PLAIN_URL.fullmatch(file) and suffixes(file)[-1] not in COMPRESSIONS):
         file = _fetched(file)
-    found = UTF_8 if kind_of(file) == "parquet" else encoding_of(file, encoding, whole, name)
-    copied = found != UTF_8 or suffixes(file)[-1] == ".zst"
+    table = kind_of(file) == "parquet"
+    found = UTF_8 if table else encoding_of(file, encoding, whole, name)
+    copied = found != UTF_8 or suffixes(file)[-1] == ".zst" or (table and suffixes(file)[-1] in COMPRESSIONS)
     if is_url(file) and not copied:
         return file
     path = _fetched(file).absolute()
@@ -293,6 +320,10 @@ def _plain(file, encoding, streaming=False):
     def make(draft):
         if not copied:
             draft.symlink_to(path)
+            return
+        if table:
+            with open(draft, "wb") as plain:
+                plain.writelines(blocks_of(path, 1 << 16))
             return
         with open(draft, "w", encoding=UTF_8, newline="") as plain:
             plain.writelines(decoded(str(name), blocks_of(path, 1 << 16), found))

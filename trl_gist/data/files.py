@@ -23,6 +23,7 @@ import io
 import itertools
 import json
 import lzma
+import os
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -102,6 +103,8 @@ def files_of(source: str) -> list[str | Path]:
 
 
 def _local_files(source):
+    if not source:
+        raise ValueError("A path of documents is empty: name a file, a folder (`.` is this one) or a URL.")
     path = Path(source)
     if not path.exists():
         path = path.expanduser()
@@ -113,10 +116,22 @@ def _local_files(source):
     found, is_there = {}, path.is_dir()
     for match in matches:
         is_there = True
-        for file in sorted(match.rglob("*")) if match.is_dir() else [match]:
+        for file in sorted(_files_in(match)) if match.is_dir() else [match]:
             if file.is_file():
                 found.setdefault(file, file.relative_to(match) if match.is_dir() else "")  # ** finds folders, too
     return _of_known_kinds(path, found.items(), is_there)
+
+
+def _files_in(folder):
+    """Also of folders that links lead to, each once."""
+    seen = set()
+    for place, folders, names in os.walk(folder, followlinks=True):
+        if (real := os.path.realpath(place)) in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        folders.sort()
+        yield from (Path(place, name) for name in names)
 
 
 def _of_known_kinds(source, found, is_there):
@@ -164,7 +179,8 @@ def is_blank(file: str | Path) -> bool:
     """Whether no row is in it: nothing but white space and a byte order mark, an empty list, or a table without rows."""
     if kind_of(file) == "parquet":
         with open_to_read(file) as stream:
-            return bool(stream.read(1)) and parquet.read_metadata(stream).num_rows == 0
+            table = _seekable(stream)
+            return bool(table.read(1)) and parquet.read_metadata(table).num_rows == 0
     with open_to_read(file) as stream:
         start = stream.read(1 << 12)
         ended = len(start) < 1 << 12 and not stream.read(1)
@@ -210,9 +226,14 @@ def _fault_in_json(file, encoding, columns):
         if is_first and line.lstrip().startswith("["):
             line += "".join(lines)  # one list, whatever lines it is on
         try:
-            found = json.loads(line)
+            found = json.loads(line, object_pairs_hook=_unique)
+            json.dumps(found, ensure_ascii=False).encode()
         except json.JSONDecodeError as error:
             return f"line {number + error.lineno - 1}: {error.msg} (column {error.colno})"
+        except UnicodeEncodeError as error:
+            return f"line {number}: {error.object[error.start]!a} is half of a surrogate pair, which is no text"
+        except ValueError as error:
+            return f"line {number}: {error}"
         for row in found if is_first and isinstance(found, list) else [found]:
             if not isinstance(row, (dict, str)):
                 return f"line {number}: {json.dumps(row)[:40]} is no row, which is an object with names"
@@ -220,6 +241,14 @@ def _fault_in_json(file, encoding, columns):
                 return f"line {number}: the first rows have no {sorted(row.keys() - columns)[0]!r}, which is in it"
         is_first = False
     return None
+
+
+def _unique(pairs):
+    """An object, of which Python reads the last where a name is there twice, and Arrow none."""
+    if len(row := dict(pairs)) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"the name {next(name for name in names if names.count(name) > 1)!r} is there twice")
+    return row
 
 
 def _lines(blocks):
@@ -231,9 +260,16 @@ def _lines(blocks):
         yield rest
 
 
+def _seekable(stream):
+    """A file that can be read from any place, as zstd's cannot."""
+    if stream.seekable():
+        return stream
+    return io.BytesIO(stream.read())
+
+
 def _fault_in_parquet(file, encoding, columns):
     with open_to_read(file) as stream:
-        table, first = parquet.ParquetFile(stream), 0
+        table, first = parquet.ParquetFile(_seekable(stream)), 0
         for group in range(table.num_row_groups):
             last = first + table.metadata.row_group(group).num_rows - 1
             try:

@@ -32,6 +32,7 @@ template wants users and assistants to alternate, it stands at the head of the n
 
 import json
 import re
+from bisect import bisect_left
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -303,14 +304,14 @@ def _first_to_stay(compactor, template, messages, max_tokens, may_stay):
     turns, steps = _cuts(messages)
     if not (turns and fits(_split(messages, turns[0]), one_gist)):
         turns = [*steps, *turns]
-    best = None
-    for split in (_split(messages, cut) for cut in turns):
-        roomy = fits(split, _gists_tokens(compactor, sum(lengths[id(message)] for message in split[1])))
-        if best is None or roomy:
-            best = split
-        if not roomy:
-            break
-    return best
+
+    def is_tight(cut):
+        split = _split(messages, cut)
+        return not fits(split, _gists_tokens(compactor, sum(lengths[id(message)] for message in split[1])))
+
+    # By halves: each of thousands of cuts would have the whole chat counted
+    roomy = bisect_left(turns, True, key=is_tight)
+    return _split(messages, turns[max(roomy - 1, 0)]) if turns else None
 
 
 def _cuts(messages):

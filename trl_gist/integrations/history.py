@@ -24,7 +24,7 @@ from dataclasses import dataclass
 
 from ..inference.chat import CompactedChat, compact_in_form
 from ..inference.compactor import GistCompactor
-from ..inference.keep import parse_keep
+from ..inference.keep import Span, parse_keep
 from .served import ServedPair
 
 
@@ -139,15 +139,17 @@ class HistoryCompactor:
         parse_keep(self.keep)
 
     def compact(
-        self, messages: list[dict], form: HistoryForm, kept: list[str]
+        self, history: list, as_messages: Callable[[list], list[dict]], form: HistoryForm, kept: list[str]
     ) -> tuple[CompactedChat, dict] | tuple[None, None]:
         """
         The chat and what it cost; `None` where nothing is due, or nothing may be compacted, or where it fails: then with
         a warning, and never with anything in the place of the history.
 
         Args:
-            messages (`list[dict]`):
-                As [`GistCompactor.compact_messages`] takes them; other keys are left as they are.
+            history (`list`):
+                What the framework has for messages.
+            as_messages (`Callable`):
+                Makes them messages as [`GistCompactor.compact_messages`] takes them; other keys are left as they are.
             form ([`HistoryForm`]):
                 How they are counted.
             kept (`list[str]`):
@@ -155,6 +157,7 @@ class HistoryCompactor:
         """
         start = time.perf_counter()
         try:
+            messages = as_messages(history)
             before = form.count(messages)
             if not self.thresholds.due(before, len(messages)):
                 return None, None
@@ -163,12 +166,12 @@ class HistoryCompactor:
                 form,
                 messages,
                 self.thresholds.limit(before),
-                list(dict.fromkeys([*kept, *self.keep])),
+                [*(Span(text, None) for text in dict.fromkeys(kept)), *self.keep],
                 may_stay=lambda newest: self.thresholds.may_stay(newest, form.count),
             )
         except Exception as error:  # whatever it is: the agent can go on with the history that it has
             warnings.warn(
-                f"The history was not compacted, and stays as it is, {len(messages)} messages: {error}",
+                f"The history was not compacted, and stays as it is, {len(history)} messages: {error}",
                 RuntimeWarning,
                 stacklevel=2,
             )
@@ -194,24 +197,25 @@ def clean(text: str) -> str:
 
 
 def call(id: str | None, name: str, arguments: dict | str) -> dict:
-    """A call of a tool, as OpenAI's API has it."""
-    arguments = arguments if isinstance(arguments, str) else json.dumps(arguments, default=str)
-    return {"id": id, "type": "function", "function": {"name": name, "arguments": arguments}}
+    """A call of a tool, as OpenAI's API has it; letters beyond ASCII as they are, for a gist and its spans."""
+    arguments = arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False, default=str)
+    return {"id": id, "type": "function", "function": {"name": name, "arguments": clean(arguments)}}
 
 
-def text_of(content: str | list | None) -> str:
+# Of a block of a content: what has its text, in the words of several APIs, and kinds that are no part of what is said
+_TEXTS = ("text", "refusal", "stdout", "stderr", "logs")
+_SILENT = ("reasoning", "thinking", "redacted_thinking", "tool_use", "tool_call", "function_call", "input_json_delta")
+
+
+def text_of(content: str | list | dict | None) -> str:
     """The text of a message's content; of images and files, that they are there; of thoughts and calls, nothing."""
-    if not isinstance(content, list):
+    if not isinstance(content, list | dict):
         return clean(content or "")
-    silent = (
-        "reasoning",
-        "thinking",
-        "redacted_thinking",
-        "tool_use",
-        "tool_call",
-        "function_call",
-        "input_json_delta",
-    )
-    blocks = [block if isinstance(block, dict) else {"text": block} for block in content]
-    shown = [block.get("text", f"[{block.get('type')}]") for block in blocks if block.get("type") not in silent]
-    return clean("\n".join(map(str, shown)))
+    shown = []
+    for block in content if isinstance(content, list) else [content]:
+        if not isinstance(block, dict):
+            shown.append(str(block))
+        elif block.get("type") not in _SILENT:
+            texts = [block[name] for name in _TEXTS if isinstance(block.get(name), str)]
+            shown += filter(None, texts) if texts else [f"[{block.get('type', 'data')}]"]
+    return clean("\n".join(shown))

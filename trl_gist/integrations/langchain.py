@@ -28,6 +28,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ..common.extras import extra
 from ..inference.chat import GIST_MESSAGE
+from ..inference.chat import ROLES as CHAT_ROLES
 from ..inference.chat_template import ChatTemplate
 from ..inference.compactor import GistCompactor
 
@@ -35,8 +36,10 @@ from ..inference.compactor import GistCompactor
 with extra("langchain"):
     from langchain.agents.middleware import AgentMiddleware, AgentState
     from langchain.chat_models import BaseChatModel, init_chat_model
-    from langchain_core.messages import AnyMessage, HumanMessage, RemoveMessage
+    from langchain_core.messages import AIMessage, AnyMessage, HumanMessage, RemoveMessage, ToolMessage
     from langchain_core.messages.utils import count_tokens_approximately
+    from langchain_core.tools import BaseTool, tool
+    from langchain_core.utils.function_calling import convert_to_openai_tool
     from langgraph.graph.message import REMOVE_ALL_MESSAGES
 
     from .history import ORIGIN, ContextSize, HistoryCompactor, HistoryForm, Thresholds, Trigger, call, text_of
@@ -45,7 +48,8 @@ with extra("langchain"):
 
 __all__ = ["ChatTemplateCounter", "GistMiddleware", "ServedPair"]
 
-ROLES = {"human": "user", "ai": "assistant"}
+# Of kinds of messages, and of roles that a `ChatMessage` names; whoever else speaks is a user
+ROLES = {"human": "user", "ai": "assistant", "function": "tool", **dict(zip(CHAT_ROLES, CHAT_ROLES, strict=True))}
 _HEAD = GIST_MESSAGE.format(gist="")
 KEPT = "trl_gist_kept"  # of a message with a gist, the key of what the gist was to have and has
 
@@ -59,14 +63,17 @@ class ChatTemplateCounter:
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
             The model's.
         tools (`list`, *optional*):
-            Functions or JSON schemas that the template shows, and that are counted too.
+            The agent's: functions, tools of LangChain or JSON schemas that the template shows, and that are counted too.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, tools: list | None = None):
-        self.template = ChatTemplate(tokenizer, tools)
+        tools = [
+            each if isinstance(each, dict | BaseTool) else tool(each) for each in tools or []
+        ]  # as of `create_agent`
+        self.template = ChatTemplate(tokenizer, [convert_to_openai_tool(each) for each in tools] or None)
 
     def __call__(self, messages: Iterable[AnyMessage]) -> int:
-        return self.template.count([_as_dict(message) for message in messages])
+        return self.template.count(_as_dicts(messages))
 
 
 class GistState(AgentState):
@@ -144,7 +151,7 @@ class GistMiddleware(AgentMiddleware):
         """The update of a state whose messages are compacted, if they are."""
         messages = state["messages"]
         carried = [message.additional_kwargs[KEPT] for message in messages if KEPT in message.additional_kwargs]
-        chat, cost = self.compactor.compact([_as_dict(each) for each in messages], self.form, sum(carried, []))
+        chat, cost = self.compactor.compact(messages, _as_dicts, self.form, sum(carried, []))
         if chat is None:
             return None
         compacted = [_as_message(each, chat.kept) for each in chat.messages]
@@ -155,14 +162,19 @@ class GistMiddleware(AgentMiddleware):
         return await asyncio.to_thread(self.before_model, state, runtime)
 
 
+def _as_dicts(messages):
+    return [_as_dict(message) for message in messages]
+
+
 def _as_dict(message):
     """A message as a chat template takes it, and, beside that, itself."""
-    row = {"role": ROLES.get(message.type, message.type), "content": text_of(message.content), ORIGIN: message}
-    if message.type == "ai":
+    kind = getattr(message, "role", message.type).removesuffix("MessageChunk").lower()
+    row = {"role": ROLES.get(kind, "user"), "content": text_of(message.content), ORIGIN: message}
+    if isinstance(message, AIMessage):
         calls = [*message.tool_calls, *message.invalid_tool_calls]
         if calls:  # some templates take an empty list for a call
             row["tool_calls"] = [call(each["id"], each["name"] or "", each["args"] or {}) for each in calls]
-    elif message.type == "tool":
+    elif isinstance(message, ToolMessage):
         row["tool_call_id"] = message.tool_call_id
     return row
 

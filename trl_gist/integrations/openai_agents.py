@@ -88,7 +88,7 @@ class GistSession(SessionABC):
         keep_spans=None,
     ):
         self.session, self.session_id = session, session.session_id
-        self.session_settings = session.session_settings
+        self.session_settings = getattr(session, "session_settings", None)  # which some stores lack
         self.compactor = HistoryCompactor(pair, Thresholds(trigger, keep), keep_spans)
         self.form = HistoryForm(lambda messages: token_counter(_as_items(messages)))
         self.compactions: list[dict] = []
@@ -110,7 +110,7 @@ class GistSession(SessionABC):
         async with self._lock:
             await self.session.add_items(items)
             stored = await self.session.get_items(2**31 - 1)  # all, whatever limit the settings have
-            chat, cost = await asyncio.to_thread(self.compactor.compact, _as_messages(stored), self.form, self._kept)
+            chat, cost = await asyncio.to_thread(self.compactor.compact, stored, _as_messages, self.form, self._kept)
             if chat is None:
                 return
             try:
@@ -124,15 +124,20 @@ class GistSession(SessionABC):
             self.compactions.append(cost)
 
 
+# What calls and results of the many kinds are made of; of an image that was made, nothing
+_ARGUMENTS = ("arguments", "input", "action", "operation", "code", "queries")
+_RESULTS = ("output", "result", "outputs", "results", "error")
+
+
 def _as_messages(items):
     """Items as a chat; what an agent thinks, says and calls in a row is one message."""
     messages = []
     for item in items:
-        role, kind = item.get("role"), item.get("type", "message")
+        role, kind = item.get("role"), item.get("type") or "message"
         if role in ("user", "system", "developer"):
             messages.append({"role": role, "content": text_of(item.get("content")), ORIGIN: [item]})
         elif kind.endswith("_output"):
-            said = {"content": text_of(item.get("output")), "tool_call_id": item.get("call_id")}
+            said = {"content": text_of(_first(item, _RESULTS)), "tool_call_id": item.get("call_id")}
             messages.append({"role": "tool", **said, ORIGIN: [item]})
         else:
             if not messages or messages[-1]["role"] != "assistant":
@@ -140,11 +145,19 @@ def _as_messages(items):
             last = messages[-1]
             last[ORIGIN].append(item)
             if role == "assistant":
-                last["content"] += text_of(item.get("content"))
-            elif "call_id" in item:
-                arguments = item.get("arguments", item.get("input", item.get("action", "")))
-                last["tool_calls"].append(call(item["call_id"], item.get("name", kind), arguments))
+                last["content"] = "\n".join(filter(None, [last["content"], text_of(item.get("content"))]))
+            elif "call_id" in item or kind.endswith("_call"):
+                called = call(item.get("call_id", item.get("id")), item.get("name", kind), _first(item, _ARGUMENTS))
+                if (
+                    "call_id" not in item and kind != "image_generation_call"
+                ):  # a tool of the API, whose results are here
+                    called["output"] = text_of(_first(item, _RESULTS))
+                last["tool_calls"].append(called)
     return messages
+
+
+def _first(item, names):
+    return next((item[name] for name in names if item.get(name) is not None), "")
 
 
 def _as_items(messages):

@@ -16,6 +16,7 @@
 
 import dataclasses
 import os
+import re
 from dataclasses import dataclass
 
 from ..common.extras import extra
@@ -29,6 +30,11 @@ with extra("langchain"):  # or "agents"
 
 # Of UTF-8 for a token, where there is no tokenizer: fewer than most texts have
 _BYTES = 3
+
+
+def _asks(text):
+    """Whether a server would take words for a request."""
+    return text in ("numbers", "names", "dates") or text.startswith("regex:")
 
 
 @dataclass(frozen=True)
@@ -61,13 +67,17 @@ class ServedPair:
     def __init__(self, url: str, api_key: str | None = None, timeout: float = 600.0):
         self.url = url.rstrip("/").removesuffix("/v1")
         key = api_key or os.environ.get("TRL_GIST_API_KEY")
+        if key and not re.fullmatch("[!-~]+", key):
+            raise ValueError("The API key is to be one word of ASCII: see `api_key`, or TRL_GIST_API_KEY.")
         self.headers, self.timeout = {"Authorization": f"Bearer {key}"} if key else {}, timeout
-        (described,) = self._ask("GET", "/v1/models")["data"]
-        if "pair" not in described:
+        answered = self._ask("GET", "/v1/models")
+        try:
+            (described,) = answered["data"]
+            self.pair = PairLengths(*(described["pair"][field.name] for field in dataclasses.fields(PairLengths)))
+        except (KeyError, TypeError, ValueError) as error:  # another server's answer
             raise ValueError(
                 f"{self.url} says nothing of a pair: start it with `trl-gist serve PAIR`, of this version."
-            )
-        self.pair = PairLengths(*(described["pair"][field.name] for field in dataclasses.fields(PairLengths)))
+            ) from error
 
     def count_tokens(self, text: str) -> int:
         """About how many tokens a text has: rather more, as the tokenizer is elsewhere."""
@@ -75,7 +85,7 @@ class ServedPair:
 
     def compress_windows(self, text: str, budget: int | None = None, keep=None) -> list[Gist]:
         """As [`GistCompactor.compress_windows`]. Patterns are matched here, as the server takes none."""
-        spans = [span.text for span in find_spans(text, keep or []) if span.start is not None]
+        spans = [span.text for span in find_spans(text, keep or []) if span.start is not None and not _asks(span.text)]
         body = {"input": text, **({"keep": spans} if spans else {}), **({} if budget is None else {"budget": budget})}
         names = [field.name for field in dataclasses.fields(Gist)]
         rows = self._ask("POST", "/v1/compress", json=body)["data"]
@@ -84,7 +94,7 @@ class ServedPair:
     def _ask(self, method, path, **body):
         try:
             answer = httpx.request(method, f"{self.url}{path}", headers=self.headers, timeout=self.timeout, **body)
-            answered = answer.json()
+            answered = None if answer.is_error else answer.json()
         except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
             raise ValueError(
                 f"{self.url} gave no answer ({type(error).__name__}: {error}): is `trl-gist serve` running there?"

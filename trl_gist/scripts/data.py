@@ -55,6 +55,8 @@ def show_data(args: DataArguments):
     """Prints windows, what is skipped and what contexts are worth, and writes them to `args.json` if that is given."""
     logging.basicConfig(format="%(message)s")
     hub_logging.disable_propagation()  # it has a handler of its own, and would say all twice
+    if args.json is not None and not Path(args.json).parent.is_dir():
+        raise ValueError(f"`--json` ({args.json}) names a file in a folder that is not there: make it first.")
     console = Console()
     targets = target_spec(args)
     documents = held_out_documents(args)
