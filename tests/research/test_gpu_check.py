@@ -390,7 +390,7 @@ def test_a_report_can_be_made_again_without_running(plan, monkeypatch, capsys):
         (["--part", "2", "--only", "attention", "flagship"], {"prepare", "flagship"}, 7.5),
         (["--cpu"], {each.name for each in check.CHECKS}, None),
     ],
-    ids=" ".join,
+    ids=["both", "a part", "one", "some of a part", "cpu"],
 )
 def test_a_part_of_the_checks_can_be_asked_for(tmp_path, monkeypatch, argv, names, minutes):
     called = []
