@@ -58,7 +58,7 @@ TINY_RECIPE = {
     **{"context_length": 24, "target_length": 8, "last_k": 4, "max_completion_length": 6, "eval_documents": 2},
     **{"num_generations": 4, "per_device_train_batch_size": 8, "per_device_eval_batch_size": 4, "lora_r": 4},
     **{"max_steps": 2, "eval_steps": 2, "save_steps": 1, "cold_start_steps": 1, "warmup_steps": 0},
-    **{"use_cpu": True, "bf16": False, "gist_samples": 0},
+    **{"use_cpu": True, "bf16": False, "gist_samples": 1},
 }
 
 
@@ -310,9 +310,13 @@ def run(check: Check, plan: Plan, limit: float) -> dict:
     if code is None and check.found is not None and found is not None:
         return {"status": "stopped", "reason": "its minutes were over; it goes on when run again", **outcome}
     if code is None:
-        return {"status": "out of time", "reason": f"no end after {limit:.0f} s; {log} ends: {tail(log)}", **outcome}
+        return {
+            "status": "out of time",
+            "reason": f"no end after {limit:.0f} s; {log.name} ends: {tail(log)}",
+            **outcome,
+        }
     ended = f"ended by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
-    return {"status": "failed", "reason": f"{ended}; {log} ends: {tail(log)}", **outcome}
+    return {"status": "failed", "reason": f"{ended}; {log.name} ends: {tail(log)}", **outcome}
 
 
 def environment(plan):

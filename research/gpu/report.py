@@ -20,7 +20,7 @@ from research.common.tables import markdown_table
 
 
 KINDS = {"naive": "TRL + reward function", "gist": "GistTrainer"}
-MODELS = {"smollm2": "SmolLM2-135M", "qwen3_4b": "Qwen3-4B's shape, random weights"}
+MODELS = ("smollm2", "qwen3_4b")
 
 
 def report(checks: dict[str, dict]) -> str:
@@ -34,11 +34,19 @@ def report(checks: dict[str, dict]) -> str:
         agreement(results),
         attention(results),
         *(steps(results, model, machine) for model in MODELS),
-        memory(results),
+        memory(results, machine),
         flagship(results),
         outcomes(checks),
     ]
     return "\n\n".join("\n".join(part) for part in parts if part) + "\n"
+
+
+def name_of(model, machine):
+    if machine["weights"] == "tiny":
+        return "a tiny model"
+    if model == "qwen3_4b":
+        return "Qwen3-4B's shape, random weights"
+    return "SmolLM2-135M's shape, random weights" if machine["weights"] == "random" else machine["weights"]
 
 
 def facts(machine, results):
@@ -49,10 +57,7 @@ def facts(machine, results):
         ["versions", ", ".join(f"{name} {version}" for name, version in versions.items() if version)],
         ["matrix product, bfloat16", f"{machine['matmul_flops'] / 1e12:,.3g} TFLOP/s"],
         ["copy, read and written", f"{machine['copied_bytes_per_second'] / 1e9:,.0f} GB/s"],
-        [
-            "small model",
-            {"random": "SmolLM2-135M's shape, random weights"}.get(machine["weights"], machine["weights"]),
-        ],
+        ["small model", name_of("smollm2", machine)],
         ["text", machine["text_is"]],
     ]
     if "tests" in results:
@@ -121,7 +126,7 @@ def steps(results, model, machine):
         ratio = f"{naive / ours:.1f}"
         rows.append(["peak memory, GiB", f"{naive / 2**30:.2f}", f"{ours / 2**30:.2f}", ratio, ""])
     title = (
-        f"A step, {MODELS[model] if machine['weights'] != 'tiny' else 'a tiny model'}: X = {arguments['context']}, "
+        f"A step, {name_of(model, machine)}: X = {arguments['context']}, "
         f"Y = {arguments['target']}, |Z| = {arguments['gist']}, {arguments['documents']} documents × "
         f"{arguments['gists']} gists, {arguments['dtype']}:"
     )
@@ -129,13 +134,15 @@ def steps(results, model, machine):
     return [title, "", *markdown_table(head, rows)]
 
 
-def memory(results):
+def memory(results, machine):
     rows = []
-    for model, name in MODELS.items():
+    for model in MODELS:
         if f"memory_{model}" in results:
             for phase, (estimate, measured) in results[f"memory_{model}"]["results"]["lora"].items():
                 numbers = [f"{estimate / 2**30:.2f}", f"{measured / 2**30:.2f}"]
-                rows.append([name, phase, *numbers, f"{estimate / measured:.2f}" if measured > 0 else ""])
+                rows.append(
+                    [name_of(model, machine), phase, *numbers, f"{estimate / measured:.2f}" if measured > 0 else ""]
+                )
     head = ["a step's peak by phase, GiB", "", "estimate of `--dry_run`", "measured", "ratio"]
     return markdown_table(head, rows) if rows else []
 

@@ -141,15 +141,23 @@ def load_libraries(model_config, tokenizer, config, rows, lora):
 
     from transformers import AutoModelForCausalLM
 
-    heads = {"num_attention_heads": 1, "num_key_value_heads": 1, "head_dim": 16}
-    tiny = {**model_config.to_dict(), "num_hidden_layers": 1, "hidden_size": 16, "intermediate_size": 16, **heads}
-    model = AutoModelForCausalLM.from_config(type(model_config).from_dict(tiny))
+    model = AutoModelForCausalLM.from_config(smallest(model_config))
     trainer = GistTrainer(model, config, train_dataset=rows, processing_class=tokenizer, peft_config=lora)
     trainer.train()
     shutil.rmtree(config.output_dir)
     del trainer, model
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)
+
+
+def smallest(model_config):
+    """A configuration of the same family, with one narrow layer."""
+    sizes = {"num_hidden_layers": 1, "hidden_size": 16, "intermediate_size": 16}
+    heads = {"num_attention_heads": 1, "num_key_value_heads": 1, "head_dim": 16}
+    config = {**model_config.to_dict(), **sizes, **heads}
+    if config.get("layer_types"):  # in some families each layer has its own
+        config["layer_types"] = config["layer_types"][:1]
+    return type(model_config).from_dict(config)
 
 
 class PhasePeaks:

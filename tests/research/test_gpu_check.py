@@ -30,6 +30,7 @@ import yaml
 from research.gpu import check, measures
 from research.gpu.check import Check, Plan, Results, run_all
 from research.gpu.report import report
+from trl_gist.scripts.train import make_parser
 
 
 MACHINE = {
@@ -242,6 +243,14 @@ def test_the_flagships_recipe_takes_the_articles_or_a_corpus_and_goes_on(tmp_pat
     assert "dataset_path" not in recipe
 
 
+def test_the_flagships_recipe_at_tiny_size_is_one(tmp_path):
+    plan = Plan(tmp_path, cpu=True)
+    plan.machine = MACHINE
+    check.flagship(plan)
+    _, args, _ = make_parser().parse_args_and_config(["--config", str(tmp_path / "flagship.yaml")])
+    assert (args.max_steps, args.output_dir, args.use_cpu) == (2, str(tmp_path / "flagship"), True)
+
+
 def test_each_module_that_a_check_starts_is_there(tmp_path):
     plan = Plan(tmp_path, cpu=True)
     plan.machine = MACHINE
@@ -359,7 +368,7 @@ def test_the_report_has_what_ran_and_why_the_rest_did_not():
         "| token-passes a second | 600 | 600 |  |  |",
         "| MFU, of the matrix product's rate | 10.0% | 30.0% |  |  |",
         "| peak memory, GiB | 8.00 | 2.00 | 4.0 |  |",
-        "| SmolLM2-135M | policy | 3.00 | 4.00 | 0.75 |",
+        "| SmolLM2-135M-Instruct | policy | 3.00 | 4.00 | 0.75 |",
         "| tests | failed | 50 | exit code 1; a \\| b |",
         "| flagship | skipped |  | there is no checkpoint |",
     ):

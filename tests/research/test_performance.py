@@ -22,8 +22,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from tiny import FAMILIES, make_model
 
 from research.performance import compress, growth, inference, step_vs_trl, workload
+from research.scaling import memory
 
 
 @pytest.fixture
@@ -130,6 +132,14 @@ def test_growth_measures_the_crossing_of_its_axes_once(arguments, tmp_path, monk
     assert found["gists"]["gist"]["4"] == found["context"]["gist"]["24"]
     assert len(measured) == 5
     assert "tokens of a context" in Path(arguments.plot).read_text()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_of_each_family_there_is_next_to_no_model(tokenizer, family):
+    config = memory.smallest(make_model(tokenizer, family=family).config)
+    model = FAMILIES[family][1](config)
+    assert len(model.model.layers) == 1
+    model(torch.tensor([[7, 8, 9]]))
 
 
 def test_on_a_gpu_a_step_is_timed_by_events_that_nobody_waits_for(monkeypatch):
