@@ -8,7 +8,7 @@ READY := $(VENV)/.installed
 TRAINS := tests/scoring/test_reference.py tests/trainer/test_rate_control.py tests/trainer/test_training.py tests/scoring/test_extractive.py \
 	tests/trainer/test_alarms.py tests/research/test_gist_tokens.py tests/examples/test_minimal_loop.py tests/trainer/test_resume.py
 
-.PHONY: demo test test-isa chaos bench lint docs package clean
+.PHONY: demo test test-isa chaos bench gpu-check lint docs package clean
 
 demo: $(READY)
 	$(BIN)/python -m examples.demo $(ARGS)
@@ -38,6 +38,11 @@ bench: $(READY)
 	$(BIN)/python -m research.performance.step_vs_trl --full --repeats 1 --output bench/step_full.json
 	$(BIN)/python -m research.performance.growth --output bench/growth.json --plot bench/growth.png
 	$(BIN)/python -m research.performance.inference --output bench/inference.json --plot bench/inference.png
+
+# What a GPU has to show, in 15 minutes of one card and two parts (ARGS="--part 1"); ARGS=--cpu runs all of it at tiny
+# size. Tables on the terminal, JSON and logs in gpu-check/; run again, it goes on: research/gpu/README.md
+gpu-check: $(READY)
+	$(BIN)/python -m research.gpu.check $(ARGS)
 
 lint: $(READY)
 	$(BIN)/ruff check .

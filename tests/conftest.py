@@ -28,7 +28,7 @@ import pytest
 from datasets import Dataset
 from launching import ROOT, finished
 from peft import LoraConfig
-from tiny import FAMILIES, make_documents, make_model, make_tokenizer
+from tiny import DEVICE, FAMILIES, make_documents, make_model, make_tokenizer
 
 from trl_gist import GistConfig, GistTrainer
 from trl_gist.prompts import SUMMARIZER_PROMPT
@@ -106,7 +106,7 @@ def make_args(tmp_path):
             "save_strategy": "no",
             "report_to": "none",
             "bf16": False,
-            "use_cpu": True,
+            "use_cpu": DEVICE == "cpu",
             "gradient_checkpointing": False,
             "disable_tqdm": True,
             "seed": 7,

@@ -17,8 +17,6 @@
 import json
 from pathlib import Path
 
-from trl_gist.evaluation.folder import MEASURES_FILE, ROWS_FILE
-
 
 def markdown_table(head: list[str], rows: list[list[str]]) -> list[str]:
     """A Markdown table's lines."""
@@ -27,11 +25,15 @@ def markdown_table(head: list[str], rows: list[list[str]]) -> list[str]:
 
 def read_measures(folder: Path) -> dict:
     """What `trl-gist evaluate` measured."""
+    from trl_gist.evaluation.folder import MEASURES_FILE  # which loads torch: not for who only writes tables
+
     return json.loads((folder / MEASURES_FILE).read_text("utf-8"))
 
 
 def read_rows(folder: Path) -> list[dict]:
     """Its windows, one for each setting."""
+    from trl_gist.evaluation.folder import ROWS_FILE
+
     return [json.loads(line) for line in (folder / ROWS_FILE).read_text("utf-8").splitlines()]
 
 

@@ -18,7 +18,7 @@ two more models, scores every gist row against both, and trains the generator on
 
 Same checkpoint, same windows, same number of gists, all gists of full length, one process, run in turn. Prints seconds
 by phase, token-passes, the ratios with their spread, and the machine's matmul rate beside the rate each reached; then
-the peak memory of each in a process of its own. On a GPU the phases are timed between synchronisations.
+the peak memory of each in a process of its own. On a GPU the phases are timed by CUDA events.
 
 python -m research.performance.step_vs_trl                       # SmolLM2-135M, X=512, 4 documents × 8 gists, LoRA
 python -m research.performance.step_vs_trl --full --repeats 1    # full fine-tuning
@@ -109,6 +109,7 @@ def peak_memory(kind, args):
         command += [f"--{name}", str(getattr(args, name))]
     command += ["--full"] if args.full else []
     command += ["--model", args.model] if args.model else []
+    command += ["--text", args.text] if args.text else []
     return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip().splitlines()[-1])
 
 

@@ -84,6 +84,7 @@ def _backward(loss_NT, rows):
 def whole_steps(repeats):
     sizes = {name: default for name, (default, _) in SIZES.items()} | {
         "model": None,
+        "text": None,
         "full": False,
         "dtype": "bfloat16",
     }

@@ -19,6 +19,7 @@ windows and number of gists, each of full length.
 
 import copy
 import functools
+import json
 import time
 from pathlib import Path
 
@@ -53,6 +54,7 @@ def add_arguments(parser, **defaults):
         parser.add_argument(f"--{name}", type=int, default=defaults.get(name, default), help=text)
     parser.add_argument("--repeats", type=int, default=defaults.get("repeats", 2), help="counted steps of each")
     parser.add_argument("--model", help="checkpoint (default: the demo's SmolLM2-135M)")
+    parser.add_argument("--text", help="JSON lines with a column `text` (default: the demo's articles)")
     parser.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float32"])
     parser.add_argument("--full", action="store_true", help="full fine-tuning instead of LoRA")
     parser.add_argument("--output", help="JSON file for every number")
@@ -110,7 +112,7 @@ class Timed:
     """Seconds of one step of a trainer, by phase."""
 
     def __init__(self, trainer, tokens):
-        self.trainer, self.tokens, self.seconds = trainer, tokens, {}
+        self.trainer, self.tokens, self.marks = trainer, tokens, []
         self._time("_generate", "sample")
         self._time("_calculate_rewards", "score + distil")
         self._time("training_step", "step")
@@ -119,25 +121,38 @@ class Timed:
         method = getattr(self.trainer, name)
 
         def timed(*args, **kwargs):
-            synchronize()
-            start = time.perf_counter()
+            start = mark()
             result = method(*args, **kwargs)
-            synchronize()
-            self.seconds[phase] = self.seconds.get(phase, 0.0) + time.perf_counter() - start
+            self.marks.append((phase, start, mark()))
             return result
 
         setattr(self.trainer, name, timed)
 
     def step(self):
-        self.seconds = {}
+        self.marks = []
         self.trainer.train()
-        phases = {phase: self.seconds[phase] for phase in ("sample", "score + distil")}
-        return phases | {"policy": self.seconds["step"] - sum(phases.values()), "whole step": self.seconds["step"]}
+        seconds = dict.fromkeys(("sample", "score + distil", "step"), 0.0)
+        for phase, start, stop in self.marks:
+            seconds[phase] += seconds_between(start, stop)
+        step = seconds.pop("step")
+        return seconds | {"policy": step - sum(seconds.values()), "whole step": step}
 
 
-def synchronize():
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
+def mark():
+    """This moment. On a GPU an event in its stream, so that timing makes nobody wait."""
+    if not torch.cuda.is_available():
+        return time.perf_counter()
+    event = torch.cuda.Event(enable_timing=True)
+    event.record()
+    return event
+
+
+def seconds_between(start, stop):
+    """Between two of [`mark`]."""
+    if not torch.cuda.is_available():
+        return stop - start
+    stop.synchronize()
+    return start.elapsed_time(stop) / 1000
 
 
 def token_passes(args, prompts):
@@ -211,7 +226,7 @@ def gist_trainer(checkpoint, tokenizer, prompts, lora, common, args, target_kind
             for context, target in windows(tokenizer, args)
         ]
     else:  # far targets ask for more text than a window has
-        rows = [{"text": text} for text in wikipedia_articles()["text"] if len(text) > 8_000]
+        rows = [{"text": text} for text in texts(args) if len(text) > 8_000]
     return GistTrainer(
         checkpoint,
         config,
@@ -242,10 +257,16 @@ def naive_trainer(checkpoint, tokenizer, prompts, lora, common, args):
     return GRPOTrainer(checkpoint, reward, config, train_dataset=Dataset.from_list(rows), peft_config=lora)
 
 
+def texts(args):
+    if args.text is None:
+        return wikipedia_articles()["text"]
+    return [json.loads(line)["text"] for line in Path(args.text).read_text("utf-8").splitlines()]
+
+
 def windows(tokenizer, args):
-    """The context and the target that each long enough article of the demo begins with, as token ids."""
+    """The context and the target that each long enough text begins with, as token ids."""
     length = args.context + args.target
-    for text in wikipedia_articles()["text"]:
+    for text in texts(args):
         ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
         if len(ids) >= length:
             yield ids[: args.context], ids[args.context : length]
@@ -255,14 +276,15 @@ def matmul_rate(dtype, seconds=2.0):
     """Floating-point operations a second of a large matrix product: the machine's limit for this work."""
     device, size = ("cuda", 8192) if torch.cuda.is_available() else ("cpu", 2048)
     a, b = (torch.randn(size, size, device=device, dtype=getattr(torch, dtype)) for _ in range(2))
-    a @ b
-    synchronize()
-    start, count = time.perf_counter(), 0
-    while time.perf_counter() - start < seconds:
-        a @ b
-        synchronize()
-        count += 1
-    return 2 * size**3 * count / (time.perf_counter() - start)
+    a @ b  # the first may load libraries
+    spent, count = 0.0, 1
+    while spent < seconds / 2:
+        count *= 2
+        start = mark()
+        for _ in range(count):
+            a @ b
+        spent = seconds_between(start, mark())
+    return 2 * size**3 * count / spent
 
 
 def machine():

@@ -14,14 +14,15 @@
 
 """
 What `trl_gist.trainer.memory.estimate` says a step takes, against what one took: the same recipe, in a process of its
-own, trained for two steps on CPU, whose resident memory the kernel reports.
+own, trained for two steps, on a GPU where there is one.
 
 python -m research.scaling.memory                             # LoRA and full, with and without checkpointing, X = 512
 python -m research.scaling.memory --context 256 --cases lora full
 
 Measured is the most that was resident in each phase of the second step, when optimizer states are there (VmHWM, reset
 where a phase begins), less what a run with next to no model leaves resident: libraries and the interpreter. So it
-holds what the estimate leaves out of a model's own, as the scratch space of kernels.
+holds what the estimate leaves out of a model's own, as the scratch space of kernels. On a GPU it is the most that torch
+had allocated there.
 """
 
 import argparse
@@ -66,7 +67,7 @@ def main(args):
 def run(args, case):
     """Estimate and measurement of one case, in bytes, from a process of its own."""
     command = [sys.executable, "-m", "research.scaling.memory", "--measure", case]
-    for name in ("context", "gists", "documents", "score_batch_size", "model"):
+    for name in ("context", "gists", "documents", "score_batch_size", "dtype", "model", "text"):
         if getattr(args, name) is not None:
             command += [f"--{name}", str(getattr(args, name))]
     # Every large block is its own mapping, given back when it is freed: resident is what is in use
@@ -80,6 +81,7 @@ def measure(args, full, gradient_checkpointing):
     from trl_gist.trainer.memory.estimate import memory_per_rank
     from trl_gist.trainer.memory.trace import prompt_lengths
 
+    import torch
     from datasets import Dataset
     from peft import LoraConfig
     from transformers import AutoConfig, AutoTokenizer
@@ -93,6 +95,7 @@ def measure(args, full, gradient_checkpointing):
         checkpoint = str(smollm2_checkpoint())
     tokenizer = AutoTokenizer.from_pretrained(checkpoint)
     lora = None if full else LoraConfig(r=32, lora_alpha=64, target_modules="all-linear")
+    dtype, on_gpu = getattr(torch, args.dtype), torch.cuda.is_available()
     with tempfile.TemporaryDirectory() as directory:
         config = GistConfig(
             directory,
@@ -105,13 +108,13 @@ def measure(args, full, gradient_checkpointing):
             max_steps=2,
             save_strategy="no",
             report_to="none",
-            bf16=False,
+            bf16=dtype == torch.bfloat16,
             gradient_checkpointing=gradient_checkpointing,
             disable_tqdm=True,
-            use_cpu=True,
+            use_cpu=not on_gpu,
         )
         model_config = AutoConfig.from_pretrained(checkpoint)
-        estimate = memory_per_rank(config, model_config, lora, lengths=prompt_lengths(config, tokenizer))
+        estimate = memory_per_rank(config, model_config, lora, dtype=dtype, lengths=prompt_lengths(config, tokenizer))
 
         args.target = config.target_length
         rows = [
@@ -119,11 +122,14 @@ def measure(args, full, gradient_checkpointing):
             for context, target in windows(tokenizer, args)
         ]
         rows = Dataset.from_list(rows)
-        load_libraries(model_config, tokenizer, copy.deepcopy(config), rows, copy.deepcopy(lora))
-        before = status("VmRSS")
+        before = 0
+        if not on_gpu:
+            load_libraries(model_config, tokenizer, copy.deepcopy(config), rows, copy.deepcopy(lora))
+            before = status("VmRSS")
+        config.model_init_kwargs = {"dtype": args.dtype}
         trainer = GistTrainer(checkpoint, config, train_dataset=rows, peft_config=lora)
         trainer.generation_config.min_new_tokens = 48  # the longest gists
-        phases = PhasePeaks(trainer)
+        phases = PhasePeaks(trainer, on_gpu)
         trainer.train()
     measured = {name: peak - before for name, peak in phases.peaks.items() if name in estimate.phases}
     return {name: [estimate.resident + estimate.phases[name].total, measured[name]] for name in measured}
@@ -135,9 +141,7 @@ def load_libraries(model_config, tokenizer, config, rows, lora):
 
     from transformers import AutoModelForCausalLM
 
-    heads = {"num_attention_heads": 1, "num_key_value_heads": 1, "head_dim": 16}
-    tiny = {**model_config.to_dict(), "num_hidden_layers": 1, "hidden_size": 16, "intermediate_size": 16, **heads}
-    model = AutoModelForCausalLM.from_config(type(model_config).from_dict(tiny))
+    model = AutoModelForCausalLM.from_config(smallest(model_config))
     trainer = GistTrainer(model, config, train_dataset=rows, processing_class=tokenizer, peft_config=lora)
     trainer.train()
     shutil.rmtree(config.output_dir)
@@ -146,13 +150,23 @@ def load_libraries(model_config, tokenizer, config, rows, lora):
     ctypes.CDLL(None).malloc_trim(0)
 
 
-class PhasePeaks:
-    """The most resident memory in each phase of a trainer's last step, in bytes."""
+def smallest(model_config):
+    """A configuration of the same family, with one narrow layer."""
+    sizes = {"num_hidden_layers": 1, "hidden_size": 16, "intermediate_size": 16}
+    heads = {"num_attention_heads": 1, "num_key_value_heads": 1, "head_dim": 16}
+    config = {**model_config.to_dict(), **sizes, **heads}
+    if config.get("layer_types"):  # in some families each layer has its own
+        config["layer_types"] = config["layer_types"][:1]
+    return type(model_config).from_dict(config)
 
-    def __init__(self, trainer):
+
+class PhasePeaks:
+    """The most memory in each phase of a trainer's last step, in bytes: of the GPU, or resident."""
+
+    def __init__(self, trainer, on_gpu):
         from transformers import TrainerCallback
 
-        self.phase, self.peaks = None, {}
+        self.phase, self.peaks, self.on_gpu = None, {}, on_gpu
         scorer = trainer.generator_trainer.scorer
         self._around(trainer, "_generate", "sampling", None)
         self._around(scorer, "read_targets", "teacher", "distillation")
@@ -173,10 +187,16 @@ class PhasePeaks:
         trainer.add_callback(Step())
 
     def enter(self, phase):
-        """Keeps the peak of the phase that ends here, and has the kernel start a new one."""
+        """Keeps the peak of the phase that ends here, and starts a new one."""
+        from torch import cuda
+
         if self.phase is not None:
-            self.peaks[self.phase] = max(self.peaks.get(self.phase, 0), status("VmHWM"))
-        Path("/proc/self/clear_refs").write_text("5")
+            peak = cuda.max_memory_allocated() if self.on_gpu else status("VmHWM")
+            self.peaks[self.phase] = max(self.peaks.get(self.phase, 0), peak)
+        if self.on_gpu:
+            cuda.reset_peak_memory_stats()
+        else:
+            Path("/proc/self/clear_refs").write_text("5")  # the kernel's
         self.phase = phase
 
     def _around(self, owner, name, phase, then):
@@ -221,7 +241,9 @@ def make_parser():
     parser.add_argument("--gists", type=int, default=8, help="gists of a context, one context a micro-batch")
     parser.add_argument("--documents", type=int, default=2, help="contexts in a step")
     parser.add_argument("--score_batch_size", type=int, default=8, help="rows in a forward of the generator")
+    parser.add_argument("--dtype", default="float32", choices=["bfloat16", "float32"], help="of the weights")
     parser.add_argument("--model", help="checkpoint (default: the demo's SmolLM2-135M)")
+    parser.add_argument("--text", help="JSON lines with a column `text` (default: the demo's articles)")
     parser.add_argument("--output", help="JSON file for every number")
     parser.add_argument("--measure", choices=CASES, help=argparse.SUPPRESS)
     return parser

@@ -14,6 +14,7 @@
 
 """Tiny models, tokenizers and documents, built here: nothing needs the Hub."""
 
+import os
 import random
 
 import torch
@@ -32,6 +33,9 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
+
+# Where tiny models live; `make gpu-check` sets it for the files that can be run on a GPU too
+DEVICE = os.environ.get("TRL_GIST_TEST_DEVICE", "cpu")
 
 PARAGRAPH = (
     "In 1854 the physician John Snow marked on a map of Soho the houses where people had died of cholera. Most of them "
@@ -112,7 +116,7 @@ def make_model(
             **overrides,
         }
     )
-    model = model_class(config).to(dtype)
+    model = model_class(config).to(DEVICE, dtype)
     model.set_attn_implementation(attention)
     return model
 

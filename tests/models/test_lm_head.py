@@ -18,7 +18,7 @@ from functools import partial
 
 import pytest
 import torch
-from tiny import make_model
+from tiny import DEVICE, make_model
 
 from trl_gist.models import lm_head
 from trl_gist.models.lm_head import output_logits, target_scores, token_log_probs
@@ -33,7 +33,11 @@ def base(request, tokenizer):
 
 
 def draw(*shape, seed=0):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(DEVICE)
+
+
+def tokens_from(first, count):
+    return torch.arange(first, first + count, device=DEVICE)
 
 
 def gradients(base, hidden, loss):
@@ -60,13 +64,19 @@ def test_target_scores(monkeypatch, base, rows_per_chunk, loss, teacher_vocabula
     monkeypatch.setattr(lm_head, "_ROWS_PER_CHUNK", rows_per_chunk)
     positions, gists, vocabulary = 5, 3, base.config.vocab_size
     hidden = draw(positions, gists, 32).requires_grad_()
-    targets = torch.arange(positions) + 11
+    targets = tokens_from(11, positions)
     log_p = (3 * draw(positions, vocabulary + teacher_vocabulary, seed=1)).log_softmax(-1)
-    arguments = base, hidden, targets, lambda index: log_p[index[:, 0].long()], torch.arange(5.0)[:, None]
+    arguments = (
+        base,
+        hidden,
+        targets,
+        lambda index: log_p[index[:, 0].long()],
+        torch.arange(5.0, device=DEVICE)[:, None],
+    )
     logps, kl, losses, greedy = target_scores(*arguments, loss, greedy=True)
 
     log_q = output_logits(base, hidden).log_softmax(-1)
-    padding = torch.full((positions, max(0, -teacher_vocabulary)), -torch.inf)
+    padding = torch.full((positions, max(0, -teacher_vocabulary)), -torch.inf, device=DEVICE)
     log_p_of_model = torch.cat([log_p[:, :vocabulary], padding], dim=-1)[:, None].expand_as(log_q)
     expected = {"forward_kl": kl_of(log_p_of_model, log_q)}
     expected_logps = log_q.gather(-1, targets.view(-1, 1, 1).expand(-1, gists, 1)).squeeze(-1)
@@ -96,7 +106,7 @@ def test_the_divergence_falls_to_zero_at_the_teacher(padding):
     score = partial(lm_head._distillation_scores, "forward_kl", False, lambda _: log_p)
     values = []
     for _ in range(200):
-        _, _, value = lm_head._FromLogits.apply(score, logits, torch.tensor([11]), torch.zeros(1, 1))
+        _, _, value = lm_head._FromLogits.apply(score, logits, tokens_from(11, 1), logits.new_zeros(1, 1))
         optimizer.zero_grad()
         value.sum().backward()
         optimizer.step()
@@ -108,7 +118,7 @@ def test_the_divergence_falls_to_zero_at_the_teacher(padding):
 @pytest.mark.parametrize("differentiable_entropies", [True, False])
 def test_token_log_probs_and_entropies(monkeypatch, base, differentiable_entropies):
     monkeypatch.setattr(lm_head, "_ROWS_PER_CHUNK", 4)
-    hidden, tokens = draw(6, 32).requires_grad_(), torch.arange(6) + 20
+    hidden, tokens = draw(6, 32).requires_grad_(), tokens_from(20, 6)
     logps, entropies = token_log_probs(base, hidden, tokens, 0.7, differentiable_entropies)
     log_p = (output_logits(base, hidden) / 0.7).log_softmax(-1)
     expected = log_p.gather(-1, tokens[:, None]).squeeze(-1), -(log_p.exp() * log_p).sum(-1)
@@ -127,7 +137,7 @@ def test_token_log_probs_and_entropies(monkeypatch, base, differentiable_entropi
 )
 def test_gradients_pass_through_scaled_and_capped_logits(base, name, value):
     setattr(base.config, name, value)
-    hidden, tokens = draw(6, 32).requires_grad_(), torch.arange(6) + 20
+    hidden, tokens = draw(6, 32).requires_grad_(), tokens_from(20, 6)
     logps, _ = token_log_probs(base, hidden, tokens, 1.0)
     expected = output_logits(base, hidden).log_softmax(-1).gather(-1, tokens[:, None]).squeeze(-1)
     check_same(base, hidden, logps, expected, draw(6, seed=1))

@@ -18,7 +18,7 @@ from functools import partial
 
 import pytest
 import torch
-from tiny import make_model
+from tiny import DEVICE, make_model
 from torch.nn.utils.rnn import pad_sequence
 from transformers import GenerationConfig
 
@@ -43,7 +43,7 @@ def sampling(**values):
 
 def pad_left(prompts):
     """Ids and mask of shape `(rows, longest prompt)`."""
-    rows = [torch.tensor(prompt) for prompt in prompts]
+    rows = [torch.tensor(prompt, device=DEVICE) for prompt in prompts]
     ids = pad_sequence(rows, batch_first=True, padding_value=PAD, padding_side="left")
     return ids, pad_sequence([torch.ones_like(row) for row in rows], batch_first=True, padding_side="left")
 
@@ -195,7 +195,7 @@ def law(tokenizer):
     drawn = drawn.view(CONTEXTS, len(prompts), GISTS, 2).unbind(1)
     exact = []
     for prompt in prompts:
-        rows = torch.tensor([[*prompt, first] for first in range(VOCABULARY)])
+        rows = torch.tensor([[*prompt, first] for first in range(VOCABULARY)], device=DEVICE)
         with torch.no_grad():
             p_first_VV, p_second_VV = (model(rows).logits[:, -2:].double() / TEMPERATURE).softmax(-1).unbind(1)
         p_second_VV[EOS] = 0

@@ -18,7 +18,7 @@ from functools import wraps
 
 import pytest
 import torch
-from tiny import FAMILIES, make_model
+from tiny import DEVICE, FAMILIES, make_model
 from torch.nn.utils.rnn import pad_sequence
 from transformers import GPTNeoConfig, GPTNeoForCausalLM
 
@@ -38,12 +38,13 @@ def make_rows():
     for completion in completions:
         if 0 < len(completion) < max(LENGTHS):
             completion[-1] = EOS
-    return (
+    rows = (
         pad_sequence(prompts, batch_first=True, padding_side="left"),
         pad_sequence([torch.ones_like(prompt) for prompt in prompts], batch_first=True, padding_side="left"),
         pad_sequence(completions, batch_first=True),
         pad_sequence([torch.ones_like(completion) for completion in completions], batch_first=True),
     )
+    return [tensor.to(DEVICE) for tensor in rows]
 
 
 def padded_log_probs(model, prompt_ids, prompt_mask, completion_ids, completion_mask, temperature):
@@ -60,7 +61,7 @@ def padded_log_probs(model, prompt_ids, prompt_mask, completion_ids, completion_
 
 def test_log_probs_and_gradients_equal_the_padded_batch(each_model):
     rows = make_rows()
-    weights = torch.rand(rows[2].shape, generator=torch.Generator().manual_seed(1))
+    weights = torch.rand(rows[2].shape, generator=torch.Generator().manual_seed(1)).to(DEVICE)
     results = []
     for score in (
         lambda: shared_prefix_log_probs(each_model, each_model, *rows, temperature=0.7),

@@ -22,8 +22,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from tiny import FAMILIES, make_model
 
 from research.performance import compress, growth, inference, step_vs_trl, workload
+from research.scaling import memory
 
 
 @pytest.fixture
@@ -82,6 +84,7 @@ def arguments(checkpoint, documents, tmp_path, monkeypatch):
     return argparse.Namespace(
         **sizes,
         model=checkpoint,
+        text=None,
         dtype="float32",
         repeats=1,
         full=False,
@@ -129,6 +132,57 @@ def test_growth_measures_the_crossing_of_its_axes_once(arguments, tmp_path, monk
     assert found["gists"]["gist"]["4"] == found["context"]["gist"]["24"]
     assert len(measured) == 5
     assert "tokens of a context" in Path(arguments.plot).read_text()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_of_each_family_there_is_next_to_no_model(tokenizer, family):
+    config = memory.smallest(make_model(tokenizer, family=family).config)
+    model = FAMILIES[family][1](config)
+    assert len(model.model.layers) == 1
+    model(torch.tensor([[7, 8, 9]]))
+
+
+def test_on_a_gpu_a_step_is_timed_by_events_that_nobody_waits_for(monkeypatch):
+    clock = iter(range(100))
+
+    class Event:
+        synchronized = []
+
+        def __init__(self, enable_timing):
+            assert enable_timing
+
+        def record(self):
+            self.at = next(clock)
+
+        def synchronize(self):
+            self.synchronized.append(running)
+
+        def elapsed_time(self, stop):
+            return 1000 * (stop.at - self.at)
+
+    class Trainer:
+        def train(self):
+            nonlocal running
+            running = True
+            self.training_step()
+            running = False
+
+        def training_step(self):
+            self._generate(), self._calculate_rewards(), self._generate()
+
+        def _generate(self):
+            pass
+
+        def _calculate_rewards(self):
+            pass
+
+    running = False
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    seconds = workload.Timed(Trainer(), {}).step()
+    # Events 0 to 7: the step's own around those of three calls
+    assert seconds == {"sample": 2, "score + distil": 1, "policy": 4, "whole step": 7}
+    assert Event.synchronized and not any(Event.synchronized)
 
 
 @pytest.fixture

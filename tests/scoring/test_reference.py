@@ -25,7 +25,7 @@ import pytest
 import torch
 from datasets import Dataset
 from peft import LoraConfig
-from tiny import make_model, make_tokenizer
+from tiny import DEVICE, make_model, make_tokenizer
 from torch.func import functional_call
 from transformers import TrainerCallback
 
@@ -79,7 +79,8 @@ class ReferenceModel:
 
     def log_probs(self, prompt, target, temperature=1.0):
         """log p(· | prompt, target so far) at each target token, over the vocabulary."""
-        logits = functional_call(self.skeleton, self.weights(), kwargs={"input_ids": torch.tensor([prompt + target])})
+        ids = torch.tensor([prompt + target], device=DEVICE)
+        logits = functional_call(self.skeleton, self.weights(), kwargs={"input_ids": ids})
         return (logits.logits[0, len(prompt) - 1 : -1] / temperature).log_softmax(-1)
 
     def gradients(self, loss):
@@ -229,7 +230,7 @@ def train_one_step(make_trainer, tokenizer, monkeypatch):
 
 
 def assert_close(actual, expected):
-    torch.testing.assert_close(actual, expected, rtol=0, atol=TOLERANCE, check_dtype=False)
+    torch.testing.assert_close(actual.cpu(), expected.cpu(), rtol=0, atol=TOLERANCE, check_dtype=False)
 
 
 def assert_same_gradients(actual, expected):
