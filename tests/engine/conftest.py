@@ -26,6 +26,7 @@ os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
 os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")  # GiB
 os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
 os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")  # a minute for one function that counts ranks
 
 import pytest
 from tiny import make_model
@@ -62,6 +63,9 @@ def engines(monkeypatch):
         vars(trainer).clear()
     trainers.clear()
     gc.collect()
+    from vllm.distributed import cleanup_dist_env_and_memory  # where there is a vLLM
+
+    cleanup_dist_env_and_memory()
 
 
 @pytest.fixture

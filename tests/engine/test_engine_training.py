@@ -27,12 +27,18 @@ import torch
 from checks import AtStep, assert_equal_models, draw_adapters, history, moved, snapshot
 from datasets import Dataset
 from launching import PYTHONPATH, finished
-from tiny import make_documents
+from tiny import make_documents, make_model
 
 
 
 EOS = 2
 KINDS = pytest.mark.parametrize("with_lora", [True, False], ids=["lora", "full"])
+
+
+def save_checkpoint(path, tokenizer, **overrides):
+    make_model(tokenizer, hidden_size=128, intermediate_size=192, **overrides).save_pretrained(path)
+    tokenizer.save_pretrained(path)
+    return str(path)
 
 
 def watch_rollouts(trainer):
@@ -101,9 +107,11 @@ def ratios(rollout):
 # ---- Weights ----
 
 
+@pytest.mark.parametrize("tied", [False, True], ids=["head", "tied"])
 @KINDS
-def test_after_each_of_five_steps_the_engine_writes_what_s_writes(make_run, with_lora):
-    trainer = make_run(with_lora, args={"max_steps": 5})
+def test_after_each_of_five_steps_the_engine_writes_what_s_writes(make_run, tokenizer, with_lora, tied, tmp_path):
+    path = save_checkpoint(tmp_path / "tied", tokenizer, tie_word_embeddings=True) if tied else None
+    trainer = make_run(with_lora, path, args={"max_steps": 5})
     draw_adapters(trainer)
     before, rollouts, seen = snapshot(trainer.model), watch_rollouts(trainer), []
 
@@ -281,7 +289,7 @@ def test_a_resumed_run_is_the_run_that_was_not_stopped(make_run, with_lora, tmp_
 FAILS = """
 import sys
 from datasets import Dataset
-from tiny import make_documents
+from tiny import make_documents, make_model
 from trl_gist import GistConfig, GistTrainer
 
 def main():

@@ -85,7 +85,7 @@ class Engine:
     def __init__(self, vllm, **settings):
         self.vllm, self.asleep = vllm, False
         vllm.settings = settings
-        runner = SimpleNamespace(reload_weights=self.reload_weights)
+        runner = SimpleNamespace(reload_weights=self.reload_weights, model=torch.nn.Module())
         self.llm_engine = SimpleNamespace(
             model_executor=SimpleNamespace(driver_worker=SimpleNamespace(model_runner=runner))
         )

@@ -140,10 +140,13 @@ def sample_with_vllm(
 def _reload_weights(generation):
     """
     On a CPU vLLM (0.31) multiplies by packed copies of the weights and keeps no others, into which TRL (1.16) would
-    write. Its own reload takes whole layers and packs them again.
+    write. Its own reload takes whole layers and packs them again, but not a head that is tied to the embeddings.
     """
     runner = generation.llm.llm_engine.model_executor.driver_worker.model_runner
     runner.reload_weights(weights_iterator=generation._iter_named_params())
+    for module in runner.model.modules():
+        if hasattr(module, "cpu_linear") and module.weight.numel() > 0:  # heads and embeddings keep their weights
+            module.quant_method.process_weights_after_loading(module)
     generation.llm.reset_prefix_cache()
 
 
