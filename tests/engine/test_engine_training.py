@@ -30,7 +30,6 @@ from launching import PYTHONPATH, finished
 from tiny import make_documents, make_model
 
 
-
 EOS = 2
 KINDS = pytest.mark.parametrize("with_lora", [True, False], ids=["lora", "full"])
 
@@ -364,3 +363,15 @@ def test_the_engine_refuses_and_returns_what_the_stand_in_does(make_run):
             assert [list(each) for each in gist.logprobs] == [[token] for token in gist.token_ids]
             assert (gist.finish_reason == "stop") == (gist.token_ids[-1] == EOS)
     assert {gist.finish_reason for output in outputs for gist in output.outputs} <= {"stop", "length"}
+
+
+def test_a_server_is_handed_no_weights_without_cuda(monkeypatch):
+    """Where `vllm_mode="server"` ends on a CPU: TRL's client, as the trainer makes it."""
+    from trl.generation.vllm_client import VLLMClient
+
+    client = VLLMClient.__new__(VLLMClient)
+    client.base_url, client.group_port = "http://localhost:1", 1
+    monkeypatch.setattr(client, "get_server_info", lambda: {"weight_transfer_config": {"backend": "nccl"}})
+    monkeypatch.setattr(client, "get_world_size", lambda: 1)
+    with pytest.raises(NotImplementedError, match="needs a CUDA device, got 'cpu'"):
+        client.init_communicator(device="cpu")
