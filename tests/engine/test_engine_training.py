@@ -347,8 +347,9 @@ def test_an_engine_that_failed_once_serves_the_next_rollout(make_run):
 
 def test_the_engine_refuses_and_returns_what_the_stand_in_does(make_run):
     from vllm import LLM, SamplingParams
+    from vllm.exceptions import VLLMValidationError
 
-    with pytest.raises(ValueError, match="n must be 1 when using greedy sampling"):
+    with pytest.raises(VLLMValidationError, match="n must be 1 when using greedy sampling"):
         SamplingParams(n=2, temperature=0.0)
     assert {"prompts", "sampling_params", "use_tqdm"} <= set(inspect.signature(LLM.generate).parameters)
     trainer = make_run()
