@@ -85,18 +85,22 @@ class Engine:
     def __init__(self, vllm, **settings):
         self.vllm, self.asleep = vllm, False
         vllm.settings = settings
-        runner = SimpleNamespace(reload_weights=self.reload_weights, model=torch.nn.Module())
+        model = torch.nn.Module()  # of a GPU: nothing in it is packed
+        model.load_weights = self.load_weights
+        runner = SimpleNamespace(model=model)
         self.llm_engine = SimpleNamespace(
             model_executor=SimpleNamespace(driver_worker=SimpleNamespace(model_runner=runner))
         )
+        self.started = True
 
-    def reload_weights(self, weights_iterator):
-        """A CPU's engine takes all at once: its model has no matrices left that a single one could be loaded into."""
+    def load_weights(self, named_tensors):
         assert not self.asleep
-        self.vllm.weights = {}
-        self.vllm.take(weights_iterator)
+        if self.started:
+            self.vllm.weights, self.started = {}, False
+        self.vllm.take(named_tensors)
 
     def reset_prefix_cache(self):
+        self.started = True
         self.vllm.syncs += 1
 
     def sleep(self, level):

@@ -103,7 +103,7 @@ def prepare_vllm(generation: VLLMGeneration, model: PreTrainedModel | PeftModel,
         generation._iter_named_params = partial(_merged_weights, generation._iter_named_params, model)
     if generation.mode == "colocate":
         generation.llm.generate = partial(_gists_of_contexts, generation.llm.generate, model, num_generations)
-        if generation.accelerator.device.type == "cpu":
+        if generation.accelerator.device.type == "cpu" and any(map(_is_packed, _runner(generation).model.modules())):
             generation.sync_weights = partial(_reload_weights, generation)
 
 
@@ -142,12 +142,20 @@ def _reload_weights(generation):
     On a CPU vLLM (0.31) multiplies by packed copies of the weights and keeps no others, into which TRL (1.16) would
     write. Its own reload takes whole layers and packs them again, but not a head that is tied to the embeddings.
     """
-    runner = generation.llm.llm_engine.model_executor.driver_worker.model_runner
+    runner = _runner(generation)
     runner.reload_weights(weights_iterator=generation._iter_named_params())
-    for module in runner.model.modules():
-        if hasattr(module, "cpu_linear") and module.weight.numel() > 0:  # heads and embeddings keep their weights
+    for module in filter(_is_packed, runner.model.modules()):
+        if module.weight.numel() > 0:  # heads and embeddings keep their weights
             module.quant_method.process_weights_after_loading(module)
     generation.llm.reset_prefix_cache()
+
+
+def _runner(generation):
+    return generation.llm.llm_engine.model_executor.driver_worker.model_runner
+
+
+def _is_packed(module):
+    return hasattr(module, "cpu_linear")
 
 
 def _gists_of_contexts(generate, model, num_generations, prompts, sampling_params, **kwargs):
