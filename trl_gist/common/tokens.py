@@ -135,7 +135,7 @@ def _controls_of(tokenizer) -> _Controls:
 
 @functools.lru_cache(maxsize=8)
 def _controls(tokenizer, _, chat_template):
-    named = tokenizer.chat_control_tokens
+    named = getattr(tokenizer, "chat_control_tokens", None)  # transformers 5.17 knows of none
     of_template = [
         token.content
         for token in tokenizer.added_tokens_decoder.values()

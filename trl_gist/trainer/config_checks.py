@@ -453,7 +453,7 @@ def check_engine_settings(args):
             "would be compiled anew, and sampling is not compiled. Leave it out."
         )
     for name in ("every_n_layers", "offload"):
-        if name in (args.activation_checkpointing_kwargs or {}):
+        if name in (args.gradient_checkpointing_kwargs or {}):  # the one name that transformers 5.17 has as well
             raise ValueError(
                 f"`activation_checkpointing_kwargs` (or `gradient_checkpointing_kwargs`) must not set `{name}`: TRL "
                 "switches checkpointing off and on around each rollout, without it. Leave it out."

@@ -104,7 +104,7 @@ from .recipe import run_recipe
 from .repository import TAGS
 from .rollout import GistRollout
 from .run_log import RunLog
-from .vllm import prepare_vllm, sample_with_vllm
+from .vllm import engine_for, prepare_vllm, sample_with_vllm
 from .walks import Walk
 
 
@@ -255,7 +255,10 @@ class GistTrainer(GRPOTrainer):
         # TRL needs the former for a reference alone, and would warn of them else: S is loaded
         loads_reference = args.beta != 0 and not lora and isinstance(model, str)
         model_init_kwargs = args.model_init_kwargs if loads_reference else None
-        with fields_set(args, model_init_kwargs=model_init_kwargs, reward_weights=weights):
+        with (
+            fields_set(args, model_init_kwargs=model_init_kwargs, reward_weights=weights),
+            engine_for(args, roles.summarizer),
+        ):
             super().__init__(
                 model=roles.summarizer,
                 reward_funcs=reward_funcs,

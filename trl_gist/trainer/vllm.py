@@ -14,7 +14,7 @@
 
 """
 vLLM for the summarizer's sampling: TRL's engine or server (1.16), asked for all gists of a context in one request, and
-weights that come back from a sync as they were.
+weights that come back from a sync as they were. The engine itself is run by `make vllm-check`.
 """
 
 import copy
@@ -22,9 +22,12 @@ from collections.abc import Callable
 from contextlib import contextmanager
 from functools import partial
 
+import torch
+from accelerate.utils import set_seed
 from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 from transformers import PreTrainedModel
+from trl.generation import vllm_generation
 from trl.generation.vllm_generation import VLLMGeneration
 
 from .gist_config import GistConfig
@@ -48,10 +51,42 @@ def check_vllm_settings(args: GistConfig, model: str | PreTrainedModel | PeftMod
         )
 
 
+@contextmanager
+def engine_for(args: GistConfig, model: PreTrainedModel | PeftModel):
+    """
+    In it TRL builds an engine that samples S as S is trained, and leaves the run's random numbers as they were.
+
+    TRL (1.16) leaves the engine's dtype to vLLM, which samples a checkpoint of float32 in half of it, and vLLM (0.31)
+    seeds the whole process, whatever `seed` says. On a CPU it would compile the model for minutes at every start.
+
+    Args:
+        args ([`GistConfig`]):
+            `bf16`, `fp16` and `seed`.
+        model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
+            The summarizer.
+    """
+    if not args.use_vllm or args.vllm_mode != "colocate" or not vllm_generation.is_vllm_available():
+        yield
+        return
+    build = vllm_generation.LLM
+    dtype = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else model.dtype
+
+    def build_as_trained(**settings):
+        engine = build(dtype=dtype, enforce_eager=args.device.type == "cpu", **settings)
+        set_seed(args.seed, device_specific=True)  # as TRL did right before
+        return engine
+
+    vllm_generation.LLM = build_as_trained
+    try:
+        yield
+    finally:
+        vllm_generation.LLM = build
+
+
 def prepare_vllm(generation: VLLMGeneration, model: PreTrainedModel | PeftModel, num_generations: int):
     """
-    Changes what TRL has built: a sync hands over merged weights as copies, and an engine is asked once for all gists
-    of a context.
+    Changes what TRL has built: a sync hands over merged weights as copies, an engine is asked once for all gists of a
+    context, and on a CPU it packs its matrices anew at a sync.
 
     TRL asks a server once for all gists of a context, but the engine beside it, or shared by some ranks
     (`vllm_tensor_parallel_size`), once for each gist.
@@ -68,6 +103,8 @@ def prepare_vllm(generation: VLLMGeneration, model: PreTrainedModel | PeftModel,
         generation._iter_named_params = partial(_merged_weights, generation._iter_named_params, model)
     if generation.mode == "colocate":
         generation.llm.generate = partial(_gists_of_contexts, generation.llm.generate, model, num_generations)
+        if generation.accelerator.device.type == "cpu" and any(map(_is_packed, _runner(generation).model.modules())):
+            generation.sync_weights = partial(_reload_weights, generation)
 
 
 def sample_with_vllm(
@@ -98,6 +135,27 @@ def sample_with_vllm(
     # The greedy gists of a context are one and the same, which vLLM refuses to write more than once
     once = generate(prompt_ids[::num_generations], None, {}, 1)
     return tuple([row for row in rows for _ in range(num_generations)] for rows in once)
+
+
+def _reload_weights(generation):
+    """
+    On a CPU vLLM (0.31) multiplies by packed copies of the weights and keeps no others, into which TRL (1.16) would
+    write. Its own reload takes whole layers and packs them again, but not a head that is tied to the embeddings.
+    """
+    runner = _runner(generation)
+    runner.reload_weights(weights_iterator=generation._iter_named_params())
+    for module in filter(_is_packed, runner.model.modules()):
+        if module.weight.numel() > 0:  # heads and embeddings keep their weights
+            module.quant_method.process_weights_after_loading(module)
+    generation.llm.reset_prefix_cache()
+
+
+def _runner(generation):
+    return generation.llm.llm_engine.model_executor.driver_worker.model_runner
+
+
+def _is_packed(module):
+    return hasattr(module, "cpu_linear")
 
 
 def _gists_of_contexts(generate, model, num_generations, prompts, sampling_params, **kwargs):
