@@ -49,6 +49,7 @@ def dist(tracked, tmp_path_factory):
         copy.symlink_to(ROOT / name)
     done = finished([sys.executable, "-m", "build", "--no-isolation"], 120, cwd=clone)
     assert done.returncode == 0, done.stderr[-3000:]
+    assert "would be ignored" not in done.stdout + done.stderr, "setuptools would leave a folder out one day"
     return clone / "dist"
 
 

@@ -20,6 +20,7 @@ import math
 import numpy as np
 import pytest
 import torch
+import yaml
 from datasets import Dataset
 from tiny import PARAGRAPH, make_documents
 from transformers import AutoModelForCausalLM
@@ -28,8 +29,9 @@ from trl_gist import GistConfig
 from trl_gist.cli import main
 from trl_gist.data.targets import TargetSpec
 from trl_gist.data.windows import WindowSpec, prepare_windows
+from trl_gist.prompts import targets_of
 from trl_gist.scripts.arguments import DataArguments
-from trl_gist.scripts.train import GistScriptArguments
+from trl_gist.scripts.train import GistScriptArguments, make_parser, make_trainer
 
 
 WINDOW = ["--context_length", "24", "--target_length", "8", "--last_k", "4"]
@@ -194,8 +196,174 @@ def long(folder):
 
 def test_its_flags_are_those_of_training_with_their_defaults():
     defaults = {**vars(GistConfig("x", use_cpu=True, bf16=False)), **vars(GistScriptArguments(dataset_path=["x"]))}
-    for name in ("context_length", "target_length", "last_k", "window_stride", "max_windows_per_document"):
+    windows = (
+        "window_stride",
+        "max_windows_per_document",
+        "windows_per_document",
+        "max_completion_length",
+        "recall_age",
+    )
+    for name in ("context_length", "target_length", "last_k", *windows, "remove_columns", "eval_documents"):
         assert getattr(DataArguments, name) == defaults[name], name
     for name in ("parse_special_tokens", "text_column", "encoding", "target_kinds", "teacher_name_or_path"):
         assert getattr(DataArguments, name) == defaults[name], name
     assert {"targets_per_context", "target_floor", "cue_length", "far_offset", "dataset_config"} <= defaults.keys()
+
+
+# ---- A recipe ----
+
+RECIPES = {
+    "windows": {"window_stride": 9, "max_windows_per_document": 2, "eval_documents": 2},
+    "targets": {
+        "target_kinds": KINDS,
+        "targets_per_context": 5,
+        "cue_length": 6,
+        "far_offset": 9,
+        "target_floor": None,
+    },
+    "walks": {
+        "windows_per_document": 3,
+        "max_completion_length": 8,
+        "max_windows_per_document": 2,
+        "eval_documents": 1,
+    },
+    "walks with targets": {
+        **{"windows_per_document": 2, "target_kinds": {"fact": 1, "continuation": 1}, "targets_per_context": 4},
+        **{"recall_age": [1, 2], "cue_length": 5, "max_completion_length": 6},
+    },
+}
+
+
+@pytest.fixture
+def recipe(file, checkpoint, tmp_path):
+    """Writes one whose documents have a column that training refuses, and another with the text."""
+
+    def write(**settings):
+        rows = [json.loads(line) | {"prompt": "taken"} for line in file.read_text().splitlines()]
+        (tmp_path / "columns.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        values = {
+            **{
+                "model_name_or_path": checkpoint,
+                "dataset_path": str(tmp_path / "columns.jsonl"),
+                "text_column": "body",
+            },
+            **{"remove_columns": ["prompt"], "output_dir": str(tmp_path / "pair"), "context_length": 24},
+            **{
+                "target_length": 8,
+                "last_k": 4,
+                "num_generations": 4,
+                "per_device_train_batch_size": 4,
+                "max_steps": 1,
+            },
+            **{"report_to": "none", "bf16": False, "use_cpu": True, "dtype": "float32", **settings},
+        }
+        (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(values))
+        return str(tmp_path / "recipe.yaml")
+
+    return write
+
+
+@pytest.fixture
+def shown_by_recipe(tmp_path, capsys):
+    def run(file, *flags):
+        capsys.readouterr()
+        argv = ["data", "--config", file, *map(str, flags), "--json", str(tmp_path / "report.json")]
+        assert main(argv) == 0
+        return capsys.readouterr().out, json.loads((tmp_path / "report.json").read_text())
+
+    return run
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_shows_the_windows_that_training_reads(recipe, shown_by_recipe, tokenizer, name):
+    file = recipe(**RECIPES[name])
+    _, report = shown_by_recipe(file, "--max_windows", 10_000, "--no_teacher")
+    trainer = make_trainer(*make_parser().parse_args_and_config(["--config", file]))
+    rows = list(trainer.train_dataset)
+    assert report["windows"] == report["windows_read"] == len(rows) > 3
+    assert report["skipped"] == dict(trainer.skipped_rows["train"].counts)
+    assert report["held_out"] == RECIPES[name].get("eval_documents", 0)
+    decode = tokenizer.decode
+    for row, example in zip(rows, report["examples"], strict=True):
+        walk = [row] if trainer.walk is None else trainer.walk.rows([row], 1)
+        for window, said in zip(walk, example.get("walk", [example]), strict=True):
+            text = window["prompt"] if trainer.walk is None else decode(window["chunk_ids"])
+            assert (said.get("context", said.get("chunk")), said["last_k"]) == (text, decode(window["last_k_ids"]))
+            assert [(each["kind"], each["cue"], each["target"], each.get("age")) for each in said["targets"]] == [
+                (each["kind"], decode(each["cue_ids"]), decode(each["target_ids"]), each.get("age"))
+                for each in targets_of(window)
+            ]
+
+
+def test_flags_and_files_override_a_recipe(recipe, shown_by_recipe, checkpoint, tmp_path):
+    file = recipe(eval_documents=2, max_windows_per_document=1)
+    _, report = shown_by_recipe(
+        file, "--context_length", 16, "--max_windows_per_document", 2, "--show", 0, "--no_teacher"
+    )
+    assert (
+        report["window"] == {"context_length": 16, "target_length": 8, "last_k": 4} and report["model"] == checkpoint
+    )
+    assert report["windows"] == 2 * 4 and report["documents"] == 7
+    (tmp_path / "other.jsonl").write_text(3 * (json.dumps({"body": make_documents(1)[0], "prompt": "x"}) + "\n"))
+    _, report = shown_by_recipe(file, tmp_path / "other.jsonl", "--no_teacher")
+    assert report["dataset"] == [str(tmp_path / "other.jsonl")] and report["documents"] == 1 == report["windows"]
+
+
+def test_walks_are_shown_as_walks_and_read_from_their_beginning(recipe, shown_by_recipe, tokenizer, checkpoint):
+    file = recipe(**RECIPES["walks"])
+    out, report = shown_by_recipe(file, "--max_windows", 3, "--show", 1, "--batch_size", 2)
+    (title,) = [line for line in out.splitlines() if line.startswith("A walk over 3 windows of document")]
+    words = " ".join(out.split())
+    assert all(f"chunk {number}" in words for number in range(3)) and "walks 10, 3 of them read" in words
+    assert "3 windows, each with a chunk of 11 tokens, the 4 after it read verbatim, and 8 of target" in words
+    assert "documents 8, after 1 that are held out" in words
+    model, gains = AutoModelForCausalLM.from_pretrained(checkpoint).eval(), {}
+    trainer = make_trainer(*make_parser().parse_args_and_config(["--config", file]))
+    for place in range(3):
+        row = trainer.train_dataset[place * 10 // 3]
+        for window in trainer.walk.rows([row], 1):
+            read = log_prob(model, window["seen_ids"], window["target_ids"])
+            gain = read - log_prob(model, window["last_k_ids"], window["target_ids"])
+            for kind in ("continuation", f"window_{window['window']}"):
+                gains.setdefault(kind, []).append((gain, row["document_id"]))
+    assert report["worth"].keys() == gains.keys()
+    for kind, values in gains.items():
+        gain, error = mean_and_error(*zip(*values, strict=True))
+        assert report["worth"][kind]["gain"] == pytest.approx(gain, abs=1e-5)
+        assert report["worth"][kind]["gain_se"] == pytest.approx(error, abs=1e-5) and kind in out
+
+
+def test_targets_of_a_walk_are_read_after_all_of_its_text(recipe, shown_by_recipe, checkpoint):
+    file = recipe(**RECIPES["walks with targets"])
+    _, report = shown_by_recipe(file, "--max_windows", 8)
+    model = AutoModelForCausalLM.from_pretrained(checkpoint).eval()
+    trainer = make_trainer(*make_parser().parse_args_and_config(["--config", file]))
+    ages = set()
+    for place, example in enumerate(report["examples"]):
+        row = trainer.train_dataset[place * len(trainer.train_dataset) // 8]
+        for window, said in zip(trainer.walk.rows([row], 1), example["walk"], strict=True):
+            for target, of_target in zip(targets_of(window), said["targets"], strict=True):
+                read = log_prob(model, window["seen_ids"] + target["after_ids"], target["target_ids"])
+                alone = log_prob(model, max(target["cue_ids"], target["after_ids"], key=len), target["target_ids"])
+                assert of_target["gain"] == pytest.approx(read - alone, abs=1e-5)
+                ages.add(target["age"])
+    assert ages == {0, 1} and {"fact", "all", "window_0", "window_1"} <= report["worth"].keys()
+
+
+def test_what_a_recipe_lacks_is_one_line(recipe, tmp_path, capsys):
+    def fails(*flags):
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as error:
+            main(["data", *map(str, flags)])
+        assert error.value.code == 2
+        return capsys.readouterr().err.splitlines()[-1]
+
+    assert "give FILE …, or --config RECIPE.yaml" in fails("--no_teacher")
+    assert "none.yaml" in fails("--config", tmp_path / "none.yaml")
+    assert "`contxt_length` of the config file is no setting. Did you mean `context_length`?" in fails(
+        "--config", recipe(contxt_length=3)
+    )
+    assert "`eval_documents` (9) leaves nothing" in fails("--config", recipe(), "--eval_documents", 9)
+    assert "a column `prompt`, a name that is taken" in fails("--config", recipe(remove_columns=None), "--no_teacher")
+    assert "Raise `context_length`" in fails("--config", recipe(windows_per_document=2, max_completion_length=48))
+    assert "`--recall_age` ([1.0]) is of walks" in fails("--config", recipe(), "--recall_age", 1)

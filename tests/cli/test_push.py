@@ -43,6 +43,8 @@ BASE = f"{USER}/base"
 # Whether the summarizer and the generator are adapters
 KINDS = {"both-full": (0, 0), "both-lora": (1, 1), "lora-and-full": (1, 0), "full-and-lora": (0, 1)}
 HALVES = ("", "generator/")
+# Of the summarizer and of the generator: a module that transformers does not have, and one that this imports
+CODE = {"": ("own_s", "OwnS"), "generator/": ("own_g", "OwnG")}
 TEXT = "".join(make_documents(2))
 
 
@@ -71,6 +73,20 @@ def make_pair_in(directory, kind, checkpoint, tokenizer, base, **pair):
     return directory
 
 
+def bring_code(pair):
+    """Gives both halves a class of their own, as of a base with `trust_remote_code`."""
+    for half, (module, name) in CODE.items():
+        config = json.loads((pair / half / "config.json").read_text())
+        config |= {"architectures": [name], "auto_map": {"AutoModelForCausalLM": f"{module}.{name}"}}
+        (pair / half / "config.json").write_text(json.dumps(config))
+        source = f"from .{module}_base import Base\n\n\nclass {name}(Base):\n    pass\n"
+        (pair / half / f"{module}.py").write_text(source)
+        base = "from transformers import LlamaForCausalLM\n\n\nclass Base(LlamaForCausalLM):\n    pass\n"
+        (pair / half / f"{module}_base.py").write_text(base)
+    (pair / "train.py").write_text("print('mine')")
+    return pair
+
+
 # ---- What the process does that talks to the server ----
 
 
@@ -95,10 +111,22 @@ def act(directory):
         with torch.no_grad():
             return model(input_ids=torch.arange(5, 45).view(2, 20)).logits
 
+    def line_of(repo):
+        card = Path(hf_hub_download(repo, "README.md")).read_text(encoding="utf-8")
+        return card, re.search(r"^generator = (AutoModelForCausalLM.from_pretrained.*)$", card, re.M).group(1)
+
+    repo = f"{USER}/code"
+    card, line = line_of(repo)
+    compactor = GistCompactor.from_pretrained(repo, device="cpu", trust_remote_code=True)
+    halves = (compactor.summarizer, compactor.generator)
+    found["loaded code"] = {
+        "halves": [type(model).__name__ for model in halves],
+        "card": [type(eval(line)).__name__, card.count("trust_remote_code=True")],
+        "pipeline": type(pipeline("context-compaction", model=repo, trust_remote_code=True).model.summarizer).__name__,
+    }
     for kind in KINDS:
         repo, pair = f"{USER}/{kind}", directory / kind
-        card = Path(hf_hub_download(repo, "README.md")).read_text(encoding="utf-8")
-        line = re.search(r"^generator = (AutoModelForCausalLM.from_pretrained.*)$", card, re.M).group(1)
+        _, line = line_of(repo)
         expected = logits(AutoModelForCausalLM.from_pretrained(pair / "generator"))
         compact = pipeline("context-compaction", model=repo, device="cpu")
         gists = GistCompactor.from_pretrained(pair, device="cpu").compress_windows(TEXT)
@@ -127,6 +155,7 @@ def world(tmp_path_factory):
     }
     local = make_pair_in(directory / "local", "both-lora", base, tokenizer, str(base))
     whole = make_pair_in(directory / "whole", "both-full", base, tokenizer, str(base))
+    code = bring_code(make_pair_in(directory / "code", "both-full", base, tokenizer, BASE))
     shutil.rmtree(pairs["both-lora"] / "checkpoint-2")
     checkpoint = shutil.copytree(pairs["both-lora"], pairs["both-lora"] / "checkpoint-2")
     full = str(pairs["both-full"])
@@ -138,6 +167,7 @@ def world(tmp_path_factory):
         "local by name": [str(local), f"{USER}/local", "--base_model", BASE, "--license", "mit"],
         "local by no name": [str(local), f"{USER}/none", "--base_model", f"{USER}/nothing"],
         "whole": [str(whole), f"{USER}/whole"],
+        "code": [str(code), f"{USER}/code"],
         "first": [full, f"{USER}/outage"],
         "second": [full, f"{USER}/outage"],
         "other model": [full, BASE],
@@ -209,6 +239,17 @@ def test_the_card_names_base_datasets_and_the_bases_licence(world):
     assert card.data.license == "apache-2.0" and card.data.base_model == BASE
     assert card.data.base_model_relation == "adapter" and card.data.datasets == [f"{USER}/texts"]
     assert f'pipeline("context-compaction", model="{USER}/both-lora")' in card.text
+
+
+def test_a_pair_with_code_of_its_own_loads_where_that_is_trusted(world):
+    hub, _, found = world
+    assert found["code"]["code"] == 0, found["code"]["err"]
+    files = hub.head(f"{USER}/code").files
+    # transformers looks for a repository's code in the root alone
+    expected = {f"{half}{name}{end}.py" for half, (name, _) in CODE.items() for end in ("", "_base")}
+    expected |= {"own_g.py", "own_g_base.py"}
+    assert {name for name in files if name.endswith(".py")} == expected
+    assert found["loaded code"] == {"halves": ["OwnS", "OwnG"], "card": ["OwnG", 3], "pipeline": "OwnS"}
 
 
 # ---- A base that was a folder ----
@@ -317,6 +358,7 @@ def refused(capsys):
 
 def test_a_dry_run_lists_every_file_with_its_size_and_what_is_left_out(pair, capsys, monkeypatch):
     monkeypatch.setattr("socket.socket.connect", lambda *_: pytest.fail("the network was asked"))
+    (pair / "train.py").write_text("import os")
     assert main(["push", str(pair), f"{USER}/pair", "--dry_run"]) == 0
     sent, left_out = capsys.readouterr().out.split("Left out:\n")
     assert sent.startswith(f"{USER}/pair, a private model:\n")
@@ -334,6 +376,7 @@ def test_a_dry_run_lists_every_file_with_its_size_and_what_is_left_out(pair, cap
         ("training_args.bin", "a pickle"),
         ("generator/optimizer.pt", "a pickle"),
         ("notes.json", "no part of a pair"),
+        ("train.py", "no part of a pair"),
     ):
         assert re.search(rf"^  {re.escape(name)}  \d+ B, {why}", left_out, re.M), name
     assert left_out.endswith("Nothing was sent.\n")
@@ -357,6 +400,38 @@ def test_a_missing_shard_or_tokenizer_is_named(pair, refused):
     index.unlink()
     (pair / "tokenizer_config.json").unlink()
     assert "The pair has no tokenizer" in refused(pair, f"{USER}/pair")
+
+
+def test_code_that_is_missing_or_on_this_machine_alone_is_refused(pair, refused, tmp_path):
+    bring_code(pair)
+    assert "--space runs no code that a pair brings, as generator/own_g.py" in refused(pair, f"{USER}/pair", "--space")
+    (pair / "generator" / "own_g_base.py").unlink()
+    said = refused(pair, f"{USER}/pair")
+    assert "Without its code nobody could load the pair" in said and "own_g_base.py is missing" in said
+    values = json.loads((pair / "tokenizer_config.json").read_text())
+    values["auto_map"] = {"AutoTokenizer": [None, f"{tmp_path}--tokens.Tokens"]}
+    (pair / "tokenizer_config.json").write_text(json.dumps(values))
+    said = refused(pair, f"{USER}/pair")
+    assert f"{tmp_path} is not on the Hub" in said and "name tokens.Tokens in `auto_map`" in said
+    values["auto_map"] = [None, f"{BASE}--tokens.Tokens"]  # as it was written once; whoever loads it gets it there
+    (pair / "tokenizer_config.json").write_text(json.dumps(values))
+    assert "own_g_base.py is missing" in refused(pair, f"{USER}/pair")
+
+
+def test_a_text_with_a_folder_of_the_machine_is_not_sent(pair, refused, tmp_path, monkeypatch):
+    (pair / "report.html").write_text(f"<td>{pair}</td>")
+    said = refused(pair, f"{USER}/pair")
+    assert f"report.html names {pair}" in said and "trl-gist report" in said
+    (pair / "report.html").write_text("<td>my pair</td>")
+    base = "C:\\models\\base"
+    make_pair(context_length=64, base_models=dict.fromkeys(("summarizer", "generator", "teacher"), base)).save(pair)
+    card = tmp_path / "card.md"
+    card.write_text(f"---\nlicense: mit\n---\n\n# From {base}\n")
+    said = refused(pair, f"{USER}/pair", "--card", card)
+    assert f"README.md names {base}, a folder of this machine. Remove it there" in said
+    assert main(["push", str(pair), f"{USER}/pair", "--dry_run"]) == 0
+    monkeypatch.chdir(tmp_path)
+    assert "--datasets (my pair) is no name" in refused("my pair", f"{USER}/pair", "--datasets", "my pair")
 
 
 @pytest.mark.parametrize("repo", ["pair", "a/b/c", "user/a b", ""])

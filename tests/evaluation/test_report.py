@@ -80,6 +80,27 @@ class Page(HTMLParser):
         return next(row[1:] for row in self.rows if row and row[0] == label)
 
 
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/home/someone/base",
+        "C:\\Users\\someone\\base",
+        "~/someone/base",
+        "../someone/base",
+        "/home/someone/my runs/base",
+    ],
+)
+def test_no_folder_of_any_machine_is_on_the_page(make_folder, path):
+    changed = {
+        **{"teacher_cache_dir": path, "deepspeed": {"offload": [path]}, "resume_from_checkpoint": path},
+        **{"model_init_kwargs": {"cache_dir": path}, "summarizer_prompt": "/no_think {context}"},
+    }
+    folder = make_folder(base_models={"summarizer": path, "generator": "user/g", "teacher": path}, changed=changed)
+    page = write_report(folder).read_text(encoding="utf-8")
+    assert "someone" not in page and str(folder.parent) not in page
+    assert "base" in page and "/no_think {context}" in page and "user/g" in page
+
+
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory, checkpoint):
     """A folder of a run that was evaluated, trained for six steps and evaluated again; and what it measured."""

@@ -475,9 +475,12 @@ def staging(make_trainer, tmp_path, monkeypatch):
     """A trainer whose next checkpoint would be pushed, and that checkpoint."""
     monkeypatch.setattr("trl_gist.trainer.hub.find_spec", lambda name: None)
     trainer = make_trainer(args={"hub_strategy": "checkpoint"})
+    trainer.base_models = dict.fromkeys(trainer.base_models, BASE)
     trainer.hub_model_id, trainer.push_in_progress = f"{USER}/pair", None
-    trainer.save_model(str(tmp_path / "run" / "checkpoint-1"))
-    return trainer, tmp_path / "run" / "checkpoint-1"
+    saved = tmp_path / "run" / "checkpoint-1"
+    trainer.save_model(str(saved))
+    trainer.state.save_to_json(str(saved / "trainer_state.json"))
+    return trainer, saved
 
 
 @pytest.mark.parametrize("named", ["summarizer", "generator", "teacher"])
@@ -490,7 +493,7 @@ def test_a_base_that_nobody_else_has_is_named_before_training(staging, checkpoin
     trainer.hub.prepare()
     (said,) = caplog.messages
     assert f"{checkpoint}, which the {named} started from, is a folder of this machine" in said
-    assert "correct `base_model_name_or_path`" in said
+    assert f"calls it ./{Path(checkpoint).name}" in said and f"{USER}/pair --base_model USER/BASE" in said
 
 
 def test_a_run_that_pushes_says_so_once_for_each_folder(make_trainer, checkpoint, caplog, monkeypatch):
@@ -500,6 +503,63 @@ def test_a_run_that_pushes_says_so_once_for_each_folder(make_trainer, checkpoint
         text for text in caplog.messages if "summarizer and the generator and the teacher" in text
     ]
     assert caplog.text.count("is a folder of this machine") == 1
+
+
+@pytest.mark.parametrize("way", ["lora", "full"])
+def test_no_folder_of_the_machine_is_in_what_is_pushed_and_a_run_goes_on_from_it(
+    make_trainer, lora, checkpoint, monkeypatch, tmp_path, way
+):
+    from datasets import Dataset
+
+    monkeypatch.setattr("trl_gist.evaluation.pages.plots.plot_training", lambda *_: None)  # takes seconds
+    args = {"save_strategy": "steps", "save_steps": 2, "eval_strategy": "steps", "eval_steps": 2, "max_steps": 4}
+    best = {"load_best_model_at_end": True, "metric_for_best_model": "teacher_kl"}
+    held_out = Dataset.from_dict({"text": make_documents(3, seed=9)})
+    given = {"peft_config": lora if way == "lora" else None, "eval_dataset": held_out}
+    trainer = make_trainer(args={**args, **best, "hub_strategy": "checkpoint"}, **given)
+    trainer.hub_model_id, trainer.push_in_progress = f"{USER}/pair", None
+    trainer.train()
+    trainer.save_model()
+    saved = tmp_path / "run" / "checkpoint-2"
+    before = files_in(saved)
+    assert str(tmp_path).encode() in before["trainer_state.json"] and checkpoint.encode() in before["manifest.json"]
+    stages = [trainer.hub.stage(str(tmp_path / "run"), "pair"), trainer.hub.stage(str(saved), "2", "last-checkpoint")]
+    for stage in stages:
+        files = files_in(stage)
+        assert "report.html" in files
+        for name, content in files.items():
+            assert not {path for path in (checkpoint, str(tmp_path)) if path.encode() in content}, name
+        name = f"./{Path(checkpoint).name}"
+        assert set(json.loads(files["gist_config.json"])["base_models"].values()) == {name}
+        if way == "lora":
+            for half in ("", "generator/"):
+                assert json.loads(files[f"{half}adapter_config.json"])["base_model_name_or_path"] == name
+    assert files_in(saved) == before, "what is on the disk stays as it is"
+    resumed = make_trainer(args={**args, "output_dir": str(tmp_path / "resumed")}, **given)
+    resumed.train(resume_from_checkpoint=str(stages[1] / "last-checkpoint"))
+    assert resumed.state.global_step == 4
+
+
+def test_code_that_a_base_brings_goes_with_the_pair(make_trainer, checkpoint, tmp_path, monkeypatch):
+    from trl_gist import GistCompactor
+
+    monkeypatch.setattr("trl_gist.trainer.hub.find_spec", lambda name: None)
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    base = shutil.copytree(checkpoint, tmp_path / "base")
+    (base / "own.py").write_text(
+        "from transformers import LlamaForCausalLM\n\n\nclass Own(LlamaForCausalLM):\n    pass\n"
+    )
+    config = json.loads((base / "config.json").read_text())
+    config |= {"architectures": ["Own"], "auto_map": {"AutoModelForCausalLM": "own.Own"}}
+    (base / "config.json").write_text(json.dumps(config))
+    trainer = make_trainer(model=str(base), args={"trust_remote_code": True})
+    trainer.hub_model_id = f"{USER}/pair"
+    trainer.save_model()
+    stage = trainer.hub.stage(trainer.args.output_dir, "pair")
+    assert {"own.py", "generator/own.py"} <= files_in(stage).keys()
+    assert f'from_pretrained("{USER}/pair", trust_remote_code=True)' in (stage / "README.md").read_text()
+    compactor = GistCompactor.from_pretrained(stage, device="cpu", trust_remote_code=True)
+    assert type(compactor.summarizer).__name__ == type(compactor.generator).__name__ == "Own"
 
 
 def test_a_stage_takes_no_room_and_outlives_its_checkpoint(staging):

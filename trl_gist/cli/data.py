@@ -17,25 +17,37 @@
 import argparse
 
 from ..scripts.arguments import DataArguments
-from .flags import add_batch_size, add_reading, add_targets, as_dataclass, positive, whole
+from .flags import add_batch_size, add_reading, add_targets, positive, whole
 
 
 def add_parser(commands):
     parser = commands.add_parser(
         "data",
         help="look at documents before training: their windows, what is skipped, and what their contexts are worth",
-        usage="%(prog)s [-h] FILE ... [--FLAG VALUE ...]",
+        usage="%(prog)s [-h] [FILE ...] [--config RECIPE.yaml] [--FLAG VALUE ...]",
         allow_abbrev=False,
     )
     parser.add_argument(
         "dataset",
-        nargs="+",
+        nargs="*",
         metavar="FILE",
         help="text, JSON lines, CSV or parquet files, also compressed, folders of them, patterns, or URLs as s3://…; or a "
         "dataset on the Hub",
     )
+    parser.add_argument(
+        "--config",
+        metavar="RECIPE.yaml",
+        help="of `trl-gist train`: look at what that will train on; FILE and flags override it",
+    )
     documents = parser.add_argument_group("documents")
     add_reading(documents, DataArguments.split)
+    documents.add_argument("--remove_columns", nargs="+", metavar="NAME", help="columns to leave out, as of training")
+    documents.add_argument(
+        "--eval_documents",
+        type=positive,
+        metavar="N",
+        help="leave out the first N documents, as training holds them out",
+    )
     models = parser.add_argument_group("who cuts and reads them")
     models.add_argument(
         "--model_name_or_path",
@@ -57,7 +69,9 @@ def add_parser(commands):
         ("target_length", "tokens of target, which follow the context"),
         ("last_k", "tokens at the end of the context that the generator sees verbatim"),
         ("window_stride", "tokens between the starts of two windows (default: windows side by side)"),
-        ("max_windows_per_document", "cut at most N windows from a document"),
+        ("max_windows_per_document", "cut at most N windows, or walks, from a document"),
+        ("windows_per_document", "windows that a walk along a document has"),
+        ("max_completion_length", "tokens of the longest gist, for which a walk's context has room"),
     ):
         default = getattr(DataArguments, name)
         more = "" if default is None else f" (default: {default})"
@@ -65,13 +79,21 @@ def add_parser(commands):
     windows.add_argument(
         "--parse_special_tokens", action="store_true", help="let control tokens that texts spell be these tokens"
     )
-    add_targets(parser.add_argument_group("several targets of a window, as of training"))
+    targets = parser.add_argument_group("several targets of a window, as of training")
+    add_targets(targets)
+    targets.add_argument(
+        "--recall_age",
+        type=float,
+        nargs="+",
+        metavar="WEIGHT",
+        help="in a walk: weights of targets of the window's own chunk, of the one before it, and so on (default: all alike)",
+    )
     output = parser.add_argument_group("what is shown")
     output.add_argument(
         "--max_windows",
         type=positive,
         metavar="N",
-        help="have the teacher read N windows, spread evenly over the documents; of a stream, the first N "
+        help="have the teacher read N windows, or walks, spread evenly over the documents; of a stream, the first N "
         f"(default: {DataArguments.max_windows})",
     )
     output.add_argument(
@@ -85,6 +107,17 @@ def add_parser(commands):
 
 
 def run(args: argparse.Namespace):
-    from ..scripts.data import show_data
+    import dataclasses
 
-    show_data(as_dataclass(DataArguments, args))
+    from ..scripts.data import arguments_of_recipe, show_data
+
+    if not args.dataset and args.config is None:
+        raise ValueError("Say what to look at: give FILE …, or --config RECIPE.yaml, as for `trl-gist train`.")
+    values = {} if args.config is None else arguments_of_recipe(args.config)
+    # Flags that are not given are None, False or empty
+    names = {field.name for field in dataclasses.fields(DataArguments)}
+    given = {name: value for name, value in vars(args).items() if name in names}
+    given = {name: value for name, value in given.items() if not (value is None or value is False or value == [])}
+    if args.dataset:
+        values["only_files"] = False
+    show_data(DataArguments(**{**values, **given}))

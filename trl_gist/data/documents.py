@@ -49,6 +49,7 @@ from .files import (
 
 # In any other path `datasets` (5.2) sees patterns, hops (`::`) or addresses; of addresses it takes these as they are
 _PLAIN_PATH, _PLAIN_URL = re.compile(r"[\w./ -]+"), re.compile(r"[\w.-]+://[\w./@-]+")
+_HUB_URL = re.compile(r"hf://datasets/([^/@]+/[^/@]+)")
 _OF_LONG_ROWS = {"on_mixed_types": None, "writer_batch_size": 1}
 # Bytes of texts that are written to the cache together
 _BYTES_TOGETHER = 1 << 24
@@ -124,6 +125,16 @@ def load_documents(
     if text_column == "text":
         return dataset
     return dataset.remove_columns([name for name in columns if name == "text"]).rename_column(text_column, "text")
+
+
+def datasets_on_hub(source: str | PathLike | Sequence[str | PathLike]) -> list[str]:
+    """Names of the datasets on the Hub that [`load_documents`] reads of a source: none of files of this machine, or of
+    other stores."""
+    if isinstance(source, str) and _may_be_on_hub(source):
+        return [source]
+    paths = [source] if isinstance(source, (str, PathLike)) else source
+    found = [_HUB_URL.match(fspath(path)) for path in paths]
+    return sorted({match[1] for match in found if match})
 
 
 def _splits(folder, config):

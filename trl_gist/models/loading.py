@@ -14,6 +14,7 @@
 
 """From a folder or a repository to the two models of a pair."""
 
+import json
 import os
 from pathlib import Path
 
@@ -30,6 +31,7 @@ from peft import PeftConfig, PeftModel
 from peft.utils import CONFIG_NAME as ADAPTER_CONFIG_NAME
 from transformers import PreTrainedModel
 from transformers.integrations import is_deepspeed_zero3_enabled
+from transformers.tokenization_utils_base import TOKENIZER_CONFIG_FILE
 from transformers.utils import CONFIG_NAME as MODEL_CONFIG_NAME
 
 from ..pair import PAIR_CONFIG_NAME
@@ -128,6 +130,18 @@ def check_half(directory: Path, role: str) -> bool:
             "*.bin, are pickles, which can run code, and are not read; `GistTrainer.save_model` writes safetensors."
         )
     return adapts
+
+
+def code_references(half: Path) -> list[str]:
+    """What the configs of a half name as code beside transformers', as `module.Class`; that of another repository as
+    `user/repo--module.Class`."""
+    references = []
+    for name in (MODEL_CONFIG_NAME, TOKENIZER_CONFIG_FILE):
+        if Path(half, name).is_file():
+            named = json.loads(Path(half, name).read_text(encoding="utf-8")).get("auto_map") or {}
+            for value in named.values() if isinstance(named, dict) else [named]:  # a list is a tokenizer's of old
+                references += [value] if isinstance(value, str) else value
+    return [reference for reference in references if reference]
 
 
 def machine_device() -> torch.device:

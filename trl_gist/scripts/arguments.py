@@ -107,14 +107,21 @@ class TasksArguments(HeldOutArguments):
 
 @dataclass(frozen=True, kw_only=True)
 class DataArguments:
-    """Of `trl-gist data`. What [`GistConfig`] has too has its name and its default."""
+    """
+    Of `trl-gist data`. What [`GistConfig`] has too has its name and its default. `recipe` says that the rest, as far as it
+    is not given beside it, is [`~scripts.data.arguments_of_recipe`]; `only_files` that `dataset` is no name on the Hub.
+    """
 
     dataset: list[str]
+    recipe: str | None = None
+    only_files: bool = False
     dataset_config: str | None = None
     split: str = "train"
     streaming: bool = False
     text_column: str = "text"
+    remove_columns: list[str] | None = None
     encoding: str | None = None
+    eval_documents: int | None = None
     max_documents: int | None = None
     batch_size: int = 8
     model_name_or_path: str = "HuggingFaceTB/SmolLM2-135M-Instruct"
@@ -127,12 +134,16 @@ class DataArguments:
     last_k: int = 64
     window_stride: int | None = None
     max_windows_per_document: int | None = None
+    windows_per_document: int = 1
+    max_completion_length: int = 48
+    gist_length_range: list[int] | None = None
     parse_special_tokens: bool = False
     target_kinds: dict[str, float] | None = None
     targets_per_context: int | None = None
     target_floor: float | str | None = None
     cue_length: int | None = None
     far_offset: int | None = None
+    recall_age: list[float] | None = None
     max_windows: int = 64
     show: int = 3
     no_teacher: bool = False

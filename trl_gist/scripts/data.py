@@ -16,6 +16,8 @@
 
 import json
 import logging
+from dataclasses import asdict, fields
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
@@ -34,17 +36,19 @@ from ..common.files import replace_file
 from ..common.run_files import finite
 from ..common.statistics import ratio_and_error, with_error
 from ..common.tokens import decode
-from ..data.targets import TARGET_FLOOR
-from ..data.windows import PositionLimits, WindowSpec, columns_of, prepare_windows
+from ..data.documents import load_documents
+from ..data.targets import TARGET_FLOOR, TargetSpec
+from ..data.windows import WALK_COLUMN, ColumnRules, PositionLimits, WindowSpec, columns_of, prepare_windows
 from ..models.loading import check_device, check_dtype_name, for_inference, machine_device, pair_directory
 from ..models.roles import check_same_tokenizer, create_model_from_path, max_positions, naming
 from ..pair import PairConfig
 from ..prompts import SUMMARIZER_PROMPT_OF_FACTS, GistPrompts, bos_ids, targets_of
 from ..scoring import GistScorer, TargetScorer
+from ..trainer.walks import Walk
 from ..version import __version__
 from .arguments import DataArguments
 from .resumable import progress_bar
-from .windows import choose_windows, held_out_documents, target_spec
+from .windows import choose_windows, first_documents, target_spec
 
 
 # Characters of a context that are shown: its beginning and its end
@@ -58,9 +62,12 @@ def show_data(args: DataArguments):
     if args.json is not None and not Path(args.json).parent.is_dir():
         raise ValueError(f"`--json` ({args.json}) names a file in a folder that is not there: make it first.")
     console = Console()
-    targets = target_spec(args)
-    documents = held_out_documents(args)
+    targets = _target_spec(args)
+    documents = _documents(args)
     tokenizer, checkpoint = _tokenizer_and_teacher(args)
+    # Of the prompts, T reads only what begins a text
+    prompts = GistPrompts.from_tokenizer(tokenizer, SUMMARIZER_PROMPT_OF_FACTS)
+    walk = Walk(prompts, args, partial(decode, tokenizer)) if args.windows_per_document > 1 else None
     teacher = None if args.no_teacher else _load_teacher(args, tokenizer, checkpoint)
     spec = WindowSpec(
         args.context_length,
@@ -68,14 +75,17 @@ def show_data(args: DataArguments):
         args.last_k,
         args.window_stride,
         args.max_windows_per_document,
-        targets=targets,
-        parse_special_tokens=args.parse_special_tokens,
+        args.windows_per_document,
+        None if walk is None else walk.geometry,
+        targets,
+        args.parse_special_tokens,
     )
+    rules = ColumnRules(spec.walks, args.gist_length_range)
     limits = None
     if teacher is not None and max_positions(teacher) is not None:
         limits = PositionLimits(teacher=max_positions(teacher) - len(bos_ids(tokenizer)))
     columns = columns_of(documents, "given")
-    windows, skipped = prepare_windows(documents, tokenizer, spec, limits, name="given", columns=columns)
+    windows, skipped = prepare_windows(documents, tokenizer, spec, limits, "given", rules, columns=columns)
     some, _ = choose_windows(windows, args.max_windows)
     rows = list(islice(some, args.max_windows))
     report = {
@@ -83,30 +93,96 @@ def show_data(args: DataArguments):
         "version": __version__,
         "model": args.model_name_or_path,
         "window": {"context_length": spec.context_length, "target_length": spec.target_length, "last_k": spec.last_k},
+        "walk": None if walk is None else {"windows": spec.windows_per_document, **asdict(walk.geometry)},
+        "held_out": args.eval_documents or 0,
         "documents": len(documents) if isinstance(documents, Dataset) else None,
         "windows": len(windows) if isinstance(windows, Dataset) else None,
         "windows_read": len(rows),
         "documents_read": len({str(row["document_id"]) for row in rows}),
-        "with_carriage_returns": sum("\r" in row["prompt"] for row in rows),
+        "with_carriage_returns": sum(
+            "\r" in (row["prompt"] if walk is None else decode(tokenizer, row[WALK_COLUMN])) for row in rows
+        ),
         "skipped": dict(skipped.counts),
     }
-    ready, several = "text" not in columns, "targets" in rows[0]
+    ready, several = walk is None and "text" not in columns, spec.several or "targets" in rows[0]
     _print_counts(console, report, _window_in_words(spec, ready, several))
-    shown = [_as_text(row, tokenizer) for row in rows]
+    read = [[row] if walk is None else walk.rows([row], 1) for row in rows]
+    shown = [
+        _as_text(own[0], tokenizer)
+        if walk is None
+        else {"document_id": own[0]["document_id"], "walk": [_as_text(each, tokenizer) for each in own]}
+        for own in read
+    ]
     for place in range(min(args.show, len(shown))):
         _print_window(console, shown[place * len(shown) // min(args.show, len(shown))])
     if teacher is not None:
         floor = {None: TARGET_FLOOR, "none": None}.get(args.target_floor, args.target_floor)
-        readings = _read(rows, teacher, tokenizer, args.batch_size)
-        for window, own in zip(shown, readings, strict=True):
+        readings = _read([each for own in read for each in own], teacher, prompts, args.batch_size)
+        each_window = [window for example in shown for window in example.get("walk", [example])]
+        for window, own in zip(each_window, readings, strict=True):
             for target, reading in zip(window["targets"], own, strict=True):
                 target |= reading
-        report |= {"teacher": checkpoint, "target_floor": floor, "worth": worth_by_kind(shown, floor)}
+        worth = worth_by_kind(each_window, floor)
+        for number in range(spec.windows_per_document if spec.walks else 0):  # as training logs them
+            worth |= worth_by_kind(
+                [_as_one_kind(example["walk"][number], f"window_{number}") for example in shown], floor
+            )
+        report |= {"teacher": checkpoint, "target_floor": floor, "worth": worth}
         _print_worth(console, report, ready, several)
     if args.json is not None:
         content = json.dumps(finite(report | {"examples": shown}), ensure_ascii=False, indent=2) + "\n"
         replace_file(Path(args.json), content.encode(errors="backslashreplace"))
         console.print(f"Written to {args.json}", markup=False, highlight=False, soft_wrap=True)
+
+
+def arguments_of_recipe(file: str) -> dict:
+    """What [`DataArguments`] has of a recipe for `trl-gist train`. Raises `ValueError` as that does for a wrong one."""
+    from .train import make_parser  # imports TRL, which nothing else here needs
+
+    script, training, _ = parsed = make_parser("trl-gist data").parse_args_and_config(["--config", file])
+    told = {name: value for arguments in reversed(parsed) for name, value in vars(arguments).items()}
+    names = {field.name for field in fields(DataArguments)} - {"dtype"}  # which is faster as it is here
+    return {
+        **{name: told[name] for name in names & told.keys()},
+        "recipe": file,
+        "dataset": script.dataset_path or [script.dataset_name],
+        "only_files": script.dataset_path is not None,
+        "split": script.dataset_train_split,
+        "streaming": script.dataset_streaming,
+        "target_floor": "none" if training.target_floor is None else training.target_floor,
+    }
+
+
+def _target_spec(args):
+    numbers = ("targets_per_context", "cue_length", "far_offset")
+    if args.recipe is None:
+        target_spec(args)  # refuses what is said of several kinds without any
+    given = {name: getattr(args, name) for name in numbers if getattr(args, name) is not None}
+    if args.recall_age is not None:
+        if args.windows_per_document == 1:
+            raise ValueError(f"`--recall_age` ({args.recall_age}) is of walks: raise `--windows_per_document`.")
+        given["recall_age"] = tuple(args.recall_age)
+    return TargetSpec(tuple((args.target_kinds or {"continuation": 1}).items()), **given)
+
+
+def _documents(args):
+    """Those that training reads: all but the held-out ones."""
+    documents = load_documents(
+        args.dataset[0] if len(args.dataset) == 1 and not args.only_files else args.dataset,
+        args.dataset_config,
+        args.split,
+        args.streaming,
+        args.text_column,
+        args.remove_columns,
+        args.encoding,
+    )
+    if args.eval_documents is not None:
+        if isinstance(documents, Dataset) and args.eval_documents >= len(documents):
+            raise ValueError(
+                f"`eval_documents` ({args.eval_documents}) leaves nothing to train on: there are {len(documents)} documents."
+            )
+        documents = documents.skip(args.eval_documents)
+    return first_documents(documents, args.max_documents)
 
 
 def _tokenizer_and_teacher(args):
@@ -134,10 +210,11 @@ def _load_teacher(args, tokenizer, checkpoint) -> PreTrainedModel:
 
 
 def _as_text(row, tokenizer: PreTrainedTokenizerBase):
-    """A window as a reader sees it, with the target of each cue."""
+    """A window as a reader sees it, with the target of each cue; of a walk, with the chunk that is new in it."""
     targets = [
         {
             "kind": target["kind"],
+            **({"age": target["age"]} if "age" in target else {}),
             "cue": decode(tokenizer, target["cue_ids"]),
             "target": decode(tokenizer, target["target_ids"]),
             "tokens": len(target["target_ids"]),
@@ -145,17 +222,14 @@ def _as_text(row, tokenizer: PreTrainedTokenizerBase):
         for target in targets_of(row)
     ]
     last_k = decode(tokenizer, row["last_k_ids"])
-    return {"document_id": row["document_id"], "context": row["prompt"], "last_k": last_k, "targets": targets}
+    context = {"chunk": decode(tokenizer, row["chunk_ids"])} if "chunk_ids" in row else {"context": row["prompt"]}
+    return {"document_id": row["document_id"], **context, "last_k": last_k, "targets": targets}
 
 
-def _read(rows, teacher, tokenizer, batch_size) -> list[list[dict]]:
-    """For each window what T makes of each of its targets, in nats per token, with a progress bar."""
-    scorer = GistScorer(
-        TargetScorer(teacher),
-        TargetScorer(teacher),
-        GistPrompts.from_tokenizer(tokenizer, SUMMARIZER_PROMPT_OF_FACTS),  # of which T reads only what begins a text
-        batch_size,
-    )
+def _read(rows, teacher, prompts, batch_size) -> list[list[dict]]:
+    """For each window what T makes of each of its targets, in nats per token, with a progress bar; windows of a walk after
+    all of its text so far."""
+    scorer = GistScorer(TargetScorer(teacher), TargetScorer(teacher), prompts, batch_size)
     readings = []
     with progress_bar(Console(stderr=True)) as progress:
         task = progress.add_task("Windows", total=len(rows))
@@ -171,6 +245,10 @@ def _read(rows, teacher, tokenizer, batch_size) -> list[list[dict]]:
             ]
             progress.advance(task, len(batch))
     return readings
+
+
+def _as_one_kind(window, kind):
+    return window | {"targets": [target | {"kind": kind} for target in window["targets"]]}
 
 
 def worth_by_kind(windows: list[dict], floor: float | None) -> dict[str, dict[str, float]]:
@@ -210,23 +288,29 @@ def _kinds(targets):
 def _window_in_words(spec, ready, several):
     if ready:
         return "ready-made, of any length"
+    if not spec.walks:
+        read = f"{spec.context_length} tokens of context"
+        verbatim = f", the last {spec.last_k} of them read verbatim"
+    else:
+        read = f"{spec.windows_per_document} windows, each with a chunk of {spec.geometry.chunk_length} tokens"
+        verbatim = f", the {spec.last_k} after it read verbatim"
     if several:
-        return (
-            f"{spec.context_length} tokens of context, and targets of at most {spec.target_length}, each after a cue"
-        )
-    return (
-        f"{spec.context_length} tokens of context, the last {spec.last_k} of them read verbatim, and "
-        f"{spec.target_length} of target"
-    )
+        return f"{read}, and targets of at most {spec.target_length}, each after a cue"
+    return f"{read}{verbatim}, and {spec.target_length} of target"
 
 
 def _print_counts(console, report, window):
     read = report["windows_read"]
     table = Table(title=escape(" ".join(report["dataset"])), box=box.SIMPLE, title_justify="left", show_header=False)
     documents, windows = report["documents"], report["windows"]
-    table.add_row("documents", "a stream, whose end is not known" if documents is None else f"{documents:,}")
-    table.add_row("windows", f"{read:,} read, the first" if windows is None else f"{windows:,}, {read:,} of them read")
-    table.add_row("a window", window)
+    walk, held_out = report["walk"], report["held_out"]
+    more = f", after {held_out:,} that are held out" if held_out else ""
+    table.add_row("documents", ("a stream, whose end is not known" if documents is None else f"{documents:,}") + more)
+    table.add_row(
+        "windows" if walk is None else "walks",
+        f"{read:,} read, the first" if windows is None else f"{windows:,}, {read:,} of them read",
+    )
+    table.add_row("a window" if walk is None else "a walk", window)
     total = sum(report["skipped"].values())
     reasons = ", ".join(f"{count:,} {reason}" for reason, count in sorted(report["skipped"].items()))
     table.add_row("skipped", escape(f"{total:,} rows: {reasons}") if total else "nothing")
@@ -235,24 +319,34 @@ def _print_counts(console, report, window):
     console.print(table)
 
 
-def _print_window(console, window):
+def _print_window(console, example):
+    """Or a walk, window after window."""
     table = Table(box=box.SIMPLE, show_header=False, title_justify="left")
-    table.title = escape(f"A window of document {window['document_id']}")
+    walk = example.get("walk")
+    what = "window" if walk is None else f"walk over {len(walk)} windows"
+    table.title = escape(f"A {what} of document {example['document_id']}")
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
-    context = window["context"]
-    if len(context) > 2 * _SHOWN:
-        context = f"{context[:_SHOWN]} […] {context[-_SHOWN:]}"
-    table.add_row("context", Text(context))
+    for number, window in enumerate(walk or [example]):
+        name, text = ("context", window["context"]) if walk is None else (f"chunk {number}", window["chunk"])
+        if len(text) > 2 * _SHOWN:
+            text = f"{text[:_SHOWN]} […] {text[-_SHOWN:]}"
+        table.add_row(name, Text(text))
+        _add_targets(table, window)
+    console.print(table)
+
+
+def _add_targets(table, window):
     if len(window["targets"]) == 1 and window["targets"][0]["cue"] == window["last_k"]:
         table.add_row("last K", Text(window["last_k"]))
         table.add_row("target", Text(window["targets"][0]["target"]))
     else:
         for target in window["targets"]:
+            age = f", {target['age']} ago" if target.get("age") else ""
             table.add_row(
-                escape(target["kind"]), Text.assemble((target["cue"], "dim"), " → ", (target["target"], "bold"))
+                escape(f"{target['kind']}{age}"),
+                Text.assemble((target["cue"], "dim"), " → ", (target["target"], "bold")),
             )
-    console.print(table)
 
 
 def _print_worth(console, report, ready, several):

@@ -21,9 +21,8 @@ import os
 import re
 from dataclasses import dataclass
 from importlib import metadata
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 
-import transformers
 from huggingface_hub import HfApi, ModelCard, RepoCard, SpaceCardData
 from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
 from huggingface_hub.utils import validate_repo_id
@@ -32,11 +31,21 @@ from safetensors import SafetensorError, safe_open
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME
 
 from ..common.run_files import PLOTS_DIR, RUN_LOG_DIR
+from ..data.documents import datasets_on_hub
 from ..evaluation.folder import read_measures
 from ..models.loading import check_half
 from ..pair import GENERATOR_DIR, PAIR_CONFIG_NAME, PairConfig
-from ..trainer.model_card import folder_name, hub_name, model_card
-from ..trainer.repository import MODEL_CONFIGS, REPORT_FILE, TAGS, commit_files, license_of
+from ..trainer.model_card import hub_name, model_card
+from ..trainer.repository import (
+    MODEL_CONFIGS,
+    REPORT_FILE,
+    TAGS,
+    code_files,
+    commit_files,
+    license_of,
+    with_names,
+    without_folder,
+)
 from ..version import __version__
 from . import space
 
@@ -111,6 +120,9 @@ def push(args: PushArguments):
     files, left_out = pair_files(directory, args, None if args.dry_run else api)
     kinds = {"model": files}
     if args.space:
+        code = [name for name in files if name.endswith(".py")]
+        if code:
+            raise ValueError(f"--space runs no code that a pair brings, as {code[0]}. Leave it out.")
         kinds["space"] = space_files(args.repo)
     for kind, content in kinds.items():
         check_no_token(content)
@@ -170,7 +182,14 @@ def pair_files(
             check_whole(path)
     if _TOKENIZER_CONFIG not in files:
         raise ValueError(f"The pair has no tokenizer: {directory} lacks {_TOKENIZER_CONFIG}.")
-    pair, adapters = with_bases(pair, files, args.base_model, api)
+    folders = {str(directory.resolve())}
+    pair, adapters, elsewhere = with_bases(pair, files, args.base_model, api)
+    folders |= {base for base in elsewhere if PureWindowsPath(base).is_absolute() or base.startswith("/")}
+    for name in args.datasets or ():
+        if hub_name(name) is None:
+            raise ValueError(
+                f"--datasets ({name}) is no name of a dataset on the Hub. Give user/name, or leave it out."
+            )
     pair = dataclasses.replace(pair, datasets=args.datasets or pair.datasets)
     bases = [pair.base_models[role] for role in ("summarizer", "generator")]
     license = {"license": args.license} if args.license is not None else None
@@ -183,7 +202,9 @@ def pair_files(
         card = Path(args.card).read_bytes()
         ModelCard(card.decode())  # raises `ValueError` for metadata that are none
     written = {CARD_FILE: card, PAIR_CONFIG_NAME: pair.to_json().encode(), **adapters}
-    return dict(sorted({**files, **written}.items())), left_out
+    files = dict(sorted({**files, **written}.items()))
+    check_no_folder(files, folders)
+    return files, left_out
 
 
 def check_whole(path: Path):
@@ -207,18 +228,18 @@ def evaluated(pair: PairConfig, folder: str) -> tuple[PairConfig, str]:
         for name, value in found["measures"][0].items()
         if isinstance(value, int | float) and name not in ("last_k", "budget")
     }
-    names = [name for name in found["dataset"] if hub_name(name) is not None]
+    names = datasets_on_hub(found["dataset"][0] if len(found["dataset"]) == 1 else found["dataset"])
     return dataclasses.replace(pair, measures=measures), names[0] if len(names) == 1 else "text"
 
 
 def sorted_files(directory: Path) -> tuple[dict[str, Path], dict[str, tuple[int, str]]]:
     """Files of a pair by name; and by name, of folders as a whole, the size of what is none, and why."""
-    files, left_out = {}, {}
+    files, left_out = code_files(directory), {}
     for path in sorted(path for path in directory.rglob("*") if path.is_file()):
         name = path.relative_to(directory).as_posix()
         if _is_of_pair(name):
             files[name] = path
-        elif name != CARD_FILE:  # written anew
+        elif name != CARD_FILE and name not in files:  # written anew
             folder = name.split("/")[0]
             listed = f"{folder}/" if "/" in name and folder != GENERATOR_DIR else name
             size, why = left_out.get(listed, (0, _why_not(name)))
@@ -253,15 +274,16 @@ def _why_not(name):
 
 def with_bases(
     pair: PairConfig, files: dict[str, Path], base_model: str | None, api: HfApi | None
-) -> tuple[PairConfig, dict[str, bytes]]:
+) -> tuple[PairConfig, dict[str, bytes], list[str]]:
     """
-    The pair with bases that are names on the Hub, or names without a folder of this machine; and the adapters' configs,
-    as files, where that changes them. Raises `ValueError` if nobody else could load the adapters.
+    The pair with bases that are names on the Hub, or names without a folder of this machine; the adapters' configs, as
+    files, where that changes them; and the bases that are not on the Hub. Raises `ValueError` if nobody else could load
+    the adapters.
     """
     configs = {
         name: json.loads(path.read_text()) for name, path in files.items() if name.endswith(ADAPTER_CONFIG_NAME)
     }
-    stands_on = {name: config["base_model_name_or_path"] for name, config in configs.items()}
+    stands_on = {name: config["base_model_name_or_path"] or "" for name, config in configs.items()}
     named = {*pair.base_models.values(), *stands_on.values()}
     elsewhere = sorted(base for base in named if not _on_hub(base, api))
     if base_model is not None:
@@ -277,17 +299,11 @@ def with_bases(
     for base in stands_on.values():
         if base in elsewhere and base_model is None:
             raise ValueError(
-                f"{base}, which the adapters stand on, is not on the Hub, so that nobody else could load them. Give its "
-                "name there by --base_model, and push it first if it has none."
+                f"{base or 'A model without a name'}, which the adapters stand on, is not on the Hub, so that nobody else "
+                "could load them. Give its name there by --base_model, and push it first if it has none."
             )
-    new = {base: base_model or _without_folder(base) for base in elsewhere}
-    bases = {role: new.get(base, base) for role, base in pair.base_models.items()}
-    changed = {
-        name: json.dumps({**configs[name], "base_model_name_or_path": new[base]}, indent=2).encode()
-        for name, base in stands_on.items()
-        if base in new
-    }
-    return dataclasses.replace(pair, base_models=bases), changed
+    names = {base: base_model or without_folder(base) for base in elsewhere}
+    return *with_names(pair, configs, names), elsewhere
 
 
 def _on_hub(base, api):
@@ -295,11 +311,6 @@ def _on_hub(base, api):
         return False
     with _said_of(f"Asking the Hub for {base}"):
         return api is None or api.repo_exists(base)
-
-
-def _without_folder(base):
-    """Not to be mistaken for a name on the Hub."""
-    return base if hasattr(transformers, base) else f"./{folder_name(base)}"
 
 
 def space_files(repo: str) -> dict[str, Path | bytes]:
@@ -336,6 +347,20 @@ def check_no_token(files: dict[str, Path | bytes]):
         if not name.endswith(".safetensors"):
             if _TOKEN.search(content if isinstance(content, bytes) else content.read_bytes()):
                 raise ValueError(f"{name} has what looks like a token of the Hub. Remove it there, and push again.")
+
+
+def check_no_folder(files: dict[str, Path | bytes], folders: set[str]):
+    """Raises `ValueError` for a text that names one of these folders of this machine."""
+    for name, content in files.items():
+        if name.endswith(".safetensors"):
+            continue
+        content = content if isinstance(content, bytes) else content.read_bytes()
+        for folder in sorted(folders):
+            if folder.encode() in content or json.dumps(folder)[1:-1].encode() in content:
+                remedy = (
+                    "Write it anew: `trl-gist report`." if name == REPORT_FILE else "Remove it there, and push again."
+                )
+                raise ValueError(f"{name} names {folder}, a folder of this machine. {remedy}")
 
 
 def check_target(api: HfApi, repo: str, kind: str, public: bool):

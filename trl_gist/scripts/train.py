@@ -29,7 +29,7 @@ from trl import ModelConfig, TrlParser, get_peft_config
 
 from .. import rewards
 from ..common.arguments import meant, no_setting, several, truth, whole_number
-from ..data.documents import load_documents
+from ..data.documents import datasets_on_hub, load_documents
 from ..evaluation.compressors.registry import EXTRACTIVE_COMPRESSORS, extractive_compressors
 from ..trainer.callbacks import STOPPED_FILE, GistProgressCallback, SaveOnSignal
 from ..trainer.checkpoints.run_lock import PATIENCE
@@ -262,8 +262,7 @@ def make_trainer(
         reward_funcs=load_reward_funcs(script_args.reward_funcs),
         peft_config=peft_config,
     )
-    if script_args.dataset_name is not None and not os.path.exists(script_args.dataset_name):
-        trainer.datasets = [script_args.dataset_name]
+    trainer.datasets = datasets_on_hub(script_args.dataset_path or script_args.dataset_name)
     if not training_args.disable_tqdm:
         trainer.remove_callback(ProgressCallback)
         trainer.add_callback(GistProgressCallback())

@@ -21,16 +21,19 @@ from ..data.targets import TargetSpec
 from .arguments import DataArguments, EvaluateArguments, HeldOutArguments
 
 
-def held_out_documents(args: HeldOutArguments | DataArguments) -> Dataset | IterableDataset:
+def held_out_documents(args: HeldOutArguments) -> Dataset | IterableDataset:
     source = args.dataset[0] if len(args.dataset) == 1 else args.dataset
     documents = load_documents(
         source, args.dataset_config, args.split, args.streaming, args.text_column, encoding=args.encoding
     )
-    if args.max_documents is not None:
-        documents = documents.take(
-            min(args.max_documents, len(documents)) if isinstance(documents, Dataset) else args.max_documents
-        )
-    return documents
+    return first_documents(documents, args.max_documents)
+
+
+def first_documents(documents: Dataset | IterableDataset, count: int | None) -> Dataset | IterableDataset:
+    """As many as there are, at most."""
+    if count is None:
+        return documents
+    return documents.take(min(count, len(documents)) if isinstance(documents, Dataset) else count)
 
 
 def target_spec(args: EvaluateArguments | DataArguments) -> TargetSpec | None:

@@ -14,6 +14,7 @@
 
 """The pair on the Hub: what is pushed, when, and that it is always one pair."""
 
+import json
 import shutil
 from concurrent.futures import Future
 from importlib.util import find_spec
@@ -21,16 +22,27 @@ from pathlib import Path
 
 from accelerate.logging import get_logger
 from huggingface_hub import CommitInfo
+from peft.utils import CONFIG_NAME as ADAPTER_CONFIG_NAME
+from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import HubStrategy, SaveStrategy
 from transformers.utils.hub import PushInProgress, hf_api
 
-from ..common.files import link_or_copy
+from ..common.files import link_or_copy, replace_file
 from ..common.run_files import PLOTS_DIR
-from ..pair import GENERATOR_DIR, PairConfig
+from ..pair import GENERATOR_DIR, PAIR_CONFIG_NAME, PairConfig
+from .checkpoints.manifest import Manifest
 from .checkpoints.staging import PUSHING_DIR
 from .gist_config import GistConfig
 from .model_card import hub_name, save_model_card
-from .repository import MODEL_CONFIGS, REPORT_FILE, commit_files, license_of
+from .repository import (
+    MODEL_CONFIGS,
+    REPORT_FILE,
+    code_files,
+    commit_files,
+    license_of,
+    with_names,
+    without_folder,
+)
 
 
 logger = get_logger(__name__)
@@ -97,10 +109,10 @@ class PairHub:
                 folders.setdefault(base, []).append(role)
         for folder, roles in folders.items():
             logger.warning(
-                f"{folder}, which the {' and the '.join(roles)} started from, is a folder of this machine. The pair that is "
-                "pushed names it, in its card, gist_config.json and, of adapters, adapter_config.json, and whoever downloads "
-                "adapters cannot load them without it. Push it to the Hub first and pass its name there, or correct "
-                "`base_model_name_or_path` in both files adapter_config.json of the repository."
+                f"{folder}, which the {' and the '.join(roles)} started from, is a folder of this machine. What is pushed calls "
+                f"it {without_folder(folder)}, and nobody else can load adapters that stand on it. Push it to the Hub and pass "
+                f"its name there in place of the folder; or, when training has ended: trl-gist push {self.args.output_dir} "
+                f"{self.trainer.hub_model_id} --base_model USER/BASE"
             )
 
     def push_pair(
@@ -134,7 +146,7 @@ class PairHub:
         }.get(strategy)
         try:
             stage = self.stage(checkpoint, Path(checkpoint).name, resume_dir)
-        except OSError as error:  # a full disk
+        except (OSError, ValueError) as error:  # a full disk, or code that is not there
             logger.warning(f"{checkpoint} is not pushed: it could not be staged in {PUSHING_DIR}/. {error}")
             return
         by_epoch = self.args.save_strategy == SaveStrategy.EPOCH
@@ -148,8 +160,10 @@ class PairHub:
         trainer.push_in_progress.jobs.append(job)
 
     def stage(self, source: str, name: str, resume_dir: str | None = None, by_copy: bool = False) -> Path:
-        """A folder with what one commit will hold: the pair in `source` and, under `resume_dir`, all of `source`."""
+        """A folder with what one commit will hold: the pair in `source` and, under `resume_dir`, all of `source`; but for
+        the folders of this machine that its bases lie in."""
         place = shutil.copy2 if by_copy else link_or_copy
+        pair, changed = self._for_others(Path(source))
         stage = Path(self.args.output_dir, PUSHING_DIR, name)
         shutil.rmtree(stage, ignore_errors=True)
         for half in ("", GENERATOR_DIR):
@@ -158,13 +172,40 @@ class PairHub:
                 if path.suffix == ".safetensors" or path.name in MODEL_CONFIGS:
                     place(path, Path(stage, half, path.name))
             self.trainer.processing_class.save_pretrained(Path(stage, half))
-        pair = PairConfig.load(source)
-        pair.save(stage)
+        for name, path in code_files(Path(source)).items():
+            place(path, stage / name)
+        for name, content in ({PAIR_CONFIG_NAME: pair.to_json().encode()} | changed).items():
+            replace_file(stage / name, content)
         self._draw(stage)
         save_model_card(stage, pair, self.trainer.hub_model_id, self.tags, self.license)
         if resume_dir is not None:
             shutil.copytree(source, stage / resume_dir, copy_function=place)
+            self._change(stage / resume_dir, pair, changed)
         return stage
+
+    def _for_others(self, source):
+        """The pair in a folder by names that mean something elsewhere, and what of its files that changes."""
+        pair, files = PairConfig.load(source), [f"{half}{ADAPTER_CONFIG_NAME}" for half in ("", f"{GENERATOR_DIR}/")]
+        adapters = {name: json.loads((source / name).read_text()) for name in files if (source / name).is_file()}
+        named = {*pair.base_models.values(), *(config["base_model_name_or_path"] for config in adapters.values())}
+        names = {base: without_folder(base) for base in named if base and hub_name(base) is None}
+        renamed, changed = with_names(pair, adapters, names)
+        if renamed != pair:
+            changed[PAIR_CONFIG_NAME] = renamed.to_json().encode()
+        return renamed, changed
+
+    def _change(self, checkpoint, pair, changed):
+        """In the copy of a checkpoint, which stays one."""
+        state = json.loads((checkpoint / TRAINER_STATE_NAME).read_text(encoding="utf-8"))
+        if state["best_model_checkpoint"] is not None:
+            state["best_model_checkpoint"] = Path(state["best_model_checkpoint"]).name
+            changed = {**changed, TRAINER_STATE_NAME: (json.dumps(state, indent=2, sort_keys=True) + "\n").encode()}
+        if changed:
+            for name, content in changed.items():
+                replace_file(checkpoint / name, content)
+            manifest = Manifest.load(checkpoint)
+            manifest.base_models = pair.base_models
+            manifest.amend(checkpoint, changed)
 
     def _draw(self, stage):
         if find_spec("matplotlib") is None:

@@ -25,6 +25,7 @@ from huggingface_hub.utils import validate_repo_id
 from peft.utils import CONFIG_NAME as ADAPTER_CONFIG_NAME
 
 from ..common.run_files import PLOTS_DIR
+from ..models.loading import code_references
 from ..pair import GENERATOR_DIR, PairConfig
 
 
@@ -42,7 +43,7 @@ gist of at most {{ pair.max_gist_length }} tokens for {{ pair.context_length }} 
 ```python
 from trl_gist import GistCompactor
 
-compactor = GistCompactor.from_pretrained("{{ model_name }}")
+compactor = GistCompactor.from_pretrained("{{ model_name }}"{{ trust }})
 gist = compactor.compress(text)
 print(gist.text, gist.gist_rate)
 print(compactor.continue_text(text, max_new_tokens=64).text)
@@ -55,7 +56,7 @@ from transformers import pipeline
 
 import trl_gist.pipeline  # registers the task
 
-gists = pipeline("context-compaction", model="{{ model_name }}")(text)
+gists = pipeline("context-compaction", model="{{ model_name }}"{{ trust }})(text)
 ```
 
 Each half is a model of its own. The generator alone:
@@ -63,8 +64,12 @@ Each half is a model of its own. The generator alone:
 ```python
 from transformers import AutoModelForCausalLM
 
-generator = AutoModelForCausalLM.from_pretrained({{ generator }})
+generator = AutoModelForCausalLM.from_pretrained({{ generator }}{{ trust }})
 ```
+{%- if trust %}
+
+The pair brings code of its own, which runs only where it is trusted: read the files *.py first.
+{%- endif %}
 
 ## Measures
 
@@ -155,6 +160,7 @@ def model_card(
         eval_results=_eval_results(pair, measured_on) or None,
         **(license or {}),
     )
+    has_code = any(code_references(Path(directory, half)) for half in ("", GENERATOR_DIR))
     measures = [
         (name, _number(value), _number(pair.measures.get(f"{name}_se"))) for name, value in _measures(pair).items()
     ]
@@ -170,6 +176,7 @@ def model_card(
         measures=measures,
         plot=plot if Path(directory, plot).is_file() else None,
         generator=_generator_arguments(model_name, adapts, summarizer_adapts),
+        trust=", trust_remote_code=True" if has_code else "",
         license=license,
     )
 

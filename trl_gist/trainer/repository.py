@@ -13,19 +13,80 @@
 # limitations under the License.
 
 """
-A repository on the Hub that holds a pair: one commit at a time, what a commit takes away, and the licence it stands under.
+A repository on the Hub that holds a pair: what its bases are called there, the code that it brings, one commit at a time,
+what a commit takes away, and the licence it stands under.
 """
 
+import dataclasses
+import json
 from pathlib import Path
 
+import transformers
 from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi
 from peft.utils import CONFIG_NAME as ADAPTER_CONFIG_NAME
+from transformers.dynamic_module_utils import get_relative_import_files
 from transformers.utils import CONFIG_NAME, GENERATION_CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME
+
+from ..models.loading import code_references
+from ..pair import GENERATOR_DIR, PairConfig
+from .model_card import folder_name, hub_name
 
 
 REPORT_FILE = "report.html"
 TAGS = ["trl", "trl_gist", "context-compression"]
 MODEL_CONFIGS = (CONFIG_NAME, GENERATION_CONFIG_NAME, ADAPTER_CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME)
+
+
+def without_folder(base: str) -> str:
+    """What a base is called that is not on the Hub: by the last part of its path, and not as a name on the Hub would be."""
+    return base if hasattr(transformers, base) else f"./{folder_name(base)}"
+
+
+def with_names(
+    pair: PairConfig, adapters: dict[str, dict], names: dict[str, str]
+) -> tuple[PairConfig, dict[str, bytes]]:
+    """The pair with other names of its bases; and the adapters' configs, by their files' names, as files where that
+    changes them."""
+    bases = {role: names.get(base, base) for role, base in pair.base_models.items()}
+    changed = {
+        name: json.dumps({**config, "base_model_name_or_path": names[base]}, indent=2).encode()
+        for name, config in adapters.items()
+        if (base := config["base_model_name_or_path"]) in names
+    }
+    return dataclasses.replace(pair, base_models=bases), changed
+
+
+def code_files(directory: Path) -> dict[str, Path]:
+    """
+    The code that a pair brings, by its names in the repository: the modules that its configs name, and what these import.
+    The generator's is also in the root, where transformers (5.23) looks for it of a repository.
+
+    Raises:
+        ValueError: if a module is missing, or is that of a folder of this machine.
+    """
+    files = {}
+    for half in ("", GENERATOR_DIR):
+        for reference in code_references(Path(directory, half)):
+            repo, _, name = reference.rpartition("--")
+            if hub_name(repo) is not None:
+                continue  # whoever loads the pair gets it from there
+            module = Path(directory, half, f"{name.split('.')[0]}.py")
+            try:
+                needed = [] if repo else [module, *map(Path, get_relative_import_files(module))]
+            except OSError as error:
+                raise ValueError(
+                    f"Without its code nobody could load the pair: {Path(directory, half)} names {reference}, and "
+                    f"{error.filename} is missing. Copy the *.py files of the base there."
+                ) from error
+            if repo:
+                raise ValueError(
+                    f"Without its code nobody could load the pair: {Path(directory, half)} names {reference}, and {repo} is "
+                    f"not on the Hub. Copy its *.py files there, and name {name} in `auto_map`."
+                )
+            for path in needed:
+                files[path.relative_to(directory).as_posix()] = path
+                files.setdefault(path.name, path)
+    return files
 
 
 def commit_files(

@@ -14,10 +14,9 @@
 
 """What all pages share: how they are rendered, how figures are written, plots inlined; the templates lie beside it."""
 
-import os
 import re
 import time
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 
 import jinja2
 
@@ -98,7 +97,8 @@ def _gain_against(control, gain, error):
 
 def without_folders(name: str) -> str:
     """A checkpoint's or a file's name without the folders of somebody's machine."""
-    return Path(name).name if os.path.isabs(name) else name
+    is_path = name.startswith(("/", "~/", "./", "../")) or PureWindowsPath(name).is_absolute()
+    return PureWindowsPath(name).name if is_path else name
 
 
 def inline_plots(directory: Path, captions: dict[str, str]) -> list[tuple[str, str, str]]:

@@ -90,7 +90,8 @@ def write_report(run_dir: str | os.PathLike, output: str | os.PathLike | None = 
 def render(run: Run) -> str:
     """The page as HTML."""
     prefix = run.prefixes[0] if run.prefixes else "eval_"
-    config = run.info.get("changed", {}) | run.info.get("recipe", {})
+    run.info["changed"] = _without_paths(run.info.get("changed", {}))
+    config = run.info["changed"] | run.info.get("recipe", {})
     gists = _gists_at(run)
     return render_page(
         "run_report/report.html.jinja",
@@ -110,6 +111,15 @@ def render(run: Run) -> str:
         scalars=_scalars(run),
         version=__version__,
     )
+
+
+def _without_paths(value):
+    """Settings as anybody may read them. A prompt, which may begin with a slash, has braces."""
+    if isinstance(value, dict):
+        return {name: _without_paths(each) for name, each in value.items()}
+    if isinstance(value, list):
+        return [_without_paths(each) for each in value]
+    return without_folders(value) if isinstance(value, str) and "{" not in value else value
 
 
 # ---- The headline ----

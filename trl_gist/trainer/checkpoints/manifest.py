@@ -22,6 +22,7 @@ that a kill at any moment leaves `checkpoint-N` whole or absent. Both the Hub's 
 
 import json
 import time
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
@@ -82,11 +83,19 @@ class Manifest:
     def complete(self, directory: Path):
         """Lists the files of `directory`, makes sure that they are on the disk, and writes the manifest last."""
         self.files = dict(described_files(directory, sorted(files_in(directory)), synced=True))
+        self._write(directory)
+        for folder in {directory / path.parent for path in map(Path, self.files)} | {directory}:
+            sync(folder)
+
+    def amend(self, directory: Path, names: Iterable[str]):
+        """Writes it anew for a copy of a checkpoint, some of whose files were changed on purpose."""
+        self.files |= dict(described_files(directory, [directory / name for name in names]))
+        self._write(directory)
+
+    def _write(self, directory):
         values = asdict(self)
         content = {"format": MANIFEST_FORMAT, "sha256": json_digest(values), **values}
         replace_file(directory / MANIFEST_FILE, (json.dumps(content, indent=1) + "\n").encode(), synced=True)
-        for folder in {directory / path.parent for path in map(Path, self.files)} | {directory}:
-            sync(folder)
 
     @classmethod
     def load(cls, directory: Path) -> "Manifest":

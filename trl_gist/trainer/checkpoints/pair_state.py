@@ -103,6 +103,8 @@ def save_pair(
     generator_dir = Path(directory, GENERATOR_DIR)
     generator_trainer.save_model(generator_dir)
     if generator_trainer.args.should_save:
+        # PEFT (0.21) writes a card without a word of the pair, but with the base's path
+        Path(generator_dir, "README.md").unlink(missing_ok=True)
         tokenizer.save_pretrained(generator_dir)
         pair.save(directory)
         save_model_card(directory, pair, Path(directory).name, tags)
