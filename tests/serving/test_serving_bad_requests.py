@@ -304,6 +304,7 @@ def test_a_thousand_malformed_requests_are_refused_and_the_server_goes_on(url):
         ({"prompt": "a", "stop": ["z", ""]}, "stop.1", "at least 1 character"),
         ({"prompt": "a", "stop": 5}, "stop", "should be text or a list of texts"),
         ({"prompt": [[]]}, "prompt.0", "is empty"),
+        ({"prompt": [2.0, 3]}, "prompt.0", "valid integer"),
         (
             {"prompt": "a", "stream_options": {"include_obfuscation": 0}},
             "stream_options.include_obfuscation",

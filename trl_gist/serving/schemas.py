@@ -268,8 +268,10 @@ class ChatRequest(Generation):
 
 
 def _kind_of_texts(value):
-    # Of a list that is neither, the first element says what it was meant to be
-    return f"list[{type(value[0]).__name__}]" if isinstance(value, list) and value else type(value).__name__
+    if not isinstance(value, list) or not value:
+        return type(value).__name__
+    # Of a list that is neither, the first element says what it was meant to be: 2.0 is meant to be a token's id
+    return f"list[{'int' if isinstance(value[0], float) else type(value[0]).__name__}]"
 
 
 Some = Annotated[str, *_checked(_not_empty, minLength=1)]
