@@ -71,13 +71,13 @@ OPERATIONS = {
         "Answers a chat, whose oldest turns become a gist once it is too long.",
         answers.Chat,
         answers.ChatChunk,
-        {"messages": [{"role": "user", "content": "Who was John Snow?"}], "max_tokens": 8},
+        {"messages": [{"role": "user", "content": "Who was John Snow?"}]},
     ),
     "/v1/completions": Operation(
         "Goes on with a text of any length, of which the oldest part becomes a gist.",
         answers.Completion,
         answers.CompletionChunk,
-        {"prompt": TEXT, "max_tokens": 8, "stop": ["\n"], "report": True},
+        {"prompt": TEXT, "stop": ["\n"], "report": True},
     ),
     "/v1/compress": Operation(
         "The gists of a text, or of several.",
@@ -88,12 +88,12 @@ OPERATIONS = {
     "/v1/compare": Operation(
         "The generator's answer from gists beside that of a reader of the whole text.",
         answers.Sides,
-        example={"input": TEXT, "gists": ["Snow; 1854"], "cue": "\nQuestion: Where?\nAnswer:", "max_tokens": 8},
+        example={"input": TEXT, "gists": ["Snow; 1854"], "cue": "\nQuestion: Where?\nAnswer:"},
     ),
     "/v1/recall": Operation(
         "What a session that has read a text recalls after a cue, and how sure it is.",
         answers.Recalls,
-        example={"input": TEXT, "cue": "The houses stood in", "max_tokens": 8},
+        example={"input": TEXT, "cue": "The houses stood in"},
     ),
     "/": Operation("A page to try the pair in.", "text/html", refused=()),
     "/v1/models": Operation("The model that is served.", answers.Models, refused=()),
