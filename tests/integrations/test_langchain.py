@@ -19,6 +19,7 @@ ships; calls keep their results; what is to be kept is there at the end; and wha
 
 import json
 import random
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -463,12 +464,33 @@ async def test_a_pair_on_a_server_compacts_as_one_here(models, keep, monkeypatch
         check_pairs(messages)
     last = text_of(model.shown[-1])
     assert PREFIX in last and len(state["compactions"]) >= 2
-    assert "facts_dropped" not in state["compactions"][0]
+    lost = [fact for row in state["compactions"] for fact in row["facts_dropped"]]
+    assert lost and not any(re.search(rf"\b{re.escape(fact)}\b", last) for fact in lost if not fact.isdecimal())
     assert ("Bazalgette" if keep == ["names"] else "4711") in last
     before = state["messages"]
     with pytest.warns(RuntimeWarning, match="gave no answer.*trl-gist serve"):
         state = agent.invoke({"messages": [*before, *history(5)]})
     assert state["messages"][: len(before)] == before
+
+
+CARGO = {"Oslo": 1037, "New York": 1074, "Łódź": 1111, "Cape Town": 1148, "Lima": 1185, "São Paulo": 1222}
+
+
+@pytest.mark.parametrize("keep_spans", [None, ["1111", "Lima"]], ids=["nothing", "kept"])
+def test_a_pair_on_a_server_says_which_facts_its_gist_dropped(models, keep_spans):
+    """By words that we know; of a pair in the process it is test_chat_agents.py that says so."""
+    told = [f"Then box {number} went to {city} by cart." for city, number in CARGO.items()]
+    messages = [each for said in told for each in (HumanMessage(said), AIMessage("So it did."))]
+    with running(pair_with(models, None), max_context_tokens=20_000) as url:
+        middleware = GistMiddleware(url, trigger=("messages", 8), keep=("messages", 3), keep_spans=keep_spans)
+        update = middleware.before_model({"messages": messages})
+    _, gist, *newest = update["messages"]
+    (cost,) = update["compactions"]
+    left = " ".join(message.content for message in (gist, *newest))
+    facts = [fact for city, number in CARGO.items() for fact in (str(number), city)]
+    expected = [fact for fact in facts if not all(re.search(rf"\b{word}\b", left) for word in fact.split())]
+    assert cost["facts_dropped"] == expected and len(expected) >= 6
+    assert not {"1111", "Lima"} & {*cost["facts_dropped"]} or keep_spans is None
 
 
 def test_no_server_is_said_at_once():

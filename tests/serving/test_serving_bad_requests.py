@@ -300,6 +300,23 @@ def test_a_thousand_malformed_requests_are_refused_and_the_server_goes_on(url):
         ({"prompt": ""}, "prompt", "is empty"),
         ({"prompt": ["a", "b"]}, "prompt", "one a request"),
         ({}, "prompt", "required"),
+        # As they really are wrong, and not as one of the kinds that they could be
+        ({"prompt": "a", "stop": ["z", ""]}, "stop.1", "at least 1 character"),
+        ({"prompt": "a", "stop": 5}, "stop", "should be text or a list of texts"),
+        ({"prompt": [[]]}, "prompt.0", "is empty"),
+        ({"prompt": [2.0, 3]}, "prompt.0", "valid integer"),
+        (
+            {"prompt": "a", "stream_options": {"include_obfuscation": 0}},
+            "stream_options.include_obfuscation",
+            "boolean",
+        ),
+        (
+            {"prompt": "a", "stream_options": {"include_obfuscation": True}},
+            "stream_options.include_obfuscation",
+            "not",
+        ),
+        ({"prompt": "a", "max_tokens": 10**400}, "max_tokens", "1000.* is more than this server's 64"),
+        ({"prompt": [10**400]}, "prompt", "no id"),
     ],
 )
 def test_the_field_that_is_wrong_is_named(url, body, param, message):

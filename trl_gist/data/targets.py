@@ -328,7 +328,7 @@ def fact_spans(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> list[tuple
         For each fact, in order, the tokens from which and to which it goes.
     """
     spelled = _Spelled(_pieces(tokenizer), ids)
-    spans = (spelled.tokens(start, end) for start, end in _facts_in(spelled.text))
+    spans = (spelled.tokens(start, end) for start, end in fact_characters(spelled.text))
     return [span for span in spans if span is not None]
 
 
@@ -355,8 +355,8 @@ def sentence_spans(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> list[t
     return [span for span in spans if span is not None]
 
 
-def _facts_in(text) -> list[tuple[int, int]]:
-    """Characters of each fact, the longest of those that overlap."""
+def fact_characters(text: str) -> list[tuple[int, int]]:
+    """The characters of a text from which and to which each fact goes, in order, the longest of those that overlap."""
     units, run = Units(text), None
     spans = [match.span() for match in DATE.finditer(text)]
     for kind, (start, end) in zip(units.kinds, units.spans, strict=True):

@@ -40,7 +40,7 @@ from typing import Protocol
 from ..models.roles import max_positions
 from .certify import expected_kl, full_context_reader
 from .chat_template import ChatTemplate, said_once
-from .facts import find_facts, kept_and_dropped
+from .facts import facts_of_text, find_facts, kept_and_dropped
 from .keep import carried, find_spans, kept_and_not, parse_keep
 from .pair import GistWriter
 from .windows import most_windows, stretch_length
@@ -198,10 +198,11 @@ def _spoken(messages):
 
 
 def _facts(compactor, old, text):
-    """Which of the facts of messages a text has; of a pair that is elsewhere, nothing."""
-    if compactor.tokenizer is None:
-        return {}
-    ids = compactor.token_ids(_spoken(old), "The chat", may_be_empty=True)
+    """Which of the facts of messages a text has."""
+    said = _spoken(old)
+    if compactor.tokenizer is None:  # of a pair that is elsewhere
+        return kept_and_dropped(facts_of_text(said), text)
+    ids = compactor.token_ids(said, "The chat", may_be_empty=True)
     return kept_and_dropped(find_facts(compactor.tokenizer, ids), text)
 
 

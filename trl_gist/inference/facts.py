@@ -26,7 +26,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ..common.text_units import Units, words_and_numbers
 from ..common.tokens import decode
-from ..data.targets import fact_spans
+from ..data.targets import fact_characters, fact_spans
 
 
 def find_facts(
@@ -46,6 +46,11 @@ def find_facts(
     last = len(ids) if last is None else last
     spans = [(start, end) for start, end in fact_spans(tokenizer, ids) if first < end <= last]
     return different(decode(tokenizer, ids[start:end]).strip() for start, end in spans)
+
+
+def facts_of_text(text: str) -> list[str]:
+    """As [`find_facts`] of a text by itself, where its tokenizer is elsewhere; also those that share a token."""
+    return different(text[start:end] for start, end in fact_characters(text))
 
 
 def different(facts: Iterable[str]) -> list[str]:

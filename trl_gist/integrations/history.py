@@ -185,9 +185,8 @@ class HistoryCompactor:
             "seconds": time.perf_counter() - start,
             "kept": chat.kept,
             "not_kept": chat.not_kept,
+            "facts_dropped": chat.facts_dropped,
         }
-        if self.pair.tokenizer is not None:
-            cost["facts_dropped"] = chat.facts_dropped
         return chat, cost
 
 

@@ -91,8 +91,8 @@ class GistMiddleware(AgentMiddleware):
     fails leaves the messages as they were, with a `RuntimeWarning`.
 
     After each compaction the state has one more row in `compactions`: `tokens_before` and `tokens_after` of the messages,
-    how many `messages` became the gist, `seconds`, the spans that it has `kept` and `not_kept`, and, of a pair in this
-    process, the names, numbers and dates that the chat now lacks, `facts_dropped`.
+    how many `messages` became the gist, `seconds`, the spans that it has `kept` and `not_kept`, and the names, numbers and
+    dates that the chat now lacks, `facts_dropped`.
 
     Example:
 

@@ -25,8 +25,17 @@ from .engine import Engine
 from .errors import ApiError
 from .gate import Gate
 from .metrics import Metrics
+from .openapi import document
 from .page import page
-from .schemas import ChatRequest, CompareRequest, CompletionRequest, CompressRequest, Strict, parse
+from .schemas import (
+    ChatRequest,
+    CompareRequest,
+    CompletionRequest,
+    CompressRequest,
+    RecallRequest,
+    Strict,
+    parse,
+)
 from .wire import ChatShape, CompletionShape, GistShape, Shape, event
 from .worker import Disconnected, Job, Worker
 
@@ -40,10 +49,10 @@ with extra("serve"):
     from starlette.routing import Route
 
 
-MODEL_ROUTES = ("/v1/chat/completions", "/v1/completions", "/v1/compress", "/v1/compare")
+MODEL_ROUTES = ("/v1/chat/completions", "/v1/completions", "/v1/compress", "/v1/compare", "/v1/recall")
 # A body that trickles in holds a place that another request could have
 BODY_SECONDS = 30
-OTHER_ROUTES = ("/", "/v1/models", "/health", "/metrics")
+OTHER_ROUTES = ("/", "/v1/models", "/health", "/metrics", "/openapi.json")
 ONE_MODEL_ROUTE = "/v1/models/{name:path}"  # names may have slashes
 
 
@@ -73,6 +82,7 @@ def make_app(
         AnswerEndpoint(server, CompletionRequest, engine.complete, CompletionShape),
         GistEndpoint(server, CompressRequest, engine.compress),
         GistEndpoint(server, CompareRequest, engine.compare),
+        GistEndpoint(server, RecallRequest, engine.recall),
     )
     places = {"max_requests": server.config.max_requests, "model_routes": MODEL_ROUTES, "other_routes": OTHER_ROUTES}
     app = Starlette(
@@ -86,6 +96,7 @@ def make_app(
         lifespan=server.lifespan,
     )
     app.router.redirect_slashes = False
+    server.document = document(app.routes, name, server.config, api_key is not None)
     return app
 
 
@@ -98,7 +109,8 @@ class Server:
         self.engine = Engine(compactor, config)
         self.worker = Worker(compactor)
         self.metrics = Metrics()
-        self.pages = (self.page, self.models, self.health, self.metrics_page)
+        self.pages = (self.page, self.models, self.health, self.metrics_page, self.openapi)
+        self.document: dict = {}  # of all routes, once they are there
 
     @asynccontextmanager
     async def lifespan(self, app):
@@ -133,6 +145,9 @@ class Server:
     async def metrics_page(self, request: Request) -> Response:
         return Response(self.metrics.page(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
+    async def openapi(self, request: Request) -> Response:
+        return JSONResponse(self.document)
+
     async def read(self, request: Request, schema: type[Strict]) -> Strict:
         """The request in a body, which is read no further than it may be long."""
         # A web page of another origin cannot send this type without asking first, and there is nobody who would say yes
@@ -155,7 +170,7 @@ class Server:
             raise ApiError(408, "The body did not come in time.", headers={"Connection": "close"}) from error
         except ClientDisconnect as error:
             raise Disconnected from error
-        parsed = parse(bytes(body), schema)
+        parsed = parse(bytes(body), schema, self.config)
         if parsed.model is not None:
             self._check_name(parsed.model)
         return parsed

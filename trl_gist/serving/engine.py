@@ -26,12 +26,21 @@ from ..evaluation.gists.patterns import survival_pieces
 from ..inference.chat import ChatTooLong, as_text
 from ..inference.compactor import GistCompactor
 from ..inference.contrast import Side, contrast
+from ..inference.session.session import Session
 from ..models.generation import TokenTee, end_token_ids
 from ..prompts import before_last_k
 from .compactor import ServedCompactor
 from .config import ServingConfig
 from .errors import ApiError, ContextTooLong
-from .schemas import ChatRequest, CompareRequest, CompletionRequest, CompressRequest, Generation, as_list
+from .schemas import (
+    ChatRequest,
+    CompareRequest,
+    CompletionRequest,
+    CompressRequest,
+    Generation,
+    RecallRequest,
+    as_list,
+)
 from .text_stream import StopReached, TextStream
 
 
@@ -69,20 +78,25 @@ class Answer:
 @dataclass(frozen=True)
 class Compressed:
     """
-    Gists, or answers from gists.
+    Gists, or answers from gists or from memory.
 
     Attributes:
         data (`list[dict]`):
             The fields of each [`Gist`]; `index` of its text, `window` within that, `stands_for` so many tokens of it and,
-            if asked for, `highlights` of these. None that was emitted. Or the two answers.
+            if asked for, `highlights` of these. None that was emitted. Or the two answers, or what is recalled.
         prompt_tokens, completion_tokens (`int`):
             Of all texts or prompts, and of all gists or answers.
+        gist (`dict` or `None`):
+            As of an [`Answer`], of what was compacted for want of room.
+        rest (`dict`):
+            What else is to be said.
     """
 
     data: list[dict]
     prompt_tokens: int
     completion_tokens: int
-    gist = None  # nothing was compacted for want of room
+    gist: dict | None = None
+    rest: dict = dataclasses.field(default_factory=dict)
 
 
 class Engine:
@@ -102,46 +116,20 @@ class Engine:
 
     def complete(self, request: CompletionRequest, emit: Emit) -> Answer:
         """A text is read and gone on with in a [`~inference.session.session.Session`], so that both may have any length."""
-        prompts = as_list(request.prompt)
-        if len(prompts) > 1:
-            raise ApiError(
-                400, f"`prompt` has {len(prompts)} texts: this server completes one a request.", None, "prompt"
-            )
-        ids = self._token_ids(prompts[0], "prompt")
-        self._check_context(len(ids), "prompt")
-        # As OpenAI's default
-        new_tokens = self._new_tokens(request.new_tokens, default=min(16, self.config.max_new_tokens))
-        try:
-            session = self.compactor.session(
-                window=self.config.window,
-                recursion=self.config.recursion,
-                keep=request.keep,
-                certify=bool(request.certify),
-            )
-        except ValueError as error:
-            raise ApiError(400, str(error)) from error
-        session.append(ids)
+        ids = self._only(request.prompt, "prompt")
+        new_tokens = self._new_tokens(request.new_tokens, 16)  # as OpenAI's default
+        session = self._session(request, ids)
         read = len(session.token_ids)
         text = TextStream(self.compactor.tokenizer, emit, request.stops)
         finish_reason = self._generate(
             text, request, new_tokens, lambda **sampling: session.generate(new_tokens, streamer=text, **sampling)
         )
-        gist = None
-        if session.history:
-            gist = {
-                "text": session.gist,
-                "tokens_in": sum(row.tokens_in for row in session.history),
-                "tokens_out": len(session.gist_ids),
-                "compactions": len(session.history),
-                "prompt_tokens": read,
-                **_report(request, session.history),
-            }
-        return Answer(finish_reason, len(ids), len(text.token_ids), gist)
+        return Answer(finish_reason, len(ids), len(text.token_ids), _folded(request, session, read))
 
     def chat(self, request: ChatRequest, emit: Emit) -> Answer:
         """The oldest turns of a chat that has outgrown its window become a gist; then G answers in the chat template."""
         compactor, tokenizer = self.compactor, self.compactor.tokenizer
-        new_tokens = self._new_tokens(request.new_tokens, default=self.config.max_new_tokens)
+        new_tokens = self._new_tokens(request.new_tokens, self.config.max_new_tokens)
         messages = [message.as_dict() for message in request.messages]
         self._check_context(self._count(as_text(messages)), "messages")
         try:
@@ -185,8 +173,6 @@ class Engine:
         The contexts of all texts, in batches; a text of more than one context has as many gists. In a stream each is
         emitted when it is written.
         """
-        if request.budget is not None and request.budget > self.config.max_new_tokens:
-            raise ApiError(400, f"`budget` is at most {self.config.max_new_tokens} tokens here.", None, "budget")
         texts = as_list(request.input)
         tokens = [
             len(self._token_ids(text, f"input.{index}" if len(texts) > 1 else "input"))
@@ -212,17 +198,12 @@ class Engine:
 
     def compare(self, request: CompareRequest, emit: Emit) -> Compressed:
         """Greedy answers from gists and from the text that they stand for, each token under both readers."""
-        compactor, (text, *others) = self.compactor, as_list(request.input)
-        if others:
-            raise ApiError(400, "`input` has several texts: this route takes one a request.", None, "input")
-        ids = self._token_ids(text, "input")
-        self._check_context(len(ids), "input")
+        compactor, ids = self.compactor, self._only(request.input, "input")
         gists = [self._token_ids(gist, "gists", may_be_empty=True) for gist in as_list(request.gists)]
         gist_ids = join(gists, list(compactor.prompts.tokenize(SEPARATOR)))
         self._check_context(len(gist_ids), "gists")
-        cue_ids = None if request.cue is None else self._token_ids(request.cue, "cue")
-        self._check_context(len(cue_ids or []), "cue")
-        new_tokens = self._new_tokens(request.max_tokens, default=min(48, self.config.max_new_tokens))
+        cue_ids = None if request.cue is None else self._only(request.cue, "cue")
+        new_tokens = self._new_tokens(request.max_tokens, 48)
         try:
             sides = contrast(compactor, gist_ids, ids, cue_ids, new_tokens)
         except ValueError as error:
@@ -242,6 +223,49 @@ class Engine:
             for name, side in zip(("gists", "input"), sides, strict=True)
         ]
         return Compressed(data, *(sum(row[f"{which}_tokens"] for row in data) for which in ("prompt", "completion")))
+
+    def recall(self, request: RecallRequest, emit: Emit) -> Compressed:
+        """What a session that read a text says after a cue; if it is asked to, as before its last compaction."""
+        ids, cue_ids = self._only(request.input, "input"), self._only(request.cue, "cue")
+        session = self._session(request, ids)
+        live, undone = request.live is not False, None
+        if request.undo:
+            if not session.history:
+                raise ApiError(
+                    400, "`undo` takes back a compaction, and this text had none: leave it out.", None, "undo"
+                )
+            compaction = session.undo()
+            undone = {"text": compaction.gist, "tokens_in": compaction.tokens_in, **_reported(compaction)}
+        try:
+            recalled = session.recall(
+                cue_ids,
+                self._new_tokens(request.max_tokens, 12),
+                3 if request.alternatives is None else request.alternatives,
+                live,
+            )
+        except ValueError as error:
+            raise ApiError(400, str(error)) from error
+        separator_ids = list(self.compactor.prompts.tokenize(SEPARATOR))
+        last_ids = join([session.live.token_ids if live else [], cue_ids], separator_ids)
+        read = len(self.compactor.prompts.generator(session.gist_ids, last_ids))
+        said = sum(len(answer.token_ids) for answer in (recalled, *recalled.alternatives))
+        data = [{"object": "recall", **dataclasses.asdict(recalled)}]
+        gist = _folded(request, session, read)
+        return Compressed(data, len(ids) + len(cue_ids), said, gist, {"gist": gist, "undone": undone})
+
+    def _session(self, request: CompletionRequest | RecallRequest, ids: list[int]) -> Session:
+        """That has read a text."""
+        try:
+            session = self.compactor.session(
+                window=self.config.window,
+                recursion=self.config.recursion,
+                keep=request.keep,
+                certify=bool(request.certify),
+            )
+        except ValueError as error:
+            raise ApiError(400, str(error)) from error
+        session.append(ids)
+        return session
 
     def _pieces(self, side: Side) -> list[dict]:
         """The answer in pieces of whole characters, each with the log-probs of its tokens."""
@@ -273,11 +297,14 @@ class Engine:
         return "stop" if len(text.token_ids) < new_tokens else "length"
 
     def _new_tokens(self, asked, default):
-        most = self.config.max_new_tokens
-        asked = default if asked is None else asked
-        if asked > most:
-            raise ApiError(400, f"`max_tokens` ({asked:.6g}) is more than this server's {most}.", None, "max_tokens")
-        return asked
+        return min(default, self.config.max_new_tokens) if asked is None else asked
+
+    def _only(self, text, param):
+        """The tokens of a text that is alone."""
+        (text,) = as_list(text)
+        ids = self._token_ids(text, param)
+        self._check_context(len(ids), param)
+        return ids
 
     def _token_ids(self, text, param, may_be_empty=False):
         try:
@@ -294,7 +321,25 @@ class Engine:
         return len(self.compactor.token_ids(text, "The text", may_be_empty=True))
 
 
+def _folded(request, session, read):
+    """What a session has compacted, if anything."""
+    if not session.history:
+        return None
+    return {
+        "text": session.gist,
+        "tokens_in": sum(row.tokens_in for row in session.history),
+        "tokens_out": len(session.gist_ids),
+        "compactions": len(session.history),
+        "prompt_tokens": read,
+        **_report(request, session.history),
+    }
+
+
 def _report(request, compactions):
     if not request.report and not request.certify:
         return {}
-    return {"report": [{name: getattr(each, name) for name in REPORTED} for each in compactions]}
+    return {"report": [_reported(each) for each in compactions]}
+
+
+def _reported(compaction):
+    return {name: getattr(compaction, name) for name in REPORTED}

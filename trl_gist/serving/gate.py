@@ -26,6 +26,9 @@ with extra("serve"):
     from starlette.datastructures import Headers
 
 
+OPEN = ("/", "/health")  # the page itself asks for the key
+
+
 class Gate:
     """
     ASGI middleware around all routes: who may come in, how many at one time, and what is counted. A request holds its
@@ -35,7 +38,7 @@ class Gate:
         app:
             What is behind it.
         api_key (`str` or `None`):
-            Asked for everywhere but at `/health` and the page at `/`, which itself asks for it.
+            Asked for everywhere but at `OPEN`.
         max_requests (`int`):
             For the models, at one time.
         metrics ([`~serving.metrics.Metrics`]):
@@ -89,7 +92,7 @@ class Gate:
             self.metrics.seconds.labels(route).observe(time.perf_counter() - started)
 
     def _check_key(self, scope, path):
-        if self.api_key is None or path in ("/", "/health"):
+        if self.api_key is None or path in OPEN:
             return
         scheme, _, key = Headers(scope=scope).get("authorization", "").partition(" ")
         # Headers are latin-1

@@ -16,12 +16,16 @@
 What a request may say: fields of OpenAI's API that this server honours, and, at values that ask for nothing, those that it
 does not, since clients send them unasked. Any other field is refused rather than ignored. `null` stands for absent, in
 every object of a request: some clients send all their fields.
+
+The server's own document, [`openapi`], is made from these. So what a check of ours refuses stands beside it in the words of
+JSON Schema; where those are names of limits, the document has this server's.
 """
 
 import json
 from typing import Annotated, Literal, TypeVar
 
 from ..common.extras import extra
+from .config import ServingConfig
 from .errors import ApiError
 
 
@@ -34,6 +38,7 @@ with extra("serve"):
         Field,
         Tag,
         ValidationError,
+        ValidationInfo,
         model_validator,
     )
 
@@ -50,31 +55,82 @@ def _temperature(value):
     return value
 
 
-def _no_pattern(keep):
+def _no_pattern(what):
     # Matching can take exponential time, holds the interpreter's lock and cannot be interrupted
-    if any(what.startswith("regex:") for what in ([keep] if isinstance(keep, str) else keep)):
+    if what.startswith("regex:"):
         raise ValueError("patterns are not matched for clients: name what is to be kept")
-    return keep
+    return what
 
+
+def _few_tokens(tokens, info: ValidationInfo):
+    most = None if info.context is None else info.context.max_new_tokens
+    if most is not None and tokens > most:
+        raise ValueError(f"{_short(tokens)[:40]} is more than this server's {most}")
+    return tokens
+
+
+def _not_empty(text):
+    if not text:
+        raise ValueError("it is empty")
+    return text
+
+
+def _one_alone(texts):
+    if len(texts) > 1:
+        raise ValueError(f"it has {len(texts)} texts: this route takes one a request")
+    return texts
+
+
+def _checked(check, **said):
+    """A check of ours, and what it is in the document."""
+    return AfterValidator(check), Field(json_schema_extra=said)
+
+
+def _by_kind(kind, what):
+    """Of a union: tagged, an error names what is wrong with the one that is meant, and not also why it is no other."""
+    return Discriminator(kind, custom_error_type="kind", custom_error_message=f"it should be {what}")
+
+
+def _kind_of(value):
+    return type(value).__name__
+
+
+ABSENT = {"type": "null"}
+NOTHING = [
+    {"enum": [None, False, 0, ""]},
+    {"type": "array", "maxItems": 0},
+    {"type": "object", "additionalProperties": ABSENT},
+]
 
 One = Annotated[int, Field(ge=1, le=1)]
-Nothing = Annotated[bool | int | float | dict | list | str | None, AfterValidator(_nothing)]
+No = Annotated[bool, *_checked(_nothing, const=False)]  # of which `Literal[False]` would take 0 for one
+Nothing = Annotated[bool | int | float | dict | list | str | None, *_checked(_nothing, anyOf=NOTHING)]
 # torch's seeds
 Seed = Annotated[int, Field(ge=-(2**63), lt=2**63)]
 NonEmpty = Annotated[str, Field(min_length=1)]
-Tokens = Annotated[int, Field(ge=1)]
-Keep = Annotated[NonEmpty | list[NonEmpty], AfterValidator(_no_pattern)]
-Stop = NonEmpty | Annotated[list[NonEmpty], Field(max_length=4)]
+Tokens = Annotated[int, Field(ge=1), *_checked(_few_tokens, maximum="max_new_tokens")]
+Temperature = Annotated[float, Field(ge=0, le=2), *_checked(_temperature, anyOf=[{"const": 0}, {"minimum": 0.01}])]
+Span = Annotated[str, Field(min_length=1), *_checked(_no_pattern, pattern="^(?!regex:)")]
+Keep = Annotated[
+    Annotated[Span, Tag("str")] | Annotated[list[Span], Tag("list")], _by_kind(_kind_of, "text or a list of texts")
+]
+Stop = Annotated[
+    Annotated[NonEmpty, Tag("str")] | Annotated[list[NonEmpty], Field(max_length=4), Tag("list")],
+    _by_kind(_kind_of, "text or a list of texts"),
+]
+Model = Annotated[str, Field(json_schema_extra={"enum": "name"})]
 
 
 class Strict(BaseModel):
     # Strict: no "5" for 5 and no true for 1
-    model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(
+        strict=True, extra="forbid", allow_inf_nan=False, json_schema_extra={"additionalProperties": ABSENT}
+    )
 
 
 class StreamOptions(Strict):
     include_usage: bool | None = None
-    include_obfuscation: Literal[False] | None = None
+    include_obfuscation: No | None = None
 
 
 class ResponseFormat(Strict):
@@ -86,12 +142,9 @@ class TextPart(Strict):
     text: str
 
 
-def _kind_of(content):
-    return type(content).__name__
-
-
-# Tagged by its type, an error names what is wrong with it alone, and not also why it is none of the others
-Content = Annotated[Annotated[str, Tag("str")] | Annotated[list[TextPart], Tag("list")], Discriminator(_kind_of)]
+Content = Annotated[
+    Annotated[str, Tag("str")] | Annotated[list[TextPart], Tag("list")], _by_kind(_kind_of, "text or a list of parts")
+]
 
 
 class Function(Strict):
@@ -127,9 +180,9 @@ class Message(Strict):
 class Generation(Strict):
     """What chats and completions have in common."""
 
-    model: str | None = None
+    model: Model | None = None
     max_tokens: Tokens | None = None
-    temperature: Annotated[float, Field(ge=0, le=2), AfterValidator(_temperature)] | None = None
+    temperature: Temperature | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
     seed: Seed | None = None
     stop: Stop | None = None
@@ -166,6 +219,16 @@ class Generation(Strict):
 
 class ChatRequest(Generation):
     """Of `POST /v1/chat/completions`."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "additionalProperties": ABSENT,
+            "not": {
+                "properties": {name: {"type": "integer"} for name in ("max_tokens", "max_completion_tokens")},
+                "required": ["max_tokens", "max_completion_tokens"],
+            },
+        }
+    )
 
     messages: Annotated[list[Message], Field(min_length=1)]
     max_completion_tokens: Tokens | None = None
@@ -204,15 +267,40 @@ class ChatRequest(Generation):
         return self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
 
 
+def _kind_of_texts(value):
+    if not isinstance(value, list) or not value:
+        return type(value).__name__
+    # Of a list that is neither, the first element says what it was meant to be: 2.0 is meant to be a token's id
+    return f"list[{'int' if isinstance(value[0], float) else type(value[0]).__name__}]"
+
+
+Some = Annotated[str, *_checked(_not_empty, minLength=1)]
+TokenId = Annotated[int, Field(ge=0)]
+SomeIds = Annotated[list[TokenId], *_checked(_not_empty, minItems=1)]
+BY_KIND = _by_kind(_kind_of_texts, "text or token ids, or a list of either")
+Alone = _checked(_one_alone, minItems=1, maxItems=1)
+
+OneText = Annotated[
+    Annotated[Some, Tag("str")]
+    | Annotated[list[Some], *Alone, Tag("list[str]")]
+    | Annotated[SomeIds, Tag("list[int]")]
+    | Annotated[list[SomeIds], *Alone, Tag("list[list]")],
+    BY_KIND,
+]
 Texts = Annotated[
+    Annotated[Some, Tag("str")]
+    | Annotated[list[Some], Field(min_length=1), Tag("list[str]")]
+    | Annotated[SomeIds, Tag("list[int]")]
+    | Annotated[list[SomeIds], Field(min_length=1), Tag("list[list]")],
+    BY_KIND,
+]
+# Of which each may be empty
+Gists = Annotated[
     Annotated[str, Tag("str")]
-    | Annotated[list[str], Tag("list[str]")]
-    | Annotated[list[int], Tag("list[int]")]
-    # Of a list that is neither, the first element says what it was meant to be
-    | Annotated[list[list[int]], Tag("list[list]")],
-    Discriminator(
-        lambda value: f"list[{type(value[0]).__name__}]" if isinstance(value, list) and value else type(value).__name__
-    ),
+    | Annotated[list[str], Field(min_length=1), Tag("list[str]")]
+    | Annotated[list[TokenId], Field(min_length=1), Tag("list[int]")]
+    | Annotated[list[list[TokenId]], Field(min_length=1), Tag("list[list]")],
+    BY_KIND,
 ]
 
 
@@ -224,7 +312,7 @@ def as_list(texts: str | list) -> list[str | list[int]]:
 class CompletionRequest(Generation):
     """Of `POST /v1/completions`."""
 
-    prompt: Texts
+    prompt: OneText
     suffix: Nothing = None
     echo: Nothing = None
     best_of: One | None = None
@@ -234,7 +322,7 @@ class CompressRequest(Strict):
     """Of `POST /v1/compress`, which OpenAI's API has not; `input` is as in its embeddings."""
 
     input: Texts
-    model: str | None = None
+    model: Model | None = None
     user: str | None = None
     budget: Tokens | None = None
     keep: Keep | None = None
@@ -246,21 +334,39 @@ class CompressRequest(Strict):
 class CompareRequest(Strict):
     """Of `POST /v1/compare`, which OpenAI's API has not: `gists` are tokens or texts, those of `/v1/compress`."""
 
-    input: Texts
-    gists: Texts
-    model: str | None = None
+    input: OneText
+    gists: Gists
+    model: Model | None = None
     user: str | None = None
     cue: NonEmpty | None = None
     max_tokens: Tokens | None = None
     stream: Nothing = None
 
 
+class RecallRequest(Strict):
+    """Of `POST /v1/recall`, which OpenAI's API has not: a text is read in a session, which is asked."""
+
+    input: OneText
+    cue: NonEmpty
+    model: Model | None = None
+    user: str | None = None
+    max_tokens: Tokens | None = None
+    # Each takes a row of a batch
+    alternatives: Annotated[int, Field(ge=0, le=16)] | None = None
+    live: bool | None = None
+    undo: bool | None = None
+    keep: Keep | None = None
+    report: bool | None = None
+    certify: bool | None = None
+    stream: Nothing = None
+
+
 Request = TypeVar("Request", bound=Strict)
 
 
-def parse(body: bytes, schema: type[Request]) -> Request:
+def parse(body: bytes, schema: type[Request], limits: ServingConfig | None = None) -> Request:
     """
-    The request in a body.
+    The request in a body, within the server's limits.
 
     Raises:
         ApiError: 400 that names the first field that is wrong, if the body is no strict JSON: `NaN`, a number too large
@@ -278,7 +384,7 @@ def parse(body: bytes, schema: type[Request]) -> Request:
     except ValueError as error:
         raise ApiError(400, f"The body is not JSON in UTF-8: {_short(error)}.") from error
     try:
-        return schema.model_validate(value)
+        return schema.model_validate(value, context=limits)
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False, include_input=False)[0]
         # Tags of unions are no fields

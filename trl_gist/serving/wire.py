@@ -108,7 +108,13 @@ class GistShape:
         self.model = model
 
     def whole(self, compressed: Compressed) -> dict:
-        return {"object": "list", "data": compressed.data, "model": self.model, "usage": usage(compressed)}
+        return {
+            "object": "list",
+            "data": compressed.data,
+            "model": self.model,
+            "usage": usage(compressed),
+            **compressed.rest,
+        }
 
     def first(self) -> list[bytes]:
         return []
