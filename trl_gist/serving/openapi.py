@@ -36,8 +36,8 @@ with extra("serve"):
 
 ABOUT = """\
 A trained pair behind an HTTP API as OpenAI's is: chats and completions, and the pair's own gists. `null` stands for absent,
-in every object of a request; whole numbers are written without a point. A route or model that does not exist is a 404, a method that a route does not have a 405 with
-`Allow`, and whatever goes wrong has the schema `Error`."""
+in every object of a request; whole numbers are written without a point. A route or model that does not exist is a 404,
+a method that a route does not have a 405 with `Allow`, and whatever goes wrong has the schema `Error`."""
 
 
 @dataclass(frozen=True)
