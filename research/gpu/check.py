@@ -63,7 +63,7 @@ TINY_RECIPE = {
 
 
 class Plan:
-    """Where things are, for the commands of the checks: `machine` is what `prepare` found."""
+    """Where things are, for the commands of the checks: `machine` is what `prepare` found in this call."""
 
     def __init__(self, folder: Path, cpu: bool = False, model: Path | None = None, corpus: Path | None = None):
         self.folder, self.cpu, self.given_model, self.corpus = folder, cpu, model, corpus
@@ -245,7 +245,7 @@ def run_all(checks: tuple[Check, ...], plan: Plan, minutes: float | None = None)
             continue
         left = end - time.monotonic() - GRACE
         limit = min(check.seconds * (CPU_PATIENCE if plan.cpu else 1), left)
-        if check.part > 0 and not results.is_done("prepare"):
+        if check.part > 0 and not plan.machine:
             why_not = "the machine was not ready: see `prepare`"
         elif (why_not := check.why_not(plan)) is None and limit < LEAST:
             why_not = f"of the {minutes:g} minutes {max(left, 0):.0f} s were left. Run the command again"

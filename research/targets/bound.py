@@ -37,8 +37,8 @@ from safetensors.torch import load_file
 from examples.demo_assets import split_articles
 from examples.short_run import quiet_console
 from research.common.tables import markdown_table
-from research.targets.codes import GIST, greedy_gists, hands_of, load_generator, make_trainer, mean_of, read
-from research.targets.credit import FEWEST_TARGETS, sampled, shuffled
+from research.targets.codes import GIST, greedy_gists, hands_of, load_generator, make_trainer, mean_of
+from research.targets.credit import FEWEST_TARGETS, sampled, shuffled, with_targets
 
 
 def held_out(trainer, count: int):
@@ -47,9 +47,7 @@ def held_out(trainer, count: int):
         split_articles()[1], trainer.processing_class, WindowSpec(128, 16, 16, None, 40, targets=targets)
     )[0]
     rows = [row for row in rows if len(row["targets"]) > FEWEST_TARGETS]
-    documents, hidden = read(trainer.generator_trainer.scorer, rows[:: max(1, len(rows) // count)][:count])
-    kept = [place for place, document in enumerate(documents) if len(document["targets"]) >= FEWEST_TARGETS]
-    return [documents[place] for place in kept], [hidden[place] for place in kept]
+    return with_targets(trainer, rows[:: max(1, len(rows) // count)][:count])
 
 
 def kls(scorer, document, hidden_TH, gists: list[list[int]]) -> np.ndarray:

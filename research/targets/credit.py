@@ -46,7 +46,12 @@ GISTS, PIECE, FEWEST_TARGETS = 8, 4, 6
 def contexts_with_targets(trainer, count: int):
     rows = [row for row in trainer.train_dataset if len(row["targets"]) > FEWEST_TARGETS]
     random.Random(5).shuffle(rows)
-    documents, hidden = read(trainer.generator_trainer.scorer, rows[:count])
+    return with_targets(trainer, rows[:count])
+
+
+def with_targets(trainer, rows):
+    """The documents that have targets enough, once they are read, and the teacher's hidden states."""
+    documents, hidden = read(trainer.generator_trainer.scorer, rows)
     kept = [place for place, document in enumerate(documents) if len(document["targets"]) >= FEWEST_TARGETS]
     return [documents[place] for place in kept], [hidden[place] for place in kept]
 

@@ -35,14 +35,6 @@ from tiny import make_model
 from trl_gist import GistTrainer
 
 
-def pytest_collection_modifyitems(items):
-    if find_spec("vllm") is None:
-        skip = pytest.mark.skip(reason="vLLM is not installed; `make vllm-check` installs it")
-        for item in items:
-            if "tests/engine/" in item.path.as_posix():
-                item.add_marker(skip)
-
-
 @pytest.fixture(scope="session")
 def checkpoint(tokenizer, tmp_path_factory):
     """vLLM's attention on a CPU knows no head of fewer than 32 dimensions."""

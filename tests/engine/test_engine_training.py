@@ -20,6 +20,7 @@ stand-in says is asked here of the engine.
 import inspect
 import os
 import sys
+from importlib.util import find_spec
 from types import SimpleNamespace
 
 import pytest
@@ -30,6 +31,7 @@ from launching import PYTHONPATH, finished
 from tiny import make_documents, make_model
 
 
+pytestmark = pytest.mark.skipif(find_spec("vllm") is None, reason="no vLLM here; `make vllm-check` installs it")
 EOS = 2
 KINDS = pytest.mark.parametrize("with_lora", [True, False], ids=["lora", "full"])
 

@@ -180,6 +180,14 @@ def test_without_a_machine_nothing_else_is_tried(plan, tmp_path):
     assert not (tmp_path / "first").exists()
 
 
+def test_a_call_too_short_to_look_at_the_machine_leaves_all_out(plan, tmp_path):
+    run_all((PREPARE, FINE), plan)
+    small = make("small", writes(1), why_not=lambda plan: f"{plan.machine['memory_bytes']} bytes are too few")
+    results = run_all((PREPARE, small, counted("last", tmp_path)), Plan(plan.folder), minutes=0.001)
+    assert statuses(results) == {"prepare": "done", "fine": "done", "small": "skipped", "last": "skipped"}
+    assert not (tmp_path / "last").exists()
+
+
 def test_when_the_minutes_are_over_the_rest_is_left_for_another_call(plan, tmp_path):
     slow = make("slow", python("import time; time.sleep(600)"))
     results = run_all((PREPARE, slow, counted("last", tmp_path)), plan, minutes=0.1)

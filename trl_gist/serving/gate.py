@@ -26,7 +26,7 @@ with extra("serve"):
     from starlette.datastructures import Headers
 
 
-OPEN = ("/", "/health")  # the page itself asks for the key
+OPEN_ROUTES = ("/", "/health")  # the page itself asks for the key
 
 
 class Gate:
@@ -38,7 +38,7 @@ class Gate:
         app:
             What is behind it.
         api_key (`str` or `None`):
-            Asked for everywhere but at `OPEN`.
+            Asked for everywhere but at `OPEN_ROUTES`.
         max_requests (`int`):
             For the models, at one time.
         metrics ([`~serving.metrics.Metrics`]):
@@ -92,7 +92,7 @@ class Gate:
             self.metrics.seconds.labels(route).observe(time.perf_counter() - started)
 
     def _check_key(self, scope, path):
-        if self.api_key is None or path in OPEN:
+        if self.api_key is None or path in OPEN_ROUTES:
             return
         scheme, _, key = Headers(scope=scope).get("authorization", "").partition(" ")
         # Headers are latin-1

@@ -26,7 +26,7 @@ from ..common.extras import extra
 from ..version import __version__
 from . import answers
 from .config import ServingConfig
-from .gate import OPEN
+from .gate import OPEN_ROUTES
 
 
 with extra("serve"):
@@ -36,8 +36,8 @@ with extra("serve"):
 
 ABOUT = """\
 A trained pair behind an HTTP API as OpenAI's is: chats and completions, and the pair's own gists. `null` stands for absent,
-in every object of a request; whole numbers are written without a point. A route or model that does not exist is a 404, a method that a route does not have a 405 with
-`Allow`, and whatever goes wrong has the schema `Error`."""
+in every object of a request; whole numbers are written without a point. A route or model that does not exist is a 404,
+a method that a route does not have a 405 with `Allow`, and whatever goes wrong has the schema `Error`."""
 
 
 @dataclass(frozen=True)
@@ -141,7 +141,7 @@ def document(routes: list[Route], name: str, config: ServingConfig, has_key: boo
     schemas = {type_: reference for (type_, _), reference in references.items()}
 
     def operation(route, about):
-        refused = (*about.refused, *((401,) if has_key and route.path not in OPEN else ()))
+        refused = (*about.refused, *((401,) if has_key and route.path not in OPEN_ROUTES else ()))
         responses = {"200": _answer(about, schemas)}
         responses |= {str(status): {"$ref": f"#/components/responses/{status}"} for status in sorted(refused)}
         said = {"summary": about.summary, "operationId": _id(route.path_format), "responses": responses}
@@ -153,7 +153,7 @@ def document(routes: list[Route], name: str, config: ServingConfig, has_key: boo
             said["parameters"] = [
                 {"name": each, "in": "path", "required": True, "schema": schema} for each in route.param_convertors
             ]
-        if has_key and route.path in OPEN:
+        if has_key and route.path in OPEN_ROUTES:
             said["security"] = []
         return {"post" if "POST" in route.methods else "get": said}
 
