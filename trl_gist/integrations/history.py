@@ -71,6 +71,7 @@ class Thresholds:
         return min([tokens, *(clause["tokens"] - 1 for clause in self.clauses if "tokens" in clause)])
 
     def may_stay(self, messages: list[dict], count: Callable[[list[dict]], int]) -> bool:
+        """Whether so many of the newest may be left as they are."""
         return (len(messages) if self.keep_kind == "messages" else count(messages)) <= self.keep_value
 
 

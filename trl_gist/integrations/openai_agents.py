@@ -148,9 +148,8 @@ def _as_messages(items):
                 last["content"] = "\n".join(filter(None, [last["content"], text_of(item.get("content"))]))
             elif "call_id" in item or kind.endswith("_call"):
                 called = call(item.get("call_id", item.get("id")), item.get("name", kind), _first(item, _ARGUMENTS))
-                if (
-                    "call_id" not in item and kind != "image_generation_call"
-                ):  # a tool of the API, whose results are here
+                # Of a tool of the API, the results are in the call
+                if "call_id" not in item and kind != "image_generation_call":
                     called["output"] = text_of(_first(item, _RESULTS))
                 last["tool_calls"].append(called)
     return messages
