@@ -65,8 +65,8 @@ class GistSession(SessionABC):
             A pair in this process, on a server, or where to find it: a URL of `trl-gist serve`, a folder, or a repository
             on the Hub.
         trigger (`tuple`, `dict` or a list of them), keep (`tuple`, *optional*, defaults to `("messages", 20)`):
-            As of [`GistMiddleware`]: when items are compacted, and the most that stays. A message is one, and all that an
-            agent says and calls before its results.
+            As of [`GistMiddleware`], but no fractions: when items are compacted, and the most that stays. A message is
+            one, and all that an agent says and calls before its results.
         token_counter (`Callable`, *optional*):
             Of a list of items. Defaults to [`count_items`].
         keep_spans (`str`, pattern or a list of them, *optional*):
