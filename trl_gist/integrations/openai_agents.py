@@ -96,14 +96,17 @@ class GistSession(SessionABC):
         self._lock = asyncio.Lock()
 
     async def get_items(self, limit: int | None = None) -> list[TResponseInputItem]:
-        return await self.session.get_items(limit)
+        async with self._lock:  # not while the store is empty for a moment
+            return await self.session.get_items(limit)
 
     async def pop_item(self) -> TResponseInputItem | None:
-        return await self.session.pop_item()
+        async with self._lock:
+            return await self.session.pop_item()
 
     async def clear_session(self) -> None:
-        self._kept = []
-        await self.session.clear_session()
+        async with self._lock:
+            self._kept = []
+            await self.session.clear_session()
 
     async def add_items(self, items: list[TResponseInputItem]) -> None:
         """Adds items, and compacts what is stored where that is due."""
