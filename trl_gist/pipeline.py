@@ -124,8 +124,8 @@ class GistCompactionPipeline(Pipeline):
             Contexts of a text in one forward.
         kwargs:
             `device` and what else a [`~transformers.Pipeline`] takes; and, as defaults of the calls, `budget`, `last_k`,
-            `do_sample`, `keep`, `certify` and `search` of [`GistCompactor.compress_windows`], or `max_tokens`, `keep` and
-            `tools` of [`GistCompactor.compact_messages`].
+            `do_sample`, `keep`, `certify` and `search` of [`GistCompactor.compress_windows`], or `max_tokens`, `keep`,
+            `tools` and `certify` of [`GistCompactor.compact_messages`].
     """
 
     _load_processor = False

@@ -131,6 +131,25 @@ def test_damaged_utf_8_is_not_taken_for_another_encoding(tmp_path, content):
         texts_of([tmp_path / "a.txt"])
 
 
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_text_may_end_in_what_begins_a_character_of_utf_8(tmp_path, streaming):
+    for encoding, text in (("cp1252", "un grand café"), ("cp1251", "три кота")):
+        (tmp_path / "a.txt").write_bytes(text.encode(encoding))
+        assert texts_of([tmp_path / "a.txt"], streaming, encoding=encoding) == [text]
+        assert read_text(str(tmp_path / "a.txt"), encoding=encoding) == text
+    (tmp_path / "a.txt").write_bytes(b"un grand caf\xe9")
+    with pytest.raises(ValueError, match="a.txt cannot be read: it is no UTF-8 .*Give its `encoding`"):
+        texts_of([tmp_path / "a.txt"], streaming)
+
+
+def test_of_a_damaged_text_with_a_mark_no_other_encoding_is_asked_for(tmp_path):
+    for mark, encoding in ((codecs.BOM_UTF16_LE, "utf-16-le"), (codecs.BOM_UTF8, "utf-8")):
+        (tmp_path / "a.txt").write_bytes(mark + "cut off: 日".encode(encoding)[:-1])
+        for given in (None, "cp1252"):
+            with pytest.raises(ValueError, match=r"a.txt is no UTF-.* in line 1, .* data\. Mend it\.$"):
+                read_text(str(tmp_path / "a.txt"), encoding=given)
+
+
 @pytest.mark.parametrize("block", [1, 2, 3, 7])
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-be", "utf-32", "cp1252"])
 def test_a_text_is_the_same_wherever_a_block_ends(encoding, block):

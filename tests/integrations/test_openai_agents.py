@@ -277,6 +277,31 @@ def test_a_store_need_have_no_settings_and_items_that_cannot_be_read_end_no_run(
     assert session.session.items[-1]["content"] == 5
 
 
+def test_whoever_reads_or_clears_a_session_waits_until_it_is_compacted():
+    class Slow(SQLiteSession):
+        async def clear_session(self):
+            await super().clear_session()
+            await asyncio.sleep(0.05)
+
+    session = GistSession(Slow("me"), by_rule(), trigger=("messages", 5), keep=("messages", 2))
+    said = "that the boat is heavy, and more of that. " * 9
+    items = [{"role": role, "content": f"{n}: {said}"} for n in range(3) for role in ("user", "assistant")]
+
+    async def talk():
+        adding = asyncio.create_task(session.add_items(items))
+        await asyncio.sleep(0)
+        while not adding.done():
+            assert await session.get_items(), "read when it was empty"
+        adding = asyncio.create_task(session.add_items(items))
+        await asyncio.sleep(0)
+        await session.clear_session()
+        await adding
+        return await session.get_items()
+
+    assert asyncio.run(talk()) == []
+    assert len(session.compactions) == 2
+
+
 def test_a_session_is_what_it_stores():
     store = SQLiteSession("me")
     session = GistSession(store, by_rule(), trigger=("messages", 6), keep=("messages", 4))

@@ -23,7 +23,7 @@ from huggingface_hub.repocard_data import eval_results_to_model_index, model_ind
 from tiny_pairs import make_pair
 
 from trl_gist.trainer.model_card import folder_name, hub_name, save_model_card
-from trl_gist.trainer.repository import TAGS, license_of
+from trl_gist.trainer.repository import TAGS, license_of, without_folder
 
 
 MEASURES = {
@@ -122,6 +122,20 @@ def test_a_folder_that_is_there_is_no_name_on_the_hub(card_of, tmp_path, monkeyp
 )
 def test_a_folder_is_loaded_by_its_path_and_a_repository_by_its_name(card_of, name, line):
     assert f"generator = AutoModelForCausalLM.from_pretrained({line})\n" in card_of(name).read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("base", "called"),
+    [
+        ("/home/me/models/base", "./base"),
+        ("C:\\models\\base", "./base"),
+        ("models", "./models"),  # which transformers has, too
+        ("data/", "./data"),
+        ("LlamaForCausalLM", "LlamaForCausalLM"),
+    ],
+)
+def test_a_base_is_called_by_its_folders_name_or_its_class(base, called):
+    assert without_folder(base) == called
 
 
 def test_a_licence_holds_if_all_bases_have_it():

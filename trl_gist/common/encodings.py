@@ -74,7 +74,7 @@ def marked_encoding(start: bytes) -> str | None:
     return None
 
 
-def find_encoding(name: str, blocks: Iterable[bytes], encoding: str | None = None) -> str:
+def find_encoding(name: str, blocks: Iterable[bytes], encoding: str | None = None, whole: bool = True) -> str:
     """
     The encoding of a text, for [`decoded`].
 
@@ -85,6 +85,8 @@ def find_encoding(name: str, blocks: Iterable[bytes], encoding: str | None = Non
             All of it, or its beginning. They are read as far as it takes.
         encoding (`str`, *optional*):
             What it is in if it has no mark and is no UTF-8.
+        whole (`bool`, *optional*, defaults to `True`):
+            Whether the blocks are all of it: only a beginning may end within a character.
 
     Raises:
         ValueError: if it is no UTF-8 and none was given, where it is a damaged or a cut UTF-8, has more than few letters
@@ -96,16 +98,18 @@ def find_encoding(name: str, blocks: Iterable[bytes], encoding: str | None = Non
         return marked
     decoder, lines, beyond = codecs.getincrementaldecoder(UTF_8)(), 1, 0
     blocks = itertools.chain([first], blocks)
-    for block in blocks:
-        try:
+    try:
+        for block in blocks:
             text = decoder.decode(block)
-        except UnicodeDecodeError as error:
-            return encoding or _guessed(name, error, blocks, lines, beyond)
-        lines += text.count("\n")
-        beyond += _beyond_ascii(text)
+            lines += text.count("\n")
+            beyond += _beyond_ascii(text)
+        if whole:
+            decoder.decode(b"", final=True)
+    except UnicodeDecodeError as error:
+        return encoding or _guessed(name, error, blocks, lines, beyond)
     if encoding is not None and not beyond and codecs.lookup(encoding).name.startswith(_SEVEN_BIT):
         return encoding
-    return UTF_8  # the end may lie within a character, which whoever decodes it will say
+    return UTF_8
 
 
 def _beyond_ascii(text):
@@ -159,9 +163,9 @@ def decoded(name: str, blocks: Iterable[bytes], encoding: str, newlines: bool = 
     Raises:
         ValueError: where it is not in that encoding; with its line and the byte.
     """
-    decoder = plain = codecs.getincrementaldecoder("utf-8-sig" if encoding == UTF_8 else encoding)()
+    decoder = codecs.getincrementaldecoder("utf-8-sig" if encoding == UTF_8 else encoding)()
     if newlines:
-        decoder = io.IncrementalNewlineDecoder(plain, translate=True)
+        decoder = io.IncrementalNewlineDecoder(decoder, translate=True)
     lines = 1
     for block in itertools.chain(blocks, [None]):
         try:
@@ -169,6 +173,8 @@ def decoded(name: str, blocks: Iterable[bytes], encoding: str, newlines: bool = 
         except UnicodeDecodeError as error:
             line = lines + error.object[: error.start].decode(encoding, "ignore").count("\n")
             fault = f"byte 0x{error.object[error.start]:02x} in line {line}, {error.reason}"
-            raise ValueError(f"{name} is no {encoding.upper()}: {fault}. Mend it, or give its `encoding`.") from error
+            # A mark, or the zeros of UTF-16, outdo what is given
+            other = "" if encoding.startswith(("utf-8-sig", "utf-16", "utf-32")) else ", or give its `encoding`"
+            raise ValueError(f"{name} is no {encoding.upper()}: {fault}. Mend it{other}.") from error
         lines += text.count("\n")
         yield text

@@ -12,7 +12,7 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""Words, numbers, names and dates of a text, as evaluation and the alarms count them."""
+"""Words, numbers, names and dates of a text, as `keep` finds them, and evaluation and the alarms count them."""
 
 import calendar
 import functools

@@ -166,7 +166,7 @@ def encoding_of(file: str | Path, encoding: str | None, whole: bool = True, name
     """Of [`find_encoding`], of all of a file or of its beginning."""
     blocks = blocks_of(file, 1 << 16)
     most = None if whole else _BEGINNING >> 16
-    return find_encoding(str(name or file), itertools.islice(blocks, most), encoding)
+    return find_encoding(str(name or file), itertools.islice(blocks, most), encoding, whole)
 
 
 def read_text(file: str | Path, encoding: str | None, name: str | Path | None = None) -> str:

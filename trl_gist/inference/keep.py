@@ -22,8 +22,8 @@ worth: as the requests are listed, and within one request what the context says 
 
 What can be asked for:
 
-    "numbers", "names", "dates"   as [`trl_gist.evaluation.gists.patterns`] has them and measures their recall: regardless of
-                                  case, and a date in any of its forms. Names that follow each other are one span
+    "numbers", "names", "dates"   by the rules of [`trl_gist.common.text_units`], as evaluation measures their recall:
+                                  regardless of case, and a date in any of its forms. Names that follow each other are one span
     "regex:…", a compiled pattern each different match, verbatim
     any other string              itself, verbatim
 

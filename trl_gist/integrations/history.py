@@ -71,6 +71,7 @@ class Thresholds:
         return min([tokens, *(clause["tokens"] - 1 for clause in self.clauses if "tokens" in clause)])
 
     def may_stay(self, messages: list[dict], count: Callable[[list[dict]], int]) -> bool:
+        """Whether so many of the newest may be left as they are."""
         return (len(messages) if self.keep_kind == "messages" else count(messages)) <= self.keep_value
 
 
@@ -84,8 +85,8 @@ def _clause(name, value, window):
         if kind == "fraction" and number and 0 < most <= 1:
             if window is None:
                 raise ValueError(
-                    f"`{name}` ({value!r}) is a fraction, of which tokens it does not say: give `model`, a chat model "
-                    "whose profile has `max_input_tokens`, or a number of tokens."
+                    f"`{name}` ({value!r}) is a fraction, of which tokens it does not say: give a number of tokens or, to "
+                    "`GistMiddleware`, a `model` whose profile has `max_input_tokens`."
                 )
             kind, most = "tokens", max(1, int(window * most))
         elif kind not in ("tokens", "messages") or not number or most != int(most) or most < 1:

@@ -67,9 +67,8 @@ class ChatTemplateCounter:
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, tools: list | None = None):
-        tools = [
-            each if isinstance(each, dict | BaseTool) else tool(each) for each in tools or []
-        ]  # as of `create_agent`
+        # As `create_agent` makes them of functions
+        tools = [each if isinstance(each, dict | BaseTool) else tool(each) for each in tools or []]
         self.template = ChatTemplate(tokenizer, [convert_to_openai_tool(each) for each in tools] or None)
 
     def __call__(self, messages: Iterable[AnyMessage]) -> int:

@@ -65,8 +65,8 @@ class GistSession(SessionABC):
             A pair in this process, on a server, or where to find it: a URL of `trl-gist serve`, a folder, or a repository
             on the Hub.
         trigger (`tuple`, `dict` or a list of them), keep (`tuple`, *optional*, defaults to `("messages", 20)`):
-            As of [`GistMiddleware`]: when items are compacted, and the most that stays. A message is one, and all that an
-            agent says and calls before its results.
+            As of [`GistMiddleware`], but no fractions: when items are compacted, and the most that stays. A message is
+            one, and all that an agent says and calls before its results.
         token_counter (`Callable`, *optional*):
             Of a list of items. Defaults to [`count_items`].
         keep_spans (`str`, pattern or a list of them, *optional*):
@@ -96,14 +96,17 @@ class GistSession(SessionABC):
         self._lock = asyncio.Lock()
 
     async def get_items(self, limit: int | None = None) -> list[TResponseInputItem]:
-        return await self.session.get_items(limit)
+        async with self._lock:  # not while the store is empty for a moment
+            return await self.session.get_items(limit)
 
     async def pop_item(self) -> TResponseInputItem | None:
-        return await self.session.pop_item()
+        async with self._lock:
+            return await self.session.pop_item()
 
     async def clear_session(self) -> None:
-        self._kept = []
-        await self.session.clear_session()
+        async with self._lock:
+            self._kept = []
+            await self.session.clear_session()
 
     async def add_items(self, items: list[TResponseInputItem]) -> None:
         """Adds items, and compacts what is stored where that is due."""
@@ -148,9 +151,8 @@ def _as_messages(items):
                 last["content"] = "\n".join(filter(None, [last["content"], text_of(item.get("content"))]))
             elif "call_id" in item or kind.endswith("_call"):
                 called = call(item.get("call_id", item.get("id")), item.get("name", kind), _first(item, _ARGUMENTS))
-                if (
-                    "call_id" not in item and kind != "image_generation_call"
-                ):  # a tool of the API, whose results are here
+                # Of a tool of the API, the results are in the call
+                if "call_id" not in item and kind != "image_generation_call":
                     called["output"] = text_of(_first(item, _RESULTS))
                 last["tool_calls"].append(called)
     return messages

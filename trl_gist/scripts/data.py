@@ -37,7 +37,7 @@ from ..common.run_files import finite
 from ..common.statistics import ratio_and_error, with_error
 from ..common.tokens import decode
 from ..data.documents import load_documents
-from ..data.targets import TARGET_FLOOR, TargetSpec
+from ..data.targets import TargetSpec
 from ..data.windows import WALK_COLUMN, ColumnRules, PositionLimits, WindowSpec, columns_of, prepare_windows
 from ..models.loading import check_device, check_dtype_name, for_inference, machine_device, pair_directory
 from ..models.roles import check_same_tokenizer, create_model_from_path, max_positions, naming
@@ -48,7 +48,7 @@ from ..trainer.walks import Walk
 from ..version import __version__
 from .arguments import DataArguments
 from .resumable import progress_bar
-from .windows import choose_windows, first_documents, target_spec
+from .windows import choose_windows, first_documents, target_floor, target_spec
 
 
 # Characters of a context that are shown: its beginning and its end
@@ -116,7 +116,7 @@ def show_data(args: DataArguments):
     for place in range(min(args.show, len(shown))):
         _print_window(console, shown[place * len(shown) // min(args.show, len(shown))])
     if teacher is not None:
-        floor = {None: TARGET_FLOOR, "none": None}.get(args.target_floor, args.target_floor)
+        floor = target_floor(args)
         readings = _read([each for own in read for each in own], teacher, prompts, args.batch_size)
         each_window = [window for example in shown for window in example.get("walk", [example])]
         for window, own in zip(each_window, readings, strict=True):

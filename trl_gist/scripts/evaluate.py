@@ -24,7 +24,6 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from ..common.run_files import PLOTS_DIR
 from ..common.statistics import is_number, with_error
-from ..data.targets import TARGET_FLOOR
 from ..data.windows import (
     DOCUMENT_TARGETS_COLUMN,
     TARGETS_COLUMN,
@@ -50,7 +49,7 @@ from ..version import __version__
 from .arguments import EvaluateArguments, load_pair
 from .compare import check_compressors, compare
 from .resumable import finish, measure_rows, open_folder
-from .windows import choose_windows, held_out_documents, target_spec
+from .windows import choose_windows, held_out_documents, target_floor, target_spec
 
 
 _ROWS = ("teacher", "full", "gist", "null", "generator_only", "shuffled", "random", "last_k", "tail")
@@ -93,7 +92,7 @@ def evaluate(args: EvaluateArguments):
         columns=columns,
     )
     windows, count = choose_windows(windows, args.max_windows)
-    floor = {None: TARGET_FLOOR, "none": None}.get(args.target_floor, args.target_floor)
+    floor = target_floor(args)
     readings = PairReadings(compactor, teacher, args.batch_size, args.last_k, args.budgets, generator_only, floor)
     models = {"summarizer": compactor.summarizer, "generator": compactor.generator, "teacher": teacher}
     if generator_only is not None:

@@ -182,9 +182,7 @@ def pair_files(
             check_whole(path)
     if _TOKENIZER_CONFIG not in files:
         raise ValueError(f"The pair has no tokenizer: {directory} lacks {_TOKENIZER_CONFIG}.")
-    folders = {str(directory.resolve())}
     pair, adapters, elsewhere = with_bases(pair, files, args.base_model, api)
-    folders |= {base for base in elsewhere if PureWindowsPath(base).is_absolute() or base.startswith("/")}
     for name in args.datasets or ():
         if hub_name(name) is None:
             raise ValueError(
@@ -203,7 +201,8 @@ def pair_files(
         ModelCard(card.decode())  # raises `ValueError` for metadata that are none
     written = {CARD_FILE: card, PAIR_CONFIG_NAME: pair.to_json().encode(), **adapters}
     files = dict(sorted({**files, **written}.items()))
-    check_no_folder(files, folders)
+    absolute = {base for base in elsewhere if PureWindowsPath(base).is_absolute() or base.startswith("/")}
+    check_no_folder(files, {str(directory.resolve()), *absolute})
     return files, left_out
 
 

@@ -17,7 +17,7 @@
 from datasets import Dataset, IterableDataset
 
 from ..data.documents import load_documents
-from ..data.targets import TargetSpec
+from ..data.targets import TARGET_FLOOR, TargetSpec
 from .arguments import DataArguments, EvaluateArguments, HeldOutArguments
 
 
@@ -48,6 +48,11 @@ def target_spec(args: EvaluateArguments | DataArguments) -> TargetSpec | None:
             )
         return None
     return TargetSpec(tuple(args.target_kinds.items()), **given)
+
+
+def target_floor(args: EvaluateArguments | DataArguments) -> float | None:
+    """The gain from which one of several targets counts; `None` if all do."""
+    return {None: TARGET_FLOOR, "none": None}.get(args.target_floor, args.target_floor)
 
 
 def choose_windows(

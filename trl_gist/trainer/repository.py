@@ -38,8 +38,12 @@ MODEL_CONFIGS = (CONFIG_NAME, GENERATION_CONFIG_NAME, ADAPTER_CONFIG_NAME, SAFE_
 
 
 def without_folder(base: str) -> str:
-    """What a base is called that is not on the Hub: by the last part of its path, and not as a name on the Hub would be."""
-    return base if hasattr(transformers, base) else f"./{folder_name(base)}"
+    """
+    What a base is called that is not on the Hub: a folder by the last part of its path, and not as a name on the Hub would
+    be; a model that was given as one by its class, as it was.
+    """
+    is_class = isinstance(getattr(transformers, base, None), type)  # the package has a folder `models` too
+    return base if is_class else f"./{folder_name(base)}"
 
 
 def with_names(
