@@ -18,6 +18,7 @@ weights that come back from a sync as they were. The engine itself is run by `ma
 """
 
 import copy
+import os
 from collections.abc import Callable
 from contextlib import contextmanager
 from functools import partial
@@ -57,7 +58,8 @@ def engine_for(args: GistConfig, model: PreTrainedModel | PeftModel):
     In it TRL builds an engine that samples S as S is trained, and leaves the run's random numbers as they were.
 
     TRL (1.16) leaves the engine's dtype to vLLM, which samples a checkpoint of float32 in half of it, and vLLM (0.31)
-    seeds the whole process, whatever `seed` says. On a CPU it would compile the model for minutes at every start.
+    seeds the whole process, whatever `seed` says. On a CPU it would compile the model for minutes at every start, in a
+    process of its own, where a sync does not reach it.
 
     Args:
         args ([`GistConfig`]):
@@ -72,7 +74,10 @@ def engine_for(args: GistConfig, model: PreTrainedModel | PeftModel):
     dtype = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else model.dtype
 
     def build_as_trained(**settings):
-        engine = build(dtype=dtype, enforce_eager=args.device.type == "cpu", **settings)
+        on_cpu = args.device.type == "cpu"
+        if on_cpu:
+            os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+        engine = build(dtype=dtype, enforce_eager=on_cpu, **settings)
         set_seed(args.seed, device_specific=True)  # as TRL did right before
         return engine
 
