@@ -29,18 +29,8 @@ os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
 os.environ.setdefault("TORCHDYNAMO_DISABLE", "1" if find_spec("vllm") else "0")
 
 import pytest
-from tiny import make_model
 
 from trl_gist import GistTrainer
-
-
-@pytest.fixture(scope="session")
-def checkpoint(tokenizer, tmp_path_factory):
-    """vLLM's attention on a CPU knows no head of fewer than 32 dimensions."""
-    path = tmp_path_factory.mktemp("tiny-llama")
-    make_model(tokenizer, hidden_size=128, intermediate_size=192, tie_word_embeddings=False).save_pretrained(path)
-    tokenizer.save_pretrained(path)
-    return str(path)
 
 
 @pytest.fixture

@@ -37,9 +37,15 @@ KINDS = pytest.mark.parametrize("with_lora", [True, False], ids=["lora", "full"]
 
 
 def save_checkpoint(path, tokenizer, **overrides):
+    """vLLM's attention on a CPU knows no head of fewer than 32 dimensions."""
     make_model(tokenizer, hidden_size=128, intermediate_size=192, **overrides).save_pretrained(path)
     tokenizer.save_pretrained(path)
     return str(path)
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tokenizer, tmp_path_factory):
+    return save_checkpoint(tmp_path_factory.mktemp("tiny-llama"), tokenizer, tie_word_embeddings=False)
 
 
 def watch_rollouts(trainer):

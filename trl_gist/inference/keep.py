@@ -133,7 +133,7 @@ class SpanReader:
 
     def __init__(self, text: str, requests: list[Request]):
         # A literal string is asked of the windows that have it, and of all, if the text has it nowhere
-        self._lacking = [isinstance(r, str) and r not in _FINDERS and r not in text for r in requests]
+        self._lacking = [isinstance(r, str) and r not in FINDERS and r not in text for r in requests]
         self.requests = requests
         self._found = [_find(text, request, place) for place, request in enumerate(requests)]
         self._ahead: list[list[Span]] = [[] for _ in requests]  # in no window yet
@@ -265,7 +265,7 @@ def _find(text, request, place):
     if not isinstance(request, str):
         found = (Span(match[0], match.start()) for match in request.finditer(text) if match[0])
     else:
-        found = _FINDERS[request](text) if request in _FINDERS else _literals(text, request)
+        found = FINDERS[request](text) if request in FINDERS else _literals(text, request)
     return (replace(span, request=place) for span in found)
 
 
@@ -314,7 +314,7 @@ def _dates(text):
     return (Span(match[0], match.start(), words_and_numbers(match[0])) for match in DATE.finditer(text))
 
 
-_FINDERS: dict[str, Callable[[str], Iterator[Span]]] = {"numbers": _numbers, "names": _names, "dates": _dates}
+FINDERS: dict[str, Callable[[str], Iterator[Span]]] = {"numbers": _numbers, "names": _names, "dates": _dates}
 
 
 def _assemble(gist_ids, added, budget, tokenizer):

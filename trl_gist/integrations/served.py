@@ -21,7 +21,7 @@ from dataclasses import dataclass
 
 from ..common.extras import extra
 from ..inference.gist import Gist
-from ..inference.keep import find_spans
+from ..inference.keep import FINDERS, find_spans
 
 
 with extra("langchain"):  # or "agents"
@@ -34,7 +34,7 @@ _BYTES = 3
 
 def _asks(text):
     """Whether a server would take words for a request."""
-    return text in ("numbers", "names", "dates") or text.startswith("regex:")
+    return text in FINDERS or text.startswith("regex:")
 
 
 @dataclass(frozen=True)

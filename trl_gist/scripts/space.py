@@ -23,10 +23,10 @@ import os
 from collections.abc import Iterator
 
 from trl_gist.inference.compactor import GistCompactor
+from trl_gist.inference.keep import FINDERS
 
 
 PAIR = "user/pair"
-KEPT = ["numbers", "names", "dates"]
 MOST_CHARACTERS = 100_000
 
 
@@ -62,7 +62,7 @@ def make_demo(pair: str):
         text = gr.Textbox(label="Text", lines=10, max_length=MOST_CHARACTERS)
         with gr.Row():
             budget = gr.Slider(1, longest, value=longest, step=1, label="Tokens of a gist")
-            keep = gr.CheckboxGroup(KEPT, label="Must be in it")
+            keep = gr.CheckboxGroup([*FINDERS], label="Must be in it")
         gists = gr.Dataframe(
             headers=["gist", "its tokens", "the text's"], column_widths=["76%", "12%", "12%"], label="Gists", wrap=True
         )

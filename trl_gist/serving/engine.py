@@ -86,17 +86,18 @@ class Compressed:
             if asked for, `highlights` of these. None that was emitted. Or the two answers, or what is recalled.
         prompt_tokens, completion_tokens (`int`):
             Of all texts or prompts, and of all gists or answers.
-        gist (`dict` or `None`):
-            As of an [`Answer`], of what was compacted for want of room.
         rest (`dict`):
-            What else is to be said.
+            What else is to be said, as `gist`, like an [`Answer`]'s, of what was compacted for want of room.
     """
 
     data: list[dict]
     prompt_tokens: int
     completion_tokens: int
-    gist: dict | None = None
     rest: dict = dataclasses.field(default_factory=dict)
+
+    @property
+    def gist(self) -> dict | None:
+        return self.rest.get("gist")
 
 
 class Engine:
@@ -250,8 +251,8 @@ class Engine:
         read = len(self.compactor.prompts.generator(session.gist_ids, last_ids))
         said = sum(len(answer.token_ids) for answer in (recalled, *recalled.alternatives))
         data = [{"object": "recall", **dataclasses.asdict(recalled)}]
-        gist = _folded(request, session, read)
-        return Compressed(data, len(ids) + len(cue_ids), said, gist, {"gist": gist, "undone": undone})
+        rest = {"gist": _folded(request, session, read), "undone": undone}
+        return Compressed(data, len(ids) + len(cue_ids), said, rest)
 
     def _session(self, request: CompletionRequest | RecallRequest, ids: list[int]) -> Session:
         """That has read a text."""
