@@ -90,11 +90,11 @@ def run(folder: Path, name: str, seed: int, steps: int, per_article: int):
             | {"document_id": row["document_id"], "target": row["target_ids"]}
             for row in trainer.eval_rows
         ]
-    (folder / f"{name}.json").write_text(json.dumps(measured), encoding="utf-8")
+        (folder / f"{name}.json").write_text(json.dumps(measured), encoding="utf-8")
 
 
 def table(pairs: dict[str, dict], which: str) -> list[str]:
-    rows_of = {name: pair[which] for name, pair in pairs.items()}
+    rows_of = {name: pair[which] for name, pair in pairs.items() if which in pair}
     if len({json.dumps([row["target"] for row in rows]) for rows in rows_of.values()}) > 1:
         raise ValueError("The pairs were measured on other targets: run both anew.")
     documents = [row["document_id"] for row in next(iter(rows_of.values()))]
