@@ -312,11 +312,23 @@ def test_files_need_not_have_the_same_columns(tmp_path, suffix):
         [{"text": "three"}, {"text": "four"}],
         [{"text": "five", "n": 5, "from": "Soho"}],
     )
-    dataset = load_documents([tmp_path])
-    assert dataset["text"] == ["one", "two", "three", "four", "five"] and dataset["n"] == [1, 2, None, None, 5]
-    assert dataset["from"] == [None] * 4 + ["Soho"]
-    if suffix != ".jsonl":  # of which a stream says where the first rows lack a column
-        assert texts_of([tmp_path], streaming=True) == ["one", "two", "three", "four", "five"]
+    rows = list(load_documents([tmp_path]))
+    assert [row["text"] for row in rows] == ["one", "two", "three", "four", "five"]
+    assert [row["n"] for row in rows] == [1, 2, None, None, 5]
+    assert [row["from"] for row in rows] == [None] * 4 + ["Soho"]
+    assert list(load_documents([tmp_path], streaming=True)) == rows
+
+
+def test_a_streamed_column_may_be_null_in_all_of_the_first_file(tmp_path):
+    tables(tmp_path, ".jsonl", [{"text": "one", "n": None}], [{"text": "two", "n": 2}])
+    assert [row["n"] for row in load_documents([tmp_path], streaming=True)] == [None, 2]
+
+
+def test_a_column_that_a_stores_first_file_lacks_is_named_with_what_to_do(store):
+    urls = [store("0.jsonl", b'{"text": "one"}\n'), store("1.jsonl", b'{"text": "two", "n": 2}\n')]
+    with pytest.raises(ValueError, match="1.jsonl .*line 1: the first rows have no 'n', .*without streaming"):
+        list(load_documents(urls, streaming=True))
+    assert [row["n"] for row in load_documents(urls)] == [None, 2]
 
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".csv", ".parquet"])

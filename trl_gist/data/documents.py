@@ -81,7 +81,8 @@ def load_documents(
             Of the dataset on the Hub or the folder laid out as one.
         streaming (`bool`, *optional*, defaults to `False`):
             Whether to read documents as they are needed instead of preparing all of them. JSON lines of which the first
-            has over 10 MB are prepared all the same.
+            has over 10 MB are prepared all the same. A stream has the columns with which its files begin; of a store, with
+            which the first one does.
         text_column (`str`, *optional*, defaults to `"text"`):
             The column that holds the text. It is renamed to `text`.
         remove_columns (`list[str]`, *optional*):
@@ -92,7 +93,8 @@ def load_documents(
 
     Raises:
         ValueError: if a path does not exist, files are of no known kind or of several, or a named column is missing; or,
-            with the file and its line or rows, if one cannot be read: of a stream where it comes to that.
+            with the file and its line or rows, if one cannot be read: of a stream, beyond the files' beginnings, where it
+            comes to that.
     """
     streaming = truth("streaming", streaming)
     check_encoding(encoding)
@@ -182,7 +184,7 @@ def _named(sources, files, encoding, error):
     if isinstance(cause, UnreadableFile):
         return cause
     try:
-        for _ in _read_rows(files, kind_of(files[0]), None, encoding):
+        for _ in _read_rows(files, kind_of(files[0]), {}, encoding):
             pass
     except UnreadableFile as fault:
         return fault
@@ -240,35 +242,52 @@ def _load_apart(kind, plain, files, options):
 def _stream_rows(files, encoding):
     """As [`_load_rows`], a shard a file. What `datasets` (5.2) raises within a stream of its own does not say where it is."""
     files = [file if is_url(file) else str(file.absolute()) for file in files]
-    kind = kind_of(files[0])
+    kind, first, columns = kind_of(files[0]), None, {}
     for place, file in enumerate(map(_as_found, files)):
         with naming(file, encoding):
             if is_blank(file):
                 continue
-            first = _plain(file, encoding, streaming=True)
-            has_long = _begins_with_long_row(kind, first)
+            plain = _plain(file, encoding, streaming=True)
+            has_long = first is None and _begins_with_long_row(kind, plain)
             if not has_long:
-                features = load_dataset(kind, data_files=[first], split="train", streaming=True).features
+                first = place if first is None else first
+                for name, feature in _columns_of(kind, plain).items():
+                    columns[name] = feature if columns.get(name) in (None, Value("null")) else columns[name]
         if has_long:
             dataset = _load_rows(list(map(_as_found, files[place:])), encoding)
             return dataset.to_iterable_dataset(min(len(files), len(dataset)))
-        settings = {"files": files[place:], "kind": kind, "features": features, "encoding": encoding}
-        return IterableDataset.from_generator(_read_rows, features=features, gen_kwargs=settings)
-    return None
+        if is_url(file):  # the files after it come into the cache when they are needed
+            break
+    if first is None:
+        return None
+    settings = {"files": files[first:], "kind": kind, "columns": columns, "encoding": encoding}
+    return IterableDataset.from_generator(_read_rows, features=_features_of(columns), gen_kwargs=settings)
+
+
+def _columns_of(kind, plain):
+    """The columns that the beginning of a file has, and what they hold, where that is known before rows are read."""
+    dataset = load_dataset(kind, data_files=[plain], split="train", streaming=True)
+    return dataset.features or dict.fromkeys(next(iter(dataset), ()))
+
+
+def _features_of(columns):
+    return Features(columns) if columns and None not in columns.values() else None
 
 
 def _as_found(file):
     return file if is_url(file) else Path(file)
 
 
-def _read_rows(files, kind, features, encoding):
-    """Rows of one file after the other, cast to the features that the first of JSON lines have."""
+def _read_rows(files, kind, columns, encoding):
+    """Rows of one file after the other, JSON's cast to what the columns hold; `None` where a file lacks one."""
+    features = _features_of(columns) if kind == "json" else None
+    options = {} if features is None else {"features": features}
     for file in map(_as_found, files):
-        options = {"features": features} if kind == "json" and features is not None else {}
         with naming(file, encoding, set(features or ())):
             if not is_blank(file):
                 plain = _plain(file, encoding, streaming=True)
-                yield from load_dataset(kind, data_files=[plain], split="train", streaming=True, **options)
+                for row in load_dataset(kind, data_files=[plain], split="train", streaming=True, **options):
+                    yield dict.fromkeys(columns) | row
 
 
 def _begins_with_long_row(kind, file):

@@ -238,7 +238,10 @@ def _fault_in_json(file, encoding, columns):
             if not isinstance(row, (dict, str)):
                 return f"line {number}: {json.dumps(row)[:40]} is no row, which is an object with names"
             if columns and isinstance(row, dict) and row.keys() - columns:
-                return f"line {number}: the first rows have no {sorted(row.keys() - columns)[0]!r}, which is in it"
+                return (
+                    f"line {number}: the first rows have no {sorted(row.keys() - columns)[0]!r}, which is in it. Add it to "
+                    "them, or read the files without streaming"
+                )
         is_first = False
     return None
 
