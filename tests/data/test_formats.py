@@ -209,6 +209,23 @@ def test_patterns_find_files_where_nothing_has_their_name(tmp_path, monkeypatch)
             load_documents([source])
 
 
+def test_files_of_other_kinds_are_passed_over_and_counted(tmp_path, store, caplog):
+    names = ("a.jsonl", "b.ndjson", "c.zip", "d.tsv", "e.ZIP", "f.jsonl.br", "LICENSE", ".hidden.zip", ".git/g.zip")
+    for name in names:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(written(".jsonl", [name])[0])
+        store(name, written(".jsonl", [name])[0].encode())
+    for source in (str(tmp_path), store.url):
+        caplog.clear()
+        assert texts_of([source]) == ["a.jsonl"]
+        (said,) = [record.getMessage() for record in caplog.records]
+        assert said.startswith(
+            f"{source}: 6 of 7 files are passed over (1 .br, 1 .ndjson, 1 .tsv, 2 .zip, 1 LICENSE). Documents are read "
+        )
+    caplog.clear()
+    assert texts_of([tmp_path / "a.jsonl"]) == ["a.jsonl"] and not caplog.records
+
+
 @pytest.fixture
 def store():
     """A folder of fsspec's store in memory."""
