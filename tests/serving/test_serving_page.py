@@ -174,6 +174,9 @@ def test_the_budget_and_what_is_kept_write_the_gists_anew(browser, url, compacto
         spans = [[f"✓ {span}" for span in gist.kept] + gist.not_kept for gist in expected]
         assert [card.locator(".spans span").all_text_contents() for card in page.locator(".card").all()] == spans
         assert any(gist.kept for gist in expected) and any(gist.not_kept for gist in expected)
+        page.fill("#budget", "1")
+        page.wait_for_function("[...document.querySelectorAll('.card small')].some(e => e.textContent.includes('→ 1 '))")
+        assert page.inner_text("#tokens") == "1 token" and "1 tokens" not in page.inner_text("#gists")
         page.fill("#literal", "regex:a+")
         page.press("#literal", "Enter")
         page.wait_for_selector("#error:not([hidden])")
