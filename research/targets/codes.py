@@ -39,7 +39,7 @@ import random
 from pathlib import Path
 
 from trl_gist import GistTrainer
-from trl_gist.common.statistics import ratio_and_error, with_error
+from trl_gist.common.statistics import mean_and_error, with_error
 from trl_gist.common.tokens import decode as decode_ids
 from trl_gist.data.targets import TargetSpec, fact_spans
 from trl_gist.data.windows import WindowSpec, prepare_windows
@@ -348,8 +348,7 @@ def line(label: str, rows: list[dict], against: list[dict] | None) -> list[str]:
 
 
 def mean_of(rows: list[dict], name: str) -> str:
-    values, documents = np.array([row[name] for row in rows]), [row["document_id"] for row in rows]
-    return with_error(*ratio_and_error(values, np.ones(len(values)), documents))
+    return with_error(*mean_and_error([row[name] for row in rows], [row["document_id"] for row in rows]))
 
 
 def best_of_pool(codes: dict[str, list[dict]]) -> tuple[list[dict], list[dict]]:

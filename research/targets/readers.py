@@ -32,7 +32,7 @@ import json
 from pathlib import Path
 
 from trl_gist import GistTrainer
-from trl_gist.common.statistics import ratio_and_error, with_error
+from trl_gist.common.statistics import mean_and_error, with_error
 from trl_gist.common.tokens import decode as decode_ids
 from trl_gist.scripts.train import load_compressor
 
@@ -120,7 +120,7 @@ def table(pair: Path, readers: Path, kinds: tuple[str, ...]) -> list[str]:
             documents = [row["document_id"] for row, _ in chosen]
 
             def mean(values, documents=documents):
-                return with_error(*ratio_and_error(np.array(values, float), np.ones(len(values)), documents))
+                return with_error(*mean_and_error(values, documents))
 
             lines.append(
                 [

@@ -437,17 +437,7 @@ class GistConfig(GRPOConfig):
         if self.windows_per_document > 1:
             separator_ids = tokenizer(SEPARATOR, add_special_tokens=False)["input_ids"]
             geometry = walk_geometry(self, len(separator_ids))
-        return WindowSpec(
-            self.context_length,
-            self.target_length,
-            self.last_k,
-            self.window_stride,
-            self.max_windows_per_document,
-            self.windows_per_document,
-            geometry,
-            self.target_spec,
-            self.parse_special_tokens,
-        )
+        return WindowSpec.of(self, geometry, self.target_spec)
 
     @property
     def target_spec(self) -> TargetSpec:

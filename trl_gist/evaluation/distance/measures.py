@@ -22,7 +22,7 @@ long stream, over its windows, which are not quite independent.
 
 import numpy as np
 
-from ...common.statistics import ratio_and_error
+from ...common.statistics import mean_and_error, ratio_and_error
 from .facts import fact_gains_by_age, facts_by_age
 from .walk import ARMS, SLIDING_WINDOW
 
@@ -128,8 +128,7 @@ def _stretch(rows, first, last, arms, sliding):
     clusters = _clusters(rows, chosen)
 
     def add(name, values):
-        values = np.asarray(values, dtype=float)
-        measures[name], measures[f"{name}_se"] = ratio_and_error(values, np.ones(len(values)), clusters)
+        measures[name], measures[f"{name}_se"] = mean_and_error(values, clusters)
 
     add("gist_length", [len(row["gist_ids"]["pair"]) for row in chosen])
     for arm in arms:
@@ -169,8 +168,7 @@ def _gains(rows, walker, arms):
     clusters, gains = _clusters(rows, later), {}
     for arm in arms:
         if arm != walker:
-            values = advantages(later, walker, arm)
-            gains[arm], gains[f"{arm}_se"] = ratio_and_error(values, np.ones(len(values)), clusters)
+            gains[arm], gains[f"{arm}_se"] = mean_and_error(advantages(later, walker, arm), clusters)
     return gains
 
 
