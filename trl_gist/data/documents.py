@@ -30,6 +30,7 @@ from datasets.exceptions import DatasetGenerationCastError, DatasetGenerationErr
 from datasets.packaged_modules.json.json import JsonConfig
 from datasets.utils.metadata import MetadataConfigs
 from huggingface_hub import DatasetCard
+from huggingface_hub.constants import REPOCARD_NAME
 
 from ..common.arguments import several, truth
 from ..common.encodings import UTF_8, check_encoding, decoded
@@ -141,7 +142,7 @@ def datasets_on_hub(source: str | PathLike | Sequence[str | PathLike]) -> list[s
 
 def _splits(folder, config):
     """Files of each split, where a folder has a card that lists them; else `None`."""
-    card = folder / "README.md"
+    card = folder / REPOCARD_NAME
     configs = MetadataConfigs.from_dataset_card_data(DatasetCard.load(card).data) if card.is_file() else None
     if not configs:
         return None
