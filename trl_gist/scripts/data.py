@@ -26,7 +26,6 @@ from datasets import Dataset
 from huggingface_hub.utils import logging as hub_logging
 from rich import box
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
@@ -45,7 +44,7 @@ from ..scoring import GistScorer, TargetScorer
 from ..trainer.walks import Walk
 from ..version import __version__
 from .arguments import DataArguments
-from .resumable import progress_bar
+from .resumable import plain_console, progress_bar
 from .windows import all_documents, choose_windows, first_documents, target_floor, target_spec, without_held_out
 
 
@@ -59,7 +58,7 @@ def show_data(args: DataArguments):
     hub_logging.disable_propagation()  # it has a handler of its own, and would say all twice
     if args.json is not None and not Path(args.json).parent.is_dir():
         raise ValueError(f"`--json` ({args.json}) names a file in a folder that is not there: make it first.")
-    console = Console()
+    console = plain_console()
     targets = _target_spec(args)
     documents = _documents(args)
     tokenizer, checkpoint = _tokenizer_and_teacher(args)
@@ -91,7 +90,7 @@ def show_data(args: DataArguments):
     if args.json is not None:
         content = json.dumps(finite(report | {"examples": shown}), ensure_ascii=False, indent=2) + "\n"
         replace_file(Path(args.json), content.encode(errors="backslashreplace"))
-        console.print(f"Written to {args.json}", markup=False, highlight=False, soft_wrap=True)
+        console.print(f"Written to {args.json}", highlight=False, soft_wrap=True)
 
 
 def arguments_of_recipe(file: str) -> dict:
@@ -279,7 +278,7 @@ def _window_in_words(spec, ready, several):
 
 def _print_counts(console, report, window):
     read = report["windows_read"]
-    table = Table(title=escape(" ".join(report["dataset"])), box=box.SIMPLE, title_justify="left", show_header=False)
+    table = Table(title=" ".join(report["dataset"]), box=box.SIMPLE, title_justify="left", show_header=False)
     documents, windows = report["documents"], report["windows"]
     walk, held_out = report["walk"], report["held_out"]
     more = f", after {held_out:,} that are held out" if held_out else ""
@@ -291,7 +290,7 @@ def _print_counts(console, report, window):
     table.add_row("a window" if walk is None else "a walk", window)
     total = sum(report["skipped"].values())
     reasons = ", ".join(f"{count:,} {reason}" for reason, count in sorted(report["skipped"].items()))
-    table.add_row("skipped", escape(f"{total:,} rows: {reasons}") if total else "nothing")
+    table.add_row("skipped", f"{total:,} rows: {reasons}" if total else "nothing")
     if report["with_carriage_returns"]:
         table.add_row("line ends", f"{report['with_carriage_returns']:,} of {read:,} contexts have carriage returns")
     console.print(table)
@@ -302,7 +301,7 @@ def _print_window(console, example):
     table = Table(box=box.SIMPLE, show_header=False, title_justify="left")
     walk = example.get("walk")
     what = "window" if walk is None else f"walk over {len(walk)} windows"
-    table.title = escape(f"A {what} of document {example['document_id']}")
+    table.title = f"A {what} of document {example['document_id']}"
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
     for number, window in enumerate(walk or [example]):
@@ -322,7 +321,7 @@ def _add_targets(table, window):
         for target in window["targets"]:
             age = f", {target['age']} ago" if target.get("age") else ""
             table.add_row(
-                escape(f"{target['kind']}{age}"),
+                f"{target['kind']}{age}",
                 Text.assemble((target["cue"], "dim"), " → ", (target["target"], "bold")),
             )
 
@@ -342,12 +341,11 @@ def _print_worth(console, report, ready, several):
         cells.append(with_error(values["gain"], values["gain_se"], 4))
         if len(headings) > 5:
             cells.append(f"{values['above_floor']:.0%}")
-        table.add_row(escape(kind), f"{values['targets']:,}", *cells, style="bold" if kind == "all" else None)
+        table.add_row(kind, f"{values['targets']:,}", *cells, style="bold" if kind == "all" else None)
     console.print(table)
     total = worth.get("all") or next(iter(worth.values()))
     console.print(
         f"{report['teacher']} on {total['documents']:,} documents; nats per target token ± standard error over them.",
-        markup=False,
         highlight=False,
         soft_wrap=True,
     )
