@@ -49,7 +49,7 @@ def distance_measures(rows: list[dict], others: list[str] = ()) -> dict:
           Sxx, which weighs the slope of each document by how far it reaches.
         - `gains`: for the pair and each other pair, what it gains over every arm from the second window on.
         - `verdicts`: for the same, [`verdict`] against the sliding windows of its own generator and of T.
-        - `facts`, `fact_gains`: of [`distance_facts`].
+        - `facts`, `fact_gains`: of [`facts_by_age`] and [`fact_gains_by_age`].
         - `errors_over`: `"documents"` or `"windows"`.
     """
     others = list(others)
