@@ -349,8 +349,16 @@ def test_a_column_that_a_stores_first_file_lacks_is_named_with_what_to_do(store)
 
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".csv", ".parquet"])
+def test_a_stream_whose_first_file_has_whole_numbers_cuts_no_others(tmp_path, suffix):
+    tables(tmp_path, suffix, [{"text": "one", "n": 1}], [{"text": "two", "n": 2.5}])
+    assert [row["n"] for row in load_documents([tmp_path], streaming=True)] == [1, 2.5]
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".csv", ".parquet"])
 def test_a_column_that_is_another_thing_in_another_file_is_named(tmp_path, suffix):
     tables(tmp_path, suffix, [{"text": "one", "n": 1}], [{"text": "two", "n": "ii"}])
+    with pytest.raises(ValueError, match=f"1{suffix} cannot be read: .*Field n has incompatible types: int64 vs "):
+        load_documents([tmp_path], streaming=True)
     with pytest.raises(
         ValueError, match=f"1{suffix} cannot be read with {tmp_path}/0{suffix}: its column 'n' holds .*str"
     ):

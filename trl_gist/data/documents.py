@@ -185,7 +185,7 @@ def _named(sources, files, encoding, error):
     if isinstance(cause, UnreadableFile):
         return cause
     try:
-        for _ in _read_rows(files, kind_of(files[0]), {}, encoding):
+        for _ in _read_rows(files, kind_of(files[0]), None, encoding):
             pass
     except UnreadableFile as fault:
         return fault
@@ -243,7 +243,7 @@ def _load_apart(kind, plain, files, options):
 def _stream_rows(files, encoding):
     """As [`_load_rows`], a shard a file. What `datasets` (5.2) raises within a stream of its own does not say where it is."""
     files = [file if is_url(file) else str(file.absolute()) for file in files]
-    kind, first, columns = kind_of(files[0]), None, {}
+    kind, first, schema, told = kind_of(files[0]), None, pa.schema([]), True
     for place, file in enumerate(map(_as_found, files)):
         with naming(file, encoding):
             if is_blank(file):
@@ -252,8 +252,11 @@ def _stream_rows(files, encoding):
             has_long = first is None and _begins_with_long_row(kind, plain)
             if not has_long:
                 first = place if first is None else first
-                for name, feature in _columns_of(kind, plain).items():
-                    columns[name] = feature if columns.get(name) in (None, Value("null")) else columns[name]
+                dataset = load_dataset(kind, data_files=[plain], split="train", streaming=True)
+                own = dataset.features and dataset.features.arrow_schema
+                told = told and own is not None
+                own = own or next(iter(dataset.with_format("arrow"))).schema
+                schema = pa.unify_schemas([schema, own], promote_options="permissive")
         if has_long:
             dataset = _load_rows(list(map(_as_found, files[place:])), encoding)
             return dataset.to_iterable_dataset(min(len(files), len(dataset)))
@@ -261,34 +264,26 @@ def _stream_rows(files, encoding):
             break
     if first is None:
         return None
-    settings = {"files": files[first:], "kind": kind, "columns": columns, "encoding": encoding}
-    return IterableDataset.from_generator(_read_rows, features=_features_of(columns), gen_kwargs=settings)
-
-
-def _columns_of(kind, plain):
-    """The columns that the beginning of a file has, and what they hold, where that is known before rows are read."""
-    dataset = load_dataset(kind, data_files=[plain], split="train", streaming=True)
-    return dataset.features or dict.fromkeys(next(iter(dataset), ()))
-
-
-def _features_of(columns):
-    return Features(columns) if columns and None not in columns.values() else None
+    features = Features.from_arrow_schema(
+        schema
+    )  # without which the first row says them, and makes 2.5 of a later one 2
+    settings = {"files": files[first:], "kind": kind, "encoding": encoding}
+    settings["features"] = features if kind == "json" and told else None
+    return IterableDataset.from_generator(_read_rows, features=features, gen_kwargs=settings)
 
 
 def _as_found(file):
     return file if is_url(file) else Path(file)
 
 
-def _read_rows(files, kind, columns, encoding):
-    """Rows of one file after the other, JSON's cast to what the columns hold; `None` where a file lacks one."""
-    features = _features_of(columns) if kind == "json" else None
+def _read_rows(files, kind, features, encoding):
+    """Rows of one file after the other, JSON lines cast to these features."""
     options = {} if features is None else {"features": features}
     for file in map(_as_found, files):
         with naming(file, encoding, set(features or ())):
             if not is_blank(file):
                 plain = _plain(file, encoding, streaming=True)
-                for row in load_dataset(kind, data_files=[plain], split="train", streaming=True, **options):
-                    yield dict.fromkeys(columns) | row
+                yield from load_dataset(kind, data_files=[plain], split="train", streaming=True, **options)
 
 
 def _begins_with_long_row(kind, file):
