@@ -264,9 +264,8 @@ def _stream_rows(files, encoding):
             break
     if first is None:
         return None
-    features = Features.from_arrow_schema(
-        schema
-    )  # without which the first row says them, and makes 2.5 of a later one 2
+    # Without them the first row may say what later ones hold, and make 2.5 a 2
+    features = Features.from_arrow_schema(schema)
     settings = {"files": files[first:], "kind": kind, "encoding": encoding}
     settings["features"] = features if kind == "json" and told else None
     return IterableDataset.from_generator(_read_rows, features=features, gen_kwargs=settings)
