@@ -347,11 +347,7 @@ def sentence_spans(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> list[t
         left out.
     """
     spelled = _Spelled(_pieces(tokenizer), ids)
-    cuts = {match.end() for end in (_SENTENCE_END, _BLANK_LINE) for match in end.finditer(spelled.text)}
-    spans = []
-    for begin, end in itertools.pairwise(sorted({0, *cuts, len(spelled.text)})):
-        if sentence := spelled.text[begin:end].lstrip():
-            spans.append(spelled.tokens(end - len(sentence), end))
+    spans = (spelled.tokens(start, end) for start, end, _ in _sentences(spelled.text))
     return [span for span in spans if span is not None]
 
 
@@ -423,7 +419,8 @@ def _facts(tokenizer, ids, start, spec, targets):
 def _recalls(tokenizer, ids, start, spec, targets):
     read = ids[start : start + spec.context_length + _LOOK_AHEAD]
     spelled, characters, found = _Spelled(_pieces(tokenizer), read), characters_of(tokenizer), []
-    for span in _sentences(spelled.text, whole_start=start == 0):
+    whole = (span for *span, is_whole in _sentences(spelled.text, whole_start=start == 0) if is_whole)
+    for span in whole:
         first, end = spelled.tokens(*span) or (0, 0)
         place = max(first, characters.cut(read, first + targets.cue_length // 2))
         if end <= spec.context_length and end - place >= _SHORTEST_REST:
@@ -433,16 +430,16 @@ def _recalls(tokenizer, ids, start, spec, targets):
     return found
 
 
-def _sentences(text, whole_start) -> Iterator[tuple[int, int]]:
-    """Characters of each sentence that is whole; the first is where the text begins with it."""
+def _sentences(text, whole_start=True) -> Iterator[tuple[int, int, bool]]:
+    """Characters from and to which each sentence goes, and whether it is whole; the first is where the text begins with
+    it."""
     cuts = [(match.end(), True) for match in _SENTENCE_END.finditer(text)]
     cuts += [(match.end(), False) for match in _BLANK_LINE.finditer(text)]
-    begin = 0 if whole_start else None
-    for cut, ends in sorted(cuts):
-        if ends and begin is not None:
-            sentence = text[begin:cut].lstrip()
-            yield cut - len(sentence), cut
-        begin = cut
+    begin, begun = 0, whole_start
+    for cut, ends in [*sorted(cuts), (len(text), False)]:
+        if sentence := text[begin:cut].lstrip():
+            yield cut - len(sentence), cut, begun and ends
+        begin, begun = cut, True
 
 
 def _shares(places, weights, available, draw) -> dict[str, int]:

@@ -21,7 +21,7 @@ import secrets
 from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import NamedTuple
 
 import numpy as np
@@ -208,6 +208,12 @@ class WindowSpec:
             whole_number(name, getattr(self, name))
         for name in ("window_stride", "max_windows_per_document"):
             whole_number(name, getattr(self, name), optional=True)
+
+    @classmethod
+    def of(cls, args, geometry: Geometry | None, targets: TargetSpec) -> "WindowSpec":
+        """Of a [`GistConfig`], or of what has its names, as `trl-gist data` is told."""
+        names = {field.name for field in fields(cls)} - {"geometry", "targets"}
+        return cls(**{name: getattr(args, name) for name in names}, geometry=geometry, targets=targets)
 
     @property
     def several(self) -> bool:

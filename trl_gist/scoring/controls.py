@@ -33,7 +33,7 @@ from collections import Counter
 import numpy as np
 
 from ..common.arguments import several
-from ..common.statistics import ratio_and_error
+from ..common.statistics import mean_and_error, ratio_and_error
 from ..prompts import seen_ids, through_last_k
 from .gist_scorer import GistScorer
 
@@ -141,7 +141,7 @@ def summarize(rows: list[dict], controls: tuple[str, ...] = CONTROLS) -> dict[st
     values |= {name: column(name) for name in ("gist_length", "gist_rate", "total_rate")}
     measures = {}
     for name, value in values.items():
-        measures[name], measures[f"{name}_se"] = ratio_and_error(value, np.ones(len(rows)), documents)
+        measures[name], measures[f"{name}_se"] = mean_and_error(value, documents)
     for name in controls:
         gap = nll[name] - nll["teacher"]
         measures[f"gap_closed_{name}"], measures[f"gap_closed_{name}_se"] = ratio_and_error(

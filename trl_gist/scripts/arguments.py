@@ -36,28 +36,36 @@ _FROM_0 = ("samples", "seed", "show")
 
 
 @dataclass(frozen=True, kw_only=True)
-class HeldOutArguments:
-    """What both evaluations are told: a pair, the held-out documents and where the evaluation goes."""
+class DocumentArguments:
+    """What all are told: the documents, and where models that read them are."""
 
-    pair: str
-    device: str | None = None
-    dtype: str | None = None
-    revision: str | None = None
-    trust_remote_code: bool = False
     dataset: list[str]
     dataset_config: str | None = None
-    split: str = "test"
+    split: str
     streaming: bool = False
     text_column: str = "text"
     encoding: str | None = None
     max_documents: int | None = None
+    batch_size: int
+    device: str | None = None
+    dtype: str | None = None
+    trust_remote_code: bool = False
+
+    def __post_init__(self):
+        _check_fields(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeldOutArguments(DocumentArguments):
+    """What both evaluations are told: a pair, the held-out documents and where the evaluation goes."""
+
+    pair: str
+    revision: str | None = None
+    split: str = "test"
     batch_size: int = 32
     teacher: str | None = None
     output_dir: str | None = None
     overwrite: bool = False
-
-    def __post_init__(self):
-        _check_fields(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,29 +114,20 @@ class TasksArguments(HeldOutArguments):
 
 
 @dataclass(frozen=True, kw_only=True)
-class DataArguments:
+class DataArguments(DocumentArguments):
     """
     Of `trl-gist data`. What [`GistConfig`] has too has its name and its default. `recipe` says that the rest, as far as it
     is not given beside it, is [`~scripts.data.arguments_of_recipe`]; `only_files` that `dataset` is no name on the Hub.
     """
 
-    dataset: list[str]
     recipe: str | None = None
     only_files: bool = False
-    dataset_config: str | None = None
     split: str = "train"
-    streaming: bool = False
-    text_column: str = "text"
     remove_columns: list[str] | None = None
-    encoding: str | None = None
     eval_documents: int | None = None
-    max_documents: int | None = None
     batch_size: int = 8
     model_name_or_path: str = "HuggingFaceTB/SmolLM2-135M-Instruct"
     teacher_name_or_path: str | None = None
-    device: str | None = None
-    dtype: str | None = None
-    trust_remote_code: bool = False
     context_length: int = 512
     target_length: int = 64
     last_k: int = 64
@@ -150,7 +149,7 @@ class DataArguments:
     json: str | None = None
 
     def __post_init__(self):
-        _check_fields(self)
+        super().__post_init__()
         if self.last_k > self.context_length:
             raise ValueError(
                 f"`last_k` ({self.last_k}) must not exceed `context_length` ({self.context_length}): lower it."
