@@ -202,8 +202,9 @@ class GistPrompts:
         return [*self.bos, *through_last_k(token_ids("The context", context_ids), token_ids("L", last_k_ids))]
 
     def plain(self, ids: list[int]) -> list[int]:
-        """What a frozen language model reads before the target, whatever the ids are: only a tail of X, or L alone."""
-        return [*self.bos, *token_ids("The text", ids)]
+        """What a frozen language model reads before the target, whatever the ids are: only a tail of X, or L alone. Where
+        that is nothing at all, it is what ends the text before."""
+        return [*self.bos, *token_ids("The text", ids)] or [self.tokenizer.eos_token_id]
 
     def without_special(self, gist_ids: list[int]) -> list[int]:
         """A gist as G reads it, and S in a later context: there a special token would pass for a part of the template."""

@@ -26,7 +26,7 @@ from tiny import make_model
 from trl_gist.common.statistics import ratio_and_error
 from trl_gist.evaluation import add_controls, standard_error, summarize
 from trl_gist.prompts import SUMMARIZER_PROMPT, GistPrompts
-from trl_gist.scoring.controls import CONTROLS, other_documents
+from trl_gist.scoring.controls import CONTROLS, other_documents, tail_ids
 from trl_gist.scoring.gist_scorer import GistScorer
 from trl_gist.scoring.targets import TargetScorer
 
@@ -269,6 +269,13 @@ def test_controls_are_what_they_are_called(scorer):
         assert len(fits) == 1 and rows[fits[0]]["document_id"] != row["document_id"]
         lent += fits
     assert sorted(lent) == [0, 1, 2, 3]
+
+
+def test_a_tail_is_as_long_as_last_tokens_and_gist_also_where_both_are_empty():
+    row = {"context_ids": [5, 6, 7, 8], "last_k_ids": [8], "gist_length": 2}
+    assert tail_ids(row) == [6, 7, 8] and tail_ids({**row, "gist_length": 9}) == [5, 6, 7, 8]
+    assert tail_ids({**row, "last_k_ids": [], "gist_length": 1}) == [8]
+    assert tail_ids({**row, "last_k_ids": [], "gist_length": 0}) == []
 
 
 def test_a_lone_document_has_no_shuffled_gist_but_all_other_measures(scorer):

@@ -69,10 +69,7 @@ def add_controls(scorer: GistScorer, rows: list[dict], share: list[int] | None =
     shuffled = shuffled_log_probs(scorer, rows, share)
     rows = rows if share is None else [rows[index] for index in share]
     last_k = scorer.cue_log_probs(rows)
-    tails = [
-        through_last_k(row["context_ids"], row["last_k_ids"])[-(len(row["last_k_ids"]) + row["gist_length"]) :]
-        for row in rows
-    ]
+    tails = [tail_ids(row) for row in rows]
     tail = scorer.teacher_log_probs(rows, tails)
     for index, row in enumerate(rows):
         row["shuffled_log_prob"] = shuffled[index]
@@ -83,6 +80,12 @@ def add_controls(scorer: GistScorer, rows: list[dict], share: list[int] | None =
         row["gist_rate"] = row["gist_length"] / len(read)
         prompt_length = len(scorer.prompts.generator(row["gist_ids"], row["last_k_ids"]))
         row["total_rate"] = prompt_length / len(read)
+
+
+def tail_ids(row: dict) -> list[int]:
+    """The last K + |Z| tokens before a row's target, of what S and G have together; none where both are empty."""
+    ids = through_last_k(row["context_ids"], row["last_k_ids"])
+    return ids[max(0, len(ids) - len(row["last_k_ids"]) - row["gist_length"]) :]
 
 
 def shuffled_log_probs(scorer: GistScorer, rows: list[dict], share: list[int] | None = None) -> list[float]:
