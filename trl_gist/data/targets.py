@@ -54,8 +54,13 @@ _LONGEST_FACT, _SHORTEST_CUE, _SHORTEST_REST = 12, 4, 4
 # Tokens after X that tell whether its last sentence ends there
 _LOOK_AHEAD = 8
 
+# A point may be of an abbreviation, unless what follows may begin a sentence; other scripts' marks say it by themselves
 _SENTENCE_END = regex.compile(
-    r"""[.!?]+["'\p{Pe}\p{Pf}]*(?=\s+["'\p{Ps}\p{Pi}]*\p{Lu}|\s*\n|\s*\Z) | [。！？]["'\p{Pe}\p{Pf}]*""", regex.VERBOSE
+    r"""
+    [.!?]+ ["'\p{Pe}\p{Pf}]* (?= \s+ ["'\p{Ps}\p{Pi}]* [\p{Lu}\p{Lt}\p{Lo}] | \s*\n | \s*\Z )
+    | [\p{Sentence_Terminal}--[.!?]] ["'\p{Pe}\p{Pf}]*
+    """,
+    regex.VERBOSE | regex.VERSION1,
 )
 _BLANK_LINE = regex.compile(r"\n\s*\n")
 
