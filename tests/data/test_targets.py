@@ -261,6 +261,23 @@ def test_a_sentence_is_recalled_where_all_of_it_is_in_the_context(each_tokenizer
     assert each_tokenizer.decode(target["cue_ids"]).strip().startswith("He")
 
 
+@pytest.mark.parametrize(
+    "sentences",
+    [
+        ["बाकी लोग शहर में रहे।", "राम ने घर देखा।", "वह लौट गया।"],
+        ["حدد الطبيب المنازل على الخريطة.", "هل صدقه أحد؟", "لم يصدقه سوى القليل آنذاك."],
+        ["הרופא סימן את הבתים על מפה.", "רובם גרו סביב משאבה אחת!", "מעטים האמינו לו אז."],
+        ["医生在地图上标出了住处。", "有人相信他吗？", "当时几乎没有人相信他。"],
+        ["Ներկաները լռեցին։", "Բժիշկը նշեց տները։", "Քչերը հավատացին։"],
+    ],
+    ids=["Hindi", "Arabic", "Hebrew", "Chinese", "Armenian"],
+)
+def test_sentences_end_in_scripts_without_capitals_too(each_tokenizer, sentences):
+    ids = ids_of(each_tokenizer, " ".join(sentences))
+    targets = make_targets(each_tokenizer, ids, 0, window_of(len(ids), target_length=200), of("recall"))
+    assert [each_tokenizer.decode(t["cue_ids"] + t["target_ids"]).strip() for t in targets] == sentences
+
+
 def test_no_sentence_ends_where_the_context_happens_to(each_tokenizer):
     """As after the point of 1,854.5, where the next token tells that the sentence goes on."""
     ids = ids_of(each_tokenizer, TEXT)
@@ -504,6 +521,15 @@ def test_ready_windows_of_one_target_go_on_as_they_were_beside_a_spec(cut, datas
     rows = [{"context": [60 + n] * 12, "target": [30, 31], "last_k": [60 + n, 9]} for n in range(3)]
     windows, _ = cut(dataset_of(rows), SEVERAL)
     assert windows == cut(dataset_of(rows))[0] and set(windows[0]) == set(WINDOW_COLUMNS)
+
+
+def test_kinds_that_ready_windows_do_not_follow_are_named(cut, dataset_of, caplog):
+    for rows in ([{"context": [60] * 12, "target": [30]}], [{"context": PASSAGE, "targets": QUESTIONS}]):
+        caplog.clear()
+        cut(dataset_of(rows))
+        assert not caplog.records
+        cut(dataset_of(rows), SEVERAL)
+        assert "`target_kinds` makes no targets of the train dataset's windows" in caplog.text
 
 
 @pytest.mark.parametrize("spec_targets", [None, SEVERAL], ids=["default", "with-spec"])

@@ -164,6 +164,15 @@ def test_a_single_window_asks_for_what_stands_in_it():
         assert target["after_ids"] == target["cue_ids"]
 
 
+@pytest.mark.parametrize("windows", [1, 3])
+def test_what_is_known_from_the_texts_beginning_is_asked_from_the_first_window_on(windows):
+    row, geometry = ledger(False), GEOMETRY if windows > 1 else None
+    row["document_targets"] = [{**row["document_targets"][0], "at": 0}]
+    spec = WindowSpec(60, TARGET, LAST_K, None, 1, windows, geometry)
+    (cut,) = prepare_windows(Dataset.from_list([row]), make_tokenizer(), spec)[0]
+    assert [target["kind"] for target in cut["targets"]] == ["question"] * windows
+
+
 @pytest.mark.parametrize("until", [0, 3, -1, 10_000, "30", False])
 def test_a_target_that_ends_before_it_begins_skips_the_row_by_name(until):
     bad = ledger(False)

@@ -369,6 +369,11 @@ def prepare_windows(
             f"The {name} dataset has ready windows, and `windows_per_document` ({spec.windows_per_document}) walks along "
             "documents: give a `text` column, or set it to 1."
         )
+    if spec.several and to_windows is _ready_window:
+        logger.warning(
+            f"`target_kinds` makes no targets of the {name} dataset's windows: it is of texts, and these are ready and bring "
+            "what they are asked for."
+        )
     window_columns = (*WINDOW_COLUMNS, WALK_COLUMN) if spec.walks else WINDOW_COLUMNS
     id_columns = [column for column in window_columns if column.endswith("_ids")]
     list_columns = [*id_columns, *([TARGETS_COLUMN] if several else [])]
@@ -714,7 +719,7 @@ def _document_targets(text, entries, tokenizer, spec):
                 continue
             if type(place) is not int or not 0 <= place <= len(text):
                 return None, f"with a target whose `{name}` is no place in the text"
-            target[name] = place
+            target[name] = max(place, 1) if name == "at" else place  # nothing is known before the first character
         if target["until"] is not None and target["until"] < target["at"]:
             return None, "with a target whose `until` is before its `at`"
     return targets, None
