@@ -517,6 +517,12 @@ def test_ready_contexts_with_several_targets(cut, tokenizer, dataset_of, spec_ta
     assert window["targets"] == [{"kind": "tail", "cue_ids": context[-3:], "target_ids": [30, 31], "after_ids": []}]
 
 
+def test_ready_rows_that_all_lack_something_are_not_called_too_short(cut, dataset_of):
+    for rows in ([{"context": PASSAGE, "targets": [{"cue": "", "target": " x"}]}], [{"context": "", "target": " x"}]):
+        with pytest.raises(ValueError, match=r"1 empty\)\. Each row needs text, or token ids of the vocabulary"):
+            cut(dataset_of(rows))
+
+
 def test_ready_windows_of_one_target_go_on_as_they_were_beside_a_spec(cut, dataset_of):
     rows = [{"context": [60 + n] * 12, "target": [30, 31], "last_k": [60 + n, 9]} for n in range(3)]
     windows, _ = cut(dataset_of(rows), SEVERAL)

@@ -553,6 +553,8 @@ def _hint(skipped, spec):
             "A ready window needs at least one entry in `targets`; a document's contexts must have what the kinds of "
             "target are made of: add `continuation`, which every window has, or raise `context_length`."
         )
+    if not skipped.counts[_TOO_SHORT]:
+        return "Each row needs text, or token ids of the vocabulary, in everything that its windows are made of."
     if spec.walks:
         return (
             f"A document needs at least {spec.length} tokens for a walk over {spec.windows_per_document} windows. Lower "
