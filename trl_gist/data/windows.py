@@ -684,6 +684,8 @@ def _cut_part(row, tokenizer, spec):
         if spec.walks:  # the first window by itself, whose context is all text so far
             text = WindowedText(cut, spec.geometry, characters)
             last, end = text.chunk_start(1), text.before(0)
+            if not text.target(spec.windows_per_document - 1):
+                continue  # what is left of it makes no character
         else:
             end = characters.cut(cut, spec.context_length)
             last = characters.next_cut(cut, max(0, end - spec.last_k))
