@@ -59,7 +59,10 @@ _REWARDS = "what TRL hands to reward functions by itself"
 # `targets` beside `context` and `document_targets` beside `text`
 RESERVED_COLUMNS = {
     **dict.fromkeys(
-        (*WINDOW_COLUMNS[:-1], WALK_COLUMN, "seen_ids", TARGETS_COLUMN, "kind", "window_targets", "target_age"),
+        (
+            *(*WINDOW_COLUMNS[:-1], WALK_COLUMN, "seen_ids", TARGETS_COLUMN),
+            *("kind", "window_targets", "window_length", "target_age"),
+        ),
         _WINDOW,
     ),
     **dict.fromkeys(

@@ -76,10 +76,10 @@ def add_controls(scorer: GistScorer, rows: list[dict], share: list[int] | None =
         row["last_k_log_prob"] = last_k[index]
         row["tail_log_prob"] = tail[index]
         # Of one of several targets T may read more, as before a far one, than the gist stands for
-        read = row["context_ids"] if "window_targets" in row else seen_ids(row)
-        row["gist_rate"] = row["gist_length"] / len(read)
+        read = row.get("window_length", len(seen_ids(row)))
+        row["gist_rate"] = row["gist_length"] / read
         prompt_length = len(scorer.prompts.generator(row["gist_ids"], row["last_k_ids"]))
-        row["total_rate"] = prompt_length / len(read)
+        row["total_rate"] = prompt_length / read
 
 
 def tail_ids(row: dict) -> list[int]:
