@@ -26,7 +26,7 @@ from pathlib import Path
 import pytest
 from datasets import Dataset
 from tiny import PARAGRAPH, ids_of, make_documents, make_tokenizer, stream
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from trl_gist.common import tokens
@@ -515,6 +515,23 @@ def test_ready_contexts_with_several_targets(cut, tokenizer, dataset_of, spec_ta
             assert target == {**expected, "after_ids": cue}
     (window,), _ = cut(dataset_of([{"context": context, "targets": [tail]}]), spec_targets)
     assert window["targets"] == [{"kind": "tail", "cue_ids": context[-3:], "target_ids": [30, 31], "after_ids": []}]
+
+
+def test_a_target_that_is_given_as_text_goes_on_where_its_cue_ends():
+    """Without the space that SentencePiece puts before a text, in its older form also before one that begins with a space."""
+    older = make_metaspace_tokenizer()
+    backend = older.backend_tokenizer
+    backend.pre_tokenizer = None
+    backend.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    for tokenizer in (*TOKENIZERS.values(), older):
+        for cue, target in ((" The pump stood in", " Broad Street"), ("(Lon", "don"), ("So", "\nBroad 82")):
+            rows = [{"context": PASSAGE, "targets": [{"cue": cue, "target": target}]}]
+            (window,), _ = prepare_windows(Dataset.from_list(rows), tokenizer, window_of(24))
+            (asked,) = window["targets"]
+            assert tokenizer.decode(asked["cue_ids"] + asked["target_ids"]).lstrip() == f"{cue}{target}".lstrip()
+            rows = [{"context": PASSAGE + cue, "target": target}]
+            (window,), _ = prepare_windows(Dataset.from_list(rows), tokenizer, window_of(24))
+            assert tokenizer.decode(window["context_ids"] + window["target_ids"]) == PASSAGE + cue + target
 
 
 def test_ready_rows_that_all_lack_something_are_not_called_too_short(cut, dataset_of):

@@ -36,7 +36,14 @@ from transformers import PreTrainedTokenizerBase
 from ..common.arguments import token_ids, whole_number
 from ..common.geometry import Geometry, WindowedText
 from ..common.pieces import PIECE, LongText, Piece
-from ..common.tokens import characters_of, literal_ids, literal_pieces, written_ids, written_pieces
+from ..common.tokens import (
+    characters_of,
+    following_ids,
+    literal_ids,
+    literal_pieces,
+    written_ids,
+    written_pieces,
+)
 from ..prompts import GistPrompts, targets_of, through_last_k
 from .targets import QUESTION, TargetSpec, make_targets, make_walk_targets
 
@@ -595,7 +602,11 @@ def why_unusable(text) -> str | None:
 
 
 def _tokenize(tokenizer, text, spec):
-    return (written_ids if spec.parse_special_tokens else literal_ids)(tokenizer, text)
+    return _encoder(spec)(tokenizer, text)
+
+
+def _encoder(spec):
+    return written_ids if spec.parse_special_tokens else literal_ids
 
 
 def _sizes(dataset) -> tuple[int, bool]:
@@ -767,7 +778,7 @@ def _ready_window(row, tokenizer, spec):
             )
             window["target_ids"] = [] if reason else window[TARGETS_COLUMN][0]["target_ids"]
         else:
-            window[f"{column}_ids"], reason = _ids_of(row[column], tokenizer, spec)
+            window[f"{column}_ids"], reason = _ids_of(row[column], tokenizer, spec, follows=column == "target")
         if reason:
             return [], reason
     return [window], None
@@ -786,7 +797,7 @@ def _ready_targets(entries, context_ids, tokenizer, spec):
         kind = QUESTION if entry.get("kind") in (None, "") else entry["kind"]
         reason = why_unusable(kind)
         cue_ids, why_cue = _ids_of(entry["cue"], tokenizer, spec)
-        target_ids, why_target = _ids_of(entry["target"], tokenizer, spec)
+        target_ids, why_target = _ids_of(entry["target"], tokenizer, spec, follows=True)
         if reason := reason or why_cue or why_target:
             return None, reason
         after_ids = through_last_k(context_ids, cue_ids)[len(context_ids) :]
@@ -794,11 +805,12 @@ def _ready_targets(entries, context_ids, tokenizer, spec):
     return (targets, None) if targets else (None, _WITHOUT_TARGETS)
 
 
-def _ids_of(value, tokenizer, spec):
-    """Token ids of what is text or ids already, or why it is neither."""
+def _ids_of(value, tokenizer, spec, follows=False):
+    """Token ids of what is text, which may follow other text, or ids already, or why it is neither."""
     reason = why_unusable(value)
     if reason is None:
-        ids = _tokenize(tokenizer, value, spec)
+        encode = _encoder(spec)
+        ids = following_ids(tokenizer, value, encode) if follows else encode(tokenizer, value)
     elif isinstance(value, (list, tuple)) or getattr(value, "ndim", None) == 1:
         try:
             ids = token_ids("It", value, len(tokenizer))
