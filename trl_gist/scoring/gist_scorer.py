@@ -373,8 +373,11 @@ class GistScorer:
 
     def _log_probs_after(self, rows, ids_before):
         """Of each target under T that saw only certain tokens before it."""
-        targets = [[(ids_before(target), target["target_ids"]) for target in targets_of(row)] for row in rows]
-        return self._target_log_probs(self.teacher, [self.prompts.plain([])] * len(rows), targets)
+        targets = [
+            [(self.prompts.plain(ids_before(target)), target["target_ids"]) for target in targets_of(row)]
+            for row in rows
+        ]
+        return self._target_log_probs(self.teacher, [[]] * len(rows), targets)
 
     def _cued(self, targets):
         """Targets after what G reads before each."""
