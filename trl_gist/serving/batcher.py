@@ -101,6 +101,10 @@ class Batcher:
     def waiting(self) -> int:
         return len(self.entries)
 
+    @property
+    def at_once(self) -> int:
+        return self.max_rows
+
     def generate(self, role: str, prompts: list[list[int]], **settings) -> tuple:
         """See [`Backend`]."""
         call = _Call(role, prompts, **settings)
