@@ -376,7 +376,10 @@ class GistCompactor(LoadedPair):
         log_probs = dict(zip(parts, written_log_probs(logits, list(parts.values())), strict=True))
         given = [row for row, gist in enumerate(gists) if gist and gist != parts.get(row)]
         if given:
-            scored = given_log_probs(self.summarizer, [prompts[row] for row in given], [gists[row] for row in given])
+            with self.lock:
+                scored = given_log_probs(
+                    self.summarizer, [prompts[row] for row in given], [gists[row] for row in given]
+                )
             log_probs |= zip(given, scored, strict=True)
         results = [
             Gist(
