@@ -19,6 +19,8 @@ Is the continuation forgotten by a pair that is paid for facts and sentences too
 python -m research.targets.continuation                   two pairs and their table
 python -m research.targets.continuation --seed 43
 python -m research.targets.continuation --table           the table of what has run
+python -m research.targets.continuation --folder later --start continuation/seed-42/alone --steps 12
+                                                          both go on from a pair that has learned the next tokens
 
 Two pairs with the demo's settings and steps: `alone` is paid for the next 32 tokens, `mixed` for these, two facts and a
 sentence, whatever the teacher gains on them. Measured are 8 windows of each of the demo's 19 held-out articles, the same
@@ -29,6 +31,7 @@ import argparse
 import json
 from pathlib import Path
 
+from trl_gist import GistTrainer
 from trl_gist.common.statistics import ratio_and_error, with_error
 from trl_gist.data.windows import WindowSpec, prepare_windows
 
@@ -38,7 +41,7 @@ from transformers import AutoTokenizer
 
 from examples.demo import NEXT_TOKENS, make_trainer
 from examples.demo_assets import smollm2_checkpoint, split_articles
-from examples.short_run import quiet_console
+from examples.short_run import quiet_console, short_config
 from research.common.tables import markdown_table
 
 
@@ -64,9 +67,14 @@ def held_out(per_article: int) -> Dataset:
     return Dataset.from_list(rows)
 
 
-def run(folder: Path, name: str, seed: int, steps: int, per_article: int):
+def run(folder: Path, name: str, seed: int, steps: int, per_article: int, start: str | None):
     settings = {"seed": seed, "max_steps": steps, "target_floor": None, **PAIRS[name]}
-    trainer = make_trainer(str(folder / name), eval_dataset=held_out(per_article), **settings)
+    if start is None:
+        trainer = make_trainer(str(folder / name), eval_dataset=held_out(per_article), **settings)
+    else:
+        args = short_config(str(folder / name), **NEXT_TOKENS | {"cold_start_steps": 0} | settings)
+        data = {"train_dataset": split_articles()[0], "eval_dataset": held_out(per_article)}
+        trainer = GistTrainer(model=start, args=args, **data)
     trainer.train()
     trainer.save_model()
     trainer.evaluate()
@@ -101,6 +109,7 @@ def main():
     parser.add_argument(
         "--folder", type=Path, default=Path("continuation"), help="where runs are kept (default: continuation)"
     )
+    parser.add_argument("--start", metavar="PAIR", help="a trained pair to start from (default: the checkpoint)")
     parser.add_argument("--seed", type=int, default=42)
     parser.add_argument("--steps", type=int, default=NEXT_TOKENS["max_steps"], help="(default: %(default)s)")
     parser.add_argument("--per_article", type=int, default=8, help="windows of a held-out article (default: 8)")
@@ -111,7 +120,7 @@ def main():
         quiet_console()
         for name in PAIRS:
             if not (folder / f"{name}.json").is_file():
-                run(folder, name, args.seed, args.steps, args.per_article)
+                run(folder, name, args.seed, args.steps, args.per_article, args.start)
     paths = {name: folder / f"{name}.json" for name in PAIRS}
     pairs = {name: json.loads(path.read_text("utf-8")) for name, path in paths.items() if path.is_file()}
     if pairs:
