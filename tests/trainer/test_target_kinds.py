@@ -275,8 +275,10 @@ def test_an_evaluation_on_targets_is_refused_where_the_prompt_hides_the_contexts
     trainer = make_trainer(peft_config=lora, args=hidden)
     with pytest.raises(ValueError, match="The eval dataset brings targets"):
         trainer.evaluate(ready(4))
-    measures = make_trainer(eval_dataset=ready(4), peft_config=lora, args={"target_floor": None}).evaluate()
-    assert measures["eval_question/windows"] == 4
+    # A prompt that shows it, or that is not read
+    for args in ({}, {**hidden, "generator_only": True}):
+        trainer = make_trainer(eval_dataset=ready(4), peft_config=lora, args={"target_floor": None, **args})
+        assert trainer.evaluate()["eval_question/windows"] == 4
 
 
 @pytest.mark.parametrize("windows", [1, 2])

@@ -315,7 +315,7 @@ class GistTrainer(GRPOTrainer):
             if columns is None:
                 check_dataset(dataset, name)
                 columns = columns_of(dataset, name)
-            if columns & several:
+            if columns & several and not args.generator_only:
                 check_shows_whole_context(self.prompts, name)
             dataset, self.skipped_rows[name] = prepare_windows(dataset, tokenizer, spec, limits, name, rules, columns)
             return dataset
