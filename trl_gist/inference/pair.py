@@ -38,6 +38,7 @@ from ..models.generation import generate
 from ..models.loading import HalfLoader, check_device, check_dtype_name, local_directory, machine_device
 from ..pair import GENERATOR_DIR, PairConfig
 from ..prompts import GistPrompts
+from ..scoring.gist_log_probs import given_log_probs, written_log_probs
 from .gist import Gist
 
 
@@ -160,6 +161,18 @@ class LoadedPair:
         prompts = [checked_ids("A prompt", prompt) for prompt in prompts]
         with self.lock:
             return generate(getattr(self, role), self.tokenizer, prompts, name=role, **generation_kwargs)
+
+    def write(
+        self, prompts: list[list[int]], max_new_tokens: int, do_sample: bool = False
+    ) -> tuple[list[list[int]], list[list[float]]]:
+        """What the summarizer writes after each prompt, and each token's log-prob at temperature 1, in nats."""
+        settings = {"max_new_tokens": max_new_tokens, "do_sample": do_sample, "output_logits": True}
+        written, logits = self.generate("summarizer", prompts, **settings)
+        return written, written_log_probs(logits, written)
+
+    def log_probs(self, prompts: list[list[int]], gists: list[list[int]]) -> list[float]:
+        """Of gists that the summarizer did not write, or not so, summed over their tokens, in nats."""
+        return given_log_probs(self.summarizer, prompts, gists)
 
     def token_ids(self, text: str | list[int], what: str, may_be_empty: bool = False) -> list[int]:
         """
