@@ -25,7 +25,7 @@ from tqdm.auto import tqdm
 from ..common.arguments import several, truth, whole_number
 from ..common.tokens import characters_of, literal_ids
 from ..prompts import before_last_k
-from .certify import expected_kls
+from .certify import expected_kls, full_context_reader
 from .chat import CompactedChat, compact_messages
 from .gist import Continuation, Gist
 from .keep import Request, find_spans, keep_in_gists, parse_keep
@@ -83,7 +83,7 @@ class GistCompactor(LoadedPair):
     ```
 
     Args:
-        summarizer, generator ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
+        summarizer, generator ([`~transformers.PreTrainedModel`], [`~peft.PeftModel`] or [`~models.vllm.EngineModel`]):
             The two models, in eval mode.
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
             Their tokenizer.
@@ -343,6 +343,8 @@ class GistCompactor(LoadedPair):
         return list(tqdm(gists, total=total, desc="Compressing", unit=" contexts", disable=hidden))
 
     def _iter_gists(self, windows, request):
+        if request.certify or request.search:
+            full_context_reader(self)  # before any gist is written
         size = 1 if request.search else request.batch_size  # each that is searched for is wanted when it is there
         windows = iter(windows)
         while batch := list(itertools.islice(windows, size)):
