@@ -194,7 +194,8 @@ class LoadedPair:
         """Of gists that the summarizer did not write, or not so, summed over their tokens, in nats."""
         if isinstance(self.summarizer, EngineModel):
             return self.summarizer.log_probs(prompts, gists)
-        return given_log_probs(self.summarizer, prompts, gists)
+        with self.lock:
+            return given_log_probs(self.summarizer, prompts, gists)
 
     def check_models(self, what: str):
         """Raises [`~models.vllm.NoModels`], a `ValueError`, if `what` reads models that are in an engine."""

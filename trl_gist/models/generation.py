@@ -18,7 +18,7 @@ from collections.abc import Callable
 
 import torch
 from peft import PeftModel
-from transformers import Cache, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import Cache, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase, StoppingCriteriaList
 from transformers.generation.streamers import BaseStreamer
 
 from ..common.arguments import finite_number, truth, whole_number
@@ -44,6 +44,7 @@ def generate(
     name: str = "model",
     past_key_values: Cache | None = None,
     streamer: BaseStreamer | None = None,
+    stopping_criteria: StoppingCriteriaList | None = None,
     **generation_kwargs,
 ) -> tuple[list[list[int]], tuple[torch.Tensor, ...] | None]:
     """
@@ -66,6 +67,8 @@ def generate(
             Of a start that all prompts have in common, repeated for each of them. The prompts are then equally long.
         streamer ([`~transformers.generation.streamers.BaseStreamer`], *optional*):
             Gets the prompt, then the tokens as they are chosen; for one prompt only.
+        stopping_criteria ([`~transformers.StoppingCriteriaList`], *optional*):
+            See the tokens of all rows as they are chosen, and say which rows have ended.
         generation_kwargs:
             For [`~transformers.GenerationConfig`]. What is left out is not the checkpoint's; see
             [`trl_gist.models.generation_settings`].
@@ -98,6 +101,7 @@ def generate(
             tokenizer=tokenizer,  # which `stop_strings` need
             past_key_values=past_key_values,
             streamer=streamer,
+            stopping_criteria=stopping_criteria,
         )
     completions = output.sequences[:, width:].tolist()
     return [gist_from_completion(ids, eos_token_ids) for ids in completions], output.logits

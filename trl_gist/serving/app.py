@@ -20,6 +20,8 @@ from contextlib import asynccontextmanager
 
 from ..common.extras import extra
 from ..inference.compactor import GistCompactor
+from .batcher import Batcher
+from .compactor import ServedCompactor
 from .config import ServingConfig
 from .engine import Engine
 from .errors import ApiError
@@ -106,9 +108,10 @@ class Server:
     def __init__(self, compactor: GistCompactor, name: str, config: ServingConfig):
         self.name = name
         self.config = config
-        self.engine = Engine(compactor, config)
-        self.worker = Worker(compactor)
-        self.metrics = Metrics()
+        self.backend = Batcher(compactor, config.max_batch_size, config.max_batch_tokens)
+        self.engine = Engine(ServedCompactor(compactor, self.backend), config)
+        self.worker = Worker(config.max_requests)
+        self.metrics = Metrics(lambda: self.backend.waiting)
         self.pages = (self.page, self.models, self.health, self.metrics_page, self.openapi)
         self.document: dict = {}  # of all routes, once they are there
 
@@ -116,6 +119,7 @@ class Server:
     async def lifespan(self, app):
         yield
         self.worker.close()
+        self.backend.close()
 
     async def page(self, request: Request) -> Response:
         return Response(*page())

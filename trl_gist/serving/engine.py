@@ -15,16 +15,14 @@
 """From a request to its answer: what is compacted, what is generated, what is counted. Nothing of HTTP."""
 
 import dataclasses
+import random
 from collections.abc import Callable
 from dataclasses import dataclass
-
-import torch
 
 from ..common.geometry import SEPARATOR, join
 from ..common.tokens import chat_ids
 from ..evaluation.gists.patterns import survival_pieces
 from ..inference.chat import ChatTooLong, as_text
-from ..inference.compactor import GistCompactor
 from ..inference.contrast import Side, contrast
 from ..inference.session.session import Session
 from ..models.generation import TokenTee, end_token_ids
@@ -45,7 +43,6 @@ from .text_stream import StopReached, TextStream
 
 
 Emit = Callable[[str | dict], None]
-BATCH = 8  # windows; one by one where each is sent as soon as it is written
 # Of a [`~inference.session.state.Compaction`] and of a [`~inference.chat.CompactedChat`]
 REPORTED = (
     *("facts_kept", "facts_dropped", "kept", "not_kept"),
@@ -102,17 +99,17 @@ class Compressed:
 
 class Engine:
     """
-    Answers requests with a pair, one at a time.
+    Answers requests with a pair, in whatever thread it is asked.
 
     Args:
-        compactor ([`GistCompactor`]):
+        compactor ([`~serving.compactor.ServedCompactor`]):
             The pair.
         config ([`ServingConfig`]):
             Resolved for this pair.
     """
 
-    def __init__(self, compactor: GistCompactor, config: ServingConfig):
-        self.compactor = ServedCompactor(compactor)
+    def __init__(self, compactor: ServedCompactor, config: ServingConfig):
+        self.compactor = compactor
         self.config = config
 
     def complete(self, request: CompletionRequest, emit: Emit) -> Answer:
@@ -181,10 +178,10 @@ class Engine:
         ]
         self._check_context(sum(tokens), "input")
         data, written = [], 0
-        add = emit if request.stream else data.append
+        add, at_once = (emit, 1) if request.stream else (data.append, self.config.max_batch_size)
         try:
             for index, number, window, gist in self.compactor.iter_texts(
-                texts, request.budget, request.keep, bool(request.certify), 1 if request.stream else BATCH
+                texts, request.budget, request.keep, bool(request.certify), at_once
             ):
                 stretch = before_last_k(window.context_ids, window.last_k_ids)
                 row = {"object": "gist", "index": index, "window": number, "stands_for": len(stretch)}
@@ -286,12 +283,11 @@ class Engine:
 
     def _generate(self, text, request: Generation, new_tokens: int, generate) -> str:
         """Runs `generate`; returns the reason for which it ended."""
-        if request.seed is None:
-            torch.seed()
-        else:
-            torch.manual_seed(request.seed)
+        sampling = request.sampling
+        if sampling["do_sample"] and request.seed is not None:
+            sampling["rng"] = random.Random(request.seed)
         try:
-            generate(**request.sampling)
+            generate(**sampling)
             text.finish()
         except StopReached:
             return "stop"
