@@ -152,13 +152,13 @@ class LoadedPair:
             check_device(device)
         directory = local_directory(pretrained_pair, revision)
         pair = PairConfig.load(directory)
+        tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=trust_remote_code)
         if backend == "vllm":
-            summarizer, generator = load_engine_models(directory, device, dtype, trust_remote_code)
+            summarizer, generator = load_engine_models(directory, tokenizer, device, dtype, trust_remote_code)
         else:
             loader = HalfLoader(device, dtype or "auto", trust_remote_code)
             summarizer = loader.load(directory, "summarizer")
             generator = loader.load(directory / GENERATOR_DIR, "generator")
-        tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=trust_remote_code)
         return cls(summarizer, generator, tokenizer, pair)
 
     @functools.cached_property

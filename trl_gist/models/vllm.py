@@ -410,6 +410,7 @@ def _log_probs(token_ids, found):
 
 def load_engine_models(
     directory: Path,
+    tokenizer: PreTrainedTokenizerBase,
     device: str | torch.device | None = None,
     dtype: str | torch.dtype | None = None,
     trust_remote_code: bool = False,
@@ -423,6 +424,8 @@ def load_engine_models(
     Args:
         directory (`Path`):
             The pair's.
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
+            The pair's.
         device (`str` or `torch.device`, *optional*):
             vLLM's own, which its build decides on.
         dtype (`str` or `torch.dtype`, *optional*):
@@ -434,14 +437,6 @@ def load_engine_models(
         ModuleNotFoundError: without vLLM.
         ValueError: if a half is no adapter, or one that vLLM cannot take, they have two bases, or vLLM has no such device.
     """
-    os.environ.setdefault("VLLM_LOGGING_STREAM", "ext://sys.stderr")  # stdout is for gists
-    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-    with extra("vllm"):
-        import vllm
-    from vllm.lora.request import LoRARequest
-    from vllm.platforms import current_platform
-    from vllm.v1.engine.llm_engine import LLMEngine
-
     halves = {"summarizer": directory, "generator": directory / GENERATOR_DIR}
     adapters = {role: _adapter(half, role) for role, half in halves.items()}
     bases = {(adapter.base_model_name_or_path, adapter.revision) for adapter in adapters.values()}
@@ -451,12 +446,21 @@ def load_engine_models(
             'vLLM has one. Load it with `backend="transformers"`.'
         )
     ((base, revision),) = bases
+    modules = set().union(*(_modules(half, role) for role, half in halves.items()))
+    rank = max(adapter.r for adapter in adapters.values())
+    os.environ.setdefault("VLLM_LOGGING_STREAM", "ext://sys.stderr")  # stdout is for gists
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    with extra("vllm"):
+        import vllm
+    from vllm.lora.request import LoRARequest
+    from vllm.platforms import current_platform
+    from vllm.v1.engine.llm_engine import LLMEngine
+
     _check_device(device, current_platform.device_type)
     try:
         config = AutoConfig.from_pretrained(base, revision=revision, trust_remote_code=trust_remote_code)
     except OSError as error:
         raise base_error(base, directory, error) from error
-    rank = max(adapter.r for adapter in adapters.values())
     on_cpu = current_platform.device_type == "cpu"
     if on_cpu:
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
@@ -465,7 +469,7 @@ def load_engine_models(
     arguments = vllm.EngineArgs(
         model=base,
         revision=revision,
-        tokenizer=str(directory),
+        skip_tokenizer_init=True,  # a pair's folder has no configuration beside its tokenizer, which vLLM looks for
         dtype=_dtype(dtype, config, base),
         trust_remote_code=trust_remote_code,
         enforce_eager=on_cpu,
@@ -473,12 +477,13 @@ def load_engine_models(
         enable_lora=True,
         max_loras=len(adapters),
         max_lora_rank=next((each for each in _RANKS if each >= rank), rank),
-        lora_target_modules=sorted(set().union(*(_modules(half, role) for role, half in halves.items()))),
+        lora_target_modules=sorted(modules),
         enable_prefix_caching=True,
         disable_log_stats=True,
     )
     with _random_numbers_kept():
         engine = LLMEngine.from_engine_args(arguments)
+    engine.output_processor.tokenizer = tokenizer  # in whose text stop strings are looked for
     requests = {role: LoRARequest(role, n, str(halves[role])) for n, role in enumerate(halves, 1)}
     for role, request in requests.items():
         try:
