@@ -28,6 +28,7 @@ from tiny_sessions import CONTEXT, make_compactor
 from transformers.generation.streamers import BaseStreamer
 
 from trl_gist import GistCompactor
+from trl_gist.serving import batcher as batcher_module
 from trl_gist.serving.text_stream import StopReached
 
 
@@ -223,6 +224,22 @@ def test_calls_of_the_other_model_come_after_in_their_order(compactor, prompts, 
     with batching(compactor) as batcher:
         gathered(batcher, [(role, prompts[:1], {"max_new_tokens": 2}) for role in roles])
     assert batches == [("generator", 3), ("summarizer", 2)]
+
+
+def test_what_went_together_goes_together_the_next_time(compactor, prompts, batches, monkeypatch):
+    monkeypatch.setattr(batcher_module, "GATHERING", 1e6)
+
+    def thrice(batcher, prompt):
+        for _ in range(3):
+            batcher.generate("generator", [prompt], max_new_tokens=2)
+
+    with batching(compactor) as batcher, ThreadPoolExecutor(4) as pool:
+        with batcher.lock:
+            clients = [pool.submit(thrice, batcher, prompt) for prompt in prompts[:4]]
+            until(lambda: batcher.waiting == 4)
+        for client in clients:
+            client.result()
+    assert batches == [("generator", 4)] * 3
 
 
 @pytest.mark.parametrize(

@@ -17,12 +17,15 @@
 Who runs the models, and in which order: what several requests have written goes through one forward together.
 
 A call that comes while the models are busy waits. When they are free, the oldest goes, and with it all that wait for the
-same model with the same settings: there is no time for which a call is held back. What runs the models itself, as
-certifying does, has its turn among the calls, alone.
+same model with the same settings. What runs the models itself, as certifying does, has its turn among the calls, alone.
+
+Requests that were answered together ask for more at nearly the same time. The first of them would go alone, and the others
+after it. So as many as went together are waited for, a small part of the time that they took; a lone client is not.
 """
 
 import random
 import threading
+import time
 from collections import deque
 from concurrent.futures import Future
 from contextlib import AbstractContextManager
@@ -36,6 +39,9 @@ from transformers.generation.streamers import BaseStreamer
 from ..inference.pair import LoadedPair
 from ..models.generation import end_token_ids
 from .worker import Stopped, current_job
+
+
+GATHERING = 0.05  # of the time of the forwards before
 
 
 class Backend(Protocol):
@@ -93,6 +99,7 @@ class Batcher:
         self.entries: deque[_Call | _Turn] = deque()
         self.changed = threading.Condition()
         self.closed = False
+        self.together, self.gather_until = 1, 0.0
         heads = {model.get_output_embeddings() for model in (pair.summarizer, pair.generator)}
         self.hooks = [head.register_forward_hook(_look) for head in heads]
         self.thread = threading.Thread(target=self._work, name="trl-gist-models", daemon=True)
@@ -132,10 +139,13 @@ class Batcher:
 
     def _work(self):
         while entries := self._next():
+            started = time.monotonic()
             if isinstance(entries[0], _Turn):
                 entries[0].take()
             else:
                 self._run(entries)
+            ended = time.monotonic()
+            self.together, self.gather_until = len(entries), ended + GATHERING * (ended - started)
 
     def _next(self):
         """The oldest entry and the calls that go with it; none at the end."""
@@ -144,9 +154,10 @@ class Batcher:
                 for entry in [entry for entry in self.entries if entry.is_given_up]:
                     self.entries.remove(entry)
                     entry.fail(Stopped())
-                if self.entries or self.closed:
+                left = self.gather_until - time.monotonic()
+                if self.closed or len(self.entries) >= self.together or (self.entries and left <= 0):
                     break
-                self.changed.wait()
+                self.changed.wait(left if self.entries else None)
             taken = []
             for entry in list(self.entries):
                 if not taken or self._goes_with(taken, entry):
