@@ -52,8 +52,8 @@ def add_parser(commands):
         ("max_context_tokens", "of a prompt, a chat or the texts to compress (default: %(default)s)"),
         ("max_body_bytes", "of a request (default: %(default)s)"),
         ("max_requests", "answered or waiting at one time (default: %(default)s)"),
-        ("max_batch_size", "texts that go through the models together (default: %(default)s)"),
-        ("max_batch_tokens", "of these, padding and what is written included (default: %(default)s)"),
+        ("max_batch_size", "texts that go through the models together; vLLM decides by itself (default: %(default)s)"),
+        ("max_batch_tokens", "of these, padding and what is written included; likewise (default: %(default)s)"),
         ("request_seconds", "that a request may take, waiting included (default: %(default)s)"),
     ):
         default = getattr(ServingConfig, name)
