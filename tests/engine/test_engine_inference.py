@@ -121,8 +121,6 @@ def test_sampled_gists_follow_the_seed_and_have_the_log_probs_of_the_model(fast,
     ids = fast.token_ids(TEXT[:400], "The text")
     prompt = fast.prompts.summarizer(ids, ids[-fast.pair.last_k :], fast.pair.tail_length)
     expected = given_log_probs(plain.summarizer, [prompt] * 4, [gist.token_ids for gist in gists])
-    ended = [len(gist.token_ids) < fast.pair.max_gist_length for gist in gists]
-    assert not all(ended)
     assert [gist.log_prob for gist in gists] == pytest.approx(expected, abs=2e-3)
 
 
