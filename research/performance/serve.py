@@ -16,7 +16,7 @@
 What many clients at a time get from `trl-gist serve`: gists a second, and how long each waits for its own.
 
 Starts the server as a process of its own, and for each number of clients sends so many requests to `/v1/compress` from
-them: each client the next one when the last is answered, each a context that no request had before, of full length. A
+them, each client the next one when the last is answered, each a context that no request had before, of full length. A
 server on a machine that has other work is better told by its own CPU seconds; the last column has them. Without PAIR, the
 untrained checkpoint has both roles, whose gists always run to full length: costs do not depend on what a pair has learned.
 
@@ -132,17 +132,28 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("pair", nargs="?", type=Path, help="a folder that `GistTrainer.save_model` wrote")
     parser.add_argument("--clients", type=int, nargs="+", default=[1, 8, 32], help="at a time (default: 1 8 32)")
-    parser.add_argument("--requests", type=int, default=64, help="of each number of clients (default: 64)")
+    parser.add_argument(
+        "--requests",
+        type=int,
+        nargs="+",
+        default=[64],
+        help="in all, one number or one for each of --clients (default: 64)",
+    )
     parser.add_argument("--serve", nargs="*", default=[], metavar="NAME=VALUE", help="flags of `trl-gist serve`")
     parser.add_argument("--output", help="JSON file for every number")
     args = parser.parse_args()
+    requests = args.requests * len(args.clients) if len(args.requests) == 1 else args.requests
+    if len(requests) != len(args.clients):
+        parser.error(
+            f"--requests has {len(requests)} numbers for {len(args.clients)} of --clients: give one for each."
+        )
     settings = [f"max_requests={max(args.clients)}", *args.serve]
     with nullcontext(args.pair) if args.pair else untrained_pair() as pair, served(pair, settings) as (url, process):
         contexts = contexts_of(pair)
-        asyncio.run(measure(url, process, 1, list(itertools.islice(contexts, 2))))  # warm
+        asyncio.run(measure(url, process, 1, list(itertools.islice(contexts, 1))))  # warm
         rows = [
-            asyncio.run(measure(url, process, clients, list(itertools.islice(contexts, args.requests))))
-            for clients in args.clients
+            asyncio.run(measure(url, process, clients, list(itertools.islice(contexts, count))))
+            for clients, count in zip(args.clients, requests, strict=True)
         ]
     print_table(rows)
     if args.output:
@@ -153,7 +164,7 @@ def print_table(rows: list[dict]):
     table = Table(title=f"gists of {rows[0]['gist_tokens']:.1f} tokens", box=box.SIMPLE)
     for heading in ("clients", "requests", "errors", "gists/s", "compressed, tokens/s", "p50, s", "p95, s"):
         table.add_column(heading, justify="right")
-    table.add_column(f"times {rows[0]['clients']} client", justify="right")
+    table.add_column("times the first", justify="right")
     table.add_column("CPU, s a gist", justify="right")
     for row in rows:
         table.add_row(

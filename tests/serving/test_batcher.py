@@ -67,18 +67,30 @@ def gathered(batcher, calls):
         return [result.exception() or result.result() for result in results]
 
 
+def post(url, path, body):
+    return httpx.post(f"{url}{path}", json=body, timeout=60)
+
+
 def waiting(url):
-    return metrics_of(httpx.get(f"{url}/metrics").text)[("trl_gist_requests_waiting",)]
+    return gauge(url, "waiting")
+
+
+def in_flight(url):
+    return gauge(url, "in_flight")
+
+
+def gauge(url, name):
+    return metrics_of(httpx.get(f"{url}/metrics", timeout=60).text)[(f"trl_gist_requests_{name}",)]
 
 
 @contextmanager
-def asking(url, compactor, path, bodies, **settings):
+def asking(url, compactor, path, bodies):
     """Yields the futures of requests that come while the models are busy; afterwards these are free."""
     with ThreadPoolExecutor(len(bodies)) as pool:
         with compactor.lock:
             answers = []
             for body in bodies:
-                answers.append(pool.submit(httpx.post, f"{url}{path}", json=body, **{"timeout": 60, **settings}))
+                answers.append(pool.submit(post, url, path, body))
                 until(lambda: waiting(url) == len(answers) - 1)  # the first has its turn
             yield answers
 
@@ -132,7 +144,7 @@ def test_answers_of_several_lengths_share_forwards_and_are_those_of_each_alone(u
         {"prompt": PARAGRAPH[start : start + 9 + start], "max_tokens": 3 + start, "stream": stream, **GREEDY}
         for start in range(9)
     ]
-    alone = [lines_of(httpx.post(f"{url}/v1/completions", json=body)) for body in bodies]
+    alone = [lines_of(post(url, "/v1/completions", body)) for body in bodies]
     assert batches == [("generator", 1)] * 9
     batches.clear()
     with asking(url, compactor, "/v1/completions", bodies) as answers:
@@ -259,7 +271,7 @@ def test_a_forward_has_so_many_rows_and_tokens(compactor, prompts, batches, limi
 
 def test_random_numbers_of_requests_with_a_seed_do_not_mix(url, compactor, batches):
     bodies = [{"prompt": PARAGRAPH[:10], "max_tokens": 20, "seed": seed} for seed in (1, 2, 1, 3)]
-    alone = [httpx.post(f"{url}/v1/completions", json=body).json()["choices"] for body in bodies]
+    alone = [post(url, "/v1/completions", body).json()["choices"] for body in bodies]
     with asking(url, compactor, "/v1/completions", [*bodies, {"prompt": PARAGRAPH[:10], "max_tokens": 20}]) as answers:
         pass
     assert [answer.result().json()["choices"] for answer in answers[:-1]] == alone
@@ -270,17 +282,10 @@ def test_random_numbers_of_requests_with_a_seed_do_not_mix(url, compactor, batch
 def test_a_context_that_two_ask_for_at_once_is_written_once(compactor, batches):
     with running(compactor) as url, ThreadPoolExecutor(2) as pool:
         with compactor.lock:
-            answers = [
-                pool.submit(httpx.post, f"{url}/v1/compress", json={"input": PARAGRAPH[:60]}, timeout=60)
-                for _ in range(2)
-            ]
+            answers = [pool.submit(post, url, "/v1/compress", {"input": PARAGRAPH[:60]}) for _ in range(2)]
             until(lambda: in_flight(url) == 2)
         first, second = (answer.result().json()["data"] for answer in answers)
     assert first == second and batches == [("summarizer", len(first))]
-
-
-def in_flight(url):
-    return metrics_of(httpx.get(f"{url}/metrics").text)[("trl_gist_requests_in_flight",)]
 
 
 # ---- Neighbours ----
@@ -368,32 +373,48 @@ def test_a_streamer_that_raises_ends_its_own_row(compactor, prompts, error):
 # ---- Who leaves ----
 
 
-def test_a_client_that_leaves_stops_its_own_answer_alone_and_all_stop_the_batch(compactor):
-    rows = []
-    bodies = [{"prompt": PARAGRAPH[:length], "max_tokens": 60, **GREEDY} for length in (1, 20, 30)]
-    bodies[0]["max_tokens"] = 1
+def test_a_client_that_left_before_its_turn_is_not_read(compactor, batches):
+    bodies = [{"prompt": PARAGRAPH[:length], "max_tokens": 2, **GREEDY} for length in (1, 9, 14)]
     with running(compactor) as url:
-        alone = [httpx.post(f"{url}/v1/completions", json=body).json()["choices"] for body in bodies]
+        with asking(url, compactor, "/v1/completions", bodies[:2]) as stay, pytest.raises(httpx.ReadTimeout):
+            httpx.post(f"{url}/v1/completions", json=bodies[2], timeout=httpx.Timeout(60, read=0.3))
+        assert [answer.result().status_code for answer in stay] == [200, 200]
+        until(lambda: in_flight(url) == 0)
+    assert batches == [("generator", 1), ("generator", 1)]
+
+
+def test_a_client_that_leaves_stops_its_own_answer_and_all_stop_the_forwards(compactor):
+    rows, read = [], []
+    bodies = [{"prompt": PARAGRAPH[:length], "max_tokens": 60, "stream": True, **GREEDY} for length in (1, 9, 14)]
+    bodies[0]["max_tokens"] = 1
+
+    def leave(url, body):
+        with httpx.stream("POST", f"{url}/v1/completions", json=body, timeout=60) as response:
+            read.append(next(response.iter_lines()))
+
+    def ask(url, works):
+        """Of a model that is busy at first."""
+        rows.clear()
+        with ThreadPoolExecutor(3) as pool:
+            with compactor.lock:
+                answers = []
+                for work, body in zip(works, bodies, strict=True):
+                    answers.append(pool.submit(work, url, body))
+                    until(lambda: in_flight(url) == len(answers) and waiting(url) == len(answers) - 1)
+        until(lambda: in_flight(url) == 0)
+        return [answer.result() for answer in answers]
+
+    with running(compactor) as url, slowed(compactor.generator, 0.03):
+        expected = lines_of(post(url, "/v1/completions", bodies[1]))
         hook = compactor.generator.lm_head.register_forward_hook(lambda _, __, logits: rows.append(len(logits)))
-        with slowed(compactor.generator, 0.03):
-            with asking(url, compactor, "/v1/completions", bodies[:2]) as stays:
-                leaves = httpx.Timeout(0.3)
-                with pytest.raises(httpx.ReadTimeout):
-                    httpx.post(f"{url}/v1/completions", json=bodies[2], timeout=leaves)
-            assert stays[1].result().json()["choices"] == alone[1]
-            assert rows == [1] * 61  # the one that had left before its turn was not read
-            rows.clear()
-            with asking(url, compactor, "/v1/completions", bodies, timeout=1.0) as leave:
-                pass
-            for answer in leave[1:]:
-                with pytest.raises(httpx.ReadTimeout):
-                    answer.result()
-            until(lambda: in_flight(url) == 0)
-            threading.Event().wait(0.2)  # for the token that was being written
-            seen = len(rows)
-            assert rows == [1] + [2] * (seen - 1) and 1 < seen < 50
-            threading.Event().wait(0.3)
-            assert len(rows) == seen
+        _, stayed, _ = ask(url, (leave, lambda url, body: lines_of(post(url, "/v1/completions", body)), leave))
+        assert stayed == expected and rows == [1] + [2] * 60
+        ask(url, (leave, leave, leave))
+        threading.Event().wait(0.2)  # for the token that was being written
+        seen = len(rows)
+        assert rows == [1] + [2] * (seen - 1) and 1 < seen < 61
+        threading.Event().wait(0.3)
+        assert len(rows) == seen
         hook.remove()
 
 
@@ -402,8 +423,8 @@ def test_who_waits_for_a_gist_of_one_that_leaves_has_it_written(compactor):
     with running(compactor) as url, ThreadPoolExecutor(1) as pool, slowed(compactor.summarizer, 0.1):
         with compactor.lock:
             with pytest.raises(httpx.ReadTimeout):
-                httpx.post(f"{url}/v1/compress", json=body, timeout=0.3)
-            stays = pool.submit(httpx.post, f"{url}/v1/compress", json=body, timeout=60)
+                httpx.post(f"{url}/v1/compress", json=body, timeout=httpx.Timeout(60, read=1))
+            stays = pool.submit(post, url, "/v1/compress", body)
             until(lambda: in_flight(url) == 1)
         expected = [gist.token_ids for gist in compactor.compress_windows(PARAGRAPH[:60])]
         assert [gist["token_ids"] for gist in stays.result().json()["data"]] == expected
