@@ -358,7 +358,12 @@ def test_eight_clients_at_once_get_what_each_gets_alone(url, fast, plain):
 
 
 def test_the_same_seed_gives_the_same_answer(url):
-    body = {"messages": MESSAGES[:1], "max_tokens": 12, "temperature": 0.9, "top_p": 0.95}
+    body = {
+        "messages": [{"role": "user", "content": "Who was Snow?"}],
+        "max_tokens": 12,
+        "temperature": 0.9,
+        "top_p": 0.95,
+    }
     first, again, other, none = (
         asked(url, "chat/completions", **body, **seed).json()["choices"][0]["message"]["content"]
         for seed in ({"seed": 5}, {"seed": 5}, {"seed": 6}, {})
