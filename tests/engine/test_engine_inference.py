@@ -20,6 +20,7 @@ when a step fails, and the server on top.
 
 import asyncio
 import json
+import queue
 import threading
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -302,6 +303,17 @@ def test_what_a_streamer_raises_aborts_the_request(fast):
         fast.generate("generator", [[7, 8, 9]], max_new_tokens=500, streamer=Stops())
     until(lambda: not fast.generator.engine.open)
     assert not fast.generator.engine.engine.has_unfinished_requests()
+
+
+def test_an_engine_that_is_closed_says_so(fast, monkeypatch):
+    done = threading.Thread(target=lambda: None)
+    done.start()
+    done.join()
+    with monkeypatch.context() as patch, pytest.raises(EngineError, match="has been closed"):
+        patch.setattr(fast.generator.engine, "thread", done)
+        patch.setattr(fast.generator.engine, "arrived", queue.SimpleQueue())
+        fast.continue_text(TEXT[:300], 4)
+    assert fast.continue_text(TEXT[:300], 4).token_ids
 
 
 # ---- The command line ----

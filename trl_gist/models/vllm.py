@@ -317,6 +317,8 @@ class SharedEngine:
             try:
                 answer = answers.get(timeout=0.1)
             except queue.Empty:
+                if not self.thread.is_alive():
+                    raise EngineError("vLLM's engine has been closed. Load the pair again.") from None
                 continue
             if isinstance(answer, Exception):
                 raise answer
