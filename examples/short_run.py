@@ -22,6 +22,7 @@ from trl_gist import GistCompactor, GistConfig, GistTrainer
 from trl_gist.common.tokens import characters_of
 from trl_gist.evaluation import standard_error
 from trl_gist.evaluation.question_answering import answers_table
+from trl_gist.models.machine import fast_dtype
 from trl_gist.scoring.gist_scorer import GistScorer
 from trl_gist.trainer.callbacks import GistProgressCallback
 
@@ -81,7 +82,7 @@ def short_config(output_dir: str, **settings) -> GistConfig:
         "generator_learning_rate": 5e-4,
         "lr_scheduler_type": "constant_with_warmup",
         "warmup_steps": 3,
-        "model_init_kwargs": {"dtype": "bfloat16"},
+        "model_init_kwargs": {"dtype": fast_dtype()},
         "bf16": False,  # the weights are; autocast would only add copies
         "gradient_checkpointing": False,
         "logging_steps": 1,

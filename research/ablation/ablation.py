@@ -80,6 +80,8 @@ ARMS |= {
     "summarizer_rate_by_3": {"learning_rate": 3.3e-5},
     "generator_rate_x3": {"generator_learning_rate": 1.5e-3},
     "generator_rate_by_3": {"generator_learning_rate": 1.67e-4},
+    "distil_1": {"distilled_gists": 1},
+    "distil_2": {"distilled_gists": 2},
     "rank_4": {"lora_rank": 4},
     "rank_64": {"lora_rank": 64},
 }

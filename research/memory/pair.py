@@ -27,6 +27,7 @@ import argparse
 
 from trl_gist import GistConfig, GistTrainer
 from trl_gist.data.tasks import TASKS, as_documents, make_tasks
+from trl_gist.models.machine import fast_dtype
 from trl_gist.rewards import length_penalty, log_prob_gain
 
 from peft import LoraConfig
@@ -98,7 +99,7 @@ def main():
             save_steps=10,
             save_total_limit=1,
             logging_steps=1,
-            model_init_kwargs={"dtype": "bfloat16"},
+            model_init_kwargs={"dtype": fast_dtype()},
             bf16=False,
             gradient_checkpointing=False,
             report_to="none",

@@ -40,6 +40,7 @@ import time
 from pathlib import Path
 
 from trl_gist import GistCompactor, __version__
+from trl_gist.models.machine import fast_dtype
 from trl_gist.models.roles import clone_with_shared_parameters, max_positions
 from trl_gist.pair import PairConfig
 from trl_gist.prompts import SUMMARIZER_PROMPT
@@ -289,7 +290,9 @@ if __name__ == "__main__":
         ("repeats", 3, "counted, after a warm-up"),
     ):
         parser.add_argument(f"--{name}", type=int, default=default, help=text)
-    parser.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float32"])
+    parser.add_argument(
+        "--dtype", default=fast_dtype(), choices=["bfloat16", "float32"], help="(default: %(default)s here)"
+    )
     parser.add_argument("--output", help="JSON file for every number")
     parser.add_argument("--plot", help="PNG or SVG file")
     main(parser.parse_args())

@@ -68,7 +68,9 @@ def main(args):
                     runs[kind].append(seconds)
         report = {"arguments": vars(args), "machine": machine(), "phases": phases(runs, trainers)}
         report["matmul_flops"] = matmul_rate(args.dtype)
-        report["reached_flops"] = {kind: body_flops(trainers[kind], runs[kind], args) for kind in NAMES}
+        report["reached_flops"] = {
+            kind: {phase: body_flops(trainers[kind], phase, runs[kind], args) for phase in PHASES} for kind in NAMES
+        }
         trainers.clear()
     if not args.no_memory:
         report["peak_bytes"] = {kind: peak_memory(kind, args) for kind in NAMES}
@@ -94,12 +96,12 @@ def phases(runs, trainers):
     return found
 
 
-def body_flops(timed, runs, args):
-    """Floating-point operations a second in the body of the model: two for each of its weights and each token-pass."""
+def body_flops(timed, phase, runs, args):
+    """Floating-point operations a second of a phase in the body of the model: two for each weight and token-pass."""
     model = timed.trainer.accelerator.unwrap_model(timed.trainer.model)
     body = sum(p.numel() for name, p in model.named_parameters() if "lora" not in name and "embed" not in name)
-    step = statistics.median(run["whole step"] for run in runs)
-    return 2 * body * sum(timed.tokens.values()) * args.documents / step
+    tokens = sum(timed.tokens.values()) if phase == "whole step" else timed.tokens[phase]
+    return 2 * body * tokens * args.documents / statistics.median(run[phase] for run in runs)
 
 
 def peak_memory(kind, args):
@@ -144,10 +146,11 @@ def show(report, args):
         columns = [spread(found[name]) for name in ("naive_s", "gist_s", "ratios")]
         table.add_row(phase, *columns, f"{before:,} → {after:,}", f"{before / after:.1f}")
     console.print(table)
-    for kind, reached in report["reached_flops"].items():
-        share = reached / report["matmul_flops"]
-        console.print(f"{NAMES[kind]}: {reached / 1e9:.0f} GFLOP/s in the body of the model, {share:.0%} of matmul")
-    console.print(f"matmul: {report['matmul_flops'] / 1e9:.0f} GFLOP/s")
+    limit = report["matmul_flops"]
+    console.print(f"matmul: {limit / 1e9:.0f} GFLOP/s. In the body of the model, and of that:")
+    for kind, of_phase in report["reached_flops"].items():
+        parts = (f"{phase} {reached / 1e9:.0f}, {reached / limit:.0%}" for phase, reached in of_phase.items())
+        console.print(f"{NAMES[kind]}: {'; '.join(parts)}")
     if "peak_bytes" in report:
         naive, ours = report["peak_bytes"].values()
         console.print(f"peak memory: {naive / 1e9:.1f} GB → {ours / 1e9:.1f} GB, {ours / naive:.2f}x")

@@ -31,11 +31,11 @@ from pathlib import Path
 from trl_gist.data.targets import TargetSpec
 from trl_gist.data.windows import WindowSpec, prepare_windows
 from trl_gist.models.attention import use_matmul_attention
+from trl_gist.models.machine import fast_dtype
 from trl_gist.prompts import SUMMARIZER_PROMPT, GistPrompts
 from trl_gist.scoring.gist_scorer import GistScorer
 from trl_gist.scoring.targets import TargetScorer
 
-import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -54,7 +54,7 @@ TARGETS = {
 
 
 def make_scorer(checkpoint, tokenizer):
-    generator, teacher = (AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.bfloat16) for _ in range(2))
+    generator, teacher = (AutoModelForCausalLM.from_pretrained(checkpoint, dtype=fast_dtype()) for _ in range(2))
     generator = get_peft_model(generator, LoraConfig(r=32, target_modules="all-linear"), autocast_adapter_dtype=False)
     for model in (generator, teacher):
         use_matmul_attention(model)
@@ -86,7 +86,7 @@ def whole_steps(repeats):
         "model": None,
         "text": None,
         "full": False,
-        "dtype": "bfloat16",
+        "dtype": fast_dtype(),
     }
     with tempfile.TemporaryDirectory() as folder:
         timed = {

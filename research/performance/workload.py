@@ -24,6 +24,7 @@ import time
 from pathlib import Path
 
 from trl_gist import GistConfig, GistTrainer, length_penalty, log_prob_gain
+from trl_gist.models.machine import fast_dtype
 from trl_gist.prompts import SUMMARIZER_PROMPT, GistPrompts, gist_from_completion
 
 import torch
@@ -55,7 +56,9 @@ def add_arguments(parser, **defaults):
     parser.add_argument("--repeats", type=int, default=defaults.get("repeats", 2), help="counted steps of each")
     parser.add_argument("--model", help="checkpoint (default: the demo's SmolLM2-135M)")
     parser.add_argument("--text", help="JSON lines with a column `text` (default: the demo's articles)")
-    parser.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float32"])
+    parser.add_argument(
+        "--dtype", default=fast_dtype(), choices=["bfloat16", "float32"], help="(default: %(default)s here)"
+    )
     parser.add_argument("--full", action="store_true", help="full fine-tuning instead of LoRA")
     parser.add_argument("--output", help="JSON file for every number")
 

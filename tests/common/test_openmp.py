@@ -13,7 +13,7 @@
 # limitations under the License.
 
 
-"""How waiting threads wait is said before torch, which reads it once, is loaded."""
+"""How many threads run, and how they wait, is said before torch, which reads it once, is loaded."""
 
 import os
 import subprocess
@@ -21,6 +21,8 @@ import sys
 from pathlib import Path
 
 import pytest
+
+from trl_gist.common import openmp
 
 
 ROOT = Path(__file__).parents[2]
@@ -66,3 +68,39 @@ def test_waiting_threads_sleep_soon_unless_the_user_says_how_they_wait(imports, 
     )
     assert done.returncode == 7, done.stderr[-2000:]
     assert done.stdout.split("\n")[-2] == expected
+
+
+@pytest.mark.parametrize(
+    ("files", "cores"),
+    [
+        ({"cpu.max": "200000 100000\n"}, 2),
+        ({"cpu.max": "150000 100000\n"}, 2),
+        ({"cpu.max": "1000 100000\n"}, 1),
+        ({"cpu.max": "max 100000\n"}, None),
+        ({"cpu/cpu.cfs_quota_us": "300000\n", "cpu/cpu.cfs_period_us": "100000\n"}, 3),
+        ({"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}, None),
+        ({"cpu/cpu.cfs_quota_us": "-1\n"}, None),
+        ({"cpu.max": ""}, None),
+        ({}, None),
+    ],
+)
+def test_a_containers_share_of_the_cores(files, cores, tmp_path):
+    for name, text in files.items():
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text)
+    assert openmp.cores_of_container(tmp_path) == cores
+
+
+@pytest.mark.parametrize(
+    ("seen", "said", "expected"), [(64, None, "2"), (64, "5", "5"), (2, None, None), (1, None, None)]
+)
+def test_no_more_threads_than_the_container_has_cores(seen, said, expected, tmp_path, monkeypatch):
+    (tmp_path / "cpu.max").write_text("200000 100000\n")
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: range(seen), raising=False)
+    monkeypatch.setenv("OMP_NUM_THREADS", "0")  # what was there comes back after the test
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    if said is not None:
+        monkeypatch.setenv("OMP_NUM_THREADS", said)
+    openmp.limit_threads(tmp_path)
+    assert os.environ.get("OMP_NUM_THREADS") == expected

@@ -339,7 +339,12 @@ def test_the_report_has_what_ran_and_why_the_rest_did_not():
     }
     sizes = {"context": 512, "target": 64, "gist": 48, "documents": 4, "gists": 8, "dtype": "bfloat16"}
     step = {
-        **{"arguments": sizes, "phases": phases, "matmul_flops": 1e14, "reached_flops": {"naive": 1e13, "gist": 3e13}},
+        **{
+            "arguments": sizes,
+            "phases": phases,
+            "matmul_flops": 1e14,
+            "reached_flops": {"naive": {"whole step": 1e13}, "gist": {"whole step": 3e13}},
+        },
         "peak_bytes": {"naive": 8 * 2**30, "gist": 2 * 2**30},
     }
     kernel = {"heads": "SmolLM2-135M", "rows": "4 contexts", "forward_only": False}

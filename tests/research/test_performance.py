@@ -110,6 +110,12 @@ def test_step_vs_trl_times_both_and_counts_their_token_passes(arguments, full, c
         assert whole == pytest.approx(sum(report["phases"][phase][kind][0] for phase in report["phases"]) - whole)
     naive, ours = report["phases"]["policy"]["token_passes"]
     assert naive - ours == 2 * (4 - 1) * (naive // (2 * 4) - 6)  # the prompt, read once instead of four times
+    for kind in ("naive", "gist"):
+        work = {
+            phase: report["reached_flops"][kind][phase] * found[f"{kind}_s"][0]
+            for phase, found in report["phases"].items()
+        }
+        assert work.pop("whole step") == pytest.approx(sum(work.values()))
     assert "TRL + reward function" in capsys.readouterr().out
 
 

@@ -67,7 +67,9 @@ def add_pair(parser: argparse.ArgumentParser):
     parser.add_argument("pair", metavar="PAIR", help="what training saved: a folder, or a repository on the Hub")
     parser.add_argument("--device", help="as 'cpu' or 'cuda:1' (default: the machine's accelerator)")
     parser.add_argument(
-        "--dtype", choices=("float32", "bfloat16", "float16"), help="of the weights (default: as stored)"
+        "--dtype",
+        choices=("float32", "bfloat16", "float16"),
+        help="of the weights (default: as stored, or float32 on a CPU that is slow in less)",
     )
     parser.add_argument("--revision", help="of the repository on the Hub")
     parser.add_argument("--trust_remote_code", action="store_true", help="let checkpoints run their own code")

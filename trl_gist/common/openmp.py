@@ -12,9 +12,9 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-
 """
-How the threads of a CPU run wait for one another; imported before torch, because libgomp reads it once, as it is loaded.
+How many threads of a CPU run, and how they wait for one another; imported before torch, because libgomp reads it once, as
+it is loaded.
 
 By default a thread that waits spins for some milliseconds. Beside another busy process it burns the time slice in which
 the thread that it waits for would run, and a step takes four times as long. A thousand turns, some 20 microseconds, bridge
@@ -26,10 +26,49 @@ alone and beside one busy process, in seconds:
         4,000  12.0     31.4
         2,000  12.4     27.3
         1,000  13.1     23.9
+
+A container that may use two of 64 cores sees all of them, and libgomp starts as many threads, which then wait for their
+share of time. So there are no more than the container's share.
 """
 
+import math
 import os
+from pathlib import Path
+
+
+CGROUPS = Path("/sys/fs/cgroup")
+
+
+def cores_of_container(cgroups: Path) -> int | None:
+    """
+    The cores whose time Linux gives this container, rounded up; `None` where it sets no limit.
+
+    Args:
+        cgroups (`Path`):
+            Where control groups are mounted: with `cpu.max` in version 2, in version 1 with `cpu/cpu.cfs_quota_us`.
+    """
+    try:
+        quota, period = (cgroups / "cpu.max").read_text().split()
+    except (OSError, ValueError):
+        try:
+            quota, period = ((cgroups / "cpu" / f"cpu.cfs_{name}_us").read_text() for name in ("quota", "period"))
+        except OSError:
+            return None
+    try:
+        quota, period = int(quota), int(period)
+    except ValueError:  # "max"
+        return None
+    return max(1, math.ceil(quota / period)) if quota > 0 and period > 0 else None
+
+
+def limit_threads(cgroups: Path = CGROUPS):
+    """Sets `OMP_NUM_THREADS` where the container has fewer cores than this process sees, unless it is set."""
+    cores = cores_of_container(cgroups)
+    seen = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    if cores is not None and cores < seen:
+        os.environ.setdefault("OMP_NUM_THREADS", str(cores))
 
 
 if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys():  # what the user says holds
     os.environ["GOMP_SPINCOUNT"] = "1000"
+limit_threads()

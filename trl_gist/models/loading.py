@@ -149,11 +149,6 @@ def code_references(half: Path) -> list[str]:
     return [reference for reference in references if reference]
 
 
-def machine_device() -> torch.device:
-    """The machine's accelerator, or the CPU."""
-    return torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
-
-
 def check_device(device: str | torch.device):
     """Raises `ValueError` if this machine cannot put a tensor there, where torch has as many errors as kinds of devices."""
     try:

@@ -50,6 +50,7 @@ from ..prompts import gist_from_completion
 from .adapters import check_leaves_base
 from .generation import checked_request, end_token_ids
 from .loading import base_error, check_half
+from .machine import stored_or_fast_dtype, warn_if_slow
 
 
 logger = logging.getLogger(__name__)
@@ -432,7 +433,7 @@ def load_engine_models(
         device (`str` or `torch.device`, *optional*):
             vLLM's own, which its build decides on.
         dtype (`str` or `torch.dtype`, *optional*):
-            Defaults to the one the base is stored in.
+            Defaults to that of models that transformers loads: the base's, or float32 on a CPU that is slow in less.
         trust_remote_code (`bool`, *optional*, defaults to `False`):
             Whether the base may run its own code.
 
@@ -474,7 +475,7 @@ def load_engine_models(
         model=base,
         revision=revision,
         skip_tokenizer_init=True,  # a pair's folder has no configuration beside its tokenizer, which vLLM looks for
-        dtype=_dtype(dtype, config, base),
+        dtype=_dtype(dtype, current_platform.device_type, config, base),
         trust_remote_code=trust_remote_code,
         enforce_eager=on_cpu,
         max_model_len=-1,  # as many of the model's positions as there is memory for
@@ -588,8 +589,13 @@ def _check_device(device, own):
         )
 
 
-def _dtype(dtype, config, base):
-    dtype = dtype if dtype not in (None, "auto") else config.dtype or config.get_text_config().dtype
+def _dtype(dtype, device, config, base):
+    """As of models that transformers loads."""
+    warn_if_slow(dtype, device, "Leave out `dtype`, unless memory is what counts.")
+    if dtype in (None, "auto"):
+        dtype = stored_or_fast_dtype(device)
+    if dtype == "auto":
+        dtype = config.dtype or config.get_text_config().dtype
     if dtype is None:
         raise ValueError(f"The configuration of {base} does not say in which dtype it is stored. Give `dtype`.")
     return dtype if isinstance(dtype, torch.dtype) else getattr(torch, dtype)

@@ -39,7 +39,8 @@ from ..common.tokens import decode
 from ..data.documents import load_documents
 from ..data.targets import TargetSpec
 from ..data.windows import WALK_COLUMN, ColumnRules, PositionLimits, WindowSpec, columns_of, prepare_windows
-from ..models.loading import check_device, check_dtype_name, for_inference, machine_device, pair_directory
+from ..models.loading import check_device, check_dtype_name, for_inference, pair_directory
+from ..models.machine import machine_device
 from ..models.roles import check_same_tokenizer, create_model_from_path, max_positions, naming
 from ..pair import PairConfig
 from ..prompts import SUMMARIZER_PROMPT_OF_FACTS, GistPrompts, bos_ids, targets_of

@@ -33,6 +33,7 @@ from ..models.adapters import check_adapter, check_drawn
 from ..models.deepspeed import check_distributed_settings, is_sharded
 from ..models.fingerprints import frozen_digests
 from ..models.loading import HalfLoader, pair_directory
+from ..models.machine import warn_if_slow
 from ..models.roles import Roles, check_bare, check_dtype, check_embeddings, check_same_tokenizer, load_roles
 from ..pair import GENERATOR_DIR, PairConfig
 from ..rewards import kl_gain, length_penalty
@@ -226,6 +227,8 @@ def load_given(
         )
     for role, trained in (("summarizer", roles.summarizer), ("generator", roles.generator)):
         check_dtype(role, trained)
+    computed_in = torch.bfloat16 if args.bf16 else roles.summarizer.dtype
+    warn_if_slow(computed_in, args.device, 'Set `bf16` to False and `dtype` of `model_init_kwargs` to "float32".')
     return roles
 
 

@@ -23,6 +23,7 @@ from trl import GRPOConfig
 from ..common.geometry import SEPARATOR
 from ..data.targets import TARGET_FLOOR, TARGETS_PER_CONTEXT, TargetSpec
 from ..data.windows import ColumnRules, WindowSpec
+from ..models.machine import fast_dtype
 from ..prompts import GENERATOR_PROMPT, SUMMARIZER_PROMPT_WITH_TAIL
 from .config_checks import (
     check_config,
@@ -414,6 +415,8 @@ class GistConfig(GRPOConfig):
         check_json(self)
         if not torch.accelerator.is_available():
             self.use_cpu = True  # TRL's default of bf16=True is refused on a machine without one unless it is said
+        if self.bf16 is None and self.use_cpu and fast_dtype("cpu") == "float32":
+            self.bf16 = False
         resolve_best_model(self)
         super().__post_init__()
         check_targets(self)

@@ -1,0 +1,86 @@
+# Copyright 2026 The trl_gist authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""
+What this machine computes in, if nobody says: its accelerator or the CPU, and the precision that it multiplies fast.
+
+A CPU without instructions for bfloat16 takes nine times as long for a product in it as in float32 (AMD EPYC with AVX2, one
+core: 8 against 74 GFLOP/s), one with AVX-512 BF16 or AMX a third to a half of float32's time.
+"""
+
+import functools
+import logging
+
+import torch
+
+
+logger = logging.getLogger(__name__)
+
+_HALF = (torch.bfloat16, torch.float16)
+
+
+def machine_device() -> torch.device:
+    """The machine's accelerator, or the CPU."""
+    return torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
+
+
+@functools.cache
+def cpu_multiplies_bfloat16() -> bool:
+    """Whether the CPU has instructions for products of bfloat16, as AVX-512 BF16, AMX and some of Arm's are. Of a torch
+    that does not list a CPU's instructions (before 2.12) it is taken for granted."""
+    if not hasattr(torch.cpu, "get_capabilities"):
+        return True
+    return any(there for name, there in torch.cpu.get_capabilities().items() if name.endswith("bf16"))
+
+
+def fast_dtype(device: str | torch.device | None = None) -> str:
+    """`"bfloat16"`, or `"float32"` on a CPU that would be slow in it; for `from_pretrained`.
+
+    Args:
+        device (`str` or `torch.device`, *optional*):
+            Defaults to the machine's accelerator, or the CPU.
+    """
+    on_cpu = torch.device(device or machine_device()).type == "cpu"
+    return "float32" if on_cpu and not cpu_multiplies_bfloat16() else "bfloat16"
+
+
+def stored_or_fast_dtype(device: str | torch.device) -> str:
+    """`"auto"`, the dtype that a checkpoint is stored in; but `"float32"` on a CPU that would be slow in half of it."""
+    return "auto" if fast_dtype(device) == "bfloat16" else "float32"
+
+
+def warn_if_slow(dtype: str | torch.dtype | None, device: str | torch.device, remedy: str):
+    """
+    Says once what it costs where a half precision was asked for that this CPU has no instructions for.
+
+    Args:
+        dtype (`str` or `torch.dtype`, *optional*):
+            That the models compute in.
+        device (`str` or `torch.device`):
+            On which they do.
+        remedy (`str`):
+            What to write instead.
+    """
+    dtype = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
+    if dtype in _HALF and torch.device(device).type == "cpu" and not cpu_multiplies_bfloat16():
+        _warn_once(str(dtype).removeprefix("torch."), remedy)
+
+
+@functools.cache
+def _warn_once(dtype, remedy):
+    logger.warning(
+        "This CPU has no instructions for %s, in which products take some nine times as long as in float32. %s",
+        dtype,
+        remedy,
+    )
