@@ -182,8 +182,8 @@ def _forget_requests(engine):
     vLLM (0.31) keeps what it could not finish, and a later `generate` would wait for it for ever. It also keeps the newest
     blocks of its prefix cache, which were promised and not computed.
     """
-    waiting = engine.output_processor
-    engine.abort_request([*waiting.parent_requests, *waiting.request_states], internal=True)
+    engine.abort_request(list(engine.output_processor.external_req_ids))
+    engine.output_processor.parent_requests.clear()
     engine.reset_prefix_cache()
 
 
