@@ -17,8 +17,8 @@ What many clients at a time get from `trl-gist serve`: gists a second, and how l
 
 Starts the server as a process of its own, and for each number of clients sends so many requests to `/v1/compress` from
 them, each client the next one when the last is answered, each a context that no request had before, of full length. A
-server on a machine that has other work is better told by its own CPU seconds; the last column has them. Without PAIR, the
-untrained checkpoint has both roles, whose gists always run to full length: costs do not depend on what a pair has learned.
+server on a machine that has other work is better told by its own CPU seconds, which the table has as well. Without PAIR the
+untrained checkpoint has both roles; its gists have nearly always full length.
 
 python -m research.performance.serve                               SmolLM2-135M, untrained
 python -m research.performance.serve PAIR --clients 1 8 32 --serve max_batch_size=32 dtype=float32
@@ -45,12 +45,10 @@ from trl_gist.prompts import SUMMARIZER_PROMPT
 
 import httpx
 import psutil
-from rich import box
-from rich.console import Console
-from rich.table import Table
 from transformers import AutoTokenizer
 
 from examples.demo_assets import smollm2_checkpoint, wikipedia_articles
+from research.common.tables import markdown_table
 
 
 WINDOW = {"context_length": 128, "target_length": 32, "last_k": 16, "max_gist_length": 24, "tail_length": 24}
@@ -161,21 +159,26 @@ def main():
 
 
 def print_table(rows: list[dict]):
-    table = Table(title=f"gists of {rows[0]['gist_tokens']:.1f} tokens", box=box.SIMPLE)
-    for heading in ("clients", "requests", "errors", "gists/s", "compressed, tokens/s", "p50, s", "p95, s"):
-        table.add_column(heading, justify="right")
-    table.add_column("times the first", justify="right")
-    table.add_column("CPU, s a gist", justify="right")
-    for row in rows:
-        table.add_row(
-            *(str(row[name]) for name in ("clients", "requests", "errors")),
-            f"{row['gists_per_s']:.2f}",
-            f"{row['tokens_per_s']:,.0f}",
-            *(f"{row[name]:.1f}" for name in ("p50_s", "p95_s")),
-            f"{row['gists_per_s'] / rows[0]['gists_per_s']:.2f}",
-            f"{row['cpu_s_per_gist']:.2f}",
-        )
-    Console().print(table)
+    head = ["clients", "requests", "errors", "gists/s", "tokens compressed/s", "p50, s", "p95, s"]
+    head += [f"times {rows[0]['clients']} at a time", "server's CPU, s a gist", "tokens a gist"]
+    print(
+        *markdown_table(
+            head,
+            [
+                [
+                    *(str(row[name]) for name in ("clients", "requests", "errors")),
+                    f"{row['gists_per_s']:.2f}",
+                    f"{row['tokens_per_s']:,.0f}",
+                    *(f"{row[name]:.1f}" for name in ("p50_s", "p95_s")),
+                    f"{row['gists_per_s'] / rows[0]['gists_per_s']:.2f}",
+                    f"{row['cpu_s_per_gist']:.2f}",
+                    f"{row['gist_tokens']:.1f}",
+                ]
+                for row in rows
+            ],
+        ),
+        sep="\n",
+    )
 
 
 if __name__ == "__main__":

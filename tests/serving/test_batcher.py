@@ -269,6 +269,16 @@ def test_a_forward_has_so_many_rows_and_tokens(compactor, prompts, batches, limi
     assert [rows for _, rows in batches] == expected
 
 
+@pytest.mark.parametrize("path", ["/v1/compress", "/v1/chat/completions"])
+def test_one_requests_windows_are_no_more_at_once_either(compactor, batches, path):
+    said = [{"role": "user", "content": PARAGRAPH[:200]}, {"role": "assistant", "content": PARAGRAPH[:200]}]
+    body = {"input": PARAGRAPH} if path == "/v1/compress" else {"messages": [*said, said[0]], "max_tokens": 1}
+    with running(compactor, max_batch_size=2) as url:
+        assert post(url, path, body).status_code == 200
+    rows = [rows for role, rows in batches if role == "summarizer"]
+    assert len(rows) > 1 and max(rows) == 2
+
+
 def test_random_numbers_of_requests_with_a_seed_do_not_mix(url, compactor, batches):
     bodies = [{"prompt": PARAGRAPH[:10], "max_tokens": 20, "seed": seed} for seed in (1, 2, 1, 3)]
     alone = [post(url, "/v1/completions", body).json()["choices"] for body in bodies]
@@ -384,13 +394,16 @@ def test_a_client_that_left_before_its_turn_is_not_read(compactor, batches):
 
 
 def test_a_client_that_leaves_stops_its_own_answer_and_all_stop_the_forwards(compactor):
-    rows, read = [], []
-    bodies = [{"prompt": PARAGRAPH[:length], "max_tokens": 60, "stream": True, **GREEDY} for length in (1, 9, 14)]
+    rows = []
+    bodies = [
+        {"messages": [{"role": "user", "content": word}], "max_tokens": 60, "stream": True, **GREEDY}
+        for word in ("a", "Soho", "sewers")
+    ]
     bodies[0]["max_tokens"] = 1
 
     def leave(url, body):
-        with httpx.stream("POST", f"{url}/v1/completions", json=body, timeout=60) as response:
-            read.append(next(response.iter_lines()))
+        with httpx.stream("POST", f"{url}/v1/chat/completions", json=body, timeout=60) as response:
+            next(response.iter_lines())
 
     def ask(url, works):
         """Of a model that is busy at first."""
@@ -404,10 +417,10 @@ def test_a_client_that_leaves_stops_its_own_answer_and_all_stop_the_forwards(com
         until(lambda: in_flight(url) == 0)
         return [answer.result() for answer in answers]
 
-    with running(compactor) as url, slowed(compactor.generator, 0.03):
-        expected = lines_of(post(url, "/v1/completions", bodies[1]))
+    with running(compactor) as url, slowed(compactor.generator, 0.05):
+        expected = lines_of(post(url, "/v1/chat/completions", bodies[1]))
         hook = compactor.generator.lm_head.register_forward_hook(lambda _, __, logits: rows.append(len(logits)))
-        _, stayed, _ = ask(url, (leave, lambda url, body: lines_of(post(url, "/v1/completions", body)), leave))
+        _, stayed, _ = ask(url, (leave, lambda url, body: lines_of(post(url, "/v1/chat/completions", body)), leave))
         assert stayed == expected and rows == [1] + [2] * 60
         ask(url, (leave, leave, leave))
         threading.Event().wait(0.2)  # for the token that was being written

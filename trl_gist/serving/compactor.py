@@ -74,6 +74,11 @@ class ServedCompactor(GistCompactor):
         for place, gist in zip(places, gists, strict=True):
             yield *place, gist
 
+    def _iter_gists(self, windows, request):
+        # Chats and sessions have as many in one call as suits them
+        at_once = min(request.batch_size, self.backend.at_once)
+        return super()._iter_gists(windows, replace(request, batch_size=at_once))
+
     def _write_gists(self, windows, request):
         if request.do_sample or request.search:
             return super()._write_gists(windows, request)
