@@ -81,28 +81,8 @@ def generate(
         ValueError: if no token is asked for, prompt and completion do not fit the model's positions, or a
             setting is none of [`~transformers.GenerationConfig`] or is not the caller's.
     """
-    max_new_tokens, do_sample = whole_number("max_new_tokens", max_new_tokens), truth("do_sample", do_sample)
+    max_new_tokens, do_sample = checked_request(model, prompts, max_new_tokens, do_sample, name, generation_kwargs)
     positions = max_positions(model)
-    needed = max(len(prompt) for prompt in prompts) + max_new_tokens
-    if positions is not None and needed > positions:
-        raise ValueError(
-            f"The {name} would need {needed} positions for its prompt and {max_new_tokens} new tokens; it has "
-            f"{positions}. Give it less text, or ask for fewer tokens."
-        )
-    for setting in generation_kwargs:
-        if setting in _SET_HERE or setting not in vars(GenerationConfig()):
-            raise ValueError(
-                f"`{setting}` is no setting of how the {name} writes. Give settings of `transformers.GenerationConfig`, as "
-                f"`temperature`, but none of {', '.join(_SET_HERE)}: there is one text, of at most `max_new_tokens`."
-            )
-        if generation_kwargs[setting] is None:
-            continue
-        if setting in _WHOLE:
-            generation_kwargs[setting] = whole_number(setting, generation_kwargs[setting], _WHOLE[setting])
-        elif setting in _NUMBERS:
-            generation_kwargs[setting] = finite_number(setting, generation_kwargs[setting])
-        if setting == "top_p" and not 0 < generation_kwargs[setting] <= 1:
-            raise ValueError(f"`top_p` must be above 0 and at most 1, got {generation_kwargs[setting]}.")
     eos_token_ids = end_token_ids(model, tokenizer)
     config = plain_generation_config(
         tokenizer, eos_token_ids, max_new_tokens, do_sample, return_dict_in_generate=True, **generation_kwargs
@@ -125,6 +105,35 @@ def generate(
         )
     completions = output.sequences[:, width:].tolist()
     return [gist_from_completion(ids, eos_token_ids) for ids in completions], output.logits
+
+
+def checked_request(
+    model, prompts: list[list[int]], max_new_tokens: int, do_sample: bool, name: str, generation_kwargs: dict
+) -> tuple[int, bool]:
+    """`max_new_tokens` and `do_sample`; numbers in `generation_kwargs` become plain ones. Raises as [`generate`]."""
+    max_new_tokens, do_sample = whole_number("max_new_tokens", max_new_tokens), truth("do_sample", do_sample)
+    positions = max_positions(model)
+    needed = max(len(prompt) for prompt in prompts) + max_new_tokens
+    if positions is not None and needed > positions:
+        raise ValueError(
+            f"The {name} would need {needed} positions for its prompt and {max_new_tokens} new tokens; it has "
+            f"{positions}. Give it less text, or ask for fewer tokens."
+        )
+    for setting in generation_kwargs:
+        if setting in _SET_HERE or setting not in vars(GenerationConfig()):
+            raise ValueError(
+                f"`{setting}` is no setting of how the {name} writes. Give settings of `transformers.GenerationConfig`, as "
+                f"`temperature`, but none of {', '.join(_SET_HERE)}: there is one text, of at most `max_new_tokens`."
+            )
+        if generation_kwargs[setting] is None:
+            continue
+        if setting in _WHOLE:
+            generation_kwargs[setting] = whole_number(setting, generation_kwargs[setting], _WHOLE[setting])
+        elif setting in _NUMBERS:
+            generation_kwargs[setting] = finite_number(setting, generation_kwargs[setting])
+        if setting == "top_p" and not 0 < generation_kwargs[setting] <= 1:
+            raise ValueError(f"`top_p` must be above 0 and at most 1, got {generation_kwargs[setting]}.")
+    return max_new_tokens, do_sample
 
 
 def greedy_continuations(

@@ -171,7 +171,7 @@ def _check_fields(arguments):
             object.__setattr__(arguments, name, whole_numbers(name, value))
 
 
-def load_pair(args, pair: str | None = None) -> "GistCompactor":
+def load_pair(args, pair: str | None = None, backend: str = "transformers") -> "GistCompactor":
     """The pair of a command's arguments, or another one that is loaded as it is, but for the revision."""
     from ..inference.compactor import GistCompactor
 
@@ -181,4 +181,5 @@ def load_pair(args, pair: str | None = None) -> "GistCompactor":
         dtype=args.dtype,
         revision=args.revision if pair is None else None,
         trust_remote_code=args.trust_remote_code,
+        backend=backend,
     )

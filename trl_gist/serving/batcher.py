@@ -53,10 +53,16 @@ class Backend(Protocol):
             For what runs the pair's models itself.
         waiting (`int`):
             Requests that wait for the models now.
+        at_once (`int`):
+            Prompts of one call that it makes use of.
+        failure (`Exception` or `None`):
+            After which it writes nothing any more.
     """
 
     lock: AbstractContextManager
     waiting: int
+    at_once: int
+    failure: Exception | None
 
     def generate(self, role: str, prompts: list[list[int]], **settings) -> tuple:
         """
@@ -84,6 +90,8 @@ class Batcher:
         max_tokens (`int`):
             Most tokens of these, with padding and what is to be written; likewise.
     """
+
+    failure = None
 
     def __init__(self, pair: LoadedPair, max_rows: int, max_tokens: int):
         self.pair, self.max_rows, self.max_tokens = pair, max_rows, max_tokens
