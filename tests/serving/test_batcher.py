@@ -16,6 +16,7 @@
 
 import random
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
@@ -241,13 +242,14 @@ def test_calls_of_the_other_model_come_after_in_their_order(compactor, prompts, 
 def test_what_went_together_goes_together_the_next_time(compactor, prompts, batches, monkeypatch):
     monkeypatch.setattr(batcher_module, "GATHERING", 1e6)
 
-    def thrice(batcher, prompt):
+    def thrice(batcher, row):
         for _ in range(3):
-            batcher.generate("generator", [prompt], max_new_tokens=2)
+            batcher.generate("generator", [prompts[row]], max_new_tokens=2)
+            time.sleep(0.05 * row)  # so that the first comes alone
 
     with batching(compactor) as batcher, ThreadPoolExecutor(4) as pool:
         with batcher.lock:
-            clients = [pool.submit(thrice, batcher, prompt) for prompt in prompts[:4]]
+            clients = [pool.submit(thrice, batcher, row) for row in range(4)]
             until(lambda: batcher.waiting == 4)
         for client in clients:
             client.result()
