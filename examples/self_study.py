@@ -146,7 +146,10 @@ def main(args: SelfStudyArguments):
     print(f"{len(chunks)} chunks: {counts.total()} questions written, {results.count([])} chunks unparsable;", end=" ")
     print("{unanswerable} unanswerable with the chunk, {known} answered without it, {kept} kept".format_map(counts))
     if failures := [result for result in results if isinstance(result, OpenAIError)]:
-        print(f"{len(failures)} chunks failed, and the same command asks about them again; the last: {failures[-1]}")
+        said = f"{len(failures)} chunks failed, and the same command asks about them again; the last: {failures[-1]}"
+        if len(failures) == len(chunks):
+            raise SystemExit(said)
+        print(said)
 
 
 if __name__ == "__main__":

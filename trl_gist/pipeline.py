@@ -34,6 +34,7 @@ from collections.abc import Sequence
 import torch
 from transformers import PreTrainedConfig
 from transformers.pipelines import PIPELINE_REGISTRY, Pipeline, PipelineException
+from transformers.pipelines.pt_utils import KeyDataset
 from transformers.utils.chat_template_utils import Chat
 
 from .inference.compactor import GistCompactor
@@ -150,6 +151,8 @@ class GistCompactionPipeline(Pipeline):
         """
         if isinstance(inputs, Sequence) and not isinstance(inputs, str | bytes | list):
             inputs = list(inputs)  # as a column of a dataset (datasets 5.2) is none
+        if isinstance(inputs, list | KeyDataset) and len(inputs) == 0:
+            return []  # of which transformers (5.23) would look at the first
         # The pipeline's own batches are of padded tensors; here a text is the batch of its contexts
         batch_size = self.contexts_in_one_forward if batch_size is None else batch_size
         return super().__call__(inputs, batch_size=1, contexts_in_one_forward=batch_size, **kwargs)

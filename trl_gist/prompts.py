@@ -202,8 +202,9 @@ class GistPrompts:
         return [*self.bos, *through_last_k(token_ids("The context", context_ids), token_ids("L", last_k_ids))]
 
     def plain(self, ids: list[int]) -> list[int]:
-        """What a frozen language model reads before the target, whatever the ids are: only a tail of X, or L alone."""
-        return [*self.bos, *token_ids("The text", ids)]
+        """What a frozen language model reads before the target, whatever the ids are: only a tail of X, or L alone. Where
+        that is nothing at all, it is what ends the text before."""
+        return [*self.bos, *token_ids("The text", ids)] or [self.tokenizer.eos_token_id]
 
     def without_special(self, gist_ids: list[int]) -> list[int]:
         """A gist as G reads it, and S in a later context: there a special token would pass for a part of the template."""
@@ -301,7 +302,8 @@ def one_row_each(row: dict) -> list[dict]:
     """
     A window as one row for each of its targets, for whatever reads rows of one: the cue is `last_k_ids`, and `kind` says
     which it is. Where the teacher reads something else than X and the cue, as before a far target, that is `seen_ids`.
-    Rows of a window with a column `targets` say in `window_targets` how many there are, and of a walk the age in `target_age`.
+    Rows of a window with a column `targets` say in `window_targets` how many there are, in `window_length` how many tokens
+    the gist stands for, and of a walk the age in `target_age`.
     """
     rows, seen = [], seen_ids(row)
     for target in targets_of(row):
@@ -309,7 +311,7 @@ def one_row_each(row: dict) -> list[dict]:
         one = {name: value for name, value in row.items() if name != "targets"}
         one |= {"last_k_ids": cue, "target_ids": target["target_ids"], "kind": target["kind"]}
         if "targets" in row:
-            one["window_targets"] = len(row["targets"])
+            one |= {"window_targets": len(row["targets"]), "window_length": len(seen)}
         if "age" in target:
             one["target_age"] = target["age"]
         if through_last_k(seen, cue) != read:

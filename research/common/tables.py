@@ -18,6 +18,10 @@ import json
 from pathlib import Path
 
 
+# What a training step is compared with, and itself, by the names that `workload.build` knows them by
+TRAINERS = {"naive": "TRL + reward function", "gist": "GistTrainer"}
+
+
 def markdown_table(head: list[str], rows: list[list[str]]) -> list[str]:
     """A Markdown table's lines."""
     return [f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rows)]

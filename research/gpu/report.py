@@ -16,10 +16,9 @@
 
 import statistics
 
-from research.common.tables import markdown_table
+from research.common.tables import TRAINERS, markdown_table
 
 
-KINDS = {"naive": "TRL + reward function", "gist": "GistTrainer"}
 MODELS = ("smollm2", "qwen3_4b")
 
 
@@ -115,12 +114,12 @@ def steps(results, model, machine):
         rows.append([phase, *(spread(of[name]) for name in ("naive_s", "gist_s", "ratios"))])
         rows[-1].append(f"{before:,} → {after:,}")
     whole = phases["whole step"]
-    seconds = {kind: statistics.median(whole[f"{kind}_s"]) for kind in KINDS}
-    passes = dict(zip(KINDS, whole["token_passes"], strict=True))
-    rate = {kind: passes[kind] * arguments["documents"] / seconds[kind] for kind in KINDS}
-    rows.append(["token-passes a second", *(f"{rate[kind]:,.0f}" for kind in KINDS), "", ""])
-    share = {kind: found["reached_flops"][kind]["whole step"] / found["matmul_flops"] for kind in KINDS}
-    rows.append(["MFU, of the matrix product's rate", *(f"{share[kind]:.1%}" for kind in KINDS), "", ""])
+    seconds = {kind: statistics.median(whole[f"{kind}_s"]) for kind in TRAINERS}
+    passes = dict(zip(TRAINERS, whole["token_passes"], strict=True))
+    rate = {kind: passes[kind] * arguments["documents"] / seconds[kind] for kind in TRAINERS}
+    rows.append(["token-passes a second", *(f"{rate[kind]:,.0f}" for kind in TRAINERS), "", ""])
+    share = {kind: found["reached_flops"][kind]["whole step"] / found["matmul_flops"] for kind in TRAINERS}
+    rows.append(["MFU, of the matrix product's rate", *(f"{share[kind]:.1%}" for kind in TRAINERS), "", ""])
     if "peak_bytes" in found:
         naive, ours = found["peak_bytes"]["naive"], found["peak_bytes"]["gist"]
         ratio = f"{naive / ours:.1f}"
@@ -130,7 +129,7 @@ def steps(results, model, machine):
         f"Y = {arguments['target']}, |Z| = {arguments['gist']}, {arguments['documents']} documents × "
         f"{arguments['gists']} gists, {arguments['dtype']}:"
     )
-    head = ["phase", *(f"{name}, s" for name in KINDS.values()), "ratio", "token-passes a document"]
+    head = ["phase", *(f"{name}, s" for name in TRAINERS.values()), "ratio", "token-passes a document"]
     return [title, "", *markdown_table(head, rows)]
 
 

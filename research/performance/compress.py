@@ -23,6 +23,7 @@ overhead. Prints medians over repeats.
 
 python -m research.performance.compress PAIR            a pair that `make demo` trained, on the demo's articles
 python -m research.performance.compress PAIR --batch_sizes 1 8 32 --contexts 64
+python -m research.performance.compress PAIR --backend vllm      where there is vLLM: its forwards are not told apart
 """
 
 import argparse
@@ -32,7 +33,9 @@ import time
 from pathlib import Path
 
 from trl_gist import GistCompactor
+from trl_gist.inference.pair import BACKENDS
 from trl_gist.models.roles import base_of
+from trl_gist.models.vllm import EngineModel
 
 import torch
 from rich import box
@@ -85,16 +88,24 @@ def article_contexts(compactor: GistCompactor, count: int) -> list[str]:
 
 
 def measure(compactor: GistCompactor, texts: list[str], batch_size: int) -> dict[str, float]:
-    clock = ForwardClock(base_of(compactor.summarizer))
-    started = time.perf_counter()
+    in_engine = isinstance(compactor.summarizer, EngineModel)
+    if in_engine:
+        compactor.summarizer.engine.engine.reset_prefix_cache()  # of the repeat before
+    clock = None if in_engine else ForwardClock(base_of(compactor.summarizer))
+    started, cpu = time.perf_counter(), time.process_time()
     gists = compactor.compress_batch(texts, batch_size=batch_size)
-    seconds = time.perf_counter() - started
-    clock.remove()
+    seconds, cpu = time.perf_counter() - started, time.process_time() - cpu
     tokens = sum(gist.context_tokens for gist in gists)
-    return {
+    found = {
         "compress_tokens_per_s": tokens / seconds,
         "gists_per_s": len(gists) / seconds,
         "gist_tokens": statistics.mean(len(gist.token_ids) for gist in gists),
+        "cpu_s_per_gist": cpu / len(gists),
+    }
+    if in_engine:
+        return found
+    clock.remove()
+    return found | {
         "overhead": 1 - clock.seconds / seconds,
         "overhead_ms_per_forward": 1000 * (seconds - clock.seconds) / clock.forwards,
         "prefill_tokens_per_s": prefill_rate(compactor, texts, batch_size),
@@ -125,8 +136,9 @@ def main():
     parser.add_argument("--batch_sizes", type=int, nargs="+", default=[1, 8, 32], help="(default: 1 8 32)")
     parser.add_argument("--repeats", type=int, default=3, help="(default: 3)")
     parser.add_argument("--output", help="JSON file for every number")
+    parser.add_argument("--backend", choices=BACKENDS, default=BACKENDS[0], help="(default: %(default)s)")
     args = parser.parse_args()
-    compactor = GistCompactor.from_pretrained(args.pair)
+    compactor = GistCompactor.from_pretrained(args.pair, backend=args.backend)
     texts = article_contexts(compactor, args.contexts)
     compactor.compress_batch(texts[:2])  # warm
     results = {}
@@ -137,17 +149,26 @@ def main():
         title=f"{len(texts)} contexts of {compactor.pair.context_length} tokens, {torch.get_num_threads()} threads",
         box=box.SIMPLE,
     )
-    for heading in ("batch", "compressed, tokens/s", "gists/s", "tokens a gist", "merely read, tokens/s"):
+    headings = ["batch", "compressed, tokens/s", "gists/s", "tokens a gist", "CPU, s a gist"]
+    if args.backend == "transformers":
+        headings += ["merely read, tokens/s", "outside the model"]
+    for heading in headings:
         table.add_column(heading, justify="right")
-    table.add_column("outside the model", justify="right")
     for batch_size, row in results.items():
         table.add_row(
             str(batch_size),
             f"{row['compress_tokens_per_s']:,.0f}",
             f"{row['gists_per_s']:.2f}",
             f"{row['gist_tokens']:.1f}",
-            f"{row['prefill_tokens_per_s']:,.0f}",
-            f"{row['overhead']:.1%}, {row['overhead_ms_per_forward']:.2f} ms a forward",
+            f"{row['cpu_s_per_gist']:.2f}",
+            *(
+                (
+                    f"{row['prefill_tokens_per_s']:,.0f}",
+                    f"{row['overhead']:.1%}, {row['overhead_ms_per_forward']:.2f} ms a forward",
+                )
+                if "overhead" in row
+                else ()
+            ),
         )
     Console().print(table)
     if args.output:

@@ -38,10 +38,8 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from research.common.tables import TRAINERS
 from research.performance.workload import PHASES, SIZES, add_arguments, build, machine, matmul_rate
-
-
-NAMES = {"naive": "TRL + reward function", "gist": "GistTrainer"}
 
 
 def main(args):
@@ -55,13 +53,13 @@ def main(args):
         if args.profile:
             show_profile(build("gist", args, directory))
             return
-        trainers = {kind: build(kind, args, directory) for kind in NAMES}
-        runs = {kind: [] for kind in NAMES}
+        trainers = {kind: build(kind, args, directory) for kind in TRAINERS}
+        runs = {kind: [] for kind in TRAINERS}
         for repeat in range(args.repeats + 1):
             for kind, timed in trainers.items():
                 seconds = timed.step()
                 print(
-                    f"{NAMES[kind]}, {f'step {repeat}' if repeat else 'warm-up'}: {seconds['whole step']:.1f} s",
+                    f"{TRAINERS[kind]}, {f'step {repeat}' if repeat else 'warm-up'}: {seconds['whole step']:.1f} s",
                     file=sys.stderr,
                 )
                 if repeat:
@@ -69,11 +67,11 @@ def main(args):
         report = {"arguments": vars(args), "machine": machine(), "phases": phases(runs, trainers)}
         report["matmul_flops"] = matmul_rate(args.dtype)
         report["reached_flops"] = {
-            kind: {phase: body_flops(trainers[kind], phase, runs[kind], args) for phase in PHASES} for kind in NAMES
+            kind: {phase: body_flops(trainers[kind], phase, runs[kind], args) for phase in PHASES} for kind in TRAINERS
         }
         trainers.clear()
     if not args.no_memory:
-        report["peak_bytes"] = {kind: peak_memory(kind, args) for kind in NAMES}
+        report["peak_bytes"] = {kind: peak_memory(kind, args) for kind in TRAINERS}
     show(report, args)
     if args.output:
         Path(args.output).write_text(json.dumps(report, indent=2) + "\n")
@@ -83,7 +81,7 @@ def phases(runs, trainers):
     """Seconds of each counted step, their ratios, and token-passes, by phase."""
     found = {}
     for phase in PHASES:
-        naive, ours = ([run[phase] for run in runs[kind]] for kind in NAMES)
+        naive, ours = ([run[phase] for run in runs[kind]] for kind in TRAINERS)
         found[phase] = {
             "naive_s": naive,
             "gist_s": ours,
@@ -139,7 +137,7 @@ def show(report, args):
         title_justify="left",
     )
     table.add_column("phase")
-    for heading in (f"{NAMES['naive']}, s", f"{NAMES['gist']}, s", "ratio", "token-passes a document", "ratio"):
+    for heading in (f"{TRAINERS['naive']}, s", f"{TRAINERS['gist']}, s", "ratio", "token-passes a document", "ratio"):
         table.add_column(heading, justify="right")
     for phase, found in report["phases"].items():
         before, after = found["token_passes"]
@@ -150,7 +148,7 @@ def show(report, args):
     console.print(f"matmul: {limit / 1e9:.0f} GFLOP/s. In the body of the model, and of that:")
     for kind, of_phase in report["reached_flops"].items():
         parts = (f"{phase} {reached / 1e9:.0f}, {reached / limit:.0%}" for phase, reached in of_phase.items())
-        console.print(f"{NAMES[kind]}: {'; '.join(parts)}")
+        console.print(f"{TRAINERS[kind]}: {'; '.join(parts)}")
     if "peak_bytes" in report:
         naive, ours = report["peak_bytes"].values()
         console.print(f"peak memory: {naive / 1e9:.1f} GB → {ours / 1e9:.1f} GB, {ours / naive:.2f}x")
@@ -166,5 +164,5 @@ if __name__ == "__main__":
     add_arguments(parser)
     parser.add_argument("--no_memory", action="store_true", help="leave out the two runs for peak memory")
     parser.add_argument("--profile", action="store_true", help="profile a step of GistTrainer and nothing else")
-    parser.add_argument("--measure_memory", choices=list(NAMES), help=argparse.SUPPRESS)
+    parser.add_argument("--measure_memory", choices=list(TRAINERS), help=argparse.SUPPRESS)
     main(parser.parse_args())

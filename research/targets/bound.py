@@ -25,28 +25,19 @@ is what that many targets do find. KL(T‖G) in nats per token, ± standard erro
 import argparse
 from pathlib import Path
 
-from trl_gist.data.targets import TargetSpec
-from trl_gist.data.windows import WindowSpec, prepare_windows
 from trl_gist.prompts import stands_for, targets_of
 from trl_gist.scoring.gist_scorer import target_means
 
 import numpy as np
-from peft import set_peft_model_state_dict
-from safetensors.torch import load_file
 
-from examples.demo_assets import split_articles
 from examples.short_run import quiet_console
 from research.common.tables import markdown_table
-from research.targets.codes import GIST, greedy_gists, hands_of, load_generator, make_trainer, mean_of
-from research.targets.credit import FEWEST_TARGETS, sampled, shuffled, with_targets
+from research.targets.codes import GIST, greedy_gists, hands_of, held_out_windows, mean_of
+from research.targets.credit import FEWEST_TARGETS, MOST_TARGETS, sampled, shuffled, trainer_of_pair, with_targets
 
 
 def held_out(trainer, count: int):
-    targets = TargetSpec((("fact", 3), ("recall", 1)), targets_per_context=12)
-    rows = prepare_windows(
-        split_articles()[1], trainer.processing_class, WindowSpec(128, 16, 16, None, 40, targets=targets)
-    )[0]
-    rows = [row for row in rows if len(row["targets"]) > FEWEST_TARGETS]
+    rows = [row for row in held_out_windows(trainer, MOST_TARGETS) if len(row["targets"]) > FEWEST_TARGETS]
     return with_targets(trainer, rows[:: max(1, len(rows) // count)][:count])
 
 
@@ -73,11 +64,7 @@ def main():
     parser.add_argument("--gists", type=int, default=64, help="samples of a context, a power of two (default: 64)")
     args = parser.parse_args()
     quiet_console()
-    settings = {"num_generations": 8, "per_device_train_batch_size": 8, "temperature": 0.8}
-    trainer = make_trainer(args.folder / "bound", targets_per_context=12, **settings)
-    pair = args.folder / "pair-0"
-    load_generator(trainer, pair)
-    set_peft_model_state_dict(trainer.model, load_file(pair / "adapter_model.safetensors"))
+    trainer = trainer_of_pair(args.folder, "bound")
     scorer, rule = trainer.generator_trainer.scorer, hands_of(trainer)["surprising facts"]
     documents, hidden = held_out(trainer, args.contexts)
     contexts = [stands_for(document) for document in documents]

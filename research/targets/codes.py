@@ -32,6 +32,7 @@ the reader's likeliest, ± standard error over articles.
 """
 
 import argparse
+import dataclasses
 import functools
 import json
 import math
@@ -39,10 +40,10 @@ import random
 from pathlib import Path
 
 from trl_gist import GistTrainer
-from trl_gist.common.statistics import ratio_and_error, with_error
+from trl_gist.common.statistics import mean_and_error, with_error
 from trl_gist.common.tokens import decode as decode_ids
-from trl_gist.data.targets import TargetSpec, fact_spans
-from trl_gist.data.windows import WindowSpec, prepare_windows
+from trl_gist.data.targets import fact_spans
+from trl_gist.data.windows import prepare_windows
 from trl_gist.evaluation.compressors.registry import extractive_compressors
 from trl_gist.prompts import bos_ids, stands_for, targets_of
 from trl_gist.scoring.extraction import each_once, surprisals
@@ -71,11 +72,11 @@ GIST = 16
 def make_trainer(folder: Path, seed: int = 0, targets_per_context: int = 6, **settings) -> GistTrainer:
     train, held_out = split_articles()
     window = {"context_length": 128, "target_length": 16, "last_k": 16, "max_completion_length": GIST}
-    settings = {"generator_learning_rate": 4e-4, "score_batch_size": 24, "disable_tqdm": True} | settings
-    settings |= {"targets_per_context": targets_per_context, "max_windows_per_document": 40, "length_penalty": 0.0}
+    given = {"targets_per_context": targets_per_context, "max_windows_per_document": 40, "length_penalty": 0.0}
+    given |= {"generator_learning_rate": 4e-4, "score_batch_size": 24, "disable_tqdm": True}
     return GistTrainer(
         model=str(smollm2_checkpoint()),
-        args=short_config(str(folder), seed=seed, **window | TARGETS | settings),
+        args=short_config(str(folder), seed=seed, **window | TARGETS | given | settings),
         train_dataset=train,
         eval_dataset=held_out,
         peft_config=LoraConfig(r=32, lora_alpha=64, target_modules="all-linear"),
@@ -151,14 +152,20 @@ def hands_of(trainer: GistTrainer) -> dict:
     return hands | {how: FactCode(trainer, how) for how in CODES[len(RULES) :]} | {"zero-shot": ZeroShot(trainer)}
 
 
+def held_out_windows(trainer: GistTrainer, targets_per_context: int):
+    """Of the trainer's sizes and kinds of targets, whatever the number of these that it is trained on."""
+    spec = trainer.args.window_spec(trainer.processing_class)
+    targets = dataclasses.replace(spec.targets, targets_per_context=targets_per_context)
+    spec = dataclasses.replace(spec, targets=targets)
+    return prepare_windows(split_articles()[1], trainer.processing_class, spec)[0]
+
+
 class HeldOut:
     """Contexts with their targets, which the teacher has read once."""
 
     def __init__(self, trainer: GistTrainer):
-        targets = TargetSpec((("fact", 3), ("recall", 1)), targets_per_context=6)
-        spec = WindowSpec(128, 16, 16, None, 40, targets=targets)
         of_article = {}
-        for row in prepare_windows(split_articles()[1], trainer.processing_class, spec)[0]:
+        for row in held_out_windows(trainer, 6):
             of_article.setdefault(str(row["document_id"]), []).append(row)
         self.rows = [row for rows in of_article.values() for row in rows[:: max(1, len(rows) // 4)][:4]]
         self.trainer, self.scorer = trainer, trainer.generator_trainer.scorer
@@ -199,8 +206,8 @@ class Distillation:
     """Steps of the generator on given gists."""
 
     def __init__(self, trainer: GistTrainer, learning_rate: float):
-        self.trainer, self.scorer, self.learning_rate, self.steps = trainer.generator_trainer, None, learning_rate, 0
-        self.scorer = self.trainer.scorer
+        self.trainer, self.scorer = trainer.generator_trainer, trainer.generator_trainer.scorer
+        self.learning_rate, self.steps = learning_rate, 0
         self.parameters = [p for p in trainer.generator.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(self.parameters, lr=learning_rate, weight_decay=0.0)
 
@@ -216,6 +223,11 @@ class Distillation:
 
 def load_generator(trainer: GistTrainer, folder: Path):
     set_peft_model_state_dict(trainer.generator, load_file(folder / "generator" / "adapter_model.safetensors"))
+
+
+def load_pair(trainer: GistTrainer, folder: Path):
+    load_generator(trainer, folder)
+    set_peft_model_state_dict(trainer.model, load_file(folder / "adapter_model.safetensors"))
 
 
 def training_rows(trainer: GistTrainer, seed: int) -> list[dict]:
@@ -348,8 +360,7 @@ def line(label: str, rows: list[dict], against: list[dict] | None) -> list[str]:
 
 
 def mean_of(rows: list[dict], name: str) -> str:
-    values, documents = np.array([row[name] for row in rows]), [row["document_id"] for row in rows]
-    return with_error(*ratio_and_error(values, np.ones(len(values)), documents))
+    return with_error(*mean_and_error([row[name] for row in rows], [row["document_id"] for row in rows]))
 
 
 def best_of_pool(codes: dict[str, list[dict]]) -> tuple[list[dict], list[dict]]:

@@ -32,15 +32,21 @@ from trl_gist.trainer.advantages import group_signal
 
 import numpy as np
 import torch
-from peft import set_peft_model_state_dict
-from safetensors.torch import load_file
 
 from examples.short_run import quiet_console
 from research.common.tables import markdown_table
-from research.targets.codes import load_generator, make_trainer, read
+from research.targets.codes import load_pair, make_trainer, read
 
 
-GISTS, PIECE, FEWEST_TARGETS = 8, 4, 6
+GISTS, PIECE, FEWEST_TARGETS, MOST_TARGETS = 8, 4, 6, 12
+
+
+def trainer_of_pair(folder: Path, name: str):
+    """Of contexts with many targets, with the pair of `research.targets.codes`."""
+    sizes = {"num_generations": GISTS, "per_device_train_batch_size": GISTS, "temperature": 0.8}
+    trainer = make_trainer(folder / name, targets_per_context=MOST_TARGETS, **sizes)
+    load_pair(trainer, folder / "pair-0")
+    return trainer
 
 
 def contexts_with_targets(trainer, count: int):
@@ -97,16 +103,7 @@ def main():
     parser.add_argument("--contexts", type=int, default=20)
     args = parser.parse_args()
     quiet_console()
-    trainer = make_trainer(
-        args.folder / "credit",
-        targets_per_context=12,
-        num_generations=GISTS,
-        per_device_train_batch_size=GISTS,
-        temperature=0.8,
-    )
-    pair = args.folder / "pair-0"
-    load_generator(trainer, pair)
-    set_peft_model_state_dict(trainer.model, load_file(pair / "adapter_model.safetensors"))
+    trainer = trainer_of_pair(args.folder, "credit")
     scorer = trainer.generator_trainer.scorer
     documents, hidden = contexts_with_targets(trainer, args.contexts)
     gists = sampled(trainer, documents)

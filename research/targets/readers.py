@@ -32,40 +32,25 @@ import json
 from pathlib import Path
 
 from trl_gist import GistTrainer
-from trl_gist.common.statistics import ratio_and_error, with_error
+from trl_gist.common.statistics import mean_and_error, with_error
 from trl_gist.common.tokens import decode as decode_ids
 from trl_gist.scripts.train import load_compressor
 
 import numpy as np
-from peft import LoraConfig
 
-from examples.demo_assets import smollm2_checkpoint, split_articles
-from examples.short_run import quiet_console, short_config
+from examples.short_run import quiet_console
 from research.common.tables import markdown_table
+from research.targets.codes import make_trainer
 
 
 HANDS = ("facts", "tail", "self-information", "head", "stop-word drop", "tf-idf", "null")
 SETTINGS = {
-    **{"context_length": 128, "target_length": 16, "last_k": 16, "max_completion_length": 16},
-    **{"max_windows_per_document": 4, "target_kinds": {"fact": 3, "recall": 1}, "targets_per_context": 6},
-    **{"target_floor": 0.5, "length_penalty": 0.0, "max_steps": 100, "num_generations": 6},
-    **{"per_device_train_batch_size": 24, "per_device_eval_batch_size": 12, "score_batch_size": 24},
-    **{"learning_rate": 1e-4, "generator_learning_rate": 4e-4, "temperature": 0.8},
+    **{"max_windows_per_document": 4, "max_steps": 100, "num_generations": 6},
+    **{"per_device_train_batch_size": 24, "per_device_eval_batch_size": 12},
+    **{"learning_rate": 1e-4, "temperature": 0.8, "save_strategy": "no"},
     **{"cold_start_steps": 24, "cold_start_learning_rate": 4e-4, "cold_start_gists": "facts"},
-    **{"save_strategy": "no", "disable_tqdm": True},
 }
 COLUMNS = ("kind", "gist_length", "gist_log_prob", "teacher_kl", "exact")
-
-
-def make_trainer(folder: Path, seed: int, generator_only: bool) -> GistTrainer:
-    train, held_out = split_articles()
-    return GistTrainer(
-        model=str(smollm2_checkpoint()),
-        args=short_config(str(folder), seed=seed, generator_only=generator_only, **SETTINGS),
-        train_dataset=train,
-        eval_dataset=held_out,
-        peft_config=LoraConfig(r=32, lora_alpha=64, target_modules="all-linear"),
-    )
 
 
 def measure(trainer: GistTrainer, path: Path):
@@ -83,7 +68,7 @@ def measure(trainer: GistTrainer, path: Path):
 
 def train_pair(folder: Path, seed: int):
     """The pair; then through its G what S writes untrained, and what the rules do."""
-    trainer = make_trainer(folder, seed, generator_only=False)
+    trainer = make_trainer(folder, seed, **SETTINGS)
     trainer.train()
     trainer.save_model()
     with trainer.model.disable_adapter():
@@ -97,7 +82,7 @@ def train_pair(folder: Path, seed: int):
 
 
 def train_reader(folder: Path, seed: int, hand: str):
-    trainer = make_trainer(folder, seed, generator_only=True)
+    trainer = make_trainer(folder, seed, generator_only=True, **SETTINGS)
     if hand != "null":
         trainer.compressor = load_compressor(hand, trainer)
     trainer.train()
@@ -105,7 +90,8 @@ def train_reader(folder: Path, seed: int, hand: str):
 
 
 def table(pair: Path, readers: Path, kinds: tuple[str, ...]) -> list[str]:
-    """On targets of some kinds, KL and facts exact of each hand, read by its own reader and by the pair's, and how much higher than S's its KL is."""
+    """On targets of some kinds, KL and facts exact of each hand, read by its own reader and by the pair's, and how much
+    higher than S's its KL is."""
     ours = json.loads((pair / "summarizer.json").read_text("utf-8"))
     lines = []
     for label, folder in (("its own reader", readers), ("the pair's G", pair)):
@@ -120,7 +106,7 @@ def table(pair: Path, readers: Path, kinds: tuple[str, ...]) -> list[str]:
             documents = [row["document_id"] for row, _ in chosen]
 
             def mean(values, documents=documents):
-                return with_error(*ratio_and_error(np.array(values, float), np.ones(len(values)), documents))
+                return with_error(*mean_and_error(values, documents))
 
             lines.append(
                 [

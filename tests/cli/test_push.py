@@ -29,7 +29,7 @@ import pytest
 import torch
 from hub_server import USER, Failure, serve
 from huggingface_hub import ModelCard, SpaceCard
-from launching import PYTHONPATH, finished
+from launching import PYTHONPATH, ROOT, finished
 from tiny import make_documents, make_model, make_tokenizer
 from tiny_pairs import make_pair, save_half
 
@@ -326,6 +326,8 @@ def test_a_space_stands_beside_its_pair_and_brings_the_package(world):
     assert "gist_config.json" in pair.files and "app.py" not in pair.files
     card = SpaceCard(space.files["README.md"].decode())
     assert (card.data.sdk, card.data.app_file, card.data.models) == ("gradio", "app.py", [f"{USER}/space"])
+    # What its page is tested with
+    assert f"\ngradio=={card.data.sdk_version}\n" in (ROOT / "constraints.txt").read_text("utf-8")
     assert f'"{USER}/space"'.encode() in space.files["app.py"] and b"user/pair" not in space.files["app.py"]
     compile(space.files["app.py"], "app.py", "exec")
     required = space.files["requirements.txt"].decode().split("\n")

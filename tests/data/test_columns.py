@@ -110,7 +110,7 @@ def test_whatever_else_reward_functions_are_handed_has_a_reserved_name(handed_on
     assert first.keys() - ORDINARY.keys() - reserved.keys() == {"document_id"}
     made = {"prompt", "prompts", "completion", "completions", "completion_ids", "image", "images"}
     walks = set() if kind == "walks" else {"walk_ids", "seen_ids"}
-    several = {"targets", "kind", "window_targets", "target_age"}
+    several = {"targets", "kind", "window_targets", "window_length", "target_age"}
     assert reserved.keys() - first.keys() == made | walks | several
 
 

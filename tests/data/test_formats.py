@@ -209,6 +209,23 @@ def test_patterns_find_files_where_nothing_has_their_name(tmp_path, monkeypatch)
             load_documents([source])
 
 
+def test_files_of_other_kinds_are_passed_over_and_counted(tmp_path, store, caplog):
+    names = ("a.jsonl", "b.ndjson", "c.zip", "d.tsv", "e.ZIP", "f.jsonl.br", "LICENSE", ".hidden.zip", ".git/g.zip")
+    for name in names:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(written(".jsonl", [name])[0])
+        store(name, written(".jsonl", [name])[0].encode())
+    for source in (str(tmp_path), store.url):
+        caplog.clear()
+        assert texts_of([source]) == ["a.jsonl"]
+        (said,) = [record.getMessage() for record in caplog.records]
+        assert said.startswith(
+            f"{source}: 6 of 7 files are passed over (1 .br, 1 .ndjson, 1 .tsv, 2 .zip, 1 LICENSE). Documents are read "
+        )
+    caplog.clear()
+    assert texts_of([tmp_path / "a.jsonl"]) == ["a.jsonl"] and not caplog.records
+
+
 @pytest.fixture
 def store():
     """A folder of fsspec's store in memory."""
@@ -312,16 +329,36 @@ def test_files_need_not_have_the_same_columns(tmp_path, suffix):
         [{"text": "three"}, {"text": "four"}],
         [{"text": "five", "n": 5, "from": "Soho"}],
     )
-    dataset = load_documents([tmp_path])
-    assert dataset["text"] == ["one", "two", "three", "four", "five"] and dataset["n"] == [1, 2, None, None, 5]
-    assert dataset["from"] == [None] * 4 + ["Soho"]
-    if suffix != ".jsonl":  # of which a stream says where the first rows lack a column
-        assert texts_of([tmp_path], streaming=True) == ["one", "two", "three", "four", "five"]
+    rows = list(load_documents([tmp_path]))
+    assert [row["text"] for row in rows] == ["one", "two", "three", "four", "five"]
+    assert [row["n"] for row in rows] == [1, 2, None, None, 5]
+    assert [row["from"] for row in rows] == [None] * 4 + ["Soho"]
+    assert list(load_documents([tmp_path], streaming=True)) == rows
+
+
+def test_a_streamed_column_may_be_null_in_all_of_the_first_file(tmp_path):
+    tables(tmp_path, ".jsonl", [{"text": "one", "n": None}], [{"text": "two", "n": 2}])
+    assert [row["n"] for row in load_documents([tmp_path], streaming=True)] == [None, 2]
+
+
+def test_a_column_that_a_stores_first_file_lacks_is_named_with_what_to_do(store):
+    urls = [store("0.jsonl", b'{"text": "one"}\n'), store("1.jsonl", b'{"text": "two", "n": 2}\n')]
+    with pytest.raises(ValueError, match="1.jsonl .*line 1: the first rows have no 'n', .*without streaming"):
+        list(load_documents(urls, streaming=True))
+    assert [row["n"] for row in load_documents(urls)] == [None, 2]
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".csv", ".parquet"])
+def test_a_stream_whose_first_file_has_whole_numbers_cuts_no_others(tmp_path, suffix):
+    tables(tmp_path, suffix, [{"text": "one", "n": 1}], [{"text": "two", "n": 2.5}])
+    assert [row["n"] for row in load_documents([tmp_path], streaming=True)] == [1, 2.5]
 
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".csv", ".parquet"])
 def test_a_column_that_is_another_thing_in_another_file_is_named(tmp_path, suffix):
     tables(tmp_path, suffix, [{"text": "one", "n": 1}], [{"text": "two", "n": "ii"}])
+    with pytest.raises(ValueError, match=f"1{suffix} cannot be read: .*Field n has incompatible types: int64 vs "):
+        load_documents([tmp_path], streaming=True)
     with pytest.raises(
         ValueError, match=f"1{suffix} cannot be read with {tmp_path}/0{suffix}: its column 'n' holds .*str"
     ):

@@ -26,7 +26,7 @@ from pathlib import Path
 import pytest
 from datasets import Dataset
 from tiny import PARAGRAPH, ids_of, make_documents, make_tokenizer, stream
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from trl_gist.common import tokens
@@ -259,6 +259,23 @@ def test_a_sentence_is_recalled_where_all_of_it_is_in_the_context(each_tokenizer
     # A window that begins within the first sentence has the second alone
     (target,) = make_targets(each_tokenizer, ids, 3, window_of(end - 3), of("recall"))
     assert each_tokenizer.decode(target["cue_ids"]).strip().startswith("He")
+
+
+@pytest.mark.parametrize(
+    "sentences",
+    [
+        ["बाकी लोग शहर में रहे।", "राम ने घर देखा।", "वह लौट गया।"],
+        ["حدد الطبيب المنازل على الخريطة.", "هل صدقه أحد؟", "لم يصدقه سوى القليل آنذاك."],
+        ["הרופא סימן את הבתים על מפה.", "רובם גרו סביב משאבה אחת!", "מעטים האמינו לו אז."],
+        ["医生在地图上标出了住处。", "有人相信他吗？", "当时几乎没有人相信他。"],
+        ["Ներկաները լռեցին։", "Բժիշկը նշեց տները։", "Քչերը հավատացին։"],
+    ],
+    ids=["Hindi", "Arabic", "Hebrew", "Chinese", "Armenian"],
+)
+def test_sentences_end_in_scripts_without_capitals_too(each_tokenizer, sentences):
+    ids = ids_of(each_tokenizer, " ".join(sentences))
+    targets = make_targets(each_tokenizer, ids, 0, window_of(len(ids), target_length=200), of("recall"))
+    assert [each_tokenizer.decode(t["cue_ids"] + t["target_ids"]).strip() for t in targets] == sentences
 
 
 def test_no_sentence_ends_where_the_context_happens_to(each_tokenizer):
@@ -500,10 +517,42 @@ def test_ready_contexts_with_several_targets(cut, tokenizer, dataset_of, spec_ta
     assert window["targets"] == [{"kind": "tail", "cue_ids": context[-3:], "target_ids": [30, 31], "after_ids": []}]
 
 
+def test_a_target_that_is_given_as_text_goes_on_where_its_cue_ends():
+    """Without the space that SentencePiece puts before a text, in its older form also before one that begins with a space."""
+    older = make_metaspace_tokenizer()
+    backend = older.backend_tokenizer
+    backend.pre_tokenizer = None
+    backend.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    for tokenizer in (*TOKENIZERS.values(), older):
+        for cue, target in ((" The pump stood in", " Broad Street"), ("(Lon", "don"), ("So", "\nBroad 82")):
+            rows = [{"context": PASSAGE, "targets": [{"cue": cue, "target": target}]}]
+            (window,), _ = prepare_windows(Dataset.from_list(rows), tokenizer, window_of(24))
+            (asked,) = window["targets"]
+            assert tokenizer.decode(asked["cue_ids"] + asked["target_ids"]).lstrip() == f"{cue}{target}".lstrip()
+            rows = [{"context": PASSAGE + cue, "target": target}]
+            (window,), _ = prepare_windows(Dataset.from_list(rows), tokenizer, window_of(24))
+            assert tokenizer.decode(window["context_ids"] + window["target_ids"]) == PASSAGE + cue + target
+
+
+def test_ready_rows_that_all_lack_something_are_not_called_too_short(cut, dataset_of):
+    for rows in ([{"context": PASSAGE, "targets": [{"cue": "", "target": " x"}]}], [{"context": "", "target": " x"}]):
+        with pytest.raises(ValueError, match=r"1 empty\)\. Each row needs text, or token ids of the vocabulary"):
+            cut(dataset_of(rows))
+
+
 def test_ready_windows_of_one_target_go_on_as_they_were_beside_a_spec(cut, dataset_of):
     rows = [{"context": [60 + n] * 12, "target": [30, 31], "last_k": [60 + n, 9]} for n in range(3)]
     windows, _ = cut(dataset_of(rows), SEVERAL)
     assert windows == cut(dataset_of(rows))[0] and set(windows[0]) == set(WINDOW_COLUMNS)
+
+
+def test_kinds_that_ready_windows_do_not_follow_are_named(cut, dataset_of, caplog):
+    for rows in ([{"context": [60] * 12, "target": [30]}], [{"context": PASSAGE, "targets": QUESTIONS}]):
+        caplog.clear()
+        cut(dataset_of(rows))
+        assert not caplog.records
+        cut(dataset_of(rows), SEVERAL)
+        assert "`target_kinds` makes no targets of the train dataset's windows" in caplog.text
 
 
 @pytest.mark.parametrize("spec_targets", [None, SEVERAL], ids=["default", "with-spec"])

@@ -23,7 +23,8 @@ from checks import logs_of, rows_of
 from datasets import Dataset, IterableDataset
 from tiny import make_documents, make_tokenizer
 
-from trl_gist.common.geometry import Geometry
+from trl_gist.common.geometry import Geometry, WindowedText
+from trl_gist.common.tokens import characters_of
 from trl_gist.data import windows as windows_module
 from trl_gist.data.targets import TargetSpec, make_walk_targets
 from trl_gist.data.windows import WindowSpec, prepare_windows
@@ -87,6 +88,24 @@ def test_a_window_that_offers_nothing_has_its_continuation():
         assert (target["kind"], target["window"], target["age"]) == ("continuation", window, 0)
         assert target["cue_ids"] == words[before - LAST_K : before]
         assert target["target_ids"] == words[before : before + TARGET]
+
+
+@pytest.mark.parametrize("target_length", [TARGET, 2])
+@pytest.mark.parametrize("kind", ["fact", "continuation"])
+def test_every_window_is_asked_for_something_also_where_a_character_shortens_the_walk(kind, target_length):
+    """Characters of two to four tokens: a walk's last target may lack some of its length."""
+    tokenizer, geometry = make_tokenizer(), Geometry(60, CHUNK, LAST_K, target_length)
+    text = "كان معظم المنازل حول مضخة واحدة في شارع. 当时几乎没有人相信他。" * 8
+    targets = TargetSpec(((kind, 1.0), ("far", 1.0)), far_offset=1000)  # beyond the text's end
+    spec = WindowSpec(60, target_length, LAST_K, 7, None, 3, geometry, targets)
+    walks, _ = prepare_windows(Dataset.from_dict({"text": [text]}), tokenizer, spec)
+    assert {len(walk["walk_ids"]) for walk in walks} > {spec.length}
+    for walk in walks:
+        cut = WindowedText(walk["walk_ids"], geometry, characters_of(tokenizer))
+        for window in range(3):
+            (target,) = (target for target in walk["targets"] if target["window"] == window)
+            assert target["target_ids"] == cut.target(window) != []
+            assert target["cue_ids"] == cut.last(window)
 
 
 @pytest.mark.parametrize("ages", [(), (0, 0), (-1, 2), ("a",), (float("inf"),)])
@@ -162,6 +181,15 @@ def test_a_single_window_asks_for_what_stands_in_it():
         (target,) = window["targets"]
         assert tokenizer.decode(target["target_ids"]) in tokenizer.decode(window["context_ids"])
         assert target["after_ids"] == target["cue_ids"]
+
+
+@pytest.mark.parametrize("windows", [1, 3])
+def test_what_is_known_from_the_texts_beginning_is_asked_from_the_first_window_on(windows):
+    row, geometry = ledger(False), GEOMETRY if windows > 1 else None
+    row["document_targets"] = [{**row["document_targets"][0], "at": 0}]
+    spec = WindowSpec(60, TARGET, LAST_K, None, 1, windows, geometry)
+    (cut,) = prepare_windows(Dataset.from_list([row]), make_tokenizer(), spec)[0]
+    assert [target["kind"] for target in cut["targets"]] == ["question"] * windows
 
 
 @pytest.mark.parametrize("until", [0, 3, -1, 10_000, "30", False])

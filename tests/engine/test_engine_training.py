@@ -27,20 +27,14 @@ import pytest
 import torch
 from checks import AtStep, assert_equal_models, draw_adapters, history, moved, snapshot
 from datasets import Dataset
+from engine_checkpoints import save_checkpoint
 from launching import PYTHONPATH, finished
-from tiny import make_documents, make_model
+from tiny import make_documents
 
 
 pytestmark = pytest.mark.skipif(find_spec("vllm") is None, reason="no vLLM here; `make vllm-check` installs it")
 EOS = 2
 KINDS = pytest.mark.parametrize("with_lora", [True, False], ids=["lora", "full"])
-
-
-def save_checkpoint(path, tokenizer, **overrides):
-    """vLLM's attention on a CPU knows no head of fewer than 32 dimensions."""
-    make_model(tokenizer, hidden_size=128, intermediate_size=192, **overrides).save_pretrained(path)
-    tokenizer.save_pretrained(path)
-    return str(path)
 
 
 @pytest.fixture(scope="session")
@@ -296,7 +290,8 @@ def test_a_resumed_run_is_the_run_that_was_not_stopped(make_run, with_lora, tmp_
 FAILS = """
 import sys
 from datasets import Dataset
-from tiny import make_documents, make_model
+from engine_checkpoints import save_checkpoint
+from tiny import make_documents
 from trl_gist import GistConfig, GistTrainer
 
 def main():
@@ -331,6 +326,29 @@ def test_an_engine_that_fails_ends_the_run_with_its_cause(checkpoint, tmp_path):
     done = finished(command, 600, env={**os.environ, "PYTHONPATH": PYTHONPATH})
     assert "begins" in done.stdout, done.stderr[-3000:]
     assert done.returncode == 1 and "the engine broke at its ninth step" in done.stderr
+
+
+def test_after_an_engine_that_failed_the_same_process_trains_on(make_run):
+    trainer = make_run(args={"max_steps": 2})
+    rollouts = watch_rollouts(trainer)
+    engine = trainer.vllm_generation.llm.llm_engine
+    runner = engine.model_executor.driver_worker.model_runner
+    execute, calls = runner.execute_model, []
+
+    def fail(*args, **kwargs):
+        calls.append(1)
+        if len(calls) == 5:
+            raise RuntimeError("the engine broke at its fifth step")
+        return execute(*args, **kwargs)
+
+    runner.execute_model = fail
+    with pytest.raises(RuntimeError, match="the engine broke at its fifth step"):
+        trainer.train()
+    assert not engine.has_unfinished_requests(), "for which the next call would wait"
+    trainer.train()
+    assert trainer.state.global_step == 2 and len(rollouts) == 2
+    for rollout in rollouts:
+        torch.testing.assert_close(ratios(rollout), torch.ones_like(ratios(rollout)), rtol=0, atol=2e-3)
 
 
 # ---- What the stand-in says ----

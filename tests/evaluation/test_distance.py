@@ -232,7 +232,7 @@ def test_no_forward_grows_over_160_windows(compactor, teacher, monkeypatch):
 
     monkeypatch.setattr(TargetRows, "build", classmethod(watch))
     # The summarizer reads its own prompt again where a gist lost half a character; readers are what may grow
-    monkeypatch.setattr("trl_gist.inference.compactor.given_log_probs", lambda _, prompts, gists: [0.0] * len(gists))
+    monkeypatch.setattr("trl_gist.inference.pair.given_log_probs", lambda _, prompts, gists: [0.0] * len(gists))
     count = sum(len(batch) for batch in readings.walk([{"document_id": 0, "ids": ids}], 160))
     assert count == 160 and len(ids) > teacher.config.max_position_embeddings
     assert max(widths) == CONTEXT

@@ -17,6 +17,7 @@
 import json
 import math
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -205,12 +206,16 @@ def test_evaluate_prints_the_patterns_and_a_line_for_each_reader(
     make_trainer, checkpoint, tmp_path, capsys, monkeypatch
 ):
     monkeypatch.setenv("COLUMNS", "200")
-    lines = [json.dumps({"text": text}) for text in make_documents(6)]
-    (tmp_path / "documents.jsonl").write_text("\n".join(lines))
+    monkeypatch.chdir(tmp_path)
+    documents, reader = Path("[b].jsonl"), Path("[", "b]")  # neither of them mark-up
+    documents.write_text("\n".join(json.dumps({"text": text}) for text in make_documents(6)))
+    reader.parent.mkdir()
+    reader.symlink_to(checkpoint)
     make_trainer().save_model()
-    argv = ["evaluate", tmp_path / "run", "--dataset", tmp_path / "documents.jsonl", "--max_windows", 6]
-    assert main([str(arg) for arg in [*argv, "--readers", checkpoint]]) == 0
+    argv = ["evaluate", "run", "--dataset", documents, "--max_windows", 6, "--readers", reader]
+    assert main([str(arg) for arg in argv]) == 0
     printed = capsys.readouterr().out
+    assert "run on [b].jsonl" in printed and "[/b], as text" in printed
     assert "What the gists look like" in printed and re.search(r"bits a token under the summarizer +\d", printed)
     t, other = (
         [part.strip() for part in line.split("  ") if "±" in part]

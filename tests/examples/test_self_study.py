@@ -187,6 +187,14 @@ def test_a_chunk_that_fails_for_good_is_counted_and_asked_about_by_the_next_run(
     assert len(endpoint.requests) == 6 and not endpoint.about("Rome") + endpoint.about("Garbled")
 
 
+def test_where_every_chunk_fails_the_command_does(run, endpoint):
+    endpoint.failures = {"Write": [503] * 8}
+    with pytest.raises(
+        SystemExit, match="4 chunks failed, and the same command asks about them again; the last: .*503"
+    ):
+        run()
+
+
 def test_an_answer_that_is_no_chat_completion_is_a_failure_of_its_chunk(run, endpoint, monkeypatch, capsys):
     respond = endpoint.respond
     monkeypatch.setattr(

@@ -22,7 +22,10 @@ import uvicorn
 from prometheus_client.parser import text_string_to_metric_families
 
 from trl_gist.serving.app import make_app
+from trl_gist.serving.batcher import Batcher
+from trl_gist.serving.compactor import ServedCompactor
 from trl_gist.serving.config import ServingConfig
+from trl_gist.serving.engine import Engine
 
 
 NAME = "tiny-pair"
@@ -42,6 +45,23 @@ def running(compactor, api_key=None, **config):
     finally:
         server.should_exit = True
         thread.join()
+
+
+@contextmanager
+def batching(compactor, max_rows=16, max_tokens=16384):
+    """Yields the backend of a server."""
+    batcher = Batcher(compactor, max_rows, max_tokens)
+    try:
+        yield batcher
+    finally:
+        batcher.close()
+
+
+@contextmanager
+def engine_of(compactor, **config):
+    """Yields what answers the requests of a server."""
+    with batching(compactor) as batcher:
+        yield Engine(ServedCompactor(compactor, batcher), ServingConfig(**config).resolve(compactor))
 
 
 @contextmanager

@@ -83,6 +83,8 @@ SIZES = {  # which 2 would not fit
     "compact_messages max_tokens": lambda pair, n: pair.compact_messages(CHAT, n),
     "ServingConfig max_new_tokens": lambda pair, n: ServingConfig(max_new_tokens=n).resolve(pair),
     "ServingConfig max_requests": lambda pair, n: ServingConfig(max_requests=n).resolve(pair),
+    "ServingConfig max_batch_size": lambda pair, n: ServingConfig(max_batch_size=n).resolve(pair),
+    "ServingConfig max_batch_tokens": lambda pair, n: ServingConfig(max_batch_tokens=n).resolve(pair),
     "ServingConfig max_body_bytes": lambda pair, n: ServingConfig(max_body_bytes=n).resolve(pair),
     "ServingConfig max_context_tokens": lambda pair, n: ServingConfig(max_context_tokens=n).resolve(pair),
     "ServingConfig chat_window": lambda pair, n: ServingConfig(chat_window=n).resolve(pair),

@@ -21,6 +21,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from serving_run import engine_of
 from swept_arguments import (
     COUNTS,
     LISTS,
@@ -47,8 +48,6 @@ from trl_gist.models.generation import _NUMBERS, _WHOLE
 from trl_gist.scoring import GistScorer, TargetScorer
 from trl_gist.scoring.targets import TargetRows
 from trl_gist.scripts.arguments import EvaluateArguments
-from trl_gist.serving.config import ServingConfig
-from trl_gist.serving.engine import Engine
 from trl_gist.serving.errors import ApiError
 from trl_gist.serving.schemas import CompletionRequest, CompressRequest, parse
 
@@ -262,9 +261,9 @@ def test_an_id_beyond_the_vocabulary_is_refused_with_its_bounds(compactor):
 @pytest.mark.parametrize("value", [True, 2.0, "5", -1, 10**6, None])
 @pytest.mark.parametrize("field", ["prompt", "input"])
 def test_a_servers_client_is_told_what_is_no_token_id(compactor, field, value):
-    engine = Engine(compactor, ServingConfig(max_new_tokens=24).resolve(compactor))
-    schema, answer = (CompletionRequest, engine.complete) if field == "prompt" else (CompressRequest, engine.compress)
-    with pytest.raises(ApiError) as error:
+    schema = CompletionRequest if field == "prompt" else CompressRequest
+    with engine_of(compactor, max_new_tokens=24) as engine, pytest.raises(ApiError) as error:
+        answer = engine.complete if field == "prompt" else engine.compress
         answer(parse(json.dumps({field: [5, value]}).encode(), schema), lambda text: None)
     assert error.value.status == 400 and field in str(error.value)
 

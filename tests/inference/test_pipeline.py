@@ -25,6 +25,7 @@ from tiny import make_documents
 from tiny_pairs import make_pair, save_half
 from transformers import pipeline
 from transformers.pipelines import PipelineException
+from transformers.pipelines.pt_utils import KeyDataset
 
 from trl_gist import GistCompactor
 from trl_gist.models.roles import storage_pointers
@@ -89,6 +90,14 @@ def test_lists_and_generators_give_one_result_for_each_text(compact, compactor):
     assert compact(texts) == expected
     assert list(compact(text for text in texts)) == expected
     assert compact(Dataset.from_dict({"text": texts})["text"]) == compact(tuple(texts)) == expected
+
+
+def test_of_no_texts_there_are_no_gists(compact):
+    none = Dataset.from_dict({"text": []})
+    for inputs in ([], (), none["text"], KeyDataset(none, "text"), (text for text in ())):
+        assert list(compact(inputs)) == []
+    with pytest.raises(ValueError, match="The text is empty"):
+        compact("")
 
 
 def test_settings_of_the_pipeline_hold_for_every_call(pair_dir, compactor):

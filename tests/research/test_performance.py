@@ -15,16 +15,21 @@
 """research/performance on a tiny model: the counts are exact, the times add up."""
 
 import argparse
+import asyncio
+import itertools
 import json
 import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
+from serving_run import running
 from tiny import FAMILIES, make_model
+from tiny_sessions import CONTEXT, make_compactor
 
-from research.performance import compress, growth, inference, step_vs_trl, workload
+from research.performance import compress, growth, inference, serve, step_vs_trl, workload
 from research.scaling import memory
 
 
@@ -209,6 +214,25 @@ def test_compressing_is_timed_beside_reading(tiny_pair, documents, tmp_path, mon
         assert 0 < row["overhead"] < 1
         assert 0 < row["gist_tokens"] <= 6
     assert "merely read" in capsys.readouterr().out
+
+
+def test_clients_of_a_server_ask_for_other_contexts_and_errors_are_counted(documents, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(serve, "wikipedia_articles", lambda: documents)
+    compactor = make_compactor()
+    compactor.tokenizer.save_pretrained(tmp_path)
+    compactor.pair.save(tmp_path)
+    contexts = list(itertools.islice(serve.contexts_of(tmp_path), 9))
+    assert {len(context) for context in contexts} == {CONTEXT} and len({*map(tuple, contexts)}) == 9
+    with running(compactor, max_requests=4) as url:
+        asked = [*contexts, [10**9]]
+        rows = [asyncio.run(serve.measure(url, psutil.Process(), clients, asked)) for clients in (4, 1)]
+    for clients, row in zip((4, 1), rows, strict=True):
+        assert (row["clients"], row["requests"], row["errors"]) == (clients, 10, 1)
+        assert row["tokens_per_s"] == pytest.approx(CONTEXT * row["gists_per_s"])
+        assert 0 < row["p50_s"] <= row["p95_s"]
+    serve.print_table(rows)
+    head, _, *lines = capsys.readouterr().out.splitlines()
+    assert "| times 4 at a time |" in head and [line[:14] for line in lines] == ["| 4 | 10 | 1 |", "| 1 | 10 | 1 |"]
 
 
 def test_the_clock_counts_the_models_seconds_alone():

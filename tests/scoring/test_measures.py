@@ -25,8 +25,8 @@ from tiny import make_model
 
 from trl_gist.common.statistics import ratio_and_error
 from trl_gist.evaluation import add_controls, standard_error, summarize
-from trl_gist.prompts import SUMMARIZER_PROMPT, GistPrompts
-from trl_gist.scoring.controls import CONTROLS, other_documents
+from trl_gist.prompts import SUMMARIZER_PROMPT, GistPrompts, one_row_each
+from trl_gist.scoring.controls import CONTROLS, other_documents, tail_ids
 from trl_gist.scoring.gist_scorer import GistScorer
 from trl_gist.scoring.targets import TargetScorer
 
@@ -269,6 +269,24 @@ def test_controls_are_what_they_are_called(scorer):
         assert len(fits) == 1 and rows[fits[0]]["document_id"] != row["document_id"]
         lent += fits
     assert sorted(lent) == [0, 1, 2, 3]
+
+
+def test_a_tail_is_as_long_as_last_tokens_and_gist_also_where_both_are_empty():
+    row = {"context_ids": [5, 6, 7, 8], "last_k_ids": [8], "gist_length": 2}
+    assert tail_ids(row) == [6, 7, 8] and tail_ids({**row, "gist_length": 9}) == [5, 6, 7, 8]
+    assert tail_ids({**row, "last_k_ids": [], "gist_length": 1}) == [8]
+    assert tail_ids({**row, "last_k_ids": [], "gist_length": 0}) == []
+
+
+def test_rates_in_a_walk_are_of_all_text_so_far_whatever_a_window_is_asked(scorer):
+    walk = {"document_id": 0, "context_ids": [9, 5, 6, 7], "seen_ids": [*range(10, 30)], "gist_ids": [8, 8]}
+    walk |= {"gist_length": 2, "last_k_ids": [7], "target_ids": [40]}
+    asked = [([7], []), ([12, 13], [12, 13]), ([34, 35], [30, 31, 32, 33, 34, 35])]
+    targets = [{"kind": "fact", "cue_ids": cue, "target_ids": [40], "after_ids": after} for cue, after in asked]
+    rows = [*one_row_each({**walk, "targets": targets}), *one_row_each(walk)]
+    add_controls(scorer, rows)
+    assert [row["gist_rate"] for row in rows] == [0.1] * 4
+    assert rows[0]["total_rate"] == rows[-1]["total_rate"]
 
 
 def test_a_lone_document_has_no_shuffled_gist_but_all_other_measures(scorer):

@@ -137,6 +137,16 @@ def test_log_probs_of_other_gists_and_of_cues_alone(either_way):
         assert of_cue == pytest.approx(sum(means) / len(means), abs=TOLERANCE)
 
 
+def test_after_nothing_at_all_a_text_begins_where_another_ended(either_way):
+    cueless = {"kind": "fact", "cue_ids": [], "target_ids": [55, 56], "after_ids": []}
+    (alone,) = either_way.cue_log_probs([{**rows()[0], "targets": [cueless, TARGETS[1]]}])
+    expected = 0.0
+    for before, target in (([2], [55, 56]), (TARGETS[1]["cue_ids"], TARGETS[1]["target_ids"])):
+        log_p = log_probs(either_way.teacher.model, before, target)
+        expected += log_p[range(len(target)), target].mean().item() / 2
+    assert alone == pytest.approx(expected, abs=TOLERANCE)
+
+
 def test_a_target_that_needs_no_context_is_not_asked_but_the_best_always_is(scorer):
     gains = []
     for row in rows()[::2]:

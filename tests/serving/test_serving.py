@@ -29,12 +29,14 @@ from openai.types.chat import ChatCompletionMessage
 from openai.types.chat.completion_create_params import CompletionCreateParamsStreaming
 from openai.types.shared import ReasoningEffort
 from peft import LoraConfig, get_peft_model
-from serving_run import CONFIG, NAME, metrics_of, running, slowed, until
+from serving_run import CONFIG, NAME, batching, metrics_of, running, slowed, until
 from tiny import PARAGRAPH, make_model, make_tokenizer
 
 from trl_gist import GistCompactor
 from trl_gist.inference.chat import ChatTooLong
+from trl_gist.serving.compactor import ServedCompactor
 from trl_gist.serving.config import ServingConfig
+from trl_gist.serving.worker import Worker
 
 
 SHORT = "In 1854 the physician John Snow marked on a map"
@@ -484,7 +486,7 @@ def test_what_is_more_than_the_places_is_told_to_come_again(compactor):
             for _ in range(2):
                 pool.submit(client.completions.create, prompt=SHORT, max_tokens=30, **GREEDY)
             until(lambda: in_flight(url) == 2)
-            assert metrics_of(httpx.get(f"{url}/metrics").text)[("trl_gist_requests_waiting",)] == 1
+            until(lambda: metrics_of(httpx.get(f"{url}/metrics").text)[("trl_gist_requests_waiting",)] == 1)
             with pytest.raises(openai.RateLimitError) as caught:
                 client.completions.create(prompt=SHORT, **GREEDY)
             assert caught.value.response.headers["retry-after"] == "1"
@@ -660,15 +662,17 @@ def test_metrics_count_requests_tokens_and_compactions(compactor):
 
 def test_closing_the_server_ends_what_runs_and_leaves_the_models_as_they_were(compactor):
     async def close_while_busy():
-        from trl_gist.serving.worker import Worker
-
-        worker = Worker(compactor)
-        forever = asyncio.Event()
-        async with worker.start(lambda emit: compactor.continue_text(LONG, 200), forever.wait, 30):
-            until(lambda: worker.job is not None)
-            started = time.monotonic()
-            worker.close()
-            return time.monotonic() - started
+        with batching(compactor) as batcher:
+            worker, served, forever = Worker(2), ServedCompactor(compactor, batcher), asyncio.Event()
+            works = [lambda emit: served.continue_text(LONG, 200), lambda emit: served.continue_text(NEW, 200)]
+            async with (
+                worker.start(works[0], forever.wait, 30),
+                worker.start(works[1], forever.wait, 30),
+            ):
+                until(lambda: batcher.waiting == 1)
+                started = time.monotonic()
+                worker.close()
+                return time.monotonic() - started
 
     hooks = len(compactor.generator.lm_head._forward_hooks)
     with slowed(compactor.generator, 0.05):

@@ -112,10 +112,11 @@ def test_an_article_is_compressed_window_by_window_with_what_each_gist_keeps_mar
             assert item == [[text, share] for text, share in survival_pieces(compactor.decode(stretch), gist.text)]
         assert "".join(text for item in items for text, _ in item) == ARTICLE
         counts = [
-            re.search(r"([\d,]+) → ([\d,]+) tokens", card)[0] for card in page.locator(".card").all_inner_texts()
+            re.search(r"([\d,]+) → ([\d,]+) tokens?", card)[0] for card in page.locator(".card").all_inner_texts()
         ]
         assert counts == [
-            f"{len(stretch)} → {len(gist.token_ids)} tokens" for stretch, gist in zip(stretches, gists, strict=True)
+            f"{len(stretch)} → {len(gist.token_ids)} token{'s' * (len(gist.token_ids) != 1)}"
+            for stretch, gist in zip(stretches, gists, strict=True)
         ]
         tokens = len(compactor.token_ids(ARTICLE, "the article"))
         written = sum(len(gist.token_ids) for gist in gists)
@@ -174,6 +175,11 @@ def test_the_budget_and_what_is_kept_write_the_gists_anew(browser, url, compacto
         spans = [[f"✓ {span}" for span in gist.kept] + gist.not_kept for gist in expected]
         assert [card.locator(".spans span").all_text_contents() for card in page.locator(".card").all()] == spans
         assert any(gist.kept for gist in expected) and any(gist.not_kept for gist in expected)
+        page.fill("#budget", "1")
+        page.wait_for_function(
+            "() => [...document.querySelectorAll('.card small')].some(e => e.textContent.includes('→ 1 '))"
+        )
+        assert page.inner_text("#tokens") == "1 token" and "1 tokens" not in page.inner_text("#gists")
         page.fill("#literal", "regex:a+")
         page.press("#literal", "Enter")
         page.wait_for_selector("#error:not([hidden])")

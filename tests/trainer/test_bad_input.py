@@ -407,5 +407,9 @@ def test_fsdp_by_accelerate_launch_is_refused_too(make_trainer, monkeypatch):
 
 
 def test_nothing_answers_a_continuation(make_trainer, lora):
-    with pytest.raises(ValueError, match="the continuation is the only target: set `target_kinds`"):
-        make_trainer(peft_config=lora, args={"cold_start_gists": "answers", "cold_start_steps": 1})
+    """That of ready windows neither, of which no rule makes any other target."""
+    answers = {"cold_start_gists": "answers", "cold_start_steps": 1}
+    ready = Dataset.from_list([{"context": text, "target": " and so on"} for text in make_documents(4)])
+    for dataset, kinds in ((None, None), (ready, {"fact": 1, "recall": 1})):
+        with pytest.raises(ValueError, match="the continuation is the only target: set `target_kinds`"):
+            make_trainer(train_dataset=dataset, peft_config=lora, args={**answers, "target_kinds": kinds})

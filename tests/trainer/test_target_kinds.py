@@ -207,6 +207,13 @@ def named(kind):
     return Dataset.from_list(rows)
 
 
+def test_a_question_of_two_kinds_is_measured_under_both(make_trainer, lora):
+    first = ready(4).map(lambda row: {"targets": [{**row["targets"][0], "kind": kind} for kind in ("easy", "all")]})
+    measures = make_trainer(eval_dataset=first, peft_config=lora, args={"target_floor": None}).evaluate()
+    assert (measures["eval_easy/windows"], measures["eval_all/windows"]) == (4, 4)
+    assert measures["eval_easy/nll_gist"] == pytest.approx(measures["eval_all/nll_gist"])
+
+
 def test_a_kind_is_no_group_of_other_figures(make_trainer, lora, tokenizer, held_out):
     for kind in ("noise", "signal", "generator"):
         with pytest.raises(ValueError, match=f"Row 0 of the train dataset has a target of kind '{kind}', a name that"):
@@ -257,6 +264,34 @@ def test_a_prompt_that_hides_the_contexts_end_is_refused_where_all_of_it_is_aske
     args = {"summarizer_prompt": SUMMARIZER_PROMPT_WITH_TAIL}
     trainer = make_trainer(train_dataset=ready(8), peft_config=lora, args=args)
     assert not trainer.prompts.needs_last_k and trainer.args.summarizer_prompt == SUMMARIZER_PROMPT_OF_FACTS
+
+
+def test_an_evaluation_on_targets_is_refused_where_the_prompt_hides_the_contexts_end(make_trainer, lora):
+    """S is trained on texts and not shown their last tokens, which G is not shown either where its cue is a question."""
+    hidden = {"summarizer_prompt": SUMMARIZER_PROMPT_WITH_TAIL}
+    message = r"The questions dataset brings targets.*Set `summarizer_prompt` to one with '\{context\}' instead"
+    with pytest.raises(ValueError, match=message):
+        make_trainer(eval_dataset={"questions": ready(4)}, peft_config=lora, args=hidden)
+    trainer = make_trainer(peft_config=lora, args=hidden)
+    with pytest.raises(ValueError, match="The eval dataset brings targets"):
+        trainer.evaluate(ready(4))
+    # A prompt that shows it, or that is not read
+    for args in ({}, {**hidden, "generator_only": True}):
+        trainer = make_trainer(eval_dataset=ready(4), peft_config=lora, args={"target_floor": None, **args})
+        assert trainer.evaluate()["eval_question/windows"] == 4
+
+
+@pytest.mark.parametrize("windows", [1, 2])
+def test_last_tokens_that_are_fewer_than_a_character_has_are_none(make_trainer, lora, windows):
+    """Nothing then stands before the target, where the teacher is not shown the context, nor before a cue."""
+    texts = Dataset.from_dict({"text": ["约翰斯诺在1854年于苏活区标出了霍乱死者的住处。" * 4] * 8})
+    args = {**SEVERAL, "last_k": 2, "cue_length": 2, "windows_per_document": windows, "context_length": 40}
+    trainer = make_trainer(train_dataset=texts, eval_dataset=texts, peft_config=lora, args=args)
+    rollouts = rows_of(trainer)
+    trainer.train()
+    measures = trainer.evaluate()
+    assert {len(target["cue_ids"]) for row in rollouts[0] for target in row["targets"]} >= {0}
+    assert all(math.isfinite(measures[f"eval_nll_{reader}"]) for reader in ("gist", "teacher", "last_k", "tail"))
 
 
 @pytest.mark.parametrize(

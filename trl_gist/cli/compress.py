@@ -19,7 +19,7 @@ import dataclasses
 import json
 
 from ..scripts.arguments import load_pair
-from .flags import add_batch_size, add_file, add_pair, positive, read_text
+from .flags import add_backend, add_file, add_pair, check_backend, positive, read_text
 
 
 def add_parser(commands):
@@ -47,7 +47,14 @@ def add_parser(commands):
         help="exchange pieces of each gist for others of its context, where that is expected to cost less: some 300 "
         "readings by the generator a context",
     )
-    add_batch_size(parser, 8)
+    add_backend(parser)
+    parser.add_argument(
+        "--batch_size",
+        type=positive,
+        metavar="N",
+        help="windows in one forward (default: 8); with --backend vllm, which batches them by itself, windows that it is "
+        "handed at a time (default: 256)",
+    )
     parser.add_argument("--json", action="store_true", help="one JSON object per gist: text, ids, log-prob and rates")
     parser.set_defaults(run=run)
 
@@ -56,6 +63,9 @@ def run(args: argparse.Namespace):
     text = read_text(args.file, args.keep or (), args.encoding)
     if args.certify and not args.json:
         raise ValueError("--certify measures what only --json prints: add --json.")
+    check_backend(args, "certify", "search")
+    batch_size = args.batch_size or (8 if args.backend == "transformers" else 256)
     settings = {"last_k": args.last_k, "keep": args.keep, "certify": args.certify, "search": args.search}
-    for gist in load_pair(args).iter_windows(text, args.budget, batch_size=args.batch_size, **settings):
+    pair = load_pair(args, backend=args.backend)
+    for gist in pair.iter_windows(text, args.budget, batch_size=batch_size, **settings):
         print(json.dumps(dataclasses.asdict(gist), ensure_ascii=False) if args.json else gist.text, flush=True)

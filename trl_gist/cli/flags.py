@@ -75,6 +75,28 @@ def add_pair(parser: argparse.ArgumentParser):
     parser.add_argument("--trust_remote_code", action="store_true", help="let checkpoints run their own code")
 
 
+def add_backend(parser: argparse.ArgumentParser):
+    parser.add_argument(
+        "--backend",
+        choices=("transformers", "vllm"),
+        default="transformers",
+        help="what runs a pair of two adapters: vllm is for many windows or clients at a time (default: %(default)s)",
+    )
+
+
+def check_backend(args: argparse.Namespace, *flags: str):
+    """Raises `ValueError` if vLLM is asked for and is missing, or for those of the flags that it has no use for."""
+    if args.backend != "vllm":
+        return
+    for flag in flags:
+        if getattr(args, flag):
+            raise ValueError(
+                f"--{flag} reads the models' own logits, which vLLM does not give: leave it out, or use --backend "
+                "transformers."
+            )
+    check_installed("vllm", purpose="which --backend vllm is", extra="vllm")
+
+
 def add_batch_size(parser: argparse.ArgumentParser, default: int):
     parser.add_argument(
         "--batch_size", type=positive, default=default, metavar="N", help="rows in one forward (default: %(default)s)"

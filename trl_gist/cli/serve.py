@@ -20,7 +20,7 @@ from functools import partial
 
 from ..scripts.arguments import load_pair
 from ..serving.config import ServingConfig
-from .flags import add_pair, add_window, as_dataclass, check_installed, positive, whole
+from .flags import add_backend, add_pair, add_window, as_dataclass, check_backend, check_installed, positive, whole
 
 
 def add_parser(commands):
@@ -30,6 +30,7 @@ def add_parser(commands):
         allow_abbrev=False,
     )
     add_pair(parser)
+    add_backend(parser)
     parser.add_argument(
         "--host",
         default="127.0.0.1",
@@ -51,6 +52,8 @@ def add_parser(commands):
         ("max_context_tokens", "of a prompt, a chat or the texts to compress (default: %(default)s)"),
         ("max_body_bytes", "of a request (default: %(default)s)"),
         ("max_requests", "answered or waiting at one time (default: %(default)s)"),
+        ("max_batch_size", "texts that go through the models together; vLLM decides by itself (default: %(default)s)"),
+        ("max_batch_tokens", "of these, padding and what is written included; likewise (default: %(default)s)"),
         ("request_seconds", "that a request may take, waiting included (default: %(default)s)"),
     ):
         default = getattr(ServingConfig, name)
@@ -61,7 +64,9 @@ def add_parser(commands):
 def run(args: argparse.Namespace):
     packages = ("starlette", "pydantic", "uvicorn", "prometheus_client")
     check_installed(*packages, purpose="which the server needs", extra="serve")
+    check_backend(args)
     from ..scripts.serve import serve
 
     name = args.served_name or os.path.basename(os.path.abspath(args.pair))  # of "." too
-    serve(partial(load_pair, args), name, as_dataclass(ServingConfig, args), args.host, args.port, args.api_key_file)
+    load = partial(load_pair, args, backend=args.backend)
+    serve(load, name, as_dataclass(ServingConfig, args), args.host, args.port, args.api_key_file)

@@ -19,7 +19,7 @@ import numpy as np
 
 def standard_error(values, documents) -> float:
     """Standard error of the mean of `values`, one per window, over independent documents (cluster-robust)."""
-    return ratio_and_error(np.asarray(values, dtype=float), np.ones(len(values)), documents)[1]
+    return mean_and_error(values, documents)[1]
 
 
 def is_number(value) -> bool:
@@ -31,6 +31,11 @@ def with_error(value, error=None, digits: int = 3, sign: str = "") -> str:
     if not is_number(value):
         return "–"
     return f"{value:{sign}.{digits}f}" + (f" ± {error:.{digits}f}" if is_number(error) else "")
+
+
+def mean_and_error(values, documents) -> tuple[float, float]:
+    """Of [`ratio_and_error`], the mean of `values`, one per window or target."""
+    return ratio_and_error(np.asarray(values, dtype=float), np.ones(len(values)), documents)
 
 
 def ratio_and_error(numerator: np.ndarray, denominator: np.ndarray, documents) -> tuple[float, float]:

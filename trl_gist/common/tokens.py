@@ -27,7 +27,7 @@ import functools
 import itertools
 import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from tokenizers import models, pre_tokenizers
@@ -94,8 +94,16 @@ def chat_ids(
     ids = written_ids(tokenizer, parts[0])
     for place, part in enumerate(parts[1:], 1):
         if part:
-            ids += _following(tokenizer, part, literal_ids if place % 2 else written_ids)
+            ids += following_ids(tokenizer, part, literal_ids if place % 2 else written_ids)
     return ids
+
+
+def following_ids(
+    tokenizer: PreTrainedTokenizerBase, text: str, encode: Callable[[PreTrainedTokenizerBase, str], list[int]]
+) -> list[int]:
+    """Token ids of a text that stands after another, as of `encode`: SentencePiece puts a space before a first one."""
+    newline, ids = encode(tokenizer, "\n"), encode(tokenizer, f"\n{text}")
+    return ids[len(newline) :] if ids[: len(newline)] == newline else encode(tokenizer, text)
 
 
 def special_ids(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
@@ -254,12 +262,6 @@ def _in_parts(tokenizer, text, ends):
         ids += part_ids[len(newline) :]
         starts += [start - before + at for at in part_starts[len(newline) :]]
     return ids, starts
-
-
-def _following(tokenizer, text, encode):
-    """Ids of a text that others stand before, as of `_in_parts`."""
-    newline, ids = encode(tokenizer, "\n"), encode(tokenizer, f"\n{text}")
-    return ids[len(newline) :] if ids[: len(newline)] == newline else encode(tokenizer, text)
 
 
 # ---- Ids to texts ----

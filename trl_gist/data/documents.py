@@ -30,6 +30,7 @@ from datasets.exceptions import DatasetGenerationCastError, DatasetGenerationErr
 from datasets.packaged_modules.json.json import JsonConfig
 from datasets.utils.metadata import MetadataConfigs
 from huggingface_hub import DatasetCard
+from huggingface_hub.constants import REPOCARD_NAME
 
 from ..common.arguments import several, truth
 from ..common.encodings import UTF_8, check_encoding, decoded
@@ -81,7 +82,8 @@ def load_documents(
             Of the dataset on the Hub or the folder laid out as one.
         streaming (`bool`, *optional*, defaults to `False`):
             Whether to read documents as they are needed instead of preparing all of them. JSON lines of which the first
-            has over 10 MB are prepared all the same.
+            has over 10 MB are prepared all the same. A stream has the columns with which its files begin; of a store, with
+            which the first one does.
         text_column (`str`, *optional*, defaults to `"text"`):
             The column that holds the text. It is renamed to `text`.
         remove_columns (`list[str]`, *optional*):
@@ -92,7 +94,8 @@ def load_documents(
 
     Raises:
         ValueError: if a path does not exist, files are of no known kind or of several, or a named column is missing; or,
-            with the file and its line or rows, if one cannot be read: of a stream where it comes to that.
+            with the file and its line or rows, if one cannot be read: of a stream, beyond the files' beginnings, where it
+            comes to that.
     """
     streaming = truth("streaming", streaming)
     check_encoding(encoding)
@@ -139,7 +142,7 @@ def datasets_on_hub(source: str | PathLike | Sequence[str | PathLike]) -> list[s
 
 def _splits(folder, config):
     """Files of each split, where a folder has a card that lists them; else `None`."""
-    card = folder / "README.md"
+    card = folder / REPOCARD_NAME
     configs = MetadataConfigs.from_dataset_card_data(DatasetCard.load(card).data) if card.is_file() else None
     if not configs:
         return None
@@ -240,21 +243,32 @@ def _load_apart(kind, plain, files, options):
 def _stream_rows(files, encoding):
     """As [`_load_rows`], a shard a file. What `datasets` (5.2) raises within a stream of its own does not say where it is."""
     files = [file if is_url(file) else str(file.absolute()) for file in files]
-    kind = kind_of(files[0])
+    kind, first, schema, told = kind_of(files[0]), None, pa.schema([]), True
     for place, file in enumerate(map(_as_found, files)):
         with naming(file, encoding):
             if is_blank(file):
                 continue
-            first = _plain(file, encoding, streaming=True)
-            has_long = _begins_with_long_row(kind, first)
+            plain = _plain(file, encoding, streaming=True)
+            has_long = first is None and _begins_with_long_row(kind, plain)
             if not has_long:
-                features = load_dataset(kind, data_files=[first], split="train", streaming=True).features
+                first = place if first is None else first
+                dataset = load_dataset(kind, data_files=[plain], split="train", streaming=True)
+                own = dataset.features and dataset.features.arrow_schema
+                told = told and own is not None
+                own = own or next(iter(dataset.with_format("arrow"))).schema
+                schema = pa.unify_schemas([schema, own], promote_options="permissive")
         if has_long:
             dataset = _load_rows(list(map(_as_found, files[place:])), encoding)
             return dataset.to_iterable_dataset(min(len(files), len(dataset)))
-        settings = {"files": files[place:], "kind": kind, "features": features, "encoding": encoding}
-        return IterableDataset.from_generator(_read_rows, features=features, gen_kwargs=settings)
-    return None
+        if is_url(file):  # the files after it come into the cache when they are needed
+            break
+    if first is None:
+        return None
+    # Without them the first row may say what later ones hold, and make 2.5 a 2
+    features = Features.from_arrow_schema(schema)
+    settings = {"files": files[first:], "kind": kind, "encoding": encoding}
+    settings["features"] = features if kind == "json" and told else None
+    return IterableDataset.from_generator(_read_rows, features=features, gen_kwargs=settings)
 
 
 def _as_found(file):
@@ -262,9 +276,9 @@ def _as_found(file):
 
 
 def _read_rows(files, kind, features, encoding):
-    """Rows of one file after the other, cast to the features that the first of JSON lines have."""
+    """Rows of one file after the other, JSON lines cast to these features."""
+    options = {} if features is None else {"features": features}
     for file in map(_as_found, files):
-        options = {"features": features} if kind == "json" and features is not None else {}
         with naming(file, encoding, set(features or ())):
             if not is_blank(file):
                 plain = _plain(file, encoding, streaming=True)

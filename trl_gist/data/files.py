@@ -22,9 +22,11 @@ import glob
 import io
 import itertools
 import json
+import logging
 import lzma
 import os
 import zlib
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
@@ -37,6 +39,8 @@ from pyarrow import ArrowException, parquet
 from ..common.encodings import decoded, find_encoding, marked_encoding
 from ..common.files import COMPRESSIONS, filesystem_of, is_url, open_to_read, suffixes
 
+
+logger = logging.getLogger(__name__)
 
 # How `datasets` reads a file, by its suffix
 KINDS = {
@@ -140,16 +144,20 @@ def _of_known_kinds(source, found, is_there):
         raise ValueError(
             f"{source} does not exist." if not glob.has_magic(str(source)) else f"{source} finds no file."
         )
-    files = [
-        file
-        for file, inside in found
-        if kind_of(file) is not None and not any(part.startswith(".") for part in str(inside).split("/"))
-    ]
+    shown = [file for file, inside in found if not any(part.startswith(".") for part in str(inside).split("/"))]
+    files = [file for file in shown if kind_of(file) is not None]
     # A README is a text among texts, and beside data says what they are
     if len({kind_of(file) for file in files}) > 1:
         files = [file for file in files if Path(file).name.lower() != "readme.md"]
     if not files:
         raise ValueError(f"{source} holds no documents. They are read from {', '.join(KINDS)} files.")
+    others = Counter((suffixes(file) or [Path(file).name])[-1] for file in shown if kind_of(file) is None)
+    if others:
+        logger.warning(
+            f"{source}: {others.total()} of {len(shown)} files are passed over "
+            f"({', '.join(f'{count} {suffix}' for suffix, count in sorted(others.items()))}). Documents are read from "
+            f"{', '.join(KINDS)} files."
+        )
     return files
 
 
@@ -238,7 +246,10 @@ def _fault_in_json(file, encoding, columns):
             if not isinstance(row, (dict, str)):
                 return f"line {number}: {json.dumps(row)[:40]} is no row, which is an object with names"
             if columns and isinstance(row, dict) and row.keys() - columns:
-                return f"line {number}: the first rows have no {sorted(row.keys() - columns)[0]!r}, which is in it"
+                return (
+                    f"line {number}: the first rows have no {sorted(row.keys() - columns)[0]!r}, which is in it. Add it to "
+                    "them, or read the files without streaming"
+                )
         is_first = False
     return None
 

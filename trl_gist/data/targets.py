@@ -54,8 +54,13 @@ _LONGEST_FACT, _SHORTEST_CUE, _SHORTEST_REST = 12, 4, 4
 # Tokens after X that tell whether its last sentence ends there
 _LOOK_AHEAD = 8
 
+# A point may be of an abbreviation, unless what follows may begin a sentence; other scripts' marks say it by themselves
 _SENTENCE_END = regex.compile(
-    r"""[.!?]+["'\p{Pe}\p{Pf}]*(?=\s+["'\p{Ps}\p{Pi}]*\p{Lu}|\s*\n|\s*\Z) | [。！？]["'\p{Pe}\p{Pf}]*""", regex.VERBOSE
+    r"""
+    [.!?]+ ["'\p{Pe}\p{Pf}]* (?= \s+ ["'\p{Ps}\p{Pi}]* [\p{Lu}\p{Lt}\p{Lo}] | \s*\n | \s*\Z )
+    | [\p{Sentence_Terminal}--[.!?]] ["'\p{Pe}\p{Pf}]*
+    """,
+    regex.VERBOSE | regex.VERSION1,
 )
 _BLANK_LINE = regex.compile(r"\n\s*\n")
 
@@ -250,13 +255,15 @@ def make_walk_targets(
 
     for window, (first, _) in enumerate(chunks):
         before, ages = text.before(window), targets.age_weights(window)
+        # As the walk has it: near its end a character may leave it some tokens short
+        continuation = _as_target("continuation", text.last(window), text.target(window), [])
         found, weights = {}, {}
         if brought is not None:
             found = _by_kind_and_age(brought, chunks[window::-1], ages, walk_ids[:before])
             weights = {(kind, age): ages[age] for kind, age in found}
         for kind, weight in targets.kinds if brought is None else ():
             if kind in ("continuation", "far"):
-                found[kind, 0] = candidates(kind, first, before)
+                found[kind, 0] = [continuation] if kind == "continuation" else candidates(kind, first, before)
                 weights[kind, 0] = weight
                 continue
             for age, share in ages.items():
@@ -264,17 +271,18 @@ def make_walk_targets(
                 weights[kind, age] = weight * share / sum(ages.values())
         of_window = _drawn(found, weights, targets.targets_per_context, walk_ids[: text.end(window)])
         if not of_window:
-            of_window = [target | {"age": 0} for target in candidates("continuation", first, before)]
+            of_window = [continuation | {"age": 0}]
         drawn += [target | {"window": window} for target in of_window]
     return drawn
 
 
 def _candidates(kind, tokenizer, ids, start, spec, targets):
     make = {"continuation": _continuation, "fact": _facts, "recall": _recalls, "far": _far}[kind]
-    return [
-        {"kind": kind, "cue_ids": cue, "target_ids": target, "after_ids": after}
-        for cue, target, after in make(tokenizer, ids, start, spec, targets)
-    ]
+    return [_as_target(kind, *candidate) for candidate in make(tokenizer, ids, start, spec, targets)]
+
+
+def _as_target(kind, cue, target, after):
+    return {"kind": kind, "cue_ids": cue, "target_ids": target, "after_ids": after}
 
 
 def _by_kind_and_age(brought, chunks, ages, seen):
@@ -347,11 +355,7 @@ def sentence_spans(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> list[t
         left out.
     """
     spelled = _Spelled(_pieces(tokenizer), ids)
-    cuts = {match.end() for end in (_SENTENCE_END, _BLANK_LINE) for match in end.finditer(spelled.text)}
-    spans = []
-    for begin, end in itertools.pairwise(sorted({0, *cuts, len(spelled.text)})):
-        if sentence := spelled.text[begin:end].lstrip():
-            spans.append(spelled.tokens(end - len(sentence), end))
+    spans = (spelled.tokens(start, end) for start, end, _ in _sentences(spelled.text))
     return [span for span in spans if span is not None]
 
 
@@ -423,7 +427,8 @@ def _facts(tokenizer, ids, start, spec, targets):
 def _recalls(tokenizer, ids, start, spec, targets):
     read = ids[start : start + spec.context_length + _LOOK_AHEAD]
     spelled, characters, found = _Spelled(_pieces(tokenizer), read), characters_of(tokenizer), []
-    for span in _sentences(spelled.text, whole_start=start == 0):
+    whole = (span for *span, is_whole in _sentences(spelled.text, whole_start=start == 0) if is_whole)
+    for span in whole:
         first, end = spelled.tokens(*span) or (0, 0)
         place = max(first, characters.cut(read, first + targets.cue_length // 2))
         if end <= spec.context_length and end - place >= _SHORTEST_REST:
@@ -433,16 +438,16 @@ def _recalls(tokenizer, ids, start, spec, targets):
     return found
 
 
-def _sentences(text, whole_start) -> Iterator[tuple[int, int]]:
-    """Characters of each sentence that is whole; the first is where the text begins with it."""
+def _sentences(text, whole_start=True) -> Iterator[tuple[int, int, bool]]:
+    """Characters from and to which each sentence goes, and whether it is whole; the first is where the text begins with
+    it."""
     cuts = [(match.end(), True) for match in _SENTENCE_END.finditer(text)]
     cuts += [(match.end(), False) for match in _BLANK_LINE.finditer(text)]
-    begin = 0 if whole_start else None
-    for cut, ends in sorted(cuts):
-        if ends and begin is not None:
-            sentence = text[begin:cut].lstrip()
-            yield cut - len(sentence), cut
-        begin = cut
+    begin, begun = 0, whole_start
+    for cut, ends in [*sorted(cuts), (len(text), False)]:
+        if sentence := text[begin:cut].lstrip():
+            yield cut - len(sentence), cut, begun and ends
+        begin, begun = cut, True
 
 
 def _shares(places, weights, available, draw) -> dict[str, int]:

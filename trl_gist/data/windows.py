@@ -21,7 +21,7 @@ import secrets
 from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import NamedTuple
 
 import numpy as np
@@ -36,7 +36,14 @@ from transformers import PreTrainedTokenizerBase
 from ..common.arguments import token_ids, whole_number
 from ..common.geometry import Geometry, WindowedText
 from ..common.pieces import PIECE, LongText, Piece
-from ..common.tokens import characters_of, literal_ids, literal_pieces, written_ids, written_pieces
+from ..common.tokens import (
+    characters_of,
+    following_ids,
+    literal_ids,
+    literal_pieces,
+    written_ids,
+    written_pieces,
+)
 from ..prompts import GistPrompts, targets_of, through_last_k
 from .targets import QUESTION, TargetSpec, make_targets, make_walk_targets
 
@@ -59,7 +66,10 @@ _REWARDS = "what TRL hands to reward functions by itself"
 # `targets` beside `context` and `document_targets` beside `text`
 RESERVED_COLUMNS = {
     **dict.fromkeys(
-        (*WINDOW_COLUMNS[:-1], WALK_COLUMN, "seen_ids", TARGETS_COLUMN, "kind", "window_targets", "target_age"),
+        (
+            *(*WINDOW_COLUMNS[:-1], WALK_COLUMN, "seen_ids", TARGETS_COLUMN),
+            *("kind", "window_targets", "window_length", "target_age"),
+        ),
         _WINDOW,
     ),
     **dict.fromkeys(
@@ -208,6 +218,12 @@ class WindowSpec:
             whole_number(name, getattr(self, name))
         for name in ("window_stride", "max_windows_per_document"):
             whole_number(name, getattr(self, name), optional=True)
+
+    @classmethod
+    def of(cls, args, geometry: Geometry | None, targets: TargetSpec) -> "WindowSpec":
+        """Of a [`GistConfig`], or of what has its names, as `trl-gist data` is told."""
+        names = {field.name for field in fields(cls)} - {"geometry", "targets"}
+        return cls(**{name: getattr(args, name) for name in names}, geometry=geometry, targets=targets)
 
     @property
     def several(self) -> bool:
@@ -368,6 +384,11 @@ def prepare_windows(
         raise ValueError(
             f"The {name} dataset has ready windows, and `windows_per_document` ({spec.windows_per_document}) walks along "
             "documents: give a `text` column, or set it to 1."
+        )
+    if spec.several and to_windows is _ready_window:
+        logger.warning(
+            f"`target_kinds` makes no targets of the {name} dataset's windows: it is of texts, and these are ready and bring "
+            "what they are asked for."
         )
     window_columns = (*WINDOW_COLUMNS, WALK_COLUMN) if spec.walks else WINDOW_COLUMNS
     id_columns = [column for column in window_columns if column.endswith("_ids")]
@@ -548,6 +569,8 @@ def _hint(skipped, spec):
             "A ready window needs at least one entry in `targets`; a document's contexts must have what the kinds of "
             "target are made of: add `continuation`, which every window has, or raise `context_length`."
         )
+    if not skipped.counts[_TOO_SHORT]:
+        return "Each row needs text, or token ids of the vocabulary, in everything that its windows are made of."
     if spec.walks:
         return (
             f"A document needs at least {spec.length} tokens for a walk over {spec.windows_per_document} windows. Lower "
@@ -585,7 +608,11 @@ def why_unusable(text) -> str | None:
 
 
 def _tokenize(tokenizer, text, spec):
-    return (written_ids if spec.parse_special_tokens else literal_ids)(tokenizer, text)
+    return _encoder(spec)(tokenizer, text)
+
+
+def _encoder(spec):
+    return written_ids if spec.parse_special_tokens else literal_ids
 
 
 def _sizes(dataset) -> tuple[int, bool]:
@@ -677,6 +704,8 @@ def _cut_part(row, tokenizer, spec):
         if spec.walks:  # the first window by itself, whose context is all text so far
             text = WindowedText(cut, spec.geometry, characters)
             last, end = text.chunk_start(1), text.before(0)
+            if not text.target(spec.windows_per_document - 1):
+                continue  # what is left of it makes no character
         else:
             end = characters.cut(cut, spec.context_length)
             last = characters.next_cut(cut, max(0, end - spec.last_k))
@@ -714,7 +743,7 @@ def _document_targets(text, entries, tokenizer, spec):
                 continue
             if type(place) is not int or not 0 <= place <= len(text):
                 return None, f"with a target whose `{name}` is no place in the text"
-            target[name] = place
+            target[name] = max(place, 1) if name == "at" else place  # nothing is known before the first character
         if target["until"] is not None and target["until"] < target["at"]:
             return None, "with a target whose `until` is before its `at`"
     return targets, None
@@ -755,7 +784,7 @@ def _ready_window(row, tokenizer, spec):
             )
             window["target_ids"] = [] if reason else window[TARGETS_COLUMN][0]["target_ids"]
         else:
-            window[f"{column}_ids"], reason = _ids_of(row[column], tokenizer, spec)
+            window[f"{column}_ids"], reason = _ids_of(row[column], tokenizer, spec, follows=column == "target")
         if reason:
             return [], reason
     return [window], None
@@ -774,7 +803,7 @@ def _ready_targets(entries, context_ids, tokenizer, spec):
         kind = QUESTION if entry.get("kind") in (None, "") else entry["kind"]
         reason = why_unusable(kind)
         cue_ids, why_cue = _ids_of(entry["cue"], tokenizer, spec)
-        target_ids, why_target = _ids_of(entry["target"], tokenizer, spec)
+        target_ids, why_target = _ids_of(entry["target"], tokenizer, spec, follows=True)
         if reason := reason or why_cue or why_target:
             return None, reason
         after_ids = through_last_k(context_ids, cue_ids)[len(context_ids) :]
@@ -782,11 +811,12 @@ def _ready_targets(entries, context_ids, tokenizer, spec):
     return (targets, None) if targets else (None, _WITHOUT_TARGETS)
 
 
-def _ids_of(value, tokenizer, spec):
-    """Token ids of what is text or ids already, or why it is neither."""
+def _ids_of(value, tokenizer, spec, follows=False):
+    """Token ids of what is text, which may follow other text, or ids already, or why it is neither."""
     reason = why_unusable(value)
     if reason is None:
-        ids = _tokenize(tokenizer, value, spec)
+        encode = _encoder(spec)
+        ids = following_ids(tokenizer, value, encode) if follows else encode(tokenizer, value)
     elif isinstance(value, (list, tuple)) or getattr(value, "ndim", None) == 1:
         try:
             ids = token_ids("It", value, len(tokenizer))

@@ -68,7 +68,9 @@ class Reader:
 
 
 def full_context_reader(loaded: LoadedPair) -> Reader:
-    """The pair's teacher if it is the base of the generator's adapter, else the generator."""
+    """The pair's teacher if it is the base of the generator's adapter, else the generator. Raises `ValueError` if vLLM has
+    them."""
+    loaded.check_models("Reading whole contexts (`certify`, `search`, comparing)")
     generator, prompts = loaded.generator, loaded.prompts
     teacher = base_if_adapted(generator, loaded.pair.base_models["teacher"])
     if teacher is not None:

@@ -37,10 +37,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from transformers import PreTrainedTokenizerBase
+
 from ..models.roles import max_positions
+from ..pair import PairConfig
 from .certify import expected_kl, full_context_reader
 from .chat_template import ChatTemplate, said_once
 from .facts import facts_of_text, find_facts, kept_and_dropped
+from .gist import Gist
 from .keep import carried, find_spans, kept_and_not, parse_keep
 from .pair import GistWriter
 from .windows import most_windows, stretch_length
@@ -97,6 +101,18 @@ class CompactedChat:
     expected_kl_reader: str | None = None
 
 
+class ChatWriter(Protocol):
+    """What writes a chat's gists: a [`~inference.pair.GistWriter`]; or, but for `certify`, a pair that is elsewhere, as its
+    tokenizer is."""
+
+    tokenizer: PreTrainedTokenizerBase | None
+    pair: PairConfig  # or its lengths alone
+
+    def count_tokens(self, text: str) -> int: ...
+
+    def compress_windows(self, text: str, budget: int | None = None, *, keep=None) -> list[Gist]: ...
+
+
 class ChatForm(Protocol):
     """What decides whether a chat fits its reader: a [`~inference.chat_template.ChatTemplate`], or a rule of a caller."""
 
@@ -123,7 +139,7 @@ def compact_messages(
 
 
 def compact_in_form(
-    compactor: GistWriter,
+    compactor: ChatWriter,
     template: ChatForm,
     messages: list[dict],
     max_tokens: int,

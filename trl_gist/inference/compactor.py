@@ -25,8 +25,7 @@ from tqdm.auto import tqdm
 from ..common.arguments import several, truth, whole_number
 from ..common.tokens import characters_of, literal_ids
 from ..prompts import before_last_k
-from ..scoring.gist_log_probs import given_log_probs, written_log_probs
-from .certify import expected_kls
+from .certify import expected_kls, full_context_reader
 from .chat import CompactedChat, compact_messages
 from .gist import Continuation, Gist
 from .keep import Request, find_spans, keep_in_gists, parse_keep
@@ -84,7 +83,7 @@ class GistCompactor(LoadedPair):
     ```
 
     Args:
-        summarizer, generator ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
+        summarizer, generator ([`~transformers.PreTrainedModel`], [`~peft.PeftModel`] or [`~models.vllm.EngineModel`]):
             The two models, in eval mode.
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
             Their tokenizer.
@@ -344,6 +343,8 @@ class GistCompactor(LoadedPair):
         return list(tqdm(gists, total=total, desc="Compressing", unit=" contexts", disable=hidden))
 
     def _iter_gists(self, windows, request):
+        if request.certify or request.search:
+            full_context_reader(self)  # before any gist is written
         size = 1 if request.search else request.batch_size  # each that is searched for is wanted when it is there
         windows = iter(windows)
         while batch := list(itertools.islice(windows, size)):
@@ -358,10 +359,9 @@ class GistCompactor(LoadedPair):
         prompts = [self.prompts.summarizer(*window[:2], shown) for window in windows]
         gists = [self.prompts.own_gist(before_last_k(*window[:2]), budget) for window in windows]
         asked = [row for row, ids in enumerate(gists) if ids is None]
-        written, logits, found = [], (), [{}] * len(gists)
+        written, steps, found = [], [], [{}] * len(gists)
         if asked:
-            settings = {"max_new_tokens": budget, "do_sample": request.do_sample, "output_logits": True}
-            written, logits = self.generate("summarizer", [prompts[row] for row in asked], **settings)
+            written, steps = self.write([prompts[row] for row in asked], budget, request.do_sample)
         for row, ids in zip(asked, written, strict=True):
             gists[row] = whole(ids)
             if request.search:
@@ -369,14 +369,14 @@ class GistCompactor(LoadedPair):
         if request.keep:
             gists, found = keep_in_gists(gists, [window.spans for window in windows], budget, self.tokenizer)
         # What was only cut off is a part of what was written
-        parts = {
-            row: gists[row] if ids[: len(gists[row])] == gists[row] else ids
-            for row, ids in zip(asked, written, strict=True)
+        log_probs = {
+            row: sum(log_probs[: len(gists[row])])
+            for row, ids, log_probs in zip(asked, written, steps, strict=True)
+            if ids[: len(gists[row])] == gists[row]
         }
-        log_probs = dict(zip(parts, written_log_probs(logits, list(parts.values())), strict=True))
-        given = [row for row, gist in enumerate(gists) if gist and gist != parts.get(row)]
+        given = [row for row, gist in enumerate(gists) if gist and row not in log_probs]
         if given:
-            scored = given_log_probs(self.summarizer, [prompts[row] for row in given], [gists[row] for row in given])
+            scored = self.log_probs([prompts[row] for row in given], [gists[row] for row in given])
             log_probs |= zip(given, scored, strict=True)
         results = [
             Gist(

@@ -37,9 +37,14 @@ from ..models.fingerprints import pair_fingerprint
 from ..models.generation import generate
 from ..models.loading import HalfLoader, check_device, check_dtype_name, local_directory
 from ..models.machine import machine_device, stored_or_fast_dtype, warn_if_slow
+from ..models.vllm import EngineModel, NoModels, load_engine_models
 from ..pair import GENERATOR_DIR, PairConfig
 from ..prompts import GistPrompts
+from ..scoring.gist_log_probs import given_log_probs, written_log_probs
 from .gist import Gist
+
+
+BACKENDS = ("transformers", "vllm")
 
 
 class LoadedPair:
@@ -47,7 +52,7 @@ class LoadedPair:
     The two models of a pair and what they need to read and write text.
 
     Args:
-        summarizer, generator ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
+        summarizer, generator ([`~transformers.PreTrainedModel`], [`~peft.PeftModel`] or [`~models.vllm.EngineModel`]):
             The two models, in eval mode.
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
             Their tokenizer.
@@ -57,8 +62,8 @@ class LoadedPair:
 
     def __init__(
         self,
-        summarizer: PreTrainedModel | PeftModel,
-        generator: PreTrainedModel | PeftModel,
+        summarizer: PreTrainedModel | PeftModel | EngineModel,
+        generator: PreTrainedModel | PeftModel | EngineModel,
         tokenizer: PreTrainedTokenizerBase,
         pair: PairConfig,
     ):
@@ -113,6 +118,7 @@ class LoadedPair:
         dtype: str | torch.dtype | None = None,
         revision: str | None = None,
         trust_remote_code: bool = False,
+        backend: str = "transformers",
     ) -> Self:
         """
         Loads what [`GistTrainer.save_model`] wrote. Two adapters of one base share it in memory.
@@ -129,30 +135,41 @@ class LoadedPair:
                 Of the repository on the Hub.
             trust_remote_code (`bool`, *optional*, defaults to `False`):
                 Whether checkpoints may run their own code.
+            backend (`str`, *optional*, defaults to `"transformers"`):
+                `"vllm"` has two adapters of one base write in one engine of vLLM, also when several threads ask at once.
+                What reads the models' own logits is refused then: `certify`, `search`, `measure`, recall, comparing, and
+                saving sessions.
 
         Raises:
+            ModuleNotFoundError: without vLLM, if it is the backend.
             ValueError: if it is not a pair, lacks the generator, or its base model cannot be loaded; if this machine has
-                no such device, or there is no such dtype.
+                no such device, or there is no such dtype; if vLLM cannot take the pair.
         """
-        if device is None:
-            device = machine_device()
-        check_device(device)
+        if backend not in BACKENDS:
+            raise ValueError(f"`backend` must be {' or '.join(map(repr, BACKENDS))}, got {backend!r}.")
         check_dtype_name(dtype)
         trust_remote_code = truth("trust_remote_code", trust_remote_code)
+        if backend == "transformers":
+            device = machine_device() if device is None else device
+            check_device(device)
         directory = local_directory(pretrained_pair, revision)
         pair = PairConfig.load(directory)
-        warn_if_slow(dtype, device, "Leave out `dtype`, unless memory is what counts.")
-        loader = HalfLoader(
-            device, stored_or_fast_dtype(device) if dtype in (None, "auto") else dtype, trust_remote_code
-        )
-        summarizer = loader.load(directory, "summarizer")
-        generator = loader.load(directory / GENERATOR_DIR, "generator")
         tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=trust_remote_code)
+        if backend == "vllm":
+            summarizer, generator = load_engine_models(directory, tokenizer, device, dtype, trust_remote_code)
+        else:
+            warn_if_slow(dtype, device, "Leave out `dtype`, unless memory is what counts.")
+            loader = HalfLoader(
+                device, stored_or_fast_dtype(device) if dtype in (None, "auto") else dtype, trust_remote_code
+            )
+            summarizer = loader.load(directory, "summarizer")
+            generator = loader.load(directory / GENERATOR_DIR, "generator")
         return cls(summarizer, generator, tokenizer, pair)
 
     @functools.cached_property
     def fingerprint(self) -> str:
         """By which a saved session knows its pair."""
+        self.check_models("Saving a session, which is known by its pair's weights,")
         return pair_fingerprint(self)
 
     def generate(
@@ -162,9 +179,33 @@ class LoadedPair:
         As [`~models.generation.generate`], by the `"summarizer"` or the `"generator"`, one call at a time. Raises
         `ValueError` too if a prompt holds what is no id.
         """
-        prompts = [checked_ids("A prompt", prompt) for prompt in prompts]
+        prompts, model = [checked_ids("A prompt", prompt) for prompt in prompts], getattr(self, role)
+        if isinstance(model, EngineModel):
+            return model.generate(self.tokenizer, prompts, name=role, **generation_kwargs)[0], None
         with self.lock:
-            return generate(getattr(self, role), self.tokenizer, prompts, name=role, **generation_kwargs)
+            return generate(model, self.tokenizer, prompts, name=role, **generation_kwargs)
+
+    def write(
+        self, prompts: list[list[int]], max_new_tokens: int, do_sample: bool = False
+    ) -> tuple[list[list[int]], list[list[float]]]:
+        """What the summarizer writes after each prompt, and each token's log-prob at temperature 1, in nats."""
+        settings = {"max_new_tokens": max_new_tokens, "do_sample": do_sample}
+        if isinstance(self.summarizer, EngineModel):
+            return self.summarizer.generate(self.tokenizer, prompts, name="summarizer", **settings)
+        written, logits = self.generate("summarizer", prompts, **settings, output_logits=True)
+        return written, written_log_probs(logits, written)
+
+    def log_probs(self, prompts: list[list[int]], gists: list[list[int]]) -> list[float]:
+        """Of gists that the summarizer did not write, or not so, summed over their tokens, in nats."""
+        if isinstance(self.summarizer, EngineModel):
+            return self.summarizer.log_probs(prompts, gists)
+        with self.lock:
+            return given_log_probs(self.summarizer, prompts, gists)
+
+    def check_models(self, what: str):
+        """Raises [`~models.vllm.NoModels`], a `ValueError`, if `what` reads models that are in an engine."""
+        if isinstance(self.generator, EngineModel):
+            raise NoModels(what)
 
     def token_ids(self, text: str | list[int], what: str, may_be_empty: bool = False) -> list[int]:
         """

@@ -44,6 +44,7 @@ def recall(loaded: LoadedPair, prompt: list[int], max_new_tokens: int, alternati
     Raises:
         ValueError: if prompt and continuation do not fit the generator's positions.
     """
+    loaded.check_models("Recall")
     ends = end_token_ids(loaded.generator, loaded.tokenizer)
     (written,), logits_TSV = loaded.generate("generator", [prompt], max_new_tokens=max_new_tokens, output_logits=True)
     log_probs_TV = log_softmax(torch.cat(logits_TSV))

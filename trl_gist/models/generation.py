@@ -18,7 +18,7 @@ from collections.abc import Callable
 
 import torch
 from peft import PeftModel
-from transformers import Cache, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import Cache, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase, StoppingCriteriaList
 from transformers.generation.streamers import BaseStreamer
 
 from ..common.arguments import finite_number, truth, whole_number
@@ -44,6 +44,7 @@ def generate(
     name: str = "model",
     past_key_values: Cache | None = None,
     streamer: BaseStreamer | None = None,
+    stopping_criteria: StoppingCriteriaList | None = None,
     **generation_kwargs,
 ) -> tuple[list[list[int]], tuple[torch.Tensor, ...] | None]:
     """
@@ -66,6 +67,8 @@ def generate(
             Of a start that all prompts have in common, repeated for each of them. The prompts are then equally long.
         streamer ([`~transformers.generation.streamers.BaseStreamer`], *optional*):
             Gets the prompt, then the tokens as they are chosen; for one prompt only.
+        stopping_criteria ([`~transformers.StoppingCriteriaList`], *optional*):
+            See the tokens of all rows as they are chosen, and say which rows have ended.
         generation_kwargs:
             For [`~transformers.GenerationConfig`]. What is left out is not the checkpoint's; see
             [`trl_gist.models.generation_settings`].
@@ -78,6 +81,36 @@ def generate(
         ValueError: if no token is asked for, prompt and completion do not fit the model's positions, or a
             setting is none of [`~transformers.GenerationConfig`] or is not the caller's.
     """
+    max_new_tokens, do_sample = checked_request(model, prompts, max_new_tokens, do_sample, name, generation_kwargs)
+    positions = max_positions(model)
+    eos_token_ids = end_token_ids(model, tokenizer)
+    config = plain_generation_config(
+        tokenizer, eos_token_ids, max_new_tokens, do_sample, return_dict_in_generate=True, **generation_kwargs
+    )
+    width = max(len(prompt) for prompt in prompts)
+    if past_key_values is None:
+        width = rounded_length(model, width, None if positions is None else positions - max_new_tokens)
+    padding = [width - len(prompt) for prompt in prompts]
+    rows = [[*[config.pad_token_id] * n, *prompt] for n, prompt in zip(padding, prompts, strict=True)]
+    masks = [[0] * n + [1] * len(prompt) for n, prompt in zip(padding, prompts, strict=True)]
+    with torch.no_grad():
+        output = model.generate(
+            input_ids=torch.tensor(rows, device=model.device),
+            attention_mask=torch.tensor(masks, device=model.device),
+            generation_config=config,
+            tokenizer=tokenizer,  # which `stop_strings` need
+            past_key_values=past_key_values,
+            streamer=streamer,
+            stopping_criteria=stopping_criteria,
+        )
+    completions = output.sequences[:, width:].tolist()
+    return [gist_from_completion(ids, eos_token_ids) for ids in completions], output.logits
+
+
+def checked_request(
+    model, prompts: list[list[int]], max_new_tokens: int, do_sample: bool, name: str, generation_kwargs: dict
+) -> tuple[int, bool]:
+    """`max_new_tokens` and `do_sample`; numbers in `generation_kwargs` become plain ones. Raises as [`generate`]."""
     max_new_tokens, do_sample = whole_number("max_new_tokens", max_new_tokens), truth("do_sample", do_sample)
     positions = max_positions(model)
     needed = max(len(prompt) for prompt in prompts) + max_new_tokens
@@ -100,27 +133,7 @@ def generate(
             generation_kwargs[setting] = finite_number(setting, generation_kwargs[setting])
         if setting == "top_p" and not 0 < generation_kwargs[setting] <= 1:
             raise ValueError(f"`top_p` must be above 0 and at most 1, got {generation_kwargs[setting]}.")
-    eos_token_ids = end_token_ids(model, tokenizer)
-    config = plain_generation_config(
-        tokenizer, eos_token_ids, max_new_tokens, do_sample, return_dict_in_generate=True, **generation_kwargs
-    )
-    width = max(len(prompt) for prompt in prompts)
-    if past_key_values is None:
-        width = rounded_length(model, width, None if positions is None else positions - max_new_tokens)
-    padding = [width - len(prompt) for prompt in prompts]
-    rows = [[*[config.pad_token_id] * n, *prompt] for n, prompt in zip(padding, prompts, strict=True)]
-    masks = [[0] * n + [1] * len(prompt) for n, prompt in zip(padding, prompts, strict=True)]
-    with torch.no_grad():
-        output = model.generate(
-            input_ids=torch.tensor(rows, device=model.device),
-            attention_mask=torch.tensor(masks, device=model.device),
-            generation_config=config,
-            tokenizer=tokenizer,  # which `stop_strings` need
-            past_key_values=past_key_values,
-            streamer=streamer,
-        )
-    completions = output.sequences[:, width:].tolist()
-    return [gist_from_completion(ids, eos_token_ids) for ids in completions], output.logits
+    return max_new_tokens, do_sample
 
 
 def greedy_continuations(

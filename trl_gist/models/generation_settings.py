@@ -32,6 +32,8 @@ a distribution, which is what a user gets who asks for nothing else. A saved pai
 The same with vLLM, which is asked by TRL (1.16) with these settings alone, and takes end-of-sequence tokens from the
 checkpoint. So [`GistConfig`] refuses `top_p`, `top_k`, `min_p`, `repetition_penalty` and what `generation_kwargs` would
 change of S's distribution or its lengths, and `cache_implementation`: a row that gists share has a cache of its own kind.
+A pair in vLLM ([`trl_gist.models.vllm`]) is asked with the same end-of-sequence tokens, and with what of the caller's
+arguments both have.
 """
 
 from transformers import GenerationConfig, PreTrainedTokenizerBase

@@ -103,12 +103,17 @@ class HalfLoader:
             try:
                 base = create_model_from_path(name, **kwargs)
             except OSError as error:
-                raise ValueError(
-                    f"{name}, the base model of the adapter in {directory}, could not be loaded. If it has moved, "
-                    f"edit `base_model_name_or_path` in {ADAPTER_CONFIG_NAME}. ({error})"
-                ) from error
+                raise base_error(name, directory, error) from error
             self.bases[key] = base if self.device is None else base.to(self.device)
         return self.bases[key]
+
+
+def base_error(name: str, directory: Path, error: OSError) -> ValueError:
+    """For a base that is not where an adapter says."""
+    return ValueError(
+        f"{name}, the base model of the adapter in {directory}, could not be loaded. If it has moved, edit "
+        f"`base_model_name_or_path` in {ADAPTER_CONFIG_NAME}. ({error})"
+    )
 
 
 def is_adapter(directory: Path, role: str) -> bool:

@@ -33,7 +33,7 @@ from collections import Counter
 import numpy as np
 
 from ..common.arguments import several
-from ..common.statistics import ratio_and_error
+from ..common.statistics import mean_and_error, ratio_and_error
 from ..prompts import seen_ids, through_last_k
 from .gist_scorer import GistScorer
 
@@ -69,20 +69,23 @@ def add_controls(scorer: GistScorer, rows: list[dict], share: list[int] | None =
     shuffled = shuffled_log_probs(scorer, rows, share)
     rows = rows if share is None else [rows[index] for index in share]
     last_k = scorer.cue_log_probs(rows)
-    tails = [
-        through_last_k(row["context_ids"], row["last_k_ids"])[-(len(row["last_k_ids"]) + row["gist_length"]) :]
-        for row in rows
-    ]
+    tails = [tail_ids(row) for row in rows]
     tail = scorer.teacher_log_probs(rows, tails)
     for index, row in enumerate(rows):
         row["shuffled_log_prob"] = shuffled[index]
         row["last_k_log_prob"] = last_k[index]
         row["tail_log_prob"] = tail[index]
         # Of one of several targets T may read more, as before a far one, than the gist stands for
-        read = row["context_ids"] if "window_targets" in row else seen_ids(row)
-        row["gist_rate"] = row["gist_length"] / len(read)
+        read = row.get("window_length", len(seen_ids(row)))
+        row["gist_rate"] = row["gist_length"] / read
         prompt_length = len(scorer.prompts.generator(row["gist_ids"], row["last_k_ids"]))
-        row["total_rate"] = prompt_length / len(read)
+        row["total_rate"] = prompt_length / read
+
+
+def tail_ids(row: dict) -> list[int]:
+    """The last K + |Z| tokens before a row's target, of what S and G have together; none where both are empty."""
+    ids = through_last_k(row["context_ids"], row["last_k_ids"])
+    return ids[max(0, len(ids) - len(row["last_k_ids"]) - row["gist_length"]) :]
 
 
 def shuffled_log_probs(scorer: GistScorer, rows: list[dict], share: list[int] | None = None) -> list[float]:
@@ -141,7 +144,7 @@ def summarize(rows: list[dict], controls: tuple[str, ...] = CONTROLS) -> dict[st
     values |= {name: column(name) for name in ("gist_length", "gist_rate", "total_rate")}
     measures = {}
     for name, value in values.items():
-        measures[name], measures[f"{name}_se"] = ratio_and_error(value, np.ones(len(rows)), documents)
+        measures[name], measures[f"{name}_se"] = mean_and_error(value, documents)
     for name in controls:
         gap = nll[name] - nll["teacher"]
         measures[f"gap_closed_{name}"], measures[f"gap_closed_{name}_se"] = ratio_and_error(

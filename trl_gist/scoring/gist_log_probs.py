@@ -12,7 +12,7 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""The log-prob that the summarizer gives to a gist, at temperature 1, summed over its tokens, in nats."""
+"""The log-prob that the summarizer gives to a gist, or to each of its tokens, at temperature 1, in nats."""
 
 import torch
 from peft import PeftModel
@@ -22,15 +22,16 @@ from ..models.lm_head import check_logits
 from .targets import TargetRows, TargetScorer
 
 
-def written_log_probs(logits_TNV: tuple[torch.Tensor, ...], gists: list[list[int]]) -> list[float]:
-    """Of gists as they were written, step by step: all steps' logits at once would double their memory."""
-    log_probs_N = torch.zeros(len(gists), dtype=torch.float64)
+def written_log_probs(logits_TNV: tuple[torch.Tensor, ...], gists: list[list[int]]) -> list[list[float]]:
+    """Of each token of gists as they were written, step by step: all steps' logits at once would double their memory."""
+    log_probs = [[] for _ in gists]
     for position, logits_NV in enumerate(logits_TNV):
         rows = [row for row, gist in enumerate(gists) if position < len(gist)]
         tokens_N = torch.tensor([gists[row][position] for row in rows], device=logits_NV.device, dtype=torch.long)
         steps_N = logits_NV[rows].float().log_softmax(-1).gather(-1, tokens_N.unsqueeze(-1)).squeeze(-1)
-        log_probs_N[rows] += steps_N.double().cpu()
-    return log_probs_N.tolist()
+        for row, log_prob in zip(rows, steps_N.tolist(), strict=True):
+            log_probs[row].append(log_prob)
+    return log_probs
 
 
 def given_log_probs(

@@ -347,8 +347,11 @@ class GistScorer:
         """
         readings = []
         with torch.no_grad(), self.autocast():
-            for start, batch in zip(range(0, len(rows), self.batch_size), self._batches(rows, prompts), strict=True):
-                hidden_UH = torch.cat(teacher_hidden[start : start + self.batch_size])
+            for start in range(0, len(rows), self.batch_size):
+                some = slice(start, start + self.batch_size)
+                targets = [row["target_ids"] for row in rows[some]]
+                batch = TargetRows.build(prompts[some], targets, 1, self._device())
+                hidden_UH = torch.cat(teacher_hidden[some])
                 logps_NT, kl_NT, _, greedy_NT = model(batch, hidden_UH, self.teacher, greedy=True)
                 readings += _by_row((logps_NT, kl_NT, greedy_NT), batch.mask_NT)
         return readings
@@ -370,8 +373,11 @@ class GistScorer:
 
     def _log_probs_after(self, rows, ids_before):
         """Of each target under T that saw only certain tokens before it."""
-        targets = [[(ids_before(target), target["target_ids"]) for target in targets_of(row)] for row in rows]
-        return self._target_log_probs(self.teacher, [self.prompts.plain([])] * len(rows), targets)
+        targets = [
+            [(self.prompts.plain(ids_before(target)), target["target_ids"]) for target in targets_of(row)]
+            for row in rows
+        ]
+        return self._target_log_probs(self.teacher, [[]] * len(rows), targets)
 
     def _cued(self, targets):
         """Targets after what G reads before each."""
@@ -454,11 +460,6 @@ class GistScorer:
                 for (index, _, own), (logps_T,) in zip(rows, _by_row(scorer(batch)[:1], batch.mask_NT), strict=True):
                     means_N[index] += [logps.mean() for logps in logps_T.split([len(target) for _, target in own])]
         return [torch.stack(means) for means in means_N]
-
-    def _batches(self, rows, prompts):
-        for some in _split(list(zip(rows, prompts, strict=True)), self.batch_size):
-            targets = [row["target_ids"] for row, _ in some]
-            yield TargetRows.build([prompt for _, prompt in some], targets, 1, self._device())
 
     def _device(self):
         return self.teacher.model.get_input_embeddings().weight.device

@@ -36,28 +36,36 @@ _FROM_0 = ("samples", "seed", "show")
 
 
 @dataclass(frozen=True, kw_only=True)
-class HeldOutArguments:
-    """What both evaluations are told: a pair, the held-out documents and where the evaluation goes."""
+class DocumentArguments:
+    """What all are told: the documents, and where models that read them are."""
 
-    pair: str
-    device: str | None = None
-    dtype: str | None = None
-    revision: str | None = None
-    trust_remote_code: bool = False
     dataset: list[str]
     dataset_config: str | None = None
-    split: str = "test"
+    split: str
     streaming: bool = False
     text_column: str = "text"
     encoding: str | None = None
     max_documents: int | None = None
+    batch_size: int
+    device: str | None = None
+    dtype: str | None = None
+    trust_remote_code: bool = False
+
+    def __post_init__(self):
+        _check_fields(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeldOutArguments(DocumentArguments):
+    """What both evaluations are told: a pair, the held-out documents and where the evaluation goes."""
+
+    pair: str
+    revision: str | None = None
+    split: str = "test"
     batch_size: int = 32
     teacher: str | None = None
     output_dir: str | None = None
     overwrite: bool = False
-
-    def __post_init__(self):
-        _check_fields(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,29 +114,20 @@ class TasksArguments(HeldOutArguments):
 
 
 @dataclass(frozen=True, kw_only=True)
-class DataArguments:
+class DataArguments(DocumentArguments):
     """
     Of `trl-gist data`. What [`GistConfig`] has too has its name and its default. `recipe` says that the rest, as far as it
     is not given beside it, is [`~scripts.data.arguments_of_recipe`]; `only_files` that `dataset` is no name on the Hub.
     """
 
-    dataset: list[str]
     recipe: str | None = None
     only_files: bool = False
-    dataset_config: str | None = None
     split: str = "train"
-    streaming: bool = False
-    text_column: str = "text"
     remove_columns: list[str] | None = None
-    encoding: str | None = None
     eval_documents: int | None = None
-    max_documents: int | None = None
     batch_size: int = 8
     model_name_or_path: str = "HuggingFaceTB/SmolLM2-135M-Instruct"
     teacher_name_or_path: str | None = None
-    device: str | None = None
-    dtype: str | None = None
-    trust_remote_code: bool = False
     context_length: int = 512
     target_length: int = 64
     last_k: int = 64
@@ -150,7 +149,7 @@ class DataArguments:
     json: str | None = None
 
     def __post_init__(self):
-        _check_fields(self)
+        super().__post_init__()
         if self.last_k > self.context_length:
             raise ValueError(
                 f"`last_k` ({self.last_k}) must not exceed `context_length` ({self.context_length}): lower it."
@@ -172,7 +171,7 @@ def _check_fields(arguments):
             object.__setattr__(arguments, name, whole_numbers(name, value))
 
 
-def load_pair(args, pair: str | None = None) -> "GistCompactor":
+def load_pair(args, pair: str | None = None, backend: str = "transformers") -> "GistCompactor":
     """The pair of a command's arguments, or another one that is loaded as it is, but for the revision."""
     from ..inference.compactor import GistCompactor
 
@@ -182,4 +181,5 @@ def load_pair(args, pair: str | None = None) -> "GistCompactor":
         dtype=args.dtype,
         revision=args.revision if pair is None else None,
         trust_remote_code=args.trust_remote_code,
+        backend=backend,
     )

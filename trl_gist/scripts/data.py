@@ -16,27 +16,24 @@
 
 import json
 import logging
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
 
-import numpy as np
 import torch
 from datasets import Dataset
 from huggingface_hub.utils import logging as hub_logging
 from rich import box
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..common.files import replace_file
 from ..common.run_files import finite
-from ..common.statistics import ratio_and_error, with_error
+from ..common.statistics import mean_and_error, with_error
 from ..common.tokens import decode
-from ..data.documents import load_documents
 from ..data.targets import TargetSpec
 from ..data.windows import WALK_COLUMN, ColumnRules, PositionLimits, WindowSpec, columns_of, prepare_windows
 from ..models.loading import check_device, check_dtype_name, for_inference, pair_directory
@@ -48,8 +45,8 @@ from ..scoring import GistScorer, TargetScorer
 from ..trainer.walks import Walk
 from ..version import __version__
 from .arguments import DataArguments
-from .resumable import progress_bar
-from .windows import choose_windows, first_documents, target_floor, target_spec
+from .resumable import plain_console, progress_bar
+from .windows import all_documents, choose_windows, first_documents, target_floor, target_spec, without_held_out
 
 
 # Characters of a context that are shown: its beginning and its end
@@ -62,7 +59,7 @@ def show_data(args: DataArguments):
     hub_logging.disable_propagation()  # it has a handler of its own, and would say all twice
     if args.json is not None and not Path(args.json).parent.is_dir():
         raise ValueError(f"`--json` ({args.json}) names a file in a folder that is not there: make it first.")
-    console = Console()
+    console = plain_console()
     targets = _target_spec(args)
     documents = _documents(args)
     tokenizer, checkpoint = _tokenizer_and_teacher(args)
@@ -70,17 +67,7 @@ def show_data(args: DataArguments):
     prompts = GistPrompts.from_tokenizer(tokenizer, SUMMARIZER_PROMPT_OF_FACTS)
     walk = Walk(prompts, args, partial(decode, tokenizer)) if args.windows_per_document > 1 else None
     teacher = None if args.no_teacher else _load_teacher(args, tokenizer, checkpoint)
-    spec = WindowSpec(
-        args.context_length,
-        args.target_length,
-        args.last_k,
-        args.window_stride,
-        args.max_windows_per_document,
-        args.windows_per_document,
-        None if walk is None else walk.geometry,
-        targets,
-        args.parse_special_tokens,
-    )
+    spec = WindowSpec.of(args, None if walk is None else walk.geometry, targets)
     rules = ColumnRules(spec.walks, args.gist_length_range)
     limits = None
     if teacher is not None and max_positions(teacher) is not None:
@@ -89,51 +76,22 @@ def show_data(args: DataArguments):
     windows, skipped = prepare_windows(documents, tokenizer, spec, limits, "given", rules, columns=columns)
     some, _ = choose_windows(windows, args.max_windows)
     rows = list(islice(some, args.max_windows))
-    report = {
-        "dataset": args.dataset,
-        "version": __version__,
-        "model": args.model_name_or_path,
-        "window": {"context_length": spec.context_length, "target_length": spec.target_length, "last_k": spec.last_k},
-        "walk": None if walk is None else {"windows": spec.windows_per_document, **asdict(walk.geometry)},
-        "held_out": args.eval_documents or 0,
-        "documents": len(documents) if isinstance(documents, Dataset) else None,
-        "windows": len(windows) if isinstance(windows, Dataset) else None,
-        "windows_read": len(rows),
-        "documents_read": len({str(row["document_id"]) for row in rows}),
-        "with_carriage_returns": sum(
-            "\r" in (row["prompt"] if walk is None else decode(tokenizer, row[WALK_COLUMN])) for row in rows
-        ),
-        "skipped": dict(skipped.counts),
-    }
+    report = _counts(args, spec, documents, windows, rows, tokenizer) | {"skipped": dict(skipped.counts)}
     ready, several = walk is None and "text" not in columns, spec.several or "targets" in rows[0]
     _print_counts(console, report, _window_in_words(spec, ready, several))
     read = [[row] if walk is None else walk.rows([row], 1) for row in rows]
-    shown = [
-        _as_text(own[0], tokenizer)
-        if walk is None
-        else {"document_id": own[0]["document_id"], "walk": [_as_text(each, tokenizer) for each in own]}
-        for own in read
-    ]
+    shown = [_as_text(own[0], tokenizer) if walk is None else _walk_as_text(own, tokenizer) for own in read]
     for place in range(min(args.show, len(shown))):
         _print_window(console, shown[place * len(shown) // min(args.show, len(shown))])
     if teacher is not None:
         floor = target_floor(args)
         readings = _read([each for own in read for each in own], teacher, prompts, args.batch_size)
-        each_window = [window for example in shown for window in example.get("walk", [example])]
-        for window, own in zip(each_window, readings, strict=True):
-            for target, reading in zip(window["targets"], own, strict=True):
-                target |= reading
-        worth = worth_by_kind(each_window, floor)
-        for number in range(spec.windows_per_document if spec.walks else 0):  # as training logs them
-            worth |= worth_by_kind(
-                [_as_one_kind(example["walk"][number], f"window_{number}") for example in shown], floor
-            )
-        report |= {"teacher": checkpoint, "target_floor": floor, "worth": worth}
+        report |= {"teacher": checkpoint, "target_floor": floor, "worth": _worth(shown, readings, floor)}
         _print_worth(console, report, ready, several)
     if args.json is not None:
         content = json.dumps(finite(report | {"examples": shown}), ensure_ascii=False, indent=2) + "\n"
         replace_file(Path(args.json), content.encode(errors="backslashreplace"))
-        console.print(f"Written to {args.json}", markup=False, highlight=False, soft_wrap=True)
+        console.print(f"Written to {args.json}", highlight=False, soft_wrap=True)
 
 
 def arguments_of_recipe(file: str) -> dict:
@@ -155,34 +113,19 @@ def arguments_of_recipe(file: str) -> dict:
 
 
 def _target_spec(args):
-    numbers = ("targets_per_context", "cue_length", "far_offset")
-    if args.recipe is None:
-        target_spec(args)  # refuses what is said of several kinds without any
-    given = {name: getattr(args, name) for name in numbers if getattr(args, name) is not None}
-    if args.recall_age is not None:
-        if args.windows_per_document == 1:
-            raise ValueError(f"`--recall_age` ({args.recall_age}) is of walks: raise `--windows_per_document`.")
-        given["recall_age"] = tuple(args.recall_age)
-    return TargetSpec(tuple((args.target_kinds or {"continuation": 1}).items()), **given)
+    targets = target_spec(args, of_recipe=args.recipe is not None) or TargetSpec()
+    if args.recall_age is None:
+        return targets
+    if args.windows_per_document == 1:
+        raise ValueError(f"`--recall_age` ({args.recall_age}) is of walks: raise `--windows_per_document`.")
+    return replace(targets, recall_age=tuple(args.recall_age))
 
 
 def _documents(args):
     """Those that training reads: all but the held-out ones."""
-    documents = load_documents(
-        args.dataset[0] if len(args.dataset) == 1 and not args.only_files else args.dataset,
-        args.dataset_config,
-        args.split,
-        args.streaming,
-        args.text_column,
-        args.remove_columns,
-        args.encoding,
-    )
+    documents = all_documents(args, args.only_files, args.remove_columns)
     if args.eval_documents is not None:
-        if isinstance(documents, Dataset) and args.eval_documents >= len(documents):
-            raise ValueError(
-                f"`eval_documents` ({args.eval_documents}) leaves nothing to train on: there are {len(documents)} documents."
-            )
-        documents = documents.skip(args.eval_documents)
+        documents = without_held_out(documents, args.eval_documents)
     return first_documents(documents, args.max_documents)
 
 
@@ -210,6 +153,24 @@ def _load_teacher(args, tokenizer, checkpoint) -> PreTrainedModel:
     return for_inference(teacher.to(device))
 
 
+def _counts(args, spec, documents, windows, rows, tokenizer):
+    """What was asked for, and what there is of it."""
+    texts = [decode(tokenizer, row[WALK_COLUMN]) if spec.walks else row["prompt"] for row in rows]
+    return {
+        "dataset": args.dataset,
+        "version": __version__,
+        "model": args.model_name_or_path,
+        "window": {"context_length": spec.context_length, "target_length": spec.target_length, "last_k": spec.last_k},
+        "walk": {"windows": spec.windows_per_document, **asdict(spec.geometry)} if spec.walks else None,
+        "held_out": args.eval_documents or 0,
+        "documents": len(documents) if isinstance(documents, Dataset) else None,
+        "windows": len(windows) if isinstance(windows, Dataset) else None,
+        "windows_read": len(rows),
+        "documents_read": len({str(row["document_id"]) for row in rows}),
+        "with_carriage_returns": sum("\r" in text for text in texts),
+    }
+
+
 def _as_text(row, tokenizer: PreTrainedTokenizerBase):
     """A window as a reader sees it, with the target of each cue; of a walk, with the chunk that is new in it."""
     targets = [
@@ -225,6 +186,10 @@ def _as_text(row, tokenizer: PreTrainedTokenizerBase):
     last_k = decode(tokenizer, row["last_k_ids"])
     context = {"chunk": decode(tokenizer, row["chunk_ids"])} if "chunk_ids" in row else {"context": row["prompt"]}
     return {"document_id": row["document_id"], **context, "last_k": last_k, "targets": targets}
+
+
+def _walk_as_text(rows, tokenizer):
+    return {"document_id": rows[0]["document_id"], "walk": [_as_text(row, tokenizer) for row in rows]}
 
 
 def _read(rows, teacher, prompts, batch_size) -> list[list[dict]]:
@@ -246,6 +211,19 @@ def _read(rows, teacher, prompts, batch_size) -> list[list[dict]]:
             ]
             progress.advance(task, len(batch))
     return readings
+
+
+def _worth(shown, readings, floor):
+    """What contexts are worth, of each kind and, of walks, of each window, as training logs them; what was read of each
+    target is added to it."""
+    each_window = [window for example in shown for window in example.get("walk", [example])]
+    for window, own in zip(each_window, readings, strict=True):
+        for target, reading in zip(window["targets"], own, strict=True):
+            target |= reading
+    worth = worth_by_kind(each_window, floor)
+    for number, of_number in enumerate(zip(*(example.get("walk", ()) for example in shown), strict=True)):
+        worth |= worth_by_kind([_as_one_kind(window, f"window_{number}") for window in of_number], floor)
+    return worth
 
 
 def _as_one_kind(window, kind):
@@ -277,8 +255,7 @@ def worth_by_kind(windows: list[dict], floor: float | None) -> dict[str, dict[st
             values["above_floor"] = [target["gain"] >= floor for target in of_kind]
         worth[kind] = {"targets": len(of_kind), "documents": len(set(map(str, documents)))}
         for name, value in values.items():
-            mean, error = ratio_and_error(np.array(value, dtype=float), np.ones(len(value)), documents)
-            worth[kind] |= {name: mean, f"{name}_se": error}
+            worth[kind][name], worth[kind][f"{name}_se"] = mean_and_error(value, documents)
     return worth
 
 
@@ -302,7 +279,7 @@ def _window_in_words(spec, ready, several):
 
 def _print_counts(console, report, window):
     read = report["windows_read"]
-    table = Table(title=escape(" ".join(report["dataset"])), box=box.SIMPLE, title_justify="left", show_header=False)
+    table = Table(title=" ".join(report["dataset"]), box=box.SIMPLE, title_justify="left", show_header=False)
     documents, windows = report["documents"], report["windows"]
     walk, held_out = report["walk"], report["held_out"]
     more = f", after {held_out:,} that are held out" if held_out else ""
@@ -314,7 +291,7 @@ def _print_counts(console, report, window):
     table.add_row("a window" if walk is None else "a walk", window)
     total = sum(report["skipped"].values())
     reasons = ", ".join(f"{count:,} {reason}" for reason, count in sorted(report["skipped"].items()))
-    table.add_row("skipped", escape(f"{total:,} rows: {reasons}") if total else "nothing")
+    table.add_row("skipped", f"{total:,} rows: {reasons}" if total else "nothing")
     if report["with_carriage_returns"]:
         table.add_row("line ends", f"{report['with_carriage_returns']:,} of {read:,} contexts have carriage returns")
     console.print(table)
@@ -325,7 +302,7 @@ def _print_window(console, example):
     table = Table(box=box.SIMPLE, show_header=False, title_justify="left")
     walk = example.get("walk")
     what = "window" if walk is None else f"walk over {len(walk)} windows"
-    table.title = escape(f"A {what} of document {example['document_id']}")
+    table.title = f"A {what} of document {example['document_id']}"
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
     for number, window in enumerate(walk or [example]):
@@ -345,7 +322,7 @@ def _add_targets(table, window):
         for target in window["targets"]:
             age = f", {target['age']} ago" if target.get("age") else ""
             table.add_row(
-                escape(f"{target['kind']}{age}"),
+                f"{target['kind']}{age}",
                 Text.assemble((target["cue"], "dim"), " → ", (target["target"], "bold")),
             )
 
@@ -365,12 +342,11 @@ def _print_worth(console, report, ready, several):
         cells.append(with_error(values["gain"], values["gain_se"], 4))
         if len(headings) > 5:
             cells.append(f"{values['above_floor']:.0%}")
-        table.add_row(escape(kind), f"{values['targets']:,}", *cells, style="bold" if kind == "all" else None)
+        table.add_row(kind, f"{values['targets']:,}", *cells, style="bold" if kind == "all" else None)
     console.print(table)
     total = worth.get("all") or next(iter(worth.values()))
     console.print(
         f"{report['teacher']} on {total['documents']:,} documents; nats per target token ± standard error over them.",
-        markup=False,
         highlight=False,
         soft_wrap=True,
     )

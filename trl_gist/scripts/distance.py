@@ -34,11 +34,8 @@ from ..evaluation.pages.render import spread
 from ..version import __version__
 from .arguments import DistanceArguments, load_pair
 from .compare import named
-from .resumable import finish, measure_rows, open_folder
+from .resumable import finish, measure_rows, open_folder, plain_console
 from .windows import held_out_documents
-
-
-_WIDTH = 160
 
 
 def measure_distance(args: DistanceArguments):
@@ -101,8 +98,7 @@ def _costs(readings, documents, rows, folder):
 
 
 def _print(report):
-    # In a file, and in a narrow terminal, whole lines are better than figures cut short
-    console = Console(width=max(Console().width, _WIDTH))
+    console = plain_console(160)
     labels = arm_labels(report)
     for name, title, arms in (
         ("nll", "NLL, nats per token", list(labels)),

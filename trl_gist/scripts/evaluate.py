@@ -18,7 +18,6 @@ from itertools import islice
 
 from rich import box
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -48,7 +47,7 @@ from ..models.roles import max_positions, naming, weights_whole
 from ..version import __version__
 from .arguments import EvaluateArguments, load_pair
 from .compare import check_compressors, compare
-from .resumable import finish, measure_rows, open_folder
+from .resumable import finish, measure_rows, open_folder, plain_console
 from .windows import choose_windows, held_out_documents, target_floor, target_spec
 
 
@@ -198,7 +197,7 @@ def _print(measures, setting, pair, title):
             cells = value(f"nll_{name}"), value(f"gain_over_{name}") if f"gain_over_{name}" in measures else ""
             kl = "" if name == "teacher" else value(f"kl_{name}", 3)
             table.add_row(labels[name], *cells, kl, style="bold" if name == "gist" else None)
-    console = Console()
+    console = plain_console()
     console.print(table)
     for table in _kinds_tables(measures, labels) if several else ():
         console.print(table)
@@ -232,7 +231,7 @@ def _kinds_tables(measures, labels):
             table.add_column(heading, justify="left" if heading == "Kind" else "right", no_wrap=True)
         for kind, of_kind in kinds.items():
             cells = (value(of_kind, name, 3) for name in ("nll_gist", "kl_gist", "gap_closed_last_k"))
-            table.add_row(escape(kind), str(of_kind["windows"]), *cells)
+            table.add_row(kind, str(of_kind["windows"]), *cells)
         yield table
     if "exact_gist" in measures:
         recalled = {kind: of_kind for kind, of_kind in kinds.items() if "exact_gist" in of_kind}

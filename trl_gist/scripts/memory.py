@@ -20,7 +20,6 @@ from typing import NamedTuple
 import torch
 from peft import PeftConfig
 from rich import box
-from rich.console import Console
 from rich.table import Table
 from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig
 from trl import get_peft_config
@@ -33,6 +32,7 @@ from ..trainer.constructor import check_has_its_adapters, check_is_no_pair
 from ..trainer.gist_config import GistConfig
 from ..trainer.memory.estimate import MemoryEstimate, ZeroSettings, memory_per_rank
 from ..trainer.memory.trace import prompt_lengths
+from .resumable import plain_console
 
 
 _ROLES = {
@@ -160,7 +160,7 @@ def _notes(training_args, tokenizer, estimate):
 
 
 def _print(estimate: MemoryEstimate, title: str, notes: list[str]):
-    console = Console()
+    console = plain_console()
     table = _table(f"{title} (GiB)", "", "parameters", "gradients", "optimizer", "activations")
     for name, role in estimate.roles.items():
         values = (role.parameters, role.gradients, role.optimizer, estimate.largest_activation(name))

@@ -24,6 +24,7 @@ from importlib import metadata
 from pathlib import Path, PureWindowsPath
 
 from huggingface_hub import HfApi, ModelCard, RepoCard, SpaceCardData
+from huggingface_hub.constants import REPOCARD_NAME
 from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
 from huggingface_hub.utils import validate_repo_id
 from peft.utils import CONFIG_NAME as ADAPTER_CONFIG_NAME
@@ -50,7 +51,6 @@ from ..version import __version__
 from . import space
 
 
-CARD_FILE = "README.md"
 _TOKENIZER_CONFIG = "tokenizer_config.json"
 _TOKENIZER_FILES = (
     "added_tokens.json chat_template.jinja chat_template.json merges.txt sentencepiece.bpe.model special_tokens_map.json "
@@ -199,7 +199,7 @@ def pair_files(
     else:
         card = Path(args.card).read_bytes()
         ModelCard(card.decode())  # raises `ValueError` for metadata that are none
-    written = {CARD_FILE: card, PAIR_CONFIG_NAME: pair.to_json().encode(), **adapters}
+    written = {REPOCARD_NAME: card, PAIR_CONFIG_NAME: pair.to_json().encode(), **adapters}
     files = dict(sorted({**files, **written}.items()))
     absolute = {base for base in elsewhere if PureWindowsPath(base).is_absolute() or base.startswith("/")}
     check_no_folder(files, {str(directory.resolve()), *absolute})
@@ -238,7 +238,7 @@ def sorted_files(directory: Path) -> tuple[dict[str, Path], dict[str, tuple[int,
         name = path.relative_to(directory).as_posix()
         if _is_of_pair(name):
             files[name] = path
-        elif name != CARD_FILE and name not in files:  # written anew
+        elif name != REPOCARD_NAME and name not in files:  # written anew
             folder = name.split("/")[0]
             listed = f"{folder}/" if "/" in name and folder != GENERATOR_DIR else name
             size, why = left_out.get(listed, (0, _why_not(name)))
@@ -333,7 +333,7 @@ def space_files(repo: str) -> dict[str, Path | bytes]:
         if path.is_file() and "__pycache__" not in path.parts
     }
     return {
-        CARD_FILE: str(card).encode(),
+        REPOCARD_NAME: str(card).encode(),
         "app.py": Path(space.__file__).read_bytes().replace(space.PAIR.encode(), repo.encode()),
         "requirements.txt": "".join(f"{line}\n" for line in requirements).encode(),
         **sources,

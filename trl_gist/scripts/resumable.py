@@ -13,8 +13,8 @@
 # limitations under the License.
 
 """
-What `trl-gist evaluate` and `trl-gist distance` share: an evaluation that goes on where it was cut off, from the folder it
-opens to the page it ends with.
+What commands that measure share: the console they print on, and an evaluation that goes on where it was cut off, from the
+folder it opens to the page it ends with.
 """
 
 import dataclasses
@@ -113,6 +113,14 @@ def measure_rows(
         console.print(f"{measured} {what.lower()} are measured and kept; the same command goes on from there")
         raise
     return rows
+
+
+def plain_console(width: int = 0) -> Console:
+    """On which names of files and of kinds are what they are, whatever signs are in them; at least so wide: in a file, and
+    in a narrow terminal, whole lines are better than figures cut short."""
+    console = Console(markup=False, emoji=False)
+    console.width = max(console.width, width)
+    return console
 
 
 def progress_bar(console: Console) -> Progress:

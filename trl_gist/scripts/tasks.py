@@ -18,8 +18,6 @@ import dataclasses
 from itertools import islice
 
 from rich import box
-from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from ..data.tasks import TASKS, check_names, make_tasks
@@ -35,7 +33,7 @@ from ..evaluation.tasks.tables import markdown, task_sentences, task_tables
 from ..version import __version__
 from .arguments import DEFAULT_COMPRESSORS, TasksArguments, load_pair
 from .compare import named
-from .resumable import finish, measure_rows, open_folder
+from .resumable import finish, measure_rows, open_folder, plain_console
 from .windows import held_out_documents
 
 
@@ -43,7 +41,6 @@ from .windows import held_out_documents
 ALLOWED_COMPRESSORS = [name for name in EXTRACTIVE_COMPRESSORS if name != "tail"]
 # Of a dataset, as many are enough to stand between facts
 _FILLER_DOCUMENTS = 256
-_WIDTH = 160
 
 
 def measure_tasks(args: TasksArguments):
@@ -133,16 +130,15 @@ def _filler(args):
 
 
 def _print(report):
-    # In a file, and in a narrow terminal, whole lines are better than figures cut short
-    console = Console(width=max(Console().width, _WIDTH))
+    console = plain_console(160)
     # Of all tasks together, or of the only one, and how far the pair is ahead: a screen holds no more
     for title, headings, lines in task_tables(report)[-3:]:
-        table = Table(title=escape(title), box=box.SIMPLE, title_justify="left")
+        table = Table(title=title, box=box.SIMPLE, title_justify="left")
         for index, heading in enumerate(headings):
-            table.add_column(escape(heading), justify="right" if index else "left", no_wrap=True)
+            table.add_column(heading, justify="right" if index else "left", no_wrap=True)
         for label, cells, own in lines:
-            table.add_row(escape(label), *cells, style="bold" if own else None)
+            table.add_row(label, *cells, style="bold" if own else None)
         console.print(table)
     for sentence in task_sentences(report):
-        console.print(sentence, highlight=False, soft_wrap=True, markup=False)
+        console.print(sentence, highlight=False, soft_wrap=True)
     console.print("± standard error over documents", highlight=False)

@@ -36,6 +36,7 @@ from ..trainer.checkpoints.run_lock import PATIENCE
 from ..trainer.config_checks import check_asks_no_teacher
 from ..trainer.gist_config import GistConfig
 from ..trainer.gist_trainer import GistTrainer
+from .windows import without_held_out
 
 
 REWARD_FUNCS = {
@@ -296,11 +297,7 @@ def load_splits(script_args: GistScriptArguments, training_args: GistConfig):
     train_dataset = load(script_args.dataset_train_split)
     held_out = script_args.eval_documents
     if held_out is not None:
-        if not script_args.dataset_streaming and held_out >= len(train_dataset):
-            raise ValueError(
-                f"`eval_documents` ({held_out}) leaves nothing to train on: there are {len(train_dataset)} documents."
-            )
-        return train_dataset.skip(held_out), train_dataset.take(held_out)
+        return without_held_out(train_dataset, held_out), train_dataset.take(held_out)
     if training_args.eval_strategy == IntervalStrategy.NO:
         return train_dataset, None
     if script_args.dataset_path is not None:

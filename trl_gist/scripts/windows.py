@@ -18,15 +18,35 @@ from datasets import Dataset, IterableDataset
 
 from ..data.documents import load_documents
 from ..data.targets import TARGET_FLOOR, TargetSpec
-from .arguments import DataArguments, EvaluateArguments, HeldOutArguments
+from .arguments import DataArguments, DocumentArguments, EvaluateArguments, HeldOutArguments
+
+
+def all_documents(
+    args: DocumentArguments, only_files: bool = False, remove_columns: list[str] | None = None
+) -> Dataset | IterableDataset:
+    """What [`load_documents`] finds of them; `only_files`: also where one name might be the Hub's."""
+    return load_documents(
+        args.dataset if only_files or len(args.dataset) > 1 else args.dataset[0],
+        args.dataset_config,
+        args.split,
+        args.streaming,
+        args.text_column,
+        remove_columns,
+        args.encoding,
+    )
 
 
 def held_out_documents(args: HeldOutArguments) -> Dataset | IterableDataset:
-    source = args.dataset[0] if len(args.dataset) == 1 else args.dataset
-    documents = load_documents(
-        source, args.dataset_config, args.split, args.streaming, args.text_column, encoding=args.encoding
-    )
-    return first_documents(documents, args.max_documents)
+    return first_documents(all_documents(args), args.max_documents)
+
+
+def without_held_out(documents: Dataset | IterableDataset, count: int) -> Dataset | IterableDataset:
+    """All but the first ones. Raises `ValueError` if there are no more."""
+    if isinstance(documents, Dataset) and count >= len(documents):
+        raise ValueError(
+            f"`eval_documents` ({count}) leaves nothing to train on: there are {len(documents)} documents."
+        )
+    return documents.skip(count)
 
 
 def first_documents(documents: Dataset | IterableDataset, count: int | None) -> Dataset | IterableDataset:
@@ -36,18 +56,19 @@ def first_documents(documents: Dataset | IterableDataset, count: int | None) -> 
     return documents.take(min(count, len(documents)) if isinstance(documents, Dataset) else count)
 
 
-def target_spec(args: EvaluateArguments | DataArguments) -> TargetSpec | None:
+def target_spec(args: EvaluateArguments | DataArguments, of_recipe: bool = False) -> TargetSpec | None:
     """Which targets a window gets, or `None` for the continuation alone. Raises `ValueError` for kinds that no rule
-    makes, and for what is said of targets without any."""
+    makes, and for what is said of targets without any, but in a recipe: there it is of those that documents bring."""
     numbers = ("targets_per_context", "cue_length", "far_offset")
     given = {name: getattr(args, name) for name in numbers if getattr(args, name) is not None}
-    if args.target_kinds is None or args.target_kinds.keys() == {"continuation"}:
+    kinds = args.target_kinds or {"continuation": 1}
+    if kinds.keys() == {"continuation"} and not of_recipe:
         for name, value in given.items():
             raise ValueError(
                 f"`--{name}` ({value}) is of several kinds of targets: give them by `--target_kinds`, or leave it out."
             )
         return None
-    return TargetSpec(tuple(args.target_kinds.items()), **given)
+    return TargetSpec(tuple(kinds.items()), **given)
 
 
 def target_floor(args: EvaluateArguments | DataArguments) -> float | None:

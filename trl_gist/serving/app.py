@@ -20,6 +20,9 @@ from contextlib import asynccontextmanager
 
 from ..common.extras import extra
 from ..inference.compactor import GistCompactor
+from ..models.vllm import EngineModel
+from .batcher import Batcher
+from .compactor import ServedCompactor
 from .config import ServingConfig
 from .engine import Engine
 from .errors import ApiError
@@ -36,6 +39,7 @@ from .schemas import (
     Strict,
     parse,
 )
+from .vllm import EngineBackend
 from .wire import ChatShape, CompletionShape, GistShape, Shape, event
 from .worker import Disconnected, Job, Worker
 
@@ -106,9 +110,14 @@ class Server:
     def __init__(self, compactor: GistCompactor, name: str, config: ServingConfig):
         self.name = name
         self.config = config
-        self.engine = Engine(compactor, config)
-        self.worker = Worker(compactor)
-        self.metrics = Metrics()
+        self.backend = (
+            EngineBackend(compactor)
+            if isinstance(compactor.generator, EngineModel)
+            else Batcher(compactor, config.max_batch_size, config.max_batch_tokens)
+        )
+        self.engine = Engine(ServedCompactor(compactor, self.backend), config)
+        self.worker = Worker(config.max_requests)
+        self.metrics = Metrics(lambda: self.backend.waiting)
         self.pages = (self.page, self.models, self.health, self.metrics_page, self.openapi)
         self.document: dict = {}  # of all routes, once they are there
 
@@ -116,6 +125,7 @@ class Server:
     async def lifespan(self, app):
         yield
         self.worker.close()
+        self.backend.close()
 
     async def page(self, request: Request) -> Response:
         return Response(*page())
@@ -140,6 +150,8 @@ class Server:
             )
 
     async def health(self, request: Request) -> Response:
+        if self.backend.failure is not None:
+            raise ApiError(503, "vLLM's engine has failed and cannot go on: start the server again.", "engine_failed")
         return JSONResponse({"status": "ok"})
 
     async def metrics_page(self, request: Request) -> Response:

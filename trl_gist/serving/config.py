@@ -37,7 +37,11 @@ class ServingConfig:
         max_new_tokens (`int`, defaults to `512`):
             That a request may ask for, and what a chat gets that asks for none; 400 beyond.
         max_requests (`int`, defaults to `16`):
-            That are answered or wait at one time; 429 beyond. The models answer one after the other.
+            That are answered or wait at one time; 429 beyond.
+        max_batch_size (`int`, defaults to `16`):
+            Most texts that are read and written in one forward, of one request or of several.
+        max_batch_tokens (`int`, defaults to `16384`):
+            Most tokens of these, padded to the longest, with what is to be written. A text that has more goes alone.
         request_seconds (`float`, defaults to `600`):
             That a request may take, waiting included; 504 after.
         window (`int`, *optional*):
@@ -53,6 +57,8 @@ class ServingConfig:
     max_context_tokens: int = 131072
     max_new_tokens: int = 512
     max_requests: int = 16
+    max_batch_size: int = 16
+    max_batch_tokens: int = 16384
     request_seconds: float = 600
     window: int | None = None
     chat_window: int | None = None
@@ -68,7 +74,8 @@ class ServingConfig:
         from ..common.arguments import finite_number, whole_number
         from ..models.roles import max_positions
 
-        for name in ("max_body_bytes", "max_context_tokens", "max_new_tokens", "max_requests"):
+        counts = ("max_body_bytes", "max_context_tokens", "max_new_tokens", "max_requests")
+        for name in (*counts, "max_batch_size", "max_batch_tokens"):
             whole_number(name, getattr(self, name))
         if not finite_number("request_seconds", self.request_seconds) > 0:
             raise ValueError(f"`request_seconds` must be above 0, got {self.request_seconds!r}.")

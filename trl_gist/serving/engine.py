@@ -15,19 +15,18 @@
 """From a request to its answer: what is compacted, what is generated, what is counted. Nothing of HTTP."""
 
 import dataclasses
+import random
 from collections.abc import Callable
 from dataclasses import dataclass
-
-import torch
 
 from ..common.geometry import SEPARATOR, join
 from ..common.tokens import chat_ids
 from ..evaluation.gists.patterns import survival_pieces
 from ..inference.chat import ChatTooLong, as_text
-from ..inference.compactor import GistCompactor
 from ..inference.contrast import Side, contrast
 from ..inference.session.session import Session
 from ..models.generation import TokenTee, end_token_ids
+from ..models.vllm import NoModels
 from ..prompts import before_last_k
 from .compactor import ServedCompactor
 from .config import ServingConfig
@@ -45,7 +44,6 @@ from .text_stream import StopReached, TextStream
 
 
 Emit = Callable[[str | dict], None]
-BATCH = 8  # windows; one by one where each is sent as soon as it is written
 # Of a [`~inference.session.state.Compaction`] and of a [`~inference.chat.CompactedChat`]
 REPORTED = (
     *("facts_kept", "facts_dropped", "kept", "not_kept"),
@@ -102,21 +100,22 @@ class Compressed:
 
 class Engine:
     """
-    Answers requests with a pair, one at a time.
+    Answers requests with a pair, in whatever thread it is asked.
 
     Args:
-        compactor ([`GistCompactor`]):
+        compactor ([`~serving.compactor.ServedCompactor`]):
             The pair.
         config ([`ServingConfig`]):
             Resolved for this pair.
     """
 
-    def __init__(self, compactor: GistCompactor, config: ServingConfig):
-        self.compactor = ServedCompactor(compactor)
+    def __init__(self, compactor: ServedCompactor, config: ServingConfig):
+        self.compactor = compactor
         self.config = config
 
     def complete(self, request: CompletionRequest, emit: Emit) -> Answer:
         """A text is read and gone on with in a [`~inference.session.session.Session`], so that both may have any length."""
+        self._check_certify(request)
         ids = self._only(request.prompt, "prompt")
         new_tokens = self._new_tokens(request.new_tokens, 16)  # as OpenAI's default
         session = self._session(request, ids)
@@ -129,6 +128,7 @@ class Engine:
 
     def chat(self, request: ChatRequest, emit: Emit) -> Answer:
         """The oldest turns of a chat that has outgrown its window become a gist; then G answers in the chat template."""
+        self._check_certify(request)
         compactor, tokenizer = self.compactor, self.compactor.tokenizer
         new_tokens = self._new_tokens(request.new_tokens, self.config.max_new_tokens)
         messages = [message.as_dict() for message in request.messages]
@@ -174,6 +174,7 @@ class Engine:
         The contexts of all texts, in batches; a text of more than one context has as many gists. In a stream each is
         emitted when it is written.
         """
+        self._check_certify(request)
         texts = as_list(request.input)
         tokens = [
             len(self._token_ids(text, f"input.{index}" if len(texts) > 1 else "input"))
@@ -181,10 +182,10 @@ class Engine:
         ]
         self._check_context(sum(tokens), "input")
         data, written = [], 0
-        add = emit if request.stream else data.append
+        add, at_once = (emit, 1) if request.stream else (data.append, self.compactor.backend.at_once)
         try:
             for index, number, window, gist in self.compactor.iter_texts(
-                texts, request.budget, request.keep, bool(request.certify), 1 if request.stream else BATCH
+                texts, request.budget, request.keep, bool(request.certify), at_once
             ):
                 stretch = before_last_k(window.context_ids, window.last_k_ids)
                 row = {"object": "gist", "index": index, "window": number, "stands_for": len(stretch)}
@@ -199,6 +200,7 @@ class Engine:
 
     def compare(self, request: CompareRequest, emit: Emit) -> Compressed:
         """Greedy answers from gists and from the text that they stand for, each token under both readers."""
+        self._check_route("/v1/compare")
         compactor, ids = self.compactor, self._only(request.input, "input")
         gists = [self._token_ids(gist, "gists", may_be_empty=True) for gist in as_list(request.gists)]
         gist_ids = join(gists, list(compactor.prompts.tokenize(SEPARATOR)))
@@ -227,6 +229,7 @@ class Engine:
 
     def recall(self, request: RecallRequest, emit: Emit) -> Compressed:
         """What a session that read a text says after a cue; if it is asked to, as before its last compaction."""
+        self._check_route("/v1/recall")
         ids, cue_ids = self._only(request.input, "input"), self._only(request.cue, "cue")
         session = self._session(request, ids)
         live, undone = request.live is not False, None
@@ -253,6 +256,20 @@ class Engine:
         data = [{"object": "recall", **dataclasses.asdict(recalled)}]
         rest = {"gist": _folded(request, session, read), "undone": undone}
         return Compressed(data, len(ids) + len(cue_ids), said, rest)
+
+    def _check_route(self, route):
+        try:
+            self.compactor.check_models(f"`{route}`")
+        except NoModels as error:
+            raise ApiError(501, str(error), "not_supported") from error
+
+    def _check_certify(self, request):
+        if not request.certify:
+            return
+        try:
+            self.compactor.check_models("`certify`")
+        except NoModels as error:
+            raise ApiError(400, str(error), "not_supported", "certify") from error
 
     def _session(self, request: CompletionRequest | RecallRequest, ids: list[int]) -> Session:
         """That has read a text."""
@@ -286,12 +303,11 @@ class Engine:
 
     def _generate(self, text, request: Generation, new_tokens: int, generate) -> str:
         """Runs `generate`; returns the reason for which it ended."""
-        if request.seed is None:
-            torch.seed()
-        else:
-            torch.manual_seed(request.seed)
+        sampling = request.sampling
+        if sampling["do_sample"] and request.seed is not None:
+            sampling["rng"] = random.Random(request.seed)
         try:
-            generate(**request.sampling)
+            generate(**sampling)
             text.finish()
         except StopReached:
             return "stop"

@@ -14,6 +14,8 @@
 
 """Counters of a server, in Prometheus' text format."""
 
+from collections.abc import Callable
+
 from ..common.extras import extra
 
 
@@ -26,9 +28,15 @@ SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
 
 
 class Metrics:
-    """What `/metrics` shows, in a registry of its own: several servers may live in one process."""
+    """
+    What `/metrics` shows, in a registry of its own: several servers may live in one process.
 
-    def __init__(self):
+    Args:
+        waiting (`Callable[[], int]`):
+            Says how many requests wait for the models.
+    """
+
+    def __init__(self, waiting: Callable[[], int]):
         self.registry = CollectorRegistry()
         here = {"registry": self.registry, "namespace": "trl_gist"}
         self.requests = Counter("requests", "Requests answered.", ["route", "status"], **here)
@@ -38,6 +46,7 @@ class Metrics:
         self.compacted_tokens = Counter("compacted_tokens", "Tokens that compactions folded.", **here)
         self.in_flight = Gauge("requests_in_flight", "Requests for the models, with those that wait.", **here)
         self.waiting = Gauge("requests_waiting", "Requests that wait for the models.", **here)
+        self.waiting.set_function(waiting)
         for direction in ("in", "out"):
             self.tokens.labels(direction)
 

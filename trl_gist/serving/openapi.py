@@ -40,6 +40,9 @@ in every object of a request; whole numbers are written without a point. A route
 a method that a route does not have a 405 with `Allow`, and whatever goes wrong has the schema `Error`."""
 
 
+REFUSED_BY_MODELS = (400, 404, 408, 413, 415, 429, 500, 504)
+
+
 @dataclass(frozen=True)
 class Operation:
     """
@@ -62,7 +65,7 @@ class Operation:
     answer: type | str
     event: type | None = None
     example: dict = field(default_factory=dict)
-    refused: tuple[int, ...] = (400, 404, 408, 413, 415, 429, 500, 504)
+    refused: tuple[int, ...] = REFUSED_BY_MODELS
 
 
 TEXT = "In 1854 the physician John Snow marked on a map of Soho the houses where people had died."
@@ -89,16 +92,18 @@ OPERATIONS = {
         "The generator's answer from gists beside that of a reader of the whole text.",
         answers.Sides,
         example={"input": TEXT, "gists": ["Snow; 1854"], "cue": "\nQuestion: Where?\nAnswer:"},
+        refused=(*REFUSED_BY_MODELS, 501),
     ),
     "/v1/recall": Operation(
         "What a session that has read a text recalls after a cue, and how sure it is.",
         answers.Recalls,
         example={"input": TEXT, "cue": "The houses stood in"},
+        refused=(*REFUSED_BY_MODELS, 501),
     ),
     "/": Operation("A page to try the pair in.", "text/html", refused=()),
     "/v1/models": Operation("The model that is served.", answers.Models, refused=()),
     "/v1/models/{name}": Operation("The same by its name.", answers.Model, refused=(404,)),
-    "/health": Operation("Whether the server answers.", answers.Health, refused=()),
+    "/health": Operation("Whether the server answers.", answers.Health, refused=(503,)),
     "/metrics": Operation("Metrics in Prometheus' text format.", "text/plain", refused=()),
     "/openapi.json": Operation("This document.", "application/json", refused=()),
 }
@@ -111,6 +116,8 @@ REFUSED = {
     415: "The body is not said to be JSON.",
     429: "All places for requests are taken.",
     500: "The server failed; its log says why.",
+    501: "The route reads the models' own logits, which vLLM does not give.",
+    503: "vLLM's engine has failed and cannot go on.",
     504: "It took too long. After the first event of a stream this, and a 500, is an event, the last one.",
 }
 HEADERS = {401: "WWW-Authenticate", 429: "Retry-After"}

@@ -12,7 +12,7 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""The one thread that runs the models, and the jobs that wait for it."""
+"""The threads that work on requests, a job for each."""
 
 import asyncio
 import logging
@@ -20,9 +20,9 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager
+from contextvars import ContextVar
 
-from ..inference.compactor import GistCompactor
 from .errors import ApiError
 
 
@@ -34,12 +34,12 @@ class Disconnected(Exception):
 
 
 class Stopped(Exception):
-    """In the worker's thread: nobody waits for the result any more."""
+    """In a request's thread: nobody waits for the result any more."""
 
 
 class Job:
     """
-    A request's work: what it emits in the worker's thread, its result or its error arrive here, in the event loop.
+    A request's work: what it emits in its thread, its result or its error arrive here, in the event loop.
 
     Args:
         deadline (`float`):
@@ -84,32 +84,27 @@ class Job:
         self.events.put_nowait(Disconnected())
 
 
+_JOB: ContextVar[Job | None] = ContextVar("job", default=None)
+
+
+def current_job() -> Job | None:
+    """That this thread works on."""
+    return _JOB.get()
+
+
 class Worker:
     """
-    The thread that runs the models: one request after the other, as they came, so that the event loop goes on answering
-    and requests do not mix, their random numbers neither. A job that nobody waits for any more stops at the next token,
-    whichever of the two models is writing it; and logits that are not numbers are an error, where the likeliest token
-    would be token 0 without a word.
+    Threads that work on requests, one each, so that the event loop goes on answering. What runs the models sees by
+    [`current_job`] whether somebody waits for the result still.
 
     Args:
-        compactor ([`GistCompactor`]):
-            Its models get a hook on their LM heads, until [`~Worker.close`].
+        threads (`int`):
+            As many requests are worked on at one time; others wait, in the order of arrival.
     """
 
-    def __init__(self, compactor: GistCompactor):
-        self.executor = ThreadPoolExecutor(1, thread_name_prefix="trl-gist-models")
-        self.job: Job | None = None
-        self.lock = compactor.lock
-        heads = {model.get_output_embeddings() for model in (compactor.summarizer, compactor.generator)}
-
-        # No method: certifying copies modules, and with a method it would copy this worker
-        def look(head, inputs, logits):
-            if self.job is not None and self.job.stopped.is_set():
-                raise Stopped
-            if logits.isnan().any():
-                raise FloatingPointError("The model's logits are not numbers.")
-
-        self.hooks = [head.register_forward_hook(look) for head in heads]
+    def __init__(self, threads: int):
+        self.executor = ThreadPoolExecutor(threads, thread_name_prefix="trl-gist-request")
+        self.jobs: set[Job] = set()
 
     @asynccontextmanager
     async def start(self, work: Callable[[Callable[[str], None]], object], receive, seconds: float):
@@ -118,7 +113,7 @@ class Worker:
 
         Args:
             work (`Callable`):
-                Called in the thread with `emit`, for pieces of text; returns the result.
+                Called in a thread with `emit`, for pieces of text; returns the result.
             receive:
                 ASGI's, of which only the client's leaving is left to come.
             seconds (`float`):
@@ -126,28 +121,26 @@ class Worker:
         """
         job = Job(asyncio.get_running_loop().time() + seconds)
         watcher = asyncio.create_task(job.watch(receive))
+        self.jobs.add(job)
         future = self.executor.submit(self._run, job, work)
         try:
             yield job
         finally:
+            self.jobs.discard(job)
             job.stopped.set()
             future.cancel()
             watcher.cancel()
 
     def close(self):
-        """Ends the thread; a job that runs stops at its next token."""
-        if self.job is not None:
-            self.job.stopped.set()
+        """Ends the threads; jobs that run stop at their next token."""
+        for job in self.jobs:
+            job.stopped.set()
         self.executor.shutdown(cancel_futures=True)
-        for hook in self.hooks:
-            hook.remove()
 
     def _run(self, job, work):
-        started = time.perf_counter()
+        started, before = time.perf_counter(), _JOB.set(job)
         try:
-            # Who else uses the models has to wait, so that the hook is called for this job only
-            with self.lock, self._current(job):
-                job.put(work(job.put))
+            job.put(work(job.put))
         except Stopped:
             logger.info("A request was given up after %.1f s.", time.perf_counter() - started)
         except ApiError as error:
@@ -155,11 +148,5 @@ class Worker:
         except Exception:
             logger.exception("A request failed.")
             job.put(ApiError(500, "The server failed on this request; its log says why.", "internal_error"))
-
-    @contextmanager
-    def _current(self, job):
-        self.job = job
-        try:
-            yield
         finally:
-            self.job = None
+            _JOB.reset(before)

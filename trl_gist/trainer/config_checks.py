@@ -233,12 +233,22 @@ def show_whole_context(args):
             )
 
 
+def check_shows_whole_context(prompts, name: str):
+    """Of a dataset that brings targets to a summarizer whose prompt is chosen: its training may ask for none."""
+    if prompts.needs_last_k:
+        raise ValueError(
+            f"The {name} dataset brings targets, which ask for the whole context, and `summarizer_prompt` shows the "
+            "summarizer a part of it that hangs on where its last tokens begin. Set `summarizer_prompt` to one with "
+            "'{context}' instead, as `trl_gist.prompts.SUMMARIZER_PROMPT_OF_FACTS`."
+        )
+
+
 def check_has_answers(args):
     """Of a run whose only target is the continuation, which no sentence of the context answers."""
     if args.cold_start_gists == "answers" and args.cold_start_steps > 0 and not args.generator_only:
         raise ValueError(
             "`cold_start_gists` is 'answers', sentences that answer a context's targets, and the continuation is the only "
-            "target: set `target_kinds` or bring `targets`, or choose another rule, as 'facts'."
+            "target: set `target_kinds` for texts or bring `targets`, or choose another rule, as 'facts'."
         )
 
 

@@ -26,6 +26,9 @@ from ..data.windows import ColumnRules, WindowSpec
 from ..models.machine import fast_dtype
 from ..prompts import GENERATOR_PROMPT, SUMMARIZER_PROMPT_WITH_TAIL
 from .config_checks import (
+    ADVANTAGES,
+    DISTILLATION_LOSSES,
+    EXTRACTIVE_RULES,
     check_config,
     check_json,
     check_kinds,
@@ -43,9 +46,8 @@ class GistConfig(GRPOConfig):
 
     This class holds the parameters of the gist experiment; everything else (sampling, clipping, logging, saving) is
     inherited from [`~trl.GRPOConfig`] and [`~transformers.TrainingArguments`] and means what it means there, or is
-    refused. The
-    defaults are the numbers of the original experiment: 512 tokens of context, 64 of target, gists of at most 48
-    tokens, 1,500 steps, the summarizer at 1e-5 and the generator at 2e-5.
+    refused. The defaults are the numbers of the original experiment: 512 tokens of context, 64 of target, gists of at
+    most 48 tokens, 1,500 steps, the summarizer at 1e-5 and the generator at 2e-5.
 
     Gists are sampled from S's plain distribution at `temperature`, whatever the checkpoint's `generation_config` says;
     [`trl_gist.models.generation_settings`] says which settings reach which model.
@@ -301,7 +303,7 @@ class GistConfig(GRPOConfig):
         metadata={
             "help": "'group': the reward against the other gists of the same context (GRPO). 'reward': the raw "
             "reward (the original experiment's PPO). 'best': imitate the best gist of each context.",
-            "choices": ["group", "reward", "best"],
+            "choices": ADVANTAGES,
         },
     )
     cold_start_steps: int = field(
@@ -316,7 +318,7 @@ class GistConfig(GRPOConfig):
         default="mixed",
         metadata={
             "help": "The rule of the cold start.",
-            "choices": ["tail", "mixed", "passages", "facts", "surprising_facts", "answers"],
+            "choices": EXTRACTIVE_RULES,
         },
     )
     length_penalty: float = field(
@@ -356,7 +358,7 @@ class GistConfig(GRPOConfig):
         metadata={
             "help": "'forward_kl': match the teacher's whole distribution, by KL(T‖G). 'cross_entropy': match the "
             "token that came.",
-            "choices": ["forward_kl", "cross_entropy"],
+            "choices": DISTILLATION_LOSSES,
         },
     )
     gist_dropout: float = field(
@@ -440,17 +442,7 @@ class GistConfig(GRPOConfig):
         if self.windows_per_document > 1:
             separator_ids = tokenizer(SEPARATOR, add_special_tokens=False)["input_ids"]
             geometry = walk_geometry(self, len(separator_ids))
-        return WindowSpec(
-            self.context_length,
-            self.target_length,
-            self.last_k,
-            self.window_stride,
-            self.max_windows_per_document,
-            self.windows_per_document,
-            geometry,
-            self.target_spec,
-            self.parse_special_tokens,
-        )
+        return WindowSpec.of(self, geometry, self.target_spec)
 
     @property
     def target_spec(self) -> TargetSpec:

@@ -84,7 +84,13 @@ from .checkpoints.run_directory import RunDirectory
 from .checkpoints.run_lock import PATIENCE, held_by_main
 from .checkpoints.staging import recover, replace_files, rotate, written_beside
 from .cold_start import first_steps_times
-from .config_checks import check_best_kind_of, check_end_of_run, check_has_answers, show_whole_context
+from .config_checks import (
+    check_best_kind_of,
+    check_end_of_run,
+    check_has_answers,
+    check_shows_whole_context,
+    show_whole_context,
+)
 from .constructor import (
     RewardFunc,
     check_arguments,
@@ -280,10 +286,10 @@ class GistTrainer(GRPOTrainer):
 
     def _cut_windows(self, train_dataset, eval_dataset, tokenizer, args, roles):
         check_dataset(train_dataset, "train")
-        columns = columns_of(train_dataset, "train")
-        if columns & {TARGETS_COLUMN, DOCUMENT_TARGETS_COLUMN}:
+        columns, several = columns_of(train_dataset, "train"), {TARGETS_COLUMN, DOCUMENT_TARGETS_COLUMN}
+        if columns & several:
             show_whole_context(args)
-        elif args.target_spec.is_continuation:
+        elif args.target_spec.is_continuation or "text" not in columns:
             check_has_answers(args)
         self.prompts = GistPrompts.from_tokenizer(
             tokenizer,
@@ -306,6 +312,11 @@ class GistTrainer(GRPOTrainer):
         self.skipped_rows = {}
 
         def windows(dataset, name, columns=None):
+            if columns is None:
+                check_dataset(dataset, name)
+                columns = columns_of(dataset, name)
+            if columns & several and not args.generator_only:
+                check_shows_whole_context(self.prompts, name)
             dataset, self.skipped_rows[name] = prepare_windows(dataset, tokenizer, spec, limits, name, rules, columns)
             return dataset
 

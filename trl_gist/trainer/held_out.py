@@ -51,7 +51,9 @@ def measure(scorer: GistScorer, rows: list[dict], accelerator: Accelerator) -> t
     rows = [
         {**one, **score} for row in rows for one, score in zip(one_row_each(row), row["target_scores"], strict=True)
     ]
-    rows = list({(str(row["document_id"]), *window_key(row)): row for row in gather_object(rows)}.values())
+    rows = list(
+        {(str(row["document_id"]), row["kind"], *window_key(row)): row for row in gather_object(rows)}.values()
+    )
     # Under ZeRO-3 each rank must run as many forwards as the others: the last ones score the first rows once more
     share = math.ceil(len(rows) / accelerator.num_processes)
     start = share * accelerator.process_index

@@ -59,6 +59,8 @@ def exchange_rate(rewards_N: torch.Tensor, lengths_N: torch.Tensor, num_generati
             The weighted sum of all rewards but the length penalty; the rows of a context are adjacent.
         lengths_N (`torch.Tensor` of shape `(rows,)`):
             Tokens of each gist.
+        num_generations (`int`):
+            Rows of a context.
 
     Returns:
         Reward per token, or `None` if in no context two gists differ in length.

@@ -20,6 +20,7 @@ from pathlib import Path, PureWindowsPath
 
 import transformers
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from huggingface_hub.constants import REPOCARD_NAME
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 from peft.utils import CONFIG_NAME as ADAPTER_CONFIG_NAME
@@ -115,7 +116,7 @@ def save_model_card(
     directory: str | os.PathLike, pair: PairConfig, model_name: str, tags: list[str], license: dict | None = None
 ):
     """Writes `README.md`, as of [`model_card`]."""
-    model_card(directory, pair, model_name, tags, license).save(Path(directory, "README.md"))
+    model_card(directory, pair, model_name, tags, license).save(Path(directory, REPOCARD_NAME))
 
 
 def model_card(

@@ -194,19 +194,18 @@ class GistRollout:
     def _by_compressor(self, rows):
         size, unread = self.trainer.gists_per_context, self.unread_ids
         rows = rows[::size]
-        gists = [[] for _ in rows]
-        if self.compressor is not None:
-            contexts = [stands_for(row) for row in rows]
-            gists = self.compressor.compress(contexts, [row.get("budget") or self.args.tail_length for row in rows])
+        gists = [[] for _ in rows] if self.compressor is None else self._compressed(self.compressor, rows)
         gists = [[token for token in gist if token not in unread] for gist in gists]
         return [self._ended(gist) for gist in gists for _ in range(size)]
+
+    def _compressed(self, compressor, rows):
+        budgets = [row.get("budget") or self.args.tail_length for row in rows]
+        return compressor.compress([stands_for(row) for row in rows], budgets)
 
     def by_other_hands(self, rows: list[dict]) -> list[list[int]]:
         """A gist for each context by the hand whose turn it is: on all ranks the same one, which may ask the teacher."""
         turn = self.trainer.state.global_step // self.args.steps_per_rollout
-        rows = rows[:: self.trainer.gists_per_context]
-        budgets = [row.get("budget") or self.args.tail_length for row in rows]
-        return self.hands[turn % len(self.hands)].compress([stands_for(row) for row in rows], budgets)
+        return self._compressed(self.hands[turn % len(self.hands)], rows[:: self.trainer.gists_per_context])
 
     @property
     def one_gist_a_context(self) -> bool:

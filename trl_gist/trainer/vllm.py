@@ -20,7 +20,7 @@ weights that come back from a sync as they were. The engine itself is run by `ma
 import copy
 import os
 from collections.abc import Callable
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 
 import torch
@@ -107,7 +107,8 @@ def prepare_vllm(generation: VLLMGeneration, model: PreTrainedModel | PeftModel,
     if isinstance(model, PeftModel):
         generation._iter_named_params = partial(_merged_weights, generation._iter_named_params, model)
     if generation.mode == "colocate":
-        generation.llm.generate = partial(_gists_of_contexts, generation.llm.generate, model, num_generations)
+        llm = generation.llm
+        llm.generate = partial(_gists_of_contexts, llm.llm_engine, llm.generate, model, num_generations)
         if generation.accelerator.device.type == "cpu" and any(map(_is_packed, _runner(generation).model.modules())):
             generation.sync_weights = partial(_reload_weights, generation)
 
@@ -163,12 +164,27 @@ def _is_packed(module):
     return hasattr(module, "cpu_linear")
 
 
-def _gists_of_contexts(generate, model, num_generations, prompts, sampling_params, **kwargs):
+def _gists_of_contexts(engine, generate, model, num_generations, prompts, sampling_params, **kwargs):
     """`LLM.generate` for rows of which each context has `num_generations`, as TRL passes them; an output a row."""
     size = num_generations if model.training else 1
     sampling_params.n = size
-    outputs = generate(prompts[::size], sampling_params=sampling_params, **kwargs)
+    try:
+        outputs = generate(prompts[::size], sampling_params=sampling_params, **kwargs)
+    except BaseException:
+        with suppress(Exception):  # of an engine that is gone
+            _forget_requests(engine)
+        raise
     return [_with_gist(output, gist) for output in outputs for gist in output.outputs]
+
+
+def _forget_requests(engine):
+    """
+    vLLM (0.31) keeps what it could not finish, and a later `generate` would wait for it for ever. It also keeps the newest
+    blocks of its prefix cache, which were promised and not computed.
+    """
+    engine.abort_request(list(engine.output_processor.external_req_ids))
+    engine.output_processor.parent_requests.clear()
+    engine.reset_prefix_cache()
 
 
 def _with_gist(output, gist):

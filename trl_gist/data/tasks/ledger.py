@@ -20,21 +20,8 @@ from .base import Question, Statement, Task, question, spread
 
 
 LOCKERS = (
-    *(
-        "Alder",
-        "Birch",
-        "Cedar",
-        "Maple",
-        "Willow",
-        "Aspen",
-        "Hazel",
-        "Poplar",
-        "Juniper",
-        "Laurel",
-        "Myrtle",
-        "Acacia",
-    ),
-    *("Cypress", "Linden", "Spruce", "Walnut", "Olive", "Ebony", "Hickory", "Magnolia"),
+    *("Alder", "Birch", "Cedar", "Maple", "Willow", "Aspen", "Hazel", "Poplar", "Juniper", "Laurel"),
+    *("Myrtle", "Acacia", "Cypress", "Linden", "Spruce", "Walnut", "Olive", "Ebony", "Hickory", "Magnolia"),
 )
 GOODS = (
     *("copper", "silver", "cotton", "sugar", "salt", "glass", "paper", "leather"),

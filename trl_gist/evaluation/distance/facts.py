@@ -25,7 +25,7 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from ...common.geometry import WindowedText
-from ...common.statistics import ratio_and_error
+from ...common.statistics import mean_and_error
 from ...common.text_units import Units
 
 
@@ -174,8 +174,7 @@ def _by_stretch(found, ages, name):
     columns = {name: [], f"{name}_se": [], "of": []}
     for first, last in ages:
         chosen = [(document, value) for document, age, value in found if first <= age <= last]
-        values = np.array([value for _, value in chosen], dtype=float)
-        mean, error = ratio_and_error(values, np.ones(len(values)), [document for document, _ in chosen])
+        mean, error = mean_and_error([value for _, value in chosen], [document for document, _ in chosen])
         for column, figure in ((name, mean), (f"{name}_se", error), ("of", len(chosen))):
             columns[column].append(figure)
     return columns

@@ -22,7 +22,7 @@ long stream, over its windows, which are not quite independent.
 
 import numpy as np
 
-from ...common.statistics import ratio_and_error
+from ...common.statistics import mean_and_error, ratio_and_error
 from .facts import fact_gains_by_age, facts_by_age
 from .walk import ARMS, SLIDING_WINDOW
 
@@ -49,7 +49,7 @@ def distance_measures(rows: list[dict], others: list[str] = ()) -> dict:
           Sxx, which weighs the slope of each document by how far it reaches.
         - `gains`: for the pair and each other pair, what it gains over every arm from the second window on.
         - `verdicts`: for the same, [`verdict`] against the sliding windows of its own generator and of T.
-        - `facts`, `fact_gains`: of [`distance_facts`].
+        - `facts`, `fact_gains`: of [`facts_by_age`] and [`fact_gains_by_age`].
         - `errors_over`: `"documents"` or `"windows"`.
     """
     others = list(others)
@@ -128,8 +128,7 @@ def _stretch(rows, first, last, arms, sliding):
     clusters = _clusters(rows, chosen)
 
     def add(name, values):
-        values = np.asarray(values, dtype=float)
-        measures[name], measures[f"{name}_se"] = ratio_and_error(values, np.ones(len(values)), clusters)
+        measures[name], measures[f"{name}_se"] = mean_and_error(values, clusters)
 
     add("gist_length", [len(row["gist_ids"]["pair"]) for row in chosen])
     for arm in arms:
@@ -169,8 +168,7 @@ def _gains(rows, walker, arms):
     clusters, gains = _clusters(rows, later), {}
     for arm in arms:
         if arm != walker:
-            values = advantages(later, walker, arm)
-            gains[arm], gains[f"{arm}_se"] = ratio_and_error(values, np.ones(len(values)), clusters)
+            gains[arm], gains[f"{arm}_se"] = mean_and_error(advantages(later, walker, arm), clusters)
     return gains
 
 

@@ -39,6 +39,7 @@ import numpy as np
 import torch
 from rich import box
 from rich.table import Table
+from rich.text import Text
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ...common.statistics import ratio_and_error
@@ -211,7 +212,7 @@ def transfer_table(summaries: dict[str, dict[str, float]]) -> Table:
         table.add_column(label, justify="right")
     for reader, summary in summaries.items():
         cells = [f"{1e3 * summary[name]:+.1f} ± {1e3 * summary[f'{name}_se']:.1f}" for name in GAINS]
-        table.add_row(reader, *cells)
+        table.add_row(Text(reader), *cells)
     return table
 
 

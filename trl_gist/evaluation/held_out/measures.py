@@ -24,7 +24,7 @@ import math
 
 import numpy as np
 
-from ...common.statistics import ratio_and_error
+from ...common.statistics import mean_and_error, ratio_and_error
 from ...scoring.controls import not_continued, summarize
 from .readings import CONTROLS, READERS
 
@@ -137,7 +137,7 @@ def by_position(rows: list[dict], readers: list[str]) -> dict:
         for start, stop in zip(edges, edges[1:], strict=False):
             for name, source, sign in (("nll", "log_probs", -1), ("kl", "kls", 1)):
                 means = [sign * _mean(row[source].get(reader, [])[start:stop]) for row in rows]
-                mean, error = ratio_and_error(np.asarray(means), np.ones(len(rows)), documents)
+                mean, error = mean_and_error(means, documents)
                 columns[name].append(mean)
                 columns[f"{name}_se"].append(error)
         positions[reader] = columns

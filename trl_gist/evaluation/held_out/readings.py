@@ -47,6 +47,7 @@ from ...common.tokens import characters_of, decode
 from ...inference.compactor import GistCompactor
 from ...models.lm_head import check_logits
 from ...prompts import GistPrompts, before_last_k, one_row_each, seen_ids, stands_for, targets_of, through_last_k
+from ...scoring.controls import tail_ids
 from ...scoring.gist_scorer import GistScorer, target_sizes
 from ...scoring.targets import TargetScorer
 
@@ -266,7 +267,6 @@ class PairReadings:
     def _prompts(self, rows, setting):
         """Who reads what, but for the teacher on X: `{reader: (model, a prompt for each row or None)}`."""
         prompts, generator, teacher = self.compactor.prompts, self.scorer.generator, self.scorer.teacher
-        through = [through_last_k(row["context_ids"], row["last_k_ids"]) for row in rows]
 
         def generated(gists):
             return [
@@ -285,13 +285,7 @@ class PairReadings:
                 [prompts.generator([], through_last_k(seen_ids(row), row["last_k_ids"])) for row in rows],
             ),
             "last_k": (teacher, [prompts.plain(row["last_k_ids"]) for row in rows]),
-            "tail": (
-                teacher,
-                [
-                    prompts.plain(ids[-(len(row["last_k_ids"]) + row["gist_length"]) :])
-                    for row, ids in zip(rows, through, strict=True)
-                ],
-            ),
+            "tail": (teacher, [prompts.plain(tail_ids(row)) for row in rows]),
         }
         if self.generator_only is not None:
             readers["generator_only"] = (self.alone, generated(empty))

@@ -16,7 +16,7 @@
 
 import numpy as np
 
-from ...common.statistics import ratio_and_error
+from ...common.statistics import mean_and_error
 
 
 ALL_TASKS = "all tasks"
@@ -93,7 +93,7 @@ def _accuracies(rows, arms, first=0, last=None):
             ("ahead_of", shares("right", "pair") - right),
         ):
             key = f"{name}_{arm}"
-            found[key], found[f"{key}_se"] = ratio_and_error(values, np.ones(len(values)), documents)
+            found[key], found[f"{key}_se"] = mean_and_error(values, documents)
         read = [row["read"][arm] for row in rows if arm in row["read"]]
         found[f"read_{arm}"] = float(np.mean(read)) if read else float("nan")
     return found

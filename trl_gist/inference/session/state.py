@@ -241,6 +241,8 @@ class SessionSettings:
         budget = whole_number("budget", budget, optional=True)
         gist_budget = whole_number("gist_budget", gist_budget, optional=True)
         measure, certify = truth("measure", measure), truth("certify", certify)
+        if measure:
+            loaded.check_models("`measure`")
         keep = _checked_keep(keep)
         pair, prompts = loaded.pair, loaded.prompts
         last_k = pair.last_k if last_k is None else last_k

@@ -20,6 +20,7 @@ from enum import Enum
 from pathlib import Path
 
 import torch
+from huggingface_hub.constants import REPOCARD_NAME
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ...pair import GENERATOR_DIR, PairConfig
@@ -104,7 +105,7 @@ def save_pair(
     generator_trainer.save_model(generator_dir)
     if generator_trainer.args.should_save:
         # PEFT (0.21) writes a card without a word of the pair, but with the base's path
-        Path(generator_dir, "README.md").unlink(missing_ok=True)
+        Path(generator_dir, REPOCARD_NAME).unlink(missing_ok=True)
         tokenizer.save_pretrained(generator_dir)
         pair.save(directory)
         save_model_card(directory, pair, Path(directory).name, tags)

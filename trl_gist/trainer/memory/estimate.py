@@ -215,6 +215,8 @@ def memory_per_rank(
         peaks (`dict[str, Peak]`, *optional*):
             Those of an earlier estimate, to save the time of finding them, which a number of ranks does not change; nor
             does a stage of DeepSpeed's, from 1 on.
+        trust_remote_code (`bool`, *optional*, defaults to `False`):
+            Whether a model may be built by its checkpoint's own code.
 
     Returns:
         [`MemoryEstimate`]

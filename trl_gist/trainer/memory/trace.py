@@ -263,10 +263,11 @@ class StepTrace:
         """T on the cues alone, which says what of several targets counts; see [`~scoring.gist_scorer.GistScorer`]."""
         rows, teacher = self.args.score_batch_size, TargetScorer(self.teacher)
         bos = self.lengths.teacher - self.args.context_length
+        before = [bos + max(cue, between) for cue, _, between in self.targets]
 
         def run():
             with torch.no_grad(), self.autocast():
-                teacher(self._rows(bos, min(rows, contexts), 1, [cue for cue, _, _ in self.targets]))
+                teacher(self._rows(0, min(rows, contexts), 1, before))
 
         return self._peak(run, ())
 
