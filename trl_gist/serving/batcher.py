@@ -371,7 +371,7 @@ class _Turns(AbstractContextManager):
     @property
     def is_mine(self) -> bool:
         """Also in the thread that writes, where streamers are called."""
-        return threading.get_ident() in (self.owner, self.batcher.thread.ident)
+        return self.owner == threading.get_ident() or threading.current_thread() is self.batcher.thread
 
     def __enter__(self):
         if not self.is_mine:
