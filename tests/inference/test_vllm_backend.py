@@ -16,17 +16,22 @@
 """What is said of a pair that vLLM cannot take, before vLLM is needed. What it can is in tests/engine."""
 
 import json
+import queue
 import sys
+import time
+from unittest.mock import Mock
 
 import pytest
 from peft import LoraConfig, get_peft_model
 from peft.utils import CONFIG_NAME
+from serving_run import until
 from tiny import make_model
 from tiny_pairs import make_pair, save_half
 
 from trl_gist import GistCompactor
 from trl_gist.cli.main import main
 from trl_gist.models.loading import HalfLoader
+from trl_gist.models.vllm import SharedEngine, _Request
 from trl_gist.pair import GENERATOR_DIR
 
 
@@ -130,3 +135,19 @@ def test_the_command_line_refuses_what_reads_the_models(folder, flags, tmp_path,
         main(["compress", str(folder), str(file), "--backend", "vllm", *flags])
     said = capsys.readouterr().err
     assert f"{flags[0]} reads the models' own logits" in said and "use --backend transformers" in said
+
+
+def test_an_engine_whose_process_is_gone_when_a_client_leaves_has_failed():
+    gone = Mock()
+    gone.abort_request.side_effect = RuntimeError("The process is gone.")
+    gone.step.side_effect = lambda: time.sleep(0.01) or []
+    engine = SharedEngine(gone)
+    stays, leaves, comes = (_Request(name, [1], None, None, queue.SimpleQueue()) for name in "012")
+    for entry in (stays, leaves, {leaves.name}):
+        engine.arrived.put(entry)
+    until(lambda: engine.failure is not None)
+    engine.arrived.put(comes)
+    for request in (stays, comes):
+        assert "The process is gone." in str(request.answers.get(timeout=60))
+    engine.close()
+    gone.engine_core.shutdown.assert_called_once()

@@ -17,6 +17,7 @@
 import random
 import threading
 import time
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
@@ -271,11 +272,16 @@ def test_a_forward_has_so_many_rows_and_tokens(compactor, prompts, batches, limi
     assert [rows for _, rows in batches] == expected
 
 
+@pytest.mark.parametrize("limit", ["max_batch_size", "max_batch_tokens"])
 @pytest.mark.parametrize("path", ["/v1/compress", "/v1/chat/completions"])
-def test_one_requests_windows_are_no_more_at_once_either(compactor, batches, path):
+def test_one_requests_windows_are_no_more_at_once_either(compactor, batches, path, limit):
+    pair = compactor.pair
+    longest = pair.context_length + pair.max_gist_length
+    longest += compactor.prompts.summarizer_overhead(pair.max_gist_length)
+    most = {"max_batch_size": 2, "max_batch_tokens": 3 * longest - 1}[limit]
     said = [{"role": "user", "content": PARAGRAPH[:200]}, {"role": "assistant", "content": PARAGRAPH[:200]}]
     body = {"input": PARAGRAPH} if path == "/v1/compress" else {"messages": [*said, said[0]], "max_tokens": 1}
-    with running(compactor, max_batch_size=2) as url:
+    with running(compactor, **{limit: most}) as url:
         assert post(url, path, body).status_code == 200
     rows = [rows for role, rows in batches if role == "summarizer"]
     assert len(rows) > 1 and max(rows) == 2
@@ -334,9 +340,13 @@ def test_a_prompt_that_does_not_fit_is_an_error_of_its_own_call(compactor, promp
 
 
 def test_memory_that_does_not_do_for_all_may_do_for_each(compactor, prompts, batches):
+    of_all, still_there = [], []
+
     def run_out(module, inputs, hidden_NTH):
         if len(hidden_NTH) > 1:
+            of_all.append(weakref.ref(hidden_NTH))
             raise torch.OutOfMemoryError
+        still_there.append(of_all[0]() is not None)
 
     calls = [("generator", [prompt], {"max_new_tokens": 3}) for prompt in prompts[:3]]
     hook = compactor.generator.model.norm.register_forward_hook(run_out)
@@ -346,9 +356,21 @@ def test_memory_that_does_not_do_for_all_may_do_for_each(compactor, prompts, bat
     finally:
         hook.remove()
     assert [rows for _, rows in batches] == [3, 1, 1, 1]
+    assert len(still_there) == 3 * 3 and not any(still_there), "what did not do for all is needed for each"
     assert [written for written, _ in found] == [
         compactor.generate("generator", [prompt], max_new_tokens=3)[0] for prompt in prompts[:3]
     ]
+
+
+@pytest.mark.parametrize("bad", [([], {"max_new_tokens": 4}), ([[5]], {"max_new_tokens": "4"})])
+def test_what_is_no_call_is_an_error_of_its_own_and_the_next_goes_on(compactor, prompts, bad):
+    with batching(compactor) as batcher, ThreadPoolExecutor(2) as pool:
+        with batcher.lock:
+            good = pool.submit(batcher.generate, "generator", prompts[:1], max_new_tokens=4)
+            until(lambda: batcher.waiting == 1)
+            failed = pool.submit(batcher.generate, "generator", bad[0], **bad[1])
+            assert isinstance(failed.exception(60), ValueError)
+        assert len(good.result()[0][0]) == 4
 
 
 def test_a_failure_on_the_way_is_every_calls_and_the_next_goes_on(compactor, prompts):
@@ -382,7 +404,30 @@ def test_a_streamer_that_raises_ends_its_own_row(compactor, prompts, error):
     assert whole[0] == compactor.generate("generator", [prompts[0]], max_new_tokens=8)[0]
 
 
+def test_a_streamer_may_use_the_models(compactor, prompts):
+    class Reader(Tokens):
+        def put(self, value):
+            with batcher.lock:
+                super().put(value)
+
+    streamer = Reader()
+    with batching(compactor) as batcher:
+        written, _ = batcher.generate("generator", prompts[:1], max_new_tokens=4, streamer=streamer)
+        assert [token for (token,) in streamer.values[1:]] == written[0]
+        with batcher.lock:
+            assert batcher.generate("generator", prompts[:1], max_new_tokens=4)[0] == written
+
+
 # ---- Who leaves ----
+
+
+def test_who_comes_when_it_is_closed_is_told(compactor, prompts):
+    with batching(compactor) as batcher:
+        pass
+    with pytest.raises(RuntimeError, match="has been closed"):
+        batcher.generate("generator", prompts[:1], max_new_tokens=4)
+    with pytest.raises(RuntimeError, match="has been closed"), batcher.lock:
+        pass
 
 
 def test_a_client_that_left_before_its_turn_is_not_read(compactor, batches):

@@ -345,7 +345,7 @@ class SharedEngine:
             if entry is None:
                 return False
             if isinstance(entry, set):
-                self._abort([name for name in entry if name in self.open])
+                self._give_up([name for name in entry if name in self.open])
             elif self.failure is not None:
                 entry.answers.put(_failed(self.failure))
             else:
@@ -360,6 +360,12 @@ class SharedEngine:
             request.answers.put(error)
         else:
             self.open[request.name] = request
+
+    def _give_up(self, names):
+        try:
+            self._abort(names)
+        except Exception as error:  # as of a process of the engine's that is gone
+            self._fail(error)
 
     def _abort(self, names):
         self.engine.abort_request(names)

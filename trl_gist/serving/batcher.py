@@ -36,6 +36,7 @@ import torch
 from transformers import StoppingCriteria, StoppingCriteriaList
 from transformers.generation.streamers import BaseStreamer
 
+from ..common.arguments import whole_number
 from ..inference.pair import LoadedPair
 from ..models.generation import end_token_ids
 from .worker import Stopped, current_job
@@ -88,13 +89,17 @@ class Batcher:
         max_rows (`int`):
             Most prompts in one forward. A call of more goes alone.
         max_tokens (`int`):
-            Most tokens of these, with padding and what is to be written; likewise.
+            Most tokens of these, with padding and what is to be written; likewise. `at_once` is how many of the pair's
+            longest contexts have no more.
     """
 
     failure = None
 
     def __init__(self, pair: LoadedPair, max_rows: int, max_tokens: int):
         self.pair, self.max_rows, self.max_tokens = pair, max_rows, max_tokens
+        sizes = pair.pair
+        longest = sizes.context_length + pair.prompts.summarizer_overhead(sizes.max_gist_length)
+        self.at_once = max(1, min(max_rows, max_tokens // (longest + sizes.max_gist_length)))
         self.lock = _Turns(self)
         self.entries: deque[_Call | _Turn] = deque()
         self.changed = threading.Condition()
@@ -109,22 +114,20 @@ class Batcher:
     def waiting(self) -> int:
         return len(self.entries)
 
-    @property
-    def at_once(self) -> int:
-        return self.max_rows
-
     def generate(self, role: str, prompts: list[list[int]], **settings) -> tuple:
         """See [`Backend`]."""
         call = _Call(role, prompts, **settings)
-        if self.lock.is_mine or _BATCH.get() is not None:  # to wait for itself would be for ever
+        if self.lock.is_mine:  # to wait for itself would be for ever
             self._run([call])
         else:
             self.put(call)
         return call.result.result()
 
     def put(self, entry: "_Call | _Turn"):
-        """Behind those that wait."""
+        """Behind those that wait. Raises `RuntimeError` after [`~Batcher.close`]."""
         with self.changed:
+            if self.closed:
+                raise RuntimeError("The server has been closed. Start it again.")
             self.entries.append(entry)
             self.changed.notify()
 
@@ -169,14 +172,14 @@ class Batcher:
         if not all(isinstance(each, _Call) for each in (calls[0], other)) or calls[0].kind != other.kind:
             return False
         rows = sum(len(call.prompts) for call in (*calls, other))
-        length = max(max(map(len, call.prompts)) for call in (*calls, other))
+        length = max(call.length for call in (*calls, other))
         new_tokens = max(call.max_new_tokens for call in (*calls, other))
         return rows <= self.max_rows and rows * (length + new_tokens) <= self.max_tokens
 
     def _run(self, calls):
         first = calls[0]
         batch = _Batch(calls, end_token_ids(getattr(self.pair, first.role), self.pair.tokenizer))
-        error, before = None, _BATCH.set(batch)
+        again, before = [], _BATCH.set(batch)
         try:
             with self.pair.lock:
                 if first.settings.get("do_sample"):
@@ -189,19 +192,17 @@ class Batcher:
                     **first.settings,
                 )
             batch.finish(logits_TNV)
-        except Exception as raised:
-            error = raised
+        except Exception as error:
+            # It may be one call's, as a prompt that does not fit, or of all of them together, as memory
+            if len(calls) > 1 and not batch.has_begun:
+                again = calls
+            else:
+                for call in calls:
+                    call.fail(error)
         finally:
             _BATCH.reset(before)
-        if error is None:
-            return
-        # It may be one call's, as a prompt that does not fit, or of all of them together, as memory
-        if len(calls) > 1 and not batch.has_begun:
-            for call in calls:
-                self._run([call])
-        else:
-            for call in calls:
-                call.fail(error)
+        for call in again:  # not above, where the error holds what the forward has left in memory
+            self._run([call])
 
 
 _BATCH: ContextVar["_Batch | None"] = ContextVar("batch", default=None)  # that this thread writes
@@ -248,6 +249,8 @@ class _Call(_Entry):
     Attributes:
         kind (`tuple`):
             Calls of one kind may go together.
+        length (`int`):
+            Of the longest prompt.
         completions (`list[list[int]]`):
             What has been written.
         steps (`int`):
@@ -265,7 +268,9 @@ class _Call(_Entry):
     ):
         super().__init__()
         self.role, self.prompts, self.settings = role, prompts, settings
-        self.max_new_tokens, self.streamer, self.rng = max_new_tokens, streamer, rng
+        self.streamer, self.rng = streamer, rng
+        # Here what is no number is an error of its own call; in the thread that writes it would be everybody's end
+        self.max_new_tokens, self.length = whole_number("max_new_tokens", max_new_tokens), max(map(len, prompts))
         self.kind = (role, settings, None if rng is None else self)
         self.completions: list[list[int]] = [[] for _ in prompts]
         self.open = set(range(len(prompts)))  # rows that have not ended
@@ -365,7 +370,8 @@ class _Turns(AbstractContextManager):
 
     @property
     def is_mine(self) -> bool:
-        return self.owner == threading.get_ident()
+        """Also in the thread that writes, where streamers are called."""
+        return self.owner == threading.get_ident() or threading.current_thread() is self.batcher.thread
 
     def __enter__(self):
         if not self.is_mine:
@@ -379,6 +385,6 @@ class _Turns(AbstractContextManager):
     def __exit__(self, *error):
         self.batcher.pair.lock.__exit__(*error)
         self.depth -= 1
-        if not self.depth:
+        if not self.depth and self.owner is not None:
             self.owner = None
             self.turn.over.set()
