@@ -23,7 +23,7 @@ python -m research.targets.continuation --folder later --start continuation/seed
                                                           both go on from a pair that has learned the next tokens
 
 Two pairs with the demo's settings and steps: `alone` is paid for the next 32 tokens, `mixed` for these, two facts and a
-sentence, whatever the teacher gains on them. Measured are 8 windows of each of the demo's 19 held-out articles, the same
+sentence, whatever the teacher gains on them. Measured are 6 windows of each of the demo's 19 held-out articles, the same
 for both: the next 32 tokens by each pair's G from S's greedy gist, and from an empty one. Errors are over articles.
 """
 
@@ -112,7 +112,7 @@ def main():
     parser.add_argument("--start", metavar="PAIR", help="a trained pair to start from (default: the checkpoint)")
     parser.add_argument("--seed", type=int, default=42)
     parser.add_argument("--steps", type=int, default=NEXT_TOKENS["max_steps"], help="(default: %(default)s)")
-    parser.add_argument("--per_article", type=int, default=8, help="windows of a held-out article (default: 8)")
+    parser.add_argument("--per_article", type=int, default=6, help="windows of a held-out article (default: 6)")
     parser.add_argument("--table", action="store_true", help="run nothing")
     args = parser.parse_args()
     folder = args.folder / f"seed-{args.seed}"
