@@ -124,7 +124,10 @@ def test_the_command_line_says_which_extra_is_missing(folder, command, tmp_path,
     with pytest.raises(SystemExit) as caught:
         main([command, str(folder), *([str(file)] if command == "compress" else []), "--backend", "vllm"])
     assert caught.value.code == 2
-    assert 'vllm is missing, which --backend vllm is: pip install "trl_gist[vllm]"' in capsys.readouterr().err
+    message = capsys.readouterr().err
+    assert (
+        'vllm is missing, in which --backend vllm runs a pair of two adapters: pip install "trl_gist[vllm]"' in message
+    )
 
 
 @pytest.mark.parametrize("flags", [["--search"], ["--certify", "--json"]], ids=["search", "certify"])

@@ -300,6 +300,17 @@ def dry_run(tmp_path, model, capsys):
     return run
 
 
+@pytest.mark.parametrize(
+    "flags, precision",
+    [
+        ((), "float32 (`dtype`), with `bf16` off"),
+        (("--dtype", "bfloat16", "--bf16", "true"), "bfloat16 (`dtype`), with `bf16` on"),
+    ],
+)
+def test_a_dry_run_says_of_which_precision_it_is(dry_run, flags, precision):
+    assert f"Of weights in {precision}." in dry_run("--dry_run", "true", *flags)[1]
+
+
 def test_a_dry_run_prints_bytes_per_rank_and_touches_nothing(dry_run, tmp_path):
     code, out = dry_run("--dry_run", "true", "--world_size", 8, "--zero_stage", 3)
     assert code == 0

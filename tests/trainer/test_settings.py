@@ -39,6 +39,7 @@ from settings_table import (
 )
 from transformers import TrainingArguments
 from trl import GRPOConfig
+from trl.generation import vllm_generation
 from trl.trainer import grpo_trainer
 
 from trl_gist import GistConfig
@@ -142,6 +143,8 @@ KEPT_FOR_VLLM = {
 
 def test_with_vllm_its_settings_reach_what_samples(lab, monkeypatch):
     given = {}
+    monkeypatch.setattr(vllm_generation, "is_vllm_available", lambda: True)
+    monkeypatch.setattr(vllm_generation, "LLM", None, raising=False)
     monkeypatch.setattr(grpo_trainer, "VLLMGeneration", lambda **kwargs: given.update(kwargs))
     monkeypatch.setattr(gist_trainer, "prepare_vllm", lambda *args: None)
     values = {name: value for name, (_, value) in GIVEN_TO_VLLM.items()}

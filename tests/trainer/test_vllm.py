@@ -33,6 +33,7 @@ from trl.generation import vllm_generation
 from trl_gist.common.tokens import characters_of
 from trl_gist.models.deepspeed import whole_state_dict
 from trl_gist.models.roles import storage_pointers
+from trl_gist.trainer import gist_trainer
 
 
 EOS = 2
@@ -512,6 +513,8 @@ def test_a_model_without_a_checkpoint_is_refused(make_run, tokenizer):
         make_run("colocate", model=make_model(tokenizer), processing_class=tokenizer)
 
 
-def test_without_vllm_the_run_says_what_to_install(make_trainer):
-    with pytest.raises(ImportError, match="vLLM is not available"):
+def test_without_vllm_the_run_says_what_to_install_before_it_loads(make_trainer, monkeypatch):
+    monkeypatch.setattr(vllm_generation, "is_vllm_available", lambda: False)
+    monkeypatch.setattr(gist_trainer, "load_given", None)
+    with pytest.raises(ModuleNotFoundError, match=r'with which `use_vllm` samples: pip install "trl_gist\[vllm\]"'):
         make_trainer(args={"use_vllm": True})

@@ -94,7 +94,7 @@ def check_backend(args: argparse.Namespace, *flags: str):
                 f"--{flag} reads the models' own logits, which vLLM does not give: leave it out, or use --backend "
                 "transformers."
             )
-    check_installed("vllm", purpose="which --backend vllm is", extra="vllm")
+    check_installed("vllm", purpose="in which --backend vllm runs a pair of two adapters", extra="vllm")
 
 
 def add_batch_size(parser: argparse.ArgumentParser, default: int):

@@ -84,20 +84,22 @@ def print_memory(script_args, training_args: GistConfig, model_args) -> MemoryEs
         )
     world_size = script_args.world_size or training_args.world_size
     zero = _zero_settings(script_args.zero_stage, training_args, model_config)
+    dtype = _dtype(model_args.dtype, model_config)
     estimate = memory_per_rank(
         training_args,
         model_config,
         peft_config,
         config_of(names[0], GENERATOR_DIR),
         config_of(names[1], ""),
-        _dtype(model_args.dtype, model_config),
+        dtype,
         prompt_lengths(training_args, tokenizer),
         world_size,
         zero,
         trust_remote_code=trust_remote_code,
     )
     if training_args.process_index == 0:
-        _print(estimate, f"{Path(name).name}: {_launch(world_size, zero)}", _notes(training_args, tokenizer, estimate))
+        notes = _notes(training_args, tokenizer, estimate, dtype)
+        _print(estimate, f"{Path(name).name}: {_launch(world_size, zero)}", notes)
     return estimate
 
 
@@ -148,8 +150,9 @@ def _launch(world_size, zero):
     return f"{ranks}, {f'ZeRO-{zero.stage}' if zero.stage else 'DDP' if world_size > 1 else 'no DeepSpeed'}"
 
 
-def _notes(training_args, tokenizer, estimate):
-    notes = []
+def _notes(training_args, tokenizer, estimate, dtype):
+    name = str(dtype).removeprefix("torch.")
+    notes = [f"Of weights in {name} (`dtype`), with `bf16` {'on' if training_args.bf16 else 'off'}."]
     if estimate.host:
         notes.append(f"Offloaded, off the device: {_gib(estimate.host)} GiB for each rank.")
     if training_args.use_vllm:

@@ -228,7 +228,8 @@ def load_given(
     for role, trained in (("summarizer", roles.summarizer), ("generator", roles.generator)):
         check_dtype(role, trained)
     computed_in = torch.bfloat16 if args.bf16 else roles.summarizer.dtype
-    warn_if_slow(computed_in, args.device, 'Set `bf16` to False and `dtype` of `model_init_kwargs` to "float32".')
+    remedy = 'Set `bf16` to False and `dtype` to "float32", in Python that of `model_init_kwargs`.'
+    warn_if_slow(computed_in, args.device, remedy)
     return roles
 
 

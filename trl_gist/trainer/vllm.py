@@ -35,7 +35,7 @@ from .gist_config import GistConfig
 
 
 def check_vllm_settings(args: GistConfig, model: str | PreTrainedModel | PeftModel):
-    """Raises `ValueError` for what vLLM cannot do, before any model is loaded."""
+    """Raises `ValueError` for what vLLM cannot do, `ModuleNotFoundError` without it, before any model is loaded."""
     if args.generator_only:
         raise ValueError("`generator_only` samples no gists: leave out `use_vllm`.")
     if args.vllm_mode == "colocate" and not isinstance(model, str) and not model.name_or_path:
@@ -50,6 +50,8 @@ def check_vllm_settings(args: GistConfig, model: str | PreTrainedModel | PeftMod
             f"`context_length` + `max_completion_length` = {args.context_length} + {args.max_completion_length} "
             "tokens. Raise it, or leave it out to take the model's own."
         )
+    if not vllm_generation.is_vllm_available():
+        raise ModuleNotFoundError('vllm is missing, with which `use_vllm` samples: pip install "trl_gist[vllm]"')
 
 
 @contextmanager
@@ -67,7 +69,7 @@ def engine_for(args: GistConfig, model: PreTrainedModel | PeftModel):
         model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
             The summarizer.
     """
-    if not args.use_vllm or args.vllm_mode != "colocate" or not vllm_generation.is_vllm_available():
+    if not args.use_vllm or args.vllm_mode != "colocate":
         yield
         return
     build = vllm_generation.LLM
