@@ -130,7 +130,7 @@ class LoadedPair:
                 Defaults to the machine's accelerator, or the CPU.
             dtype (`str` or `torch.dtype`, *optional*):
                 Defaults to the one the checkpoint (under adapters: the base) is stored in; on a CPU without instructions
-                for bfloat16 to float32, in which it is some nine times as fast.
+                for bfloat16 to float32, in which it is eight or nine times as fast.
             revision (`str`, *optional*):
                 Of the repository on the Hub.
             trust_remote_code (`bool`, *optional*, defaults to `False`):

@@ -15,7 +15,7 @@
 """
 What this machine computes in, if nobody says: its accelerator or the CPU, and the precision that it multiplies fast.
 
-A CPU without instructions for bfloat16 takes nine times as long for a product in it as in float32 (AMD EPYC with AVX2, one
+A CPU without instructions for bfloat16 takes eight or nine times as long for a product in it as in float32 (AMD EPYC with AVX2, one
 core: 8 against 74 GFLOP/s), one with AVX-512 BF16 or AMX a third to a half of float32's time.
 """
 
@@ -80,7 +80,7 @@ def warn_if_slow(dtype: str | torch.dtype | None, device: str | torch.device, re
 @functools.cache
 def _warn_once(dtype, remedy):
     logger.warning(
-        "This CPU has no instructions for %s, in which products take some nine times as long as in float32. %s",
+        "This CPU has no instructions for %s, in which products take eight or nine times as long as in float32. %s",
         dtype,
         remedy,
     )
