@@ -93,7 +93,10 @@ def asking(url, compactor, path, bodies):
             answers = []
             for body in bodies:
                 answers.append(pool.submit(post, url, path, body))
-                until(lambda: waiting(url) == len(answers) - 1)  # the first has its turn
+                until(lambda: in_flight(url) == len(answers))
+                if len(answers) == 1:
+                    time.sleep(0.3)  # until it has its turn, of which no gauge tells
+                until(lambda: waiting(url) == len(answers) - 1)
             yield answers
 
 
