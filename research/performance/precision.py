@@ -18,7 +18,7 @@ Which precision this CPU multiplies fast, and what is computed in where nobody s
 OMP_NUM_THREADS=1 python -m research.performance.precision
 """
 
-from trl_gist.models.machine import fast_dtype
+from trl_gist.models.machine import cpu_capabilities, fast_dtype
 
 import torch
 from torch.nn.functional import linear
@@ -39,7 +39,7 @@ def rate(dtype: torch.dtype) -> float:
 
 
 def main():
-    found = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    found = cpu_capabilities()
     there = [
         name for name in ("avx2", "avx512_f", "avx512_bf16", "amx_bf16", "neon", "sve", "bf16") if found.get(name)
     ]

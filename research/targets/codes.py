@@ -160,14 +160,19 @@ def held_out_windows(trainer: GistTrainer, targets_per_context: int):
     return prepare_windows(split_articles()[1], trainer.processing_class, spec)[0]
 
 
+def spread_over_articles(windows, count: int) -> list[dict]:
+    """So many windows from all over each article."""
+    of_article = {}
+    for row in windows:
+        of_article.setdefault(str(row["document_id"]), []).append(row)
+    return [row for rows in of_article.values() for row in rows[:: max(1, len(rows) // count)][:count]]
+
+
 class HeldOut:
     """Contexts with their targets, which the teacher has read once."""
 
     def __init__(self, trainer: GistTrainer):
-        of_article = {}
-        for row in held_out_windows(trainer, 6):
-            of_article.setdefault(str(row["document_id"]), []).append(row)
-        self.rows = [row for rows in of_article.values() for row in rows[:: max(1, len(rows) // 4)][:4]]
+        self.rows = spread_over_articles(held_out_windows(trainer, 6), 4)
         self.trainer, self.scorer = trainer, trainer.generator_trainer.scorer
         self.documents, self.hidden = read(self.scorer, self.rows)
 

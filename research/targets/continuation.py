@@ -32,7 +32,7 @@ import json
 from pathlib import Path
 
 from trl_gist import GistTrainer
-from trl_gist.common.statistics import ratio_and_error, with_error
+from trl_gist.common.statistics import mean_and_error, with_error
 from trl_gist.data.windows import WindowSpec, prepare_windows
 
 import numpy as np
@@ -43,6 +43,7 @@ from examples.demo import NEXT_TOKENS, make_trainer
 from examples.demo_assets import smollm2_checkpoint, split_articles
 from examples.short_run import quiet_console, short_config
 from research.common.tables import markdown_table
+from research.targets.codes import spread_over_articles
 
 
 PAIRS = {
@@ -57,13 +58,11 @@ def held_out(per_article: int) -> Dataset:
     tokenizer = AutoTokenizer.from_pretrained(str(smollm2_checkpoint()))
     lengths = [NEXT_TOKENS[name] for name in ("context_length", "target_length", "last_k")]
     windows, _ = prepare_windows(split_articles()[1], tokenizer, WindowSpec(*lengths, None, None))
-    of_article = {}
-    for row in windows:
-        of_article.setdefault(row["document_id"], []).append(
-            {"context": row["context_ids"], "last_k": row["last_k_ids"], "target": row["target_ids"]}
-            | {"document_id": row["document_id"]}
-        )
-    rows = [row for rows in of_article.values() for row in rows[:: max(1, len(rows) // per_article)][:per_article]]
+    rows = [
+        {"context": row["context_ids"], "last_k": row["last_k_ids"], "target": row["target_ids"]}
+        | {"document_id": row["document_id"]}
+        for row in spread_over_articles(windows, per_article)
+    ]
     return Dataset.from_list(rows)
 
 
@@ -95,7 +94,7 @@ def table(pairs: dict[str, list[dict]]) -> list[str]:
 
         def mean(column, rows=rows, less=0):
             values = np.array([row[column] for row in rows]) - less
-            return with_error(*ratio_and_error(values, np.ones(len(rows)), [row["document_id"] for row in rows]))
+            return with_error(*mean_and_error(values, [row["document_id"] for row in rows]))
 
         higher = mean("teacher_kl", less=np.array([row["teacher_kl"] for row in alone])) if rows is not alone else ""
         lines.append(

@@ -36,7 +36,7 @@ from ..common.tokens import decode, literal_ids, literal_pieces
 from ..models.fingerprints import pair_fingerprint
 from ..models.generation import generate
 from ..models.loading import HalfLoader, check_device, check_dtype_name, local_directory
-from ..models.machine import machine_device, stored_or_fast_dtype, warn_if_slow
+from ..models.machine import dtype_to_load, machine_device
 from ..models.vllm import EngineModel, NoModels, load_engine_models
 from ..pair import GENERATOR_DIR, PairConfig
 from ..prompts import GistPrompts
@@ -158,10 +158,7 @@ class LoadedPair:
         if backend == "vllm":
             summarizer, generator = load_engine_models(directory, tokenizer, device, dtype, trust_remote_code)
         else:
-            warn_if_slow(dtype, device, "Leave out `dtype`, unless memory is what counts.")
-            loader = HalfLoader(
-                device, stored_or_fast_dtype(device) if dtype in (None, "auto") else dtype, trust_remote_code
-            )
+            loader = HalfLoader(device, dtype_to_load(dtype, device), trust_remote_code)
             summarizer = loader.load(directory, "summarizer")
             generator = loader.load(directory / GENERATOR_DIR, "generator")
         return cls(summarizer, generator, tokenizer, pair)

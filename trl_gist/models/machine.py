@@ -15,8 +15,8 @@
 """
 What this machine computes in, if nobody says: its accelerator or the CPU, and the precision that it multiplies fast.
 
-A CPU without instructions for bfloat16 takes eight or nine times as long for a product in it as in float32 (AMD EPYC with AVX2, one
-core: 8 against 74 GFLOP/s), one with AVX-512 BF16 or AMX a third to a half of float32's time.
+A CPU without instructions for bfloat16 takes eight or nine times as long for a product in it as in float32 (AMD EPYC with
+AVX2, one core: 8 against 74 GFLOP/s), one with AVX-512 BF16 or AMX a third to a half of float32's time.
 """
 
 import functools
@@ -35,13 +35,17 @@ def machine_device() -> torch.device:
     return torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
 
 
+def cpu_capabilities() -> dict:
+    """What the CPU is and has, by torch's names; empty of a torch that does not list it (before 2.12)."""
+    return torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+
+
 @functools.cache
 def cpu_multiplies_bfloat16() -> bool:
-    """Whether the CPU has instructions for products of bfloat16, as AVX-512 BF16, AMX and some of Arm's are. Of a torch
-    that does not list a CPU's instructions (before 2.12) it is taken for granted."""
-    if not hasattr(torch.cpu, "get_capabilities"):
-        return True
-    return any(there for name, there in torch.cpu.get_capabilities().items() if name.endswith("bf16"))
+    """Whether the CPU has instructions for products of bfloat16, as AVX-512 BF16, AMX and some of Arm's are. Where they are
+    not listed it is taken for granted."""
+    found = cpu_capabilities()
+    return not found or any(there for name, there in found.items() if name.endswith("bf16"))
 
 
 def fast_dtype(device: str | torch.device | None = None) -> str:
@@ -58,6 +62,12 @@ def fast_dtype(device: str | torch.device | None = None) -> str:
 def stored_or_fast_dtype(device: str | torch.device) -> str:
     """`"auto"`, the dtype that a checkpoint is stored in; but `"float32"` on a CPU that would be slow in half of it."""
     return "auto" if fast_dtype(device) == "bfloat16" else "float32"
+
+
+def dtype_to_load(dtype: str | torch.dtype | None, device: str | torch.device) -> str | torch.dtype:
+    """The one that was asked for, with a warning where it is slow; of `None` and `"auto"` [`stored_or_fast_dtype`]."""
+    warn_if_slow(dtype, device, "Leave out `dtype`, unless memory is what counts.")
+    return stored_or_fast_dtype(device) if dtype in (None, "auto") else dtype
 
 
 def warn_if_slow(dtype: str | torch.dtype | None, device: str | torch.device, remedy: str):

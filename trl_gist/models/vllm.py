@@ -50,7 +50,7 @@ from ..prompts import gist_from_completion
 from .adapters import check_leaves_base
 from .generation import checked_request, end_token_ids
 from .loading import base_error, check_half
-from .machine import stored_or_fast_dtype, warn_if_slow
+from .machine import dtype_to_load
 
 
 logger = logging.getLogger(__name__)
@@ -597,9 +597,7 @@ def _check_device(device, own):
 
 def _dtype(dtype, device, config, base):
     """As of models that transformers loads."""
-    warn_if_slow(dtype, device, "Leave out `dtype`, unless memory is what counts.")
-    if dtype in (None, "auto"):
-        dtype = stored_or_fast_dtype(device)
+    dtype = dtype_to_load(dtype, device)
     if dtype == "auto":
         dtype = config.dtype or config.get_text_config().dtype
     if dtype is None:

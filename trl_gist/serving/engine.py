@@ -200,7 +200,7 @@ class Engine:
 
     def compare(self, request: CompareRequest, emit: Emit) -> Compressed:
         """Greedy answers from gists and from the text that they stand for, each token under both readers."""
-        self._check_route("/v1/compare")
+        self._check_models("/v1/compare")
         compactor, ids = self.compactor, self._only(request.input, "input")
         gists = [self._token_ids(gist, "gists", may_be_empty=True) for gist in as_list(request.gists)]
         gist_ids = join(gists, list(compactor.prompts.tokenize(SEPARATOR)))
@@ -229,7 +229,7 @@ class Engine:
 
     def recall(self, request: RecallRequest, emit: Emit) -> Compressed:
         """What a session that read a text says after a cue; if it is asked to, as before its last compaction."""
-        self._check_route("/v1/recall")
+        self._check_models("/v1/recall")
         ids, cue_ids = self._only(request.input, "input"), self._only(request.cue, "cue")
         session = self._session(request, ids)
         live, undone = request.live is not False, None
@@ -257,19 +257,15 @@ class Engine:
         rest = {"gist": _folded(request, session, read), "undone": undone}
         return Compressed(data, len(ids) + len(cue_ids), said, rest)
 
-    def _check_route(self, route):
-        try:
-            self.compactor.check_models(f"`{route}`")
-        except NoModels as error:
-            raise ApiError(501, str(error), "not_supported") from error
-
     def _check_certify(self, request):
-        if not request.certify:
-            return
+        if request.certify:
+            self._check_models("certify", 400, "certify")
+
+    def _check_models(self, what, status=501, param=None):
         try:
-            self.compactor.check_models("`certify`")
+            self.compactor.check_models(f"`{what}`")
         except NoModels as error:
-            raise ApiError(400, str(error), "not_supported", "certify") from error
+            raise ApiError(status, str(error), "not_supported", param) from error
 
     def _session(self, request: CompletionRequest | RecallRequest, ids: list[int]) -> Session:
         """That has read a text."""
