@@ -558,6 +558,7 @@ def test_evaluate_measures_by_kind_of_target(workspace, pair_of_facts, tmp_path,
     assert all(len(line.rstrip()) <= 80 for line in printed.splitlines() if "±" in line and "  " in line)
     page = (tmp_path / "kinds" / "evaluation.html").read_text()
     assert "By kind of target" in page and ">exact</th>" in page
+    assert "<h2>each target after its cue</h2>" in page and "was paid for" not in printed
     by_kind = {(row["kind"], row["compressor"], row["reader"]): row for row in report["compressors_by_kind"]}
     for kind, of_kind in measures["kinds"].items():
         trained = by_kind[kind, "trained summarizer", "generator"]
@@ -606,6 +607,21 @@ def test_the_continuation_as_a_kind_is_the_evaluation_without_kinds(workspace, p
         evaluate(pair, workspace / "documents.jsonl", tmp_path / name, *flags, *more)
     for name in ("rows.jsonl", "measures.json", "compressors.jsonl", "contexts.jsonl"):
         assert (tmp_path / "with" / name).read_bytes() == (tmp_path / "without" / name).read_bytes(), name
+
+
+def test_of_a_pair_that_was_paid_for_kinds_an_evaluation_without_any_says_so(
+    workspace, pair_of_facts, tmp_path, capsys
+):
+    folder = shutil.copytree(pair_of_facts, tmp_path / "paid")
+    config = json.loads((folder / "gist_config.json").read_text())
+    config["recipe"]["target_kinds"] = {"fact": 2, "recall": 1}
+    (folder / "gist_config.json").write_text(json.dumps(config))
+    said = """: --target_kinds '{"fact": 2, "recall": 1}' measures that."""
+    flags = ["--text_column", "body", "--max_windows", 2]
+    evaluate(folder, workspace / "documents.jsonl", tmp_path / "without", *flags)
+    assert said in " ".join(capsys.readouterr().out.split())
+    evaluate(folder, workspace / "documents.jsonl", tmp_path / "with", *flags, *KINDS)
+    assert "was paid for" not in capsys.readouterr().out
 
 
 def test_evaluate_reads_the_targets_that_a_dataset_brings(pair_of_facts, tmp_path):

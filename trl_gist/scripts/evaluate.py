@@ -14,6 +14,7 @@
 
 """What `trl-gist evaluate` runs: a pair on held-out windows, what its gists look like, and who else can read them."""
 
+import json
 from itertools import islice
 
 from rich import box
@@ -111,6 +112,11 @@ def evaluate(args: EvaluateArguments):
             _print(measures[setting], setting, pair, f"{args.pair} on {' '.join(args.dataset)}")
         if skipped.total:
             print(f"{skipped}.")
+        paid_for = pair.recipe.get("target_kinds")
+        if paid_for and "contexts" not in measures[readings.settings[0]]:
+            print(
+                f"The pair was paid for more than what comes next: --target_kinds '{json.dumps(paid_for)}' measures that."
+            )
         more = {"patterns": describe_gists(rows, readings, folder)}
         if args.readers is not None:
             more["transfer"] = ask_other_readers(args, rows, readings)

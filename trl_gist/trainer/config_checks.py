@@ -243,8 +243,14 @@ def check_shows_whole_context(prompts, name: str):
         )
 
 
-def check_has_answers(args):
-    """Of a run whose only target is the continuation, which no sentence of the context answers."""
+def check_only_continuation(args):
+    """Of a run whose only target is the continuation: of it there is one, and no sentence of the context answers it."""
+    for name in ("targets_per_context", "cue_length", "far_offset") if args.target_spec.is_continuation else ():
+        if getattr(args, name) != getattr(type(args), name):  # the default
+            raise ValueError(
+                f"`{name}` ({getattr(args, name)}) is of several targets, and the continuation is a context's only one: set "
+                '`target_kinds`, as {"fact": 3, "continuation": 1}, or leave it out.'
+            )
     if args.cold_start_gists == "answers" and args.cold_start_steps > 0 and not args.generator_only:
         raise ValueError(
             "`cold_start_gists` is 'answers', sentences that answer a context's targets, and the continuation is the only "

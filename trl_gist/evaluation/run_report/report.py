@@ -30,7 +30,7 @@ from ...common.files import replace_file
 from ...common.statistics import is_number
 from ...version import __version__
 from ..gists.pattern_plots import visible
-from ..pages.labels import CONTROLS, reader_labels
+from ..pages.labels import CONTROLS, count_label, reader_labels
 from ..pages.render import headline, measure, number, render_page, spread, without_folders
 from .patterns import draw_gists
 from .plots import draw_run, series, smoothing_window
@@ -183,9 +183,11 @@ def _verdict(held_out, prefix):
         return None
     first, last = logs[0], logs[-1]
     words, tiles = headline(last, prefix)
-    windows, documents = (number(last.get(f"{prefix}{name}")) for name in ("windows", "documents"))
+    counts = {name: number(last.get(f"{prefix}{name}")) for name in ("windows", "contexts", "documents")}
+    if f"{prefix}contexts" not in last:
+        counts["contexts"] = None
     sentence = (
-        f"On {windows} held-out windows of {documents} documents the gist {words}. "
+        f"On {count_label(counts, 'held-out windows')} the gist {words}. "
         "In nats per target token, ± standard error over documents."
     )
     kl, error = ([measure(log.get(f"{prefix}teacher_kl{end}"), None) for log in (first, last)] for end in ("", "_se"))

@@ -31,6 +31,7 @@ from ..generator_trainer import GeneratorTrainer
 from ..gist_config import GistConfig
 from ..length_penalty import LengthPenalty
 from ..model_card import save_model_card
+from ..recipe import GROUPS
 
 
 # The arguments that shape a result, for the model card
@@ -49,7 +50,8 @@ REFERENCE_FILE = "reference.pt"
 
 def recipe_of(args: GistConfig) -> dict:
     """The arguments that shape a result, as JSON holds them."""
-    return {name: _plain(getattr(args, name)) for name in _RECIPE}
+    targets = () if args.target_spec.is_continuation else GROUPS["targets"]
+    return {name: _plain(getattr(args, name)) for name in (*_RECIPE, *targets)}
 
 
 def pair_config(
@@ -141,4 +143,4 @@ def _prompt_of(args):
 
 def _plain(value):
     value = value.value if isinstance(value, Enum) else value
-    return value if value is None or isinstance(value, (bool, int, float, str, list)) else str(value)
+    return value if value is None or isinstance(value, (bool, int, float, str, list, dict)) else str(value)
