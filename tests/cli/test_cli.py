@@ -331,7 +331,7 @@ def test_every_recipe_is_made_of_known_and_valid_settings(config):
     recall = config.stem.endswith("_recall")
     assert training_args.target_kinds == ({"fact": 3, "recall": 1} if recall else None)
     if recall:
-        assert (training_args.targets_per_context, training_args.cold_start_gists) == (8, "facts")
+        assert (training_args.targets_per_context, training_args.cold_start_gists) == (8, "surprising_facts")
         assert training_args.summarizer_prompt == SUMMARIZER_PROMPT_OF_FACTS
     assert f"--config configs/{config.name}" in config.read_text()
 
