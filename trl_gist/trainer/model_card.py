@@ -177,7 +177,7 @@ def model_card(
     has_code = any(code_references(Path(directory, half)) for half in ("", GENERATOR_DIR))
     overall = [name for name in _measures(pair) if "/" not in name]
     measures = [(name, _number(pair.measures[name]), _number(pair.measures.get(f"{name}_se"))) for name in overall]
-    kinds = sorted({name.partition("/")[0] for name in pair.measures if "/" in name})
+    kinds = sorted({name.rpartition("/")[0] for name in pair.measures if "/" in name})
     plot = f"{PLOTS_DIR}/training.png"
     return ModelCard.from_template(
         card_data,
