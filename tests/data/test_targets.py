@@ -632,6 +632,8 @@ def test_where_no_targets_can_be_used_the_error_shows_what_they_look_like(cut, t
 def test_questions_in_columns_of_their_own_are_to_be_targets(cut, dataset_of):
     with pytest.raises(ValueError, match=r"write questions and answers as `targets`: \[\{\"cue\": "):
         cut(dataset_of([{"context": PASSAGE, "question": "Who?", "answer": "a"}]))
+    with pytest.raises(ValueError, match="to train on these `targets`, call what they are about `context`"):
+        cut(dataset_of([{"passage": PASSAGE, "targets": QUESTIONS}]))
 
 
 def test_the_column_is_an_input_beside_a_context_and_taken_beside_text(cut, make_args, dataset_of):

@@ -374,6 +374,8 @@ def prepare_windows(
                 "write each chat as a text: `tokenizer.apply_chat_template(messages, tokenize=False)`, with "
                 "`parse_special_tokens`"
             )
+        elif TARGETS_COLUMN in columns:
+            remedy = f"{remedy}; to train on these `targets`, call what they are about `context`"
         elif "context" in columns:
             remedy = (
                 f"{remedy}; to train on what a context is asked, write questions and answers as `targets`: {_EXAMPLE}"
