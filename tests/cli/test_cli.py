@@ -558,6 +558,7 @@ def test_evaluate_measures_by_kind_of_target(workspace, pair_of_facts, tmp_path,
     assert all(len(line.rstrip()) <= 80 for line in printed.splitlines() if "±" in line and "  " in line)
     page = (tmp_path / "kinds" / "evaluation.html").read_text()
     assert "By kind of target" in page and ">exact</th>" in page
+    assert "cue, which the generator reads before the target" in page and "last tokens, which" not in page
     assert "<h2>each target after its cue</h2>" in page and "was paid for" not in printed
     by_kind = {(row["kind"], row["compressor"], row["reader"]): row for row in report["compressors_by_kind"]}
     for kind, of_kind in measures["kinds"].items():

@@ -192,7 +192,7 @@ def test_where_every_chunk_fails_the_command_does(run, endpoint):
     endpoint.failures = {"Write": [503] * 8}
     said = rf"4 chunks failed, and the same command asks about them again; the last: .*503.* \({re.escape(endpoint.url)}\)"
     with pytest.raises(SystemExit, match=said):
-        run(model="another")
+        run(questions=3)  # so that all are asked anew
     assert [json.loads(line) for line in run.output.read_text().splitlines()] == studied, "what there was is kept"
 
 

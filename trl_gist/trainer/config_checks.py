@@ -288,6 +288,12 @@ def check_choices(args):
     for name in ("gist_dropout", "gist_discount", "reader_share"):
         if not 0.0 <= getattr(args, name) <= 1.0:
             raise ValueError(f"`{name}` must be in [0, 1], got {getattr(args, name)}.")
+    for name, of in (("gist_discount", "windows_per_document"), ("reader_share", "reader_hands")):
+        if getattr(args, name) != getattr(type(args), name) and getattr(args, of) in (1, None, []):
+            raise ValueError(
+                f"`{name}` ({getattr(args, name)}) would not be followed: `{of}`, which it is about, is {getattr(args, of)}. "
+                f"Set `{of}`, or leave `{name}` out."
+            )
 
 
 def check_inherited(args):
