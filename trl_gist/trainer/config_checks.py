@@ -274,7 +274,7 @@ def check_choices(args):
             raise ValueError(f"`{name}` must be one of {choices}, got {getattr(args, name)!r}.")
     unknown = sorted(set(args.reader_hands or ()) - set(EXTRACTIVE_COMPRESSORS))
     if unknown:
-        raise ValueError(f"`reader_hands` must be some of {EXTRACTIVE_COMPRESSORS}, got {', '.join(unknown)}.")
+        raise ValueError(f"`reader_hands` must be some of {EXTRACTIVE_COMPRESSORS}, got {unknown}.")
     if args.reader_hands and args.generator_only:
         raise ValueError(
             "`reader_hands` are read beside the summarizer's gists, and with `generator_only` the trainer's `compressor` "
