@@ -625,7 +625,7 @@ def test_of_a_pair_that_was_paid_for_kinds_an_evaluation_without_any_says_so(
     assert "was paid for" not in capsys.readouterr().out
 
 
-def test_evaluate_reads_the_targets_that_a_dataset_brings(pair_of_facts, tmp_path):
+def test_evaluate_reads_the_targets_that_a_dataset_brings(pair_of_facts, tmp_path, fails):
     targets = [{"cue": "The pump stood in", "target": " Broad Street"}, {"cue": "They drank", "target": " beer"}]
     context = "The pump in Broad Street stood near a brewery, and its men drank beer."
     lines = [{"context": f"{number}. {context}", "targets": targets} for number in range(3)]
@@ -634,6 +634,9 @@ def test_evaluate_reads_the_targets_that_a_dataset_brings(pair_of_facts, tmp_pat
     (measures,) = evaluate(pair_of_facts, tmp_path / "ready.jsonl", tmp_path / "out", *flags)["measures"]
     assert (measures["windows"], measures["contexts"]) == (6, 3)
     assert 0 <= measures["exact_gist"] <= 1
+    (tmp_path / "text.jsonl").write_text(json.dumps({"text": context * 9, "targets": targets}) + "\n")
+    said = fails("evaluate", pair_of_facts, "--dataset", tmp_path / "text.jsonl", "--output_dir", tmp_path / "text")
+    assert "The evaluation dataset has a column `targets`, which are of one `context`, beside `text`" in said
 
 
 @pytest.mark.parametrize("command", [["evaluate"], ["distance", "--windows", 1]], ids=["evaluate", "distance"])

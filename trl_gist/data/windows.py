@@ -385,13 +385,7 @@ def prepare_windows(
             f"`targets` (and optionally `last_k`). To train on texts, {remedy}."
         )
     if rules is not None:
-        if {"text", TARGETS_COLUMN} <= columns:
-            raise ValueError(
-                f"The {name} dataset has a column `targets`, which are of one `context`, beside `text`, which is cut into "
-                "several. If each text is a context, call it one: `dataset.rename_column('text', 'context')`. If not, give "
-                "`document_targets`, where each also has `at`, the characters of the text after which it is known. If "
-                "the column is something else, rename it: `dataset.rename_column('targets', 'my_targets')`."
-            )
+        check_targets_of_a_context(columns, name)
         rules.check(columns - consumed, name)
     carried = sorted(columns - consumed - {*WINDOW_COLUMNS, TARGETS_COLUMN})
     carries_document_id = "document_id" in columns
@@ -541,6 +535,17 @@ def check_kind_of(kind: str, where: str):
         raise ValueError(
             f"{where} has a target of kind {kind!r}, a name that is taken: other figures are logged under it, as "
             f"'{kind}/…'. Rename the kind, as 'my_{kind}'."
+        )
+
+
+def check_targets_of_a_context(columns: set[str], name: str):
+    """Raises `ValueError` for `targets` beside texts that are cut: they would be nobody's."""
+    if {"text", TARGETS_COLUMN} <= columns:
+        raise ValueError(
+            f"The {name} dataset has a column `targets`, which are of one `context`, beside `text`, which is cut into "
+            "several. If each text is a context, call it one: `dataset.rename_column('text', 'context')`. If not, give "
+            "`document_targets`, where each also has `at`, the characters of the text after which it is known. If "
+            "the column is something else, rename it: `dataset.rename_column('targets', 'my_targets')`."
         )
 
 

@@ -30,6 +30,7 @@ from ..data.windows import (
     PositionLimits,
     WindowSpec,
     check_dataset,
+    check_targets_of_a_context,
     columns_of,
     prepare_windows,
 )
@@ -65,6 +66,7 @@ def evaluate(args: EvaluateArguments):
     pair = compactor.pair
     check_dataset(documents, "evaluation")
     columns = columns_of(documents, "evaluation")
+    check_targets_of_a_context(columns, "evaluation")
     if targets is not None or columns & {TARGETS_COLUMN, DOCUMENT_TARGETS_COLUMN}:
         check_several_targets(compactor.prompts, args.last_k)
     teacher = load_teacher(compactor, args.teacher, args.trust_remote_code)
