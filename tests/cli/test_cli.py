@@ -174,6 +174,10 @@ def test_train_refuses_a_folder_that_holds_another_run_and_resumes_it_if_asked(w
             "no column 'txt' for `text_column`; it has ['body', 'source']",
         ),
         (["--config", "RECIPE", "--eval_documents", "12"], "leaves nothing to train on: there are 12 documents"),
+        (
+            ["--config", "RECIPE", "--eval_documents", "12", "--dataset_streaming", "true"],
+            "The train dataset is empty, or its documents are all held out (`eval_documents`).",
+        ),
         (["--config", "RECIPE", "--lora_dropout", "0.1"], "`lora_dropout` must be 0, got 0.1"),
         (["--config", "RECIPE", "--load_in_4bit"], "not supported"),
         (["--config", "RECIPE", "--last_k", "30"], "`last_k` (30) must not exceed `context_length` (24)"),

@@ -578,7 +578,8 @@ def columns_of(dataset: Dataset | IterableDataset, name: str) -> set[str]:
     # Of a file the first row may be a whole book, and is not asked for
     first = dataset.column_names if isinstance(dataset, Dataset) and len(dataset) else next(iter(dataset), None)
     if first is None:
-        raise ValueError(f"The {name} dataset is empty.")
+        held_out = "" if isinstance(dataset, Dataset) else ", or its documents are all held out (`eval_documents`)"
+        raise ValueError(f"The {name} dataset is empty{held_out}.")
     return set(first)
 
 
