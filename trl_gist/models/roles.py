@@ -414,3 +414,14 @@ def max_positions(model: PreTrainedModel | PeftModel) -> int | None:
     # An attribute, for configurations map it to their own name (`n_positions` in GPT-2); MPT's does not
     positions = getattr(config, "max_position_embeddings", getattr(config, "max_seq_len", None))
     return None if positions == _XLNET_HAS_NO_LIMIT else positions
+
+
+def turned_alike(model: PreTrainedModel | PeftModel) -> int | None:
+    """
+    Up to which length of a batch its rows do not change each other's rotary embeddings, if there is such a length: LongRoPE
+    (as Phi-3 has; transformers 5.23) turns all rows as the longest one needs it.
+    """
+    named = getattr(model.config.get_text_config(), "rope_parameters", None) or {}
+    of_layers = [named, *(value for value in named.values() if isinstance(value, dict))]
+    lengths = [each["original_max_position_embeddings"] for each in of_layers if each.get("rope_type") == "longrope"]
+    return min(lengths, default=None)

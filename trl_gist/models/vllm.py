@@ -48,9 +48,9 @@ from ..common.extras import extra
 from ..pair import GENERATOR_DIR
 from ..prompts import gist_from_completion
 from .adapters import check_leaves_base
-from .generation import checked_request, end_token_ids
+from .generation import checked_request, end_token_ids, not_numbers
 from .loading import base_error, check_half
-from .machine import dtype_to_load
+from .machine import dtype_to_load, is_slow
 
 
 logger = logging.getLogger(__name__)
@@ -411,7 +411,7 @@ def _log_probs(token_ids, found):
     """Of each token; 0 where there is none."""
     log_probs = [0.0 if each is None else each[token].logprob for token, each in zip(token_ids, found, strict=True)]
     if any(math.isnan(log_prob) for log_prob in log_probs):
-        raise FloatingPointError("The model's logits are not numbers.")
+        raise not_numbers()
     return log_probs
 
 
@@ -600,6 +600,8 @@ def _dtype(dtype, device, config, base):
     dtype = dtype_to_load(dtype, device)
     if dtype == "auto":
         dtype = config.dtype or config.get_text_config().dtype
+        if dtype is not None and is_slow(dtype, device):
+            dtype = torch.float32
     if dtype is None:
         raise ValueError(f"The configuration of {base} does not say in which dtype it is stored. Give `dtype`.")
     return dtype if isinstance(dtype, torch.dtype) else getattr(torch, dtype)
