@@ -100,7 +100,10 @@ def generate(
     if past_key_values is None:
         width = rounded_length(model, width, None if positions is None else positions - max_new_tokens)
     padding = [width - len(prompt) for prompt in prompts]
-    rows = [[*[config.pad_token_id] * n, *prompt] for n, prompt in zip(padding, prompts, strict=True)]
+    # The mask hides padding, often an end-of-sequence token, but not from a penalty on what was there before
+    penalised = config.repetition_penalty != 1.0
+    fillers = [prompt[0] if penalised and prompt else config.pad_token_id for prompt in prompts]
+    rows = [[*[filler] * n, *prompt] for filler, n, prompt in zip(fillers, padding, prompts, strict=True)]
     masks = [[0] * n + [1] * len(prompt) for n, prompt in zip(padding, prompts, strict=True)]
     with torch.no_grad():
         output = model.generate(
@@ -124,7 +127,10 @@ def are_broken(logits_XV: torch.Tensor) -> torch.Tensor:
 
 
 def not_numbers() -> FloatingPointError:
-    return FloatingPointError("The model's logits are not numbers.")
+    return FloatingPointError(
+        "The model's logits are not numbers. In float16 they may run over: load it in float32 or bfloat16 (`dtype`). "
+        "Otherwise its weights are damaged."
+    )
 
 
 class _CheckNumbers(LogitsProcessor):

@@ -51,6 +51,7 @@ from .adapters import check_leaves_base
 from .generation import checked_request, end_token_ids, not_numbers
 from .loading import base_error, check_half
 from .machine import dtype_to_load, is_slow
+from .roles import turned_alike
 
 
 logger = logging.getLogger(__name__)
@@ -484,7 +485,7 @@ def load_engine_models(
         dtype=_dtype(dtype, current_platform.device_type, config, base),
         trust_remote_code=trust_remote_code,
         enforce_eager=on_cpu,
-        max_model_len=-1,  # as many of the model's positions as there is memory for
+        max_model_len=turned_alike(config) or -1,  # else as many of the model's positions as there is memory for
         enable_lora=True,
         max_loras=len(adapters),
         max_lora_rank=next((each for each in _RANKS if each >= rank), rank),

@@ -175,7 +175,7 @@ class Batcher:
         rows = sum(len(call.prompts) for call in (*calls, other))
         length = max(call.length for call in (*calls, other))
         new_tokens = max(call.max_new_tokens for call in (*calls, other))
-        alike = turned_alike(getattr(self.pair, other.role))
+        alike = turned_alike(getattr(self.pair, other.role).config)
         if alike is not None and length + new_tokens > alike:
             return False
         return rows <= self.max_rows and rows * (length + new_tokens) <= self.max_tokens
