@@ -14,8 +14,6 @@
 
 """Where text is written in bfloat16 on a CPU, oneDNN makes a kernel for each new shape: few lengths have few shapes."""
 
-import copy
-
 import pytest
 import torch
 from tiny import FAMILIES, make_model
@@ -111,14 +109,3 @@ def test_prompts_stay_as_they_are_where_shapes_cost_nothing_or_positions_would_n
     model.register_forward_pre_hook(lambda *args: widths.append(args[2]["input_ids"].shape[1]), with_kwargs=True)
     write(model, tokenizer, [37])
     assert widths[0] == 37
-
-
-def test_a_penalty_on_what_was_there_does_not_find_the_padding(tokenizer):
-    """Which is an end-of-sequence token where a tokenizer has no other: a text would go on after its end."""
-    model, lengths, settings = model_of(tokenizer, torch.float64), (3, 9, 20, 40), {"repetition_penalty": 9.0}
-    end = write(model, tokenizer, lengths[:1], **settings)[0][0][2]
-    model.generation_config.eos_token_id = end
-    tokenizer = copy.deepcopy(tokenizer)
-    tokenizer.pad_token = tokenizer.convert_ids_to_tokens(end)
-    alone = [write(model, tokenizer, [length], **settings)[0][0] for length in lengths]
-    assert write(model, tokenizer, lengths, **settings)[0] == alone and len(alone[0]) == 2

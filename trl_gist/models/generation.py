@@ -100,10 +100,7 @@ def generate(
     if past_key_values is None:
         width = rounded_length(model, width, None if positions is None else positions - max_new_tokens)
     padding = [width - len(prompt) for prompt in prompts]
-    # The mask hides padding, often an end-of-sequence token, but not from a penalty on what was there before
-    penalised = config.repetition_penalty != 1.0
-    fillers = [prompt[0] if penalised and prompt else config.pad_token_id for prompt in prompts]
-    rows = [[*[filler] * n, *prompt] for filler, n, prompt in zip(fillers, padding, prompts, strict=True)]
+    rows = [[*[config.pad_token_id] * n, *prompt] for n, prompt in zip(padding, prompts, strict=True)]
     masks = [[0] * n + [1] * len(prompt) for n, prompt in zip(padding, prompts, strict=True)]
     with torch.no_grad():
         output = model.generate(
