@@ -120,7 +120,7 @@ def test_the_share_of_a_service_or_another_group(own, shares, cores, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("seen", "said", "expected"), [(64, None, "2"), (64, "5", "5"), (2, None, None), (1, None, None)]
+    ("seen", "said", "expected"), [(64, None, "2"), (64, "5", "5"), (64, "", "2"), (2, None, None), (1, None, None)]
 )
 def test_no_more_threads_than_the_container_has_cores(seen, said, expected, tmp_path, monkeypatch):
     (tmp_path / "cpu.max").write_text("200000 100000\n")

@@ -54,7 +54,7 @@ def cores_of_container(cgroups: Path = CGROUPS, own: Path = OWN_GROUPS) -> int |
     """
     # In a container its own group is where they are mounted, whatever `own` calls it
     groups = [cgroups, cgroups / "cpu"]
-    with suppress(OSError):
+    with suppress(OSError, ValueError):
         for line in own.read_text().splitlines():
             _, controllers, path = line.split(":", 2)
             if not controllers or "cpu" in controllers.split(","):
@@ -84,7 +84,7 @@ def limit_threads(cgroups: Path = CGROUPS, own: Path = OWN_GROUPS) -> int | None
     was set to."""
     cores = cores_of_container(cgroups, own)
     seen = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    if cores is None or cores >= seen or "OMP_NUM_THREADS" in os.environ:
+    if cores is None or cores >= seen or os.environ.get("OMP_NUM_THREADS"):
         return None
     os.environ["OMP_NUM_THREADS"] = str(cores)
     return cores
