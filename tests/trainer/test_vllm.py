@@ -496,6 +496,7 @@ def test_the_engine_turns_texts_of_longrope_as_they_are_in_training(context, giv
     args = {"use_vllm": True, "vllm_mode": "colocate", "bf16": True, "device": torch.device("cpu"), "seed": 0}
     args |= {"context_length": context, "max_completion_length": 48}
     monkeypatch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "")
+    monkeypatch.setattr("trl_gist.trainer.vllm.set_seed", lambda *args, **kwargs: None)
     with engine_for(SimpleNamespace(**args), SimpleNamespace(config=config)):
         vllm_generation.LLM(max_model_len=given)
     assert vllm.settings["max_model_len"] == expected
