@@ -52,8 +52,8 @@ class Backend(Protocol):
     Attributes:
         lock (`AbstractContextManager`):
             For what runs the pair's models itself.
-        waiting (`int`):
-            Requests that wait for the models now.
+        waiting (`int` or `None`):
+            Requests that wait for the models now; `None` where that is not known.
         at_once (`int`):
             Prompts of one call that it makes use of.
         failure (`Exception` or `None`):
@@ -61,7 +61,7 @@ class Backend(Protocol):
     """
 
     lock: AbstractContextManager
-    waiting: int
+    waiting: int | None
     at_once: int
     failure: Exception | None
 

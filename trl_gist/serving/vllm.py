@@ -19,6 +19,8 @@ import random
 from contextlib import nullcontext
 
 from ..inference.pair import LoadedPair
+from ..models.vllm import EngineError
+from .errors import EngineFailed
 from .worker import Stopped, current_job
 
 
@@ -33,6 +35,7 @@ class EngineBackend:
     """
 
     at_once = 256
+    waiting = None  # the engine takes in all that is asked for, and keeps its own queue to itself
 
     def __init__(self, pair: LoadedPair):
         self.pair = pair
@@ -41,16 +44,17 @@ class EngineBackend:
         self.engine.check = _check
 
     @property
-    def waiting(self) -> int:
-        return self.engine.waiting
-
-    @property
     def failure(self) -> Exception | None:
         return self.engine.failure
 
     def generate(self, role: str, prompts: list[list[int]], rng: random.Random | None = None, **settings) -> tuple:
         """See [`~serving.batcher.Backend`]."""
-        return self.pair.generate(role, prompts, rng=rng or random.Random(), **settings)
+        try:
+            return self.pair.generate(role, prompts, rng=rng or random.Random(), **settings)
+        except EngineError as error:
+            if self.failure is not None:
+                raise EngineFailed(self.failure) from error
+            raise
 
     def close(self):
         self.engine.check = lambda: None
