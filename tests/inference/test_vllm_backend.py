@@ -119,16 +119,30 @@ def test_an_adapter_of_another_type(folder, monkeypatch):
 
 @pytest.mark.parametrize("command", ["compress", "serve"])
 def test_the_command_line_says_which_extra_is_missing(folder, command, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "vllm" else True)
+    assert 'vllm is missing: pip install "trl_gist[vllm]"' in refused_by(
+        command, folder, tmp_path, monkeypatch, capsys
+    )
+
+
+@pytest.mark.parametrize("command", ["compress", "serve"])
+def test_a_pair_that_vllm_could_not_take_is_refused_before_vllm_is_missed(
+    folder, command, tokenizer, tmp_path, monkeypatch, capsys
+):
+    for file in folder.glob("adapter*"):
+        file.unlink()
+    make_model(tokenizer).save_pretrained(folder)
+    assert "The pair's summarizer is a whole model" in refused_by(command, folder, tmp_path, monkeypatch, capsys)
+
+
+def refused_by(command, folder, tmp_path, monkeypatch, capsys):
+    """What a command says of a pair where vLLM is not installed."""
+    monkeypatch.setitem(sys.modules, "vllm", None)
     file = tmp_path / "text.txt"
     file.write_text("A text.")
     with pytest.raises(SystemExit) as caught:
-        main([command, str(folder), *([str(file)] if command == "compress" else []), "--backend", "vllm"])
+        main([command, str(folder), *([str(file)] if command == "compress" else ["--port", "0"]), "--backend", "vllm"])
     assert caught.value.code == 2
-    message = capsys.readouterr().err
-    assert (
-        'vllm is missing, in which --backend vllm runs a pair of two adapters: pip install "trl_gist[vllm]"' in message
-    )
+    return capsys.readouterr().err
 
 
 @pytest.mark.parametrize("flags", [["--search"], ["--certify", "--json"]], ids=["search", "certify"])

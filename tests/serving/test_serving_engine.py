@@ -18,6 +18,7 @@ import httpx
 import pytest
 from engine_stand_in import StandInEngine, make_engine_pair, put_in_place_of_vllm
 from serving_run import metrics_of, running
+from tiny import PARAGRAPH
 
 
 @pytest.fixture
@@ -47,13 +48,13 @@ def asked(url, route, text):
 
 @pytest.mark.parametrize("route", ROUTES)
 def test_after_the_engines_process_is_gone_the_server_is_unhealthy_and_answers_503(url, engine, route):
-    assert asked(url, route, "A map of Soho.").status_code == httpx.get(f"{url}/health").status_code == 200
+    assert asked(url, route, PARAGRAPH[:300]).status_code == httpx.get(f"{url}/health").status_code == 200
     engine.dead = True
     health = httpx.get(f"{url}/health")
     assert health.status_code == 503
     error = health.json()["error"]
     assert error["code"] == "engine_failed" and "RuntimeError: The process is gone." in error["message"]
-    answer = asked(url, route, "Who was Snow?")  # what was compressed is remembered
+    answer = asked(url, route, PARAGRAPH[50:350])  # what was compressed is remembered
     assert answer.status_code == 503 and answer.json()["error"] == error
 
 

@@ -31,6 +31,7 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..common.arguments import token_ids as checked_ids
 from ..common.arguments import truth
+from ..common.backends import BACKENDS
 from ..common.pieces import PIECE, Piece
 from ..common.tokens import decode, literal_ids, literal_pieces
 from ..models.fingerprints import pair_fingerprint
@@ -42,9 +43,6 @@ from ..pair import GENERATOR_DIR, PairConfig
 from ..prompts import GistPrompts
 from ..scoring.gist_log_probs import given_log_probs, written_log_probs
 from .gist import Gist
-
-
-BACKENDS = ("transformers", "vllm")
 
 
 class LoadedPair:

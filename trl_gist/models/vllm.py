@@ -507,7 +507,7 @@ def load_engine_models(
         enable_prefix_caching=True,
         disable_log_stats=True,
     )
-    with _random_numbers_kept():
+    with random_numbers_kept():
         engine = LLMEngine.from_engine_args(arguments)
     engine.output_processor.tokenizer = tokenizer  # in whose text stop strings are looked for
     requests = {role: LoRARequest(role, n, str(halves[role])) for n, role in enumerate(halves, 1)}
@@ -554,10 +554,16 @@ def _multiply_by_adapter():
 
 
 @contextmanager
-def _random_numbers_kept():
-    """vLLM (0.31) seeds the whole process, whatever `seed` says."""
-    kept = random.getstate(), np.random.get_state()
-    with torch.random.fork_rng(devices=[]):
+def random_numbers_kept(device: torch.device | None = None):
+    """
+    While an engine is built: vLLM (0.31) seeds the whole process, whatever `seed` says.
+
+    Args:
+        device (`torch.device`, *optional*):
+            An accelerator, whose random numbers are kept as well.
+    """
+    kept, on_cpu = (random.getstate(), np.random.get_state()), device is None or device.type == "cpu"
+    with torch.random.fork_rng([] if on_cpu else [device], device_type="cuda" if on_cpu else device.type):
         yield
     random.setstate(kept[0])
     np.random.set_state(kept[1])

@@ -18,6 +18,7 @@
 import random
 from contextlib import nullcontext
 
+from ..common.backends import BACKENDS
 from ..inference.pair import LoadedPair
 from ..models.vllm import EngineError
 from .errors import EngineFailed
@@ -34,7 +35,7 @@ class EngineBackend:
             Loaded with `backend="vllm"`.
     """
 
-    at_once = 256
+    at_once = BACKENDS["vllm"]
     waiting = None  # the engine takes in all that is asked for, and keeps its own queue to itself
 
     def __init__(self, pair: LoadedPair):
