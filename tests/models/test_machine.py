@@ -40,12 +40,12 @@ def cpu(monkeypatch):
     def has(capabilities):
         monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
         monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
-        for cached in (machine.cpu_multiplies_bfloat16, machine._warn_once):
+        for cached in (machine.cpu_multiplies, machine._warn_once):
             cached.cache_clear()
 
     yield has
     monkeypatch.undo()
-    for cached in (machine.cpu_multiplies_bfloat16, machine._warn_once):
+    for cached in (machine.cpu_multiplies, machine._warn_once):
         cached.cache_clear()
 
 
@@ -93,6 +93,23 @@ def test_who_asks_for_the_slow_one_is_told_once(cpu, stored_in_half, caplog):
     assert compactor.generator.dtype == torch.bfloat16
     (record,) = caplog.records
     assert "no instructions for bfloat16" in record.message and "Leave out `dtype`" in record.message
+
+
+@pytest.mark.parametrize(
+    "capabilities, told",
+    [
+        (WITH, ["float16"]),
+        (WITH | {"avx512_fp16": True}, []),
+        (WITHOUT, ["bfloat16", "float16"]),
+        (ARM, ["float16"]),
+        (ARM | {"fp16": True, "bf16": False}, ["bfloat16"]),
+    ],
+)
+def test_each_half_precision_has_instructions_of_its_own(capabilities, told, cpu, caplog):
+    cpu(capabilities)
+    for dtype in ("bfloat16", "float16", "float32"):
+        machine.warn_if_slow(dtype, "cpu", "Take another.")
+    assert [record.args[0] for record in caplog.records] == told
 
 
 @pytest.mark.parametrize("settings, told", [({"bf16": True}, 1), ({"bf16": False}, 0), ({}, 0)])

@@ -27,7 +27,8 @@ import torch
 
 logger = logging.getLogger(__name__)
 
-_HALF = (torch.bfloat16, torch.float16)
+# What is in the names of their instructions
+_HALF = {torch.bfloat16: "bf16", torch.float16: "fp16"}
 
 
 def machine_device() -> torch.device:
@@ -41,11 +42,11 @@ def cpu_capabilities() -> dict:
 
 
 @functools.cache
-def cpu_multiplies_bfloat16() -> bool:
-    """Whether the CPU has instructions for products of bfloat16, as AVX-512 BF16, AMX and some of Arm's are. Where they are
-    not listed it is taken for granted."""
+def cpu_multiplies(dtype: torch.dtype) -> bool:
+    """Whether the CPU has instructions for products of bfloat16 or float16, as AVX-512 BF16 and FP16, AMX and some of Arm's
+    are. Where they are not listed it is taken for granted."""
     found = cpu_capabilities()
-    return not found or any(there for name, there in found.items() if name.endswith("bf16"))
+    return not found or any(there for name, there in found.items() if _HALF[dtype] in name)
 
 
 def fast_dtype(device: str | torch.device | None = None) -> str:
@@ -56,7 +57,7 @@ def fast_dtype(device: str | torch.device | None = None) -> str:
             Defaults to the machine's accelerator, or the CPU.
     """
     on_cpu = torch.device(device or machine_device()).type == "cpu"
-    return "float32" if on_cpu and not cpu_multiplies_bfloat16() else "bfloat16"
+    return "float32" if on_cpu and not cpu_multiplies(torch.bfloat16) else "bfloat16"
 
 
 def stored_or_fast_dtype(device: str | torch.device) -> str:
@@ -83,7 +84,7 @@ def warn_if_slow(dtype: str | torch.dtype | None, device: str | torch.device, re
             What to write instead.
     """
     dtype = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
-    if dtype in _HALF and torch.device(device).type == "cpu" and not cpu_multiplies_bfloat16():
+    if dtype in _HALF and torch.device(device).type == "cpu" and not cpu_multiplies(dtype):
         _warn_once(str(dtype).removeprefix("torch."), remedy)
 
 
