@@ -71,6 +71,9 @@ class Backend(Protocol):
         [`~serving.worker.Stopped`] once the request is given up for which the thread works.
         """
 
+    def rows_together(self, tokens: int) -> int:
+        """Most prompts of one forward, where each has so many tokens with what is written after it; at least 1."""
+
     def close(self): ...
 
 
@@ -99,7 +102,7 @@ class Batcher:
         self.pair, self.max_rows, self.max_tokens = pair, max_rows, max_tokens
         sizes = pair.pair
         longest = sizes.context_length + pair.prompts.summarizer_overhead(sizes.max_gist_length)
-        self.at_once = max(1, min(max_rows, max_tokens // (longest + sizes.max_gist_length)))
+        self.at_once = self.rows_together(longest + sizes.max_gist_length)
         self.lock = _Turns(self)
         self.entries: deque[_Call | _Turn] = deque()
         self.changed = threading.Condition()
@@ -113,6 +116,10 @@ class Batcher:
     @property
     def waiting(self) -> int:
         return len(self.entries)
+
+    def rows_together(self, tokens: int) -> int:
+        """See [`Backend`]."""
+        return max(1, min(self.max_rows, self.max_tokens // tokens))
 
     def generate(self, role: str, prompts: list[list[int]], **settings) -> tuple:
         """See [`Backend`]."""

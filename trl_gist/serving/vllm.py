@@ -48,6 +48,10 @@ class EngineBackend:
     def failure(self) -> Exception | None:
         return self.engine.failure
 
+    def rows_together(self, tokens: int) -> int:
+        """See [`~serving.batcher.Backend`]."""
+        return self.at_once
+
     def generate(self, role: str, prompts: list[list[int]], rng: random.Random | None = None, **settings) -> tuple:
         """See [`~serving.batcher.Backend`]."""
         try:
