@@ -170,7 +170,7 @@ def main():
                 else ()
             ),
         )
-    Console().print(table)
+    Console(highlight=False, width=120).print(table)
     if args.output:
         Path(args.output).write_text(json.dumps(results, indent=1))
 

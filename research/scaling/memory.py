@@ -231,7 +231,7 @@ def show(results):
             cells = (f"{estimate / 1e6:,.0f}", f"{measured / 1e6:,.0f}", f"{estimate / measured:.2f}")
             table.add_row(case, name + mark, *cells, style=style)
             case = ""
-    Console().print(table)
+    Console(highlight=False, width=100).print(table)
 
 
 def make_parser():

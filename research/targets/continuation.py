@@ -16,15 +16,16 @@
 """
 Is the continuation forgotten by a pair that is paid for facts and sentences too?
 
-python -m research.targets.continuation                   two pairs and their table
+python -m research.targets.continuation                   the pairs and their table
 python -m research.targets.continuation --seed 43
 python -m research.targets.continuation --table           the table of what has run
 python -m research.targets.continuation --folder later --start continuation/seed-42/alone --steps 12
-                                                          both go on from a pair that has learned the next tokens
+                                                          they go on from a pair that has learned the next tokens
 
-Two pairs with the demo's settings and steps: `alone` is paid for the next 32 tokens, `mixed` for these, two facts and a
-sentence, whatever the teacher gains on them. Measured are 6 windows of each of the demo's 19 held-out articles, the same
-for both: the next 32 tokens by each pair's G from S's greedy gist, and from an empty one. Errors are over articles.
+Three pairs with the demo's settings and steps: `alone` is paid for the next 32 tokens, `mixed` for these, two facts and a
+sentence, `half` for these and one fact, whatever the teacher gains on them. Measured are 6 windows of each of the demo's
+19 held-out articles, the same for all: the next 32 tokens by each pair's G from S's greedy gist, and from an empty one.
+Errors are over articles.
 """
 
 import argparse
@@ -49,6 +50,7 @@ from research.targets.codes import spread_over_articles
 PAIRS = {
     "alone": {},
     "mixed": {"target_kinds": {"continuation": 1, "fact": 2, "recall": 1}, "targets_per_context": 4},
+    "half": {"target_kinds": {"continuation": 1, "fact": 1}, "targets_per_context": 2},
 }
 COLUMNS = ("target_ids", "gist_length", "teacher_kl", "null_teacher_kl", "gist_log_prob")
 

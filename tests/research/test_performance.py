@@ -208,6 +208,7 @@ def test_compressing_is_timed_beside_reading(tiny_pair, documents, tmp_path, mon
     output = tmp_path / "rates.json"
     argv = ["compress.py", tiny_pair, "--contexts", "5", "--batch_sizes", "1", "4", "--repeats", "1"]
     monkeypatch.setattr(sys, "argv", [*argv, "--output", str(output)])
+    monkeypatch.setenv("COLUMNS", "60")
     compress.main()
     rates = json.loads(output.read_text())
     assert set(rates) == {"1", "4"}

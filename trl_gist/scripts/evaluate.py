@@ -17,7 +17,6 @@
 from itertools import islice
 
 from rich import box
-from rich.console import Console
 from rich.table import Table
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -154,7 +153,7 @@ def describe_gists(rows: list[dict], readings: PairReadings, folder: EvaluationF
     for name, label in PATTERNS.items():
         if is_number(summary[name]):
             table.add_row(label, with_error(summary[name], summary[f"{name}_se"]))
-    Console().print(table)
+    plain_console(160).print(table)
     return summary
 
 
@@ -174,7 +173,7 @@ def ask_other_readers(args: EvaluateArguments, rows: list[dict], readings: PairR
             reader = AutoTokenizer.from_pretrained(name, trust_remote_code=args.trust_remote_code)
         model = model.to(readings.teacher.device)
         summaries[f"{name}, as text"] = summarize_transfer(read_as_text(model, reader, texts, args.batch_size))
-    console = Console()
+    console = plain_console(160)
     console.print(transfer_table(summaries))
     same = sum(texts[place]["same_tokens"] for place in gists)
     console.print(f"{same} of {len(gists)} gists give the same tokens back when their text is tokenised again.")
