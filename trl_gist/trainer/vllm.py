@@ -30,6 +30,7 @@ from transformers import PreTrainedModel
 from trl.generation import vllm_generation
 from trl.generation.vllm_generation import VLLMGeneration
 
+from ..models.roles import turned_alike
 from ..models.vllm import random_numbers_kept
 from .gist_config import GistConfig
 
@@ -60,11 +61,12 @@ def engine_for(args: GistConfig, model: PreTrainedModel | PeftModel):
     In it TRL builds an engine that samples S as S is trained, and leaves the run's random numbers as they were.
 
     TRL (1.16) leaves the engine's dtype to vLLM (0.31), which samples a checkpoint of float32 in half of it. On a CPU
-    vLLM would compile the model for minutes at every start, in a process of its own, where a sync does not reach it.
+    vLLM would compile the model for minutes at every start, in a process of its own, where a sync does not reach it. With
+    more positions than LongRoPE's original ones it would read all texts as long ones.
 
     Args:
         args ([`GistConfig`]):
-            `bf16`, `fp16` and `device`.
+            `bf16`, `fp16`, `device` and lengths.
         model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
             The summarizer.
     """
@@ -73,11 +75,15 @@ def engine_for(args: GistConfig, model: PreTrainedModel | PeftModel):
         return
     build = vllm_generation.LLM
     dtype = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else model.dtype
+    needed = args.context_length + args.max_completion_length
 
     def build_as_trained(**settings):
         on_cpu = args.device.type == "cpu"
         if on_cpu:
             os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+        alike = turned_alike(model.config)
+        if settings.get("max_model_len") is None and alike is not None and needed <= alike:
+            settings["max_model_len"] = alike
         with random_numbers_kept(args.device):
             return build(dtype=dtype, enforce_eager=on_cpu, **settings)
 
