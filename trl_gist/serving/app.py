@@ -20,7 +20,7 @@ from contextlib import asynccontextmanager
 
 from ..common.extras import extra
 from ..inference.compactor import GistCompactor
-from ..models.vllm import EngineModel
+from ..models.vllm import EngineError, EngineModel
 from .batcher import Batcher
 from .compactor import ServedCompactor
 from .config import ServingConfig
@@ -209,7 +209,12 @@ class Endpoint:
             body = await self.server.read(Request(scope, receive), self.schema)
 
             def work(emit):
-                answer = self.work(body, emit)
+                try:
+                    answer = self.work(body, emit)
+                except EngineError as error:
+                    if (failure := self.server.backend.failure) is None:
+                        raise
+                    raise EngineFailed(failure) from error
                 self.server.metrics.count(answer)
                 return answer
 

@@ -20,8 +20,6 @@ from contextlib import nullcontext
 
 from ..common.backends import BACKENDS
 from ..inference.pair import LoadedPair
-from ..models.vllm import EngineError
-from .errors import EngineFailed
 from .worker import Stopped, current_job
 
 
@@ -54,12 +52,7 @@ class EngineBackend:
 
     def generate(self, role: str, prompts: list[list[int]], rng: random.Random | None = None, **settings) -> tuple:
         """See [`~serving.batcher.Backend`]."""
-        try:
-            return self.pair.generate(role, prompts, rng=rng or random.Random(), **settings)
-        except EngineError as error:
-            if self.failure is not None:
-                raise EngineFailed(self.failure) from error
-            raise
+        return self.pair.generate(role, prompts, rng=rng or random.Random(), **settings)
 
     def close(self):
         self.engine.check = lambda: None
