@@ -98,10 +98,10 @@ async def ask(client: httpx.AsyncClient, contexts: Iterator[list[int]], answers:
         started = time.perf_counter()
         try:
             response = await client.post("/v1/compress", json={"input": context})
-            usage = response.json()["usage"] if response.status_code == 200 else {}
-        except httpx.HTTPError:
-            usage = {}
-        answers.append({"seconds": time.perf_counter() - started, **usage})
+            found = response.json()["usage"] if response.status_code == 200 else {"error": response.text}
+        except httpx.HTTPError as error:
+            found = {"error": repr(error)}
+        answers.append({"seconds": time.perf_counter() - started, **found})
 
 
 async def measure(url: str, process: psutil.Process, clients: int, contexts: list[list[int]]) -> dict:
@@ -113,7 +113,7 @@ async def measure(url: str, process: psutil.Process, clients: int, contexts: lis
         seconds = time.perf_counter() - started
     good = [answer for answer in answers if "prompt_tokens" in answer]
     if not good:
-        sys.exit(f"Of {len(contexts)} requests none was answered: see what the server says on stderr.")
+        sys.exit(f"All {len(answers)} requests of {clients} clients failed, the last with: {answers[-1]['error']}")
     waited = sorted(answer["seconds"] for answer in good)
     return {
         "clients": clients,

@@ -29,6 +29,7 @@ import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from datasets import Value
 from fsspec.registry import known_implementations
 from packed import PACKED
 
@@ -352,6 +353,29 @@ def test_a_column_that_a_stores_first_file_lacks_is_named_with_what_to_do(store)
 def test_a_stream_whose_first_file_has_whole_numbers_cuts_no_others(tmp_path, suffix):
     tables(tmp_path, suffix, [{"text": "one", "n": 1}], [{"text": "two", "n": 2.5}])
     assert [row["n"] for row in load_documents([tmp_path], streaming=True)] == [1, 2.5]
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".csv", ".parquet"])
+@pytest.mark.parametrize("values", [(1, 2.5, 3), (2.5, 1, 3)], ids=["int first", "float first"])
+def test_whole_numbers_of_one_file_are_floats_beside_those_of_another(tmp_path, suffix, values):
+    first, second, third = values
+    tables(
+        tmp_path,
+        suffix,
+        [{"text": "one", "n": first}],
+        [{"text": "two", "n": second, "from": "Soho"}],
+        [{"text": "three"}],
+        [{"text": "four", "n": third}],
+    )
+    dataset = load_documents([tmp_path])
+    assert dataset.features["n"] == Value("float64") and dataset["n"] == [first, second, None, third]
+    assert list(load_documents([tmp_path], streaming=True)) == list(dataset)
+
+
+def test_what_is_in_a_column_may_be_floats_in_one_file_and_whole_numbers_in_another(tmp_path):
+    rows = [{"text": "one", "n": [1], "of": {"a": 1}}, {"text": "two", "n": [2.5], "of": {"a": 1.5, "b": "x"}}]
+    tables(tmp_path, ".parquet", *([row] for row in rows))
+    assert list(load_documents([tmp_path])) == [{**rows[0], "of": {"a": 1, "b": None}}, rows[1]]
 
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".csv", ".parquet"])

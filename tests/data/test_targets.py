@@ -270,8 +270,10 @@ def test_a_sentence_is_recalled_where_all_of_it_is_in_the_context(each_tokenizer
         ["הרופא סימן את הבתים על מפה.", "רובם גרו סביב משאבה אחת!", "מעטים האמינו לו אז."],
         ["医生在地图上标出了住处。", "有人相信他吗？", "当时几乎没有人相信他。"],
         ["Ներկաները լռեցին։", "Բժիշկը նշեց տները։", "Քչերը հավատացին։"],
+        ["แพทย์ทำเครื่องหมายบ้านต่างๆ บนแผนที่ในปี 1854 ในกรุงเทพฯ นั้น", "มีคนเชื่อเขาไหม", "ตอนนั้นแทบไม่มีใครเชื่อเขา"],
+        ["ທ່ານໝໍໝາຍເຮືອນໃສ່ແຜນທີ່", "ບໍ່ມີໃຜເຊື່ອລາວ"],
     ],
-    ids=["Hindi", "Arabic", "Hebrew", "Chinese", "Armenian"],
+    ids=["Hindi", "Arabic", "Hebrew", "Chinese", "Armenian", "Thai", "Lao"],
 )
 def test_sentences_end_in_scripts_without_capitals_too(each_tokenizer, sentences):
     ids = ids_of(each_tokenizer, " ".join(sentences))
@@ -279,14 +281,22 @@ def test_sentences_end_in_scripts_without_capitals_too(each_tokenizer, sentences
     assert [each_tokenizer.decode(t["cue_ids"] + t["target_ids"]).strip() for t in targets] == sentences
 
 
-def test_no_sentence_ends_where_the_context_happens_to(each_tokenizer):
+@pytest.mark.parametrize("text", [TEXT, "แพทย์ทำเครื่องหมาย มีคนเชื่อเขาไหม แทบไม่มีใครเชื่อเขา"], ids=["English", "Thai"])
+def test_no_sentence_ends_where_the_context_happens_to(each_tokenizer, text):
     """As after the point of 1,854.5, where the next token tells that the sentence goes on."""
-    ids = ids_of(each_tokenizer, TEXT)
+    ids = ids_of(each_tokenizer, text)
     spec, recall = window_of(len(ids), target_length=200), of("recall")
     sentences = make_targets(each_tokenizer, ids, 0, spec, recall)
     for length in range(10, len(ids)):
         found = make_targets(each_tokenizer, ids, 0, replace(spec, context_length=length), recall)
         assert found == sentences[: len(found)], length
+
+
+def test_a_heading_in_thai_is_no_sentence_and_a_line_is(each_tokenizer):
+    ids = ids_of(each_tokenizer, "แผนที่ของแพทย์\n\nมีคนเชื่อเขาไหม\nแทบไม่มีใครเชื่อเขา 7 คน")
+    targets = make_targets(each_tokenizer, ids, 0, window_of(len(ids), target_length=200), of("recall"))
+    said = [each_tokenizer.decode(target["cue_ids"] + target["target_ids"]).strip() for target in targets]
+    assert said == ["มีคนเชื่อเขาไหม", "แทบไม่มีใครเชื่อเขา 7 คน"]
 
 
 def test_at_least_four_tokens_of_a_sentence_are_left_to_recall(each_tokenizer):

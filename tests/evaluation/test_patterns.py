@@ -197,7 +197,8 @@ def test_what_is_said_again_counts_from_the_second_time_on():
 
 
 @pytest.mark.parametrize(
-    ("gist", "length", "cut"), [("He died", 8, 1), ("He died.", 8, 0), ("He died.”", 8, 0), ("He died", 7, 0)]
+    ("gist", "length", "cut"),
+    [("He died", 8, 1), ("He died.", 8, 0), ("He died.”", 8, 0), ("वह लौट गया।", 8, 0), ("He died", 7, 0)],
 )
 def test_cut_is_a_gist_at_its_longest_that_ends_no_sentence(gist, length, cut):
     assert gist_patterns("x", gist, gist_length=length, max_gist_length=8)["cut_mid_sentence"] == cut

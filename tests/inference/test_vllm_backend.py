@@ -24,6 +24,7 @@ from types import SimpleNamespace
 from unittest.mock import Mock
 
 import pytest
+from engine_stand_in import StandInEngine, log_prob, make_engine_pair, put_in_place_of_vllm
 from peft import LoraConfig, get_peft_model
 from peft.utils import CONFIG_NAME
 from serving_run import until
@@ -33,7 +34,7 @@ from tiny_pairs import make_pair, save_half
 from trl_gist import GistCompactor
 from trl_gist.cli.main import main
 from trl_gist.models.loading import HalfLoader
-from trl_gist.models.vllm import SharedEngine, _Request
+from trl_gist.models.vllm import EngineError, SharedEngine, _Request
 from trl_gist.pair import GENERATOR_DIR
 
 
@@ -151,16 +152,30 @@ def test_an_adapter_of_another_type(folder, monkeypatch):
 
 @pytest.mark.parametrize("command", ["compress", "serve"])
 def test_the_command_line_says_which_extra_is_missing(folder, command, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "vllm" else True)
+    assert 'vllm is missing: pip install "trl_gist[vllm]"' in refused_by(
+        command, folder, tmp_path, monkeypatch, capsys
+    )
+
+
+@pytest.mark.parametrize("command", ["compress", "serve"])
+def test_a_pair_that_vllm_could_not_take_is_refused_before_vllm_is_missed(
+    folder, command, tokenizer, tmp_path, monkeypatch, capsys
+):
+    for file in folder.glob("adapter*"):
+        file.unlink()
+    make_model(tokenizer).save_pretrained(folder)
+    assert "The pair's summarizer is a whole model" in refused_by(command, folder, tmp_path, monkeypatch, capsys)
+
+
+def refused_by(command, folder, tmp_path, monkeypatch, capsys):
+    """What a command says of a pair where vLLM is not installed."""
+    monkeypatch.setitem(sys.modules, "vllm", None)
     file = tmp_path / "text.txt"
     file.write_text("A text.")
     with pytest.raises(SystemExit) as caught:
-        main([command, str(folder), *([str(file)] if command == "compress" else []), "--backend", "vllm"])
+        main([command, str(folder), *([str(file)] if command == "compress" else ["--port", "0"]), "--backend", "vllm"])
     assert caught.value.code == 2
-    message = capsys.readouterr().err
-    assert (
-        'vllm is missing, in which --backend vllm runs a pair of two adapters: pip install "trl_gist[vllm]"' in message
-    )
+    return capsys.readouterr().err
 
 
 @pytest.mark.parametrize("flags", [["--search"], ["--certify", "--json"]], ids=["search", "certify"])
@@ -187,3 +202,32 @@ def test_an_engine_whose_process_is_gone_when_a_client_leaves_has_failed():
         assert "The process is gone." in str(request.answers.get(timeout=60))
     engine.close()
     gone.engine_core.shutdown.assert_called_once()
+
+
+def test_given_texts_are_scored_up_to_the_models_last_position(monkeypatch):
+    put_in_place_of_vllm(monkeypatch)
+    pair = make_engine_pair(StandInEngine(max_model_len=20))
+    prompts, gists = [[*range(30, 46)], [*range(30, 40)], [*range(30, 40)]], [[50, 51, 52, 53], [50, 51, 52], []]
+    expected = [
+        sum(log_prob([*prompt, *gist[:at]], gist[at]) for at in range(len(gist)))
+        for prompt, gist in zip(prompts, gists, strict=True)
+    ]
+    assert pair.log_probs(prompts, gists) == pytest.approx(expected)
+    with pytest.raises(ValueError, match="no position"):
+        pair.log_probs(prompts[:1], [[50, 51, 52, 53, 54]])
+    pair.generator.engine.close()
+
+
+@pytest.mark.parametrize("hangs", [False, True], ids=["before it is asked", "while it writes"])
+def test_a_process_that_is_gone_fails_what_is_asked(monkeypatch, hangs):
+    put_in_place_of_vllm(monkeypatch)
+    engine = StandInEngine()
+    pair = make_engine_pair(engine)
+    shared = pair.generator.engine
+    assert shared.failure is None and pair.generate("generator", [[7, 8]], max_new_tokens=2)
+    engine.hangs = hangs
+    shared.check = lambda: setattr(engine, "dead", not hangs or bool(engine.requests))
+    with pytest.raises(EngineError, match="RuntimeError: The process is gone"):
+        pair.generate("generator", [[7, 8]], max_new_tokens=2)
+    assert "The process is gone" in str(shared.failure)
+    shared.close()

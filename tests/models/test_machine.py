@@ -126,6 +126,23 @@ def test_who_asks_for_the_slow_one_is_told_once(cpu, stored_in_half, caplog):
     assert "no instructions for bfloat16" in record.message and "Leave out `dtype`" in record.message
 
 
+@pytest.mark.parametrize(
+    "capabilities, told",
+    [
+        (WITH, ["float16"]),
+        (BOTH, []),
+        (WITHOUT, ["bfloat16", "float16"]),
+        (ARM, ["float16"]),
+        (ARM | {"fp16_arith": True, "bf16": False}, ["bfloat16"]),
+    ],
+)
+def test_each_half_precision_has_instructions_of_its_own(capabilities, told, cpu, caplog):
+    cpu(capabilities)
+    for dtype in ("bfloat16", "float16", "float32"):
+        machine.warn_if_slow(dtype, "cpu", "Take another.")
+    assert [record.args[0] for record in caplog.records] == told
+
+
 @pytest.mark.parametrize("settings, told", [({"bf16": True}, 1), ({"bf16": False}, 0), ({}, 0)])
 def test_training_in_the_slow_one_says_so(settings, told, cpu, tokenizer, tmp_path, caplog):
     cpu(WITHOUT)

@@ -24,8 +24,8 @@ import torch
 from tiny import make_model, make_tokenizer
 
 from trl_gist.prompts import SUMMARIZER_PROMPT, GistPrompts
-from trl_gist.scoring.gist_scorer import GistScorer
-from trl_gist.scoring.targets import TargetScorer
+from trl_gist.scoring.gist_scorer import GistScorer, runs_within
+from trl_gist.scoring.targets import TargetRows, TargetScorer
 from trl_gist.scoring.teacher_cache import TeacherCache
 
 
@@ -76,9 +76,9 @@ def by_hand(scorer, row, gist):
         }
 
 
-@pytest.fixture(params=[True, False], ids=["one row", "a row each"])
+@pytest.fixture(params=[(True, None), (True, 12), (False, None)], ids=["one row", "two rows", "a row each"])
 def either_way(request, scorer):
-    scorer.shares_rows = request.param
+    scorer.shares_rows, scorer.row_tokens = request.param
     return scorer
 
 
@@ -203,3 +203,32 @@ def test_the_cache_tells_targets_apart(tmp_path, scorer):
         for row, expected in zip((first, second), plain, strict=True):
             assert scorer.score([row], [[200]])[0] == expected
     assert len(list(tmp_path.rglob("*.hidden"))) == 2
+
+
+def test_many_targets_take_several_rows_with_the_same_scores(scorer, monkeypatch):
+    facts = [{**TARGETS[1], "target_ids": [60 + place]} for place in range(120)]
+    row = {**rows()[0], "targets": facts}
+    few, scorer.row_tokens = [0, 24, 25, 60, 119], 100
+    expected = scorer.score([{**row, "targets": [facts[place] for place in few]}] * 2, GISTS[:2], num_generations=2)
+    build, lengths = TargetRows.of_several, []
+
+    def watched(*args):
+        batch = build(*args)
+        lengths.append(batch.input_ids_NS.shape[1])
+        return batch
+
+    monkeypatch.setattr(TargetRows, "of_several", watched)
+    scored = scorer.score([row] * 2, GISTS[:2], num_generations=2)
+    assert 100 < max(lengths) <= 100 + len(CONTEXT)
+    for columns, of_few in zip(scored, expected, strict=True):
+        for name in ("gist_log_prob", "null_log_prob", "teacher_log_prob", "teacher_kl"):
+            found = [columns["target_scores"][place][name] for place in few]
+            assert found == pytest.approx([score[name] for score in of_few["target_scores"]], abs=TOLERANCE)
+
+
+def test_runs_are_as_long_as_they_may_be():
+    def sizes(*of_each, most):
+        return [[*of_each[run]] for run in runs_within(of_each, most)]
+
+    assert sizes(2, 2, 3, 9, 1, 1, most=5) == [[2, 2], [3], [9], [1, 1]]
+    assert sizes(1, 1, most=1) == [[1], [1]] and sizes(7, 7, most=None) == [[7, 7]]

@@ -165,3 +165,47 @@ def test_what_is_wrong_is_named(url, body, param, message):
 def test_the_pieces_of_the_last_tokens_stay_live(compactor):
     """What the cases above rest on: that there is something live beside the gists."""
     assert len(session_of(compactor, LONG).live.token_ids) >= LAST_K
+
+
+@pytest.fixture
+def rows_read(compactor):
+    """Filled with the rows of each forward."""
+    rows = []
+
+    def count(module, args, kwargs):
+        rows.append(len(kwargs["input_ids"]))
+
+    backbones = (compactor.summarizer.base_model, compactor.generator.base_model)
+    hooks = [backbone.register_forward_pre_hook(count, with_kwargs=True) for backbone in backbones]
+    yield rows
+    for hook in hooks:
+        hook.remove()
+
+
+def test_alternatives_share_a_forward_with_no_more_than_the_server_takes(compactor, rows_read):
+    expected = session_of(compactor, ONE).recall(CUE, 6, 5)
+    assert max(rows_read) == 5
+    rows_read.clear()
+    with running(compactor, max_batch_size=2) as url:
+        (row,) = recalled(url, input=ONE, cue=CUE, max_tokens=6, alternatives=5).json()["data"]
+    assert max(rows_read) == 2
+    assert [about(other) for other in expected.alternatives] == [
+        {name: other[name] for name in about(other)} for other in row["alternatives"]
+    ]
+
+
+@pytest.mark.parametrize("config", [{"max_batch_size": 3}, {"max_batch_tokens": 200}], ids=lambda config: [*config][0])
+def test_certifying_draws_no_more_continuations_at_a_time_than_the_server_takes(compactor, rows_read, config):
+    (expected,) = compactor.compress_windows(ONE[:60], certify=True)
+    assert max(rows_read) == 8
+    for settings, most in (({}, 8), (config, 3)):
+        rows_read.clear()
+        with running(compactor, **settings) as url:
+            body = {"input": ONE[:60], "certify": True}
+            (row,) = httpx.post(f"{url}/v1/compress", json=body, timeout=60).json()["data"]
+        assert max(rows_read) == most, rows_read
+        if settings:
+            assert row["expected_kl"] > 0 and row["expected_kl"] != pytest.approx(expected.expected_kl)
+            assert abs(row["expected_kl"] - expected.expected_kl) < 4 * expected.expected_kl_se
+        else:
+            assert row["expected_kl"] == pytest.approx(expected.expected_kl)

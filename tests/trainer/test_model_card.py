@@ -168,3 +168,13 @@ def test_a_licence_holds_if_all_bases_have_it():
     assert license_of(Api(), ["a"]) == {"license": "mit"}
     assert license_of(Api(), ["b", "b"]) == {"license": "other", "license_name": "x", "license_link": "LICENSE"}
     assert not any(license_of(Api(), names) for names in ([], ["a", "b"], ["none"], ["a", "nowhere"]))
+
+
+def test_no_name_and_no_setting_breaks_a_table(card_of):
+    prompt = "<|im_start|>{context}\n\nGist:"
+    path = card_of(measures={**MEASURES, "yes|no/nll_gist": 1.5}, recipe={"summarizer_prompt": prompt, "beta": 0.0})
+    lines = path.read_text(encoding="utf-8").splitlines()
+    assert r"| yes\|no/nll_gist | 1.5000 |" in lines
+    assert r"| `summarizer_prompt` | `<\|im_start\|>{context}  Gist:` |" in lines and "| `beta` | `0.0` |" in lines
+    rows = [line for line in lines if line.startswith("|")]
+    assert len(rows) > 8 and all(len(re.split(r"(?<!\\)\|", row)) == 4 for row in rows)

@@ -211,3 +211,18 @@ def test_a_pair_on_the_hub(make_trainer, save_pair, tmp_path, monkeypatch, with_
     assert_equal_models(first.teacher, trainer.teacher)
     assert ("someone/pair", "gist_config.json", "v2") in asked
     assert loading.pair_directory("someone/else") is None
+
+
+def test_what_needs_no_model_is_refused_before_a_pair_is_loaded(make_trainer, save_pair, lora, tmp_path, monkeypatch):
+    _, pair = save_pair(True)
+    monkeypatch.setattr(loading.HalfLoader, "load_to_train", lambda *_: pytest.fail("a model is loaded"))
+    monkeypatch.setattr("trl.generation.vllm_generation.is_vllm_available", lambda: False)
+    with pytest.raises(ModuleNotFoundError, match="vllm is missing, with which `use_vllm` samples"):
+        again(make_trainer, pair, tmp_path, args={"use_vllm": True})
+    with pytest.raises(ValueError, match="`compressor` writes gists for a generator trained alone"):
+        again(make_trainer, pair, tmp_path, compressor=object())
+    with pytest.raises(ValueError, match="which TRL would take for a reward model"):
+        again(make_trainer, pair, tmp_path, reward_funcs="kl_gain")
+    for generator in (None, pair):
+        with pytest.raises(ValueError, match="is a pair of adapters, which go on training"):
+            again(make_trainer, pair, tmp_path, generator=generator, peft_config=lora)

@@ -32,6 +32,7 @@ from trl_gist.scoring.controls import CONTROLS, GREATER_IS_BETTER
 from trl_gist.scoring.extraction import fact_list
 from trl_gist.scoring.targets import TargetScorer
 from trl_gist.scripts.train import make_parser
+from trl_gist.trainer.generator_trainer import check_row_tokens
 
 
 KINDS = {"fact": 2, "recall": 1, "continuation": 1}
@@ -349,3 +350,13 @@ def test_the_command_line_takes_kinds_as_json(tmp_path):
     assert args.target_kinds == {"fact": 3, "recall": 1}
     assert args.target_spec.kinds == (("fact", 3), ("recall", 1))
     assert args.summarizer_prompt == SUMMARIZER_PROMPT_OF_FACTS
+
+
+def test_on_several_ranks_more_targets_than_a_row_takes_are_refused(make_trainer, monkeypatch):
+    trainer = make_trainer().generator_trainer
+    target = {"kind": "question", "cue_ids": [5] * 20, "target_ids": [6] * 30, "after_ids": [5] * 20}
+    rows = [{"document_id": place, "targets": [target] * count} for place, count in enumerate((81, 82))]
+    monkeypatch.setattr(type(trainer.accelerator), "num_processes", 2)
+    check_row_tokens(rows[:1])
+    with pytest.raises(ValueError, match="document 1 has 82 targets of 4100 tokens .* Lower `targets_per_context`"):
+        trainer.score(rows, [[]] * 2, 1, distill=False)

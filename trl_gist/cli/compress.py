@@ -18,6 +18,7 @@ import argparse
 import dataclasses
 import json
 
+from ..common.backends import BACKENDS
 from ..scripts.arguments import load_pair
 from .flags import add_backend, add_file, add_pair, check_backend, positive, read_text
 
@@ -52,8 +53,8 @@ def add_parser(commands):
         "--batch_size",
         type=positive,
         metavar="N",
-        help="windows in one forward (default: 8); with --backend vllm, which batches them by itself, windows that it is "
-        "handed at a time (default: 256)",
+        help=f"windows in one forward (default: {BACKENDS['transformers']}); with --backend vllm, which batches them by "
+        f"itself, windows that it is handed at a time (default: {BACKENDS['vllm']})",
     )
     parser.add_argument("--json", action="store_true", help="one JSON object per gist: text, ids, log-prob and rates")
     parser.set_defaults(run=run)
@@ -64,7 +65,7 @@ def run(args: argparse.Namespace):
     if args.certify and not args.json:
         raise ValueError("--certify measures what only --json prints: add --json.")
     check_backend(args, "certify", "search")
-    batch_size = args.batch_size or (8 if args.backend == "transformers" else 256)
+    batch_size = args.batch_size or BACKENDS[args.backend]
     settings = {"last_k": args.last_k, "keep": args.keep, "certify": args.certify, "search": args.search}
     pair = load_pair(args, backend=args.backend)
     for gist in pair.iter_windows(text, args.budget, batch_size=batch_size, **settings):

@@ -26,6 +26,7 @@ import sys
 import zlib
 from collections.abc import Callable, Iterable
 
+from ..common.backends import BACKENDS
 from ..common.encodings import check_encoding, decoded, find_encoding
 from ..common.files import open_to_read
 from ..scripts.arguments import HeldOutArguments
@@ -78,23 +79,20 @@ def add_pair(parser: argparse.ArgumentParser):
 def add_backend(parser: argparse.ArgumentParser):
     parser.add_argument(
         "--backend",
-        choices=("transformers", "vllm"),
+        choices=tuple(BACKENDS),
         default="transformers",
         help="what runs a pair of two adapters: vllm is for many windows or clients at a time (default: %(default)s)",
     )
 
 
 def check_backend(args: argparse.Namespace, *flags: str):
-    """Raises `ValueError` if vLLM is asked for and is missing, or for those of the flags that it has no use for."""
-    if args.backend != "vllm":
-        return
+    """Raises `ValueError` if vLLM is asked for and one of the flags, which need the models themselves."""
     for flag in flags:
-        if getattr(args, flag):
+        if args.backend == "vllm" and getattr(args, flag):
             raise ValueError(
                 f"--{flag} reads the models' own logits, which vLLM does not give: leave it out, or use --backend "
                 "transformers."
             )
-    check_installed("vllm", purpose="in which --backend vllm runs a pair of two adapters", extra="vllm")
 
 
 def add_batch_size(parser: argparse.ArgumentParser, default: int):

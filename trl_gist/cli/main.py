@@ -26,6 +26,7 @@ import os
 import sys
 
 from ..common.arguments import no_setting, several
+from ..common.extras import MissingExtra
 from ..version import __version__
 from . import compress, continue_, data, distance, evaluate, push, report, serve, train
 from .flags import exit_with
@@ -68,7 +69,7 @@ def main(argv: list[str] | None = None) -> int:
         # As in `… | head`: nobody reads on. Python would complain when it flushes stdout at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, MissingExtra) as error:
         exit_with(f"trl-gist {args.command}", error)
     except KeyboardInterrupt:
         return 130

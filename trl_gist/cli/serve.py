@@ -20,7 +20,7 @@ from functools import partial
 
 from ..scripts.arguments import load_pair
 from ..serving.config import ServingConfig
-from .flags import add_backend, add_pair, add_window, as_dataclass, check_backend, check_installed, positive, whole
+from .flags import add_backend, add_pair, add_window, as_dataclass, check_installed, positive, whole
 
 
 def add_parser(commands):
@@ -64,7 +64,6 @@ def add_parser(commands):
 def run(args: argparse.Namespace):
     packages = ("starlette", "pydantic", "uvicorn", "prometheus_client")
     check_installed(*packages, purpose="which the server needs", extra="serve")
-    check_backend(args)
     from ..scripts.serve import serve
 
     name = args.served_name or os.path.basename(os.path.abspath(args.pair))  # of "." too

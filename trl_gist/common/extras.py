@@ -18,16 +18,20 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 
+class MissingExtra(ModuleNotFoundError):
+    """A package that an extra brings is missing; says which extra."""
+
+
 @contextmanager
 def extra(name: str) -> Iterator[None]:
     """
     Around imports of packages that come with an extra.
 
     Raises:
-        ModuleNotFoundError: for one that is missing, with the extra to install.
+        MissingExtra: for one that is missing, with the extra to install.
     """
     try:
         yield
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]
-        raise ModuleNotFoundError(f'{package} is missing: pip install "trl_gist[{name}]"', name=error.name) from error
+        raise MissingExtra(f'{package} is missing: pip install "trl_gist[{name}]"', name=error.name) from error

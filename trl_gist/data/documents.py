@@ -220,24 +220,38 @@ def _load_rows(files, encoding):
 
 
 def _load_apart(kind, plain, files, options):
-    """Of files whose columns differ each by itself: what one lacks is `None` in its rows. `None` if one is damaged."""
+    """Of files whose columns differ each by itself: what one lacks is `None` in its rows, and whole numbers of one are
+    floats where another has floats. `None` if one is damaged."""
     try:
         parts = [load_dataset(kind, data_files=[place], split="train", **options) for place in plain]
     except (ValueError, DatasetGenerationError):
         return None
-    try:
-        return concatenate_datasets(parts)
-    except ValueError as error:
-        first = {}
-        for file, part in zip(files, parts, strict=True):
-            for name, feature in part.features.items():
-                before, of = first.setdefault(name, (feature, file))
-                if Value("null") not in (before, feature) and before != feature:
-                    raise UnreadableFile(
-                        f"{file} cannot be read with {of}: its column {name!r} holds {feature}, and that one's {before}. "
-                        "Make them alike, or take it out of the files."
-                    ) from error
-        return None
+    found = {}
+    for file, part in zip(files, parts, strict=True):
+        for name, feature in part.features.items():
+            before, of = found.setdefault(name, (feature, file))
+            try:
+                found[name] = _holding_both(before, feature), file if before == Value("null") else of
+            except pa.ArrowTypeError as error:
+                raise UnreadableFile(
+                    f"{file} cannot be read with {of}: its column {name!r} holds {feature}, and that one's {before}. "
+                    "Make them alike, or take it out of the files."
+                ) from error
+    wanted = [Features({name: found[name][0] for name in part.features}) for part in parts]
+    return concatenate_datasets(
+        [
+            part if part.features == features else part.cast(features)
+            for part, features in zip(parts, wanted, strict=True)
+        ]
+    )
+
+
+def _holding_both(one, other):
+    """The feature for values of two. Raises `pyarrow.ArrowTypeError` if there is none."""
+    if one == other:
+        return one
+    schemas = [Features({"": feature}).arrow_schema for feature in (one, other)]
+    return Features.from_arrow_schema(pa.unify_schemas(schemas, promote_options="permissive"))[""]
 
 
 def _stream_rows(files, encoding):

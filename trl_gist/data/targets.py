@@ -54,11 +54,14 @@ _LONGEST_FACT, _SHORTEST_CUE, _SHORTEST_REST = 12, 4, 4
 # Tokens after X that tell whether its last sentence ends there
 _LOOK_AHEAD = 8
 
-# A point may be of an abbreviation, unless what follows may begin a sentence; other scripts' marks say it by themselves
+# A point may be of an abbreviation, unless what follows may begin a sentence; other scripts' marks say it by themselves.
+# Thai and Lao have none, and no spaces between words: one stands between sentences, or their parts
+_SPACED = r"[[\p{Thai}\p{Lao}]&&[\p{L}\p{M}]--[ๆໆฯຯ]]"  # signs of repetition and abbreviation have spaces of their own
 _SENTENCE_END = regex.compile(
-    r"""
-    [.!?]+ ["'\p{Pe}\p{Pf}]* (?= \s+ ["'\p{Ps}\p{Pi}]* [\p{Lu}\p{Lt}\p{Lo}] | \s*\n | \s*\Z )
-    | [\p{Sentence_Terminal}--[.!?]] ["'\p{Pe}\p{Pf}]*
+    rf"""
+    [.!?]+ ["'\p{{Pe}}\p{{Pf}}]* (?= \s+ ["'\p{{Ps}}\p{{Pi}}]* [\p{{Lu}}\p{{Lt}}\p{{Lo}}] | \s*\n | \s*\Z )
+    | [\p{{Sentence_Terminal}}--[.!?]] ["'\p{{Pe}}\p{{Pf}}]*
+    | (?<= {_SPACED} ) (?= [^\S\n]+ {_SPACED} | [^\S\n]*\n (?! \s*\n ) | \s*\Z )
     """,
     regex.VERBOSE | regex.VERSION1,
 )

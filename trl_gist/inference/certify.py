@@ -96,7 +96,7 @@ def expected_kls(
         contexts_ids, last_k_ids, gists (`list[list[int]]`):
             X, L and Z of each.
         samples (`int`, *optional*, defaults to `8`):
-            Continuations of each context, at least 2; all are in one forward.
+            Continuations of each context, at least 2; all are in one forward, unless a server takes fewer rows.
         seed (`int`, *optional*, defaults to `0`):
             Of the continuations of each context, which do not depend on the others of a batch. The random state outside
             is left as it is.
@@ -141,12 +141,17 @@ def expected_kl(
     """As [`expected_kls`], of one: `whole` is what the reader reads, and `compacted` what the generator does instead."""
     scorer = TargetScorer(loaded.generator)
     length = loaded.pair.target_length if target_length is None else target_length
+    together, kls, tokens = loaded.rows_together(max(len(whole), len(compacted)) + length), [], []
     with loaded.lock:
         check_logits(loaded.generator)
-        targets, logits_TSV = draw_continuations(reader.model, loaded.tokenizer, whole, samples, length, seed)
-        (kl_ST,) = continuation_kls(logits_TSV, scorer, [compacted], targets)
-    tokens_S = np.array([len(target) for target in targets])
-    mean, error = ratio_and_error(kl_ST.sum(-1).numpy(), tokens_S, range(samples))
+        for first in range(0, samples, together):
+            targets, logits_TSV = draw_continuations(
+                reader.model, loaded.tokenizer, whole, min(together, samples - first), length, seed + first
+            )
+            (kl_ST,) = continuation_kls(logits_TSV, scorer, [compacted], targets)
+            kls.append(kl_ST.sum(-1).numpy())
+            tokens += [len(target) for target in targets]
+    mean, error = ratio_and_error(np.concatenate(kls), np.array(tokens), range(samples))
     return {"expected_kl": mean, "expected_kl_se": error, "expected_kl_reader": reader.name}
 
 

@@ -20,6 +20,7 @@ What is done with it lies above: one subject a file, and [`~inference.compactor.
 
 import functools
 import os
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
@@ -31,6 +32,7 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..common.arguments import token_ids as checked_ids
 from ..common.arguments import truth
+from ..common.backends import BACKENDS
 from ..common.pieces import PIECE, Piece
 from ..common.tokens import decode, literal_ids, literal_pieces
 from ..models.fingerprints import pair_fingerprint
@@ -42,9 +44,6 @@ from ..pair import GENERATOR_DIR, PairConfig
 from ..prompts import GistPrompts
 from ..scoring.gist_log_probs import given_log_probs, written_log_probs
 from .gist import Gist
-
-
-BACKENDS = ("transformers", "vllm")
 
 
 class LoadedPair:
@@ -182,6 +181,10 @@ class LoadedPair:
         with self.lock:
             return generate(model, self.tokenizer, prompts, name=role, **generation_kwargs)
 
+    def rows_together(self, tokens: int) -> int:
+        """Most prompts that share a forward, where each has so many tokens with what follows it."""
+        return sys.maxsize
+
     def write(
         self, prompts: list[list[int]], max_new_tokens: int, do_sample: bool = False
     ) -> tuple[list[list[int]], list[list[float]]]:
@@ -271,6 +274,8 @@ class GistWriter(Protocol):
     fingerprint: str
 
     def generate(self, role: str, prompts: list[list[int]], **generation_kwargs) -> tuple: ...
+
+    def rows_together(self, tokens: int) -> int: ...
 
     def token_ids(self, text: str | list[int], what: str, may_be_empty: bool = False) -> list[int]: ...
 

@@ -29,7 +29,7 @@ def recall(loaded: LoadedPair, prompt: list[int], max_new_tokens: int, alternati
     The likeliest continuation of a prompt, token by token, and others.
 
     An alternative leaves it at one token: of all tokens that were not taken anywhere, those that are likeliest together
-    with what comes before them. After each the generator goes on greedily, all in one batch.
+    with what comes before them. After each the generator goes on greedily, all in one batch, unless a server takes fewer.
 
     Args:
         loaded ([`~inference.pair.LoadedPair`]):
@@ -91,15 +91,15 @@ def _starts(log_probs_TV, said, log_probs, unreadable, count):
 def _gone_on(loaded, prompt, starts, most, ends):
     """Each start with what the generator says after it, and the log-probs."""
     rows = [row for row, (said, _) in enumerate(starts) if said[-1] not in ends and len(said) < most]
-    if not rows:
-        return starts
-    longest = most - min(len(starts[row][0]) for row in rows)
-    prompts = [[*prompt, *starts[row][0]] for row in rows]
-    written_N, logits_TNV = loaded.generate("generator", prompts, max_new_tokens=longest, output_logits=True)
-    gone_on = list(starts)
-    for place, (row, written) in enumerate(zip(rows, written_N, strict=True)):
-        said, log_probs = starts[row]
-        log_probs_TV = log_softmax(torch.stack([logits_NV[place] for logits_NV in logits_TNV]))
-        more, log_probs_more = _said(log_probs_TV, written, most - len(said))
-        gone_on[row] = ([*said, *more], [*log_probs, *log_probs_more])
+    together, gone_on = loaded.rows_together(len(prompt) + most), list(starts)
+    for first in range(0, len(rows), together):
+        some = rows[first : first + together]
+        longest = most - min(len(starts[row][0]) for row in some)
+        prompts = [[*prompt, *starts[row][0]] for row in some]
+        written_N, logits_TNV = loaded.generate("generator", prompts, max_new_tokens=longest, output_logits=True)
+        for place, (row, written) in enumerate(zip(some, written_N, strict=True)):
+            said, log_probs = starts[row]
+            log_probs_TV = log_softmax(torch.stack([logits_NV[place] for logits_NV in logits_TNV]))
+            more, log_probs_more = _said(log_probs_TV, written, most - len(said))
+            gone_on[row] = ([*said, *more], [*log_probs, *log_probs_more])
     return gone_on

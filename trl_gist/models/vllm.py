@@ -170,10 +170,14 @@ class EngineModel:
 
     def log_probs(self, prompts: list[list[int]], completions: list[list[int]]) -> list[float]:
         """Of completions that are given, at temperature 1, summed over their tokens, in nats."""
-        params = {"temperature": 0.0, "max_tokens": 1, "prompt_logprobs": 0}
         rows = [[*prompt, *ids] for prompt, ids in zip(prompts, completions, strict=True)]
-        said = self.engine.ask(rows, [params] * len(rows), self.adapter)
-        return [sum(each.prompt_log_probs[len(prompt) :]) for each, prompt in zip(said, prompts, strict=True)]
+        # vLLM always writes a token, for which it must have a position: it is the last one, and can be no other. Log-probs
+        # are those before others were ruled out
+        params = {"temperature": 0.0, "max_tokens": 1, "ignore_eos": True, "logprobs": 0, "prompt_logprobs": 0}
+        last = [{**params, "allowed_token_ids": row[-1:]} for row in rows]
+        said = self.engine.ask([row[:-1] for row in rows], last, self.adapter)
+        log_probs = ([*each.prompt_log_probs, *each.log_probs] for each in said)
+        return [sum(of_row[len(prompt) :]) for of_row, prompt in zip(log_probs, prompts, strict=True)]
 
 
 def _sampling(do_sample, generation_kwargs):
@@ -226,7 +230,8 @@ class SharedEngine:
     in what is asked for between two steps.
 
     When a step fails, all that is being written fails with it. What the engine then holds is dropped, its prefix cache
-    too, whose newest blocks were promised and not computed, and it goes on; if it cannot, all that is asked for fails.
+    too, whose newest blocks were promised and not computed, and it goes on; if it cannot, or if its process is gone, all
+    that is asked for fails.
 
     Args:
         engine (`vllm.v1.engine.llm_engine.LLMEngine`):
@@ -239,8 +244,10 @@ class SharedEngine:
 
     def __init__(self, engine):
         self.engine = engine
+        # vLLM (0.31) has it of an engine in a process of its own; one in this process lives as long
+        self._ensure_alive = getattr(engine.engine_core, "ensure_alive", lambda: None)
         self.check: Callable[[], None] = lambda: None
-        self.failure: Exception | None = None
+        self._failure: Exception | None = None
         self.arrived: queue.SimpleQueue[_Request | set[str] | None] = queue.SimpleQueue()
         self.open: dict[str, _Request] = {}
         self.names = itertools.count()
@@ -249,9 +256,14 @@ class SharedEngine:
         atexit.register(self.close)
 
     @property
-    def waiting(self) -> int:
-        """Prompts that are not being read yet."""
-        return self.arrived.qsize()
+    def failure(self) -> Exception | None:
+        """Why the engine cannot go on, if it cannot: also where its process ended while nobody asked for anything."""
+        if self._failure is None:
+            try:
+                self._ensure_alive()
+            except Exception as error:
+                self._failure = error
+        return self._failure
 
     def ask(
         self,
@@ -310,7 +322,8 @@ class SharedEngine:
         atexit.unregister(self.close)
         if self.thread.is_alive():
             self.arrived.put(None)
-            self.thread.join()
+            while self.thread.is_alive() and self.failure is None:  # a step of a process that is gone may never end
+                self.thread.join(0.1)
             self.engine.engine_core.shutdown()
 
     def _next(self, answers):
@@ -319,6 +332,8 @@ class SharedEngine:
             try:
                 answer = answers.get(timeout=0.1)
             except queue.Empty:
+                if self.failure is not None:
+                    raise _failed(self.failure) from self.failure
                 if not self.thread.is_alive():
                     raise EngineError("vLLM's engine has been closed. Load the pair again.") from None
                 continue
@@ -358,7 +373,7 @@ class SharedEngine:
             prompt = {"prompt_token_ids": request.prompt}
             self.engine.add_request(request.name, prompt, request.params, lora_request=request.adapter)
         except Exception as error:
-            request.answers.put(error)
+            request.answers.put(error if self.failure is None else _failed(self.failure))
         else:
             self.open[request.name] = request
 
@@ -379,9 +394,9 @@ class SharedEngine:
         try:
             self._abort(list(self.open))
             if not self.engine.reset_prefix_cache():
-                self.failure = error
+                self._failure = error
         except Exception:
-            self.failure = error
+            self._failure = error
         self.open.clear()
         if self.failure is not None:
             logger.error("It cannot go on: start it again.")
@@ -493,7 +508,7 @@ def load_engine_models(
         enable_prefix_caching=True,
         disable_log_stats=True,
     )
-    with _random_numbers_kept():
+    with random_numbers_kept():
         engine = LLMEngine.from_engine_args(arguments)
     engine.output_processor.tokenizer = tokenizer  # in whose text stop strings are looked for
     requests = {role: LoRARequest(role, n, str(halves[role])) for n, role in enumerate(halves, 1)}
@@ -540,10 +555,16 @@ def _multiply_by_adapter():
 
 
 @contextmanager
-def _random_numbers_kept():
-    """vLLM (0.31) seeds the whole process, whatever `seed` says."""
-    kept = random.getstate(), np.random.get_state()
-    with torch.random.fork_rng(devices=[]):
+def random_numbers_kept(device: torch.device | None = None):
+    """
+    While an engine is built: vLLM (0.31) seeds the whole process, whatever `seed` says.
+
+    Args:
+        device (`torch.device`, *optional*):
+            An accelerator, whose random numbers are kept as well.
+    """
+    kept, on_cpu = (random.getstate(), np.random.get_state()), device is None or device.type == "cpu"
+    with torch.random.fork_rng([] if on_cpu else [device], device_type="cuda" if on_cpu else device.type):
         yield
     random.setstate(kept[0])
     np.random.set_state(kept[1])

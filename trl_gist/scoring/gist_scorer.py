@@ -30,6 +30,10 @@ from .targets import TargetRows, TargetScorer
 from .teacher_cache import TeacherCache
 
 
+# The attention mask of a row is the square of its length
+ROW_TOKENS = 4096
+
+
 class _Row(NamedTuple):
     """A gist's number, and of its context the targets that share this row, with the teacher's hidden states there."""
 
@@ -45,8 +49,8 @@ class GistScorer:
 
     T(Y|X) and G(Y|L) depend on the context only and are computed once per context, G(Y|Z,L) once per gist. The forward
     that gives a gist's score is the one to differentiate: `backward` is called with its loss, chunk by chunk, so no
-    activation outlives its chunk. A context's targets stand side by side in one row, where the models can share one, and
-    each counts alike, however many tokens it has.
+    activation outlives its chunk. A context's targets stand side by side in one row, or, where they are too many, in a few,
+    where the models can share one, and each counts alike, however many tokens it has.
 
     Args:
         generator, teacher ([`TargetScorer`]):
@@ -64,6 +68,9 @@ class GistScorer:
         target_floor (`float`, *optional*):
             What T must gain from the context over the cue alone for a target to count, in nats per token. The best target
             of a context always counts. `None` asks nothing.
+        row_tokens (`int`, *optional*, defaults to `4096`):
+            Most tokens of targets and their cues in one row, if no prompt of theirs is longer. `None` leaves all in one, so
+            that the number of forwards depends on nothing but that of contexts.
     """
 
     def __init__(
@@ -76,6 +83,7 @@ class GistScorer:
         teacher_cache: TeacherCache | None = None,
         loss: str = "forward_kl",
         target_floor: float | None = None,
+        row_tokens: int | None = ROW_TOKENS,
     ):
         self.generator = generator
         self.teacher = teacher
@@ -85,6 +93,7 @@ class GistScorer:
         self.teacher_cache = teacher_cache
         self.loss = loss
         self.target_floor = target_floor
+        self.row_tokens = row_tokens
         self._models = generator.model, teacher.model  # the generator may come to stand in a wrapper
 
     @functools.cached_property
@@ -383,16 +392,20 @@ class GistScorer:
         """Targets after what G reads before each."""
         return [(self.prompts.generator_cue(target["cue_ids"]), target["target_ids"]) for target in targets]
 
-    def _sharing_a_row(self, targets):
-        """Which of a prompt's targets are read in one row: all of them, or each by itself where a model cannot."""
-        return [targets] if len(targets) == 1 or self.shares_rows else [[target] for target in targets]
+    def _sharing_a_row(self, targets, prompt_tokens=0):
+        """Which of a prompt's targets, cue and tokens of each, are read in one row: as many as it takes, or each by itself
+        where a model cannot."""
+        if len(targets) > 1 and not self.shares_rows:
+            return runs_within([1] * len(targets), 1)
+        most = None if self.row_tokens is None else max(self.row_tokens, prompt_tokens)
+        return runs_within([len(cue) + len(target) for cue, target, *_ in targets], most)
 
     def _rows(self, prompts, targets):
         """Each prompt with the targets that share its row, and its number."""
         return [
-            (index, prompt, own)
+            (index, prompt, all_own[own])
             for index, (prompt, all_own) in enumerate(zip(prompts, targets, strict=True))
-            for own in self._sharing_a_row(all_own)
+            for own in self._sharing_a_row(all_own, len(prompt))
         ]
 
     def score_gists(
@@ -425,7 +438,8 @@ class GistScorer:
         """
         rows = []  # of each gist, with what it is scored on there
         for index, (document, hidden_TH) in enumerate(zip(documents, hidden_D, strict=True)):
-            groups = self._sharing_a_row(targets_of(document))
+            targets = targets_of(document)
+            groups = [targets[own] for own in self._sharing_a_row(self._cued(targets))]
             parts = hidden_TH.split([sum(target_sizes(own)) for own in groups])
             for own, part_TH in zip(groups, parts, strict=True):
                 rows += [
@@ -463,6 +477,17 @@ class GistScorer:
 
     def _device(self):
         return self.teacher.model.get_input_embeddings().weight.device
+
+
+def runs_within(sizes: list[int], most: int | None) -> list[slice]:
+    """Neighbours of so many tokens each that have no more than `most` together; one alone may have more."""
+    starts, tokens = [0], 0
+    for place, size in enumerate(sizes):
+        if most is not None and 0 < tokens > most - size:
+            starts.append(place)
+            tokens = 0
+        tokens += size
+    return [slice(*ends) for ends in zip(starts, [*starts[1:], len(sizes)], strict=True)]
 
 
 def _split(values, size):

@@ -69,16 +69,22 @@ class HeldOutArguments(DocumentArguments):
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluateArguments(HeldOutArguments):
-    """Of `trl-gist evaluate`."""
+class TargetArguments:
+    """What is told of several targets of a window, by training's names."""
 
-    max_windows_per_document: int | None = None
-    max_windows: int | None = None
     target_kinds: dict[str, float] | None = None
     targets_per_context: int | None = None
     target_floor: float | str | None = None
     cue_length: int | None = None
     far_offset: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateArguments(TargetArguments, HeldOutArguments):
+    """Of `trl-gist evaluate`."""
+
+    max_windows_per_document: int | None = None
+    max_windows: int | None = None
     last_k: list[int] | None = None
     budgets: list[int] | None = None
     generator_only: str | None = None
@@ -114,7 +120,7 @@ class TasksArguments(HeldOutArguments):
 
 
 @dataclass(frozen=True, kw_only=True)
-class DataArguments(DocumentArguments):
+class DataArguments(TargetArguments, DocumentArguments):
     """
     Of `trl-gist data`. What [`GistConfig`] has too has its name and its default. `recipe` says that the rest, as far as it
     is not given beside it, is [`~scripts.data.arguments_of_recipe`]; `only_files` that `dataset` is no name on the Hub.
@@ -137,11 +143,6 @@ class DataArguments(DocumentArguments):
     max_completion_length: int = 48
     gist_length_range: list[int] | None = None
     parse_special_tokens: bool = False
-    target_kinds: dict[str, float] | None = None
-    targets_per_context: int | None = None
-    target_floor: float | str | None = None
-    cue_length: int | None = None
-    far_offset: int | None = None
     recall_age: list[float] | None = None
     max_windows: int = 64
     show: int = 3

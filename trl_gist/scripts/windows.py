@@ -18,7 +18,7 @@ from datasets import Dataset, IterableDataset
 
 from ..data.documents import load_documents
 from ..data.targets import TARGET_FLOOR, TargetSpec
-from .arguments import DataArguments, DocumentArguments, EvaluateArguments, HeldOutArguments
+from .arguments import DocumentArguments, HeldOutArguments, TargetArguments
 
 
 def all_documents(
@@ -56,7 +56,7 @@ def first_documents(documents: Dataset | IterableDataset, count: int | None) -> 
     return documents.take(min(count, len(documents)) if isinstance(documents, Dataset) else count)
 
 
-def target_spec(args: EvaluateArguments | DataArguments, of_recipe: bool = False) -> TargetSpec | None:
+def target_spec(args: TargetArguments, of_recipe: bool = False) -> TargetSpec | None:
     """Which targets a window gets, or `None` for the continuation alone. Raises `ValueError` for kinds that no rule
     makes, and for what is said of targets without any, but in a recipe: there it is of those that documents bring."""
     numbers = ("targets_per_context", "cue_length", "far_offset")
@@ -71,7 +71,7 @@ def target_spec(args: EvaluateArguments | DataArguments, of_recipe: bool = False
     return TargetSpec(tuple(kinds.items()), **given)
 
 
-def target_floor(args: EvaluateArguments | DataArguments) -> float | None:
+def target_floor(args: TargetArguments) -> float | None:
     """The gain from which one of several targets counts; `None` if all do."""
     return {None: TARGET_FLOOR, "none": None}.get(args.target_floor, args.target_floor)
 

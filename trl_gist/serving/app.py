@@ -20,12 +20,12 @@ from contextlib import asynccontextmanager
 
 from ..common.extras import extra
 from ..inference.compactor import GistCompactor
-from ..models.vllm import EngineModel
+from ..models.vllm import EngineError, EngineModel
 from .batcher import Batcher
 from .compactor import ServedCompactor
 from .config import ServingConfig
 from .engine import Engine
-from .errors import ApiError
+from .errors import ApiError, EngineFailed
 from .gate import Gate
 from .metrics import Metrics
 from .openapi import document
@@ -117,7 +117,7 @@ class Server:
         )
         self.engine = Engine(ServedCompactor(compactor, self.backend), config)
         self.worker = Worker(config.max_requests)
-        self.metrics = Metrics(lambda: self.backend.waiting)
+        self.metrics = Metrics(None if self.backend.waiting is None else lambda: self.backend.waiting)
         self.pages = (self.page, self.models, self.health, self.metrics_page, self.openapi)
         self.document: dict = {}  # of all routes, once they are there
 
@@ -151,7 +151,7 @@ class Server:
 
     async def health(self, request: Request) -> Response:
         if self.backend.failure is not None:
-            raise ApiError(503, "vLLM's engine has failed and cannot go on: start the server again.", "engine_failed")
+            raise EngineFailed(self.backend.failure)
         return JSONResponse({"status": "ok"})
 
     async def metrics_page(self, request: Request) -> Response:
@@ -209,7 +209,12 @@ class Endpoint:
             body = await self.server.read(Request(scope, receive), self.schema)
 
             def work(emit):
-                answer = self.work(body, emit)
+                try:
+                    answer = self.work(body, emit)
+                except EngineError as error:
+                    if (failure := self.server.backend.failure) is None:
+                        raise
+                    raise EngineFailed(failure) from error
                 self.server.metrics.count(answer)
                 return answer
 

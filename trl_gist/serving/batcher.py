@@ -53,8 +53,8 @@ class Backend(Protocol):
     Attributes:
         lock (`AbstractContextManager`):
             For what runs the pair's models itself.
-        waiting (`int`):
-            Requests that wait for the models now.
+        waiting (`int` or `None`):
+            Requests that wait for the models now; `None` where that is not known.
         at_once (`int`):
             Prompts of one call that it makes use of.
         failure (`Exception` or `None`):
@@ -62,7 +62,7 @@ class Backend(Protocol):
     """
 
     lock: AbstractContextManager
-    waiting: int
+    waiting: int | None
     at_once: int
     failure: Exception | None
 
@@ -71,6 +71,9 @@ class Backend(Protocol):
         As [`LoadedPair.generate`], and with `rng` (`random.Random`), of which a call that samples takes its seed. Raises
         [`~serving.worker.Stopped`] once the request is given up for which the thread works.
         """
+
+    def rows_together(self, tokens: int) -> int:
+        """Most prompts of one forward, where each has so many tokens with what is written after it; at least 1."""
 
     def close(self): ...
 
@@ -100,7 +103,7 @@ class Batcher:
         self.pair, self.max_rows, self.max_tokens = pair, max_rows, max_tokens
         sizes = pair.pair
         longest = sizes.context_length + pair.prompts.summarizer_overhead(sizes.max_gist_length)
-        self.at_once = max(1, min(max_rows, max_tokens // (longest + sizes.max_gist_length)))
+        self.at_once = self.rows_together(longest + sizes.max_gist_length)
         self.lock = _Turns(self)
         self.entries: deque[_Call | _Turn] = deque()
         self.changed = threading.Condition()
@@ -114,6 +117,10 @@ class Batcher:
     @property
     def waiting(self) -> int:
         return len(self.entries)
+
+    def rows_together(self, tokens: int) -> int:
+        """See [`Backend`]."""
+        return max(1, min(self.max_rows, self.max_tokens // tokens))
 
     def generate(self, role: str, prompts: list[list[int]], **settings) -> tuple:
         """See [`Backend`]."""

@@ -57,6 +57,9 @@ class ServedCompactor(GistCompactor):
     def generate(self, role: str, prompts: list[list[int]], **settings) -> tuple:
         return self.backend.generate(role, prompts, **settings)
 
+    def rows_together(self, tokens: int) -> int:
+        return self.backend.rows_together(tokens)
+
     def iter_texts(
         self, texts: list[str], budget: int | None, keep, certify: bool, batch_size: int
     ) -> Iterator[tuple[int, int, Window, Gist]]:

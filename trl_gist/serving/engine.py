@@ -249,9 +249,7 @@ class Engine:
             )
         except ValueError as error:
             raise ApiError(400, str(error)) from error
-        separator_ids = list(self.compactor.prompts.tokenize(SEPARATOR))
-        last_ids = join([session.live.token_ids if live else [], cue_ids], separator_ids)
-        read = len(self.compactor.prompts.generator(session.gist_ids, last_ids))
+        read = len(session.recall_prompt(cue_ids, live))
         said = sum(len(answer.token_ids) for answer in (recalled, *recalled.alternatives))
         data = [{"object": "recall", **dataclasses.asdict(recalled)}]
         rest = {"gist": _folded(request, session, read), "undone": undone}

@@ -58,6 +58,16 @@ class ApiError(Exception):
         return JSONResponse(self.body, self.status, self.headers)
 
 
+class EngineFailed(ApiError):
+    """What writes cannot go on, for a reason that is given."""
+
+    def __init__(self, cause: Exception):
+        message = (
+            f"vLLM's engine has failed and cannot go on ({type(cause).__name__}: {cause}): start the server again."
+        )
+        super().__init__(503, message, "engine_failed")
+
+
 class ContextTooLong(ApiError):
     """The prompt has more tokens than this server or this pair can take."""
 

@@ -32,11 +32,11 @@ class Metrics:
     What `/metrics` shows, in a registry of its own: several servers may live in one process.
 
     Args:
-        waiting (`Callable[[], int]`):
-            Says how many requests wait for the models.
+        waiting (`Callable[[], int]`, *optional*):
+            Says how many requests wait for the models. Left out, there is no such figure.
     """
 
-    def __init__(self, waiting: Callable[[], int]):
+    def __init__(self, waiting: Callable[[], int] | None = None):
         self.registry = CollectorRegistry()
         here = {"registry": self.registry, "namespace": "trl_gist"}
         self.requests = Counter("requests", "Requests answered.", ["route", "status"], **here)
@@ -45,8 +45,8 @@ class Metrics:
         self.compactions = Counter("compactions", "Compactions of prompts and chats.", **here)
         self.compacted_tokens = Counter("compacted_tokens", "Tokens that compactions folded.", **here)
         self.in_flight = Gauge("requests_in_flight", "Requests for the models, with those that wait.", **here)
-        self.waiting = Gauge("requests_waiting", "Requests that wait for the models.", **here)
-        self.waiting.set_function(waiting)
+        if waiting is not None:
+            Gauge("requests_waiting", "Requests that wait for the models.", **here).set_function(waiting)
         for direction in ("in", "out"):
             self.tokens.labels(direction)
 

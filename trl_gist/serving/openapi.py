@@ -117,7 +117,7 @@ REFUSED = {
     429: "All places for requests are taken.",
     500: "The server failed; its log says why.",
     501: "The route reads the models' own logits, which vLLM does not give.",
-    503: "The server is being stopped; of `/health`: vLLM's engine has failed and cannot go on.",
+    503: "The server is being stopped, or vLLM's engine has failed and cannot go on.",
     504: "It took too long. After the first event of a stream this, a 500 and a 503 are an event, the last one.",
 }
 HEADERS = {401: "WWW-Authenticate", 429: "Retry-After"}

@@ -18,6 +18,7 @@
 import random
 from contextlib import nullcontext
 
+from ..common.backends import BACKENDS
 from ..inference.pair import LoadedPair
 from .worker import Stopped, current_job
 
@@ -32,7 +33,8 @@ class EngineBackend:
             Loaded with `backend="vllm"`.
     """
 
-    at_once = 256
+    at_once = BACKENDS["vllm"]
+    waiting = None  # the engine takes in all that is asked for, and keeps its own queue to itself
 
     def __init__(self, pair: LoadedPair):
         self.pair = pair
@@ -41,12 +43,12 @@ class EngineBackend:
         self.engine.check = _check
 
     @property
-    def waiting(self) -> int:
-        return self.engine.waiting
-
-    @property
     def failure(self) -> Exception | None:
         return self.engine.failure
+
+    def rows_together(self, tokens: int) -> int:
+        """See [`~serving.batcher.Backend`]."""
+        return self.at_once
 
     def generate(self, role: str, prompts: list[list[int]], rng: random.Random | None = None, **settings) -> tuple:
         """See [`~serving.batcher.Backend`]."""

@@ -32,7 +32,7 @@ from .. import rewards
 from ..models.adapters import check_adapter, check_drawn
 from ..models.deepspeed import check_distributed_settings, is_sharded
 from ..models.fingerprints import frozen_digests
-from ..models.loading import HalfLoader, pair_directory
+from ..models.loading import HalfLoader, is_adapter, pair_directory
 from ..models.machine import warn_if_slow
 from ..models.roles import Roles, check_bare, check_dtype, check_embeddings, check_same_tokenizer, load_roles
 from ..pair import GENERATOR_DIR, PairConfig
@@ -90,19 +90,18 @@ def open_pair(given: Given, args: GistConfig, peft_config: PeftConfig | None) ->
         return pair_directory(source, revision) if isinstance(source, str) else None
 
     check_is_no_pair(teacher, directory_of(teacher))
+    of_generator, directory = directory_of(generator), directory_of(model)
+    if directory is not None and is_adapter(directory, "summarizer"):
+        check_has_its_adapters(model, peft_config)
     loader = HalfLoader(None, **init_kwargs)
-    directory = directory_of(generator)
-    if directory is not None:
-        generator = loader.load_to_train(directory / GENERATOR_DIR, "generator")
-    directory = directory_of(model)
+    if of_generator is not None:
+        generator = loader.load_to_train(of_generator / GENERATOR_DIR, "generator")
     if directory is None:
         return Given(model, generator, teacher)
     pair = PairConfig.load(directory)
     _say_what_differs(model, pair, args)
     # vLLM's weight sync merges S's adapter into its base, which the others must not share
     summarizer = (HalfLoader(None, **init_kwargs) if args.use_vllm else loader).load_to_train(directory, "summarizer")
-    if isinstance(summarizer, PeftModel):
-        check_has_its_adapters(model, peft_config)
     if generator is None:
         generator = loader.load_to_train(directory / GENERATOR_DIR, "generator")
     if teacher is None:
@@ -149,16 +148,14 @@ def _say_what_differs(name, pair, args):
 def check_arguments(
     args: GistConfig,
     model: str | PreTrainedModel | PeftModel,
-    model_id: str | None,
-    generator: str | PreTrainedModel | PeftModel | None,
     train_dataset: Dataset | IterableDataset | None,
     eval_dataset: Dataset | IterableDataset | dict[str, Dataset | IterableDataset] | None,
     peft_config: PeftConfig | None,
     generator_peft_config: PeftConfig | None,
     compressor,
 ):
-    """Raises `ValueError` for arguments of [`GistTrainer`] that do not go together; `model_id` is the model's
-    checkpoint."""
+    """Raises `ValueError` for arguments of [`GistTrainer`] that do not go together, whatever a checkpoint that is named
+    turns out to be; `ModuleNotFoundError` for a package that they need."""
     check_distributed_settings(args)
     check_asks_no_teacher(args, "reader_hands", args.reader_hands or ())
     if args.use_vllm:
@@ -171,6 +168,18 @@ def check_arguments(
     for name, config in (("peft_config", peft_config), ("generator_peft_config", generator_peft_config)):
         if config is not None:
             check_adapter(f"`{name}`", config, drawn_here=True)
+
+
+def check_adapters(
+    args: GistConfig,
+    model: str | PreTrainedModel | PeftModel,
+    model_id: str | None,
+    generator: str | PreTrainedModel | PeftModel | None,
+    peft_config: PeftConfig | None,
+    generator_peft_config: PeftConfig | None,
+):
+    """Raises `ValueError` for arguments that do not go with a role that is an adapter, or is none, as of [`open_pair`];
+    `model_id` is the model's checkpoint."""
     if generator_peft_config is not None and isinstance(generator, PeftModel):
         raise ValueError(
             "`generator` is a PeftModel, which has its adapter, and `generator_peft_config` asks for another. Leave "

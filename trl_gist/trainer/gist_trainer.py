@@ -93,6 +93,7 @@ from .config_checks import (
 )
 from .constructor import (
     RewardFunc,
+    check_adapters,
     check_arguments,
     check_rewards,
     draw_generator,
@@ -217,20 +218,11 @@ class GistTrainer(GRPOTrainer):
             raise ValueError(
                 f"`args` must be a `GistConfig`, which has settings of its own, got {type(args).__name__}."
             )
-        model, generator, teacher, tokenizer_id = open_pair(given, args, peft_config)
         # First what needs no model to be refused
-        check_arguments(
-            args,
-            model,
-            model_id,
-            generator,
-            train_dataset,
-            eval_dataset,
-            peft_config,
-            generator_peft_config,
-            compressor,
-        )
+        check_arguments(args, given.model, train_dataset, eval_dataset, peft_config, generator_peft_config, compressor)
         reward_funcs, weights = rewards_and_weights(reward_funcs, args)
+        model, generator, teacher, tokenizer_id = open_pair(given, args, peft_config)
+        check_adapters(args, model, model_id, generator, peft_config, generator_peft_config)
         self.initial_reward_weights = weights
         price = weights[reward_funcs.index(length_penalty)] if length_penalty in reward_funcs else 0.0
         self.length_penalty = LengthPenalty(price, args)

@@ -25,6 +25,7 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 from peft.utils import CONFIG_NAME as ADAPTER_CONFIG_NAME
 
+from ..common.markdown import cell
 from ..common.run_files import PLOTS_DIR
 from ..evaluation.pages.labels import count_label
 from ..models.loading import code_references
@@ -85,7 +86,7 @@ nats per target token ± standard error over documents.
 | measure | value |
 |---|---|
 {% for name, value, error in measures -%}
-| {{ name }} | {{ value }}{% if error %} ± {{ error }}{% endif %} |
+| {{ cell(name) }} | {{ value }}{% if error %} ± {{ error }}{% endif %} |
 {% endfor %}
 {%- if by_kind %}
 The same by kind of target:
@@ -117,7 +118,7 @@ None: the run had no `eval_dataset`.
 | argument | value |
 |---|---|
 {% for name, value in pair.recipe.items() -%}
-| `{{ name }}` | `{{ value }}` |
+| `{{ name }}` | `{{ cell(value) }}` |
 {% endfor %}
 Trained from {{ bases.summarizer }} (summarizer), {{ bases.generator }} (generator) and
 {{ bases.teacher }} (teacher){% if pair.datasets %} on {{ pair.datasets | join(", ") }}{% endif %}.
@@ -183,6 +184,7 @@ def model_card(
         card_data,
         template_str=_CARD,
         pair=pair,
+        cell=cell,
         bases={
             role: names[role] or f"{folder_name(base)} (not on the Hub)" for role, base in pair.base_models.items()
         },

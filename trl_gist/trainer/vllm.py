@@ -24,7 +24,6 @@ from contextlib import contextmanager, suppress
 from functools import partial
 
 import torch
-from accelerate.utils import set_seed
 from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 from transformers import PreTrainedModel
@@ -32,6 +31,7 @@ from trl.generation import vllm_generation
 from trl.generation.vllm_generation import VLLMGeneration
 
 from ..models.roles import turned_alike
+from ..models.vllm import random_numbers_kept
 from .gist_config import GistConfig
 
 
@@ -60,14 +60,13 @@ def engine_for(args: GistConfig, model: PreTrainedModel | PeftModel):
     """
     In it TRL builds an engine that samples S as S is trained, and leaves the run's random numbers as they were.
 
-    TRL (1.16) leaves the engine's dtype to vLLM, which samples a checkpoint of float32 in half of it, and vLLM (0.31)
-    seeds the whole process, whatever `seed` says. On a CPU it would compile the model for minutes at every start, in a
-    process of its own, where a sync does not reach it. With more positions than LongRoPE's original ones it would read
-    all texts as long ones.
+    TRL (1.16) leaves the engine's dtype to vLLM (0.31), which samples a checkpoint of float32 in half of it. On a CPU
+    vLLM would compile the model for minutes at every start, in a process of its own, where a sync does not reach it. With
+    more positions than LongRoPE's original ones it would read all texts as long ones.
 
     Args:
         args ([`GistConfig`]):
-            `bf16`, `fp16`, `seed` and lengths.
+            `bf16`, `fp16`, `device` and lengths.
         model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
             The summarizer.
     """
@@ -85,9 +84,8 @@ def engine_for(args: GistConfig, model: PreTrainedModel | PeftModel):
         alike = turned_alike(model.config)
         if settings.get("max_model_len") is None and alike is not None and needed <= alike:
             settings["max_model_len"] = alike
-        engine = build(dtype=dtype, enforce_eager=on_cpu, **settings)
-        set_seed(args.seed, device_specific=True)  # as TRL did right before
-        return engine
+        with random_numbers_kept(args.device):
+            return build(dtype=dtype, enforce_eager=on_cpu, **settings)
 
     vllm_generation.LLM = build_as_trained
     try:

@@ -49,7 +49,7 @@ from ...common.text_units import CJK_UNIT, DATE, KINDS, Units, units_of, words_a
 
 COPIED_NGRAMS = (1, 2, 4)
 _ACRONYM = regex.compile(r"\p{Lu}{2,6}|(?:\p{Lu}\.){2,}")
-_SENTENCE_END = regex.compile(r"""[.!?…。！？][\p{Pe}\p{Pf}"']*$""")
+_SENTENCE_END = regex.compile(r"""[…\p{Sentence_Terminal}][\p{Pe}\p{Pf}"']*$""")
 
 
 # What a table shows of them, in words

@@ -14,6 +14,7 @@
 
 """What the measures of tasks are called, and their tables: for the terminal, in Markdown and on the page alike."""
 
+from ...common.markdown import cell
 from ...common.statistics import is_number, with_error
 from ..distance.labels import arm_labels
 
@@ -94,7 +95,7 @@ def markdown(report: dict) -> str:
     for title, headings, lines in task_tables(report):
         rows = [headings, ["---", *["---:"] * (len(headings) - 1)]]
         rows += [[f"**{label}**" if own else label, *cells] for label, cells, own in lines]
-        cells = (" | ".join(cell.replace("|", r"\|") for cell in row) for row in rows)
+        cells = (" | ".join(map(cell, row)) for row in rows)
         parts.append(f"## {title}\n\n" + "\n".join(f"| {row} |" for row in cells))
     return "\n\n".join(parts) + "\n"
 

@@ -339,15 +339,17 @@ class Session:
             ValueError: if the session or the cue is empty, no token is asked for, or it does not fit the generator's
                 positions.
         """
+        max_new_tokens = whole_number("max_new_tokens", max_new_tokens)
+        alternatives = whole_number("alternatives", alternatives, least=0)
+        return recall(self.compactor, self.recall_prompt(cue, live), max_new_tokens, alternatives)
+
+    def recall_prompt(self, cue: str | list[int], live: bool = True) -> list[int]:
+        """The token ids that G reads for [`~Session.recall`]. Raises `ValueError` if the session or the cue is empty."""
         if not self.position:
             raise ValueError("The session is empty: `append` the text that the generator is to recall.")
-        max_new_tokens = whole_number("max_new_tokens", max_new_tokens)
-        alternatives, live = whole_number("alternatives", alternatives, least=0), truth("live", live)
         cue_ids = self.compactor.token_ids(cue, "The cue")
-        read = join([self.live.token_ids if live else [], cue_ids], self._separator_ids)
-        return recall(
-            self.compactor, self.compactor.prompts.generator(self.gist_ids, read), max_new_tokens, alternatives
-        )
+        read = join([self.live.token_ids if truth("live", live) else [], cue_ids], self._separator_ids)
+        return self.compactor.prompts.generator(self.gist_ids, read)
 
     @contextmanager
     def _whole_or_not_at_all(self):

@@ -35,7 +35,7 @@ from ...common.geometry import SEPARATOR
 from ...models.roles import Roles, base_of
 from ...models.shared_prefix import SharedPrefixBatch, attention_masks, batch_log_probs
 from ...prompts import GistPrompts
-from ...scoring.gist_scorer import gists_together
+from ...scoring.gist_scorer import ROW_TOKENS, gists_together, runs_within
 from ...scoring.targets import TargetRows, TargetScorer
 from ..gist_config import GistConfig
 from ..walks import walk_geometry
@@ -243,17 +243,20 @@ class StepTrace:
         """T on every context and its log-probs of the targets; see [`~scoring.gist_scorer.GistScorer.read_targets`]."""
         rows, teacher = self.args.score_batch_size, TargetScorer(self.teacher)
         prompt, after = self.lengths.teacher, None
-        tokens = self.target_tokens
+        windows = 1 if self.targets is None else self.args.windows_per_document
         if self.targets is not None:  # those of all windows of a walk stand in its row
-            after = [between for _, _, between in self.targets] * self.args.windows_per_document
-            tokens *= self.args.windows_per_document
+            after = [between for _, _, between in self.targets] * windows
+        count = contexts * self._rows_of_one(prompt, after)
 
         def run():
             hidden = []
             with torch.no_grad(), self.autocast():
-                for start in range(0, contexts, rows):
-                    batch = self._rows(prompt, min(rows, contexts - start), 1, after, tokens)
-                    hidden += teacher.hidden_states(batch).flatten(0, 1).clone().split(self.target_tokens)
+                for start in range(0, count, rows):
+                    batch = self._rows(prompt, min(rows, count - start), 1, after)
+                    hidden.append(teacher.hidden_states(batch).flatten(0, 1).clone())
+                if count > contexts:
+                    hidden = [torch.cat(hidden)]
+                hidden = [hidden_TH for read in hidden for hidden_TH in read.split(self.target_tokens)]
                 for hidden_TH in hidden[:2]:  # the first's are gone when the third's come
                     teacher.log_probs(hidden_TH)
 
@@ -267,22 +270,25 @@ class StepTrace:
 
         def run():
             with torch.no_grad(), self.autocast():
-                teacher(self._rows(0, min(rows, contexts), 1, before))
+                teacher(self._rows(0, min(rows, contexts * self._rows_of_one(0, before)), 1, before))
 
         return self._peak(run, ())
 
     def score(self, contexts: int) -> Peak:
         """G with and without gists, forward and backward; see [`~scoring.gist_scorer.GistScorer.score`]."""
         rows, gists, dropout = self.args.score_batch_size, self.args.num_generations, self.args.gist_dropout
-        batches = gists_together(contexts * gists, gists, rows)
+        cues = None if self.targets is None else [cue + self.lengths.after_cue for cue, _, _ in self.targets]
+        contexts_of_rows = contexts * self._rows_of_one(0, cues)  # gists share their context's rows
+        batches = gists_together(contexts_of_rows * gists, gists, rows)
 
         def run():
             hidden_size = base_of(self.teacher).config.get_text_config().hidden_size
             shape = (contexts * self.target_tokens, hidden_size)
             hidden_DH = torch.zeros(shape, dtype=torch.bfloat16 if self.args.bf16 else self.teacher.dtype)
-            self._score_chunk(self.lengths.null_generator, hidden_DH, min(rows, contexts), 1, dropout > 0)
+            null_rows = min(rows, contexts_of_rows)
+            self._score_chunk(self.lengths.null_generator, hidden_DH, null_rows, 1, cues, dropout > 0)
             for start, stop, together in batches[:2]:  # as in `policy`; only the last may be smaller
-                self._score_chunk(self.lengths.generator, hidden_DH, stop - start, together, dropout < 1)
+                self._score_chunk(self.lengths.generator, hidden_DH, stop - start, together, cues, dropout < 1)
 
         return self._peak(run, self.generator.parameters())
 
@@ -312,11 +318,9 @@ class StepTrace:
 
         return self._peak(run, self.summarizer.parameters())
 
-    def _score_chunk(self, prompt, teacher_hidden_DH, rows, together, differentiated):
-        cues = None
-        if self.targets is not None:  # the prompt has none of them
+    def _score_chunk(self, prompt, teacher_hidden_DH, rows, together, cues, differentiated):
+        if cues is not None:  # the prompt has none of them
             prompt -= self.args.last_k + self.lengths.after_cue
-            cues = [cue + self.lengths.after_cue for cue, _, _ in self.targets]
         batch = self._rows(prompt, rows, together, cues)
         generator, teacher = TargetScorer(self.generator), TargetScorer(self.teacher)
         loss = self.args.distillation_loss if differentiated else "forward_kl"
@@ -326,10 +330,22 @@ class StepTrace:
         if differentiated:
             loss_NT.sum().backward()
 
-    def _rows(self, prompt, rows, together, cues=None, tokens=None):
-        """A batch of prompts of one length, each with its target or, after `cues` of these lengths, its targets, which have
-        so many tokens together."""
-        tokens = self.target_tokens if tokens is None else tokens
+    def _sharing_a_row(self, prompt, cues):
+        """The targets of a context, or after more cues of its whole walk, and which of them are in one row."""
+        targets = [target for _, target, _ in self.targets] * (len(cues) // len(self.targets))
+        sizes = [cue + target for cue, target in zip(cues, targets, strict=True)]
+        return targets, runs_within(sizes, max(ROW_TOKENS, prompt))
+
+    def _rows_of_one(self, prompt, cues):
+        return 1 if cues is None else len(self._sharing_a_row(prompt, cues)[1])
+
+    def _rows(self, prompt, rows, together, cues=None):
+        """A batch of prompts of one length, each with its target or, after `cues` of these lengths, with those of its
+        targets that the first of its rows takes."""
+        tokens = self.target_tokens
+        if cues is not None:
+            targets, (own, *_) = self._sharing_a_row(prompt, cues)
+            cues, tokens = cues[own], sum(targets[own])
         length = prompt + sum(cues or ()) + tokens
         zeros_NS, zeros_NT = (torch.zeros(rows, size, dtype=torch.long) for size in (length, tokens))
         real_U = torch.zeros(rows // together * tokens, dtype=torch.long)
