@@ -537,10 +537,8 @@ class GistTrainer(GRPOTrainer):
         priced = self.reward_funcs.index(length_penalty)
         others = self.reward_weights.clone()
         others[priced] = 0.0
-        rewards_N, lengths_N = (
-            self._rewards_per_func @ others.to(self._rewards_per_func),
-            -self._rewards_per_func[:, priced],
-        )
+        rewards_N = self._rewards_per_func @ others.to(self._rewards_per_func)
+        lengths_N = -self._rewards_per_func[:, priced]
         rate = exchange_rate(rewards_N, lengths_N, self.num_generations)
         self.length_penalty.update(*self.accelerator.reduce(means, reduction="mean").tolist(), rate)
         self._apply_length_penalty()
