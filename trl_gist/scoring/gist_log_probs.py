@@ -19,7 +19,7 @@ from peft import PeftModel
 from transformers import PreTrainedModel
 
 from ..models.lm_head import check_logits
-from .targets import TargetRows, TargetScorer
+from .targets import target_log_probs
 
 
 def written_log_probs(logits_TNV: tuple[torch.Tensor, ...], gists: list[list[int]]) -> list[list[float]]:
@@ -39,7 +39,4 @@ def given_log_probs(
 ) -> list[float]:
     """Of gists that it did not write, or not so. Raises `ValueError` if it caps its logits as scoring does not know."""
     check_logits(summarizer)
-    rows = TargetRows.build(prompts, gists, 1, summarizer.device)
-    with torch.no_grad():
-        logps_NT, *_ = TargetScorer(summarizer)(rows)
-    return logps_NT.double().sum(-1).tolist()
+    return target_log_probs(summarizer, prompts, gists, batch_size=len(prompts))

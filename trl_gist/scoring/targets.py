@@ -236,6 +236,19 @@ class TargetScorer(nn.Module):
             return log_softmax(output_logits(base_of(self.model), hidden_PH))
 
 
+def target_log_probs(
+    model: nn.Module, prompts: list[list[int]], targets: list[list[int]], batch_size: int = 8
+) -> list[float]:
+    """Log-prob of each target after its prompt, both as token ids, summed over the target, in nats."""
+    scorer, device, sums = TargetScorer(model), model.get_input_embeddings().weight.device, []
+    with torch.no_grad():
+        for start in range(0, len(prompts), batch_size):
+            chunk = slice(start, start + batch_size)
+            rows = TargetRows.build(prompts[chunk], targets[chunk], 1, device)
+            sums += scorer(rows)[0].double().sum(-1).tolist()
+    return sums
+
+
 def router_loss(
     base: nn.Module, router_logits: tuple[torch.Tensor, ...] | None, real_NS: torch.Tensor
 ) -> torch.Tensor:

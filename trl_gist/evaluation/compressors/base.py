@@ -49,6 +49,32 @@ class Compressor(Protocol):
         ...
 
 
+def compress_within(
+    name: str,
+    compressor: Compressor,
+    contexts: list[list[int]],
+    budgets: list[int],
+    special_ids: frozenset[int],
+) -> list[list[int]]:
+    """
+    A compressor's gist of each context; where the same one comes again with the same budget, it is compressed once.
+
+    Raises:
+        ValueError: with the compressor's name, if a gist has more tokens than its budget, or special ones.
+    """
+    asked = [(tuple(context), budget) for context, budget in zip(contexts, budgets, strict=True)]
+    each = list(dict.fromkeys(asked))
+    written = compressor.compress([list(context) for context, _ in each], [budget for _, budget in each])
+    gists = dict(zip(each, written, strict=True))
+    for (_, budget), gist in gists.items():
+        if len(gist) > budget or special_ids & set(gist):
+            raise ValueError(
+                f"The compressor {name!r} wrote a gist of {len(gist)} tokens, {len(special_ids & set(gist))} of them "
+                f"special, on a budget of {budget}. It may have no more, and none that are special."
+            )
+    return [gists[key] for key in asked]
+
+
 def without_special(tokenizer: PreTrainedTokenizerBase, contexts: list[list[int]]) -> list[list[int]]:
     """Contexts without special tokens, which no gist has."""
     special = special_ids(tokenizer)
