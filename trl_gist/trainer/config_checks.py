@@ -133,7 +133,9 @@ def check_config(args):
     check_policy_loss(args)
     check_unheeded(args)
     check_engine_settings(args)
-    resolve_rate(args)
+    check_generator_only(args)
+    resolve_length_penalty(args)
+    resolve_budgets(args)
     check_prompts(args)
     check_rollouts(args)
     check_optimizer(args)
@@ -192,6 +194,14 @@ def check_sizes(args):
     for name in ("beta", "max_grad_norm", "learning_rate", "generator_learning_rate", "weight_decay"):
         if getattr(args, name) < 0:
             raise ValueError(f"`{name}` must not be below 0, got {getattr(args, name)}. Set it to 0 to leave it out.")
+    for name in ("target_gist_length", "max_teacher_kl", "length_penalty_learning_rate", "cold_start_learning_rate"):
+        if getattr(args, name) is not None and not getattr(args, name) > 0:
+            raise ValueError(f"`{name}` must be above 0, got {getattr(args, name)}.")
+    if args.cold_start_learning_rate is not None and args.learning_rate == 0:
+        raise ValueError(
+            f"`cold_start_learning_rate` ({args.cold_start_learning_rate}) is a multiple of `learning_rate`, which is "
+            "0: raise it, or leave the former out."
+        )
     if "torch_dtype" in (args.model_init_kwargs or {}):
         raise ValueError(
             "`model_init_kwargs` has `torch_dtype`, which `dtype` has taken the place of, float32 by default: write "
@@ -486,30 +496,23 @@ def check_engine_settings(args):
         )
 
 
-def resolve_rate(args):
+def check_generator_only(args):
+    neutral = {"target_gist_length": None, "max_teacher_kl": None, "beta": 0.0, "advantage": "group"}
+    for name, value in neutral.items() if args.generator_only else ():
+        if getattr(args, name) != value:
+            raise ValueError(
+                f"`{name}` ({getattr(args, name)}) acts on the summarizer, which `generator_only=True` does not "
+                "train. Leave one of them out."
+            )
+
+
+def resolve_length_penalty(args):
+    """λ is a price, or what one constraint makes of it, at a rate of its own."""
     targets = ("target_gist_length", "max_teacher_kl")
-    for name in (*targets, "length_penalty_learning_rate", "cold_start_learning_rate"):
-        if getattr(args, name) is not None and not getattr(args, name) > 0:
-            raise ValueError(f"`{name}` must be above 0, got {getattr(args, name)}.")
-    if args.generator_only:
-        for name, neutral in (
-            *(("target_gist_length", None), ("max_teacher_kl", None), ("beta", 0.0)),
-            ("advantage", "group"),
-        ):
-            if getattr(args, name) != neutral:
-                raise ValueError(
-                    f"`{name}` ({getattr(args, name)}) acts on the summarizer, which `generator_only=True` does not "
-                    "train. Leave one of them out."
-                )
     if args.max_teacher_kl is not None and args.length_penalty < 0:
         raise ValueError(
             f"`length_penalty` must not be below 0 with `max_teacher_kl`, got {args.length_penalty}: that bound is a "
             "reason to shorten, and λ starts there."
-        )
-    if args.cold_start_learning_rate is not None and args.learning_rate == 0:
-        raise ValueError(
-            f"`cold_start_learning_rate` ({args.cold_start_learning_rate}) is a multiple of `learning_rate`, which is "
-            "0: raise it, or leave the former out."
         )
     if all(getattr(args, name) is None for name in targets) and args.length_penalty_learning_rate is not None:
         raise ValueError(
@@ -525,6 +528,10 @@ def resolve_rate(args):
             f"`target_gist_length` ({args.target_gist_length}) must be below `max_completion_length` "
             f"({args.max_completion_length}): no price is needed to stay within it."
         )
+
+
+def resolve_budgets(args):
+    """The prompt states the budget, if there is a range to draw it from, and only then."""
     if args.gist_length_range is None:
         if "{budget}" in args.summarizer_prompt:
             raise ValueError("`summarizer_prompt` states a '{budget}': set `gist_length_range`, to draw it from.")
