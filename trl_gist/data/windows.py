@@ -20,7 +20,7 @@ import re
 import secrets
 from array import array
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, fields
 from typing import NamedTuple
 
@@ -347,49 +347,11 @@ def prepare_windows(
     check_dataset(dataset, name)
     dataset = dataset.with_format(None)  # as plain Python values, whatever tensors the user reads it as
     columns = columns_of(dataset, name) if columns is None else columns
-    if {"context", "target", TARGETS_COLUMN} <= columns:
-        raise ValueError(
-            f"The {name} dataset has both `target` and `targets`: a context's targets are all in `targets`, or there is one "
-            "`target`. Remove the column that is not meant: `dataset.remove_columns('target')`."
-        )
-    if {"text", "context"} <= columns and columns & {"target", TARGETS_COLUMN}:
-        raise ValueError(
-            f"The {name} dataset has both `text`, which is cut into windows, and `context` and "
-            f"`{'target' if 'target' in columns else TARGETS_COLUMN}`, which are windows. "
-            "Remove those that are not meant, or rename them: `dataset.rename_column('text', ...)`."
-        )
-    if "text" in columns:
-        to_windows, consumed = _cut_part, {"text", DOCUMENT_TARGETS_COLUMN}
-        several = spec.several or DOCUMENT_TARGETS_COLUMN in columns
-    elif {"context", "target"} <= columns:
-        to_windows, consumed, several = _ready_window, {"context", "target", "last_k"}, False
-    elif {"context", TARGETS_COLUMN} <= columns:
-        to_windows, consumed, several = _ready_window, {"context", TARGETS_COLUMN, "last_k"}, True
-    else:
-        remedy = "name the column that holds the text: `dataset.rename_column(..., 'text')`, or `--text_column`"
-        if "messages" in columns:
-            remedy = (
-                "write each chat as a text: `tokenizer.apply_chat_template(messages, tokenize=False)`, with "
-                "`parse_special_tokens`"
-            )
-        raise ValueError(
-            f"The {name} dataset has columns {sorted(columns)}; it needs either `text`, or `context` and `target` or "
-            f"`targets` (and optionally `last_k`). To train on texts, {remedy}."
-        )
+    windows_of_row, consumed, several = _form_of_rows(columns, name, spec)
     if rules is not None:
         rules.check(columns - consumed, name)
     carried = sorted(columns - consumed - {*WINDOW_COLUMNS, TARGETS_COLUMN})
     carries_document_id = "document_id" in columns
-    if spec.walks and to_windows is _ready_window:
-        raise ValueError(
-            f"The {name} dataset has ready windows, and `windows_per_document` ({spec.windows_per_document}) walks along "
-            "documents: give a `text` column, or set it to 1."
-        )
-    if spec.several and to_windows is _ready_window:
-        logger.warning(
-            f"`target_kinds` makes no targets of the {name} dataset's windows: it is of texts, and these are ready and bring "
-            "what they are asked for."
-        )
     window_columns = (*WINDOW_COLUMNS, WALK_COLUMN) if spec.walks else WINDOW_COLUMNS
     id_columns = [column for column in window_columns if column.endswith("_ids")]
     list_columns = [*id_columns, *([TARGETS_COLUMN] if several else [])]
@@ -417,11 +379,11 @@ def prepare_windows(
 
     def windows_of_batch(batch, indices):
         out = {column: [] for column in (*window_columns, *list_columns, _SKIPPED, *carried)}
-        indices = batch[_ROW] if to_windows is _cut_part else indices
+        indices = batch[_ROW] if windows_of_row is _cut_part else indices
         for row, index in enumerate(indices):
             if check_budget is not None:
                 check_budget(batch["budget"][row], f"Row {index} of the {name} dataset")
-            windows, reason = to_windows({column: batch[column][row] for column in batch}, tokenizer, spec)
+            windows, reason = windows_of_row({column: batch[column][row] for column in batch}, tokenizer, spec)
             for target in (target for window in windows if check_kind for target in window[TARGETS_COLUMN]):
                 check_kind(target["kind"], f"Row {index} of the {name} dataset")
             # A skipped row stays one row until it is counted, so that cached and parallel maps count alike
@@ -438,29 +400,14 @@ def prepare_windows(
                     out[column].append(batch[column][row])
         return out
 
-    skipped = SkippedRows()
-    if isinstance(dataset, IterableDataset):
-
-        def counted(row):
-            if row[_SKIPPED]:
-                skipped.counts[row[_SKIPPED]] += 1
-            return not row[_SKIPPED]
-
-        documents = dataset
-        if to_windows is _cut_part:
-            dataset = _mapped(dataset, parts_of_batch, batch_size=1, remove_columns=sorted(consumed & columns))
-            columns = {*beside, *_PART_COLUMNS.values(), _ROW, _SKIPPED}
-        windows = _mapped(dataset, windows_of_batch, batch_size=_PARTS_TOGETHER, remove_columns=sorted(columns))
-        windows = windows.filter(counted).remove_columns(_SKIPPED)
-        if next(iter(windows), None) is None:
-            hint = _hint(skipped, spec) + _longest(documents, skipped, tokenizer, spec)
-            raise ValueError(f"The {name} dataset gave no window: {skipped}. {hint}")
-        skipped.counts.clear()
-        return windows, skipped
-
-    # Spelled out, because a first batch of skipped rows would be inferred as columns of nulls
-    features = Features(
-        {
+    is_stream = isinstance(dataset, IterableDataset)
+    into_parts = parts_of_batch if windows_of_row is _cut_part else None
+    if is_stream:
+        windows, skipped = _windows_of_stream(dataset, into_parts, windows_of_batch, columns, consumed)
+        is_empty = next(iter(windows), None) is None
+    else:
+        # Spelled out, because a first batch of skipped rows would be inferred as columns of nulls
+        features = {
             "prompt": Value("string"),
             **{column: List(Value("int32")) for column in id_columns},
             **({TARGETS_COLUMN: _WALK_TARGETS_FEATURE if spec.walks else _TARGETS_FEATURE} if several else {}),
@@ -468,9 +415,84 @@ def prepare_windows(
             _SKIPPED: Value("string"),
             **{column: dataset.features[column] for column in carried},
         }
-    )
-    rows, cut, together = dataset, windows_of_batch, 1000
-    if to_windows is _cut_part:
+        windows, skipped = _windows_of_dataset(
+            dataset, into_parts, windows_of_batch, Features(features), consumed, name
+        )
+        is_empty = len(windows) == 0
+    if is_empty:
+        hint = _hint(skipped, spec) + _longest(dataset, skipped, tokenizer, spec)
+        raise ValueError(f"The {name} dataset gave no window: {skipped}. {hint}")
+    if is_stream:
+        skipped.counts.clear()  # they are read again
+    else:
+        logger.info(f"{name} dataset: {len(windows)} windows from {len(dataset)} rows, {skipped}.")
+    return windows, skipped
+
+
+def _form_of_rows(columns: set[str], name: str, spec: WindowSpec) -> tuple[Callable, set[str], bool]:
+    """
+    By a dataset's columns what makes windows of its rows, [`_cut_part`] or [`_ready_window`]; the columns that it uses
+    up; and whether a window has several targets. Raises `ValueError` for columns that are neither, or both.
+    """
+    if {"context", "target", TARGETS_COLUMN} <= columns:
+        raise ValueError(
+            f"The {name} dataset has both `target` and `targets`: a context's targets are all in `targets`, or there is one "
+            "`target`. Remove the column that is not meant: `dataset.remove_columns('target')`."
+        )
+    if {"text", "context"} <= columns and columns & {"target", TARGETS_COLUMN}:
+        raise ValueError(
+            f"The {name} dataset has both `text`, which is cut into windows, and `context` and "
+            f"`{'target' if 'target' in columns else TARGETS_COLUMN}`, which are windows. "
+            "Remove those that are not meant, or rename them: `dataset.rename_column('text', ...)`."
+        )
+    if "text" in columns:
+        return _cut_part, {"text", DOCUMENT_TARGETS_COLUMN}, spec.several or DOCUMENT_TARGETS_COLUMN in columns
+    several = TARGETS_COLUMN in columns
+    target = TARGETS_COLUMN if several else "target"
+    if not {"context", target} <= columns:
+        remedy = "name the column that holds the text: `dataset.rename_column(..., 'text')`, or `--text_column`"
+        if "messages" in columns:
+            remedy = (
+                "write each chat as a text: `tokenizer.apply_chat_template(messages, tokenize=False)`, with "
+                "`parse_special_tokens`"
+            )
+        raise ValueError(
+            f"The {name} dataset has columns {sorted(columns)}; it needs either `text`, or `context` and `target` or "
+            f"`targets` (and optionally `last_k`). To train on texts, {remedy}."
+        )
+    if spec.walks:
+        raise ValueError(
+            f"The {name} dataset has ready windows, and `windows_per_document` ({spec.windows_per_document}) walks along "
+            "documents: give a `text` column, or set it to 1."
+        )
+    if spec.several:
+        logger.warning(
+            f"`target_kinds` makes no targets of the {name} dataset's windows: it is of texts, and these are ready and bring "
+            "what they are asked for."
+        )
+    return _ready_window, {"context", target, "last_k"}, several
+
+
+def _windows_of_stream(dataset, into_parts, into_windows, columns, consumed):
+    """The windows and the count of rows without; `into_parts` is `None` where these are ready."""
+    skipped = SkippedRows()
+
+    def counted(row):
+        if row[_SKIPPED]:
+            skipped.counts[row[_SKIPPED]] += 1
+        return not row[_SKIPPED]
+
+    if into_parts is not None:
+        dataset = _mapped(dataset, into_parts, batch_size=1, remove_columns=sorted(consumed & columns))
+        columns = {*(columns - consumed), *_PART_COLUMNS.values(), _ROW, _SKIPPED}
+    windows = _mapped(dataset, into_windows, batch_size=_PARTS_TOGETHER, remove_columns=sorted(columns))
+    return windows.filter(counted).remove_columns(_SKIPPED), skipped
+
+
+def _windows_of_dataset(dataset, into_parts, into_windows, features, consumed, name):
+    """As [`_windows_of_stream`]."""
+    rows, cut, together = dataset, into_windows, 1000
+    if into_parts is not None:
         together, has_long = _sizes(dataset)
         if has_long:
             part_features = {
@@ -478,13 +500,13 @@ def prepare_windows(
                 _PART_COLUMNS["ids"]: List(Value("int32")),
                 _PART_COLUMNS["targets"]: Value("string"),
                 _SKIPPED: Value("string"),
-                **{column: dataset.features[column] for column in beside},
+                **{column: dataset.features[column] for column in sorted(set(dataset.column_names) - consumed)},
             }
             rows = _mapped(
                 dataset,
-                parts_of_batch,
+                into_parts,
                 batch_size=together,
-                remove_columns=sorted(consumed & columns),
+                remove_columns=sorted(consumed & set(dataset.column_names)),
                 features=Features(part_features),
                 desc=f"Tokenising the {name} dataset",
             )
@@ -492,7 +514,7 @@ def prepare_windows(
         else:  # which is quicker, but holds all windows of a batch of documents
 
             def cut(batch, indices):
-                return windows_of_batch(parts_of_batch(batch, indices), indices)
+                return into_windows(into_parts(batch, indices), indices)
 
     windows = _mapped(
         rows,
@@ -502,14 +524,9 @@ def prepare_windows(
         features=features,
         desc=f"Cutting the {name} dataset into windows",
     )
-    skipped.counts.update(reason for reason in windows[_SKIPPED] if reason)
-    if skipped.total == len(windows):
-        hint = _hint(skipped, spec) + _longest(dataset, skipped, tokenizer, spec)
-        raise ValueError(f"The {name} dataset gave no window: {skipped}. {hint}")
+    skipped = SkippedRows(Counter(reason for reason in windows[_SKIPPED] if reason))
     keep = [row for row, reason in enumerate(windows[_SKIPPED]) if not reason]
-    windows = windows.select(keep).remove_columns(_SKIPPED)
-    logger.info(f"{name} dataset: {len(windows)} windows from {len(dataset)} rows, {skipped}.")
-    return windows, skipped
+    return windows.select(keep).remove_columns(_SKIPPED), skipped
 
 
 def _mapped(dataset, function, **settings):
