@@ -369,7 +369,9 @@ def best_of_pool(codes: dict[str, list[dict]]) -> tuple[list[dict], list[dict]]:
     for places in pools.values():
         of_code = {code: [rows[place] for place in places] for code, rows in codes.items()}
         best += min(of_code.values(), key=lambda rows: np.mean([row["kl"] for row in rows]))
-        for half in (0, 1) if len(places) > 1 else ():
+        if len(places) == 1:
+            continue
+        for half in (0, 1):
             chosen = min(of_code, key=lambda code: np.mean([row["kl"] for row in of_code[code][half::2]]))
             pairs = zip(of_code[chosen][1 - half :: 2], of_code["surprising facts"][1 - half :: 2], strict=True)
             honest += [row | {"kl": row["kl"] - rule["kl"]} for row, rule in pairs]

@@ -413,7 +413,9 @@ def check_precision(args):
 
 def check_policy_loss(args):
     """Settings of the summarizer's step that imitation does not heed."""
-    for name in POLICY_LOSS_SETTINGS if args.advantage == "best" else ():
+    if args.advantage != "best":
+        return
+    for name in POLICY_LOSS_SETTINGS:
         default = type(args).__dataclass_fields__[name].default
         if getattr(args, name) != default:
             raise ValueError(
@@ -497,8 +499,10 @@ def check_engine_settings(args):
 
 
 def check_generator_only(args):
+    if not args.generator_only:
+        return
     neutral = {"target_gist_length": None, "max_teacher_kl": None, "beta": 0.0, "advantage": "group"}
-    for name, value in neutral.items() if args.generator_only else ():
+    for name, value in neutral.items():
         if getattr(args, name) != value:
             raise ValueError(
                 f"`{name}` ({getattr(args, name)}) acts on the summarizer, which `generator_only=True` does not "
