@@ -30,7 +30,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ..common.arguments import finite_number, truth, whole_number
 from ..common.statistics import is_number
-from ..data.windows import TARGETS_COLUMN
+from ..data.columns import TARGETS_COLUMN
 from ..evaluation.compressors.registry import ASKS_THE_TEACHER, EXTRACTIVE_COMPRESSORS
 from ..prompts import PLACEHOLDERS, SUMMARIZER_PROMPT_OF_FACTS, SUMMARIZER_PROMPT_WITH_TAIL
 from ..scoring.controls import GREATER_IS_BETTER

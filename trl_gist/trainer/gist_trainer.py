@@ -42,15 +42,8 @@ from trl.models import unwrap_model_for_generation
 from trl.trainer.utils import get_config_model_id, split_tensor_dict
 
 from ..common.tokens import characters_of
-from ..data.windows import (
-    DOCUMENT_TARGETS_COLUMN,
-    TARGETS_COLUMN,
-    PositionLimits,
-    check_dataset,
-    columns_of,
-    is_cut,
-    prepare_windows,
-)
+from ..data.columns import DOCUMENT_TARGETS_COLUMN, TARGETS_COLUMN, check_dataset, columns_of, is_cut
+from ..data.windows import PositionLimits, prepare_windows
 from ..models.adapters import without_routers
 from ..models.attention import use_matmul_attention
 from ..models.deepspeed import is_sharded, whole_state_dict, zero_stage

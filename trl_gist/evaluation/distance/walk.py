@@ -43,7 +43,8 @@ from transformers import PreTrainedModel
 
 from ...common.geometry import SEPARATOR, Geometry, WindowedText, join
 from ...common.tokens import characters_of
-from ...data.windows import SkippedRows, columns_of, why_unusable
+from ...data.columns import columns_of
+from ...data.windows import SkippedRows, why_unusable
 from ...inference.compactor import GistCompactor
 from ...inference.session.state import SessionSettings
 from ...models.lm_head import check_logits
