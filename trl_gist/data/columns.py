@@ -12,7 +12,7 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""What a dataset's columns may be called: those that windows are made of, and those that a trainer's own would write over."""
+"""What a dataset's columns may be called: what windows are made of, and what a trainer's own would write over."""
 
 import re
 from dataclasses import dataclass

@@ -180,7 +180,7 @@ def _load_files(sources, streaming, encoding):
 
 
 def _named(sources, files, encoding, error):
-    """Of files that could not be prepared together, the error of the first that cannot be read by itself."""
+    """The error of the first file that cannot be read by itself, where they could not be prepared together."""
     cause = error if isinstance(error, DatasetGenerationCastError) else error.__cause__ or error
     if isinstance(cause, UnreadableFile):
         return cause
@@ -220,7 +220,7 @@ def _load_rows(files, encoding):
 
 
 def _load_apart(kind, plain, files, options):
-    """Of files whose columns differ each by itself: what one lacks is `None` in its rows. `None` if one is damaged."""
+    """Files whose columns differ, loaded one by one: what one lacks is `None` in its rows. `None` if one is damaged."""
     try:
         parts = [load_dataset(kind, data_files=[place], split="train", **options) for place in plain]
     except (ValueError, DatasetGenerationError):

@@ -114,7 +114,7 @@ class PositionLimits:
         prompts: GistPrompts,
         max_gist_length: int,
     ) -> "PositionLimits":
-        """Of what each model has ([`~models.roles.max_positions`])."""
+        """The limits of models by the positions that each has ([`~models.roles.max_positions`])."""
 
         def minus(limit, used):
             return None if limit is None else limit - used
@@ -184,7 +184,7 @@ class WindowSpec:
 
     @classmethod
     def of(cls, args, geometry: Geometry | None, targets: TargetSpec) -> "WindowSpec":
-        """Of a [`GistConfig`], or of what has its names, as `trl-gist data` is told."""
+        """The spec of a [`GistConfig`], or of what has its names, as the arguments of `trl-gist data`."""
         names = {field.name for field in fields(cls)} - {"geometry", "targets"}
         return cls(**{name: getattr(args, name) for name in names}, geometry=geometry, targets=targets)
 
@@ -238,8 +238,8 @@ def prepare_windows(
             `document_targets` may hold what its windows, or those of a walk, are asked for in place of what rules make:
             such dictionaries which also have `at`, the characters of the text after which the answer is known, and
             optionally `until`, those after which it is another. Other columns are kept, for
-            reward functions, but for the names of [`~data.columns.RESERVED_COLUMNS`]. With `gist_length_range` a column `budget`
-            says the most tokens of each row's gists, `None` for one to be drawn.
+            reward functions, but for the names of [`~data.columns.RESERVED_COLUMNS`]. With `gist_length_range` a column
+            `budget` says the most tokens of each row's gists, `None` for one to be drawn.
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
             The one tokenizer of all roles.
         spec ([`WindowSpec`]):
@@ -352,8 +352,8 @@ def prepare_windows(
 
 def _form_of_rows(columns: set[str], name: str, spec: WindowSpec) -> tuple[Callable, set[str], bool]:
     """
-    By a dataset's columns what makes windows of its rows, [`_cut_part`] or [`_ready_window`]; the columns that it uses
-    up; and whether a window has several targets. Raises `ValueError` for columns that are neither, or both.
+    What makes windows of a dataset's rows, [`_cut_part`] or [`_ready_window`]; the columns that it uses up; and whether
+    a window has several targets. Raises `ValueError` for columns that are neither, or both.
     """
     if {"context", "target", TARGETS_COLUMN} <= columns:
         raise ValueError(
@@ -451,8 +451,8 @@ def _windows_of_dataset(dataset, into_parts, into_windows, features, consumed, n
 
 
 def _mapped(dataset, function, **settings):
-    """By batches with their indices. To hash a function takes longer than to cut a small dataset, and of what is in
-    memory nothing can be found again by it."""
+    """The dataset mapped by batches with their indices. To hash a function takes longer than to cut a small dataset, and
+    of what is in memory nothing can be found again by it."""
     if isinstance(dataset, Dataset) and not dataset.cache_files:
         settings["new_fingerprint"] = secrets.token_hex(8)
     return dataset.map(function, batched=True, with_indices=True, **settings)

@@ -13,7 +13,7 @@
 # limitations under the License.
 
 """
-By what one model's weights are told from another's: digests of every element of every weight.
+Digests of every element of every weight, by which one model is told from another.
 
 A sample of each weight, which was taken before, misses most changes of a single row. XXH3 reads memory about as fast as
 the processor can, 135M parameters in float32 in some 0.03 s where SHA-256 takes 0.4 s; it is no protection against
@@ -36,7 +36,7 @@ ALGORITHM = "xxh3-128"
 
 
 def digest_of(tensor: torch.Tensor) -> bytes:
-    """Of a tensor's dtype, shape and every byte, wherever it lies."""
+    """The digest of a tensor's dtype, shape and every byte, wherever it lies."""
     content = tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
     digest = xxhash.xxh3_128(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
     digest.update(content)

@@ -75,7 +75,7 @@ class TargetRows:
 
     @classmethod
     def build(cls, prompts: list[list[int]], targets: list[list[int]], gists: int, device) -> "TargetRows":
-        """Of one target right after each prompt."""
+        """Rows with one target each, right after its prompt; arguments as of [`~TargetRows.of_several`]."""
         return cls.of_several(prompts, [[([], target)] for target in targets], gists, device)
 
     @classmethod

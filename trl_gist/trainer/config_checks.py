@@ -231,7 +231,7 @@ def check_targets(args):
 
 
 def show_whole_context(args):
-    """Where targets are asked of all of X, S must see all of it: the default prompt gives way to one that shows it."""
+    """S must see all of X where targets are asked of all of it: the default prompt gives way to one that shows it."""
     if args.summarizer_prompt == SUMMARIZER_PROMPT_WITH_TAIL:
         args.summarizer_prompt = SUMMARIZER_PROMPT_OF_FACTS
     for placeholder in ("{before_last_k}", "{tail}", "{last_k}"):
@@ -244,7 +244,7 @@ def show_whole_context(args):
 
 
 def check_shows_whole_context(prompts, name: str):
-    """Of a dataset that brings targets to a summarizer whose prompt is chosen: its training may ask for none."""
+    """Raises `ValueError` if a dataset brings targets and the prompt, which is chosen by then, hides a part of X."""
     if prompts.needs_last_k:
         raise ValueError(
             f"The {name} dataset brings targets, which ask for the whole context, and `summarizer_prompt` shows the "
@@ -254,7 +254,7 @@ def check_shows_whole_context(prompts, name: str):
 
 
 def check_has_answers(args):
-    """Of a run whose only target is the continuation, which no sentence of the context answers."""
+    """Raises `ValueError` if the cold start answers targets and the only one is the continuation, which nothing answers."""
     if args.cold_start_gists == "answers" and args.cold_start_steps > 0 and not args.generator_only:
         raise ValueError(
             "`cold_start_gists` is 'answers', sentences that answer a context's targets, and the continuation is the only "

@@ -511,7 +511,8 @@ class GistTrainer(GRPOTrainer):
             self._log_metric(name, value)
 
     def _target_measures(self, rows):
-        """Of each target, by its kind and in walks by its age, where contexts have several, and how many they have."""
+        """Lists to log, a value a target, by its kind and in walks by its age, and how many targets each context has;
+        none where contexts have one."""
         measures = defaultdict(list)
         for row in rows:
             if "targets" in row:

@@ -13,8 +13,8 @@
 # limitations under the License.
 
 """
-Which settings make a run the run that it is, and what a resume with others is told: each field is in one group. And which
-of them a saved pair, its card and the run's log show.
+Which settings make a run the run that it is, and what a resume with others is told: each field is in one group. And
+which of them a saved pair, its card and the run's log show.
 """
 
 import json

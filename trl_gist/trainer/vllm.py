@@ -57,7 +57,8 @@ def check_vllm_settings(args: GistConfig, model: str | PreTrainedModel | PeftMod
 @contextmanager
 def engine_for(args: GistConfig, model: PreTrainedModel | PeftModel):
     """
-    In it TRL builds an engine that samples S as S is trained, and leaves the run's random numbers as they were.
+    A context in which TRL builds an engine that samples S as S is trained, and the run's random numbers stay as they
+    were.
 
     TRL (1.16) leaves the engine's dtype to vLLM, which samples a checkpoint of float32 in half of it, and vLLM (0.31)
     seeds the whole process, whatever `seed` says. On a CPU it would compile the model for minutes at every start, in a
@@ -209,7 +210,8 @@ def _merged_weights(iter_named_params, model):
 @contextmanager
 def base_restored(model: PeftModel):
     """
-    In it the adapter may be merged into the base and subtracted again; then the base is bit for bit what it was.
+    A context in which the adapter may be merged into the base and subtracted again; after it the base is bit for bit
+    what it was.
 
     TRL does so at every sync, and each subtraction rounds: 100 syncs move a bfloat16 base by 0.8% of its norm, and one
     of float32 by 1.4e-7 (tests/trainer/test_vllm.py prints both), away from the base that the adapter is saved for.
