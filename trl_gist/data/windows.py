@@ -451,8 +451,8 @@ def _windows_of_dataset(dataset, into_parts, into_windows, features, consumed, n
 
 
 def _mapped(dataset, function, **settings):
-    """The dataset mapped by batches with their indices. To hash a function takes longer than to cut a small dataset, and
-    of what is in memory nothing can be found again by it."""
+    """The dataset mapped by batches with their indices. To hash a function takes longer than to cut a small dataset,
+    and of what is in memory nothing can be found again by it."""
     if isinstance(dataset, Dataset) and not dataset.cache_files:
         settings["new_fingerprint"] = secrets.token_hex(8)
     return dataset.map(function, batched=True, with_indices=True, **settings)

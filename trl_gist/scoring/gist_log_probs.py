@@ -46,7 +46,7 @@ def written_log_probs(logits_TNV: tuple[torch.Tensor, ...], gists: list[list[int
 def given_log_probs(
     summarizer: PreTrainedModel | PeftModel, prompts: list[list[int]], gists: list[list[int]]
 ) -> list[float]:
-    """The log-prob of each gist that S did not write, or not so, summed over its tokens, in nats. Raises `ValueError` if
-    S caps its logits in a way that scoring does not know."""
+    """The log-prob of each gist that S did not write, or not so, summed over its tokens, in nats. Raises `ValueError`
+    if S caps its logits in a way that scoring does not know."""
     check_logits(summarizer)
     return target_log_probs(summarizer, prompts, gists, batch_size=len(prompts))

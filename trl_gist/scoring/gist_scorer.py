@@ -325,8 +325,8 @@ class GistScorer:
         return hidden_D
 
     def teacher_readings(self, documents: list[dict], teacher_hidden: list[torch.Tensor]) -> list[torch.Tensor]:
-        """T's log-prob of every target token on the whole context, in nats, from what [`teacher_hidden`] returned: for each
-        context of shape `(target tokens,)`, in float64."""
+        """T's log-prob of every target token on the whole context, in nats, from what [`teacher_hidden`] returned: for
+        each context of shape `(target tokens,)`, in float64."""
         logps_D = []
         with torch.no_grad(), self.autocast():
             for row, hidden_TH in zip(documents, teacher_hidden, strict=True):

@@ -254,7 +254,7 @@ def check_shows_whole_context(prompts, name: str):
 
 
 def check_has_answers(args):
-    """Raises `ValueError` if the cold start answers targets and the only one is the continuation, which nothing answers."""
+    """Raises `ValueError` if the cold start answers targets and the continuation is the only one."""
     if args.cold_start_gists == "answers" and args.cold_start_steps > 0 and not args.generator_only:
         raise ValueError(
             "`cold_start_gists` is 'answers', sentences that answer a context's targets, and the continuation is the only "
