@@ -40,9 +40,8 @@ def rate(dtype: torch.dtype) -> float:
 
 def main():
     found = cpu_capabilities()
-    there = [
-        name for name in ("avx2", "avx512_f", "avx512_bf16", "amx_bf16", "neon", "sve", "bf16") if found.get(name)
-    ]
+    names = ("avx2", "avx512_f", "avx512_bf16", "avx512_fp16", "amx_bf16", "neon", "sve", "bf16", "fp16_arith")
+    there = [name for name in names if found.get(name)]
     rows = [[str(dtype), f"{rate(dtype) / 1e9:.0f}"] for dtype in (torch.float32, torch.bfloat16, torch.float16)]
     print(f"{found.get('cpu_name', 'CPU')}: {', '.join(there)}; {machine()}; chosen: {fast_dtype()}\n")
     print("\n".join(markdown_table([f"{TOKENS} tokens, {FEATURES} → {INNER}, in", "GFLOP/s"], rows)))

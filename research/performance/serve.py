@@ -110,6 +110,8 @@ async def measure(url: str, process: psutil.Process, clients: int, contexts: lis
         await asyncio.gather(*(ask(client, shared, answers) for _ in range(clients)))
         seconds = time.perf_counter() - started
     good = [answer for answer in answers if "prompt_tokens" in answer]
+    if not good:
+        sys.exit(f"Of {len(contexts)} requests none was answered: see what the server says on stderr.")
     waited = sorted(answer["seconds"] for answer in good)
     return {
         "clients": clients,

@@ -30,6 +30,7 @@ from trl_gist.prompts import SUMMARIZER_PROMPT, GistPrompts, gist_from_completio
 import torch
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
+from torch.nn.functional import linear
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import GRPOConfig, GRPOTrainer
 
@@ -276,16 +277,17 @@ def windows(tokenizer, args):
 
 
 def matmul_rate(dtype, seconds=2.0):
-    """Floating-point operations a second of a large matrix product: the machine's limit for this work."""
+    """Floating-point operations a second of a large linear map: the machine's limit for this work. Without instructions for
+    bfloat16 a product of two matrices as they lie in memory takes far longer still."""
     device, size = ("cuda", 8192) if torch.cuda.is_available() else ("cpu", 2048)
     a, b = (torch.randn(size, size, device=device, dtype=getattr(torch, dtype)) for _ in range(2))
-    a @ b  # the first may load libraries
+    linear(a, b)  # the first may load libraries
     spent, count = 0.0, 1
     while spent < seconds / 2:
         count *= 2
         start = mark()
         for _ in range(count):
-            a @ b
+            linear(a, b)
         spent = seconds_between(start, mark())
     return 2 * size**3 * count / spent
 

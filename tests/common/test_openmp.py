@@ -23,6 +23,8 @@ from pathlib import Path
 import pytest
 
 from trl_gist.common import openmp
+from trl_gist.scripts import launch
+from trl_gist.trainer.callbacks import STOPPED_FILE
 
 
 ROOT = Path(__file__).parents[2]
@@ -89,11 +91,36 @@ def test_a_containers_share_of_the_cores(files, cores, tmp_path):
         path = tmp_path / name
         path.parent.mkdir(exist_ok=True)
         path.write_text(text)
-    assert openmp.cores_of_container(tmp_path) == cores
+    assert openmp.cores_of_container(tmp_path, tmp_path / "own") == cores
+
+
+VERSION_1 = {"cpu.cfs_quota_us": "{}00000\n", "cpu.cfs_period_us": "100000\n"}
 
 
 @pytest.mark.parametrize(
-    ("seen", "said", "expected"), [(64, None, "2"), (64, "5", "5"), (2, None, None), (1, None, None)]
+    ("own", "shares", "cores"),
+    [
+        ("0::/system.slice/gists.service", {"system.slice/gists.service": 2}, 2),
+        ("0::/system.slice/gists.service", {"system.slice": 3, "system.slice/gists.service": 5}, 3),
+        ("0::/system.slice/gists.service", {"system.slice/other.service": 2}, None),
+        ("0::/docker/123", {"": 4}, 4),  # that is mounted at the container's own
+        ("0::/../..", {"": 4}, 4),
+        ("5:memory:/a\n4:cpu,cpuacct:/b\n0::/a", {"cpu/a": 2, "cpu/b": 6}, 6),
+        ("4:cpuset:/a\n3:name=systemd:/a:b", {"cpu/a": 2}, None),
+    ],
+)
+def test_the_share_of_a_service_or_another_group(own, shares, cores, tmp_path):
+    (tmp_path / "own").write_text(own + "\n")
+    for group, share in shares.items():
+        (tmp_path / group).mkdir(parents=True, exist_ok=True)
+        files = VERSION_1 if group.startswith("cpu/") else {"cpu.max": "{}00000 100000\n"}
+        for name, text in files.items():
+            (tmp_path / group / name).write_text(text.format(share))
+    assert openmp.cores_of_container(tmp_path, tmp_path / "own") == cores
+
+
+@pytest.mark.parametrize(
+    ("seen", "said", "expected"), [(64, None, "2"), (64, "5", "5"), (64, "", "2"), (2, None, None), (1, None, None)]
 )
 def test_no_more_threads_than_the_container_has_cores(seen, said, expected, tmp_path, monkeypatch):
     (tmp_path / "cpu.max").write_text("200000 100000\n")
@@ -102,5 +129,28 @@ def test_no_more_threads_than_the_container_has_cores(seen, said, expected, tmp_
     monkeypatch.delenv("OMP_NUM_THREADS")
     if said is not None:
         monkeypatch.setenv("OMP_NUM_THREADS", said)
-    openmp.limit_threads(tmp_path)
+    was_set = openmp.limit_threads(tmp_path, tmp_path / "own")
     assert os.environ.get("OMP_NUM_THREADS") == expected
+    assert was_set == (None if said or expected is None else int(expected))
+
+
+@pytest.mark.parametrize(
+    ("flags", "set_here", "expected"),
+    [
+        ({"accelerate_config": "multi_gpu", "num_processes": "4"}, 9, "2"),
+        ({"accelerate_config": "zero3", "num_processes": "8", "num_machines": "2", "machine_rank": "1"}, 9, "2"),
+        ({"accelerate_config": "multi_gpu", "num_processes": "4"}, 2, "1"),
+        ({"accelerate_config": "single"}, 9, "9"),
+        ({"accelerate_config": "multi_gpu", "num_processes": "4"}, None, "9"),
+    ],
+)
+def test_launched_processes_share_the_containers_threads(flags, set_here, expected, monkeypatch):
+    seen = []
+    monkeypatch.setattr(launch, "launch_command", lambda args: seen.append(os.environ["OMP_NUM_THREADS"]))
+    monkeypatch.setattr(launch, "build_cpu_operators", lambda: None)
+    monkeypatch.setattr(openmp, "SET", set_here)
+    monkeypatch.setenv("OMP_NUM_THREADS", "9")
+    for name in ("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", STOPPED_FILE):
+        monkeypatch.setenv(name, "")
+    launch.launch(launch.LaunchArguments(**flags), [])
+    assert seen == [expected]

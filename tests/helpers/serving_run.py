@@ -33,10 +33,11 @@ CONFIG = {"max_new_tokens": 64, "max_context_tokens": 2000, "max_body_bytes": 50
 
 
 @contextmanager
-def running(compactor, api_key=None, **config):
+def running(compactor, api_key=None, shutdown_seconds=5, **config):
     """Yields the server's URL."""
     app = make_app(compactor, NAME, ServingConfig(**{**CONFIG, **config}), api_key)
-    server = uvicorn.Server(uvicorn.Config(app, port=0, http="h11", log_level="error", timeout_graceful_shutdown=5))
+    settings = {"port": 0, "http": "h11", "log_level": "error", "timeout_graceful_shutdown": shutdown_seconds}
+    server = uvicorn.Server(uvicorn.Config(app, **settings))
     thread = threading.Thread(target=server.run)
     thread.start()
     try:

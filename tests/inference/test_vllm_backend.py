@@ -17,8 +17,10 @@
 
 import json
 import queue
+import shutil
 import sys
 import time
+from types import SimpleNamespace
 from unittest.mock import Mock
 
 import pytest
@@ -61,6 +63,37 @@ def test_without_vllm_the_extra_is_named(folder, monkeypatch):
     monkeypatch.setitem(sys.modules, "vllm", None)
     with pytest.raises(ModuleNotFoundError, match=r'vllm is missing: pip install "trl_gist\[vllm\]"'):
         GistCompactor.from_pretrained(folder, backend="vllm")
+
+
+@pytest.mark.parametrize("rope_type, positions", [("longrope", 128), ("default", -1)])
+def test_an_engine_has_no_positions_beyond_which_it_turns_all_texts_otherwise(
+    folder, checkpoint, rope_type, positions, monkeypatch
+):
+    class Built(Exception):
+        pass
+
+    def build(**settings):
+        raise Built(settings["max_model_len"])
+
+    shutil.copytree(checkpoint, folder / "base")
+    for half in (folder, folder / GENERATOR_DIR):
+        change_json(half / CONFIG_NAME, base_model_name_or_path=str(folder / "base"))
+    rope = {"rope_type": rope_type, "rope_theta": 10_000.0, "original_max_position_embeddings": 128}
+    rope |= {"short_factor": [1.0] * 4, "long_factor": [4.0] * 4}
+    change_json(folder / "base" / "config.json", rope_parameters=rope)
+    for name, contents in {
+        "vllm": {"EngineArgs": build},
+        "vllm.lora.request": {"LoRARequest": None},
+        "vllm.platforms": {"current_platform": SimpleNamespace(device_type="cuda")},
+        "vllm.v1.engine.llm_engine": {"LLMEngine": None},
+    }.items():
+        monkeypatch.setitem(sys.modules, name, SimpleNamespace(**contents))
+    with pytest.raises(Built, match=f"^{positions}$"):
+        GistCompactor.from_pretrained(folder, backend="vllm")
+
+
+def change_json(path, **values):
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
 
 
 def test_a_backend_that_there_is_not(folder):

@@ -234,6 +234,22 @@ def test_a_pair_writes_the_same_whatever_its_checkpoints_declare(pair, do_sample
         assert write_session() == expected
 
 
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+@pytest.mark.parametrize("do_sample", [True, False], ids=["sampled", "greedy"])
+def test_logits_that_are_not_numbers_are_an_error_and_no_text(pair, value, do_sample):
+    def break_one(head, inputs, logits_NTV):
+        logits_NTV[..., 7] = value
+
+    for model, write in (
+        (pair.summarizer, lambda: pair.compress(CONTEXT, budget=6, do_sample=do_sample)),
+        (pair.generator, lambda: pair.continue_from("The pump", CONTEXT[:5], 6, do_sample)),
+    ):
+        hook = model.get_output_embeddings().register_forward_hook(break_one)
+        with pytest.raises(FloatingPointError, match="logits are not numbers"):
+            write()
+        hook.remove()
+
+
 def test_certificates_and_searches_are_the_same_whatever_the_teacher_declares(pair):
     reader = full_context_reader(pair)
     assert reader.name == "teacher"

@@ -20,16 +20,19 @@ import pytest
 import torch
 from tiny import make_model
 from tiny_pairs import make_pair, save_half
+from transformers import AutoConfig
 
 from examples.short_run import short_config
 from trl_gist import GistCompactor, GistConfig
 from trl_gist.models import machine
 from trl_gist.models.roles import Roles
+from trl_gist.models.vllm import _dtype
 from trl_gist.trainer.constructor import load_given
 
 
 WITH = {"architecture": "x86_64", "avx512_f": True, "avx512_bf16": True, "amx_bf16": False}
 WITHOUT = {**WITH, "avx512_f": False, "avx512_bf16": False}
+BOTH = {**WITH, "avx512_fp16": True}
 ARM = {"architecture": "arm64", "neon": True, "bf16": True}
 
 
@@ -40,12 +43,12 @@ def cpu(monkeypatch):
     def has(capabilities):
         monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
         monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
-        for cached in (machine.cpu_multiplies_bfloat16, machine._warn_once):
+        for cached in (machine.cpu_multiplies, machine._warn_once):
             cached.cache_clear()
 
     yield has
     monkeypatch.undo()
-    for cached in (machine.cpu_multiplies_bfloat16, machine._warn_once):
+    for cached in (machine.cpu_multiplies, machine._warn_once):
         cached.cache_clear()
 
 
@@ -67,11 +70,18 @@ def test_a_torch_that_lists_no_instructions_keeps_what_is_stored(cpu, monkeypatc
 
 @pytest.fixture
 def stored_in_half(tokenizer, tmp_path):
-    """The folder of a pair of adapters over a base in bfloat16."""
-    base, folder = tmp_path / "base", tmp_path / "pair"
-    make_model(tokenizer, 0).to(torch.bfloat16).save_pretrained(base)
+    return saved_in(torch.bfloat16, tokenizer, tmp_path)
+
+
+def saved_in(dtype, tokenizer, directory, lora=True):
+    """The folder of a pair of adapters over a base in a dtype, or of two models in it."""
+    base, folder = directory / "base", directory / "pair"
+    make_model(tokenizer, 0).to(dtype).save_pretrained(base)
     for seed, half in enumerate((folder, folder / "generator")):
-        save_half(str(base), tokenizer, half, seed, lora=True)
+        if lora:
+            save_half(str(base), tokenizer, half, seed, lora=True)
+        else:
+            make_model(tokenizer, seed).to(dtype).save_pretrained(half)
     tokenizer.save_pretrained(folder)
     make_pair().save(folder)
     return folder
@@ -83,6 +93,27 @@ def test_a_pair_is_loaded_as_stored_where_that_is_fast(capabilities, dtype, cpu,
     compactor = GistCompactor.from_pretrained(stored_in_half, device="cpu")
     assert {half.dtype for half in (compactor.summarizer, compactor.generator)} == {dtype}
     assert not caplog.records
+
+
+@pytest.mark.parametrize("lora", [False, True], ids=["models", "adapters"])
+@pytest.mark.parametrize(
+    "capabilities, dtype", [(BOTH, torch.float16), ({**ARM, "fp16_arith": True}, torch.float16), (WITH, torch.float32)]
+)
+def test_float16_is_kept_only_where_the_cpu_multiplies_that(
+    capabilities, dtype, lora, cpu, tokenizer, tmp_path, caplog
+):
+    cpu(capabilities)
+    folder = saved_in(torch.float16, tokenizer, tmp_path, lora)
+    compactor = GistCompactor.from_pretrained(folder, device="cpu")
+    assert {weight.dtype for half in (compactor.summarizer, compactor.generator) for weight in half.parameters()} == {
+        dtype
+    }
+    assert _dtype(None, "cpu", AutoConfig.from_pretrained(tmp_path / "base"), "base") == dtype
+    assert not caplog.records
+    assert GistCompactor.from_pretrained(folder, device="cpu", dtype="float16").generator.dtype == torch.float16
+    assert ["no instructions for float16" in record.message for record in caplog.records] == [True] * (
+        dtype != torch.float16
+    )
 
 
 def test_who_asks_for_the_slow_one_is_told_once(cpu, stored_in_half, caplog):

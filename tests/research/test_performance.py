@@ -227,6 +227,8 @@ def test_clients_of_a_server_ask_for_other_contexts_and_errors_are_counted(docum
     with running(compactor, max_requests=4) as url:
         asked = [*contexts, [10**9]]
         rows = [asyncio.run(serve.measure(url, psutil.Process(), clients, asked)) for clients in (4, 1)]
+        with pytest.raises(SystemExit, match="Of 1 requests none was answered"):
+            asyncio.run(serve.measure(url, psutil.Process(), 1, asked[-1:]))
     for clients, row in zip((4, 1), rows, strict=True):
         assert (row["clients"], row["requests"], row["errors"]) == (clients, 10, 1)
         assert row["tokens_per_s"] == pytest.approx(CONTEXT * row["gists_per_s"])

@@ -26,6 +26,7 @@ import pytest
 import torch
 from serving_run import batching, metrics_of, running, slowed, until
 from tiny import PARAGRAPH
+from tiny_mixtures import make_mixture
 from tiny_sessions import CONTEXT, make_compactor
 from transformers.generation.streamers import BaseStreamer
 
@@ -275,6 +276,27 @@ def test_a_forward_has_so_many_rows_and_tokens(compactor, prompts, batches, limi
     assert [rows for _, rows in batches] == expected
 
 
+def test_long_prompts_do_not_turn_the_short_ones_beside_them_by_longrope(prompts, batches):
+    """Which turns all rows of a forward as the longest one needs it."""
+    pair = make_compactor()
+    factors = {"short_factor": [1.0] * 4, "long_factor": [4.0] * 4, "original_max_position_embeddings": 20}
+    rope = {"rope_type": "longrope", "rope_theta": 10_000.0, **factors}
+    model = (
+        make_mixture(pair.tokenizer, "phi3", rope_parameters=rope, original_max_position_embeddings=20).double().eval()
+    )
+    compactor = GistCompactor(model, model, pair.tokenizer, pair.pair)
+    calls = [
+        ("generator", [ids], {"max_new_tokens": 6})
+        for ids in (prompts[1], prompts[0], [*prompts[7], *prompts[6]], prompts[2])
+    ]
+    alone = [compactor.generate(role, given, **settings)[0] for role, given, settings in calls]
+    batches.clear()
+    with batching(compactor) as batcher:
+        found = gathered(batcher, calls)
+    assert [written for written, _ in found] == alone
+    assert [rows for _, rows in batches] == [3, 1]
+
+
 @pytest.mark.parametrize("limit", ["max_batch_size", "max_batch_tokens"])
 @pytest.mark.parametrize("path", ["/v1/compress", "/v1/chat/completions"])
 def test_one_requests_windows_are_no_more_at_once_either(compactor, batches, path, limit):
@@ -312,16 +334,17 @@ def test_a_context_that_two_ask_for_at_once_is_written_once(compactor, batches):
 # ---- Neighbours ----
 
 
+@pytest.mark.parametrize("tokens, value", [(7, torch.nan), (7, torch.inf), (slice(None), -torch.inf)])
 @pytest.mark.parametrize("sampling", [{}, SAMPLED], ids=["greedy", "sampled"])
-def test_logits_that_are_not_numbers_are_an_error_of_their_own_row(compactor, prompts, sampling):
-    def break_row(module, inputs, hidden_NTH):
-        if len(hidden_NTH) == 4:
-            hidden_NTH[2] = torch.nan
+def test_logits_that_are_not_numbers_are_an_error_of_their_own_row(compactor, prompts, sampling, tokens, value):
+    def break_row(module, inputs, logits_NTV):
+        if len(logits_NTV) == 4:
+            logits_NTV[2, ..., tokens] = value
 
     calls = [
         ("generator", given, {"max_new_tokens": 6, **sampling}) for given in (prompts[:1], prompts[1:3], prompts[3:4])
     ]
-    hook = compactor.generator.model.norm.register_forward_hook(break_row)
+    hook = compactor.generator.lm_head.register_forward_hook(break_row)
     try:
         with batching(compactor) as batcher:
             first, broken, last = gathered(batcher, calls)

@@ -16,6 +16,7 @@
 
 import asyncio
 import itertools
+import json
 import logging
 import time
 import typing
@@ -541,6 +542,27 @@ def test_a_request_may_take_so_long_and_no_longer(compactor):
         with pytest.raises(openai.APIError, match="longer than this server allows"):
             list(client.completions.create(prompt=SHORT, max_tokens=60, stream=True, **GREEDY))
         assert client.completions.create(prompt=SHORT, max_tokens=1, **GREEDY).usage.completion_tokens == 1
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
+def test_who_waits_when_a_stopped_server_waits_no_longer_is_told(compactor, stream):
+    status, lines = [], []
+
+    def ask(url):
+        body = {"prompt": SHORT, "stream": stream, **GREEDY}
+        with httpx.stream("POST", f"{url}/v1/completions", json=body, timeout=60) as response:
+            status.append(response.status_code)
+            for line in response.iter_lines():
+                lines.append(line)
+
+    with slowed(compactor.generator, 0.3), ThreadPoolExecutor(1) as pool:
+        with running(compactor, shutdown_seconds=1) as url:
+            asked = pool.submit(ask, url)
+            until(lambda: lines if stream else in_flight(url))
+        asked.result()
+    assert status == [200 if stream else 503]
+    error = json.loads([line for line in lines if line][-1].removeprefix("data: "))["error"]
+    assert (error["code"], error["type"]) == ("stopped", "server_error")
 
 
 def test_context_and_new_tokens_have_limits(client, compactor):

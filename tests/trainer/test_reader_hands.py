@@ -113,6 +113,22 @@ def test_some_gists_of_each_context_stand_for_all(make_trainer, lora, monkeypatc
     assert gradient_norm(alone) == pytest.approx(gradient_norm(some), rel=1e-5)
 
 
+@pytest.mark.parametrize("rule", ["mixed", "passages"])
+def test_those_learned_from_are_no_kind_of_their_own_in_the_cold_start(make_trainer, lora, rule):
+    args = {"cold_start_gists": rule, "cold_start_steps": 1}
+    every, some = (
+        make_trainer(peft_config=lora, args={**args, **more}).rollout for more in ({}, {"distilled_gists": 1})
+    )
+    size = every.trainer.num_generations
+    rows = [row for row in every.trainer.train_dataset for _ in range(size)]
+    slots = set()
+    for start, gists in enumerate(zip(*[iter(every._by_rule(rows))] * size, strict=True)):
+        turned = some._by_rule(rows[size * start : size * (start + 1)])
+        assert sorted(turned) == sorted(gists)
+        slots |= {slot for slot, gist in enumerate(gists) if gist == turned[0] and gists.count(gist) == 1}
+    assert len(slots) > 1
+
+
 def test_the_hands_take_turns(make_trainer, lora, monkeypatch):
     trainer = make_trainer(peft_config=lora, args={"reader_hands": ["head", "tail"], "cold_start_steps": 0})
     seen, by_other_hands = [], trainer.rollout.by_other_hands

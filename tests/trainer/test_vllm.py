@@ -27,13 +27,14 @@ from checks import draw_adapters, moved, snapshot
 from datasets import Dataset
 from safetensors.torch import load_file
 from tiny import make_documents, make_model
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, Phi3Config
 from trl.generation import vllm_generation
 
 from trl_gist.common.tokens import characters_of
 from trl_gist.models.deepspeed import whole_state_dict
 from trl_gist.models.roles import storage_pointers
 from trl_gist.trainer import gist_trainer
+from trl_gist.trainer.vllm import engine_for
 
 
 EOS = 2
@@ -483,6 +484,22 @@ def test_settings_reach_the_engine(make_run, vllm, checkpoint):
 def test_the_engine_computes_in_what_s_is_trained_in(make_run, vllm, args, dtype):
     make_run("colocate", args=args)
     assert vllm.settings["dtype"] == dtype
+
+
+@pytest.mark.parametrize(
+    ("context", "given", "expected"), [(3000, None, 4096), (5000, None, None), (3000, 8192, 8192)]
+)
+def test_the_engine_turns_texts_of_longrope_as_they_are_in_training(context, given, expected, vllm, monkeypatch):
+    rope = {"rope_type": "longrope", "rope_theta": 10_000.0, "original_max_position_embeddings": 4096}
+    rope |= {"short_factor": [1.0] * 4, "long_factor": [4.0] * 4}
+    config = Phi3Config(**{"hidden_size": 32, "num_attention_heads": 4, "rope_parameters": rope})
+    args = {"use_vllm": True, "vllm_mode": "colocate", "bf16": True, "device": torch.device("cpu"), "seed": 0}
+    args |= {"context_length": context, "max_completion_length": 48}
+    monkeypatch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "")
+    monkeypatch.setattr("trl_gist.trainer.vllm.set_seed", lambda *args, **kwargs: None)
+    with engine_for(SimpleNamespace(**args), SimpleNamespace(config=config)):
+        vllm_generation.LLM(max_model_len=given)
+    assert vllm.settings["max_model_len"] == expected
 
 
 def test_settings_reach_the_server(make_run, vllm):

@@ -18,7 +18,15 @@ from collections.abc import Callable
 
 import torch
 from peft import PeftModel
-from transformers import Cache, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase, StoppingCriteriaList
+from transformers import (
+    Cache,
+    GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    StoppingCriteriaList,
+)
 from transformers.generation.streamers import BaseStreamer
 
 from ..common.arguments import finite_number, truth, whole_number
@@ -80,6 +88,7 @@ def generate(
     Raises:
         ValueError: if no token is asked for, prompt and completion do not fit the model's positions, or a
             setting is none of [`~transformers.GenerationConfig`] or is not the caller's.
+        FloatingPointError: if logits are not numbers.
     """
     max_new_tokens, do_sample = checked_request(model, prompts, max_new_tokens, do_sample, name, generation_kwargs)
     positions = max_positions(model)
@@ -102,9 +111,30 @@ def generate(
             past_key_values=past_key_values,
             streamer=streamer,
             stopping_criteria=stopping_criteria,
+            logits_processor=LogitsProcessorList([_CheckNumbers()]),
         )
     completions = output.sequences[:, width:].tolist()
     return [gist_from_completion(ids, eos_token_ids) for ids in completions], output.logits
+
+
+def are_broken(logits_XV: torch.Tensor) -> torch.Tensor:
+    """Of each position, whether no token can be drawn: a logit is not a number, or infinite, as where float16 runs over; or
+    all are -inf. The likeliest token would be token 0 without a word."""
+    return ~logits_XV.amax(-1).isfinite()
+
+
+def not_numbers() -> FloatingPointError:
+    return FloatingPointError(
+        "The model's logits are not numbers. In float16 they may run over: load it in float32 or bfloat16 (`dtype`). "
+        "Otherwise its weights are damaged."
+    )
+
+
+class _CheckNumbers(LogitsProcessor):
+    def __call__(self, input_ids, scores):
+        if are_broken(scores).any():
+            raise not_numbers()
+        return scores
 
 
 def checked_request(

@@ -37,6 +37,7 @@ from transformers.utils import CONFIG_NAME as MODEL_CONFIG_NAME
 from ..pair import PAIR_CONFIG_NAME
 from .adapters import check_leaves_base
 from .attention import use_matmul_attention
+from .machine import is_slow
 from .roles import clone_with_shared_parameters, create_model_from_path, weights_whole
 
 
@@ -68,7 +69,7 @@ class HalfLoader:
             # PEFT would keep half-precision adapters in float32, for training; at inference that triples their cost
             model = self._adapter(directory, autocast_adapter_dtype=False)
         else:
-            model = create_model_from_path(str(directory), **self.init_kwargs)
+            model = self._model(str(directory))
         return for_inference(model.to(self.device))
 
     def load_to_train(self, directory: Path, role: str) -> PeftModel | str:
@@ -85,7 +86,13 @@ class HalfLoader:
         for (base_name, _), base in self.bases.items():
             if base_name == name:
                 return clone_with_shared_parameters(base)
-        return create_model_from_path(name, **self.init_kwargs)
+        return self._model(name)
+
+    def _model(self, name, **kwargs):
+        model = create_model_from_path(name, **{**self.init_kwargs, **kwargs})
+        # As stored, which may be float16 on a CPU that is fast in bfloat16 alone
+        as_stored = self.device is not None and self.init_kwargs["dtype"] == "auto"
+        return model.float() if as_stored and is_slow(model.dtype, self.device) else model
 
     def _adapter(self, directory, **settings):
         adapter = PeftConfig.from_pretrained(str(directory))
@@ -99,9 +106,8 @@ class HalfLoader:
         key = (adapter.base_model_name_or_path, adapter.revision)
         if key not in self.bases:
             name, revision = key
-            kwargs = self.init_kwargs if revision is None else {**self.init_kwargs, "revision": revision}
             try:
-                base = create_model_from_path(name, **kwargs)
+                base = self._model(name, **({} if revision is None else {"revision": revision}))
             except OSError as error:
                 raise base_error(name, directory, error) from error
             self.bases[key] = base if self.device is None else base.to(self.device)

@@ -27,7 +27,11 @@ import torch
 
 logger = logging.getLogger(__name__)
 
-_HALF = (torch.bfloat16, torch.float16)
+# By torch's names, on x86 and Arm. Who has one may lack the other, as AMD's Zen 4 has no products of float16
+_INSTRUCTIONS = {
+    torch.bfloat16: ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16"),
+    torch.float16: ("avx512_fp16", "amx_fp16", "fp16_arith"),
+}
 
 
 def machine_device() -> torch.device:
@@ -41,11 +45,16 @@ def cpu_capabilities() -> dict:
 
 
 @functools.cache
-def cpu_multiplies_bfloat16() -> bool:
-    """Whether the CPU has instructions for products of bfloat16, as AVX-512 BF16, AMX and some of Arm's are. Where they are
-    not listed it is taken for granted."""
+def cpu_multiplies(dtype: torch.dtype) -> bool:
+    """Whether the CPU has instructions for products of a dtype, as AVX-512 BF16, AMX and some of Arm's are for bfloat16.
+    Where they are not listed, and of other dtypes than the two halves, it is taken for granted."""
     found = cpu_capabilities()
-    return not found or any(there for name, there in found.items() if name.endswith("bf16"))
+    return not found or dtype not in _INSTRUCTIONS or any(map(found.get, _INSTRUCTIONS[dtype]))
+
+
+def is_slow(dtype: torch.dtype, device: str | torch.device) -> bool:
+    """Whether it takes several times as long as float32 there."""
+    return torch.device(device).type == "cpu" and not cpu_multiplies(dtype)
 
 
 def fast_dtype(device: str | torch.device | None = None) -> str:
@@ -55,12 +64,12 @@ def fast_dtype(device: str | torch.device | None = None) -> str:
         device (`str` or `torch.device`, *optional*):
             Defaults to the machine's accelerator, or the CPU.
     """
-    on_cpu = torch.device(device or machine_device()).type == "cpu"
-    return "float32" if on_cpu and not cpu_multiplies_bfloat16() else "bfloat16"
+    return "float32" if is_slow(torch.bfloat16, device or machine_device()) else "bfloat16"
 
 
 def stored_or_fast_dtype(device: str | torch.device) -> str:
-    """`"auto"`, the dtype that a checkpoint is stored in; but `"float32"` on a CPU that would be slow in half of it."""
+    """`"auto"`, the dtype that a checkpoint is stored in; but `"float32"` on a CPU that would be slow in bfloat16, and so in
+    each half."""
     return "auto" if fast_dtype(device) == "bfloat16" else "float32"
 
 
@@ -83,7 +92,7 @@ def warn_if_slow(dtype: str | torch.dtype | None, device: str | torch.device, re
             What to write instead.
     """
     dtype = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
-    if dtype in _HALF and torch.device(device).type == "cpu" and not cpu_multiplies_bfloat16():
+    if isinstance(dtype, torch.dtype) and is_slow(dtype, device):
         _warn_once(str(dtype).removeprefix("torch."), remedy)
 
 

@@ -414,3 +414,15 @@ def max_positions(model: PreTrainedModel | PeftModel) -> int | None:
     # An attribute, for configurations map it to their own name (`n_positions` in GPT-2); MPT's does not
     positions = getattr(config, "max_position_embeddings", getattr(config, "max_seq_len", None))
     return None if positions == _XLNET_HAS_NO_LIMIT else positions
+
+
+def turned_alike(config: PreTrainedConfig) -> int | None:
+    """
+    Up to how many positions a text's rotary embeddings are the same in transformers (5.23) whatever it shares a forward
+    with, and in vLLM (0.31), if there is such a length: LongRoPE, as of Phi-3, turns all rows as the longest one needs it,
+    and in vLLM as the longest that there may be.
+    """
+    named = getattr(config.get_text_config(), "rope_parameters", None) or {}
+    of_layers = [named, *(value for value in named.values() if isinstance(value, dict))]
+    lengths = [each["original_max_position_embeddings"] for each in of_layers if each.get("rope_type") == "longrope"]
+    return min(lengths, default=None)

@@ -48,9 +48,10 @@ from ..common.extras import extra
 from ..pair import GENERATOR_DIR
 from ..prompts import gist_from_completion
 from .adapters import check_leaves_base
-from .generation import checked_request, end_token_ids
+from .generation import checked_request, end_token_ids, not_numbers
 from .loading import base_error, check_half
-from .machine import dtype_to_load
+from .machine import dtype_to_load, is_slow
+from .roles import turned_alike
 
 
 logger = logging.getLogger(__name__)
@@ -411,7 +412,7 @@ def _log_probs(token_ids, found):
     """Of each token; 0 where there is none."""
     log_probs = [0.0 if each is None else each[token].logprob for token, each in zip(token_ids, found, strict=True)]
     if any(math.isnan(log_prob) for log_prob in log_probs):
-        raise FloatingPointError("The model's logits are not numbers.")
+        raise not_numbers()
     return log_probs
 
 
@@ -484,7 +485,7 @@ def load_engine_models(
         dtype=_dtype(dtype, current_platform.device_type, config, base),
         trust_remote_code=trust_remote_code,
         enforce_eager=on_cpu,
-        max_model_len=-1,  # as many of the model's positions as there is memory for
+        max_model_len=turned_alike(config) or -1,  # else as many of the model's positions as there is memory for
         enable_lora=True,
         max_loras=len(adapters),
         max_lora_rank=next((each for each in _RANKS if each >= rank), rank),
@@ -600,6 +601,8 @@ def _dtype(dtype, device, config, base):
     dtype = dtype_to_load(dtype, device)
     if dtype == "auto":
         dtype = config.dtype or config.get_text_config().dtype
+        if dtype is not None and is_slow(dtype, device):
+            dtype = torch.float32
     if dtype is None:
         raise ValueError(f"The configuration of {base} does not say in which dtype it is stored. Give `dtype`.")
     return dtype if isinstance(dtype, torch.dtype) else getattr(torch, dtype)

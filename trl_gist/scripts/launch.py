@@ -30,6 +30,7 @@ import yaml
 from accelerate.commands.launch import launch_command, launch_command_parser
 from torch.distributed.elastic.multiprocessing import SignalException
 
+from ..common.openmp import share_threads
 from ..models.deepspeed import build_cpu_operators
 from ..trainer.callbacks import SIGNALS, STOPPED_FILE, signals_named
 
@@ -86,15 +87,18 @@ def launch(flags: LaunchArguments, argv: list[str]):
         SignalException: if a signal ended the run and it could not be saved.
     """
     config, places = config_path(flags.accelerate_config), flags.places()
+    said = _read(config)
     if "num_processes" not in places and config.parent == CONFIGS and config.stem != "single":
         places["num_processes"] = str(max(1, torch.accelerator.device_count()))
-    if "DEEPSPEED" in str(_read(config).get("distributed_type")):
+    if "DEEPSPEED" in str(said.get("distributed_type")):
         build_cpu_operators()
     # A signal reaches the launcher, which hands it on: give the run the time to end its rollout and save
     os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "600")
     chosen = [part for name, value in places.items() for part in (f"--{name}", value)]
     launch_args = ["--config_file", str(config), *chosen, "--module", "trl_gist.cli", "train", *argv]
     args = launch_command_parser().parse_args(launch_args)
+    processes, machines = (getattr(args, name) or said.get(name) or 1 for name in ("num_processes", "num_machines"))
+    share_threads(max(1, processes // machines))
     # torchrun's (2.13), and SIGUSR1; but not SIGHUP under `nohup`, which it would listen to and the ranks would not
     handled = [*SIGNALS, *signals_named("SIGQUIT")]
     handled = [each for each in handled if signal.getsignal(each) not in (signal.SIG_IGN, None)]

@@ -38,7 +38,8 @@ from transformers.generation.streamers import BaseStreamer
 
 from ..common.arguments import whole_number
 from ..inference.pair import LoadedPair
-from ..models.generation import end_token_ids
+from ..models.generation import are_broken, end_token_ids, not_numbers
+from ..models.roles import turned_alike
 from .worker import Stopped, current_job
 
 
@@ -174,6 +175,9 @@ class Batcher:
         rows = sum(len(call.prompts) for call in (*calls, other))
         length = max(call.length for call in (*calls, other))
         new_tokens = max(call.max_new_tokens for call in (*calls, other))
+        alike = turned_alike(getattr(self.pair, other.role).config)
+        if alike is not None and length + new_tokens > alike:
+            return False
         return rows <= self.max_rows and rows * (length + new_tokens) <= self.max_tokens
 
     def _run(self, calls):
@@ -215,14 +219,9 @@ def _look(head, inputs, logits_NTV):
     if job := current_job():
         if job.stopped.is_set():
             raise Stopped
-        if logits_NTV.isnan().any():
-            raise _not_numbers()
+        if are_broken(logits_NTV).any():
+            raise not_numbers()
     return None
-
-
-def _not_numbers():
-    # Where the likeliest token would be token 0 without a word
-    return FloatingPointError("The model's logits are not numbers.")
 
 
 class _Entry:
@@ -325,12 +324,12 @@ class _Batch(StoppingCriteria):
 
     def look(self, logits_NTV: torch.Tensor) -> torch.Tensor | None:
         """Where a row's are not numbers, its call fails; then others in their place, which can be sampled from."""
-        broken_N = logits_NTV[:, -1].isnan().any(-1)
+        broken_N = are_broken(logits_NTV[:, -1])
         if not broken_N.any():
             return None
         for call, span in zip(self.calls, self.spans, strict=True):
             if broken_N[span].any():
-                call.fail(_not_numbers())
+                call.fail(not_numbers())
         return logits_NTV.masked_fill(broken_N[:, None, None], 0)
 
     def __call__(self, input_ids, scores, **kwargs):

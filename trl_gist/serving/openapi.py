@@ -40,7 +40,7 @@ in every object of a request; whole numbers are written without a point. A route
 a method that a route does not have a 405 with `Allow`, and whatever goes wrong has the schema `Error`."""
 
 
-REFUSED_BY_MODELS = (400, 404, 408, 413, 415, 429, 500, 504)
+REFUSED_BY_MODELS = (400, 404, 408, 413, 415, 429, 500, 503, 504)
 
 
 @dataclass(frozen=True)
@@ -117,8 +117,8 @@ REFUSED = {
     429: "All places for requests are taken.",
     500: "The server failed; its log says why.",
     501: "The route reads the models' own logits, which vLLM does not give.",
-    503: "vLLM's engine has failed and cannot go on.",
-    504: "It took too long. After the first event of a stream this, and a 500, is an event, the last one.",
+    503: "The server is being stopped; of `/health`: vLLM's engine has failed and cannot go on.",
+    504: "It took too long. After the first event of a stream this, a 500 and a 503 are an event, the last one.",
 }
 HEADERS = {401: "WWW-Authenticate", 429: "Retry-After"}
 

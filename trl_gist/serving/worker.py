@@ -61,7 +61,7 @@ class Job:
         The next piece of text, or the result.
 
         Raises:
-            ApiError: that of the work; 504 after the deadline.
+            ApiError: that of the work; 504 after the deadline; 503 when a server that is being stopped waits no longer.
             Disconnected: when the client has left.
         """
         try:
@@ -73,6 +73,8 @@ class Job:
                 "The request took longer than this server allows. Ask for fewer tokens, or try again later.",
                 "timeout",
             ) from error
+        except asyncio.CancelledError as error:  # by uvicorn (0.54), which would answer in plain text
+            raise ApiError(503, "The server is being stopped. Send the request again.", "stopped") from error
         if isinstance(event, Exception):
             raise event
         return event

@@ -170,7 +170,12 @@ class GistRollout:
         size, completions = self.trainer.gists_per_context, []
         for row in rows[::size]:
             length = row.get("budget") or self._cold_start_length()
-            for gist in self.extractive_summarizer.gists(row, [length] * size):
+            gists = self.extractive_summarizer.gists(row, [length] * size)
+            if self.args.distilled_gists is not None:
+                # G learns from the first ones, and a slot has a kind of its own: so each is first in some contexts
+                turn = sum(row["context_ids"]) % size
+                gists = [*gists[turn:], *gists[:turn]]
+            for gist in gists:
                 # Where the limit cuts, S need not learn to stop
                 completions.append(gist if len(gist) == self._limit(row) else self._ended(gist))
         return completions

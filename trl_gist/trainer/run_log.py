@@ -45,7 +45,7 @@ from ..common.run_files import GISTS_FILE, METRICS_FILE, RUN_FILE, RUN_LOG_DIR, 
 from ..common.tokens import characters_of, decode
 from ..data.windows import window_key
 from ..models.generation_settings import plain_generation_config
-from ..models.machine import cpu_multiplies_bfloat16
+from ..models.machine import cpu_multiplies
 from ..models.sampling import sample_gists
 from ..prompts import gist_from_completion, stands_for
 from ..version import __version__
@@ -299,7 +299,7 @@ def _describe(trainer):
             "processes": trainer.accelerator.num_processes,
             "CPU cores": os.cpu_count(),
             "CPU threads": torch.get_num_threads(),
-            "CPU multiplies bfloat16": cpu_multiplies_bfloat16(),
+            "CPU multiplies bfloat16": cpu_multiplies(torch.bfloat16),
             "dtype of the summarizer": str(trainer.model.dtype),
             "trl_gist": __version__,
             **{name: version(name) for name in ("torch", "transformers", "trl", "peft", "accelerate", "datasets")},

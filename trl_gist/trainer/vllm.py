@@ -31,6 +31,7 @@ from transformers import PreTrainedModel
 from trl.generation import vllm_generation
 from trl.generation.vllm_generation import VLLMGeneration
 
+from ..models.roles import turned_alike
 from .gist_config import GistConfig
 
 
@@ -62,11 +63,12 @@ def engine_for(args: GistConfig, model: PreTrainedModel | PeftModel):
 
     TRL (1.16) leaves the engine's dtype to vLLM, which samples a checkpoint of float32 in half of it, and vLLM (0.31)
     seeds the whole process, whatever `seed` says. On a CPU it would compile the model for minutes at every start, in a
-    process of its own, where a sync does not reach it.
+    process of its own, where a sync does not reach it. With more positions than LongRoPE's original ones it would read
+    all texts as long ones.
 
     Args:
         args ([`GistConfig`]):
-            `bf16`, `fp16` and `seed`.
+            `bf16`, `fp16`, `seed` and lengths.
         model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
             The summarizer.
     """
@@ -75,11 +77,15 @@ def engine_for(args: GistConfig, model: PreTrainedModel | PeftModel):
         return
     build = vllm_generation.LLM
     dtype = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else model.dtype
+    needed = args.context_length + args.max_completion_length
 
     def build_as_trained(**settings):
         on_cpu = args.device.type == "cpu"
         if on_cpu:
             os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+        alike = turned_alike(model.config)
+        if settings.get("max_model_len") is None and alike is not None and needed <= alike:
+            settings["max_model_len"] = alike
         engine = build(dtype=dtype, enforce_eager=on_cpu, **settings)
         set_seed(args.seed, device_specific=True)  # as TRL did right before
         return engine
