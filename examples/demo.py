@@ -36,6 +36,7 @@ The first printed, in nats per token ± standard error over 19 unseen articles (
 """
 
 import argparse
+import json
 import time
 from pathlib import Path
 
@@ -155,13 +156,14 @@ def main(max_steps: int, output_dir: str | None, generator_only: bool, compresso
         console.rule("[bold]One unseen article, compressed and continued")
         print_continuation(console, output_dir, held_out_articles[0])
     console.rule()
+    asked = f" --target_kinds '{json.dumps(recipe['target_kinds'])}'" if facts else ""
     console.print(
         f"""Done in {(time.time() - started) / 60:.1f} minutes.
 The pair is in {output_dir}, its plots in {output_dir}/plots.
 The run on one page, to open in a browser: {report}
 
 What to run next:
-  .venv/bin/trl-gist evaluate {output_dir} --dataset {output_dir}/held_out.jsonl --compressors    against others
+  .venv/bin/trl-gist evaluate {output_dir} --dataset {output_dir}/held_out.jsonl{asked} --compressors    against others
   .venv/bin/trl-gist compress {output_dir} FILE --json          a gist for every {trainer.args.context_length} tokens
   .venv/bin/python -m examples.recall {output_dir} FILE         what it recalls of a text of yours
   .venv/bin/trl-gist continue {output_dir} FILE                 go on from the gist

@@ -58,9 +58,10 @@ def print_recalled(
 ):
     """The targets of a window, and by column what was recalled of them from which gist: green is word for word."""
     console.print(f"[dim]{escape(window['prompt'])}[/dim]\n")
-    for label, (gist, _) in columns.items():
-        if gist is not None:
-            console.print(f"  gist, {label}, {len(gist.token_ids)} tokens: [bold]{escape(gist.text)}[/bold]")
+    gists = {label: gist for label, (gist, _) in columns.items() if gist is not None}
+    for label, gist in gists.items():
+        which = f"gist, {label}" if len(gists) > 1 else "gist"
+        console.print(f"  {which}, {len(gist.token_ids)} tokens: [bold]{escape(gist.text)}[/bold]")
     table = Table("kind", "cue", "the text has", *columns, box=None, padding=(0, 1))
     for index, target in enumerate(window["targets"]):
         wanted = compactor.decode(target["target_ids"])

@@ -23,7 +23,7 @@ Models study texts by such questions in [Eyuboglu et al. 2025](https://huggingfa
 python examples/self_study.py --dataset my_documents/ --model Qwen/Qwen3-4B-Instruct-2507 \
     --base_url http://127.0.0.1:8000/v1 --tokenizer HuggingFaceTB/SmolLM2-135M-Instruct --output questions.jsonl
 trl-gist train --dataset_path questions.jsonl --model_name_or_path HuggingFaceTB/SmolLM2-135M-Instruct --use_peft \
-    --cold_start_gists facts --output_dir my-pair
+    --cold_start_gists surprising_facts --output_dir my-pair
 
 A chunk that is done is not asked about again, even after a kill. No real model was asked yet:
 tests/examples/test_self_study.py asks a scripted one, and gets
@@ -136,6 +136,12 @@ def main(args: SelfStudyArguments):
     chunks = dict(cut(documents, AutoTokenizer.from_pretrained(args.tokenizer), args.context_length))
     Path(f"{args.output}.chunks").mkdir(parents=True, exist_ok=True)
     results = thread_map(partial(study, ask, args), list(chunks), max_workers=args.concurrency, desc="Chunks")
+    failed = [result for result in results if isinstance(result, OpenAIError)]
+    if failed:
+        last = f"{failed[-1]} ({args.base_url})"
+        said = f"{len(failed)} chunks failed, and the same command asks about them again; the last: {last}"
+        if len(failed) == len(chunks):  # what an earlier run wrote stays
+            raise SystemExit(said)
     counts, lines = Counter(), []
     for text, result in zip(chunks, results, strict=True):
         studied = [] if isinstance(result, OpenAIError) else result
@@ -145,10 +151,7 @@ def main(args: SelfStudyArguments):
     replace_file(Path(args.output), "".join(lines).encode())
     print(f"{len(chunks)} chunks: {counts.total()} questions written, {results.count([])} chunks unparsable;", end=" ")
     print("{unanswerable} unanswerable with the chunk, {known} answered without it, {kept} kept".format_map(counts))
-    if failures := [result for result in results if isinstance(result, OpenAIError)]:
-        said = f"{len(failures)} chunks failed, and the same command asks about them again; the last: {failures[-1]}"
-        if len(failures) == len(chunks):
-            raise SystemExit(said)
+    if failed:
         print(said)
 
 

@@ -174,6 +174,10 @@ def test_train_refuses_a_folder_that_holds_another_run_and_resumes_it_if_asked(w
             "no column 'txt' for `text_column`; it has ['body', 'source']",
         ),
         (["--config", "RECIPE", "--eval_documents", "12"], "leaves nothing to train on: there are 12 documents"),
+        (
+            ["--config", "RECIPE", "--eval_documents", "12", "--dataset_streaming", "true"],
+            "The train dataset is empty, or its documents are all held out (`eval_documents`).",
+        ),
         (["--config", "RECIPE", "--lora_dropout", "0.1"], "`lora_dropout` must be 0, got 0.1"),
         (["--config", "RECIPE", "--load_in_4bit"], "not supported"),
         (["--config", "RECIPE", "--last_k", "30"], "`last_k` (30) must not exceed `context_length` (24)"),
@@ -331,7 +335,7 @@ def test_every_recipe_is_made_of_known_and_valid_settings(config):
     recall = config.stem.endswith("_recall")
     assert training_args.target_kinds == ({"fact": 3, "recall": 1} if recall else None)
     if recall:
-        assert (training_args.targets_per_context, training_args.cold_start_gists) == (8, "facts")
+        assert (training_args.targets_per_context, training_args.cold_start_gists) == (8, "surprising_facts")
         assert training_args.summarizer_prompt == SUMMARIZER_PROMPT_OF_FACTS
     assert f"--config configs/{config.name}" in config.read_text()
 
@@ -558,6 +562,8 @@ def test_evaluate_measures_by_kind_of_target(workspace, pair_of_facts, tmp_path,
     assert all(len(line.rstrip()) <= 80 for line in printed.splitlines() if "±" in line and "  " in line)
     page = (tmp_path / "kinds" / "evaluation.html").read_text()
     assert "By kind of target" in page and ">exact</th>" in page
+    assert "cue, which the generator reads before the target" in page and "last tokens, which" not in page
+    assert "<h2>each target after its cue</h2>" in page and "was paid for" not in printed
     by_kind = {(row["kind"], row["compressor"], row["reader"]): row for row in report["compressors_by_kind"]}
     for kind, of_kind in measures["kinds"].items():
         trained = by_kind[kind, "trained summarizer", "generator"]
@@ -608,7 +614,22 @@ def test_the_continuation_as_a_kind_is_the_evaluation_without_kinds(workspace, p
         assert (tmp_path / "with" / name).read_bytes() == (tmp_path / "without" / name).read_bytes(), name
 
 
-def test_evaluate_reads_the_targets_that_a_dataset_brings(pair_of_facts, tmp_path):
+def test_of_a_pair_that_was_paid_for_kinds_an_evaluation_without_any_says_so(
+    workspace, pair_of_facts, tmp_path, capsys
+):
+    folder = shutil.copytree(pair_of_facts, tmp_path / "paid")
+    config = json.loads((folder / "gist_config.json").read_text())
+    config["recipe"]["target_kinds"] = {"fact": 2, "recall": 1}
+    (folder / "gist_config.json").write_text(json.dumps(config))
+    said = """: --target_kinds '{"fact": 2, "recall": 1}' measures that."""
+    flags = ["--text_column", "body", "--max_windows", 2]
+    evaluate(folder, workspace / "documents.jsonl", tmp_path / "without", *flags)
+    assert said in " ".join(capsys.readouterr().out.split())
+    evaluate(folder, workspace / "documents.jsonl", tmp_path / "with", *flags, *KINDS)
+    assert "was paid for" not in capsys.readouterr().out
+
+
+def test_evaluate_reads_the_targets_that_a_dataset_brings(pair_of_facts, tmp_path, fails):
     targets = [{"cue": "The pump stood in", "target": " Broad Street"}, {"cue": "They drank", "target": " beer"}]
     context = "The pump in Broad Street stood near a brewery, and its men drank beer."
     lines = [{"context": f"{number}. {context}", "targets": targets} for number in range(3)]
@@ -617,6 +638,9 @@ def test_evaluate_reads_the_targets_that_a_dataset_brings(pair_of_facts, tmp_pat
     (measures,) = evaluate(pair_of_facts, tmp_path / "ready.jsonl", tmp_path / "out", *flags)["measures"]
     assert (measures["windows"], measures["contexts"]) == (6, 3)
     assert 0 <= measures["exact_gist"] <= 1
+    (tmp_path / "text.jsonl").write_text(json.dumps({"text": context * 9, "targets": targets}) + "\n")
+    said = fails("evaluate", pair_of_facts, "--dataset", tmp_path / "text.jsonl", "--output_dir", tmp_path / "text")
+    assert "The evaluation dataset has a column `targets`, which are of one `context`, beside `text`" in said
 
 
 @pytest.mark.parametrize("command", [["evaluate"], ["distance", "--windows", 1]], ids=["evaluate", "distance"])

@@ -160,6 +160,17 @@ def test_ready_windows_are_shown_with_their_questions(tmp_path, shown):
     out, report = shown("--text_column", "text", source=tmp_path / "q.jsonl")
     assert report["worth"]["question"]["targets"] == 6 and "ready-made, of any length" in out
     assert "Who drew the map? →  John Snow" in out
+    assert report["joined_words"] == [] and "joined words" not in out
+    # A space that is missing is said, in scripts that have spaces
+    row["targets"] = [
+        {"cue": "He drank", "target": "beer"},
+        {"cue": "彼は", "target": "ビール"},
+        {"cue": "In", "target": "1854"},
+    ]
+    (tmp_path / "s.jsonl").write_text(json.dumps(row) + "\n")
+    out, report = shown("--no_teacher", "--text_column", "text", source=tmp_path / "s.jsonl")
+    assert report["joined_words"] == ["drank|beer", "In|1854"]
+    assert "2 targets go on inside the word that their cue ends with, as drank|beer" in " ".join(out.split())
     # Advice is on what can be changed
     row["targets"] = [{"cue": PARAGRAPH[:60], "target": PARAGRAPH[60:80]}]
     (tmp_path / "a.jsonl").write_text(json.dumps(row | {"context": "Who?"}) + "\n")

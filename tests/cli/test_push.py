@@ -459,6 +459,7 @@ def test_a_card_of_ones_own_stands_in_for_the_written_one(pair, tmp_path, refuse
 
 def test_the_card_has_the_measures_of_an_evaluation(pair, tmp_path, refused):
     measures = {"last_k": 4, "budget": None, "teacher_kl": 0.5, "teacher_kl_se": 0.1, "windows": 7, "documents": 3}
+    measures |= {"contexts": 2, "kinds": {"fact": {"nll_gist": 2.5, "nll_gist_se": 0.25, "windows": 4, "exact": 0.5}}}
     found = {"dataset": [f"{USER}/held-out"], "measures": [{**measures, "positions": {}}, {"teacher_kl": 9.0}]}
     (tmp_path / "measures.json").write_text(json.dumps(found))
     args = PushArguments(str(pair), f"{USER}/pair", evaluation=str(tmp_path), datasets=[f"{USER}/texts"])
@@ -467,7 +468,8 @@ def test_the_card_has_the_measures_of_an_evaluation(pair, tmp_path, refused):
     (result,) = card.data.eval_results
     assert (result.metric_type, result.metric_value) == ("teacher_kl", 0.5)
     assert result.dataset_type == f"{USER}/held-out" and card.data.datasets == [f"{USER}/texts"]
-    assert "| teacher_kl | 0.5000 ± 0.1000 |" in card.text and "On 7 held-out windows of 3 documents" in card.text
+    assert "| teacher_kl | 0.5000 ± 0.1000 |" in card.text and "On 7 targets of 2 held-out windows of 3" in card.text
+    assert "| fact | 4 |  | 2.5000 ± 0.2500 |  |  | 0.5000 |\n" in card.text
     assert json.loads(files["gist_config.json"])["measures"] == {}, "those of training stay what they are"
     assert "No such file" in refused(pair, f"{USER}/pair", "--evaluation", tmp_path / "none")
     (tmp_path / "measures.json").write_text("{}")

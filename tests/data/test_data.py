@@ -144,7 +144,7 @@ def test_a_ready_window_with_an_empty_part_is_skipped_and_counted(cut, dataset_o
     ]
     windows, skipped = cut(dataset_of(rows))
     assert [[w[name] for name in IDS] for w in windows] == [[[5, 6], [6], [7]]]
-    assert skipped.counts == {"empty": 3}
+    assert skipped.counts == {f"whose `{column}` is empty": 1 for column in ("context", "last_k", "target")}
 
 
 def test_ids_outside_the_vocabulary_are_skipped_and_counted(cut, tokenizer, dataset_of):
@@ -155,7 +155,9 @@ def test_ids_outside_the_vocabulary_are_skipped_and_counted(cut, tokenizer, data
     ]
     windows, skipped = cut(dataset_of(rows))
     assert len(windows) == 1
-    assert skipped.counts == {"with ids outside the vocabulary": 2}
+    assert skipped.counts == {
+        f"whose `{column}` is of ids outside the vocabulary": 1 for column in ("context", "target")
+    }
 
 
 def test_special_tokens_written_in_a_document_are_text_unless_they_are_meant(cut, tokenizer, dataset_of):

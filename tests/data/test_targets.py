@@ -18,6 +18,7 @@ import copy
 import math
 import os
 import random
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -474,7 +475,7 @@ def test_a_window_without_targets_is_skipped_and_counted_and_its_document_keeps_
     windows, skipped = cut(dataset_of([{"text": text} for text in texts]), of("fact", count=2))
     every, _ = cut(dataset_of([{"text": text} for text in texts]))
     assert {window["document_id"] for window in windows} == {0, 2}
-    assert len(windows) + skipped.counts["without targets"] == len(every) and len(skipped.counts) == 1
+    assert len(windows) + skipped.counts["windows without targets"] == len(every) and len(skipped.counts) == 1
     assert skipped.total > len(ids) // 32 - 1
     kept = [tuple(window["context_ids"]) for window in windows]
     assert kept == [
@@ -485,7 +486,7 @@ def test_a_window_without_targets_is_skipped_and_counted_and_its_document_keeps_
 def test_documents_without_any_target_are_refused_with_the_way_out(cut, dataset_of):
     rows = [{"text": "and so it went on and on " * 20}] * 3
     with pytest.raises(
-        ValueError, match=r"gave no window: \d+ rows skipped \(\d+ without targets\).*add `continuation`"
+        ValueError, match=r"gave no window: \d+ rows skipped \(\d+ windows without targets\).*add `continuation`"
     ):
         cut(dataset_of(rows), of("fact"))
 
@@ -573,12 +574,15 @@ def test_target_beside_targets_is_refused(cut, dataset_of):
 @pytest.mark.parametrize(
     ("targets", "reason"),
     [
-        (None, "null"),
+        (None, "whose targets are null"),
         ([], "without targets"),
-        ([{"cue": None, "target": "a", "kind": "q"}], "null"),
-        ([{"cue": "a", "target": None, "kind": "q"}], "null"),
-        ([{"cue": "a", "target": "b", "kind": "q"}, {"cue": "", "target": "b", "kind": "q"}], "empty"),
-        ([{"cue": "a", "target": "", "kind": "q"}], "empty"),
+        ([{"cue": None, "target": "a", "kind": "q"}], "with a target whose `cue` is null"),
+        ([{"cue": "a", "target": None, "kind": "q"}], "with a target whose `target` is null"),
+        (
+            [{"cue": "a", "target": "b", "kind": "q"}, {"cue": "", "target": "b", "kind": "q"}],
+            "with a target whose `cue` is empty",
+        ),
+        ([{"cue": "a", "target": "", "kind": "q"}], "with a target whose `target` is empty"),
     ],
 )
 def test_a_row_whose_targets_cannot_be_used_is_skipped_and_counted(cut, dataset_of, targets, reason):
@@ -594,11 +598,14 @@ def test_a_row_whose_targets_cannot_be_used_is_skipped_and_counted(cut, dataset_
         (["a"], "with a target that lacks `cue` or `target`"),
         ("a", "whose targets are not a list"),
         ({"cue": ["a"], "target": ["b"]}, "whose targets are not a list"),
-        ([{"cue": 5, "target": "a"}], "not a string"),
-        ([{"cue": "a", "target": "b", "kind": 5}], "not a string"),
-        ([{"cue": "\ud800", "target": "b"}], "undecodable"),
-        ([{"cue": [10**6], "target": "b"}], "with ids outside the vocabulary"),
-        ([{"cue": "a", "target": "b"}, {"cue": "a", "target": [-1]}], "with ids outside the vocabulary"),
+        ([{"cue": 5, "target": "a"}], "with a target whose `cue` is not a string"),
+        ([{"cue": "a", "target": "b", "kind": 5}], "with a target whose `kind` is not a string"),
+        ([{"cue": "\ud800", "target": "b"}], "with a target whose `cue` is undecodable"),
+        ([{"cue": [10**6], "target": "b"}], "with a target whose `cue` is of ids outside the vocabulary"),
+        (
+            [{"cue": "a", "target": "b"}, {"cue": "a", "target": [-1]}],
+            "with a target whose `target` is of ids outside the vocabulary",
+        ),
     ],
 )
 def test_a_stream_may_hold_worse_and_skips_it_too(cut, targets, reason):
@@ -612,13 +619,31 @@ def test_ids_outside_the_vocabulary_in_a_target_are_skipped(cut, tokenizer, data
     bad = [{"cue": [5, 6], "target": [len(tokenizer)]}]
     rows = [{"context": [5, 6], "targets": targets} for targets in (bad, [{"cue": [5], "target": [6]}])]
     windows, skipped = cut(dataset_of(rows))
-    assert len(windows) == 1 and skipped.counts == {"with ids outside the vocabulary": 1}
+    assert len(windows) == 1 and skipped.total == 1
+    assert skipped.counts == {"with a target whose `target` is of ids outside the vocabulary": 1}
+
+
+@pytest.mark.parametrize("targets", ["a", [{"question": "Who?", "answer": "a"}], [{"cue": "a", "target": 5}]])
+def test_where_no_targets_can_be_used_the_error_shows_what_they_look_like(cut, targets):
+    shape = re.escape('as [{"cue": "The men drank", "target": " beer"}]')
+    with pytest.raises(ValueError, match=rf"gave no window: 1 rows skipped .*{shape}.*CSV has no lists"):
+        cut(stream([{"context": PASSAGE, "targets": targets}]))
+
+
+def test_questions_in_columns_of_their_own_are_to_be_targets(cut, dataset_of):
+    with pytest.raises(ValueError, match=r"write questions and answers as `targets`: \[\{\"cue\": "):
+        cut(dataset_of([{"context": PASSAGE, "question": "Who?", "answer": "a"}]))
+    with pytest.raises(ValueError, match="to train on these `targets`, call what they are about `context`"):
+        cut(dataset_of([{"passage": PASSAGE, "targets": QUESTIONS}]))
 
 
 def test_the_column_is_an_input_beside_a_context_and_taken_beside_text(cut, make_args, dataset_of):
     rules = make_args().column_rules
     assert len(cut(dataset_of([{"context": PASSAGE, "targets": QUESTIONS}]), rules=rules)[0]) == 1
-    with pytest.raises(ValueError, match=r"has a column `targets`.*rename_column\('targets', 'my_targets'\)"):
+    message = (
+        r"has a column `targets`.*'text', 'context'.*`document_targets`.*rename_column\('targets', 'my_targets'\)"
+    )
+    with pytest.raises(ValueError, match=message):
         cut(dataset_of([{"text": make_documents(1)[0], "targets": QUESTIONS}]), rules=rules)
     assert {"targets", "kind", "target_scores"} <= RESERVED_COLUMNS.keys()
 

@@ -363,6 +363,21 @@ def test_evaluations_of_several_datasets_have_a_table_each(make_folder):
     assert gains == ["0.200 ± 0.020", "0.400 ± 0.020"]
 
 
+def test_several_targets_are_counted_and_each_kind_has_a_table_with_what_is_exact(make_folder):
+    recipe = {"target_kinds": {"fact": 3, "recall": 0.5}, "targets_per_context": 6}
+    overall = evaluation(5, windows=30, contexts=8, documents=4, exact=0.25, nll_last_k=2.0)
+    page = page_of(make_folder([overall | evaluation(5, "eval_fact/", exact=0.75, nll_last_k=3.0)], recipe=recipe))
+    assert "On 30 targets of 8 held-out windows of 4 documents" in page.text
+    assert "at most 6 targets a context: 3 fact, 0.5 recall" in page.text
+    assert {"eval", "eval_fact"} <= set(page.headings)
+    assert [row[1] for row in page.rows if row and row[0] == "NLL, teacher: cue alone"] == ["2.000", "3.000"]
+    exact = [row[1] for row in page.rows if row and row[0] == "share of targets written token for token"]
+    assert exact == ["0.250", "0.750"]
+    plain = page_of(make_folder([evaluation(5, windows=8, documents=4)], recipe={"target_kinds": {"continuation": 1}}))
+    assert "On 8 held-out windows of 4 documents" in plain.text and "targets" not in plain.text
+    assert plain.row("NLL, teacher: last K") == ["–"] and "token for token" not in plain.text
+
+
 def test_alarms_are_listed_with_step_and_figure(make_folder):
     metrics = steps(
         30,

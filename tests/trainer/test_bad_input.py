@@ -279,7 +279,10 @@ def test_unusable_ready_rows_are_skipped_and_counted(make_trainer):
         train_dataset=IterableDataset.from_generator(lambda: iter(rows)), args={"max_steps": 1, "num_generations": 8}
     )
     list(trainer.train_dataset)
-    assert trainer.skipped_rows["train"].counts == {"null": 2, "undecodable": 1, "not a string": 1}
+    assert trainer.skipped_rows["train"].counts == {
+        **{f"whose `{column}` is null": 1 for column in ("context", "target")},
+        **{"whose `context` is undecodable": 1, "whose `target` is not a string": 1},
+    }
 
 
 def test_a_training_set_smaller_than_a_rollout_is_refused(make_trainer):

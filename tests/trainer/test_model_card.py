@@ -77,6 +77,20 @@ def test_measures_are_a_model_index_that_the_hub_reads(card_of):
     assert eval_results_to_model_index(name, results) == metadata["model-index"]
 
 
+def test_measures_by_kind_are_a_table_of_their_own(card_of):
+    text = card_of().read_text(encoding="utf-8")
+    assert "On 20 held-out windows of 4 documents" in text and "fact/nll_gist" not in text
+    assert "| kind | targets | teacher_kl | nll_gist | gain_over_null | gap_closed_last_k | exact |\n" in text
+    assert "|---|---|---|---|---|---|---|\n| fact |  |  | 2.5000 ± 0.5000 |  |  |  |\n" in text
+    more = {"contexts": 6, "fact/windows": 12, "a/b/windows": 8}
+    several = card_of(measures={**MEASURES, **more}).read_text(encoding="utf-8")
+    assert "On 20 targets of 6 held-out windows of 4 documents" in several
+    assert "\n| a/b | 8 |" in several and "\n| fact | 12 |" in several
+    assert "| contexts |" not in several
+    alone = card_of(measures={"teacher_kl": 0.1, "windows": 2, "documents": 1}).read_text(encoding="utf-8")
+    assert "| teacher_kl | 0.1000 |" in alone and "by kind" not in alone
+
+
 @pytest.mark.parametrize("datasets", [[], ["user/a", "user/b"]])
 def test_measures_on_no_single_dataset_name_none(card_of, datasets):
     _, results = model_index_to_eval_results(metadata_load(card_of(datasets=datasets))["model-index"])

@@ -177,7 +177,7 @@ def test_a_hand_that_asks_the_teacher_is_refused_where_ranks_hold_shards_of_it(c
 
 
 def test_what_no_rule_is_called_is_refused(make_args):
-    with pytest.raises(ValueError, match="`reader_hands` must be some of .*'tail'.*, got hand, neck"):
+    with pytest.raises(ValueError, match="`reader_hands` must be some of .*'tail'.*, got \\['hand', 'neck'\\]"):
         make_args(reader_hands=["neck", "tail", "hand"])
     with pytest.raises(ValueError, match="`reader_hands` .* Leave one of the two out"):
         make_args(reader_hands=["tail"], generator_only=True)

@@ -124,6 +124,22 @@ def test_numbers_that_cannot_be_are_refused_by_name(make_args, settings, message
         make_args(**settings)
 
 
+@pytest.mark.parametrize(
+    ("setting", "of"),
+    [
+        ({"gist_discount": 0.9}, {"windows_per_document": 2}),
+        ({"reader_share": 0.5}, {"reader_hands": ["tail"]}),
+        ({"recall_age": [1, 1]}, {"windows_per_document": 2}),
+        ({"length_penalty_learning_rate": 0.1}, {"target_gist_length": 4}),
+    ],
+)
+def test_what_is_about_a_setting_that_is_off_is_refused(make_args, setting, of):
+    (name,), (switch,) = setting, of
+    with pytest.raises(ValueError, match=rf"`{name}`.*`{switch}`"):
+        make_args(**setting)
+    assert getattr(make_args(**setting, **of), name) == setting[name]
+
+
 def test_numpys_numbers_are_pythons(make_args):
     settings = {
         "context_length": 24,

@@ -19,6 +19,7 @@ import math
 import pytest
 from checks import logs_of, moved, rows_of, snapshot, trainable
 from datasets import Dataset, IterableDataset
+from huggingface_hub import ModelCard
 from tiny import make_documents
 from trl import GRPOTrainer
 
@@ -26,6 +27,7 @@ from trl_gist import log_prob_gain
 from trl_gist.data.columns import RESERVED_KINDS
 from trl_gist.data.windows import WindowSpec, prepare_windows
 from trl_gist.evaluation.compressors import Facts
+from trl_gist.pair import PairConfig
 from trl_gist.prompts import SUMMARIZER_PROMPT, SUMMARIZER_PROMPT_OF_FACTS, SUMMARIZER_PROMPT_WITH_TAIL
 from trl_gist.scoring.controls import CONTROLS, GREATER_IS_BETTER
 from trl_gist.scoring.extraction import fact_list
@@ -309,6 +311,36 @@ def test_last_tokens_that_are_fewer_than_a_character_has_are_none(make_trainer, 
 def test_kinds_that_cannot_be_are_refused(make_trainer, args, sentence):
     with pytest.raises(ValueError, match=sentence):
         make_trainer(args=args, reward_funcs=[log_prob_gain])
+
+
+@pytest.mark.parametrize("setting", [{"targets_per_context": 3}, {"cue_length": 5}, {"far_offset": 9}])
+def test_what_is_said_of_several_targets_is_refused_where_the_continuation_is_the_only_one(make_trainer, setting):
+    (name,) = setting
+    for kinds in (None, {"continuation": 2}):
+        with pytest.raises(
+            ValueError, match=rf"`{name}` \({setting[name]}\) is of several targets.*set `target_kinds`"
+        ):
+            make_trainer(args={**setting, "target_kinds": kinds})
+    make_trainer(args={**SEVERAL, **setting})
+
+
+def test_a_pair_says_what_it_was_paid_for(make_trainer, lora, held_out, tmp_path):
+    for args in ({**SEVERAL, "targets_per_context": 5}, {}):
+        trainer = make_trainer(peft_config=lora, eval_dataset=held_out, args={**args, "max_steps": 1})
+        measures = trainer.evaluate()
+        trainer.save_model(tmp_path)
+        recipe = PairConfig.load(tmp_path).recipe
+        card = ModelCard.load(tmp_path / "README.md").text
+        assert recipe.get("target_kinds") == args.get("target_kinds")
+        assert recipe.get("targets_per_context") == args.get("targets_per_context")
+        assert ("eval_contexts" in measures) == bool(args)
+        windows = len(trainer.eval_dataset)
+        if args:
+            assert measures["eval_contexts"] == windows < measures["eval_windows"]
+            assert f"On {measures['eval_windows']} targets of {windows} held-out windows" in card
+            assert f"| `target_kinds` | `{KINDS}` |" in card
+        else:
+            assert measures["eval_windows"] == windows and f"On {windows} held-out windows" in card
 
 
 def test_the_command_line_takes_kinds_as_json(tmp_path):

@@ -221,8 +221,8 @@ def add_targets(parser: argparse.ArgumentParser):
         "--target_kinds",
         type=kinds_of_targets,
         metavar="JSON",
-        help="kinds of targets that every window is asked for, with their weights, as of training: "
-        f"{_KINDS} (default: the continuation alone)",
+        help="kinds of targets that every window is asked for (continuation, fact, recall, far), with their weights, as of "
+        f"training: {_KINDS} (default: the continuation alone)",
     )
     parser.add_argument(
         "--targets_per_context",

@@ -116,6 +116,17 @@ def check_kind_of(kind: str, where: str):
         )
 
 
+def check_targets_of_a_context(columns: set[str], name: str):
+    """Raises `ValueError` for `targets` beside texts that are cut: they would be nobody's."""
+    if {"text", TARGETS_COLUMN} <= columns:
+        raise ValueError(
+            f"The {name} dataset has a column `targets`, which are of one `context`, beside `text`, which is cut into "
+            "several. If each text is a context, call it one: `dataset.rename_column('text', 'context')`. If not, give "
+            "`document_targets`, where each also has `at`, the characters of the text after which it is known. If "
+            "the column is something else, rename it: `dataset.rename_column('targets', 'my_targets')`."
+        )
+
+
 def check_dataset(dataset, name: str):
     """Raises `ValueError` for what is no dataset; says of a dictionary of splits that one is to be picked."""
     if isinstance(dataset, dict):
@@ -140,5 +151,6 @@ def columns_of(dataset: Dataset | IterableDataset, name: str) -> set[str]:
     # Of a file the first row may be a whole book, and is not asked for
     first = dataset.column_names if isinstance(dataset, Dataset) and len(dataset) else next(iter(dataset), None)
     if first is None:
-        raise ValueError(f"The {name} dataset is empty.")
+        held_out = "" if isinstance(dataset, Dataset) else ", or its documents are all held out (`eval_documents`)"
+        raise ValueError(f"The {name} dataset is empty{held_out}.")
     return set(first)

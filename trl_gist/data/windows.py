@@ -52,6 +52,7 @@ from .columns import (
     ColumnRules,
     check_dataset,
     check_kind_of,
+    check_targets_of_a_context,
     columns_of,
 )
 from .targets import QUESTION, TargetSpec, make_targets, make_walk_targets
@@ -61,7 +62,9 @@ logger = get_logger(__name__)
 
 # Why a row gave no window, until it is counted
 _SKIPPED = "trl_gist: skipped"
-_TOO_SHORT, _WITHOUT_TARGETS = "too short", "without targets"
+_TOO_SHORT, _WITHOUT_TARGETS, _EMPTY_WINDOWS = "too short", "without targets", "windows without targets"
+# What `targets` looks like, for who is told
+_EXAMPLE = '[{"cue": "The men drank", "target": " beer"}]'
 # A document is cut part by part, so that a whole book's windows are never in memory together: which row's it is, and
 # what [`_Part`] says of it; about how many tokens windows of one part begin in, and how many parts are cut together
 _ROW, _PART_COLUMNS = "trl_gist: row", {name: f"trl_gist: {name}" for name in ("ids", "first", "count", "targets")}
@@ -270,6 +273,7 @@ def prepare_windows(
     columns = columns_of(dataset, name) if columns is None else columns
     windows_of_row, consumed, several = _form_of_rows(columns, name, spec)
     if rules is not None:
+        check_targets_of_a_context(columns, name)
         rules.check(columns - consumed, name)
     carried = sorted(columns - consumed - {*WINDOW_COLUMNS, TARGETS_COLUMN})
     carries_document_id = "document_id" in columns
@@ -309,7 +313,7 @@ def prepare_windows(
                 check_kind(target["kind"], f"Row {index} of the {name} dataset")
             # A skipped row stays one row until it is counted, so that cached and parallel maps count alike
             for window in windows or ([{column: [] for column in list_columns}] if reason else []):
-                why = reason or (_WITHOUT_TARGETS if several and not window[TARGETS_COLUMN] else "")
+                why = reason or (_EMPTY_WINDOWS if several and not window[TARGETS_COLUMN] else "")
                 if limits is not None and not why:
                     limits.check(window, f"Row {index} of the {name} dataset", longest_context)
                 out["prompt"].append(tokenizer.decode(characters_of(tokenizer).whole(window["context_ids"])))
@@ -376,6 +380,12 @@ def _form_of_rows(columns: set[str], name: str, spec: WindowSpec) -> tuple[Calla
             remedy = (
                 "write each chat as a text: `tokenizer.apply_chat_template(messages, tokenize=False)`, with "
                 "`parse_special_tokens`"
+            )
+        elif several:
+            remedy = f"{remedy}; to train on these `targets`, call what they are about `context`"
+        elif "context" in columns:
+            remedy = (
+                f"{remedy}; to train on what a context is asked, write questions and answers as `targets`: {_EXAMPLE}"
             )
         raise ValueError(
             f"The {name} dataset has columns {sorted(columns)}; it needs either `text`, or `context` and `target` or "
@@ -465,10 +475,15 @@ def window_key(row: dict) -> tuple[tuple[int, ...], ...]:
 
 def _hint(skipped, spec):
     """What to do where no row gave a window."""
-    if skipped.counts[_WITHOUT_TARGETS]:
+    if _lacks_targets(skipped):
         return (
             "A ready window needs at least one entry in `targets`; a document's contexts must have what the kinds of "
             "target are made of: add `continuation`, which every window has, or raise `context_length`."
+        )
+    if any("targets are" in reason or "with a target" in reason for reason in skipped.counts):
+        return (
+            f"Targets are a list of dictionaries, as {_EXAMPLE}, each of texts or token ids; in `document_targets` each also "
+            "has `at`, the characters of the text after which it is known. CSV has no lists: write JSON lines or parquet."
         )
     if not skipped.counts[_TOO_SHORT]:
         return "Each row needs text, or token ids of the vocabulary, in everything that its windows are made of."
@@ -483,9 +498,13 @@ def _hint(skipped, spec):
     )
 
 
+def _lacks_targets(skipped):
+    return skipped.counts[_WITHOUT_TARGETS] or skipped.counts[_EMPTY_WINDOWS]
+
+
 def _longest(documents, skipped, tokenizer, spec):
     """How long the longest document is, of which all are too short."""
-    if not skipped.counts[_TOO_SHORT] or skipped.counts[_WITHOUT_TARGETS]:
+    if not skipped.counts[_TOO_SHORT] or _lacks_targets(skipped):
         return ""
     texts = [row["text"] for row in itertools.islice(documents, _SHORT_ONES)]
     longest = max((len(_tokenize(tokenizer, text, spec)) for text in texts if why_unusable(text) is None), default=0)
@@ -686,6 +705,7 @@ def _ready_window(row, tokenizer, spec):
             window["target_ids"] = [] if reason else window[TARGETS_COLUMN][0]["target_ids"]
         else:
             window[f"{column}_ids"], reason = _ids_of(row[column], tokenizer, spec, follows=column == "target")
+            reason = reason and f"whose `{column}` is {reason}"
         if reason:
             return [], reason
     return [window], None
@@ -694,7 +714,7 @@ def _ready_window(row, tokenizer, spec):
 def _ready_targets(entries, context_ids, tokenizer, spec):
     """The targets that a user has given, or why they cannot be used."""
     if entries is None:
-        return None, "null"
+        return None, "whose targets are null"
     if not isinstance(entries, (list, tuple)):
         return None, "whose targets are not a list"
     targets = []
@@ -702,11 +722,11 @@ def _ready_targets(entries, context_ids, tokenizer, spec):
         if not isinstance(entry, dict) or not {"cue", "target"} <= entry.keys():
             return None, "with a target that lacks `cue` or `target`"
         kind = QUESTION if entry.get("kind") in (None, "") else entry["kind"]
-        reason = why_unusable(kind)
         cue_ids, why_cue = _ids_of(entry["cue"], tokenizer, spec)
         target_ids, why_target = _ids_of(entry["target"], tokenizer, spec, follows=True)
-        if reason := reason or why_cue or why_target:
-            return None, reason
+        for name, reason in (("kind", why_unusable(kind)), ("cue", why_cue), ("target", why_target)):
+            if reason:
+                return None, f"with a target whose `{name}` is {reason}"
         after_ids = through_last_k(context_ids, cue_ids)[len(context_ids) :]
         targets.append({"kind": kind, "cue_ids": cue_ids, "target_ids": target_ids, "after_ids": after_ids})
     return (targets, None) if targets else (None, _WITHOUT_TARGETS)
@@ -722,7 +742,7 @@ def _ids_of(value, tokenizer, spec, follows=False):
         try:
             ids = token_ids("It", value, len(tokenizer))
         except ValueError:
-            return None, "with ids outside the vocabulary"
+            return None, "of ids outside the vocabulary"
     else:
         return None, reason
     return (ids, None) if ids else (None, "empty")

@@ -79,9 +79,11 @@ def show_data(args: DataArguments):
     rows = list(islice(some, args.max_windows))
     report = _counts(args, spec, documents, windows, rows, tokenizer) | {"skipped": dict(skipped.counts)}
     ready, several = walk is None and "text" not in columns, spec.several or "targets" in rows[0]
-    _print_counts(console, report, _window_in_words(spec, ready, several))
     read = [[row] if walk is None else walk.rows([row], 1) for row in rows]
     shown = [_as_text(own[0], tokenizer) if walk is None else _walk_as_text(own, tokenizer) for own in read]
+    if ready:
+        report["joined_words"] = [words for window in shown for words in _joined_words(window)]
+    _print_counts(console, report, _window_in_words(spec, ready, several))
     for place in range(min(args.show, len(shown))):
         _print_window(console, shown[place * len(shown) // min(args.show, len(shown))])
     if teacher is not None:
@@ -187,6 +189,18 @@ def _as_text(row, tokenizer: PreTrainedTokenizerBase):
     last_k = decode(tokenizer, row["last_k_ids"])
     context = {"chunk": decode(tokenizer, row["chunk_ids"])} if "chunk_ids" in row else {"context": row["prompt"]}
     return {"document_id": row["document_id"], **context, "last_k": last_k, "targets": targets}
+
+
+def _joined_words(window):
+    """Where a target begins inside the word that its cue ends with, as by a space that is missing; of scripts with capitals,
+    whose words have spaces between them."""
+
+    def in_word(sign):
+        return sign.isupper() or sign.islower() or sign.isdigit()
+
+    for target in window["targets"]:
+        if in_word(target["cue"][-1:]) and in_word(target["target"][:1]):
+            yield f"{target['cue'].split()[-1]}|{target['target'].split()[0]}"
 
 
 def _walk_as_text(rows, tokenizer):
@@ -295,6 +309,12 @@ def _print_counts(console, report, window):
     table.add_row("skipped", f"{total:,} rows: {reasons}" if total else "nothing")
     if report["with_carriage_returns"]:
         table.add_row("line ends", f"{report['with_carriage_returns']:,} of {read:,} contexts have carriage returns")
+    if joined := report.get("joined_words"):
+        table.add_row(
+            "joined words",
+            f"{len(joined):,} targets go on inside the word that their cue ends with, as {joined[0]}: one that begins a word "
+            "begins with a space",
+        )
     console.print(table)
 
 

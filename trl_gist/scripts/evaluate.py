@@ -14,6 +14,7 @@
 
 """What `trl-gist evaluate` runs: a pair on held-out windows, what its gists look like, and who else can read them."""
 
+import json
 from itertools import islice
 
 from rich import box
@@ -22,7 +23,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from ..common.run_files import PLOTS_DIR
 from ..common.statistics import is_number, with_error
-from ..data.columns import DOCUMENT_TARGETS_COLUMN, TARGETS_COLUMN, check_dataset, columns_of
+from ..data.columns import (
+    DOCUMENT_TARGETS_COLUMN,
+    TARGETS_COLUMN,
+    check_dataset,
+    check_targets_of_a_context,
+    columns_of,
+)
 from ..data.windows import PositionLimits, WindowSpec, prepare_windows
 from ..evaluation import PairReadings, load_generator_only, load_teacher
 from ..evaluation.folder import EvaluationFolder
@@ -56,6 +63,7 @@ def evaluate(args: EvaluateArguments):
     pair = compactor.pair
     check_dataset(documents, "evaluation")
     columns = columns_of(documents, "evaluation")
+    check_targets_of_a_context(columns, "evaluation")
     if targets is not None or columns & {TARGETS_COLUMN, DOCUMENT_TARGETS_COLUMN}:
         check_several_targets(compactor.prompts, args.last_k)
     teacher = load_teacher(compactor, args.teacher, args.trust_remote_code)
@@ -103,6 +111,11 @@ def evaluate(args: EvaluateArguments):
             _print(measures[setting], setting, pair, f"{args.pair} on {' '.join(args.dataset)}")
         if skipped.total:
             print(f"{skipped}.")
+        paid_for = pair.recipe.get("target_kinds")
+        if paid_for and "contexts" not in measures[readings.settings[0]]:
+            print(
+                f"The pair was paid for more than what comes next: --target_kinds '{json.dumps(paid_for)}' measures that."
+            )
         more = {"patterns": describe_gists(rows, readings, folder)}
         if args.readers is not None:
             more["transfer"] = ask_other_readers(args, rows, readings)

@@ -222,9 +222,14 @@ def evaluated(pair: PairConfig, folder: str) -> tuple[PairConfig, str]:
         raise ValueError(
             f"--evaluation ({folder}) is no evaluation on held-out documents, as `trl-gist evaluate` writes."
         )
+    first = found["measures"][0]
     measures = {
-        name: value
-        for name, value in found["measures"][0].items()
+        f"{prefix}{name}": value
+        for prefix, group in [
+            ("", first),
+            *((f"{kind}/", of_kind) for kind, of_kind in first.get("kinds", {}).items()),
+        ]
+        for name, value in group.items()
         if isinstance(value, int | float) and name not in ("last_k", "budget")
     }
     names = datasets_on_hub(found["dataset"][0] if len(found["dataset"]) == 1 else found["dataset"])

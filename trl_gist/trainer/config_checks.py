@@ -253,8 +253,14 @@ def check_shows_whole_context(prompts, name: str):
         )
 
 
-def check_has_answers(args):
-    """Raises `ValueError` if the cold start answers targets and the continuation is the only one."""
+def check_only_continuation(args):
+    """Raises `ValueError` for settings of several targets where there is only the continuation, which nothing answers."""
+    for name in ("targets_per_context", "cue_length", "far_offset"):
+        if args.target_spec.is_continuation and getattr(args, name) != getattr(type(args), name):  # the default
+            raise ValueError(
+                f"`{name}` ({getattr(args, name)}) is of several targets, and the continuation is a context's only one: set "
+                '`target_kinds`, as {"fact": 3, "continuation": 1}, or leave it out.'
+            )
     if args.cold_start_gists == "answers" and args.cold_start_steps > 0 and not args.generator_only:
         raise ValueError(
             "`cold_start_gists` is 'answers', sentences that answer a context's targets, and the continuation is the only "
@@ -278,7 +284,7 @@ def check_choices(args):
             raise ValueError(f"`{name}` must be one of {choices}, got {getattr(args, name)!r}.")
     unknown = sorted(set(args.reader_hands or ()) - set(EXTRACTIVE_COMPRESSORS))
     if unknown:
-        raise ValueError(f"`reader_hands` must be some of {EXTRACTIVE_COMPRESSORS}, got {', '.join(unknown)}.")
+        raise ValueError(f"`reader_hands` must be some of {EXTRACTIVE_COMPRESSORS}, got {unknown}.")
     if args.reader_hands and args.generator_only:
         raise ValueError(
             "`reader_hands` are read beside the summarizer's gists, and with `generator_only` the trainer's `compressor` "
@@ -292,6 +298,12 @@ def check_choices(args):
     for name in ("gist_dropout", "gist_discount", "reader_share"):
         if not 0.0 <= getattr(args, name) <= 1.0:
             raise ValueError(f"`{name}` must be in [0, 1], got {getattr(args, name)}.")
+    for name, of in (("gist_discount", "windows_per_document"), ("reader_share", "reader_hands")):
+        if getattr(args, name) != getattr(type(args), name) and getattr(args, of) in (1, None, []):
+            raise ValueError(
+                f"`{name}` ({getattr(args, name)}) would not be followed: `{of}`, which it is about, is {getattr(args, of)}. "
+                f"Set `{of}`, or leave `{name}` out."
+            )
 
 
 def check_inherited(args):

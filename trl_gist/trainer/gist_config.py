@@ -77,7 +77,8 @@ class GistConfig(GRPOConfig):
             Kinds of targets, each with its weight: how many of a context's targets are of that kind, relative to the
             others. `"continuation"`: Y after L, as the original. `"fact"`: a name, number or date of X after the tokens
             before it. `"recall"`: a sentence of X after its first tokens. `"far"`: what stands `far_offset` tokens after
-            X. A gist's reward is the mean gain over its targets, and G is distilled on all of them, each counting alike.
+            X. A context has one continuation and one far target at most; what a kind lacks goes to the others. A gist's
+            reward is the mean gain over its targets, and G is distilled on all of them, each counting alike.
             Defaults to `{"continuation": 1}`. Ready windows bring theirs in a column `targets`.
         targets_per_context (`int`, *optional*, defaults to `8`):
             Targets of a context, where there is another kind than `"continuation"`.

@@ -80,7 +80,7 @@ from .cold_start import first_steps_times
 from .config_checks import (
     check_best_kind_of,
     check_end_of_run,
-    check_has_answers,
+    check_only_continuation,
     check_shows_whole_context,
     show_whole_context,
 )
@@ -283,7 +283,7 @@ class GistTrainer(GRPOTrainer):
         if columns & several:
             show_whole_context(args)
         elif args.target_spec.is_continuation or "text" not in columns:
-            check_has_answers(args)
+            check_only_continuation(args)
         self.prompts = GistPrompts.from_tokenizer(
             tokenizer,
             args.summarizer_prompt,

@@ -46,7 +46,8 @@ def measure(scorer: GistScorer, rows: list[dict], accelerator: Accelerator) -> t
 
     Returns:
         The rows of all ranks with their controls, and the measures, each with its standard error; where contexts have
-        several targets, also by their kind, as `fact/nll_gist`, and of walks by their age, as `age_2/nll_gist`.
+        several targets `windows` counts these and `contexts` the contexts, and there are the same measures by their kind,
+        as `fact/nll_gist`, and of walks by their age, as `age_2/nll_gist`.
     """
     rows = [
         {**one, **score} for row in rows for one, score in zip(one_row_each(row), row["target_scores"], strict=True)
@@ -62,6 +63,7 @@ def measure(scorer: GistScorer, rows: list[dict], accelerator: Accelerator) -> t
     rows = gather_object([rows[index] for index in mine])[: len(rows)]
     measures, groups = summarize(rows), defaultdict(list)
     if any("window_targets" in row for row in rows):
+        measures["contexts"] = len({(str(row["document_id"]), tuple(row["context_ids"])) for row in rows})
         for row in rows:
             groups[row["kind"]].append(row)
             if "target_age" in row:

@@ -26,9 +26,13 @@ from huggingface_hub.utils import validate_repo_id
 from peft.utils import CONFIG_NAME as ADAPTER_CONFIG_NAME
 
 from ..common.run_files import PLOTS_DIR
+from ..evaluation.pages.labels import count_label
 from ..models.loading import code_references
 from ..pair import GENERATOR_DIR, PairConfig
 
+
+# What a card has of each kind of target
+_OF_KIND = ("teacher_kl", "nll_gist", "gain_over_null", "gap_closed_last_k", "exact")
 
 _CARD = """---
 {{ card_data }}
@@ -75,7 +79,7 @@ The pair brings code of its own, which runs only where it is trusted: read the f
 ## Measures
 
 {% if measures -%}
-On {{ pair.measures.windows }} held-out windows of {{ pair.measures.documents }} documents, after {{ pair.step }} steps;
+On {{ count }}, after {{ pair.step }} steps;
 nats per target token ± standard error over documents.
 
 | measure | value |
@@ -83,6 +87,15 @@ nats per target token ± standard error over documents.
 {% for name, value, error in measures -%}
 | {{ name }} | {{ value }}{% if error %} ± {{ error }}{% endif %} |
 {% endfor %}
+{%- if by_kind %}
+The same by kind of target:
+
+| kind | targets | {{ of_kind | join(" | ") }} |
+|---|---{{ of_kind | length * "|---" }}|
+{% for kind, targets, values in by_kind -%}
+| {{ kind }} | {{ targets }} | {{ values | join(" | ") }} |
+{% endfor %}
+{%- endif %}
 {%- else -%}
 None: the run had no `eval_dataset`.
 {%- endif %}
@@ -162,9 +175,9 @@ def model_card(
         **(license or {}),
     )
     has_code = any(code_references(Path(directory, half)) for half in ("", GENERATOR_DIR))
-    measures = [
-        (name, _number(value), _number(pair.measures.get(f"{name}_se"))) for name, value in _measures(pair).items()
-    ]
+    overall = [name for name in _measures(pair) if "/" not in name]
+    measures = [(name, _number(pair.measures[name]), _number(pair.measures.get(f"{name}_se"))) for name in overall]
+    kinds = sorted({name.rpartition("/")[0] for name in pair.measures if "/" in name})
     plot = f"{PLOTS_DIR}/training.png"
     return ModelCard.from_template(
         card_data,
@@ -175,6 +188,16 @@ def model_card(
         },
         model_name=model_name,
         measures=measures,
+        count=count_label(pair.measures, "held-out windows") if measures else None,
+        of_kind=_OF_KIND,
+        by_kind=[
+            (
+                kind,
+                pair.measures.get(f"{kind}/windows", ""),
+                [_with_error(pair.measures, f"{kind}/{name}") for name in _OF_KIND],
+            )
+            for kind in kinds
+        ],
         plot=plot if Path(directory, plot).is_file() else None,
         generator=_generator_arguments(model_name, adapts, summarizer_adapts),
         trust=", trust_remote_code=True" if has_code else "",
@@ -210,7 +233,7 @@ def _measures(pair):
     return {
         name: value
         for name, value in pair.measures.items()
-        if not name.endswith("_se") and name not in ("windows", "documents")
+        if not name.endswith("_se") and name not in ("windows", "contexts", "documents")
     }
 
 
@@ -231,6 +254,11 @@ def _eval_results(pair, dataset):
         for name, value in _measures(pair).items()
         if "/" not in name and value is not None and math.isfinite(value)
     ]
+
+
+def _with_error(measures, name):
+    value, error = _number(measures.get(name)), _number(measures.get(f"{name}_se"))
+    return f"{value} ± {error}" if error else value
 
 
 def _number(value):

@@ -101,7 +101,8 @@ _REFUSED_NAMES = {*(name for group in REFUSED for name in GROUPS[group]), _TAIL}
 
 def recipe_of(args: GistConfig) -> dict:
     """The arguments that shape a result, as JSON holds them."""
-    return {name: _as_json(getattr(args, name)) for name in _SHOWN}
+    targets = () if args.target_spec.is_continuation else GROUPS["targets"]
+    return {name: _as_json(getattr(args, name)) for name in (*_SHOWN, *targets)}
 
 
 def run_recipe(args: GistConfig) -> dict:
@@ -172,4 +173,4 @@ def _plain(value):
 
 def _as_json(value):
     value = value.value if isinstance(value, Enum) else value
-    return value if value is None or isinstance(value, (bool, int, float, str, list)) else str(value)
+    return value if value is None or isinstance(value, (bool, int, float, str, list, dict)) else str(value)

@@ -136,6 +136,7 @@ def _gallery(rows):
             "gain": gain,
             "length": row["gist_length"],
             "last_k": row["last_k_text"],
+            "cue": "window_targets" in row,
             "target": row["target"],
             "context_and_gist": survival_html(row["context"], row["gist"]),
         }

@@ -116,7 +116,7 @@ def plot_rate(settings: list[dict]) -> Figure:
             axis.errorbar(
                 rate, kl, yerr=error.astype(float), fmt="o-", color=color, markersize=5, capsize=2, linewidth=1
             )
-            if name == "gist":
+            if name == "gist" and "contexts" not in settings[0]:
                 axis.annotate(
                     f"K = {last_k}", (rate[0], kl[0]), (4, 8), textcoords="offset points", fontsize=8, color=color
                 )
@@ -130,8 +130,9 @@ def plot_rate(settings: list[dict]) -> Figure:
 
 
 def setting_label(setting: dict) -> str:
+    """Which last tokens the readers see, or that each target has a cue, and the budget of gists."""
     budget = "" if setting["budget"] is None else f", at most {setting['budget']} tokens a gist"
-    return f"K = {setting['last_k']}{budget}"
+    return ("each target after its cue" if "contexts" in setting else f"K = {setting['last_k']}") + budget
 
 
 def _tokens_read(setting, reader):

@@ -42,11 +42,11 @@ def reader_labels(
     return labels
 
 
-def count_label(measures: dict) -> str:
+def count_label(measures: dict, windows: str = "windows") -> str:
     """How much was read: windows, or targets of windows that have several."""
     if measures.get("contexts") is None:
-        return f"{measures['windows']} windows of {measures['documents']} documents"
-    return f"{measures['windows']} targets of {measures['contexts']} windows of {measures['documents']} documents"
+        return f"{measures['windows']} {windows} of {measures['documents']} documents"
+    return f"{measures['windows']} targets of {measures['contexts']} {windows} of {measures['documents']} documents"
 
 
 # What a gist is held against, as a sentence has it

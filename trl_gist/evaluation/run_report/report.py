@@ -30,7 +30,7 @@ from ...common.files import replace_file
 from ...common.statistics import is_number
 from ...version import __version__
 from ..gists.pattern_plots import visible
-from ..pages.labels import CONTROLS, reader_labels
+from ..pages.labels import CONTROLS, count_label, reader_labels
 from ..pages.render import headline, measure, number, render_page, spread, without_folders
 from .patterns import draw_gists
 from .plots import draw_run, series, smoothing_window
@@ -49,9 +49,17 @@ _MEASURES = {
     **{f"gain_over_{name}": f"… over {CONTROLS[name]}" for name in ("shuffled", "last_k", "tail")},
     "gap_closed_last_k": "gap closed, against the teacher's last K",
     "gap_closed_null": "gap closed, against an empty gist",
+    "exact": "share of targets written token for token",
     "gist_length": "tokens a gist",
     "gist_rate": "gist rate, |Z|/|X|",
     "total_rate": "total rate, all that the generator reads / |X|",
+}
+# Where each target has a cue of its own
+_MEASURES_AFTER_CUES = {
+    **_MEASURES,
+    **{f"nll_{name}": f"NLL, {reader_labels('generator', 'teacher', cues=True)[name]}" for name in ("tail", "last_k")},
+    "gain_over_last_k": "… over the frozen teacher on the cue alone",
+    "gap_closed_last_k": "gap closed, against the teacher's cue alone",
 }
 _OVER_TIME = ("null", "shuffled", "tail")
 # What a reader wants to know of the moment an alarm went off
@@ -158,6 +166,10 @@ def _facts(run, config):
                 f"the generator also sees the last {config['last_k']}; {config['target_length']} tokens of target",
             )
         )
+    kinds = config.get("target_kinds") or {}
+    if kinds.keys() - {"continuation"}:
+        weights = ", ".join(f"{weight:g} {kind}" for kind, weight in kinds.items())
+        facts.append(("paid for", f"at most {config.get('targets_per_context', 8)} targets a context: {weights}"))
     if config.get("windows_per_document", 1) > 1:
         facts.append(
             (
@@ -183,9 +195,11 @@ def _verdict(held_out, prefix):
         return None
     first, last = logs[0], logs[-1]
     words, tiles = headline(last, prefix)
-    windows, documents = (number(last.get(f"{prefix}{name}")) for name in ("windows", "documents"))
+    counts = {name: number(last.get(f"{prefix}{name}")) for name in ("windows", "contexts", "documents")}
+    if f"{prefix}contexts" not in last:
+        counts["contexts"] = None
     sentence = (
-        f"On {windows} held-out windows of {documents} documents the gist {words}. "
+        f"On {count_label(counts, 'held-out windows')} the gist {words}. "
         "In nats per target token, ± standard error over documents."
     )
     kl, error = ([measure(log.get(f"{prefix}teacher_kl{end}"), None) for log in (first, last)] for end in ("", "_se"))
@@ -214,12 +228,16 @@ def _held_out_table(held_out, prefix):
         ]
 
     over_time = ("teacher_kl", "null_teacher_kl", *(f"gain_over_{name}" for name in _OVER_TIME), "gist_length")
-    columns = [cells(log, _MEASURES) for log in ends]
+    cues = prefix.endswith("/") or any(f"{prefix}contexts" in log for log in ends)
+    labels = dict(_MEASURES_AFTER_CUES if cues else _MEASURES)
+    if not any(f"{prefix}exact" in log for log in ends):
+        del labels["exact"]
+    columns = [cells(log, labels) for log in ends]
     return {
-        "name": prefix.removesuffix("_"),
+        "name": prefix.rstrip("_/"),
         "steps": [log["step"] for log in ends],
-        "rows": list(zip(_MEASURES.values(), zip(*columns, strict=True), strict=True)),
-        "headings": [_MEASURES[name] for name in over_time],
+        "rows": list(zip(labels.values(), zip(*columns, strict=True), strict=True)),
+        "headings": [labels[name] for name in over_time],
         "all": [(log["step"], cells(log, over_time)) for log in logs] if len(logs) > 2 else [],
     }
 
