@@ -220,7 +220,7 @@ def _load_rows(files, encoding):
 
 
 def _load_apart(kind, plain, files, options):
-    """Files whose columns differ, loaded one by one: what one lacks is `None` in its rows. `None` if one is damaged."""
+    """Of files whose columns differ each by itself: what one lacks is `None` in its rows. `None` if one is damaged."""
     try:
         parts = [load_dataset(kind, data_files=[place], split="train", **options) for place in plain]
     except (ValueError, DatasetGenerationError):

@@ -58,8 +58,7 @@ def check_vllm_settings(args: GistConfig, model: str | PreTrainedModel | PeftMod
 @contextmanager
 def engine_for(args: GistConfig, model: PreTrainedModel | PeftModel):
     """
-    A context in which TRL builds an engine that samples S as S is trained, and the run's random numbers stay as they
-    were.
+    In it TRL builds an engine that samples S as S is trained, and leaves the run's random numbers as they were.
 
     TRL (1.16) leaves the engine's dtype to vLLM, which samples a checkpoint of float32 in half of it, and vLLM (0.31)
     seeds the whole process, whatever `seed` says. On a CPU it would compile the model for minutes at every start, in a
