@@ -163,7 +163,9 @@ def answer_questions(
     ]
     budgets = [len(compactor.prompts.without_special(gist.token_ids)) for gist in gists]
     for name, compressor in compressors.items():
-        compressed = compress_within(name, compressor, before_questions, budgets, compactor.prompts.special_ids)
+        compressed = compress_within(
+            name, compressor, before_questions, budgets, compactor.prompts.special_ids, once=True
+        )
         prompts = [
             compactor.prompts.generator(ids, question) for ids, question in zip(compressed, questions, strict=True)
         ]

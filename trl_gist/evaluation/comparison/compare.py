@@ -174,8 +174,9 @@ def _gists_of_all(scorer, batch, compressors) -> Iterator[tuple[str, list[int], 
     yield NO_GIST, [0] * len(batch), [[] for _ in batch]
     yield TRAINED, budgets, trained
     contexts = [stands_for(row) for row in batch]
+    once = any("window_targets" in row for row in batch)  # several targets of a context have one gist
     for name, compressor in compressors.items():
-        yield name, budgets, compress_within(name, compressor, contexts, budgets, scorer.prompts.special_ids)
+        yield name, budgets, compress_within(name, compressor, contexts, budgets, scorer.prompts.special_ids, once)
 
 
 def _readers_of(scorer, batch, gists, own_generator):
