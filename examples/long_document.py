@@ -28,6 +28,7 @@ import argparse
 import time
 
 from trl_gist import GistCompactor
+from trl_gist.evaluation import standard_error
 
 import psutil
 
@@ -38,9 +39,7 @@ def article_tokens(compactor: GistCompactor, count: int) -> list[int]:
     """The first `count` tokens of the demo's articles, one after the other."""
     ids = []
     for article in wikipedia_articles():
-        ids += compactor.tokenizer(
-            article["text"] + "\n\n", add_special_tokens=False, split_special_tokens=True, verbose=False
-        )["input_ids"]
+        ids += compactor.token_ids(article["text"] + "\n\n", "An article")
         if len(ids) >= count:
             return ids[:count]
     raise ValueError(f"`--tokens` ({count}): the articles have {len(ids)}. Ask for fewer.")
@@ -93,9 +92,8 @@ def print_summary(session, rows: list[dict]):
         print(f"{label} per 1k tokens: {early:.2f} in the first half of them, {late:.2f} in the second")
     costs = [row.cost for row in session.history if row.cost is not None]
     if costs:
-        mean = sum(costs) / len(costs)
-        error = (sum((cost - mean) ** 2 for cost in costs) / max(1, len(costs) - 1) / len(costs)) ** 0.5
-        print(f"cost of a compaction: {mean:+.3f} ± {error:.3f} nats per token over {len(costs)}")
+        error = standard_error(costs, range(len(costs)))
+        print(f"cost of a compaction: {sum(costs) / len(costs):+.3f} ± {error:.3f} nats per token over {len(costs)}")
 
 
 def plot(rows: list[dict], path: str):

@@ -44,6 +44,7 @@ import random
 import time
 
 from trl_gist import GistCompactor, GistTrainer, length_penalty, log_prob_gain
+from trl_gist.common.tokens import literal_ids
 from trl_gist.data.windows import WindowSpec, prepare_windows
 from trl_gist.evaluation import load_generator_only, load_teacher
 from trl_gist.evaluation.compressors.registry import EXTRACTIVE_COMPRESSORS, standard_compressors
@@ -162,9 +163,7 @@ def answerable(questions: Dataset, tokenizer) -> Dataset:
     """Windows of passages cut to `PASSAGE_LENGTH` tokens; those whose answer was cut off are dropped."""
 
     def window(row):
-        passage = tokenizer(row["context"], add_special_tokens=False, split_special_tokens=True)["input_ids"][
-            :PASSAGE_LENGTH
-        ]
+        passage = literal_ids(tokenizer, row["context"])[:PASSAGE_LENGTH]
         question = f"\nQuestion: {row['question']}\nAnswer:"
         # The line break is part of the target: a generator that nobody taught to end its answers matches none
         return {"context": passage, "last_k": question, "target": f" {row['answer']}\n"}

@@ -172,9 +172,7 @@ def print_verdicts(console: Console, before: HeldOut, after: HeldOut, scorer: Gi
 def print_continuation(console: Console, pair_dir: str, article: dict[str, str]):
     """128 tokens from within an article, compressed by a saved pair and gone on with, beside what really follows."""
     compactor = GistCompactor.from_pretrained(pair_dir)
-    ids = compactor.tokenizer(article["text"], add_special_tokens=False, split_special_tokens=True)["input_ids"][
-        1000:1160
-    ]
+    ids = compactor.token_ids(article["text"], "The article")[1000:1160]
     cut = characters_of(compactor.tokenizer).cut(ids, 128)
     text, reference = compactor.decode(ids[:cut]), compactor.decode(ids[cut:])
     torch.manual_seed(0)

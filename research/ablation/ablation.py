@@ -169,12 +169,12 @@ def main():
     args.folder.mkdir(parents=True, exist_ok=True)
     if args.child:
         return run(args.arms[0], args.seeds[0], args.folder)
-    for seed in args.seeds if not args.table else ():
-        for arm in args.arms:
-            if not (args.folder / f"{arm}-{seed}.json").is_file():
-                print(f"{arm}, seed {seed}", flush=True)
-                command = [sys.executable, "-m", "research.ablation.ablation", "--child", "--arms", arm]
-                subprocess.run([*command, "--seeds", str(seed), "--folder", args.folder], check=True)
+    runs = [] if args.table else [(seed, arm) for seed in args.seeds for arm in args.arms]
+    for seed, arm in runs:
+        if not (args.folder / f"{arm}-{seed}.json").is_file():
+            print(f"{arm}, seed {seed}", flush=True)
+            command = [sys.executable, "-m", "research.ablation.ablation", "--child", "--arms", arm]
+            subprocess.run([*command, "--seeds", str(seed), "--folder", args.folder], check=True)
     print_table(args.folder, args.base)
 
 

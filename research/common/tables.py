@@ -12,7 +12,7 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""What the examples that print tables of several evaluations share."""
+"""What scripts that print tables of several evaluations share."""
 
 import json
 from pathlib import Path

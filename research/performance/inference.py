@@ -39,11 +39,9 @@ import sys
 import time
 from pathlib import Path
 
-from trl_gist import GistCompactor, __version__
+from trl_gist import GistCompactor
 from trl_gist.models.machine import fast_dtype
 from trl_gist.models.roles import clone_with_shared_parameters, max_positions
-from trl_gist.pair import PairConfig
-from trl_gist.prompts import SUMMARIZER_PROMPT
 
 import torch
 from matplotlib.figure import Figure
@@ -55,6 +53,7 @@ from transformers.generation import BaseStreamer
 from transformers.utils import logging
 
 from examples.demo_assets import smollm2_checkpoint, wikipedia_articles
+from research.common.untrained import untrained_config
 
 
 RUNS = {"full": "full context", "compress": "writing the gist, once", "gist": "continuing from the gist"}
@@ -137,9 +136,7 @@ def load(args):
     model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=args.dtype).to(device).eval()
     window = {"context_length": args.contexts[-1], "target_length": args.tokens, "last_k": 64}
     window |= {"max_gist_length": 48, "tail_length": 48}
-    nothing = {"base_models": {}, "recipe": {}, "measures": {}, "gists": [], "step": 0, "version": __version__}
-    pair = PairConfig(summarizer_prompt=SUMMARIZER_PROMPT, **window, **nothing)
-    return GistCompactor(model, model, AutoTokenizer.from_pretrained(checkpoint), pair)
+    return GistCompactor(model, model, AutoTokenizer.from_pretrained(checkpoint), untrained_config(**window))
 
 
 def check(args, compactor):

@@ -29,8 +29,7 @@ import random
 from trl_gist import GistCompactor
 from trl_gist.models import attention
 from trl_gist.models.loading import for_inference
-from trl_gist.pair import PairConfig
-from trl_gist.prompts import GENERATOR_PROMPT, SUMMARIZER_PROMPT
+from trl_gist.prompts import GENERATOR_PROMPT
 
 import psutil
 import torch
@@ -38,6 +37,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from research.common.tables import markdown_table
+from research.common.untrained import untrained_config
 
 
 FEATURES, INNER, KEY_HEADS, HEAD_SIZE = 576, 1536, 3, 64
@@ -150,22 +150,9 @@ def make_compactor(args) -> GistCompactor:
         eos_token_id=tokenizer.eos_token_id,
     )
     halves = [for_inference(LlamaForCausalLM(config).to(torch.bfloat16)) for _ in range(2)]
-    pair = PairConfig(
-        context_length=args.context,
-        target_length=64,
-        last_k=args.context // 8,
-        max_gist_length=args.gist,
-        tail_length=args.gist,
-        summarizer_prompt=SUMMARIZER_PROMPT,
-        generator_prompt=GENERATOR_PROMPT,
-        base_models={"summarizer": "random", "generator": "random", "teacher": "random"},
-        recipe={},
-        measures={},
-        gists=[],
-        step=0,
-        version="0",
-    )
-    return GistCompactor(*halves, tokenizer, pair)
+    sizes = {"context_length": args.context, "target_length": 64, "last_k": args.context // 8}
+    sizes |= {"max_gist_length": args.gist, "tail_length": args.gist}
+    return GistCompactor(*halves, tokenizer, untrained_config(generator_prompt=GENERATOR_PROMPT, **sizes))
 
 
 if __name__ == "__main__":

@@ -38,10 +38,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
-from trl_gist import __version__
 from trl_gist.common.tokens import literal_ids
 from trl_gist.pair import GENERATOR_DIR, PairConfig
-from trl_gist.prompts import SUMMARIZER_PROMPT
 
 import httpx
 import psutil
@@ -49,6 +47,7 @@ from transformers import AutoTokenizer
 
 from examples.demo_assets import smollm2_checkpoint, wikipedia_articles
 from research.common.tables import markdown_table
+from research.common.untrained import untrained_config
 
 
 WINDOW = {"context_length": 128, "target_length": 32, "last_k": 16, "max_gist_length": 24, "tail_length": 24}
@@ -58,13 +57,12 @@ WINDOW = {"context_length": 128, "target_length": 32, "last_k": 16, "max_gist_le
 def untrained_pair():
     """A folder whose two halves are the checkpoint."""
     checkpoint = smollm2_checkpoint()
-    nothing = {"base_models": {}, "recipe": {}, "measures": {}, "gists": [], "step": 0, "version": __version__}
     with tempfile.TemporaryDirectory() as folder:
         for half in (Path(folder, "untrained"), Path(folder, "untrained", GENERATOR_DIR)):
             half.mkdir()
             for file in checkpoint.iterdir():
                 (half / file.name).symlink_to(file)
-        PairConfig(summarizer_prompt=SUMMARIZER_PROMPT, **WINDOW, **nothing).save(Path(folder, "untrained"))
+        untrained_config(**WINDOW).save(Path(folder, "untrained"))
         yield Path(folder, "untrained")
 
 

@@ -38,6 +38,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from research.common.process import memory_status
 from research.common.tables import TRAINERS
 from research.performance.workload import PHASES, SIZES, add_arguments, build, machine, matmul_rate
 
@@ -48,7 +49,7 @@ def main(args):
     with tempfile.TemporaryDirectory() as directory:
         if args.measure_memory:
             build(args.measure_memory, args, directory).step()
-            print(torch.cuda.max_memory_allocated() if torch.cuda.is_available() else peak_resident())
+            print(torch.cuda.max_memory_allocated() if torch.cuda.is_available() else memory_status("VmHWM"))
             return
         if args.profile:
             show_profile(build("gist", args, directory))
@@ -111,12 +112,6 @@ def peak_memory(kind, args):
     command += ["--model", args.model] if args.model else []
     command += ["--text", args.text] if args.text else []
     return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip().splitlines()[-1])
-
-
-def peak_resident():
-    """Peak resident bytes of this process: not `getrusage`'s, which begins at those of the process that started it."""
-    with open("/proc/self/status") as status:
-        return next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmHWM"))
 
 
 def show_profile(timed):

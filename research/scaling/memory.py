@@ -41,6 +41,8 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from research.common.process import memory_status
+
 
 CASES = {
     "lora": {"full": False, "gradient_checkpointing": False},
@@ -125,7 +127,7 @@ def measure(args, full, gradient_checkpointing):
         before = 0
         if not on_gpu:
             load_libraries(model_config, tokenizer, copy.deepcopy(config), rows, copy.deepcopy(lora))
-            before = status("VmRSS")
+            before = memory_status("VmRSS")
         config.model_init_kwargs = {"dtype": args.dtype}
         trainer = GistTrainer(checkpoint, config, train_dataset=rows, peft_config=lora)
         trainer.generation_config.min_new_tokens = 48  # the longest gists
@@ -191,7 +193,7 @@ class PhasePeaks:
         from torch import cuda
 
         if self.phase is not None:
-            peak = cuda.max_memory_allocated() if self.on_gpu else status("VmHWM")
+            peak = cuda.max_memory_allocated() if self.on_gpu else memory_status("VmHWM")
             self.peaks[self.phase] = max(self.peaks.get(self.phase, 0), peak)
         if self.on_gpu:
             cuda.reset_peak_memory_stats()
@@ -210,12 +212,6 @@ class PhasePeaks:
                 self.enter(then)
 
         setattr(owner, name, within)
-
-
-def status(name):
-    """A line of this process's status, in bytes: `VmRSS` is resident now, `VmHWM` the most since the last reset."""
-    lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-    return int(lines[name].split()[0]) * 1024
 
 
 def show(results):

@@ -45,6 +45,7 @@ from trl_gist.common.tokens import decode as decode_ids
 from trl_gist.data.targets import fact_spans
 from trl_gist.data.windows import prepare_windows
 from trl_gist.evaluation.compressors.registry import extractive_compressors
+from trl_gist.models.generation import greedy_continuations
 from trl_gist.prompts import bos_ids, stands_for, targets_of
 from trl_gist.scoring.extraction import each_once, surprisals
 from trl_gist.scoring.gist_scorer import target_means
@@ -130,19 +131,9 @@ class ZeroShot:
 
 
 def greedy_gists(trainer: GistTrainer, contexts: list[list[int]]) -> list[list[int]]:
-    model, tokenizer, gists = trainer.model, trainer.processing_class, []
-    for start in range(0, len(contexts), 24):
-        prompts = [trainer.prompts.summarizer(ids, [], None) for ids in contexts[start : start + 24]]
-        width = max(map(len, prompts))
-        ids = torch.tensor([[tokenizer.pad_token_id] * (width - len(p)) + p for p in prompts])
-        mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts])
-        settings = {"max_new_tokens": GIST, "do_sample": False, "pad_token_id": tokenizer.pad_token_id}
-        with torch.no_grad():
-            written = model.generate(input_ids=ids, attention_mask=mask, **settings)[:, width:].tolist()
-        for gist in written:
-            end = next((at for at, token in enumerate(gist) if token in trainer.eos_token_ids), len(gist))
-            gists.append(trainer.prompts.without_special(gist[:end]))
-    return gists
+    prompts = [trainer.prompts.summarizer(ids) for ids in contexts]
+    gists = greedy_continuations(trainer.model, prompts, GIST, trainer.processing_class, batch_size=24)
+    return [trainer.prompts.without_special(gist) for gist in gists]
 
 
 def hands_of(trainer: GistTrainer) -> dict:
@@ -378,7 +369,9 @@ def best_of_pool(codes: dict[str, list[dict]]) -> tuple[list[dict], list[dict]]:
     for places in pools.values():
         of_code = {code: [rows[place] for place in places] for code, rows in codes.items()}
         best += min(of_code.values(), key=lambda rows: np.mean([row["kl"] for row in rows]))
-        for half in (0, 1) if len(places) > 1 else ():
+        if len(places) == 1:
+            continue
+        for half in (0, 1):
             chosen = min(of_code, key=lambda code: np.mean([row["kl"] for row in of_code[code][half::2]]))
             pairs = zip(of_code[chosen][1 - half :: 2], of_code["surprising facts"][1 - half :: 2], strict=True)
             honest += [row | {"kl": row["kl"] - rule["kl"]} for row, rule in pairs]

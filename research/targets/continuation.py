@@ -56,7 +56,7 @@ COLUMNS = ("target_ids", "gist_length", "teacher_kl", "null_teacher_kl", "gist_l
 
 
 def held_out(per_article: int) -> Dataset:
-    """Ready windows from all over each article, so that both pairs are asked for the same."""
+    """Ready windows from all over each article, so that all pairs are asked for the same."""
     tokenizer = AutoTokenizer.from_pretrained(str(smollm2_checkpoint()))
     lengths = [NEXT_TOKENS[name] for name in ("context_length", "target_length", "last_k")]
     windows, _ = prepare_windows(split_articles()[1], tokenizer, WindowSpec(*lengths, None, None))
@@ -89,7 +89,7 @@ def run(folder: Path, name: str, seed: int, steps: int, per_article: int, start:
 def table(pairs: dict[str, list[dict]]) -> list[str]:
     """Of the pairs that have run, in the order of `PAIRS`."""
     if len({json.dumps([row["target_ids"] for row in rows]) for rows in pairs.values()}) > 1:
-        raise ValueError("The pairs were measured on other windows: run both anew.")
+        raise ValueError("The pairs were measured on other windows: run them anew.")
     alone = next(iter(pairs.values()))
     lines = []
     for name, rows in pairs.items():

@@ -45,6 +45,7 @@ from tiny import make_model  # of tests/helpers
 from transformers import AutoTokenizer
 
 from examples.demo_assets import smollm2_checkpoint, wikipedia_articles
+from research.common.process import memory_status
 from research.common.tables import markdown_table
 
 
@@ -108,14 +109,9 @@ def measured(folder: Path, route: str, windows: int | None) -> dict[str, float]:
         shutil.rmtree(folder / name, ignore_errors=True)
     datasets.config.HF_DATASETS_CACHE = folder / "cache"
     Path("/proc/self/clear_refs").write_text("5")  # the peak is what is there now
-    before, began = _peak(), time.monotonic()
+    before, began = memory_status("VmHWM"), time.monotonic()
     ROUTES[route](folder, () if windows is None else ("--max_windows_per_document", str(windows)))
-    return {"peak": (_peak() - before) / 1e6, "seconds": time.monotonic() - began}
-
-
-def _peak():
-    status = Path("/proc/self/status").read_text()
-    return int(status.split("VmHWM:")[1].split()[0]) * 1024
+    return {"peak": (memory_status("VmHWM") - before) / 1e6, "seconds": time.monotonic() - began}
 
 
 def main():

@@ -20,7 +20,8 @@ import pytest
 from datasets import Array2D, ClassLabel, Dataset, DatasetDict, Features, IterableDatasetDict
 from tiny import make_documents, stream
 
-from trl_gist.data.windows import RESERVED_COLUMNS, RESERVED_WALK_COLUMNS, WINDOW_COLUMNS, prepare_windows
+from trl_gist.data.columns import RESERVED_COLUMNS, RESERVED_WALK_COLUMNS, WINDOW_COLUMNS
+from trl_gist.data.windows import prepare_windows
 
 
 WALKS = {"windows_per_document": 2, "context_length": 20, "last_k": 3, "max_completion_length": 4, "target_length": 6}

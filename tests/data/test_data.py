@@ -18,7 +18,8 @@ import pytest
 from datasets import Dataset, IterableDataset
 from tiny import PARAGRAPH, ids_of, make_documents, stream
 
-from trl_gist.data.windows import WINDOW_COLUMNS, prepare_windows
+from trl_gist.data.columns import WINDOW_COLUMNS
+from trl_gist.data.windows import prepare_windows
 
 
 IDS = ("context_ids", "last_k_ids", "target_ids")

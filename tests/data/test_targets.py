@@ -31,8 +31,9 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from transformers import PreTrainedTokenizerFast
 
 from trl_gist.common import tokens
+from trl_gist.data.columns import RESERVED_COLUMNS, WINDOW_COLUMNS
 from trl_gist.data.targets import TargetSpec, fact_spans, make_targets
-from trl_gist.data.windows import RESERVED_COLUMNS, WINDOW_COLUMNS, PositionLimits, WindowSpec, prepare_windows
+from trl_gist.data.windows import PositionLimits, WindowSpec, prepare_windows
 from trl_gist.prompts import one_row_each, seen_ids, targets_of, through_last_k
 from trl_gist.scoring.extraction import fact_list
 

@@ -21,8 +21,9 @@ from tiny import make_documents
 
 from trl_gist.common.geometry import Geometry
 from trl_gist.common.tokens import characters_of, literal_ids, special_ids
+from trl_gist.data.columns import ColumnRules
 from trl_gist.data.targets import TargetSpec, make_targets
-from trl_gist.data.windows import ColumnRules, WindowSpec, prepare_windows
+from trl_gist.data.windows import WindowSpec, prepare_windows
 
 
 each_vocabulary = pytest.mark.parametrize("tokenizer", TOKENIZERS.values(), ids=TOKENIZERS)

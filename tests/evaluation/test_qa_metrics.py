@@ -21,6 +21,7 @@ import pytest
 import torch
 from rich.console import Console
 from tiny import PARAGRAPH, make_model, make_tokenizer
+from tiny_pairs import make_pair
 
 from trl_gist import GistCompactor
 from trl_gist.evaluation.compressors import Head, Tail
@@ -34,8 +35,6 @@ from trl_gist.evaluation.question_answering import (
     normalize_answer,
     summarize_answers,
 )
-from trl_gist.pair import PairConfig
-from trl_gist.prompts import GENERATOR_PROMPT
 
 
 @pytest.mark.parametrize(
@@ -79,17 +78,8 @@ def tokenizer():
 
 @pytest.fixture(scope="module")
 def compactor(tokenizer):
-    pair = PairConfig(
-        **{"context_length": 24, "target_length": 3, "last_k": 4, "max_gist_length": 5, "tail_length": 5},
-        **{
-            "generator_prompt": GENERATOR_PROMPT,
-            "summarizer_prompt": "Compress: {context} Gist:",
-            "base_models": {},
-            "recipe": {},
-            "measures": {},
-        },
-        **{"gists": [], "step": 0, "version": "0"},
-    )
+    sizes = {"context_length": 24, "target_length": 3, "last_k": 4, "max_gist_length": 5, "tail_length": 5}
+    pair = make_pair(summarizer_prompt="Compress: {context} Gist:", base_models={}, **sizes)
     summarizer, generator = (make_model(tokenizer, seed=seed, dtype=torch.float64).eval() for seed in (1, 2))
     return GistCompactor(summarizer, generator, tokenizer, pair)
 

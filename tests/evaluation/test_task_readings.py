@@ -167,6 +167,16 @@ def test_head_rolls_so_that_it_keeps_the_beginning(folded):
     assert gists["head"][:10] == ids[:10]
 
 
+def test_a_compressor_that_breaks_its_budget_is_named(compactor, teacher, documents):
+    class Everything:
+        def compress(self, contexts, budgets):
+            return contexts
+
+    readings = TaskReadings(compactor, teacher, compressors={"all": Everything()})
+    with pytest.raises(ValueError, match="The compressor 'all' wrote a gist of .* on a budget of"):
+        next(readings.read(documents[:1]))
+
+
 def test_a_read_that_was_cut_off_goes_on(readings, documents, rows):
     for done in (3, len(documents)):
         assert [row for batch in readings.read(documents, done) for row in batch] == rows[done:]

@@ -16,10 +16,10 @@
 
 import torch
 from tiny import make_model, make_tokenizer
+from tiny_pairs import make_pair
 
 from trl_gist import GistCompactor
-from trl_gist.pair import PairConfig
-from trl_gist.prompts import GENERATOR_PROMPT, SUMMARIZER_PROMPT
+from trl_gist.prompts import SUMMARIZER_PROMPT
 
 
 CONTEXT, LAST_K, GIST, TARGET = 32, 5, 6, 8
@@ -32,19 +32,14 @@ def make_compactor(seed=0, dtype=torch.float64, summarizer_prompt=SUMMARIZER_PRO
         make_model(tokenizer, seed=seed + n, dtype=dtype, tie_word_embeddings=False).eval() for n in (1, 2)
     )
     generator.lm_head.weight.data[tokenizer.eos_token_id] = 0  # so that greedy continuations are as long as asked
-    pair = PairConfig(
+    pair = make_pair(
         context_length=CONTEXT,
         target_length=TARGET,
         last_k=LAST_K,
         max_gist_length=GIST,
         tail_length=GIST,
         summarizer_prompt=summarizer_prompt,
-        base_models={"summarizer": f"tiny-{seed}", "generator": f"tiny-{seed}", "teacher": f"tiny-{seed}"},
-        recipe={},
-        measures={},
-        gists=[],
+        base_models=dict.fromkeys(("summarizer", "generator", "teacher"), f"tiny-{seed}"),
         step=2,
-        version="0",
-        generator_prompt=GENERATOR_PROMPT,
     )
     return GistCompactor(summarizer, generator, tokenizer, pair)

@@ -158,7 +158,7 @@ def test_gpt_neo_is_refused():
         },
         attention_types=[[["global", "local"], 1]],
     )
-    assert why_not_shared(GPTNeoForCausalLM(config)) is not None
+    assert why_not_shared(GPTNeoForCausalLM(config)) == "it has global, local layers"
 
 
 @pytest.mark.parametrize("family", FAMILIES)

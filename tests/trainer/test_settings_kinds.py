@@ -26,8 +26,8 @@ from trl import TrlParser
 
 from trl_gist import GistConfig
 from trl_gist.scripts.train import GistScriptArguments
-from trl_gist.trainer.checkpoints.pair_state import recipe_of
 from trl_gist.trainer.config_checks import LEAST, check_kinds
+from trl_gist.trainer.recipe import recipe_of
 
 
 def fields_of(*kinds):

@@ -24,7 +24,8 @@ from tiny import make_documents
 from trl import GRPOTrainer
 
 from trl_gist import log_prob_gain
-from trl_gist.data.windows import RESERVED_KINDS, WindowSpec, prepare_windows
+from trl_gist.data.columns import RESERVED_KINDS
+from trl_gist.data.windows import WindowSpec, prepare_windows
 from trl_gist.evaluation.compressors import Facts
 from trl_gist.pair import PairConfig
 from trl_gist.prompts import SUMMARIZER_PROMPT, SUMMARIZER_PROMPT_OF_FACTS, SUMMARIZER_PROMPT_WITH_TAIL

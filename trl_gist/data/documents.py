@@ -180,7 +180,7 @@ def _load_files(sources, streaming, encoding):
 
 
 def _named(sources, files, encoding, error):
-    """Of files that could not be prepared together, the error of the first that cannot be read by itself."""
+    """The error of the first file that cannot be read by itself, where they could not be prepared together."""
     cause = error if isinstance(error, DatasetGenerationCastError) else error.__cause__ or error
     if isinstance(cause, UnreadableFile):
         return cause

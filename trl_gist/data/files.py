@@ -139,7 +139,7 @@ def _files_in(folder):
 
 
 def _of_known_kinds(source, found, is_there):
-    """Of files and their paths within the folder that was named those that hold documents."""
+    """The files that hold documents, of files and their paths within the folder that was named."""
     if not is_there:
         raise ValueError(
             f"{source} does not exist." if not glob.has_magic(str(source)) else f"{source} finds no file."
@@ -171,7 +171,7 @@ def blocks_of(file: str | Path, size: int | None = None) -> Iterator[bytes]:
 
 
 def encoding_of(file: str | Path, encoding: str | None, whole: bool = True, name: str | Path | None = None) -> str:
-    """Of [`find_encoding`], of all of a file or of its beginning."""
+    """What [`find_encoding`] says of all of a file, or of its beginning."""
     blocks = blocks_of(file, 1 << 16)
     most = None if whole else _BEGINNING >> 16
     return find_encoding(str(name or file), itertools.islice(blocks, most), encoding, whole)

@@ -12,15 +12,14 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""Documents as windows in token ids: context, last tokens, target. What fits the models, and which columns may be."""
+"""Documents as windows in token ids: context, last tokens, target; and which of them fit the models."""
 
 import itertools
 import json
-import re
 import secrets
 from array import array
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, fields
 from typing import NamedTuple
 
@@ -45,57 +44,22 @@ from ..common.tokens import (
     written_pieces,
 )
 from ..prompts import GistPrompts, targets_of, through_last_k
+from .columns import (
+    DOCUMENT_TARGETS_COLUMN,
+    TARGETS_COLUMN,
+    WALK_COLUMN,
+    WINDOW_COLUMNS,
+    ColumnRules,
+    check_dataset,
+    check_kind_of,
+    check_targets_of_a_context,
+    columns_of,
+)
 from .targets import QUESTION, TargetSpec, make_targets, make_walk_targets
 
 
 logger = get_logger(__name__)
 
-WINDOW_COLUMNS = ("prompt", "context_ids", "last_k_ids", "target_ids", "document_id")
-# The text of a walk over several windows; the other columns are then its first window
-WALK_COLUMN = "walk_ids"
-# What a gist is paid for, where that is more than the one target that the other columns are
-TARGETS_COLUMN = "targets"
-# The same of a document that is cut: each also says from where in its text, and up to where, it may be asked for
-DOCUMENT_TARGETS_COLUMN = "document_targets"
-
-_WINDOW = "what a window is made of"
-_SCORE = "what a gist is scored with"
-_REWARDS = "what TRL hands to reward functions by itself"
-# Names that a dataset's columns cannot have where a trainer reads them: it would write over them, or be led by them.
-# `text`, `context`, `last_k`, `target`, `document_id` and, with `gist_length_range`, `budget` are inputs, and so are
-# `targets` beside `context` and `document_targets` beside `text`
-RESERVED_COLUMNS = {
-    **dict.fromkeys(
-        (
-            *(*WINDOW_COLUMNS[:-1], WALK_COLUMN, "seen_ids", TARGETS_COLUMN),
-            *("kind", "window_targets", "window_length", "target_age"),
-        ),
-        _WINDOW,
-    ),
-    **dict.fromkeys(
-        (
-            *("gist_ids", "gist_length", "gist_log_prob", "null_log_prob", "teacher_log_prob"),
-            *("log_prob_gain", "token_log_prob_gains", "later_log_prob_gain", "teacher_kl", "null_teacher_kl"),
-            *("kl_gain", "token_kl_gains", "later_kl_gain"),
-            "target_scores",
-        ),
-        _SCORE,
-    ),
-    **dict.fromkeys(
-        (
-            *("prompts", "completion", "completions", "completion_ids"),
-            *("trainer_state", "log_extra", "log_metric"),
-        ),
-        _REWARDS,
-    ),
-    **dict.fromkeys(("image", "images"), "what TRL would show to the models, which read text alone"),
-}
-RESERVED_WALK_COLUMNS = dict.fromkeys(("window", "chunk_ids"), "what a walk's windows are made of")
-# Groups that a trainer logs figures under, where each kind of targets has a group too
-RESERVED_KINDS = (
-    *("alarm", "clip_ratio", "completions", "generator", "noise", "reliability", "rewards", "sampling", "signal"),
-    *("tools", "vespo"),
-)
 # Why a row gave no window, until it is counted
 _SKIPPED = "trl_gist: skipped"
 _TOO_SHORT, _WITHOUT_TARGETS, _EMPTY_WINDOWS = "too short", "without targets", "windows without targets"
@@ -153,7 +117,7 @@ class PositionLimits:
         prompts: GistPrompts,
         max_gist_length: int,
     ) -> "PositionLimits":
-        """Of what each model has ([`~models.roles.max_positions`])."""
+        """The limits of models by the positions that each has ([`~models.roles.max_positions`])."""
 
         def minus(limit, used):
             return None if limit is None else limit - used
@@ -223,7 +187,7 @@ class WindowSpec:
 
     @classmethod
     def of(cls, args, geometry: Geometry | None, targets: TargetSpec) -> "WindowSpec":
-        """Of a [`GistConfig`], or of what has its names, as `trl-gist data` is told."""
+        """The spec of a [`GistConfig`], or of what has its names, as the arguments of `trl-gist data`."""
         names = {field.name for field in fields(cls)} - {"geometry", "targets"}
         return cls(**{name: getattr(args, name) for name in names}, geometry=geometry, targets=targets)
 
@@ -255,48 +219,6 @@ class WindowSpec:
         return max(self.length, self.context_length + far + self.target_length) + _BESIDE
 
 
-@dataclass(frozen=True)
-class ColumnRules:
-    """
-    What a trainer asks of a dataset's columns, which it hands on to reward functions.
-
-    Attributes:
-        walks (`bool`):
-            Whether names of what a walk's windows are made of are taken too.
-        budgets (`tuple[int, int]` or `None`):
-            The `gist_length_range` that a column `budget` must be within.
-    """
-
-    walks: bool
-    budgets: tuple[int, int] | None
-
-    def check(self, columns: set[str], name: str):
-        """Raises `ValueError` that names the column that cannot be handed on, and what to do."""
-        reserved = RESERVED_COLUMNS | (RESERVED_WALK_COLUMNS if self.walks else {})
-        for column in sorted(columns & reserved.keys()):
-            raise ValueError(
-                f"The {name} dataset has a column `{column}`, a name that is taken: it is {reserved[column]}. Rename it, "
-                f"as by `dataset.rename_column({column!r}, 'my_{column}')`, and reward functions get it under that name; "
-                "or remove it (`trl-gist train --remove_columns`)."
-            )
-        if "budget" in columns and self.budgets is None:
-            raise ValueError(
-                f"The {name} dataset has a column `budget`, which says the most tokens of each gist where "
-                "`gist_length_range` is set; it is None. Set it, or rename the column, as by "
-                "`dataset.rename_column('budget', 'my_budget')`."
-            )
-
-    def check_budget(self, budget, where: str):
-        """Raises `ValueError` for one that no gist may have."""
-        least, greatest = self.budgets
-        if budget is not None and (type(budget) is not int or not least <= budget <= greatest):
-            raise ValueError(
-                f"{where} has `budget` {budget!r}, which is no whole number within `gist_length_range` ({least}, "
-                f"{greatest}). Widen the range, or change the column, as by `dataset.cast_column('budget', "
-                "Value('int64'))`; None stands for a budget to be drawn."
-            )
-
-
 def prepare_windows(
     dataset: Dataset | IterableDataset,
     tokenizer: PreTrainedTokenizerBase,
@@ -319,8 +241,8 @@ def prepare_windows(
             `document_targets` may hold what its windows, or those of a walk, are asked for in place of what rules make:
             such dictionaries which also have `at`, the characters of the text after which the answer is known, and
             optionally `until`, those after which it is another. Other columns are kept, for
-            reward functions, but for the names of [`RESERVED_COLUMNS`]. With `gist_length_range` a column `budget`
-            says the most tokens of each row's gists, `None` for one to be drawn.
+            reward functions, but for the names of [`~data.columns.RESERVED_COLUMNS`]. With `gist_length_range` a column
+            `budget` says the most tokens of each row's gists, `None` for one to be drawn.
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
             The one tokenizer of all roles.
         spec ([`WindowSpec`]):
@@ -332,7 +254,7 @@ def prepare_windows(
         rules ([`ColumnRules`], *optional*):
             What columns may be called, kinds of targets too, and budgets be; any, if left out.
         columns (`set[str]`, *optional*):
-            Of [`columns_of`], where they are known: of a stream, they take its first row.
+            Of [`~data.columns.columns_of`], where they are known: of a stream, they take its first row.
 
     Returns:
         The windows, with columns `prompt` (the context as text, for logs), `context_ids`, `last_k_ids`, `target_ids`
@@ -343,62 +265,18 @@ def prepare_windows(
     Raises:
         ValueError: if the dataset is none, as a `DatasetDict`, is empty, has neither set of columns, or both, or a
             column of a reserved name; if it gives no window at all, or one that does not fit a model; or if a `budget`
-            is outside `gist_length_range`, or a target's `kind` one of [`RESERVED_KINDS`].
+            is outside `gist_length_range`, or a target's `kind` one of [`~data.columns.RESERVED_KINDS`].
     """
     PartialState()  # the logger asks it for the rank
     check_dataset(dataset, name)
     dataset = dataset.with_format(None)  # as plain Python values, whatever tensors the user reads it as
     columns = columns_of(dataset, name) if columns is None else columns
-    if {"context", "target", TARGETS_COLUMN} <= columns:
-        raise ValueError(
-            f"The {name} dataset has both `target` and `targets`: a context's targets are all in `targets`, or there is one "
-            "`target`. Remove the column that is not meant: `dataset.remove_columns('target')`."
-        )
-    if {"text", "context"} <= columns and columns & {"target", TARGETS_COLUMN}:
-        raise ValueError(
-            f"The {name} dataset has both `text`, which is cut into windows, and `context` and "
-            f"`{'target' if 'target' in columns else TARGETS_COLUMN}`, which are windows. "
-            "Remove those that are not meant, or rename them: `dataset.rename_column('text', ...)`."
-        )
-    if "text" in columns:
-        to_windows, consumed = _cut_part, {"text", DOCUMENT_TARGETS_COLUMN}
-        several = spec.several or DOCUMENT_TARGETS_COLUMN in columns
-    elif {"context", "target"} <= columns:
-        to_windows, consumed, several = _ready_window, {"context", "target", "last_k"}, False
-    elif {"context", TARGETS_COLUMN} <= columns:
-        to_windows, consumed, several = _ready_window, {"context", TARGETS_COLUMN, "last_k"}, True
-    else:
-        remedy = "name the column that holds the text: `dataset.rename_column(..., 'text')`, or `--text_column`"
-        if "messages" in columns:
-            remedy = (
-                "write each chat as a text: `tokenizer.apply_chat_template(messages, tokenize=False)`, with "
-                "`parse_special_tokens`"
-            )
-        elif TARGETS_COLUMN in columns:
-            remedy = f"{remedy}; to train on these `targets`, call what they are about `context`"
-        elif "context" in columns:
-            remedy = (
-                f"{remedy}; to train on what a context is asked, write questions and answers as `targets`: {_EXAMPLE}"
-            )
-        raise ValueError(
-            f"The {name} dataset has columns {sorted(columns)}; it needs either `text`, or `context` and `target` or "
-            f"`targets` (and optionally `last_k`). To train on texts, {remedy}."
-        )
+    windows_of_row, consumed, several = _form_of_rows(columns, name, spec)
     if rules is not None:
         check_targets_of_a_context(columns, name)
         rules.check(columns - consumed, name)
     carried = sorted(columns - consumed - {*WINDOW_COLUMNS, TARGETS_COLUMN})
     carries_document_id = "document_id" in columns
-    if spec.walks and to_windows is _ready_window:
-        raise ValueError(
-            f"The {name} dataset has ready windows, and `windows_per_document` ({spec.windows_per_document}) walks along "
-            "documents: give a `text` column, or set it to 1."
-        )
-    if spec.several and to_windows is _ready_window:
-        logger.warning(
-            f"`target_kinds` makes no targets of the {name} dataset's windows: it is of texts, and these are ready and bring "
-            "what they are asked for."
-        )
     window_columns = (*WINDOW_COLUMNS, WALK_COLUMN) if spec.walks else WINDOW_COLUMNS
     id_columns = [column for column in window_columns if column.endswith("_ids")]
     list_columns = [*id_columns, *([TARGETS_COLUMN] if several else [])]
@@ -426,11 +304,11 @@ def prepare_windows(
 
     def windows_of_batch(batch, indices):
         out = {column: [] for column in (*window_columns, *list_columns, _SKIPPED, *carried)}
-        indices = batch[_ROW] if to_windows is _cut_part else indices
+        indices = batch[_ROW] if windows_of_row is _cut_part else indices
         for row, index in enumerate(indices):
             if check_budget is not None:
                 check_budget(batch["budget"][row], f"Row {index} of the {name} dataset")
-            windows, reason = to_windows({column: batch[column][row] for column in batch}, tokenizer, spec)
+            windows, reason = windows_of_row({column: batch[column][row] for column in batch}, tokenizer, spec)
             for target in (target for window in windows if check_kind for target in window[TARGETS_COLUMN]):
                 check_kind(target["kind"], f"Row {index} of the {name} dataset")
             # A skipped row stays one row until it is counted, so that cached and parallel maps count alike
@@ -447,29 +325,14 @@ def prepare_windows(
                     out[column].append(batch[column][row])
         return out
 
-    skipped = SkippedRows()
-    if isinstance(dataset, IterableDataset):
-
-        def counted(row):
-            if row[_SKIPPED]:
-                skipped.counts[row[_SKIPPED]] += 1
-            return not row[_SKIPPED]
-
-        documents = dataset
-        if to_windows is _cut_part:
-            dataset = _mapped(dataset, parts_of_batch, batch_size=1, remove_columns=sorted(consumed & columns))
-            columns = {*beside, *_PART_COLUMNS.values(), _ROW, _SKIPPED}
-        windows = _mapped(dataset, windows_of_batch, batch_size=_PARTS_TOGETHER, remove_columns=sorted(columns))
-        windows = windows.filter(counted).remove_columns(_SKIPPED)
-        if next(iter(windows), None) is None:
-            hint = _hint(skipped, spec) + _longest(documents, skipped, tokenizer, spec)
-            raise ValueError(f"The {name} dataset gave no window: {skipped}. {hint}")
-        skipped.counts.clear()
-        return windows, skipped
-
-    # Spelled out, because a first batch of skipped rows would be inferred as columns of nulls
-    features = Features(
-        {
+    is_stream = isinstance(dataset, IterableDataset)
+    into_parts = parts_of_batch if windows_of_row is _cut_part else None
+    if is_stream:
+        windows, skipped = _windows_of_stream(dataset, into_parts, windows_of_batch, columns, consumed)
+        is_empty = next(iter(windows), None) is None
+    else:
+        # Spelled out, because a first batch of skipped rows would be inferred as columns of nulls
+        features = {
             "prompt": Value("string"),
             **{column: List(Value("int32")) for column in id_columns},
             **({TARGETS_COLUMN: _WALK_TARGETS_FEATURE if spec.walks else _TARGETS_FEATURE} if several else {}),
@@ -477,9 +340,90 @@ def prepare_windows(
             _SKIPPED: Value("string"),
             **{column: dataset.features[column] for column in carried},
         }
-    )
-    rows, cut, together = dataset, windows_of_batch, 1000
-    if to_windows is _cut_part:
+        windows, skipped = _windows_of_dataset(
+            dataset, into_parts, windows_of_batch, Features(features), consumed, name
+        )
+        is_empty = len(windows) == 0
+    if is_empty:
+        hint = _hint(skipped, spec) + _longest(dataset, skipped, tokenizer, spec)
+        raise ValueError(f"The {name} dataset gave no window: {skipped}. {hint}")
+    if is_stream:
+        skipped.counts.clear()  # they are read again
+    else:
+        logger.info(f"{name} dataset: {len(windows)} windows from {len(dataset)} rows, {skipped}.")
+    return windows, skipped
+
+
+def _form_of_rows(columns: set[str], name: str, spec: WindowSpec) -> tuple[Callable, set[str], bool]:
+    """
+    What makes windows of a dataset's rows, [`_cut_part`] or [`_ready_window`]; the columns that it uses up; and whether
+    a window has several targets. Raises `ValueError` for columns that are neither, or both.
+    """
+    if {"context", "target", TARGETS_COLUMN} <= columns:
+        raise ValueError(
+            f"The {name} dataset has both `target` and `targets`: a context's targets are all in `targets`, or there is one "
+            "`target`. Remove the column that is not meant: `dataset.remove_columns('target')`."
+        )
+    if {"text", "context"} <= columns and columns & {"target", TARGETS_COLUMN}:
+        raise ValueError(
+            f"The {name} dataset has both `text`, which is cut into windows, and `context` and "
+            f"`{'target' if 'target' in columns else TARGETS_COLUMN}`, which are windows. "
+            "Remove those that are not meant, or rename them: `dataset.rename_column('text', ...)`."
+        )
+    if "text" in columns:
+        return _cut_part, {"text", DOCUMENT_TARGETS_COLUMN}, spec.several or DOCUMENT_TARGETS_COLUMN in columns
+    several = TARGETS_COLUMN in columns
+    target = TARGETS_COLUMN if several else "target"
+    if not {"context", target} <= columns:
+        remedy = "name the column that holds the text: `dataset.rename_column(..., 'text')`, or `--text_column`"
+        if "messages" in columns:
+            remedy = (
+                "write each chat as a text: `tokenizer.apply_chat_template(messages, tokenize=False)`, with "
+                "`parse_special_tokens`"
+            )
+        elif several:
+            remedy = f"{remedy}; to train on these `targets`, call what they are about `context`"
+        elif "context" in columns:
+            remedy = (
+                f"{remedy}; to train on what a context is asked, write questions and answers as `targets`: {_EXAMPLE}"
+            )
+        raise ValueError(
+            f"The {name} dataset has columns {sorted(columns)}; it needs either `text`, or `context` and `target` or "
+            f"`targets` (and optionally `last_k`). To train on texts, {remedy}."
+        )
+    if spec.walks:
+        raise ValueError(
+            f"The {name} dataset has ready windows, and `windows_per_document` ({spec.windows_per_document}) walks along "
+            "documents: give a `text` column, or set it to 1."
+        )
+    if spec.several:
+        logger.warning(
+            f"`target_kinds` makes no targets of the {name} dataset's windows: it is of texts, and these are ready and bring "
+            "what they are asked for."
+        )
+    return _ready_window, {"context", target, "last_k"}, several
+
+
+def _windows_of_stream(dataset, into_parts, into_windows, columns, consumed):
+    """The windows and the count of rows without; `into_parts` is `None` where these are ready."""
+    skipped = SkippedRows()
+
+    def counted(row):
+        if row[_SKIPPED]:
+            skipped.counts[row[_SKIPPED]] += 1
+        return not row[_SKIPPED]
+
+    if into_parts is not None:
+        dataset = _mapped(dataset, into_parts, batch_size=1, remove_columns=sorted(consumed & columns))
+        columns = {*(columns - consumed), *_PART_COLUMNS.values(), _ROW, _SKIPPED}
+    windows = _mapped(dataset, into_windows, batch_size=_PARTS_TOGETHER, remove_columns=sorted(columns))
+    return windows.filter(counted).remove_columns(_SKIPPED), skipped
+
+
+def _windows_of_dataset(dataset, into_parts, into_windows, features, consumed, name):
+    """As [`_windows_of_stream`]."""
+    rows, cut, together = dataset, into_windows, 1000
+    if into_parts is not None:
         together, has_long = _sizes(dataset)
         if has_long:
             part_features = {
@@ -487,13 +431,13 @@ def prepare_windows(
                 _PART_COLUMNS["ids"]: List(Value("int32")),
                 _PART_COLUMNS["targets"]: Value("string"),
                 _SKIPPED: Value("string"),
-                **{column: dataset.features[column] for column in beside},
+                **{column: dataset.features[column] for column in sorted(set(dataset.column_names) - consumed)},
             }
             rows = _mapped(
                 dataset,
-                parts_of_batch,
+                into_parts,
                 batch_size=together,
-                remove_columns=sorted(consumed & columns),
+                remove_columns=sorted(consumed & set(dataset.column_names)),
                 features=Features(part_features),
                 desc=f"Tokenising the {name} dataset",
             )
@@ -501,7 +445,7 @@ def prepare_windows(
         else:  # which is quicker, but holds all windows of a batch of documents
 
             def cut(batch, indices):
-                return windows_of_batch(parts_of_batch(batch, indices), indices)
+                return into_windows(into_parts(batch, indices), indices)
 
     windows = _mapped(
         rows,
@@ -511,76 +455,22 @@ def prepare_windows(
         features=features,
         desc=f"Cutting the {name} dataset into windows",
     )
-    skipped.counts.update(reason for reason in windows[_SKIPPED] if reason)
-    if skipped.total == len(windows):
-        hint = _hint(skipped, spec) + _longest(dataset, skipped, tokenizer, spec)
-        raise ValueError(f"The {name} dataset gave no window: {skipped}. {hint}")
+    skipped = SkippedRows(Counter(reason for reason in windows[_SKIPPED] if reason))
     keep = [row for row, reason in enumerate(windows[_SKIPPED]) if not reason]
-    windows = windows.select(keep).remove_columns(_SKIPPED)
-    logger.info(f"{name} dataset: {len(windows)} windows from {len(dataset)} rows, {skipped}.")
-    return windows, skipped
+    return windows.select(keep).remove_columns(_SKIPPED), skipped
 
 
 def _mapped(dataset, function, **settings):
-    """By batches with their indices. To hash a function takes longer than to cut a small dataset, and of what is in
-    memory nothing can be found again by it."""
+    """The dataset mapped by batches with their indices. To hash a function takes longer than to cut a small dataset,
+    and of what is in memory nothing can be found again by it."""
     if isinstance(dataset, Dataset) and not dataset.cache_files:
         settings["new_fingerprint"] = secrets.token_hex(8)
     return dataset.map(function, batched=True, with_indices=True, **settings)
 
 
-def check_kind_of(kind: str, where: str):
-    """Raises `ValueError` for a kind of targets whose measures would be logged among others."""
-    if kind in RESERVED_KINDS or re.fullmatch(r"(age|window)_\d+", kind):
-        raise ValueError(
-            f"{where} has a target of kind {kind!r}, a name that is taken: other figures are logged under it, as "
-            f"'{kind}/…'. Rename the kind, as 'my_{kind}'."
-        )
-
-
-def check_targets_of_a_context(columns: set[str], name: str):
-    """Raises `ValueError` for `targets` beside texts that are cut: they would be nobody's."""
-    if {"text", TARGETS_COLUMN} <= columns:
-        raise ValueError(
-            f"The {name} dataset has a column `targets`, which are of one `context`, beside `text`, which is cut into "
-            "several. If each text is a context, call it one: `dataset.rename_column('text', 'context')`. If not, give "
-            "`document_targets`, where each also has `at`, the characters of the text after which it is known. If "
-            "the column is something else, rename it: `dataset.rename_column('targets', 'my_targets')`."
-        )
-
-
-def check_dataset(dataset, name: str):
-    """Raises `ValueError` for what is no dataset; says of a dictionary of splits that one is to be picked."""
-    if isinstance(dataset, dict):
-        raise ValueError(
-            f"The {name} dataset is a {type(dataset).__name__} of {list(dataset)}, where one dataset is expected: pick a "
-            f"split, as `dataset[{next(iter(dataset), 'train')!r}]`."
-        )
-    if not isinstance(dataset, (Dataset, IterableDataset)):
-        raise ValueError(
-            f"The {name} dataset is a {type(dataset).__name__}; it must be a `datasets.Dataset` or `IterableDataset`, as of "
-            "`Dataset.from_list(rows)` or `Dataset.from_dict(columns)`."
-        )
-
-
 def window_key(row: dict) -> tuple[tuple[int, ...], ...]:
     """What tells a window from another: its context, last tokens and target."""
     return tuple(row["context_ids"]), tuple(row["last_k_ids"]), tuple(row["target_ids"])
-
-
-def is_cut(columns: set[str]) -> bool:
-    """Whether a dataset is what [`prepare_windows`] returned, or a part of it: its columns cannot be a user's."""
-    return set(WINDOW_COLUMNS) <= columns
-
-
-def columns_of(dataset: Dataset | IterableDataset, name: str) -> set[str]:
-    """Names of a dataset's columns, also where a stream does not say. Raises `ValueError` if it is empty."""
-    # Of a file the first row may be a whole book, and is not asked for
-    first = dataset.column_names if isinstance(dataset, Dataset) and len(dataset) else next(iter(dataset), None)
-    if first is None:
-        held_out = "" if isinstance(dataset, Dataset) else ", or its documents are all held out (`eval_documents`)"
-        raise ValueError(f"The {name} dataset is empty{held_out}.")
-    return set(first)
 
 
 def _hint(skipped, spec):

@@ -51,8 +51,9 @@ from ..common.tokens import characters_of
 from ..inference.compactor import GistCompactor
 from ..models.generation import greedy_continuations
 from ..prompts import before_last_k
+from ..scoring.targets import target_log_probs
 from .compressors import Compressor
-from .gists.transfer import target_log_probs
+from .compressors.base import compress_within
 
 
 READERS = {
@@ -157,8 +158,14 @@ def answer_questions(
                 for window, gist in zip(windows, gists, strict=True)
             ],
         )
+    before_questions = [
+        before_last_k(passage, question) for passage, question in zip(passages, questions, strict=True)
+    ]
+    budgets = [len(compactor.prompts.without_special(gist.token_ids)) for gist in gists]
     for name, compressor in compressors.items():
-        compressed = _compressed(name, compressor, compactor, windows, [gist.token_ids for gist in gists])
+        compressed = compress_within(
+            name, compressor, before_questions, budgets, compactor.prompts.special_ids, once=True
+        )
         prompts = [
             compactor.prompts.generator(ids, question) for ids, question in zip(compressed, questions, strict=True)
         ]
@@ -229,28 +236,6 @@ def _labels(rows):
                 reader = column.removesuffix("_nll")
                 compared[reader] = label.format(reader.removeprefix(kind))
     return READERS | compared
-
-
-def _compressed(name, compressor, compactor, windows, gists):
-    """A compressor's gist of each passage, of as many tokens as the summarizer's; of one that comes again, once."""
-    special = compactor.prompts.special_ids
-    asked = [
-        (
-            tuple(before_last_k(window["context_ids"], window["last_k_ids"])),
-            sum(token not in special for token in gist),
-        )
-        for window, gist in zip(windows, gists, strict=True)
-    ]
-    each = list(dict.fromkeys(asked))
-    written = compressor.compress([list(passage) for passage, _ in each], [budget for _, budget in each])
-    by_asked = dict(zip(each, written, strict=True))
-    for (_, budget), ids in by_asked.items():
-        if len(ids) > budget or special & set(ids):
-            raise ValueError(
-                f"The compressor {name!r} wrote a gist of {len(ids)} tokens, {len(special & set(ids))} of them special, "
-                f"on a budget of {budget}. It may have no more, and none that are special."
-            )
-    return [by_asked[key] for key in asked]
 
 
 def _f1(answer, reference):

@@ -149,7 +149,7 @@ def whole_shape(parameter: nn.Parameter) -> torch.Size:
 
 
 def gathered(parameters: Iterable[nn.Parameter]) -> AbstractContextManager:
-    """In it the parameters are whole, to be read. All ranks enter."""
+    """A context in which the parameters are whole, to be read. All ranks enter."""
     parameters = [parameter for parameter in parameters if is_partitioned(parameter)]
     if not parameters:
         return nullcontext()
@@ -160,7 +160,7 @@ def gathered(parameters: Iterable[nn.Parameter]) -> AbstractContextManager:
 
 @contextmanager
 def whole_on_each_rank() -> Iterator[None]:
-    """In it a rank loads whole models by itself, where ZeRO-3 would have all ranks shard them together."""
+    """A context in which a rank loads whole models by itself, where ZeRO-3 would have all ranks shard them together."""
     config = hf_deepspeed._hf_deepspeed_config_weak_ref  # there is no function that gives it (transformers 5.23)
     hf_deepspeed.unset_hf_deepspeed_config()
     try:

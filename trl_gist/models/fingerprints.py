@@ -13,7 +13,7 @@
 # limitations under the License.
 
 """
-By what one model's weights are told from another's: digests of every element of every weight.
+Digests of every element of every weight, by which one model is told from another.
 
 A sample of each weight, which was taken before, misses most changes of a single row. XXH3 reads memory about as fast as
 the processor can, 135M parameters in float32 in some 0.03 s where SHA-256 takes 0.4 s; it is no protection against
@@ -36,7 +36,7 @@ ALGORITHM = "xxh3-128"
 
 
 def digest_of(tensor: torch.Tensor) -> bytes:
-    """Of a tensor's dtype, shape and every byte, wherever it lies."""
+    """The digest of a tensor's dtype, shape and every byte, wherever it lies."""
     content = tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
     digest = xxhash.xxh3_128(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
     digest.update(content)
@@ -94,13 +94,7 @@ def frozen_digests(models: dict[str, torch.nn.Module]) -> dict[str, str]:
     For each model a digest of all its frozen weights, after the algorithm's name: what a checkpoint stands on and does
     not hold. Where ZeRO-3 has sharded them all ranks call it, and what models share is gathered once.
     """
-    weights, digests = WeightDigests(), {}
-    for role, model in models.items():
-        digest = hashlib.sha256()
-        for _, content in weights.of(model, frozen_only=True):  # PEFT writes into names which modules have an adapter
-            digest.update(content)
-        digests[role] = f"{ALGORITHM}:{digest.hexdigest()}"
-    return digests
+    return _role_digests(models, frozen_only=True)
 
 
 def trained_digests(models: dict[str, torch.nn.Module]) -> dict[str, str]:
@@ -108,10 +102,14 @@ def trained_digests(models: dict[str, torch.nn.Module]) -> dict[str, str]:
     For each model a digest of all that is trained of it, after the algorithm's name: what a checkpoint holds, taken of
     the weights in memory, so that what is loaded can be told from what was trained. All ranks call it under ZeRO-3.
     """
+    return _role_digests(models, trained_only=True)
+
+
+def _role_digests(models, **which):
     weights, digests = WeightDigests(), {}
     for role, model in models.items():
         digest = hashlib.sha256()
-        for _, content in weights.of(model, trained_only=True):
+        for _, content in weights.of(model, **which):  # PEFT writes into names which modules have an adapter
             digest.update(content)
         digests[role] = f"{ALGORITHM}:{digest.hexdigest()}"
     return digests

@@ -271,6 +271,6 @@ def fact_list(
 
 
 def _comma_ids(tokenizer):
-    """Of a comma within a text: at its beginning SentencePiece would put a space before it."""
+    """Token ids of a comma within a text: at its beginning SentencePiece would put a space before it."""
     word, with_comma, alone = (tokenizer(text, add_special_tokens=False)["input_ids"] for text in ("a", "a,", ","))
     return with_comma[len(word) :] if with_comma[: len(word)] == word else alone

@@ -19,11 +19,20 @@ from peft import PeftModel
 from transformers import PreTrainedModel
 
 from ..models.lm_head import check_logits
-from .targets import TargetRows, TargetScorer
+from .targets import target_log_probs
 
 
 def written_log_probs(logits_TNV: tuple[torch.Tensor, ...], gists: list[list[int]]) -> list[list[float]]:
-    """Of each token of gists as they were written, step by step: all steps' logits at once would double their memory."""
+    """
+    The log-prob of each token of gists, from the logits that they were written from. Step by step, since all steps'
+    logits at once would double their memory.
+
+    Args:
+        logits_TNV (`tuple[torch.Tensor]` of shape `(rows, vocabulary)`):
+            For each step those of all rows.
+        gists (`list[list[int]]`):
+            Token ids, a gist a row.
+    """
     log_probs = [[] for _ in gists]
     for position, logits_NV in enumerate(logits_TNV):
         rows = [row for row, gist in enumerate(gists) if position < len(gist)]
@@ -37,9 +46,7 @@ def written_log_probs(logits_TNV: tuple[torch.Tensor, ...], gists: list[list[int
 def given_log_probs(
     summarizer: PreTrainedModel | PeftModel, prompts: list[list[int]], gists: list[list[int]]
 ) -> list[float]:
-    """Of gists that it did not write, or not so. Raises `ValueError` if it caps its logits as scoring does not know."""
+    """The log-prob of each gist that S did not write, or not so, summed over its tokens, in nats. Raises `ValueError`
+    if S caps its logits in a way that scoring does not know."""
     check_logits(summarizer)
-    rows = TargetRows.build(prompts, gists, 1, summarizer.device)
-    with torch.no_grad():
-        logps_NT, *_ = TargetScorer(summarizer)(rows)
-    return logps_NT.double().sum(-1).tolist()
+    return target_log_probs(summarizer, prompts, gists, batch_size=len(prompts))

@@ -195,8 +195,19 @@ class GistScorer:
     def worth_asking(
         self, documents: list[dict], hidden_D: list[torch.Tensor], teacher_D: list[torch.Tensor]
     ) -> Iterator[tuple]:
-        """Contexts with the targets that T predicts better for having read them, by `target_floor`, and what belongs to
-        these: of [`teacher_hidden`] and [`teacher_readings`]."""
+        """
+        Keeps of each context the targets that T predicts better for having read it, by `target_floor`, and always the
+        best one.
+
+        Args:
+            documents (`list[dict]`):
+                Contexts with their targets.
+            hidden_D, teacher_D (`list[torch.Tensor]`):
+                Of [`read_targets`].
+
+        Returns:
+            The same three, without what belongs to the other targets.
+        """
         kept_D = []
         readings_D = self.context_readings(documents, teacher_D)
         for document, hidden_TH, logps_T, (read_K, alone_K) in zip(
@@ -257,13 +268,13 @@ class GistScorer:
         return gains_N2
 
     def read_contexts(self, documents: list[dict]) -> tuple[list[torch.Tensor], list[float]]:
-        """Of [`teacher_hidden`], and the teacher's mean log-prob of each context's targets."""
+        """What [`teacher_hidden`] returns, and T's mean log-prob of each context's targets, in nats per token."""
         hidden_D, logps_D = self.read_targets(documents)
         readings = zip(documents, logps_D, strict=True)
         return hidden_D, [target_means(logps_T, targets_of(row)).mean().item() for row, logps_T in readings]
 
     def read_targets(self, documents: list[dict]) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-        """Of [`teacher_hidden`] and [`teacher_readings`]."""
+        """What [`teacher_hidden`] returns, and [`teacher_readings`] of it."""
         hidden_D = self.teacher_hidden(documents)
         return hidden_D, self.teacher_readings(documents, hidden_D)
 
@@ -323,7 +334,8 @@ class GistScorer:
         return hidden_D
 
     def teacher_readings(self, documents: list[dict], teacher_hidden: list[torch.Tensor]) -> list[torch.Tensor]:
-        """The teacher's log-prob of every target token on the whole context, from what [`teacher_hidden`] gave of it."""
+        """T's log-prob of every target token on the whole context, in nats, from what [`teacher_hidden`] returned: for
+        each context of shape `(target tokens,)`, in float64."""
         logps_D = []
         with torch.no_grad(), self.autocast():
             for row, hidden_TH in zip(documents, teacher_hidden, strict=True):
@@ -381,7 +393,7 @@ class GistScorer:
         return [logps_K.mean().item() for logps_K in self._log_probs_after(rows, lambda target: target["cue_ids"])]
 
     def _log_probs_after(self, rows, ids_before):
-        """Of each target under T that saw only certain tokens before it."""
+        """T's mean log-prob of each target after nothing but certain tokens."""
         targets = [
             [(self.prompts.plain(ids_before(target)), target["target_ids"]) for target in targets_of(row)]
             for row in rows
@@ -522,7 +534,7 @@ def _by_row(scores, mask_NT):
 
 
 def _with_gains(scores):
-    """With what the gist bought."""
+    """The scores and, from them, what the gist bought."""
     return scores | {
         "log_prob_gain": scores["gist_log_prob"] - scores["null_log_prob"],
         "kl_gain": scores["null_teacher_kl"] - scores["teacher_kl"],
@@ -553,5 +565,5 @@ def target_sizes(targets: list[dict]) -> list[int]:
 
 
 def target_means(values_T: torch.Tensor, targets: list[dict]) -> torch.Tensor:
-    """Of values at the tokens of a context's targets, one after the other, the mean over each target."""
+    """Means over each target, of shape `(targets,)`, of values at the tokens of a context's targets in their order."""
     return torch.stack([values.mean() for values in values_T.split(target_sizes(targets))])

@@ -75,7 +75,7 @@ class TargetRows:
 
     @classmethod
     def build(cls, prompts: list[list[int]], targets: list[list[int]], gists: int, device) -> "TargetRows":
-        """Of one target right after each prompt."""
+        """Rows with one target each, right after its prompt; arguments as of [`~TargetRows.of_several`]."""
         return cls.of_several(prompts, [[([], target)] for target in targets], gists, device)
 
     @classmethod
@@ -234,6 +234,19 @@ class TargetScorer(nn.Module):
         """Log-probabilities of shape `(positions, vocabulary)`, in float32 or better, without a gradient."""
         with torch.no_grad():
             return log_softmax(output_logits(base_of(self.model), hidden_PH))
+
+
+def target_log_probs(
+    model: nn.Module, prompts: list[list[int]], targets: list[list[int]], batch_size: int = 8
+) -> list[float]:
+    """Log-prob of each target after its prompt, both as token ids, summed over the target, in nats."""
+    scorer, device, sums = TargetScorer(model), model.get_input_embeddings().weight.device, []
+    with torch.no_grad():
+        for start in range(0, len(prompts), batch_size):
+            chunk = slice(start, start + batch_size)
+            rows = TargetRows.build(prompts[chunk], targets[chunk], 1, device)
+            sums += scorer(rows)[0].double().sum(-1).tolist()
+    return sums
 
 
 def router_loss(

@@ -34,8 +34,9 @@ from ..common.files import replace_file
 from ..common.run_files import finite
 from ..common.statistics import mean_and_error, with_error
 from ..common.tokens import decode
+from ..data.columns import WALK_COLUMN, ColumnRules, columns_of
 from ..data.targets import TargetSpec
-from ..data.windows import WALK_COLUMN, ColumnRules, PositionLimits, WindowSpec, columns_of, prepare_windows
+from ..data.windows import PositionLimits, WindowSpec, prepare_windows
 from ..models.loading import check_device, check_dtype_name, for_inference, pair_directory
 from ..models.machine import machine_device
 from ..models.roles import check_same_tokenizer, create_model_from_path, max_positions, naming

@@ -23,16 +23,14 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from ..common.run_files import PLOTS_DIR
 from ..common.statistics import is_number, with_error
-from ..data.windows import (
+from ..data.columns import (
     DOCUMENT_TARGETS_COLUMN,
     TARGETS_COLUMN,
-    PositionLimits,
-    WindowSpec,
     check_dataset,
     check_targets_of_a_context,
     columns_of,
-    prepare_windows,
 )
+from ..data.windows import PositionLimits, WindowSpec, prepare_windows
 from ..evaluation import PairReadings, load_generator_only, load_teacher
 from ..evaluation.folder import EvaluationFolder
 from ..evaluation.gists.pattern_plots import draw_survival

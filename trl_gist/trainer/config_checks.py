@@ -30,7 +30,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ..common.arguments import finite_number, truth, whole_number
 from ..common.statistics import is_number
-from ..data.windows import TARGETS_COLUMN
+from ..data.columns import TARGETS_COLUMN
 from ..evaluation.compressors.registry import ASKS_THE_TEACHER, EXTRACTIVE_COMPRESSORS
 from ..prompts import PLACEHOLDERS, SUMMARIZER_PROMPT_OF_FACTS, SUMMARIZER_PROMPT_WITH_TAIL
 from ..scoring.controls import GREATER_IS_BETTER
@@ -133,7 +133,9 @@ def check_config(args):
     check_policy_loss(args)
     check_unheeded(args)
     check_engine_settings(args)
-    resolve_rate(args)
+    check_generator_only(args)
+    resolve_length_penalty(args)
+    resolve_budgets(args)
     check_prompts(args)
     check_rollouts(args)
     check_optimizer(args)
@@ -192,6 +194,14 @@ def check_sizes(args):
     for name in ("beta", "max_grad_norm", "learning_rate", "generator_learning_rate", "weight_decay"):
         if getattr(args, name) < 0:
             raise ValueError(f"`{name}` must not be below 0, got {getattr(args, name)}. Set it to 0 to leave it out.")
+    for name in ("target_gist_length", "max_teacher_kl", "length_penalty_learning_rate", "cold_start_learning_rate"):
+        if getattr(args, name) is not None and not getattr(args, name) > 0:
+            raise ValueError(f"`{name}` must be above 0, got {getattr(args, name)}.")
+    if args.cold_start_learning_rate is not None and args.learning_rate == 0:
+        raise ValueError(
+            f"`cold_start_learning_rate` ({args.cold_start_learning_rate}) is a multiple of `learning_rate`, which is "
+            "0: raise it, or leave the former out."
+        )
     if "torch_dtype" in (args.model_init_kwargs or {}):
         raise ValueError(
             "`model_init_kwargs` has `torch_dtype`, which `dtype` has taken the place of, float32 by default: write "
@@ -221,7 +231,7 @@ def check_targets(args):
 
 
 def show_whole_context(args):
-    """Where targets are asked of all of X, S must see all of it: the default prompt gives way to one that shows it."""
+    """S must see all of X where targets are asked of all of it: the default prompt gives way to one that shows it."""
     if args.summarizer_prompt == SUMMARIZER_PROMPT_WITH_TAIL:
         args.summarizer_prompt = SUMMARIZER_PROMPT_OF_FACTS
     for placeholder in ("{before_last_k}", "{tail}", "{last_k}"):
@@ -234,7 +244,7 @@ def show_whole_context(args):
 
 
 def check_shows_whole_context(prompts, name: str):
-    """Of a dataset that brings targets to a summarizer whose prompt is chosen: its training may ask for none."""
+    """Raises `ValueError` if a dataset brings targets and the prompt, which is chosen by then, hides a part of X."""
     if prompts.needs_last_k:
         raise ValueError(
             f"The {name} dataset brings targets, which ask for the whole context, and `summarizer_prompt` shows the "
@@ -244,9 +254,9 @@ def check_shows_whole_context(prompts, name: str):
 
 
 def check_only_continuation(args):
-    """Of a run whose only target is the continuation: of it there is one, and no sentence of the context answers it."""
-    for name in ("targets_per_context", "cue_length", "far_offset") if args.target_spec.is_continuation else ():
-        if getattr(args, name) != getattr(type(args), name):  # the default
+    """Raises `ValueError` for settings of several targets where there is only the continuation, which nothing answers."""
+    for name in ("targets_per_context", "cue_length", "far_offset"):
+        if args.target_spec.is_continuation and getattr(args, name) != getattr(type(args), name):  # the default
             raise ValueError(
                 f"`{name}` ({getattr(args, name)}) is of several targets, and the continuation is a context's only one: set "
                 '`target_kinds`, as {"fact": 3, "continuation": 1}, or leave it out.'
@@ -415,7 +425,9 @@ def check_precision(args):
 
 def check_policy_loss(args):
     """Settings of the summarizer's step that imitation does not heed."""
-    for name in POLICY_LOSS_SETTINGS if args.advantage == "best" else ():
+    if args.advantage != "best":
+        return
+    for name in POLICY_LOSS_SETTINGS:
         default = type(args).__dataclass_fields__[name].default
         if getattr(args, name) != default:
             raise ValueError(
@@ -498,30 +510,25 @@ def check_engine_settings(args):
         )
 
 
-def resolve_rate(args):
+def check_generator_only(args):
+    if not args.generator_only:
+        return
+    neutral = {"target_gist_length": None, "max_teacher_kl": None, "beta": 0.0, "advantage": "group"}
+    for name, value in neutral.items():
+        if getattr(args, name) != value:
+            raise ValueError(
+                f"`{name}` ({getattr(args, name)}) acts on the summarizer, which `generator_only=True` does not "
+                "train. Leave one of them out."
+            )
+
+
+def resolve_length_penalty(args):
+    """λ is a price, or what one constraint makes of it, at a rate of its own."""
     targets = ("target_gist_length", "max_teacher_kl")
-    for name in (*targets, "length_penalty_learning_rate", "cold_start_learning_rate"):
-        if getattr(args, name) is not None and not getattr(args, name) > 0:
-            raise ValueError(f"`{name}` must be above 0, got {getattr(args, name)}.")
-    if args.generator_only:
-        for name, neutral in (
-            *(("target_gist_length", None), ("max_teacher_kl", None), ("beta", 0.0)),
-            ("advantage", "group"),
-        ):
-            if getattr(args, name) != neutral:
-                raise ValueError(
-                    f"`{name}` ({getattr(args, name)}) acts on the summarizer, which `generator_only=True` does not "
-                    "train. Leave one of them out."
-                )
     if args.max_teacher_kl is not None and args.length_penalty < 0:
         raise ValueError(
             f"`length_penalty` must not be below 0 with `max_teacher_kl`, got {args.length_penalty}: that bound is a "
             "reason to shorten, and λ starts there."
-        )
-    if args.cold_start_learning_rate is not None and args.learning_rate == 0:
-        raise ValueError(
-            f"`cold_start_learning_rate` ({args.cold_start_learning_rate}) is a multiple of `learning_rate`, which is "
-            "0: raise it, or leave the former out."
         )
     if all(getattr(args, name) is None for name in targets) and args.length_penalty_learning_rate is not None:
         raise ValueError(
@@ -537,6 +544,10 @@ def resolve_rate(args):
             f"`target_gist_length` ({args.target_gist_length}) must be below `max_completion_length` "
             f"({args.max_completion_length}): no price is needed to stay within it."
         )
+
+
+def resolve_budgets(args):
+    """The prompt states the budget, if there is a range to draw it from, and only then."""
     if args.gist_length_range is None:
         if "{budget}" in args.summarizer_prompt:
             raise ValueError("`summarizer_prompt` states a '{budget}': set `gist_length_range`, to draw it from.")

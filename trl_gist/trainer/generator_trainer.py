@@ -304,7 +304,7 @@ class GeneratorTrainer:
 
     def _check_finite(self, loss_NT, rows):
         for row, loss in zip(rows, loss_NT.detach().sum(-1).tolist(), strict=True):
-            if loss != loss or abs(loss) == float("inf"):
+            if not math.isfinite(loss):
                 self.model.zero_grad()
                 raise FloatingPointError(
                     f"The generator's loss is {loss} on document {row['document_id']} "

@@ -21,8 +21,9 @@ from transformers import PreTrainedTokenizerBase
 from trl import GRPOConfig
 
 from ..common.geometry import SEPARATOR
+from ..data.columns import ColumnRules
 from ..data.targets import TARGET_FLOOR, TARGETS_PER_CONTEXT, TargetSpec
-from ..data.windows import ColumnRules, WindowSpec
+from ..data.windows import WindowSpec
 from ..models.machine import fast_dtype
 from ..prompts import GENERATOR_PROMPT, SUMMARIZER_PROMPT_WITH_TAIL
 from .config_checks import (

@@ -42,15 +42,8 @@ from trl.models import unwrap_model_for_generation
 from trl.trainer.utils import get_config_model_id, split_tensor_dict
 
 from ..common.tokens import characters_of
-from ..data.windows import (
-    DOCUMENT_TARGETS_COLUMN,
-    TARGETS_COLUMN,
-    PositionLimits,
-    check_dataset,
-    columns_of,
-    is_cut,
-    prepare_windows,
-)
+from ..data.columns import DOCUMENT_TARGETS_COLUMN, TARGETS_COLUMN, check_dataset, columns_of, is_cut
+from ..data.windows import PositionLimits, prepare_windows
 from ..models.adapters import without_routers
 from ..models.attention import use_matmul_attention
 from ..models.deepspeed import is_sharded, whole_state_dict, zero_stage
@@ -510,7 +503,8 @@ class GistTrainer(GRPOTrainer):
             self._log_metric(name, value)
 
     def _target_measures(self, rows):
-        """Of each target, by its kind and in walks by its age, where contexts have several, and how many they have."""
+        """Lists to log, a value a target, by its kind and in walks by its age, and how many targets each context has;
+        none where contexts have one."""
         measures = defaultdict(list)
         for row in rows:
             if "targets" in row:
@@ -529,10 +523,8 @@ class GistTrainer(GRPOTrainer):
         priced = self.reward_funcs.index(length_penalty)
         others = self.reward_weights.clone()
         others[priced] = 0.0
-        rewards_N, lengths_N = (
-            self._rewards_per_func @ others.to(self._rewards_per_func),
-            -self._rewards_per_func[:, priced],
-        )
+        rewards_N = self._rewards_per_func @ others.to(self._rewards_per_func)
+        lengths_N = -self._rewards_per_func[:, priced]
         rate = exchange_rate(rewards_N, lengths_N, self.num_generations)
         self.length_penalty.update(*self.accelerator.reduce(means, reduction="mean").tolist(), rate)
         self._apply_length_penalty()

@@ -62,13 +62,12 @@ def measure(scorer: GistScorer, rows: list[dict], accelerator: Accelerator) -> t
     add_controls(scorer, rows, mine)
     rows = gather_object([rows[index] for index in mine])[: len(rows)]
     measures, groups = summarize(rows), defaultdict(list)
-    several = any("window_targets" in row for row in rows)
-    if several:
+    if any("window_targets" in row for row in rows):
         measures["contexts"] = len({(str(row["document_id"]), tuple(row["context_ids"])) for row in rows})
-    for row in rows if several else ():
-        groups[row["kind"]].append(row)
-        if "target_age" in row:
-            groups[f"age_{row['target_age']}"].append(row)
+        for row in rows:
+            groups[row["kind"]].append(row)
+            if "target_age" in row:
+                groups[f"age_{row['target_age']}"].append(row)
     for group, members in sorted(groups.items()):
         measures |= {f"{group}/{name}": value for name, value in summarize(members).items()}
     return rows, measures

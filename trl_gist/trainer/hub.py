@@ -84,9 +84,8 @@ class PairHub:
 
     def clear(self):
         """Removes what a killed run did not come to push. The folder must be held, or it may be another run's push."""
-        push = getattr(
-            self.trainer, "push_in_progress", None
-        )  # which `Trainer` (5.23) sets when it makes a repository
+        # `Trainer` (5.23) sets it when it makes a repository
+        push = getattr(self.trainer, "push_in_progress", None)
         if push is None or push.is_done():
             shutil.rmtree(Path(self.args.output_dir, PUSHING_DIR), ignore_errors=True)
 

@@ -29,7 +29,7 @@ from .gist_config import GistConfig
 
 
 class _Gains(NamedTuple):
-    """Of the controller, in multiples of its integral's, and its memory."""
+    """The controller's gains, in multiples of its integral's, and its memory."""
 
     decay: float  # of the moving average
     proportional: float

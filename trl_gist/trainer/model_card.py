@@ -217,13 +217,13 @@ def hub_name(base: str) -> str | None:
 
 
 def folder_name(base: str) -> str:
-    """Of a folder's path, of this machine or another, its last part."""
+    """The last part of a folder's path, of this machine or another."""
     return PureWindowsPath(base).name  # which both kinds of slashes part
 
 
 def _generator_arguments(model_name, adapts, summarizer_adapts):
-    """Of `from_pretrained` in transformers (5.23), which looks for an adapter apart from a model, and in the root first;
-    of a local folder, next to a whole summarizer, it would draw the adapter on that."""
+    """The arguments of `from_pretrained` in transformers (5.23), which looks for an adapter apart from a model, and in
+    the root first; in a local folder, next to a whole summarizer, it would draw the adapter on that."""
     if "/" not in model_name:
         return f'"{model_name}/{GENERATOR_DIR}"'
     adapter = f'adapter_kwargs={{"subfolder": "{GENERATOR_DIR}"}}' if adapts or summarizer_adapts else None

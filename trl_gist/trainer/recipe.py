@@ -12,7 +12,10 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""Which settings make a run the run that it is, and what a resume with others is told: each field is in one group."""
+"""
+Which settings make a run the run that it is, and what a resume with others is told: each field is in one group. And
+which of them a saved pair, its card and the run's log show.
+"""
 
 import json
 import logging
@@ -83,8 +86,23 @@ GROUPS = {
 }
 GROUPS = {group: tuple(names.split()) for group, names in GROUPS.items()}
 REFUSED = ("windows", "prompts", "targets")
+# Those that shape a result, as a pair and its card have them
+_SHOWN = (
+    "context_length target_length last_k max_completion_length num_generations per_device_train_batch_size "
+    "gradient_accumulation_steps max_steps learning_rate generator_learning_rate lr_scheduler_type temperature "
+    "advantage scale_rewards loss_type beta num_iterations distillation_loss gist_dropout length_penalty "
+    "length_penalty_learning_rate target_gist_length max_teacher_kl gist_length_range cold_start_steps "
+    "cold_start_learning_rate cold_start_gists generator_only windows_per_document gist_discount seed "
+    "parse_special_tokens"
+).split()
 _TAIL = "tail_length"  # not a field: the default prompt shows as many tokens, which follow from others
 _REFUSED_NAMES = {*(name for group in REFUSED for name in GROUPS[group]), _TAIL}
+
+
+def recipe_of(args: GistConfig) -> dict:
+    """The arguments that shape a result, as JSON holds them."""
+    targets = () if args.target_spec.is_continuation else GROUPS["targets"]
+    return {name: _as_json(getattr(args, name)) for name in (*_SHOWN, *targets)}
 
 
 def run_recipe(args: GistConfig) -> dict:
@@ -151,3 +169,8 @@ def _recipe_of_pair(checkpoint):
 
 def _plain(value):
     return value.value if isinstance(value, Enum) else str(value)
+
+
+def _as_json(value):
+    value = value.value if isinstance(value, Enum) else value
+    return value if value is None or isinstance(value, (bool, int, float, str, list, dict)) else str(value)

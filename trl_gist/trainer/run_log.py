@@ -49,7 +49,7 @@ from ..models.machine import cpu_multiplies
 from ..models.sampling import sample_gists
 from ..prompts import gist_from_completion, stands_for
 from ..version import __version__
-from .checkpoints.pair_state import recipe_of
+from .recipe import recipe_of
 
 
 logger = get_logger(__name__)

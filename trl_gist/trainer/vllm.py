@@ -213,7 +213,8 @@ def _merged_weights(iter_named_params, model):
 @contextmanager
 def base_restored(model: PeftModel):
     """
-    In it the adapter may be merged into the base and subtracted again; then the base is bit for bit what it was.
+    A context in which the adapter may be merged into the base and subtracted again; after it the base is bit for bit
+    what it was.
 
     TRL does so at every sync, and each subtraction rounds: 100 syncs move a bfloat16 base by 0.8% of its norm, and one
     of float32 by 1.4e-7 (tests/trainer/test_vllm.py prints both), away from the base that the adapter is saved for.

@@ -39,7 +39,7 @@ from ..prompts import GistPrompts
 
 
 def walk_geometry(args, separator_length: int) -> Geometry:
-    """Of a [`GistConfig`]. Raises `ValueError` if a context has no room for a chunk."""
+    """How a walk is cut, by a [`GistConfig`]. Raises `ValueError` if a context has no room for a chunk."""
     gist_length = args.max_completion_length
     chunk_length = rolling_chunk_length(args.context_length, args.last_k, gist_length, separator_length)
     if chunk_length < 1:

@@ -39,6 +39,7 @@ from ...scoring.controls import not_continued
 from ...scoring.gist_scorer import GistScorer
 from ...scoring.targets import TargetScorer
 from ..compressors import Compressor
+from ..compressors.base import compress_within
 
 
 NO_GIST, TRAINED = "no gist", "trained summarizer"
@@ -168,32 +169,14 @@ def summarize_comparison(rows: list[dict]) -> list[dict]:
 
 def _gists_of_all(scorer, batch, compressors) -> Iterator[tuple[str, list[int], list[list[int]]]]:
     """Name, budgets and gists of each compressor on a batch of windows."""
-    special = scorer.prompts.special_ids
     trained = [scorer.prompts.without_special(row["gist_ids"]) for row in batch]
     budgets = [len(gist) for gist in trained]  # special tokens never reach a reader, and buy nothing
     yield NO_GIST, [0] * len(batch), [[] for _ in batch]
     yield TRAINED, budgets, trained
-    for name, compressor in compressors.items():
-        gists = _compress(compressor, batch, budgets)
-        for gist, budget in zip(gists, budgets, strict=True):
-            if len(gist) > budget or special & set(gist):
-                raise ValueError(
-                    f"The compressor {name!r} wrote a gist of {len(gist)} tokens, {len(special & set(gist))} of them "
-                    f"special, on a budget of {budget}. It may have no more, and none that are special."
-                )
-        yield name, budgets, gists
-
-
-def _compress(compressor, batch, budgets):
-    """A gist for each row; those of one context, each for another target, have the same one."""
     contexts = [stands_for(row) for row in batch]
-    if not any("window_targets" in row for row in batch):
-        return compressor.compress(contexts, budgets)
-    asked = [(tuple(context), budget) for context, budget in zip(contexts, budgets, strict=True)]
-    each = list(dict.fromkeys(asked))
-    gists = compressor.compress([list(context) for context, _ in each], [budget for _, budget in each])
-    written = dict(zip(each, gists, strict=True))
-    return [written[context, budget] for context, budget in asked]
+    once = any("window_targets" in row for row in batch)  # several targets of a context have one gist
+    for name, compressor in compressors.items():
+        yield name, budgets, compress_within(name, compressor, contexts, budgets, scorer.prompts.special_ids, once)
 
 
 def _readers_of(scorer, batch, gists, own_generator):

@@ -66,8 +66,9 @@ def comparison_tables(summary: list[dict], kind: str | None = None) -> list[Tabl
                 *(f"{row[name]:.2f}" for name in recalled),
                 style="bold" if row["compressor"] == TRAINED else None,
             )
-        for row in _unavailable(summary) if reader != OWN_GENERATOR else ():
-            table.add_row(escape(row["compressor"]), *["–"] * len(headings), style="dim")
+        if reader != OWN_GENERATOR:
+            for row in _unavailable(summary):
+                table.add_row(escape(row["compressor"]), *["–"] * len(headings), style="dim")
         count = rows[0]
         read = "targets" if recalled or kind is not None else "windows"
         table.caption = "\n".join(

@@ -49,6 +49,45 @@ class Compressor(Protocol):
         ...
 
 
+def compress_within(
+    name: str,
+    compressor: Compressor,
+    contexts: list[list[int]],
+    budgets: list[int],
+    special_ids: frozenset[int],
+    once: bool = False,
+) -> list[list[int]]:
+    """
+    A compressor's gist of each context.
+
+    Args:
+        name (`str`), compressor ([`Compressor`]):
+            Which.
+        contexts (`list[list[int]]`), budgets (`list[int]`):
+            As of [`Compressor.compress`].
+        special_ids (`frozenset[int]`):
+            Tokens that no gist may have.
+        once (`bool`, *optional*, defaults to `False`):
+            Whether a context that comes again with the same budget, as for another question, is compressed once.
+
+    Raises:
+        ValueError: with the compressor's name, if a gist has more tokens than its budget, or special ones.
+    """
+    asked = [(tuple(context), budget) for context, budget in zip(contexts, budgets, strict=True)]
+    each = list(dict.fromkeys(asked)) if once else asked
+    gists = compressor.compress([list(context) for context, _ in each], [budget for _, budget in each])
+    for (_, budget), gist in zip(each, gists, strict=True):
+        if len(gist) > budget or special_ids & set(gist):
+            raise ValueError(
+                f"The compressor {name!r} wrote a gist of {len(gist)} tokens, {len(special_ids & set(gist))} of them "
+                f"special, on a budget of {budget}. It may have no more, and none that are special."
+            )
+    if not once:
+        return gists
+    gist_of = dict(zip(each, gists, strict=True))
+    return [gist_of[key] for key in asked]
+
+
 def without_special(tokenizer: PreTrainedTokenizerBase, contexts: list[list[int]]) -> list[list[int]]:
     """Contexts without special tokens, which no gist has."""
     special = special_ids(tokenizer)

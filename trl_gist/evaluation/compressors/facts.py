@@ -45,9 +45,9 @@ class Facts:
 @dataclass
 class SurprisingFacts:
     """
-    Of the same facts the tokens that a language model expects least when it has read but the few tokens before them, and
-    rare words where the facts run out; see [`~scoring.extraction.surprising_facts`]. What is left out of a name is what
-    can be guessed from the rest. The cold start's rule `"surprising_facts"`.
+    The tokens of the same facts that a language model expects least when it has read but the few tokens before them,
+    and rare words where the facts run out; see [`~scoring.extraction.surprising_facts`]. What is left out of a name is
+    what can be guessed from the rest. The cold start's rule `"surprising_facts"`.
 
     Args:
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]):

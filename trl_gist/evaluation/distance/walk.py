@@ -43,7 +43,8 @@ from transformers import PreTrainedModel
 
 from ...common.geometry import SEPARATOR, Geometry, WindowedText, join
 from ...common.tokens import characters_of
-from ...data.windows import SkippedRows, columns_of, why_unusable
+from ...data.columns import columns_of
+from ...data.windows import SkippedRows, why_unusable
 from ...inference.compactor import GistCompactor
 from ...inference.session.state import SessionSettings
 from ...models.lm_head import check_logits
@@ -230,14 +231,14 @@ class DistanceReadings:
                 yield rows
 
     def write(self, texts_D: list[WindowedText], window: int, states: list[dict[str, list[int]]]) -> list[dict]:
-        """Of each document's window every writer's gist, and `single`, by name; `states` as of [`roll`]."""
+        """Every writer's gist of each document's window, and `single`, by name; arguments as of [`roll`]."""
         written_D = self.roll(texts_D, window, states)
         # With nothing before, they are the same
         singles_D = self._roll(self.compactor, texts_D, window) if window else [each["pair"] for each in written_D]
         return [each | {"single": single} for each, single in zip(written_D, singles_D, strict=True)]
 
     def roll(self, texts_D: list[WindowedText], window: int, states: list[dict[str, list[int]]]) -> list[dict]:
-        """Of each document's window every writer's gist, by name; `states` are those of the window before, and empty
+        """Every writer's gist of each document's window, by name; `states` are those of the window before, and empty
         before the first."""
         written = {
             name: self._roll(writer, texts_D, window, [state.get(name, []) for state in states])

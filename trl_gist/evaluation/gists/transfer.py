@@ -36,7 +36,6 @@ from `full` either cannot tell, as it is too weak.
 """
 
 import numpy as np
-import torch
 from rich import box
 from rich.table import Table
 from rich.text import Text
@@ -47,7 +46,7 @@ from ...common.tokens import decode, literal_ids
 from ...models.roles import max_positions
 from ...prompts import GistPrompts, before_last_k, seen_ids
 from ...scoring.controls import other_documents
-from ...scoring.targets import TargetRows, TargetScorer
+from ...scoring.targets import target_log_probs
 
 
 READINGS = ("none", "gist", "shuffled", "tail", "full")
@@ -155,19 +154,6 @@ def read_by_pair(rows: list[dict], texts: list[dict]) -> list[dict]:
         | {f"{name}_nats": -row[f"{column}_log_prob"] * len(row["target_ids"]) for name, column in columns.items()}
         for row, text in zip(rows, texts, strict=True)
     ]
-
-
-def target_log_probs(
-    model: PreTrainedModel, prompts: list[list[int]], targets: list[list[int]], batch_size: int = 8
-) -> list[float]:
-    """Log-prob of each target after its prompt, both as token ids, summed over the target, in nats."""
-    scorer, device, sums = TargetScorer(model), model.get_input_embeddings().weight.device, []
-    with torch.no_grad():
-        for start in range(0, len(prompts), batch_size):
-            chunk = slice(start, start + batch_size)
-            batch = TargetRows.build(list(prompts[chunk]), list(targets[chunk]), 1, device)
-            sums += scorer(batch)[0].double().sum(-1).tolist()
-    return sums
 
 
 def summarize_transfer(readings: list[dict]) -> dict[str, float]:

@@ -88,8 +88,9 @@ def quality(rows: list[dict]) -> dict:
         measures["contexts"] = round(sum(1 / row["window_targets"] for row in rows))
         measures["cue_tokens"] = float(np.mean([len(row["last_k_ids"]) for row in rows]))
         others = not_continued(rows)
-        for reader in readers if others.any() else ():
-            add(f"exact_{reader}", others * [row["exacts"].get(reader, math.nan) for row in rows], others)
+        if others.any():
+            for reader in readers:
+                add(f"exact_{reader}", others * [row["exacts"].get(reader, math.nan) for row in rows], others)
     measures["positions"] = by_position(rows, readers)
     kinds = sorted({row["kind"] for row in rows if "kind" in row})
     if len(kinds) > 1:

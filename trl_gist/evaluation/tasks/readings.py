@@ -46,6 +46,7 @@ from ...inference.compactor import GistCompactor
 from ...models.generation import generate, greedy_continuations
 from ...models.roles import backbone_of, base_of, max_positions
 from ..compressors import Compressor
+from ..compressors.base import compress_within
 from ..distance.walk import DistanceReadings
 from ..question_answering import normalize_answer
 
@@ -178,7 +179,7 @@ class TaskReadings:
         """The last gists of each text, by writer, compressors among them."""
         gists_D = [{} for _ in texts_D]
         kept = {name: [[] for _ in texts_D] for name in self.compressors}
-        separator = list(self.compactor.prompts.tokenize(SEPARATOR))
+        separator, special = list(self.compactor.prompts.tokenize(SEPARATOR)), self.compactor.prompts.special_ids
         for window in range(windows):
             # Of the gists of a chunk alone, the last one's is read
             write = self.walk.write if window == windows - 1 else self.walk.roll
@@ -189,7 +190,7 @@ class TaskReadings:
                     join([before, text.chunk(window)], separator)
                     for before, text in zip(kept[name], texts_D, strict=True)
                 ]
-                kept[name] = compressor.compress(contexts, budgets)
+                kept[name] = compress_within(name, compressor, contexts, budgets, special)
         return [gists | {name: kept_D[row] for name, kept_D in kept.items()} for row, gists in enumerate(gists_D)]
 
     def _prompt(self, arm, text, windows, gists, cue_ids):

@@ -37,8 +37,8 @@ def age_label(group: dict) -> str:
 
 def task_tables(report: dict) -> list[Table]:
     """
-    Of each task two, and one of how far the pair is ahead in all of them: title, headings, and lines of a label, cells,
-    and whether they are the pair's own.
+    Two tables for each task, and one of how far the pair is ahead in all of them: title, headings, and lines of a
+    label, cells, and whether they are the pair's own.
     """
     tables = []
     for task, measures in report["tasks"].items():

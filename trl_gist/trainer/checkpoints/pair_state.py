@@ -16,7 +16,6 @@
 
 import json
 import os
-from enum import Enum
 from pathlib import Path
 
 import torch
@@ -31,27 +30,11 @@ from ..generator_trainer import GeneratorTrainer
 from ..gist_config import GistConfig
 from ..length_penalty import LengthPenalty
 from ..model_card import save_model_card
-from ..recipe import GROUPS
+from ..recipe import recipe_of
 
-
-# The arguments that shape a result, for the model card
-_RECIPE = (
-    "context_length target_length last_k max_completion_length num_generations per_device_train_batch_size "
-    "gradient_accumulation_steps max_steps learning_rate generator_learning_rate lr_scheduler_type temperature "
-    "advantage scale_rewards loss_type beta num_iterations distillation_loss gist_dropout length_penalty "
-    "length_penalty_learning_rate target_gist_length max_teacher_kl gist_length_range cold_start_steps "
-    "cold_start_learning_rate cold_start_gists generator_only windows_per_document gist_discount seed "
-    "parse_special_tokens"
-).split()
 
 LENGTH_PENALTY_FILE = "length_penalty.json"
 REFERENCE_FILE = "reference.pt"
-
-
-def recipe_of(args: GistConfig) -> dict:
-    """The arguments that shape a result, as JSON holds them."""
-    targets = () if args.target_spec.is_continuation else GROUPS["targets"]
-    return {name: _plain(getattr(args, name)) for name in (*_RECIPE, *targets)}
 
 
 def pair_config(
@@ -139,8 +122,3 @@ def load_state(
 
 def _prompt_of(args):
     return [args.summarizer_prompt, args.chat_template_kwargs or {}]
-
-
-def _plain(value):
-    value = value.value if isinstance(value, Enum) else value
-    return value if value is None or isinstance(value, (bool, int, float, str, list, dict)) else str(value)
