@@ -547,9 +547,16 @@ def test_a_target_that_is_given_as_text_goes_on_where_its_cue_ends():
 
 
 def test_ready_rows_that_all_lack_something_are_not_called_too_short(cut, dataset_of):
-    for rows in ([{"context": PASSAGE, "targets": [{"cue": "", "target": " x"}]}], [{"context": "", "target": " x"}]):
-        with pytest.raises(ValueError, match=r"1 empty\)\. Each row needs text, or token ids of the vocabulary"):
-            cut(dataset_of(rows))
+    without_cue, without_context = (
+        {"context": PASSAGE, "targets": [{"cue": "", "target": " x"}]},
+        {"context": "", "target": " x"},
+    )
+    for row, told in (
+        (without_cue, r"1 with a target whose `cue` is empty\)\. Targets are a list of dictionaries"),
+        (without_context, r"1 whose `context` is empty\)\. Each row needs text, or token ids of the vocabulary"),
+    ):
+        with pytest.raises(ValueError, match=told):
+            cut(dataset_of([row]))
 
 
 def test_ready_windows_of_one_target_go_on_as_they_were_beside_a_spec(cut, dataset_of):
