@@ -22,8 +22,9 @@ python -m research.targets.continuation --table           the table of what has 
 python -m research.targets.continuation --folder later --start continuation/seed-42/alone --steps 12
                                                           they go on from a pair that has learned the next tokens
 
-Three pairs with the demo's settings and steps: `alone` is paid for the next 32 tokens, `mixed` for these, two facts and a
-sentence, `half` for these and one fact, whatever the teacher gains on them. Measured are 6 windows of each of the demo's
+Pairs with the demo's settings and steps: `alone` is paid for the next 32 tokens, `mixed` for these, two facts and a
+sentence, `half` for these and one fact, whatever the teacher gains on them; of `half_tokens` the generator's loss is a mean
+over tokens instead. Measured are 6 windows of each of the demo's
 19 held-out articles, the same for all: the next 32 tokens by each pair's G from S's greedy gist, and from an empty one.
 Errors are over articles.
 """
@@ -51,6 +52,10 @@ PAIRS = {
     "alone": {},
     "mixed": {"target_kinds": {"continuation": 1, "fact": 2, "recall": 1}, "targets_per_context": 4},
     "half": {"target_kinds": {"continuation": 1, "fact": 1}, "targets_per_context": 2},
+    "half_tokens": {
+        **{"target_kinds": {"continuation": 1, "fact": 1}, "targets_per_context": 2},
+        "distillation_mean": "tokens",
+    },
 }
 COLUMNS = ("target_ids", "gist_length", "teacher_kl", "null_teacher_kl", "gist_log_prob")
 

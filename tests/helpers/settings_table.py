@@ -552,6 +552,22 @@ GIST_CONFIG = {
     "gist_dropout": Honoured(
         "G's gradient is that with gists and that without, in this share", lambda lab: lab.dropout_mixes(0.25)
     ),
+    "distillation_mean": Honoured(
+        "G's gradient on targets of several lengths; `test_side_by_side.py` has which it is",
+        lambda lab: (
+            len(
+                {
+                    lab.logged(
+                        "generator/grad_norm",
+                        **{"target_kinds": {"fact": 1, "continuation": 1}, "target_floor": None, "context_length": 60},
+                        **{"max_steps": 1, "distillation_mean": mean},
+                    )[0]
+                    for mean in ("targets", "tokens")
+                }
+            )
+            == 2
+        ),
+    ),
     "distilled_gists": Elsewhere("test_reader_hands.py", "test_some_gists_of_each_context_stand_for_all"),
     "reader_hands": Elsewhere("test_reader_hands.py", "test_the_hands_take_turns"),
     "reader_share": Elsewhere("test_reader_hands.py", "test_all_the_share_is_the_generator_on_that_hand_alone"),

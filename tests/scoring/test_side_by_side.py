@@ -107,16 +107,17 @@ def test_scores_are_those_of_one_forward_for_each_target(either_way, batch_size)
             assert columns[name] == pytest.approx(mean, abs=TOLERANCE)
 
 
-def test_the_generator_learns_from_each_target_alike(either_way):
-    generator = either_way.generator.model
+@pytest.mark.parametrize("mean", ["targets", "tokens"])
+def test_the_generator_learns_from_each_target_or_from_each_token_alike(either_way, mean):
+    generator, either_way.mean = either_way.generator.model, mean
     either_way.score(rows(), GISTS, num_generations=2, backward=lambda loss_NT, _: loss_NT.sum().backward())
     actual = {name: p.grad.clone() for name, p in generator.named_parameters()}
     generator.zero_grad()
-    # A mean over targets of means over tokens
-    loss = sum(
-        torch.stack([target["teacher_kl"] for target in by_hand(either_way, row, gist)]).mean()
-        for row, gist in zip(rows(), GISTS, strict=True)
-    )
+    loss = 0.0
+    for row, gist in zip(rows(), GISTS, strict=True):
+        means = torch.stack([target["teacher_kl"] for target in by_hand(either_way, row, gist)])
+        sizes = torch.tensor([len(target["target_ids"]) for target in row["targets"]])
+        loss = loss + (means.mean() if mean == "targets" else (means * sizes).sum() / sizes.sum())
     loss.backward()
     expected = {name: p.grad for name, p in generator.named_parameters()}
     norm = torch.stack([gradient.norm() for gradient in expected.values()]).norm()

@@ -71,6 +71,8 @@ class GistScorer:
         row_tokens (`int`, *optional*, defaults to `4096`):
             Most tokens of targets and their cues in one row, if no prompt of theirs is longer. `None` leaves all in one, so
             that the number of forwards depends on nothing but that of contexts.
+        mean (`str`, *optional*, defaults to `"targets"`):
+            What the loss of a context of several targets is a mean over: `"targets"`, each alike, or their `"tokens"`.
     """
 
     def __init__(
@@ -84,6 +86,7 @@ class GistScorer:
         loss: str = "forward_kl",
         target_floor: float | None = None,
         row_tokens: int | None = ROW_TOKENS,
+        mean: str = "targets",
     ):
         self.generator = generator
         self.teacher = teacher
@@ -94,6 +97,7 @@ class GistScorer:
         self.loss = loss
         self.target_floor = target_floor
         self.row_tokens = row_tokens
+        self.mean = mean
         self._models = generator.model, teacher.model  # the generator may come to stand in a wrapper
 
     @functools.cached_property
@@ -469,7 +473,7 @@ class GistScorer:
             with torch.set_grad_enabled(backward is not None), self.autocast():
                 logps_NT, kl_NT, loss_NT, *exact = self.generator(batch, hidden_UH, self.teacher, loss, greedy)
             if backward is not None:
-                weights_NT = _target_weights(chunk, loss_NT)
+                weights_NT = _target_weights(chunk, loss_NT, self.mean)
                 weighted_NT = loss_NT if weights_NT is None else loss_NT * weights_NT
                 backward(weighted_NT, [row.document for row in chunk])
             scores = _by_row((logps_NT.detach(), kl_NT.detach(), *exact), batch.mask_NT)
@@ -546,16 +550,19 @@ def _columns(rows):
     return [prompt for _, prompt, _ in rows], [targets for _, _, targets in rows]
 
 
-def _target_weights(rows, loss_NT):
-    """What makes each of several targets count alike, and all of a context as much as one token; `None` where each has
-    one."""
+def _target_weights(rows, loss_NT, mean):
+    """What makes the summed loss of a context of several targets a mean, so that it weighs as much as one token; `None`
+    where each context has one target."""
     if all("targets" not in row.document for row in rows):
         return None
     weights_NT = torch.zeros_like(loss_NT)
     for place, row in enumerate(rows):
-        sizes = torch.tensor(target_sizes(row.targets), device=loss_NT.device)
-        each = 1 / (len(targets_of(row.document)) * sizes.to(loss_NT.dtype))
-        weights_NT[place, : sizes.sum()] = each.repeat_interleave(sizes)
+        sizes, targets = torch.tensor(target_sizes(row.targets), device=loss_NT.device), targets_of(row.document)
+        if mean == "tokens":
+            weights_NT[place, : sizes.sum()] = 1 / sum(target_sizes(targets))
+        else:
+            each = 1 / (len(targets) * sizes.to(loss_NT.dtype))
+            weights_NT[place, : sizes.sum()] = each.repeat_interleave(sizes)
     return weights_NT
 
 

@@ -44,6 +44,7 @@ POLICY_LOSS_SETTINGS = (
     "top_entropy_quantile",
 )
 DISTILLATION_LOSSES = ("forward_kl", "cross_entropy")
+DISTILLATION_MEANS = ("targets", "tokens")
 # Values that there were, and what to set in their place: no figure spoke for them
 REMOVED_CHOICES = {
     ("distillation_loss", "reverse_kl"): "forward_kl",
@@ -255,7 +256,7 @@ def check_shows_whole_context(prompts, name: str):
 
 def check_only_continuation(args):
     """Raises `ValueError` for settings of several targets where there is only the continuation, which nothing answers."""
-    for name in ("targets_per_context", "cue_length", "far_offset"):
+    for name in ("targets_per_context", "cue_length", "far_offset", "distillation_mean"):
         if args.target_spec.is_continuation and getattr(args, name) != getattr(type(args), name):  # the default
             raise ValueError(
                 f"`{name}` ({getattr(args, name)}) is of several targets, and the continuation is a context's only one: set "
@@ -273,6 +274,7 @@ def check_choices(args):
         "advantage": ADVANTAGES,
         "cold_start_gists": EXTRACTIVE_RULES,
         "distillation_loss": DISTILLATION_LOSSES,
+        "distillation_mean": DISTILLATION_MEANS,
     }
     for name, choices in (own | INHERITED_CHOICES).items():
         if (name, getattr(args, name)) in REMOVED_CHOICES:

@@ -105,6 +105,7 @@ class GeneratorTrainer:
             args.target_floor,
             # On several ranks, which wait for each other, a context's forwards must be as many as any other's
             ROW_TOKENS if accelerator.num_processes == 1 else None,
+            mean=args.distillation_mean,
         )
         self.engine = None  # DeepSpeed's
         self.optimizer = None

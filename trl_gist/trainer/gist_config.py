@@ -29,6 +29,7 @@ from ..prompts import GENERATOR_PROMPT, SUMMARIZER_PROMPT_WITH_TAIL
 from .config_checks import (
     ADVANTAGES,
     DISTILLATION_LOSSES,
+    DISTILLATION_MEANS,
     EXTRACTIVE_RULES,
     check_config,
     check_json,
@@ -168,6 +169,10 @@ class GistConfig(GRPOConfig):
             What G learns from, with gists and without. `"forward_kl"`, KL(T‖G), matches the teacher's whole
             distribution; `"cross_entropy"` (the original's) the one token that came. The logged `teacher_kl` is the
             former under either.
+        distillation_mean (`str`, *optional*, defaults to `"targets"`):
+            Of several targets, what the distillation loss of a context is a mean over. `"targets"`: each alike, however
+            long it is. `"tokens"`: a continuation of 32 tokens weighs as much as ten facts of three, so that G does not
+            unlearn it for them. The reward is a mean over targets under either.
         gist_dropout (`float`, *optional*, defaults to `0.1`):
             Share of the distillation loss taken with an empty gist, so that G(Y|L), the baseline of the reward, does
             not decay while G learns to lean on gists. The expectation over dropped gists is taken exactly: G(Y|L) is
@@ -361,6 +366,14 @@ class GistConfig(GRPOConfig):
             "help": "'forward_kl': match the teacher's whole distribution, by KL(T‖G). 'cross_entropy': match the "
             "token that came.",
             "choices": DISTILLATION_LOSSES,
+        },
+    )
+    distillation_mean: str = field(
+        default="targets",
+        metadata={
+            "help": "Of several targets, what the distillation loss of a context is a mean over: 'targets', each alike "
+            "however long it is, or 'tokens', as a language model's, which keeps the continuation beside facts.",
+            "choices": DISTILLATION_MEANS,
         },
     )
     gist_dropout: float = field(

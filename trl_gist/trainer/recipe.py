@@ -44,8 +44,8 @@ GROUPS = {
         "num_train_epochs weight_decay"
     ),
     "method": (
-        "advantage cold_start_steps cold_start_gists gist_discount distillation_loss gist_dropout distilled_gists "
-        "reader_hands reader_share generator_only num_generations num_iterations generation_batch_size steps_per_generation "
+        "advantage cold_start_steps cold_start_gists gist_discount distillation_loss distillation_mean gist_dropout "
+        "distilled_gists reader_hands reader_share generator_only num_generations num_iterations generation_batch_size steps_per_generation "
         "per_device_train_batch_size gradient_accumulation_steps average_tokens_across_devices seed data_seed "
         "shuffle_dataset train_sampling_strategy length_column_name dataloader_drop_last temperature top_p top_k min_p "
         "repetition_penalty generation_kwargs vllm_structured_outputs_regex beta sync_ref_model ref_model_mixup_alpha "
@@ -101,7 +101,7 @@ _REFUSED_NAMES = {*(name for group in REFUSED for name in GROUPS[group]), _TAIL}
 
 def recipe_of(args: GistConfig) -> dict:
     """The arguments that shape a result, as JSON holds them."""
-    targets = () if args.target_spec.is_continuation else GROUPS["targets"]
+    targets = () if args.target_spec.is_continuation else (*GROUPS["targets"], "distillation_mean")
     return {name: _as_json(getattr(args, name)) for name in (*_SHOWN, *targets)}
 
 
