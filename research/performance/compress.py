@@ -33,7 +33,7 @@ import time
 from pathlib import Path
 
 from trl_gist import GistCompactor
-from trl_gist.inference.pair import BACKENDS
+from trl_gist.common.backends import BACKENDS
 from trl_gist.models.roles import base_of
 from trl_gist.models.vllm import EngineModel
 
@@ -136,7 +136,7 @@ def main():
     parser.add_argument("--batch_sizes", type=int, nargs="+", default=[1, 8, 32], help="(default: 1 8 32)")
     parser.add_argument("--repeats", type=int, default=3, help="(default: 3)")
     parser.add_argument("--output", help="JSON file for every number")
-    parser.add_argument("--backend", choices=BACKENDS, default=BACKENDS[0], help="(default: %(default)s)")
+    parser.add_argument("--backend", choices=BACKENDS, default="transformers", help="(default: %(default)s)")
     args = parser.parse_args()
     compactor = GistCompactor.from_pretrained(args.pair, backend=args.backend)
     texts = article_contexts(compactor, args.contexts)
