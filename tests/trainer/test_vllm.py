@@ -493,10 +493,9 @@ def test_the_engine_turns_texts_of_longrope_as_they_are_in_training(context, giv
     rope = {"rope_type": "longrope", "rope_theta": 10_000.0, "original_max_position_embeddings": 4096}
     rope |= {"short_factor": [1.0] * 4, "long_factor": [4.0] * 4}
     config = Phi3Config(**{"hidden_size": 32, "num_attention_heads": 4, "rope_parameters": rope})
-    args = {"use_vllm": True, "vllm_mode": "colocate", "bf16": True, "device": torch.device("cpu"), "seed": 0}
+    args = {"use_vllm": True, "vllm_mode": "colocate", "bf16": True, "device": torch.device("cpu")}
     args |= {"context_length": context, "max_completion_length": 48}
     monkeypatch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "")
-    monkeypatch.setattr("trl_gist.trainer.vllm.set_seed", lambda *args, **kwargs: None)
     with engine_for(SimpleNamespace(**args), SimpleNamespace(config=config)):
         vllm_generation.LLM(max_model_len=given)
     assert vllm.settings["max_model_len"] == expected
