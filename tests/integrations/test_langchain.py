@@ -543,7 +543,7 @@ def test_a_missing_extra_is_named(blocked):
     process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert process.returncode == 1
     last = process.stderr.splitlines()[-1]
-    assert last == f'ModuleNotFoundError: {blocked} is missing: pip install "trl_gist[langchain]"'
+    assert last == f'trl_gist.common.extras.MissingExtra: {blocked} is missing: pip install "trl_gist[langchain]"'
 
 
 @pytest.fixture

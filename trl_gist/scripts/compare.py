@@ -31,7 +31,6 @@ from ..evaluation.folder import COMPRESSORS_FILE, CONTEXTS_FILE, EvaluationFolde
 from ..evaluation.held_out.readings import window_blocks
 from ..scoring.extraction import IDF_CONTEXTS
 from .arguments import EvaluateArguments
-from .resumable import plain_console
 
 
 _CHUNK = 16
@@ -87,19 +86,19 @@ def compare(
         chunk = sorted(({**row, "window": row["window"] + start} for row in chunk), key=lambda row: row["window"])
         folder.append(chunk, COMPRESSORS_FILE)
         results += chunk
-    summaries, by_kind, console = [], [], plain_console(160)
+    summaries, by_kind = [], []
     kinds = sorted({row["kind"] for row in results if "kind" in row})
     for index, (_, budget) in enumerate(settings):
         of_budget = [row for row in results if row["window"] % len(settings) == index]
         summary = summarize_comparison([*of_budget, *missing])
         for table in comparison_tables(summary):
-            console.print(table)
+            Console().print(table)
         plot_comparison(summary, folder.path / PLOTS_DIR / ("compressors" if index == 0 else f"compressors_{budget}"))
         summaries += [{"budget": budget, **row} for row in summary]
         for kind in kinds if len(kinds) > 1 else ():
             summary = summarize_comparison([row for row in of_budget if row["kind"] == kind])
             for table in comparison_tables(summary, kind):
-                console.print(table)
+                Console().print(table)
             by_kind += [{"budget": budget, "kind": kind, **row} for row in summary]
     pool = _of_contexts(results, blocks, len(settings)) if kinds else results
     plot_pool(pool, [len(row["context_ids"]) for row in gists], len(settings), folder.path / PLOTS_DIR / "pool")

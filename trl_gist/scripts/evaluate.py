@@ -18,6 +18,7 @@ import json
 from itertools import islice
 
 from rich import box
+from rich.console import Console
 from rich.table import Table
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -159,7 +160,7 @@ def describe_gists(rows: list[dict], readings: PairReadings, folder: EvaluationF
     for name, label in PATTERNS.items():
         if is_number(summary[name]):
             table.add_row(label, with_error(summary[name], summary[f"{name}_se"]))
-    plain_console(160).print(table)
+    Console().print(table)
     return summary
 
 
@@ -179,7 +180,7 @@ def ask_other_readers(args: EvaluateArguments, rows: list[dict], readings: PairR
             reader = AutoTokenizer.from_pretrained(name, trust_remote_code=args.trust_remote_code)
         model = model.to(readings.teacher.device)
         summaries[f"{name}, as text"] = summarize_transfer(read_as_text(model, reader, texts, args.batch_size))
-    console = plain_console(160)
+    console = Console()
     console.print(transfer_table(summaries))
     same = sum(texts[place]["same_tokens"] for place in gists)
     console.print(f"{same} of {len(gists)} gists give the same tokens back when their text is tokenised again.")

@@ -94,7 +94,7 @@ The same by kind of target:
 | kind | targets | {{ of_kind | join(" | ") }} |
 |---|---{{ of_kind | length * "|---" }}|
 {% for kind, targets, values in by_kind -%}
-| {{ kind }} | {{ targets }} | {{ values | join(" | ") }} |
+| {{ cell(kind) }} | {{ targets }} | {{ values | join(" | ") }} |
 {% endfor %}
 {%- endif %}
 {%- else -%}
