@@ -16,6 +16,8 @@
 
 import statistics
 
+from trl_gist.common.markdown import cell
+
 from research.common.tables import TRAINERS, markdown_table
 
 
@@ -175,8 +177,3 @@ def spread(values):
 
 def mebibytes(size):
     return "" if size is None else f"{size / 2**20:,.0f}"
-
-
-def cell(text):
-    """What may stand in a table."""
-    return text.replace("|", "\\|").replace("\n", " ")

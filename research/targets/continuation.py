@@ -24,9 +24,8 @@ python -m research.targets.continuation --folder later --start continuation/seed
 
 Pairs with the demo's settings and steps: `alone` is paid for the next 32 tokens, `mixed` for these, two facts and a
 sentence, `half` for these and one fact, whatever the teacher gains on them; of `half_tokens` the generator's loss is a mean
-over tokens instead. Measured are 6 windows of each of the demo's
-19 held-out articles, the same for all: the next 32 tokens by each pair's G from S's greedy gist, and from an empty one.
-Errors are over articles.
+over tokens instead. Measured are 6 windows of each of the demo's 19 held-out articles, the same for all: the next 32
+tokens by each pair's G from S's greedy gist, and from an empty one. Errors are over articles.
 """
 
 import argparse
@@ -48,14 +47,12 @@ from research.common.tables import markdown_table
 from research.targets.codes import spread_over_articles
 
 
+HALF = {"target_kinds": {"continuation": 1, "fact": 1}, "targets_per_context": 2}
 PAIRS = {
     "alone": {},
     "mixed": {"target_kinds": {"continuation": 1, "fact": 2, "recall": 1}, "targets_per_context": 4},
-    "half": {"target_kinds": {"continuation": 1, "fact": 1}, "targets_per_context": 2},
-    "half_tokens": {
-        **{"target_kinds": {"continuation": 1, "fact": 1}, "targets_per_context": 2},
-        "distillation_mean": "tokens",
-    },
+    "half": HALF,
+    "half_tokens": {**HALF, "distillation_mean": "tokens"},
 }
 COLUMNS = ("target_ids", "gist_length", "teacher_kl", "null_teacher_kl", "gist_log_prob")
 

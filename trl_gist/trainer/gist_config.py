@@ -79,7 +79,7 @@ class GistConfig(GRPOConfig):
             others. `"continuation"`: Y after L, as the original. `"fact"`: a name, number or date of X after the tokens
             before it. `"recall"`: a sentence of X after its first tokens. `"far"`: what stands `far_offset` tokens after
             X. A context has one continuation and one far target at most; what a kind lacks goes to the others. A gist's
-            reward is the mean gain over its targets, and G is distilled on all of them, each counting alike.
+            reward is the mean gain over its targets, and G is distilled on all of them (`distillation_mean`).
             Defaults to `{"continuation": 1}`. Ready windows bring theirs in a column `targets`.
         targets_per_context (`int`, *optional*, defaults to `8`):
             Targets of a context, where there is another kind than `"continuation"`.

@@ -172,5 +172,5 @@ def _plain(value):
 
 
 def _as_json(value):
-    value = value.value if isinstance(value, Enum) else value
-    return value if value is None or isinstance(value, (bool, int, float, str, list, dict)) else str(value)
+    as_it_is = value is None or isinstance(value, (bool, int, float, str, list, dict)) and not isinstance(value, Enum)
+    return value if as_it_is else _plain(value)
