@@ -12,7 +12,7 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""research/results/results.py: what it says of a real, tiny run is what the run's files say."""
+"""research/original/results.py: what it says of a real, tiny run is what the run's files say."""
 
 import json
 import shutil
@@ -24,7 +24,7 @@ import torch
 from datasets import Dataset
 from tiny import make_documents
 
-from research.results import results
+from research.original import results
 from trl_gist import GistCompactor
 from trl_gist.cli.main import main as trl_gist
 from trl_gist.scoring.gist_scorer import GistScorer
@@ -86,7 +86,7 @@ def test_it_prints_what_was_measured_and_draws_it(flagship, tmp_path, capsys, mo
 
 
 def test_the_rate_curve_takes_evaluations_of_the_same_windows_only(flagship, tmp_path, capsys, monkeypatch):
-    from research.results import rate_curve
+    from research.original import rate_curve
 
     folder = flagship / "evaluation"
     capsys.readouterr()
@@ -117,7 +117,7 @@ def test_the_rate_curve_takes_evaluations_of_the_same_windows_only(flagship, tmp
 
 
 def test_kinds_of_gists_are_chosen_with_and_without_the_target(flagship, tmp_path, capsys, monkeypatch):
-    from research.results import what_to_keep
+    from research.original import what_to_keep
 
     rows = []
     monkeypatch.setattr(what_to_keep, "markdown_table", lambda head, lines: rows.extend(lines) or [])
@@ -134,7 +134,7 @@ def test_kinds_of_gists_are_chosen_with_and_without_the_target(flagship, tmp_pat
 
 
 def test_the_piece_that_lowers_kl_most_takes_the_place_of_the_tail(flagship, monkeypatch):
-    from research.results.search_gists import exchanged
+    from research.original.search_gists import exchanged
 
     compactor = GistCompactor.from_pretrained(flagship)
     prompts, model = compactor.prompts, compactor.generator.double()
@@ -169,7 +169,7 @@ def test_the_piece_that_lowers_kl_most_takes_the_place_of_the_tail(flagship, mon
 
 
 def test_a_search_goes_on_and_is_judged_by_targets_it_was_not_chosen_by(flagship, tmp_path, capsys, monkeypatch):
-    from research.results import search_gists
+    from research.original import search_gists
 
     file, documents = tmp_path / "found.jsonl", str(tmp_path / "other.jsonl")
     argv = ["search_gists.py", str(file), "--pair", str(flagship), "--dataset", documents, "--split", "train"]
@@ -198,7 +198,7 @@ def test_a_search_goes_on_and_is_judged_by_targets_it_was_not_chosen_by(flagship
 
 
 def test_each_compressor_is_read_by_its_own_reader(flagship, tmp_path, capsys, monkeypatch):
-    from research.results import own_readers
+    from research.original import own_readers
 
     def lines(*readers):
         argv = ["own_readers.py", *readers, "--dataset", str(tmp_path / "other.jsonl"), "--split", "train"]
