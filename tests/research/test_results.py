@@ -1,0 +1,74 @@
+# Copyright 2026 The trl_gist authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""research/results: the shares and counts that docs/RESULTS.md prints."""
+
+import json
+
+import pytest
+
+from research.memory.readers import AGES, counted
+from research.results.frozen_readers import KINDS, gallery, plot, print_tables, shares
+
+
+def write(folder, label, rows):
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{label}.json").write_text(json.dumps(rows), encoding="utf-8")
+
+
+@pytest.fixture
+def readings(tmp_path):
+    """Of a reader: two articles with a target of each kind; `tail` gains nothing, `tf-idf` half of what the text does."""
+    base = [{"document_id": name, "kind": kind} for name in "ab" for kind in KINDS]
+    none, full = 10.0, 4.0
+    write(tmp_path / "teacher", "alone", [row | {"none_nats": none, "full_nats": full} for row in base])
+    for budget in (8, 16, 32):
+        write(tmp_path / "teacher", f"tail at {budget}", [row | {"gist_nats": none} for row in base])
+        nats = {"a": 6.0, "b": 8.0}  # 4 and 2 of 6
+        own = [row | {"gist_nats": nats[row["document_id"]]} for row in base]
+        write(tmp_path / "teacher", f"tf-idf at {budget}", own)
+    return tmp_path
+
+
+def test_a_share_is_of_the_sums_and_its_error_is_over_articles(readings):
+    found = shares(readings / "teacher")
+    assert found["tail", 16, "fact"] == (0, 0)
+    share, error = found["tf-idf", 16, "fact"]
+    assert share == pytest.approx((4 + 2) / (6 + 6))
+    # Residuals 1 and -1 of 12, two articles: sqrt(2 * 2/1) / 12
+    assert error == pytest.approx(2 / 12)
+
+
+def test_tables_and_curves_have_every_hand_and_kind(readings, capsys):
+    print_tables(readings)
+    said = capsys.readouterr().out
+    assert "2 facts, 2 sentences, 2 next tokens, 2 128 tokens on of 2 articles" in said
+    assert said.index("| tf-idf | 0.50 ± 0.17") < said.index("| tail | 0.00 ± 0.00")
+    panels = plot(readings).axes
+    assert [panel.get_title(loc="left") for panel in panels] == list(KINDS.values())
+    assert all(len(panel.lines) >= 2 for panel in panels)
+
+
+def test_right_answers_are_counted_by_age():
+    questions = [{"age": age} for age in (0, 1, 3, 4, 7, 9)]
+    lines = counted(questions, {"one": [True, False, True, True, False, True]})
+    assert lines[0] == ["reader", *(f"said {first}-{last} windows ago" for first, last in AGES), "all"]
+    assert lines[1:] == [["questions", "2", "1", "2", "1", "6"], ["one", "1", "1", "1", "1", "4"]]
+
+
+def test_the_gallery_has_every_context_with_its_gists_and_no_markdown_of_theirs():
+    gists = {f"tail at {budget}": ["a|b", "*c*"] for budget in (8, 16, 32)}
+    lines = gallery(["one\ntwo", "x_y"], ["first", "second"], gists, ["tail"])
+    assert lines[:4] == ["**1. first**", "", "- *context*: one two", r"- *tail, 8*: a\|b"]
+    assert r"- *context*: x\_y" in lines and lines.count(r"- *tail, 16*: \*c\*") == 1
