@@ -43,7 +43,8 @@ from ..evaluation.held_out.plots import draw_quality
 from ..evaluation.held_out.readings import check_several_targets, window_blocks
 from ..evaluation.pages.labels import count_label, reader_labels
 from ..evaluation.pages.plots import save_figure
-from ..models.roles import max_positions, naming, weights_whole
+from ..models.positions import max_positions
+from ..models.roles import naming, weights_whole
 from ..version import __version__
 from .arguments import EvaluateArguments, load_pair
 from .compare import check_compressors, compare

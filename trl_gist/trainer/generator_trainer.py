@@ -38,7 +38,7 @@ from ..models.deepspeed import (
     zero_stage,
 )
 from ..models.lm_head import check_logits
-from ..models.roles import check_adapted_layers, check_not_random, disable_dropout
+from ..models.checks import check_adapted_layers, check_not_random, disable_dropout
 from ..models.saved_weights import load_weights
 from ..prompts import GistPrompts
 from ..scoring.gist_scorer import ROW_TOKENS, GistScorer

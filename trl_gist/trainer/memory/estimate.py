@@ -26,7 +26,8 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig
 from transformers.training_args import OptimizerNames
 
 from ...models.adapters import without_routers
-from ...models.roles import Roles, base_of, disable_dropout, load_roles
+from ...models.checks import disable_dropout
+from ...models.roles import Roles, base_of, load_roles
 from ..gist_config import GistConfig
 from .trace import Peak, PromptLengths, StepTrace, prompt_lengths
 
