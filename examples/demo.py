@@ -42,7 +42,7 @@ from pathlib import Path
 
 from trl_gist import GistCompactor, GistTrainer
 from trl_gist.evaluation import standard_error
-from trl_gist.evaluation.compressors.registry import EXTRACTIVE_COMPRESSORS
+from trl_gist.evaluation.compressors.registry import EXTRACTIVE_COMPRESSORS, compressor_name
 from trl_gist.evaluation.pages.plots import plot_readers, plot_training
 from trl_gist.evaluation.run_report.report import write_report
 from trl_gist.prompts import stands_for
@@ -90,7 +90,7 @@ FACTS = {
     "targets_per_context": 6,
     "target_floor": 0.5,
     "cold_start_steps": 18,
-    "cold_start_gists": "surprising_facts",
+    "cold_start_gists": "surprising facts",
     "per_device_train_batch_size": 32,
     "distilled_gists": 1,
     "length_penalty": 0.0,
@@ -219,7 +219,10 @@ if __name__ == "__main__":
     parser.add_argument("--facts", action="store_true", help="pay gists for facts and sentences of their contexts")
     parser.add_argument("--generator_only", action="store_true", help="train the generator alone, S stays as it is")
     parser.add_argument(
-        "--compressor", choices=EXTRACTIVE_COMPRESSORS, help="whose gists it reads then (default: empty ones)"
+        "--compressor",
+        type=compressor_name,
+        choices=EXTRACTIVE_COMPRESSORS,
+        help="whose gists it reads then (default: empty ones)",
     )
     parser.add_argument("--output_dir", help="where the run goes (default: the next free runs/demo-N)")
     main(**vars(parser.parse_args()))
