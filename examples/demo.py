@@ -20,8 +20,8 @@ never saw. Everything is the real thing but smaller than the defaults: 128 token
 target instead of 64, gists of at most 24 instead of 48, 16 gists a step, 24 steps instead of 1,500, 6 of them the cold
 start. What each setting bought is in docs/ABLATION.md.
 
-python -m examples.demo                                       about 7 minutes after the downloads; on a
-                                                              CPU without AVX-512 BF16 some three times that
+python -m examples.demo                                       after the downloads, 7 to 9 minutes on two CPU cores with
+                                                              AVX-512 BF16; on older ones three times as long
 python -m examples.demo --max_steps 100                       not run yet
 python -m examples.demo --generator_only                      the control: G trained as long on empty gists
 python -m examples.demo --generator_only --compressor tail    or on another compressor's: docs/COMPRESSORS.md
