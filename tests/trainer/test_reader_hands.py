@@ -14,6 +14,7 @@
 
 """The reader of many hands: a share of what the generator learns to read is not the summarizer's."""
 
+import dataclasses
 from types import SimpleNamespace
 
 import pytest
@@ -190,6 +191,9 @@ def test_a_rule_has_one_name_however_it_is_spelled(make_args, name):
             pair="pair", dataset=["text"], output_dir="out", compressors=[name], own_generators=[f"{name}=a=b"]
         )
     )
+    twice = dataclasses.replace(asked, own_generators=["surprising facts=a", f"{name}=b"])
+    with pytest.raises(ValueError, match="`--own_generators` names two 'surprising facts'"):
+        with_known_compressors(twice)
     assert (asked.compressors, asked.own_generators) == (["surprising facts"], ["surprising facts=a=b"])
 
 

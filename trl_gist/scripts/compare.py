@@ -142,18 +142,19 @@ def with_known_compressors(args: EvaluateArguments) -> EvaluateArguments:
     """
     known = [*COMPRESSORS, *named(args.gists, "--gists")]
     asked = [compressor_name(name, known) for name in args.compressors] or known
-    own = {compressor_name(name, asked): path for name, path in named(args.own_generators, "--own_generators").items()}
-    for flag, names, there in (("--compressors", asked, known), ("--own_generators", own, asked)):
+    own = [
+        f"{compressor_name(name, asked)}={path}" for name, path in named_pairs(args.own_generators, "--own_generators")
+    ]
+    for flag, names, there in (
+        ("--compressors", asked, known),
+        ("--own_generators", named(own, "--own_generators"), asked),
+    ):
         unknown = [name for name in names if name not in there]
         if unknown:
             raise ValueError(
                 f"`{flag}` has {', '.join(map(repr, unknown))}. It takes names of {', '.join(map(repr, there))}."
             )
-    return dataclasses.replace(
-        args,
-        compressors=asked if args.compressors else [],
-        own_generators=args.own_generators and [f"{name}={path}" for name, path in own.items()],
-    )
+    return dataclasses.replace(args, compressors=asked if args.compressors else [], own_generators=own or None)
 
 
 def named(values: list[str] | None, flag: str) -> dict[str, str]:
