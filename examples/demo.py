@@ -20,8 +20,8 @@ never saw. Everything is the real thing but smaller than the defaults: 128 token
 target instead of 64, gists of at most 24 instead of 48, 16 gists a step, 24 steps instead of 1,500, 6 of them the cold
 start. What each setting bought is in docs/ABLATION.md.
 
-python -m examples.demo                                       about 7 minutes after the downloads; on a
-                                                              CPU without AVX-512 BF16 some three times that
+python -m examples.demo                                       after the downloads, 7 to 9 minutes on two CPU cores with
+                                                              AVX-512 BF16; on older ones three times as long
 python -m examples.demo --max_steps 100                       not run yet
 python -m examples.demo --generator_only                      the control: G trained as long on empty gists
 python -m examples.demo --generator_only --compressor tail    or on another compressor's: docs/COMPRESSORS.md
@@ -42,7 +42,7 @@ from pathlib import Path
 
 from trl_gist import GistCompactor, GistTrainer
 from trl_gist.evaluation import standard_error
-from trl_gist.evaluation.compressors.registry import EXTRACTIVE_COMPRESSORS
+from trl_gist.evaluation.compressors.registry import EXTRACTIVE_COMPRESSORS, compressor_name
 from trl_gist.evaluation.pages.plots import plot_readers, plot_training
 from trl_gist.evaluation.run_report.report import write_report
 from trl_gist.prompts import stands_for
@@ -90,7 +90,7 @@ FACTS = {
     "targets_per_context": 6,
     "target_floor": 0.5,
     "cold_start_steps": 18,
-    "cold_start_gists": "surprising_facts",
+    "cold_start_gists": "surprising facts",
     "per_device_train_batch_size": 32,
     "distilled_gists": 1,
     "length_penalty": 0.0,
@@ -219,7 +219,10 @@ if __name__ == "__main__":
     parser.add_argument("--facts", action="store_true", help="pay gists for facts and sentences of their contexts")
     parser.add_argument("--generator_only", action="store_true", help="train the generator alone, S stays as it is")
     parser.add_argument(
-        "--compressor", choices=EXTRACTIVE_COMPRESSORS, help="whose gists it reads then (default: empty ones)"
+        "--compressor",
+        type=compressor_name,
+        choices=EXTRACTIVE_COMPRESSORS,
+        help="whose gists it reads then (default: empty ones)",
     )
     parser.add_argument("--output_dir", help="where the run goes (default: the next free runs/demo-N)")
     main(**vars(parser.parse_args()))

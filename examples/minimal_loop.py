@@ -28,8 +28,8 @@ python -m examples.minimal_loop     the demo's model and articles, 80 seconds of
 
 import argparse
 import copy
-from pathlib import Path
 
+from trl_gist.cli.flags import text_file
 from trl_gist.prompts import SUMMARIZER_PROMPT, GistPrompts, gist_from_completion
 
 import torch
@@ -149,10 +149,9 @@ def main(checkpoint, texts, steps):
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", help="folder, or name on the Hub (default: the demo's)")
-    parser.add_argument("--texts", nargs="+", type=Path, help="files of over 160 tokens (default: the demo's)")
+    parser.add_argument("--texts", nargs="+", type=text_file, help="files of over 160 tokens (default: the demo's)")
     parser.add_argument("--steps", type=int, default=20)
     args = parser.parse_args()
     if not (args.model and args.texts):
         from examples.demo_assets import smollm2_checkpoint, split_articles
-    texts = [path.read_text("utf-8") for path in args.texts] if args.texts else split_articles()[0]["text"]
-    main(args.model or smollm2_checkpoint(), texts, args.steps)
+    main(args.model or smollm2_checkpoint(), args.texts or split_articles()[0]["text"], args.steps)

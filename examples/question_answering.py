@@ -47,7 +47,7 @@ from trl_gist import GistCompactor, GistTrainer, length_penalty, log_prob_gain
 from trl_gist.common.tokens import literal_ids
 from trl_gist.data.windows import WindowSpec, prepare_windows
 from trl_gist.evaluation import load_generator_only, load_teacher
-from trl_gist.evaluation.compressors.registry import EXTRACTIVE_COMPRESSORS, standard_compressors
+from trl_gist.evaluation.compressors.registry import EXTRACTIVE_COMPRESSORS, compressor_name, standard_compressors
 from trl_gist.evaluation.question_answering import answer_questions, answers_table
 from trl_gist.scripts.compare import named
 from trl_gist.scripts.train import load_compressor
@@ -194,7 +194,10 @@ if __name__ == "__main__":
     parser.add_argument("--max_steps", type=int, default=32, help="optimizer steps (default: 32)")
     parser.add_argument("--output_dir", help="where the run goes (default: the next free runs/question-answering-N)")
     parser.add_argument(
-        "--hand", choices=EXTRACTIVE_COMPRESSORS, help="train a generator alone, to read the gists of this rule"
+        "--hand",
+        type=compressor_name,
+        choices=EXTRACTIVE_COMPRESSORS,
+        help="train a generator alone, to read the gists of this rule",
     )
     parser.add_argument("--compare", metavar="PAIR", help="train nothing: this pair against every compressor")
     parser.add_argument(

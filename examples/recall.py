@@ -24,9 +24,9 @@ with an empty gist. Green is word for word.
 """
 
 import argparse
-from pathlib import Path
 
 from trl_gist import Gist, GistCompactor
+from trl_gist.cli.flags import text_file
 from trl_gist.data.targets import TargetSpec
 from trl_gist.data.windows import WindowSpec, prepare_windows
 from trl_gist.models.generation import greedy_continuations
@@ -83,15 +83,14 @@ def first_windows(compactor: GistCompactor, text: str, count: int) -> list[dict]
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("pair", help="folder or repository on the Hub")
-    parser.add_argument("text", type=Path, nargs="?", help="text file (default: an article of the demo's)")
+    parser.add_argument("text", type=text_file, nargs="?", help="text file (default: an article of the demo's)")
     parser.add_argument("--windows", type=int, default=2, help="contexts from its beginning (default: 2)")
     args = parser.parse_args()
-    if args.text is None:
+    text = args.text
+    if text is None:
         from examples.demo_assets import split_articles
 
         text = split_articles()[1][0]["text"]
-    else:
-        text = args.text.read_text("utf-8")
     console, compactor = Console(highlight=False), GistCompactor.from_pretrained(args.pair)
     for window in first_windows(compactor, text, args.windows):
         print_window(console, compactor, window)

@@ -23,7 +23,7 @@ Models study texts by such questions in [Eyuboglu et al. 2025](https://huggingfa
 python examples/self_study.py --dataset my_documents/ --model Qwen/Qwen3-4B-Instruct-2507 \
     --base_url http://127.0.0.1:8000/v1 --tokenizer HuggingFaceTB/SmolLM2-135M-Instruct --output questions.jsonl
 trl-gist train --dataset_path questions.jsonl --model_name_or_path HuggingFaceTB/SmolLM2-135M-Instruct --use_peft \
-    --cold_start_gists surprising_facts --output_dir my-pair
+    --cold_start_gists "surprising facts" --output_dir my-pair
 
 A chunk that is done is not asked about again, even after a kill. No real model was asked yet:
 tests/examples/test_self_study.py asks a scripted one, and gets

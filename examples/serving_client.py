@@ -33,7 +33,8 @@ A server with a key reads it from TRL_GIST_API_KEY, and so does this client. Rou
 
 import argparse
 import os
-from pathlib import Path
+
+from trl_gist.cli.flags import text_file
 
 import httpx
 from openai import OpenAI
@@ -100,17 +101,19 @@ def compress(client: OpenAI, text: str, budget: int | None):
         )
 
 
-def main(base_url: str, file: Path | None, budget: int | None):
+def main(base_url: str, text: str | None, budget: int | None):
     client = OpenAI(base_url=base_url, api_key=os.environ.get("TRL_GIST_API_KEY", "none"))
     model = client.models.list().data[0].id
     chat(client, model)
     stream(client, model)
-    compress(client, TEXT if file is None else file.read_text("utf-8"), budget)
+    compress(client, TEXT if text is None else text, budget)
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--base_url", default="http://127.0.0.1:8000/v1", help="(default: %(default)s)")
-    parser.add_argument("--file", type=Path, help="a text to compress (default: one about cholera)")
+    parser.add_argument(
+        "--file", type=text_file, metavar="FILE", dest="text", help="a text to compress (default: one about cholera)"
+    )
     parser.add_argument("--budget", type=int, help="most tokens of a gist (default: the pair's)")
     main(**vars(parser.parse_args()))

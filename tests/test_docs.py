@@ -47,6 +47,15 @@ def test_lines_are_of_at_most_100_columns_but_in_tables(page):
     assert [line for line in lines if page == README or not line.startswith("|")] == []
 
 
+@pytest.mark.parametrize(
+    "file", ["README.md", "CONTRIBUTING.md", "docs/DEMO.md", "examples/demo.py", "examples/quickstart.ipynb"]
+)
+def test_the_demos_time_is_said_of_the_cpu_that_it_was_measured_on(file):
+    text = re.sub(r'[\s"#]+|\\n', " ", (ROOT / file).read_text(encoding="utf-8"))
+    found = re.findall(r"(?<!\d)(\d(?: to \d)?) minutes on two (?:CPU )?cores( with AVX-512 BF16)?", text)
+    assert found and set(found) <= {(time, " with AVX-512 BF16") for time in ("8", "7 to 9")}
+
+
 @each_page
 def test_links_lead_to_files(page):
     links = [link.partition("#")[0] for link in found(page, r"\]\(([^)\s]+)\)") if "://" not in link]

@@ -45,8 +45,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from trl_gist.models.checks import disable_dropout
 from trl_gist.models.lm_head import check_logits, output_logits
-from trl_gist.models.roles import backbone_of, base_of, disable_dropout
+from trl_gist.models.roles import backbone_of, base_of
 from trl_gist.models.shared_prefix import attention_masks, why_not_shared
 from trl_gist.prompts import GistPrompts, before_last_k, gist_from_completion
 from trl_gist.scoring.gist_scorer import GistScorer

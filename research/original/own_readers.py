@@ -31,7 +31,7 @@ from pathlib import Path
 from trl_gist import GistCompactor
 from trl_gist.common.statistics import standard_error, with_error
 from trl_gist.evaluation import load_generator_only, load_teacher
-from trl_gist.evaluation.compressors.registry import EXTRACTIVE_COMPRESSORS, extractive_compressors
+from trl_gist.evaluation.compressors.registry import EXTRACTIVE_COMPRESSORS, compressor_name, extractive_compressors
 from trl_gist.prompts import before_last_k
 from trl_gist.scoring.gist_scorer import GistScorer
 from trl_gist.scoring.targets import TargetScorer
@@ -52,7 +52,7 @@ def main():
     parser.add_argument("--documents", type=int, default=200, help="one window of each (default: 200)")
     parser.add_argument("--searched", type=Path, nargs="+", default=[], help="files of `search_gists.py`")
     args = parser.parse_args()
-    pairs = named_pairs(args.readers, "the readers")
+    pairs = [(compressor_name(name), folder) for name, folder in named_pairs(args.readers, "the readers")]
     unknown = sorted({compressor for compressor, _ in pairs if compressor not in EXTRACTIVE_COMPRESSORS})
     if unknown:
         parser.error(f"no compressor is called {', '.join(unknown)}; there are {', '.join(EXTRACTIVE_COMPRESSORS)}.")

@@ -41,7 +41,8 @@ from pathlib import Path
 
 from trl_gist import GistCompactor
 from trl_gist.models.machine import fast_dtype
-from trl_gist.models.roles import clone_with_shared_parameters, max_positions
+from trl_gist.models.positions import max_positions
+from trl_gist.models.roles import clone_with_shared_parameters
 
 import torch
 from matplotlib.figure import Figure

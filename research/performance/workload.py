@@ -19,11 +19,11 @@ windows and number of gists, each of full length.
 
 import copy
 import functools
-import json
 import time
 from pathlib import Path
 
 from trl_gist import GistConfig, GistTrainer, length_penalty, log_prob_gain
+from trl_gist.data.documents import load_documents
 from trl_gist.models.machine import fast_dtype
 from trl_gist.prompts import SUMMARIZER_PROMPT, GistPrompts, gist_from_completion
 
@@ -264,7 +264,7 @@ def naive_trainer(checkpoint, tokenizer, prompts, lora, common, args):
 def texts(args):
     if args.text is None:
         return wikipedia_articles()["text"]
-    return [json.loads(line)["text"] for line in Path(args.text).read_text("utf-8").splitlines()]
+    return load_documents(args.text)["text"]
 
 
 def windows(tokenizer, args):

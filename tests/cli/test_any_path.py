@@ -60,7 +60,7 @@ def test_a_text_to_compress_is_unpacked_and_has_no_byte_order_mark(tmp_path, mon
 def test_a_damaged_text_is_named(tmp_path, suffix, content):
     file = tmp_path / f"a.txt{suffix}"
     file.write_bytes(content)
-    with pytest.raises((ValueError, EOFError), match=f"a.txt{suffix} cannot be decompressed"):
+    with pytest.raises(ValueError, match=f"a.txt{suffix} cannot be decompressed"):
         read_text(str(file))
     with pytest.raises(FileNotFoundError, match="missing"):
         read_text(f"missing{suffix}")

@@ -218,8 +218,9 @@ def test_a_library_that_a_recipe_needs_and_that_is_missing_is_one_line(workspace
 def test_the_cold_start_of_every_rule_may_be_named(workspace):
     parser = make_parser()
     for rule in EXTRACTIVE_RULES:
-        argv = ["--config", str(workspace / "recipe.yaml"), "--cold_start_gists", rule]
-        assert parser.parse_args_and_config(argv)[1].cold_start_gists == rule
+        for spelled in (rule, rule.replace("_", " ")):
+            argv = ["--config", str(workspace / "recipe.yaml"), "--cold_start_gists", spelled]
+            assert parser.parse_args_and_config(argv)[1].cold_start_gists == rule
 
 
 def test_a_terminal_has_a_line_for_an_evaluation_and_no_dictionaries(workspace, tmp_path, capsys):
@@ -571,6 +572,27 @@ def test_evaluate_measures_by_kind_of_target(workspace, pair_of_facts, tmp_path,
         assert trained.get("exact") == of_kind.get("exact_gist")
     # An outside system compresses each context once
     assert len((tmp_path / "kinds" / "contexts.jsonl").read_text().splitlines()) == 6
+
+
+@pytest.mark.parametrize("floor", ["100", "-100"])
+def test_evaluate_says_how_many_targets_the_floor_left_out(workspace, pair_of_facts, tmp_path, capsys, floor):
+    flags = ["--text_column", "body", "--max_windows", 4, *KINDS[:2], f"--target_floor={floor}"]
+    report = evaluate(pair_of_facts, workspace / "documents.jsonl", tmp_path / "out", *flags)
+    (measures,) = report["measures"]
+    dropped = sum(measures["targets_dropped"].values())
+    if float(floor) > 0:  # of each window the best is left
+        kinds = ", ".join(f"{count} {kind}" for kind, count in measures["targets_dropped"].items())
+        assert (
+            measures["windows"] == 4
+            and dropped > 4
+            and measures["targets_dropped"].keys() <= {"fact", "recall", "continuation"}
+        )
+        told = f"{dropped} of {dropped + 4} targets left out ({kinds}): the teacher gains less than 100 nats per token"
+    else:
+        assert dropped == 0
+        told = f"0 of {measures['windows']} targets left out: the teacher gains less than -100 nats per token"
+    assert told in capsys.readouterr().out
+    assert told in (tmp_path / "out" / "evaluation.html").read_text()
 
 
 def test_evaluate_asks_for_targets_as_far_and_after_as_many_tokens_as_it_is_told(

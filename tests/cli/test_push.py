@@ -274,7 +274,9 @@ def test_adapters_on_a_folder_go_only_with_the_bases_name(world):
 @pytest.mark.parametrize("repo", ["local", "whole"])
 def test_no_path_of_the_machine_is_pushed(world, repo):
     hub, directory, _ = world
-    for name, content in hub.head(f"{USER}/{repo}").files.items():
+    files = hub.head(f"{USER}/{repo}").files
+    assert {"README.md", "gist_config.json"} <= files.keys()
+    for name, content in files.items():
         assert str(directory).encode() not in content, name
 
 

@@ -62,5 +62,7 @@ def test_the_text_goes_on_with_or_without_a_question(client, pair_dir):
 
 
 def test_an_empty_text_is_said_to_be_empty(client):
-    with pytest.raises(Exception, match="The text is empty"):
+    from gradio_client.exceptions import AppError
+
+    with pytest.raises(AppError, match="The text is empty"):
         client.predict("", 9, [], api_name="/write_gists")

@@ -158,13 +158,15 @@ def test_a_fact_that_shares_a_token_with_anything_else_is_left_out():
 
 
 def test_a_text_of_special_tokens_and_broken_bytes_is_read(tokenizer):
-    rng = random.Random(0)
+    rng, found = random.Random(0), 0
     for _ in range(200):
         ids = [rng.randrange(len(tokenizer)) for _ in range(60)]
         for start, end in fact_spans(tokenizer, ids):
+            found += 1
             text = tokenizer.decode(ids[start:end])
             assert 0 <= start < end <= len(ids)
             assert "\ufffd" not in text and text.strip()
+    assert found
 
 
 # ---- A gist of facts ----

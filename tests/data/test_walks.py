@@ -317,6 +317,7 @@ def test_an_evaluation_walks_greedily_and_writes_what_a_session_writes(make_walk
 def test_rates_of_a_walk_count_all_text_that_the_gist_stands_for(make_walker):
     trainer = make_walker(eval_dataset=Dataset.from_dict({"text": make_documents(2)}))
     trainer.evaluate()
+    assert {row["window"] for row in trainer.eval_rows} == {0, 1, 2}
     for row in trainer.eval_rows:
         seen = (row["window"] + 1) * CHUNK + LAST_K
         assert row["gist_rate"] == row["gist_length"] / seen

@@ -52,7 +52,7 @@ from trl_gist.evaluation.compressors import (
     write_contexts,
 )
 from trl_gist.evaluation.compressors.base import split_words
-from trl_gist.evaluation.compressors.registry import COMPRESSORS, standard_compressors
+from trl_gist.evaluation.compressors.registry import COMPRESSORS, extractive_compressors, standard_compressors
 from trl_gist.evaluation.compressors.zero_shot import PROMPT
 from trl_gist.prompts import SUMMARIZER_PROMPT_WITH_TAIL, GistPrompts
 from trl_gist.scoring.extraction import TokenRarity
@@ -473,6 +473,12 @@ def test_a_line_that_cannot_be_read_is_named(tokenizer, tmp_path, line, message)
         FromFile(tokenizer, path)
 
 
+def test_a_file_of_gists_that_is_no_utf8_is_named(tokenizer, tmp_path):
+    (tmp_path / "gists.jsonl").write_bytes('{"context_hash": "b", "gist": "насос"}'.encode("cp1251"))
+    with pytest.raises(ValueError, match=r"gists.jsonl is no UTF-8 \(.*0xed .*Write it in UTF-8"):
+        FromFile(tokenizer, tmp_path / "gists.jsonl")
+
+
 # ---- The comparison ----
 
 
@@ -566,6 +572,13 @@ def test_a_compressor_that_breaks_its_budget_is_named(scorer, rows, tokenizer):
 
     with pytest.raises(ValueError, match="'greedy' wrote a gist of 7 tokens, 0 of them special, on a budget of 6"):
         compare_compressors(scorer, [row | {"gist_ids": [40] * 6} for row in rows], {"greedy": Greedy()}, tokenizer)
+
+
+def test_rules_are_given_by_any_spelling_of_their_names(tokenizer, teacher):
+    found = extractive_compressors(tokenizer, teacher, [], names=["stop_word_drop", "random-drop", "head"])
+    assert list(found) == ["stop-word drop", "random drop", "head"]
+    with pytest.raises(ValueError, match=r"`names` must be some of .*'head'.*, got \['neck'\]"):
+        extractive_compressors(tokenizer, teacher, [], names=["neck", "head"])
 
 
 def test_a_generator_of_no_compressor_is_refused(scorer, rows, tokenizer, teacher):

@@ -15,6 +15,7 @@
 """Evaluation of windows with several targets: one gist for all of them, each target a row that every reader reads."""
 
 import dataclasses
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -187,7 +188,11 @@ def test_a_floor_leaves_targets_out_that_need_no_context(compactor, teacher, win
     for row, other in zip(kept, expected, strict=True):
         assert (row["last_k_ids"], row["target_ids"]) == (other["last_k_ids"], other["target_ids"])
         assert row["log_probs"]["gist"] == pytest.approx(other["log_probs"]["gist"], abs=2e-5)
-    assert quality(kept)["contexts"] == len(windows)
+    measures = quality(kept)
+    assert measures["contexts"] == len(windows)
+    dropped = Counter(row["kind"] for row in rows) - Counter(row["kind"] for row in kept)
+    assert measures["targets_dropped"] == dropped and dropped.total() == len(rows) - len(kept)
+    assert "targets_dropped" not in quality(rows)  # which had no floor
 
 
 class Counting(Tail):

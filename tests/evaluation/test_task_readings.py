@@ -387,9 +387,11 @@ def test_documents_stand_between_the_facts(saved_pair, tmp_path, capsys):
     file, texts = tmp_path / "filler.jsonl", [PARAGRAPH, None]
     file.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
     flags = ["evaluate", saved_pair, "--dataset", str(file), "--tasks", "needles"]
-    flags += ["--lengths", "1", "--texts", "1", "--difficulty", "1", "--compressors", "head", "--device", "cpu"]
+    flags += ["--lengths", "1", "--texts", "1", "--difficulty", "1", "--device", "cpu"]
+    flags += ["--compressors", "head", "stop_word_drop"]
     assert main([*flags, "--output_dir", str(tmp_path / "out")]) == 0
     (row,) = map(json.loads, (tmp_path / "out/rows.jsonl").read_text().splitlines())
+    assert "stop-word drop" in row["gists"]
     assert row["gists"]["head"].strip() in PARAGRAPH and len(row["gists"]["head"]) > 3
     assert "1 rows skipped (1 null)." in capsys.readouterr().out
     for columns, message in (({"text": None}, "no text to stand"), ({"body": PARAGRAPH}, "has columns ['body']")):

@@ -31,7 +31,8 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, BartForConditionalGeneration, T5ForConditionalGeneration
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from trl_gist.models.roles import check_not_random, disable_dropout, max_positions
+from trl_gist.models.checks import check_not_random, disable_dropout
+from trl_gist.models.positions import max_positions
 from trl_gist.scoring.targets import TargetScorer
 
 

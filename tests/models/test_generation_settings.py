@@ -160,7 +160,7 @@ def test_plain_generate_is_bent_by_the_table(tokenizer):
         config = GenerationConfig(max_new_tokens=8, do_sample=do_sample, eos_token_id=ends)
         try:
             return str(model.generate(ids, attention_mask=torch.ones_like(ids), generation_config=config))
-        except Exception as error:
+        except Exception as error:  # each setting has its own, as that of a repository that is out of reach
             return repr(error)
 
     def texts():

@@ -37,9 +37,10 @@ from trl_gist import GistCompactor
 from trl_gist.evaluation.readers import load_teacher
 from trl_gist.inference.certify import full_context_reader
 from trl_gist.models.adapters import SUPPORTED_TYPES, check_drawn
+from trl_gist.models.checks import check_bare
 from trl_gist.models.fingerprints import frozen_digests
 from trl_gist.models.loading import HalfLoader
-from trl_gist.models.roles import base_of, check_bare, clone_with_shared_parameters
+from trl_gist.models.roles import base_of, clone_with_shared_parameters
 from trl_gist.models.shared_prefix import shared_prefix_log_probs
 from trl_gist.scoring.targets import TargetRows, TargetScorer
 

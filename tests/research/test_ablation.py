@@ -12,11 +12,11 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""research/ablation: the table of runs that are there."""
+"""research/ablation: the table of runs that are there, and how near runs keep to their target length."""
 
 import json
 
-from research.ablation import ablation
+from research.ablation import ablation, rate_seeds
 
 
 def test_the_ablation_table_pairs_windows_and_averages_seeds(tmp_path, capsys):
@@ -50,3 +50,13 @@ def test_the_ablation_table_pairs_windows_and_averages_seeds(tmp_path, capsys):
     assert lines[3] == (
         "| without_l | 1 | 0.500 ± 0.000 | 0.000 ± 0.000 | 0.500 ± 0.100 | 0.400 ± 0.100 | 0.200 ± 0.000 | 0.25 | 0.50 |"
     )
+
+
+def test_lengths_are_shown_as_shares_of_the_target(monkeypatch, capsys):
+    lengths = {7: [8.0, 2.0, 4.0, 3.0, 5.0, 4.0, 4.0, 5.0], 0: [6.0] * 8}
+    monkeypatch.setattr(rate_seeds, "lengths", lambda seed, checkpoint: lengths[seed])
+    rate_seeds.main([7, 0])
+    assert capsys.readouterr().out.splitlines()[-2:] == [
+        "seed 7: shortest 0.50, last quarter 1.12",  # of 4 tokens
+        "seed 0: shortest 1.50, last quarter 1.50",
+    ]

@@ -141,8 +141,8 @@ def test_keys_come_from_a_file_or_the_environment(tmp_path, monkeypatch):
     assert read_api_key(None) == "from-the-environment"
     (tmp_path / "key").write_text("from-a-file\n")
     assert read_api_key(str(tmp_path / "key")) == "from-a-file"
-    for content in ("", "\n", "two\nlines", "with space", "schlüssel"):
-        (tmp_path / "key").write_text(content)
+    for content in ("", "\n", "two\nlines", "with space", "schlüssel", "schl\udcfcssel"):  # the last is Latin-1
+        (tmp_path / "key").write_text(content, errors="surrogateescape")
         with pytest.raises(ValueError, match="key holds no API key"):
             read_api_key(str(tmp_path / "key"))
 

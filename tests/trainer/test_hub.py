@@ -331,7 +331,9 @@ def test_the_last_checkpoint_takes_the_place_of_the_one_before(world):
 @pytest.mark.parametrize("strategy", RUNS)
 def test_no_pickle_is_pushed_outside_the_resume_checkpoints(world, strategy):
     hub, _, _ = world
-    for commit in hub.commits(repo_of(strategy)):
+    commits = hub.commits(repo_of(strategy))
+    assert ".safetensors" in {Path(path).suffix for path in pair_files(commits[-1].files)}
+    for commit in commits:
         suffixes = {Path(path).suffix for path in pair_files(commit.files)}
         assert suffixes <= {".safetensors", ".json", ".md", ".jinja", ".png", ".svg", ".html", ""}
         assert not any(path.endswith("training_args.bin") for path in commit.files)

@@ -14,6 +14,7 @@
 
 """The reader of many hands: a share of what the generator learns to read is not the summarizer's."""
 
+import dataclasses
 from types import SimpleNamespace
 
 import pytest
@@ -22,7 +23,9 @@ from checks import snapshot
 
 from trl_gist import GistTrainer
 from trl_gist.evaluation.compressors.registry import extractive_compressors
-from trl_gist.scripts.train import load_compressor
+from trl_gist.scripts.arguments import EvaluateArguments
+from trl_gist.scripts.compare import with_known_compressors
+from trl_gist.scripts.train import GistScriptArguments, load_compressor
 from trl_gist.trainer.config_checks import check_asks_no_teacher
 from trl_gist.trainer.generator_trainer import GeneratorTrainer
 from trl_gist.trainer.rollout import GistRollout
@@ -171,9 +174,27 @@ def test_a_hand_that_asks_the_teacher_is_refused_where_ranks_hold_shards_of_it(c
     with pytest.raises(ValueError, match=f"`reader_hands` has '{hand}', which runs the teacher .* launch with ZeRO-2"):
         GistTrainer(checkpoint, args, train_dataset=documents)
     with pytest.raises(ValueError, match=f"`compressor` has '{hand}'"):
-        load_compressor(hand, SimpleNamespace(args=args))
+        load_compressor(hand.replace(" ", "_"), SimpleNamespace(args=args))
     args.deepspeed_plugin.zero_stage = 2
     check_asks_no_teacher(args, "reader_hands", [hand])
+
+
+@pytest.mark.parametrize("name", ["surprising facts", "surprising_facts", "surprising-facts"])
+def test_a_rule_has_one_name_however_it_is_spelled(make_args, name):
+    """A compressor's name has a space, the cold start's rule of that name has none."""
+    args = make_args(reader_hands=["tail", name], cold_start_gists=name)
+    assert (args.reader_hands, args.cold_start_gists) == (["tail", "surprising facts"], "surprising_facts")
+    script = GistScriptArguments(dataset_path="text", compressor=name)
+    assert script.compressor == "surprising facts"
+    asked = with_known_compressors(
+        EvaluateArguments(
+            pair="pair", dataset=["text"], output_dir="out", compressors=[name], own_generators=[f"{name}=a=b"]
+        )
+    )
+    twice = dataclasses.replace(asked, own_generators=["surprising facts=a", f"{name}=b"])
+    with pytest.raises(ValueError, match="`--own_generators` names two 'surprising facts'"):
+        with_known_compressors(twice)
+    assert (asked.compressors, asked.own_generators) == (["surprising facts"], ["surprising facts=a=b"])
 
 
 def test_what_no_rule_is_called_is_refused(make_args):

@@ -33,7 +33,7 @@ from trl_gist.scoring.controls import CONTROLS, GREATER_IS_BETTER
 from trl_gist.scoring.extraction import fact_list
 from trl_gist.scoring.targets import TargetScorer
 from trl_gist.scripts.train import make_parser
-from trl_gist.trainer.generator_trainer import check_row_tokens
+from trl_gist.trainer.generator_trainer import GeneratorTrainer
 
 
 KINDS = {"fact": 2, "recall": 1, "continuation": 1}
@@ -353,11 +353,24 @@ def test_the_command_line_takes_kinds_as_json(tmp_path):
     assert args.summarizer_prompt == SUMMARIZER_PROMPT_OF_FACTS
 
 
-def test_on_several_ranks_more_targets_than_a_row_takes_are_refused(make_trainer, monkeypatch):
-    trainer = make_trainer().generator_trainer
-    target = {"kind": "question", "cue_ids": [5] * 20, "target_ids": [6] * 30, "after_ids": [5] * 20}
-    rows = [{"document_id": place, "targets": [target] * count} for place, count in enumerate((81, 82))]
-    monkeypatch.setattr(type(trainer.accelerator), "num_processes", 2)
-    check_row_tokens(rows[:1])
-    with pytest.raises(ValueError, match="document 1 has 82 targets of 4100 tokens .* Lower `targets_per_context`"):
-        trainer.score(rows, [[]] * 2, 1, distill=False)
+@pytest.mark.parametrize("processes", [1, 2])
+def test_on_several_ranks_contexts_of_any_number_of_targets_are_as_many_rows(make_trainer, monkeypatch, processes):
+    """For ranks wait for each other in every forward; one process splits what is long."""
+    monkeypatch.setattr("trl_gist.scoring.gist_scorer.ROW_TOKENS", 100)
+    trainer = make_trainer(args=SEVERAL)
+    monkeypatch.setattr(type(trainer.accelerator), "num_processes", processes)
+    built = trainer.generator_trainer
+    built = GeneratorTrainer(
+        built.model, built.scorer.teacher.model, built.scorer.prompts, trainer.args, trainer.accelerator
+    )
+    built.scorer.batch_size = 1
+    target = {"kind": "question", "cue_ids": [5] * 7, "target_ids": [6] * 5, "after_ids": [5] * 7}
+    calls, found, scored = [], [], []
+    built.scorer.generator.register_forward_hook(lambda *_: calls.append(0))
+    for count in (2, 18):
+        row = {"document_id": 0, "prompt": "", "context_ids": [7] * 20, "last_k_ids": [], "targets": [target] * count}
+        calls.clear()
+        scored += built.score([row], [[8]], 1, distill=False)
+        found.append(len(calls) / 2)  # an empty gist takes as many
+    assert found[0] == 1 and (found[1] == 1 if processes > 1 else found[1] > 1)
+    assert scored[0]["teacher_kl"] == pytest.approx(scored[1]["teacher_kl"], rel=1e-4)

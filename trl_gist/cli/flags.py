@@ -27,7 +27,7 @@ import zlib
 from collections.abc import Callable, Iterable
 
 from ..common.backends import BACKENDS
-from ..common.encodings import check_encoding, decoded, find_encoding
+from ..common.encodings import check_encoding, text_of
 from ..common.files import open_to_read
 from ..scripts.arguments import HeldOutArguments
 
@@ -150,15 +150,20 @@ def read_text(file: str | None, taken: Iterable[str] = (), encoding: str | None 
         if isinstance(error, OSError) and error.errno is not None:  # no such file, and the like: it says which
             raise
         raise ValueError(f"{name} cannot be decompressed: {error}.") from error
-    blocks = [memoryview(content)[start : start + (1 << 16)] for start in range(0, len(content), 1 << 16)]
-    found = find_encoding(name, blocks, encoding)
-    try:
-        text = str(memoryview(content), found)  # without a copy of what may be a whole book
-    except UnicodeDecodeError:
-        text = "".join(decoded(name, blocks, found))  # which says where
+    text = text_of(name, content, encoding)
     if not text:
         raise ValueError(f"{name} is empty.")
     return text
+
+
+def text_file(file: str) -> str:
+    """A flag's type: a file, or '-' for stdin, of which the value is the text. For scripts without `--encoding`."""
+    try:
+        return read_text(file)
+    except OSError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{error} A script without that flag reads what is saved in UTF-8") from error
 
 
 def add_window(parser: argparse.ArgumentParser):

@@ -164,6 +164,16 @@ def _integer(value):
         return None
 
 
+def known_name(name: str, known: Iterable[str]) -> str:
+    """The one of `known` that a name stands for, whether spaces, `_` or `-` are between its words; else the name as it
+    is, which is the caller's to refuse."""
+    return next((each for each in known if _words(each) == _words(name)), name)
+
+
+def _words(name):
+    return str(name).replace("_", " ").replace("-", " ")
+
+
 def no_setting(unknown: list[str], known: list[str]) -> str:
     """What to say of arguments that a command line does not know, and which of its settings may have been meant."""
     flags = [part.partition("=")[0] for part in unknown if part.startswith("--")]

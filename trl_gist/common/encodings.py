@@ -146,6 +146,16 @@ def _guessed(name, error, blocks, lines, beyond):
     return FALLBACK
 
 
+def text_of(name: str, content: bytes, encoding: str | None = None) -> str:
+    """All of a text; arguments and errors as of [`find_encoding`] and [`decoded`]."""
+    blocks = [memoryview(content)[start : start + (1 << 16)] for start in range(0, len(content), 1 << 16)]
+    found = find_encoding(name, blocks, encoding)
+    try:
+        return str(memoryview(content), found)  # without a copy of what may be a whole book
+    except UnicodeDecodeError:
+        return "".join(decoded(name, blocks, found))  # which says where
+
+
 def decoded(name: str, blocks: Iterable[bytes], encoding: str, newlines: bool = False) -> Iterator[str]:
     """
     A text block by block.

@@ -117,7 +117,7 @@ class PositionLimits:
         prompts: GistPrompts,
         max_gist_length: int,
     ) -> "PositionLimits":
-        """The limits of models by the positions that each has ([`~models.roles.max_positions`])."""
+        """The limits of models by the positions that each has ([`~models.positions.max_positions`])."""
 
         def minus(limit, used):
             return None if limit is None else limit - used

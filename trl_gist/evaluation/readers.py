@@ -17,8 +17,9 @@
 from transformers import PreTrainedModel
 
 from ..inference.compactor import GistCompactor
+from ..models.checks import check_same_tokenizer
 from ..models.loading import HalfLoader, for_inference, local_directory
-from ..models.roles import base_if_adapted, check_same_tokenizer, create_model_from_path
+from ..models.roles import base_if_adapted, create_model_from_path
 from ..pair import GENERATOR_DIR, PairConfig
 from .held_out.measures import with_means
 from .held_out.readings import PairReadings

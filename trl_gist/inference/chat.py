@@ -39,7 +39,7 @@ from typing import Protocol
 
 from transformers import PreTrainedTokenizerBase
 
-from ..models.roles import max_positions
+from ..models.positions import max_positions
 from ..pair import PairConfig
 from .certify import expected_kl, full_context_reader
 from .chat_template import ChatTemplate, said_once

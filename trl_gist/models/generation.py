@@ -33,7 +33,7 @@ from ..common.arguments import finite_number, truth, whole_number
 from ..prompts import gist_from_completion
 from .attention import rounded_length
 from .generation_settings import plain_generation_config
-from .roles import max_positions
+from .positions import max_positions, turn_each_row_alone, written_together
 
 
 # Settings of `generate` that are the caller's, or one and the same for all
@@ -91,6 +91,16 @@ def generate(
         FloatingPointError: if logits are not numbers.
     """
     max_new_tokens, do_sample = checked_request(model, prompts, max_new_tokens, do_sample, name, generation_kwargs)
+    turn_each_row_alone(model)
+    apart = written_together(model.config, [len(prompt) for prompt in prompts], max_new_tokens)
+    if len(apart) > 1 and stopping_criteria is None:  # which sees all rows
+        parts = [
+            generate(
+                model, tokenizer, [prompts[row] for row in rows], max_new_tokens, do_sample, name, **generation_kwargs
+            )
+            for rows in apart
+        ]
+        return _in_one_batch(apart, parts)
     positions = max_positions(model)
     eos_token_ids = end_token_ids(model, tokenizer)
     config = plain_generation_config(
@@ -115,6 +125,21 @@ def generate(
         )
     completions = output.sequences[:, width:].tolist()
     return [gist_from_completion(ids, eos_token_ids) for ids in completions], output.logits
+
+
+def _in_one_batch(rows_of_parts, parts):
+    """What [`generate`] returns, of the parts of a batch; logits are 0 where the others went on."""
+    order = [row for rows in rows_of_parts for row in rows]
+    written = [ids for part, _ in parts for ids in part]
+    completions = [written[order.index(row)] for row in range(len(order))]
+    if parts[0][1] is None:
+        return completions, None
+    steps = max(len(logits) for _, logits in parts)
+    logits_TNV = tuple(parts[0][1][0].new_zeros(len(order), parts[0][1][0].shape[-1]) for _ in range(steps))
+    for rows, (_, logits) in zip(rows_of_parts, parts, strict=True):
+        for logits_NV, of_part in zip(logits_TNV, logits, strict=False):
+            logits_NV[rows] = of_part
+    return completions, logits_TNV
 
 
 def are_broken(logits_XV: torch.Tensor) -> torch.Tensor:

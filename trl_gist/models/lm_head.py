@@ -29,8 +29,9 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from .checks import check_causal
 from .deepspeed import head_logits
-from .roles import backbone_of, base_of, check_causal
+from .roles import backbone_of, base_of
 
 
 # Rows of logits that exist at one time. 128 × a vocabulary of 152k in float32 is 78 MB a tensor.

@@ -12,10 +12,9 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""Summarizer, generator and teacher: loaded or copied over shared parameters, and checked for what they must have."""
+"""Summarizer, generator and teacher: loaded, or copied over shared parameters. What they must have is in `checks.py`."""
 
 import copy
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,20 +24,18 @@ import torch
 import transformers
 from accelerate import PartialState
 from peft import PeftModel
-from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import ModulesToSaveWrapper
 from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
-    AutoTokenizer,
     PreTrainedConfig,
     PreTrainedModel,
-    PreTrainedTokenizerBase,
 )
 
 from .adapters import check_folder, check_given, check_teacher
-from .deepspeed import is_sharded, whole_shape
+from .deepspeed import is_sharded
+from .positions import turn_each_row_alone
 
 
 @dataclass
@@ -95,6 +92,7 @@ def load_roles(
                 loaded[source] = create_model_from_path(source, **model_init_kwargs)
             source = loaded[source]
         check_given(role, source)
+        turn_each_row_alone(source)
         return source
 
     summarizer = load("summarizer", model)
@@ -229,156 +227,6 @@ def _without_adapter(copied):
     return copied.unload()
 
 
-def check_bare(role: str, model: PreTrainedModel | PeftModel, teacher: PreTrainedModel):
-    """Raises `ValueError` if a role that shares parameters with the teacher is not the teacher without its adapter."""
-    if (
-        not isinstance(model, PeftModel)
-        or is_sharded(model)
-        or not storage_pointers(model) & storage_pointers(teacher)
-    ):
-        return
-    bare, expected = (
-        {name: id(parameter) for name, parameter in base.named_parameters(remove_duplicate=False)}
-        for base in (clone_with_shared_parameters(model), teacher)
-    )
-    if bare != expected:
-        different = sorted(name for name, _ in bare.items() ^ expected.items())
-        raise ValueError(
-            f"The {role} without its adapter is not the base that it shares with the teacher: {different[0]} is another. "
-            "Use `LoraConfig`, or give the roles checkpoints of their own."
-        )
-
-
-def check_same_tokenizer(tokenizer: PreTrainedTokenizerBase, role: str, model, trust_remote_code: bool = False):
-    """
-    Raises `ValueError` if `model` (a checkpoint or a loaded model) was not trained on `tokenizer`'s vocabulary: a
-    gist is written, read and scored as token ids, so all roles must mean the same by them.
-    """
-    loaded = not isinstance(model, str)
-    if loaded:
-        check_embeddings(tokenizer, role, model)
-    checkpoint = model.config.name_or_path if loaded else model
-    try:
-        with naming(checkpoint):
-            other = AutoTokenizer.from_pretrained(
-                checkpoint, trust_remote_code=trust_remote_code, local_files_only=loaded
-            )
-    except (OSError, ValueError):
-        if not loaded:
-            raise
-        return  # built in memory, or saved without its tokenizer: nothing to compare
-    if other.get_vocab() != tokenizer.get_vocab():
-        raise ValueError(
-            f"The {role}'s tokenizer ({checkpoint}) differs from the summarizer's: {len(other)} against "
-            f"{len(tokenizer)} tokens, {_difference(tokenizer, other)}. All roles must share one tokenizer; use "
-            "checkpoints of one family."
-        )
-
-
-def check_embeddings(tokenizer: PreTrainedTokenizerBase, role: str, model: PreTrainedModel | PeftModel):
-    """Raises `ValueError` if the model has no embedding for some of the tokens."""
-    rows = whole_shape(model.get_input_embeddings().weight)[0]
-    if rows < len(tokenizer):
-        raise ValueError(
-            f"The {role} has {rows} token embeddings but the tokenizer has {len(tokenizer)} tokens. All roles must "
-            "share one tokenizer; use checkpoints of one family."
-        )
-
-
-def check_dtype(role: str, model: PreTrainedModel | PeftModel):
-    """Raises `ValueError` if the model is in float16: its loss is not scaled, so small gradients would be lost."""
-    if any(parameter.dtype == torch.float16 for parameter in model.parameters()):
-        raise ValueError(
-            f"The {role} is in float16, in which it cannot be trained: losses are not scaled. Load it with "
-            '`model_init_kwargs={"dtype": "bfloat16"}`, or "float32".'
-        )
-
-
-def _difference(tokenizer, other):
-    ours, theirs = tokenizer.get_vocab(), other.get_vocab()
-    for token, index in sorted(ours.items(), key=lambda item: item[1]):
-        if theirs.get(token) != index:
-            return f"first at id {index} ({token!r})"
-    return "and it has tokens the summarizer's lacks"
-
-
-def disable_dropout(model: torch.nn.Module):
-    """
-    All that makes a model's forward random in train mode: dropout, also that of attention or whole layers, and the
-    jitter of a mixture of experts' routers. Some are layers; in transformers most are numbers of other modules.
-    """
-    for module in model.modules():
-        if isinstance(module, torch.nn.Dropout):
-            module.p = 0.0
-        for name, value in list(vars(module).items()):
-            if isinstance(value, float) and re.search("drop|jitter", name):
-                setattr(module, name, 0.0)
-
-
-def check_not_random(model: PreTrainedModel | PeftModel):
-    """Raises `ValueError` if train mode still changes the model's logits after [`disable_dropout`]."""
-    base, was_training = base_of(model), model.training
-    ids_1S = probe_ids(base)
-    with torch.no_grad():
-        trained, evaluated = (base.train(mode)(input_ids=ids_1S, use_cache=False).logits for mode in (True, False))
-    model.train(was_training)
-    if not same_logits(evaluated, trained, 1e-2):  # one shape and the same kernels, so not `rounding_of`
-        raise ValueError(
-            f"{type(base).__name__} gives other logits in train mode than in eval mode, though its dropout and router "
-            "jitter are 0: gists are sampled and scored in train mode, so the policy that samples would differ from "
-            "the policy that is trained. The noise is in its own code; use another architecture."
-        )
-
-
-def check_causal(model: PreTrainedModel | PeftModel):
-    """Raises `ValueError` if what follows a token changes the model's logits there: it would see what it predicts."""
-    base = base_of(model)
-    ids_1S = probe_ids(base)
-    half = ids_1S.shape[1] // 2
-    with torch.no_grad():
-        whole, start = (base(input_ids=ids, use_cache=False).logits[:, :half] for ids in (ids_1S, ids_1S[:, :half]))
-    if not same_logits(start, whole, rounding_of(base)):
-        raise ValueError(
-            f"{type(base).__name__} is not causal as it is configured: a token's logits change with the tokens after it, "
-            "which are what it should predict. Use a causal language model."
-        )
-
-
-def check_adapted_layers(model: PreTrainedModel | PeftModel):
-    """Raises `ValueError` if an adapter is on a router that is a linear layer but gives more than a product."""
-    for name, layer in model.named_modules():
-        if not isinstance(layer, BaseTunerLayer) or not isinstance(layer.get_base_layer(), torch.nn.Linear):
-            continue
-        router = layer.get_base_layer()
-        # PEFT 0.21 takes a subclass for the layer itself; those of transformers' models are routers of experts
-        if type(router).__module__.startswith("transformers.models.") and not is_sharded(router):
-            with torch.no_grad():
-                output = router(router.weight[:1])
-            if not isinstance(output, torch.Tensor):
-                short = name.rsplit(".", 1)[-1]
-                raise ValueError(
-                    f"The adapter's `target_modules` reach {name}, a {type(router).__name__}, which PEFT cannot adapt: it "
-                    f"gives a {type(output).__name__}, not a tensor. Leave it out with `exclude_modules=[{short!r}]` in "
-                    "the `LoraConfig`."
-                )
-
-
-def probe_ids(base: PreTrainedModel) -> torch.Tensor:
-    """A short text to try a model on, of shape `(1, tokens)`; without the first ids, for padding's embedding is 0."""
-    return torch.arange(5, 13, device=base.get_input_embeddings().weight.device).unsqueeze(0)
-
-
-def rounding_of(base: PreTrainedModel) -> float:
-    """How far logits of one text that are computed in two ways may lie apart, as a share of their spread."""
-    return 1e-3 if base.dtype in (torch.float32, torch.float64) else 0.2
-
-
-def same_logits(logits: torch.Tensor, other: torch.Tensor, tolerance: float) -> bool:
-    """Whether a model's logits of a text agree within a share of their spread."""
-    logits, other = logits.float(), other.float()
-    return bool((logits - other).square().mean().sqrt() <= tolerance * logits.std())
-
-
 def base_of(model: PreTrainedModel | PeftModel) -> PreTrainedModel:
     """The causal language model under its adapter, if it has one."""
     return model.get_base_model() if isinstance(model, PeftModel) else model
@@ -403,26 +251,3 @@ def base_if_adapted(model: PreTrainedModel | PeftModel, checkpoint: str) -> PreT
 def storage_pointers(model: torch.nn.Module) -> set[int]:
     """Where the model's parameters lie in memory; two roles share what is in both sets."""
     return {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
-
-
-_XLNET_HAS_NO_LIMIT = -1
-
-
-def max_positions(model: PreTrainedModel | PeftModel) -> int | None:
-    """The longest sequence that the model has positions for, if its configuration knows of one, by whatever name."""
-    config = model.config.get_text_config()
-    # An attribute, for configurations map it to their own name (`n_positions` in GPT-2); MPT's does not
-    positions = getattr(config, "max_position_embeddings", getattr(config, "max_seq_len", None))
-    return None if positions == _XLNET_HAS_NO_LIMIT else positions
-
-
-def turned_alike(config: PreTrainedConfig) -> int | None:
-    """
-    Up to how many positions a text's rotary embeddings are the same in transformers (5.23) whatever it shares a forward
-    with, and in vLLM (0.31), if there is such a length: LongRoPE, as of Phi-3, turns all rows as the longest one needs it,
-    and in vLLM as the longest that there may be.
-    """
-    named = getattr(config.get_text_config(), "rope_parameters", None) or {}
-    of_layers = [named, *(value for value in named.values() if isinstance(value, dict))]
-    lengths = [each["original_max_position_embeddings"] for each in of_layers if each.get("rope_type") == "longrope"]
-    return min(lengths, default=None)

@@ -28,8 +28,9 @@ import torch
 from transformers import PreTrainedModel
 
 from .attention import ATTENTION_NAME, additive_mask, attention_of
+from .checks import probe_ids, rounding_of, same_logits
 from .lm_head import token_log_probs
-from .roles import backbone_of, probe_ids, rounding_of, same_logits
+from .roles import backbone_of
 
 
 # What a forward raises that does not take what it is given

@@ -51,7 +51,7 @@ from .adapters import check_leaves_base
 from .generation import checked_request, end_token_ids, not_numbers
 from .loading import base_error, check_half
 from .machine import dtype_to_load, is_slow
-from .roles import turned_alike
+from .positions import turned_alike
 
 
 logger = logging.getLogger(__name__)

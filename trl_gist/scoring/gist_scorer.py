@@ -495,6 +495,14 @@ class GistScorer:
         return self.teacher.model.get_input_embeddings().weight.device
 
 
+def row_tokens_of_run(processes: int) -> int | None:
+    """
+    [`GistScorer`]'s `row_tokens` in training. Ranks wait for each other in every forward, so that on several of them a
+    context of any number of targets is one row.
+    """
+    return ROW_TOKENS if processes == 1 else None
+
+
 def runs_within(sizes: list[int], most: int | None) -> list[slice]:
     """Neighbours of so many tokens each that have no more than `most` together; one alone may have more."""
     starts, tokens = [0], 0

@@ -22,6 +22,7 @@ from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_fun
 
 from ..common.arguments import token_ids
 from ..models.lm_head import log_softmax, output_logits, target_scores
+from ..models.positions import turn_each_row_alone, turned_alike
 from ..models.roles import backbone_of, base_of, number_of_experts
 from ..models.shared_prefix import attention_masks
 
@@ -169,6 +170,7 @@ class TargetScorer(nn.Module):
 
     def __init__(self, model: nn.Module, router_loss_coef: float = 0.0):
         super().__init__()
+        turn_each_row_alone(model)
         self.model = model
         self.router_loss_coef = router_loss_coef
 
@@ -224,6 +226,8 @@ class TargetScorer(nn.Module):
             positions_NS = rows.position_ids_NS
             mask = attention_masks(base, rows.visible_NSS, positions_NS, positions_NS)
             branched |= {"attention_mask": mask, "position_ids": positions_NS}
+        elif rows.real_NS is not None and turned_alike(base.config) is not None:
+            branched["position_ids"] = rows.real_NS.cumsum(1) - 1  # of padding the last one again
         output = backbone_of(base)(input_ids=rows.input_ids_NS, use_cache=False, **branched)
         hidden_NSH = output.last_hidden_state
         index = rows.positions_NT.unsqueeze(-1).expand(-1, -1, hidden_NSH.shape[-1])

@@ -15,6 +15,7 @@
 
 """`trl-gist evaluate --compressors`: other compressors on the windows that were read, and the table of them all."""
 
+import dataclasses
 from itertools import islice
 
 from rich.console import Console
@@ -26,7 +27,7 @@ from ..evaluation.comparison.compare import compare_compressors, summarize_compa
 from ..evaluation.comparison.pool import plot_pool
 from ..evaluation.comparison.tables import comparison_tables, plot_comparison
 from ..evaluation.compressors import TrainedSummarizer, write_contexts
-from ..evaluation.compressors.registry import COMPRESSORS, standard_compressors
+from ..evaluation.compressors.registry import COMPRESSORS, compressor_name, standard_compressors
 from ..evaluation.folder import COMPRESSORS_FILE, CONTEXTS_FILE, EvaluationFolder
 from ..evaluation.held_out.readings import window_blocks
 from ..scoring.extraction import IDF_CONTEXTS
@@ -134,19 +135,26 @@ def _of_contexts(results, blocks, settings):
     ]
 
 
-def check_compressors(args: EvaluateArguments):
-    """Raises `ValueError` if `--compressors` or `--own_generators` has unknown names: before hours of reading."""
+def with_known_compressors(args: EvaluateArguments) -> EvaluateArguments:
+    """
+    The arguments with the compressors' names as tables have them. Raises `ValueError` if `--compressors` or
+    `--own_generators` has unknown ones: before hours of reading.
+    """
     known = [*COMPRESSORS, *named(args.gists, "--gists")]
-    asked = args.compressors or known
+    asked = [compressor_name(name, known) for name in args.compressors] or known
+    own = [
+        f"{compressor_name(name, asked)}={path}" for name, path in named_pairs(args.own_generators, "--own_generators")
+    ]
     for flag, names, there in (
         ("--compressors", asked, known),
-        ("--own_generators", named(args.own_generators, "--own_generators"), asked),
+        ("--own_generators", named(own, "--own_generators"), asked),
     ):
         unknown = [name for name in names if name not in there]
         if unknown:
             raise ValueError(
                 f"`{flag}` has {', '.join(map(repr, unknown))}. It takes names of {', '.join(map(repr, there))}."
             )
+    return dataclasses.replace(args, compressors=asked if args.compressors else [], own_generators=own or None)
 
 
 def named(values: list[str] | None, flag: str) -> dict[str, str]:

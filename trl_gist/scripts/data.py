@@ -37,9 +37,11 @@ from ..common.tokens import decode
 from ..data.columns import WALK_COLUMN, ColumnRules, columns_of
 from ..data.targets import TargetSpec
 from ..data.windows import PositionLimits, WindowSpec, prepare_windows
+from ..models.checks import check_same_tokenizer
 from ..models.loading import check_device, check_dtype_name, for_inference, pair_directory
 from ..models.machine import machine_device
-from ..models.roles import check_same_tokenizer, create_model_from_path, max_positions, naming
+from ..models.positions import max_positions
+from ..models.roles import create_model_from_path, naming
 from ..pair import PairConfig
 from ..prompts import SUMMARIZER_PROMPT_OF_FACTS, GistPrompts, bos_ids, targets_of
 from ..scoring import GistScorer, TargetScorer

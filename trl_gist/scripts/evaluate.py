@@ -41,12 +41,13 @@ from ..evaluation.held_out.measures import quality, with_means
 from ..evaluation.held_out.page import write_quality_page
 from ..evaluation.held_out.plots import draw_quality
 from ..evaluation.held_out.readings import check_several_targets, window_blocks
-from ..evaluation.pages.labels import count_label, reader_labels
+from ..evaluation.pages.labels import count_label, dropped_label, reader_labels
 from ..evaluation.pages.plots import save_figure
-from ..models.roles import max_positions, naming, weights_whole
+from ..models.positions import max_positions
+from ..models.roles import naming, weights_whole
 from ..version import __version__
 from .arguments import EvaluateArguments, load_pair
-from .compare import check_compressors, compare
+from .compare import compare, with_known_compressors
 from .resumable import finish, measure_rows, open_folder, plain_console
 from .windows import choose_windows, held_out_documents, target_floor, target_spec
 
@@ -57,7 +58,7 @@ _ROWS = ("teacher", "full", "gist", "null", "generator_only", "shuffled", "rando
 def evaluate(args: EvaluateArguments):
     """Measures a pair on held-out documents, and leaves rows, measures, plots and a page."""
     if args.compressors is not None:
-        check_compressors(args)
+        args = with_known_compressors(args)
     targets = target_spec(args)
     documents = held_out_documents(args)
     compactor = load_pair(args)
@@ -109,6 +110,8 @@ def evaluate(args: EvaluateArguments):
         measures = {}
         for setting in readings.settings:
             measures[setting] = quality([row for row in rows if tuple(row["setting"]) == setting])
+            if "targets_dropped" in measures[setting]:
+                measures[setting]["target_floor"] = floor
             _print(measures[setting], setting, pair, f"{args.pair} on {' '.join(args.dataset)}")
         if skipped.total:
             print(f"{skipped}.")
@@ -220,8 +223,10 @@ def _print(measures, setting, pair, title):
         f"instead of {measures['teacher_tokens']:.0f}"
         + (f": compressing pays from {uses:.1f} uses on" if uses < float("inf") else ", so compressing never pays"),
         f"{count_label(measures)}; nats per target token ± standard error over documents",
+        dropped_label(measures),
     ):
-        console.print(line, highlight=False, soft_wrap=True)
+        if line is not None:
+            console.print(line, highlight=False, soft_wrap=True)
 
 
 def _kinds_tables(measures, labels):

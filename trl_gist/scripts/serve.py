@@ -115,7 +115,7 @@ def warn_of_thoughts(compactor: GistCompactor):
 def read_api_key(file: str | None) -> str | None:
     """From a file or the environment. Raises `ValueError` if it is none that a header can carry."""
     source = API_KEY_VARIABLE if file is None else file
-    key = os.environ.get(API_KEY_VARIABLE) if file is None else Path(file).read_text(encoding="utf-8").strip()
+    key = os.environ.get(API_KEY_VARIABLE) if file is None else Path(file).read_text("utf-8", "replace").strip()
     if key is None:
         return None
     if not key or not all(33 <= ord(character) < 127 for character in key):

@@ -23,7 +23,7 @@ from rich.table import Table
 from ..data.tasks import TASKS, check_names, make_tasks
 from ..data.windows import SkippedRows, why_unusable
 from ..evaluation import load_teacher
-from ..evaluation.compressors.registry import EXTRACTIVE_COMPRESSORS, extractive_compressors
+from ..evaluation.compressors.registry import EXTRACTIVE_COMPRESSORS, compressor_name, extractive_compressors
 from ..evaluation.folder import TABLES_FILE
 from ..evaluation.tasks.measures import task_measures
 from ..evaluation.tasks.page import write_tasks_page
@@ -49,7 +49,7 @@ def measure_tasks(args: TasksArguments):
         args,
         tasks=list(TASKS) if args.tasks in ([], ["all"]) else args.tasks,
         lengths=sorted(set(args.lengths)),
-        compressors=args.compressors or list(DEFAULT_COMPRESSORS),
+        compressors=[compressor_name(name) for name in args.compressors or DEFAULT_COMPRESSORS],
     )
     paths = named(args.pairs, "--pairs")
     check_names(args.tasks)

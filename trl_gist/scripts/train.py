@@ -30,7 +30,7 @@ from trl import ModelConfig, TrlParser, get_peft_config
 from .. import rewards
 from ..common.arguments import meant, no_setting, several, truth, whole_number
 from ..data.documents import datasets_on_hub, load_documents
-from ..evaluation.compressors.registry import EXTRACTIVE_COMPRESSORS, extractive_compressors
+from ..evaluation.compressors.registry import EXTRACTIVE_COMPRESSORS, compressor_name, extractive_compressors
 from ..trainer.callbacks import STOPPED_FILE, GistProgressCallback, SaveOnSignal
 from ..trainer.checkpoints.run_lock import PATIENCE
 from ..trainer.config_checks import check_asks_no_teacher
@@ -163,6 +163,8 @@ class GistScriptArguments:
                 "Set one of `dataset_name` (a dataset on the Hub) and `dataset_path` (local files): the documents to train on."
             )
         self.eval_documents = whole_number("eval_documents", self.eval_documents, optional=True)
+        if self.compressor is not None:
+            self.compressor = compressor_name(self.compressor)
         if self.compressor not in (None, *EXTRACTIVE_COMPRESSORS):
             raise ValueError(f"`compressor` must be one of {list(EXTRACTIVE_COMPRESSORS)}, got {self.compressor!r}.")
         for name in ("world_size", "zero_stage"):
@@ -275,6 +277,7 @@ def make_trainer(
 def load_compressor(name: str, trainer: GistTrainer):
     """The compressor of that name, with the trainer's teacher; rarity is learned from its first training contexts.
     Raises `ValueError` for one that asks the teacher under ZeRO-3."""
+    name = compressor_name(name)
     check_asks_no_teacher(trainer.args, "compressor", [name])
     contexts, batch_size = trainer.rollout.first_contexts(), trainer.args.score_batch_size
     return extractive_compressors(trainer.processing_class, trainer.teacher, contexts, batch_size, [name])[name]

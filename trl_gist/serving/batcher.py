@@ -39,7 +39,7 @@ from transformers.generation.streamers import BaseStreamer
 from ..common.arguments import whole_number
 from ..inference.pair import LoadedPair
 from ..models.generation import are_broken, end_token_ids, not_numbers
-from ..models.roles import turned_alike
+from ..models.positions import turned_alike
 from .worker import Stopped, current_job
 
 

@@ -72,7 +72,7 @@ class ServingConfig:
             ValueError: if a limit is not positive, or a window does not fit the pair.
         """
         from ..common.arguments import finite_number, whole_number
-        from ..models.roles import max_positions
+        from ..models.positions import max_positions
 
         counts = ("max_body_bytes", "max_context_tokens", "max_new_tokens", "max_requests")
         for name in (*counts, "max_batch_size", "max_batch_tokens"):

@@ -28,10 +28,10 @@ from collections.abc import Iterable
 
 from transformers import PreTrainedTokenizerBase
 
-from ..common.arguments import finite_number, truth, whole_number
+from ..common.arguments import finite_number, known_name, truth, whole_number
 from ..common.statistics import is_number
 from ..data.columns import TARGETS_COLUMN
-from ..evaluation.compressors.registry import ASKS_THE_TEACHER, EXTRACTIVE_COMPRESSORS
+from ..evaluation.compressors.registry import ASKS_THE_TEACHER, EXTRACTIVE_COMPRESSORS, compressor_name
 from ..prompts import PLACEHOLDERS, SUMMARIZER_PROMPT_OF_FACTS, SUMMARIZER_PROMPT_WITH_TAIL
 from ..scoring.controls import GREATER_IS_BETTER
 
@@ -267,6 +267,13 @@ def check_only_continuation(args):
             "`cold_start_gists` is 'answers', sentences that answer a context's targets, and the continuation is the only "
             "target: set `target_kinds` for texts or bring `targets`, or choose another rule, as 'facts'."
         )
+
+
+def spell_names(args):
+    """Writes names of rules as the rules are called: a compressor's and a cold start's differ in `_` alone."""
+    args.cold_start_gists = known_name(args.cold_start_gists, EXTRACTIVE_RULES)
+    if args.reader_hands:
+        args.reader_hands = [compressor_name(name) for name in args.reader_hands]
 
 
 def check_choices(args):

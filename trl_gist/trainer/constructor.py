@@ -30,11 +30,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .. import rewards
 from ..models.adapters import check_adapter, check_drawn
+from ..models.checks import check_bare, check_dtype, check_embeddings, check_same_tokenizer
 from ..models.deepspeed import check_distributed_settings, is_sharded
 from ..models.fingerprints import frozen_digests
 from ..models.loading import HalfLoader, is_adapter, pair_directory
 from ..models.machine import warn_if_slow
-from ..models.roles import Roles, check_bare, check_dtype, check_embeddings, check_same_tokenizer, load_roles
+from ..models.roles import Roles, load_roles
 from ..pair import GENERATOR_DIR, PairConfig
 from ..rewards import kl_gain, length_penalty
 from .config_checks import check_asks_no_teacher, check_best_model_of, check_head_dtype

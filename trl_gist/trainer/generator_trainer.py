@@ -29,6 +29,7 @@ from transformers.integrations.deepspeed import deepspeed_load_checkpoint
 from transformers.trainer_pt_utils import get_parameter_names
 from trl.models.utils import prepare_deepspeed
 
+from ..models.checks import check_adapted_layers, check_not_random, disable_dropout
 from ..models.deepspeed import (
     deepspeed_engine,
     is_sharded,
@@ -38,10 +39,9 @@ from ..models.deepspeed import (
     zero_stage,
 )
 from ..models.lm_head import check_logits
-from ..models.roles import check_adapted_layers, check_not_random, disable_dropout
 from ..models.saved_weights import load_weights
 from ..prompts import GistPrompts
-from ..scoring.gist_scorer import ROW_TOKENS, GistScorer
+from ..scoring.gist_scorer import GistScorer, row_tokens_of_run
 from ..scoring.targets import TargetScorer, router_loss_coef
 from ..scoring.teacher_cache import TeacherCache
 from .gist_config import GistConfig
@@ -103,8 +103,7 @@ class GeneratorTrainer:
             cache,
             args.distillation_loss,
             args.target_floor,
-            # On several ranks, which wait for each other, a context's forwards must be as many as any other's
-            ROW_TOKENS if accelerator.num_processes == 1 else None,
+            row_tokens_of_run(accelerator.num_processes),
             mean=args.distillation_mean,
         )
         self.engine = None  # DeepSpeed's
@@ -183,8 +182,6 @@ class GeneratorTrainer:
                 "would run different numbers of forwards, and wait for each other for ever. Load the models with "
                 "attn_implementation='sdpa', train on one process, or leave `target_kinds` out."
             )
-        if self.accelerator.num_processes > 1:
-            check_row_tokens(rows)
         walk = {"windows": self.args.windows_per_document, "discount": self.args.gist_discount}
         if not distill:
             return self.scorer.score(rows, gists, num_generations, **walk)
@@ -312,19 +309,6 @@ class GeneratorTrainer:
                     f"({row['prompt'][:80]!r}…); no step was taken. Remove the document, or resume from the last "
                     "checkpoint with a lower `generator_learning_rate`."
                 )
-
-
-def check_row_tokens(rows: list[dict]):
-    """Raises `ValueError` for a context whose targets are too many for one row, where they cannot be in several."""
-    for row in rows:
-        targets = row.get("targets", [])
-        tokens = sum(len(target["cue_ids"]) + len(target["target_ids"]) for target in targets)
-        if tokens > ROW_TOKENS:
-            raise ValueError(
-                f"A context of document {row['document_id']} has {len(targets)} targets of {tokens} tokens with their cues; "
-                f"more than {ROW_TOKENS} take several rows, and ranks would run different numbers of forwards, and wait for "
-                "each other for ever. Lower `targets_per_context`, give the document fewer `targets`, or train on one process."
-            )
 
 
 class GeneratorSchedule(TrainerCallback):

@@ -37,6 +37,7 @@ from .config_checks import (
     check_targets,
     resolve_best_model,
     show_whole_context,
+    spell_names,
 )
 from .walks import walk_geometry
 
@@ -135,7 +136,7 @@ class GistConfig(GRPOConfig):
             does. Defaults to `learning_rate`.
         cold_start_gists (`str`, *optional*, defaults to `"mixed"`):
             The rule, one of those in [`~trainer.cold_start`]: `"tail"`, `"mixed"`, `"passages"`, `"facts"`,
-            `"surprising_facts"` or, where contexts have several targets, `"answers"`.
+            `"surprising facts"` or, where contexts have several targets, `"answers"`.
         length_penalty (`float`, *optional*, defaults to `1e-4`):
             λ: nats per target token charged for each gist token. It is the weight of the `length_penalty` reward;
             ignored if `reward_weights` is set.
@@ -324,8 +325,7 @@ class GistConfig(GRPOConfig):
     cold_start_gists: str = field(
         default="mixed",
         metadata={
-            "help": "The rule of the cold start.",
-            "choices": EXTRACTIVE_RULES,
+            "help": f"The rule of the cold start: one of {', '.join(EXTRACTIVE_RULES)}.",
         },
     )
     length_penalty: float = field(
@@ -437,6 +437,7 @@ class GistConfig(GRPOConfig):
         resolve_best_model(self)
         super().__post_init__()
         check_targets(self)
+        spell_names(self)
         if not self.target_spec.is_continuation:
             show_whole_context(self)
         check_config(self)

@@ -46,20 +46,12 @@ from ..data.columns import DOCUMENT_TARGETS_COLUMN, TARGETS_COLUMN, check_datase
 from ..data.windows import PositionLimits, prepare_windows
 from ..models.adapters import without_routers
 from ..models.attention import use_matmul_attention
+from ..models.checks import check_adapted_layers, check_causal, check_not_random, disable_dropout
 from ..models.deepspeed import is_sharded, whole_state_dict, zero_stage
 from ..models.fingerprints import frozen_digests, sampled_digests, trained_digests, vocabulary_of
 from ..models.generation_settings import plain_generation_config
-from ..models.roles import (
-    base_of,
-    check_adapted_layers,
-    check_causal,
-    check_not_random,
-    disable_dropout,
-    max_positions,
-    name_experts,
-    naming,
-    number_of_experts,
-)
+from ..models.positions import max_positions
+from ..models.roles import base_of, name_experts, naming, number_of_experts
 from ..models.sampling import sample_gists
 from ..models.saved_weights import load_weights
 from ..models.shared_prefix import check_padded, shared_prefix_log_probs, why_not_shared

@@ -30,7 +30,7 @@ from transformers import PreTrainedModel
 from trl.generation import vllm_generation
 from trl.generation.vllm_generation import VLLMGeneration
 
-from ..models.roles import turned_alike
+from ..models.positions import turned_alike
 from ..models.vllm import random_numbers_kept
 from .gist_config import GistConfig
 

@@ -75,7 +75,7 @@ class FromFile:
             The file.
 
     Raises:
-        ValueError: if a line is not of that form or, from `compress`, if contexts have no gist in it.
+        ValueError: if it is no UTF-8, a line is not of that form or, from `compress`, if contexts have no gist in it.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -83,7 +83,10 @@ class FromFile:
     gists: dict[str, list[int]] = field(init=False, repr=False)
 
     def __post_init__(self):
-        lines = Path(self.path).read_text(encoding="utf-8-sig").split("\n")
+        try:
+            lines = Path(self.path).read_text(encoding="utf-8-sig").split("\n")
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{self.path} is no UTF-8 ({error}). Write it in UTF-8.") from error
         self.gists = dict(self._read(line, number) for number, line in enumerate(lines, 1) if line.strip())
 
     def compress(self, contexts: list[list[int]], budgets: list[int]) -> list[list[int]]:

@@ -19,7 +19,7 @@ from os import PathLike
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ...common.arguments import several
+from ...common.arguments import known_name, several
 from ...inference.compactor import GistCompactor
 from ...scoring.extraction import TokenRarity
 from . import (
@@ -48,6 +48,11 @@ EXTRACTIVE_COMPRESSORS = (
 _BY_RARITY = {"surprising facts", "tf-idf", "tf-idf, then tail"}
 ASKS_THE_TEACHER = ("surprising facts", "self-information", "perplexity pruning")
 COMPRESSORS = (*EXTRACTIVE_COMPRESSORS, "token classifier", "zero-shot summary")
+
+
+def compressor_name(name: str, known: Iterable[str] = EXTRACTIVE_COMPRESSORS) -> str:
+    """A compressor's name as tables have it, of one that may be spelled otherwise; see [`~common.arguments.known_name`]."""
+    return known_name(name, known)
 
 
 def standard_compressors(
@@ -98,8 +103,11 @@ def extractive_compressors(
     names: Iterable[str] = EXTRACTIVE_COMPRESSORS,
 ) -> dict[str, Compressor]:
     """Those of [`standard_compressors`] that need no pair: tokens of the context, kept or dropped, and what stands
-    between them in a list; all, or those named. Contexts are read only where one of them learns from them."""
-    names = several("names", names, "names", "put it in a list")
+    between them in a list; all, or those named. Contexts are read only where one of them learns from them. Raises
+    `ValueError` for a name that is none of theirs."""
+    names = [compressor_name(name) for name in several("names", names, "names", "put it in a list")]
+    if unknown := [name for name in names if name not in EXTRACTIVE_COMPRESSORS]:
+        raise ValueError(f"`names` must be some of {EXTRACTIVE_COMPRESSORS}, got {unknown}.")
     rarity = TokenRarity(contexts if _BY_RARITY & set(names) else ())
     every = {
         "head": Head(tokenizer),

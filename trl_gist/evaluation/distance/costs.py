@@ -22,7 +22,8 @@ from transformers import Cache, DynamicCache
 
 from ...common.geometry import WindowedText
 from ...common.tokens import characters_of
-from ...models.roles import backbone_of, base_of, max_positions
+from ...models.positions import max_positions
+from ...models.roles import backbone_of, base_of
 from .walk import DistanceReadings
 
 

@@ -18,7 +18,8 @@ import torch
 from transformers import DynamicCache
 
 from ...common.geometry import WindowedText
-from ...models.roles import backbone_of, base_of, max_positions
+from ...models.positions import max_positions
+from ...models.roles import backbone_of, base_of
 from ...prompts import GistPrompts
 from ...scoring.targets import TargetScorer
 

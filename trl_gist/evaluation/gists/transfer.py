@@ -43,7 +43,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ...common.statistics import ratio_and_error
 from ...common.tokens import decode, literal_ids
-from ...models.roles import max_positions
+from ...models.positions import max_positions
 from ...prompts import GistPrompts, before_last_k, seen_ids
 from ...scoring.controls import other_documents
 from ...scoring.targets import target_log_probs

@@ -21,6 +21,7 @@ does not depend on the tokenizer.
 """
 
 import math
+from collections import Counter
 
 import numpy as np
 
@@ -61,8 +62,8 @@ def quality(rows: list[dict]) -> dict:
 
         Where windows have several targets each row is one of them: `windows` counts targets and `contexts` the windows,
         `cue_tokens` is the mean length of what is in the place of L, and `exact_{reader}` the share of targets whose every
-        token is the reader's likeliest, of other kinds than the continuation. If there are several kinds, `kinds` has the
-        same of each, without positions.
+        token is the reader's likeliest, of other kinds than the continuation. With a floor, `targets_dropped` says how
+        many of each kind it left out. If there are several kinds, `kinds` has the same of each, without positions.
     """
     rows = [with_means(row) for row in rows]
     readers = readers_of(rows)
@@ -87,6 +88,8 @@ def quality(rows: list[dict]) -> dict:
     if "window_targets" in rows[0]:
         measures["contexts"] = round(sum(1 / row["window_targets"] for row in rows))
         measures["cue_tokens"] = float(np.mean([len(row["last_k_ids"]) for row in rows]))
+        if all("window_dropped" in row for row in rows):
+            measures["targets_dropped"] = _dropped(rows)
         others = not_continued(rows)
         if others.any():
             for reader in readers:
@@ -97,7 +100,17 @@ def quality(rows: list[dict]) -> dict:
         measures["kinds"] = {kind: quality([row for row in rows if row["kind"] == kind]) for kind in kinds}
         for of_kind in measures["kinds"].values():
             del of_kind["positions"], of_kind["contexts"]
+            of_kind.pop("targets_dropped", None)
     return measures
+
+
+def _dropped(rows):
+    """By kind, over windows: each row of a window has it."""
+    dropped, place = Counter(), 0
+    while place < len(rows):
+        dropped.update(rows[place]["window_dropped"])
+        place += rows[place]["window_targets"]
+    return dict(sorted(dropped.items()))
 
 
 def costs(rows: list[dict]) -> dict[str, float]:

@@ -31,7 +31,7 @@ from ..folder import SETTINGS_FILE, read_measures, read_rows, write_page
 from ..gists.pattern_plots import survival_html
 from ..gists.patterns import PATTERNS
 from ..gists.transfer import GAINS
-from ..pages.labels import count_label, reader_labels
+from ..pages.labels import count_label, dropped_label, reader_labels
 from ..pages.render import headline, inline_plots, measure, render_page, spread, without_folders
 from .plots import setting_label
 
@@ -107,7 +107,8 @@ def _table(measures):
             figures.append(measure(measures.get(f"exact_{name}"), measures.get(f"exact_{name}_se")))
         rows.append((label, figures, name == "gist"))
     kinds = [_kind_row(kind, of_kind) for kind, of_kind in measures.get("kinds", {}).items()]
-    return {"label": setting_label(measures), "rows": rows, "measures": measures, "kinds": kinds}
+    dropped = dropped_label(measures)
+    return {"label": setting_label(measures), "rows": rows, "measures": measures, "kinds": kinds, "dropped": dropped}
 
 
 def _kind_row(kind, measures):

@@ -33,7 +33,7 @@ each is a row of its own: its cue is in the place of L, and all of them are read
 """
 
 import random
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -129,7 +129,7 @@ class PairReadings:
             gist, the sizes of all that is read, and under `log_probs` and `kls` what each reader makes of every token
             of the target, in nats. `shuffled` is missing where no other document came before. Of a window with a column
             `targets` a row for each target and setting, as of [`one_row_each`], and under `exacts` whether every token of
-            it is the reader's likeliest.
+            it is the reader's likeliest; with `target_floor`, under `window_dropped` how many of each kind it left out.
 
         Raises:
             ValueError: if windows have `targets`, and the gist cannot be the same for all of them.
@@ -200,7 +200,12 @@ class PairReadings:
             return [[row] for row in contexts], hidden_D
         if self.target_floor is not None:
             readings_D = self.scorer.teacher_readings(contexts, hidden_D)
-            contexts, hidden_D, _ = self.scorer.worth_asking(contexts, hidden_D, readings_D)
+            asked = contexts
+            contexts, hidden_D, _ = self.scorer.worth_asking(asked, hidden_D, readings_D)
+            contexts = [
+                {**kept, "window_dropped": Counter(kinds_of(context)) - Counter(kinds_of(kept))}
+                for context, kept in zip(asked, contexts, strict=True)
+            ]
         hidden = [
             of_target
             for context, hidden_TH in zip(contexts, hidden_D, strict=True)
@@ -307,6 +312,11 @@ class PairReadings:
     def _ordinary_tokens(self):
         special = self.compactor.prompts.special_ids
         return [token for token in range(len(self.compactor.tokenizer)) if token not in special]
+
+
+def kinds_of(context: dict) -> list[str]:
+    """The kind of each of its targets."""
+    return [target["kind"] for target in context["targets"]]
 
 
 def check_several_targets(prompts: GistPrompts, last_k: int | list[int] | None):

@@ -49,6 +49,18 @@ def count_label(measures: dict, windows: str = "windows") -> str:
     return f"{measures['windows']} targets of {measures['contexts']} {windows} of {measures['documents']} documents"
 
 
+def dropped_label(measures: dict) -> str | None:
+    """What `target_floor` left out of several targets, if there was one."""
+    if measures.get("targets_dropped") is None:
+        return None
+    dropped = sum(measures["targets_dropped"].values())
+    kinds = ", ".join(f"{count} {kind}" for kind, count in measures["targets_dropped"].items())
+    return (
+        f"{dropped} of {measures['windows'] + dropped} targets left out{f' ({kinds})' if kinds else ''}: the teacher "
+        f"gains less than {measures['target_floor']:g} nats per token on them from the context"
+    )
+
+
 # What a gist is held against, as a sentence has it
 CONTROLS = {
     "null": "an empty gist",

@@ -44,7 +44,8 @@ from ...common.geometry import SEPARATOR, WindowedText, join
 from ...common.tokens import characters_of
 from ...inference.compactor import GistCompactor
 from ...models.generation import generate, greedy_continuations
-from ...models.roles import backbone_of, base_of, max_positions
+from ...models.positions import max_positions
+from ...models.roles import backbone_of, base_of
 from ..compressors import Compressor
 from ..compressors.base import compress_within
 from ..distance.walk import DistanceReadings

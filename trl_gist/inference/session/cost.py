@@ -23,7 +23,7 @@ from collections.abc import Iterable
 import torch
 
 from ...common.geometry import SEPARATOR, join
-from ...models.roles import max_positions
+from ...models.positions import max_positions
 from ...scoring.targets import TargetRows, TargetScorer
 from ..certify import expected_kl, full_context_reader
 from ..pair import LoadedPair

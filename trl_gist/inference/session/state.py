@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass, field
 
 from ...common.arguments import truth, whole_number
 from ...common.geometry import SEPARATOR, rolling_chunk_length
-from ...models.roles import max_positions
+from ...models.positions import max_positions
 from ..certify import full_context_reader
 from ..keep import Span, parse_keep
 from ..pair import LoadedPair

@@ -26,7 +26,8 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig
 from transformers.training_args import OptimizerNames
 
 from ...models.adapters import without_routers
-from ...models.roles import Roles, base_of, disable_dropout, load_roles
+from ...models.checks import disable_dropout
+from ...models.roles import Roles, base_of, load_roles
 from ..gist_config import GistConfig
 from .trace import Peak, PromptLengths, StepTrace, prompt_lengths
 
@@ -213,8 +214,8 @@ def memory_per_rank(
         zero ([`ZeroSettings`], *optional*):
             DeepSpeed's settings. `None` is no DeepSpeed.
         peaks (`dict[str, Peak]`, *optional*):
-            Those of an earlier estimate, to save the time of finding them, which a number of ranks does not change; nor
-            does a stage of DeepSpeed's, from 1 on.
+            Those of an earlier estimate, to save the time of finding them. A number of ranks does not change them, unless
+            the targets of a context take more than one row on one process; nor does a stage of DeepSpeed's, from 1 on.
         trust_remote_code (`bool`, *optional*, defaults to `False`):
             Whether a model may be built by its checkpoint's own code.
 
@@ -239,7 +240,7 @@ def memory_per_rank(
         name: sum(p.numel() for p in role.parameters() if p.requires_grad) for name, role in vars(roles).items()
     }
     if peaks is None:
-        peaks = _peaks(build, roles, args, lengths or prompt_lengths(args), zero)
+        peaks = _peaks(build, roles, args, lengths or prompt_lengths(args), zero, world_size)
     estimate.peaks = peaks
 
     # S's gradients wait through a rollout only where a step takes several
@@ -265,16 +266,16 @@ def memory_per_rank(
     return estimate
 
 
-def _peaks(build, roles, args, lengths, zero) -> dict[str, Peak]:
+def _peaks(build, roles, args, lengths, zero, world_size) -> dict[str, Peak]:
     """
     The peaks of a step's phases. Those of deep models are drawn on from two depths: layers of a kind allocate the same,
     and so each peak grows by the same with each.
     """
     depths = {name: base_of(role).config.get_text_config().num_hidden_layers for name, role in vars(roles).items()}
     if min(depths.values()) <= _TRACED_DEPTHS[-1]:
-        parts = _trace(roles, args, lengths, zero)
+        parts = _trace(roles, args, lengths, zero, world_size)
     else:
-        shallow, deep = (_trace(build(depth), args, lengths, zero) for depth in _TRACED_DEPTHS)
+        shallow, deep = (_trace(build(depth), args, lengths, zero, world_size) for depth in _TRACED_DEPTHS)
         parts = {part: _extend(shallow[part], deep[part], depths[_ROLE_OF_PHASE[part[0]]]) for part in deep}
     peaks = {}
     for (phase, _), peak in parts.items():
@@ -294,12 +295,12 @@ def _extend(shallow, deep, depth):
     return Peak(activations, max(activations, extend("total")))
 
 
-def _trace(roles, args, lengths, zero) -> dict[tuple[str, str], Peak]:
+def _trace(roles, args, lengths, zero, world_size) -> dict[tuple[str, str], Peak]:
     """By phase, and by part of a phase: each part's peak is at one place, whatever the depth."""
     autocast = nullcontext
     if args.bf16 and zero.stage == 0:  # DeepSpeed's engine computes in the weights' own dtype
         autocast = partial(torch.autocast, "cpu", torch.bfloat16)
-    trace = StepTrace(roles, args, lengths, autocast)
+    trace = StepTrace(roles, args, lengths, autocast, world_size)
     contexts = args.per_device_train_batch_size * args.steps_per_generation // args.num_generations
     samplings = {}
     if not args.generator_only:

@@ -35,7 +35,7 @@ from ...common.geometry import SEPARATOR
 from ...models.roles import Roles, base_of
 from ...models.shared_prefix import SharedPrefixBatch, attention_masks, batch_log_probs
 from ...prompts import GistPrompts
-from ...scoring.gist_scorer import ROW_TOKENS, gists_together, runs_within
+from ...scoring.gist_scorer import gists_together, row_tokens_of_run, runs_within
 from ...scoring.targets import TargetRows, TargetScorer
 from ..gist_config import GistConfig
 from ..walks import walk_geometry
@@ -176,6 +176,8 @@ class StepTrace:
             Tokens of the prompts.
         autocast (`Callable`):
             Gives the context manager to run forwards in.
+        processes (`int`, *optional*, defaults to `1`):
+            Ranks; see [`~scoring.gist_scorer.row_tokens_of_run`].
     """
 
     def __init__(
@@ -184,11 +186,13 @@ class StepTrace:
         args: GistConfig,
         lengths: PromptLengths,
         autocast: Callable[[], AbstractContextManager],
+        processes: int = 1,
     ):
         self.summarizer, self.generator, self.teacher = roles.summarizer, roles.generator, roles.teacher
         self.args = args
         self.lengths = lengths
         self.autocast = autocast
+        self.row_tokens = row_tokens_of_run(processes)
         self.targets = None if args.target_spec.is_continuation else args.target_spec.largest(args)
         self.target_tokens = args.target_length
         if self.targets is not None:
@@ -334,7 +338,8 @@ class StepTrace:
         """The targets of a context, or after more cues of its whole walk, and which of them are in one row."""
         targets = [target for _, target, _ in self.targets] * (len(cues) // len(self.targets))
         sizes = [cue + target for cue, target in zip(cues, targets, strict=True)]
-        return targets, runs_within(sizes, max(ROW_TOKENS, prompt))
+        most = None if self.row_tokens is None else max(self.row_tokens, prompt)
+        return targets, runs_within(sizes, most)
 
     def _rows_of_one(self, prompt, cues):
         return 1 if cues is None else len(self._sharing_a_row(prompt, cues)[1])

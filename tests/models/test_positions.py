@@ -1,0 +1,117 @@
+# Copyright 2026 The trl_gist authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""LongRoPE, as of Phi-3: a text is read and written on in a batch as it is alone, on either side of the length."""
+
+import dataclasses
+
+import pytest
+import torch
+from tiny_mixtures import make_mixture
+from tiny_sessions import make_compactor
+from transformers import GenerationConfig
+
+from trl_gist import GistCompactor
+from trl_gist.models.generation import generate
+from trl_gist.models.positions import turn_each_row_alone, written_together
+from trl_gist.models.roles import load_roles
+from trl_gist.models.sampling import sample_gists
+from trl_gist.scoring.targets import TargetRows, TargetScorer
+
+
+LENGTH, NEW = 20, 6
+# Short ones; those that end at the length and one beyond; one that becomes long at its first token; and long ones
+PROMPTS = [
+    [5 + (7 * row + place) % 200 for place in range(size)] for row, size in enumerate((3, 9, 14, 15, 20, 27, 40))
+]
+
+
+def make_phi3(tokenizer, seed=0, length=LENGTH):
+    factors = {"short_factor": [1.0] * 4, "long_factor": [4.0] * 4, "original_max_position_embeddings": length}
+    rope = {"rope_type": "longrope", "rope_theta": 10_000.0, **factors}
+    model = make_mixture(tokenizer, "phi3", seed, rope_parameters=rope, original_max_position_embeddings=length)
+    return model.double().eval()
+
+
+@pytest.fixture(scope="module")
+def pair():
+    return make_compactor()
+
+
+@pytest.fixture
+def model(pair):
+    return make_phi3(pair.tokenizer)
+
+
+def test_prompts_that_become_long_are_written_on_by_themselves(model):
+    lengths = list(map(len, PROMPTS))
+    assert written_together(model.config, lengths, NEW) == [[0, 1, 2, 5, 6], [3], [4]]
+    assert written_together(model.config, [15, 15], NEW) == [[0, 1]]
+    assert written_together(model.config, [20, 16], NEW) == [[0], [1]]
+
+
+def test_a_batch_is_written_on_as_its_prompts_one_by_one(model, pair):
+    together, logits_TNV = generate(model, pair.tokenizer, PROMPTS, NEW, output_logits=True)
+    for row, prompt in enumerate(PROMPTS):
+        (alone,), logits_T1V = generate(model, pair.tokenizer, [prompt], NEW, output_logits=True)
+        assert together[row] == alone
+        for step in range(len(alone)):
+            torch.testing.assert_close(logits_TNV[step][row], logits_T1V[step][0], atol=1e-9, rtol=0)
+
+
+def test_gists_of_a_batch_are_those_of_its_contexts_one_by_one(pair):
+    length = LENGTH + pair.prompts.summarizer_overhead(6)
+    models = (make_phi3(pair.tokenizer, seed, length) for seed in (0, 1))
+    compactor = GistCompactor(*models, pair.tokenizer, dataclasses.replace(pair.pair, context_length=64))
+    contexts = [prompt + prompt for prompt in PROMPTS[:5]]
+    for context, gist in zip(contexts, compactor.compress_batch(contexts, last_k=[[]] * 5), strict=True):
+        alone = compactor.compress(context, last_k=[])
+        assert gist.token_ids == alone.token_ids
+        assert gist.log_prob == pytest.approx(alone.log_prob, abs=1e-9)
+
+
+def test_targets_of_a_batch_are_scored_as_one_by_one(model):
+    targets = [[[], [9, 8, 7]], [[6, 6], [50, 51]]]
+    for several in (targets[:1], targets):
+
+        def scores(prompts, several=several):
+            rows = TargetRows.of_several(prompts, [several] * len(prompts), 1, "cpu")
+            return TargetScorer(model)(rows)[0]
+
+        for row, logps_T in enumerate(scores(PROMPTS)):
+            torch.testing.assert_close(logps_T, scores(PROMPTS[row : row + 1])[0], atol=1e-9, rtol=0)
+
+
+def test_gists_are_sampled_side_by_side_as_alone(model):
+    turn_each_row_alone(model)
+    config = GenerationConfig(max_new_tokens=NEW, do_sample=False, eos_token_id=2, pad_token_id=0)
+    together = sample_gists(model, PROMPTS, config, 0)
+    for prompt, gist in zip(PROMPTS, together, strict=True):
+        alone = sample_gists(model, [prompt], config, 0)[0]
+        assert gist[: len(alone)].tolist() == alone.tolist()
+
+
+def test_the_roles_of_a_run_are_copies_that_do_the_same(model):
+    roles = load_roles(model, None, None, share_base=True)
+    ids = torch.tensor([PROMPTS[1] + [0] * 18, PROMPTS[5]])
+    positions = torch.stack([torch.arange(27).clamp(max=8), torch.arange(27)])
+    for role in vars(roles).values():
+        logits = role(input_ids=ids, position_ids=positions, use_cache=False).logits
+        alone = role(input_ids=ids[:1, :9], use_cache=False).logits
+        torch.testing.assert_close(logits[:1, :9], alone, atol=1e-9, rtol=0)
+
+
+def test_other_models_are_left_as_they_are(pair):
+    turn_each_row_alone(pair.summarizer)
+    assert not any(hasattr(module, "turns_each_row_alone") for module in pair.summarizer.modules())
