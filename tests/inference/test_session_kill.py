@@ -14,15 +14,14 @@
 
 """A process with a session is killed by SIGKILL, which nothing can catch, and another goes on from what it left."""
 
+import contextlib
 import json
-import os
-import subprocess
-import sys
+import multiprocessing
 import time
 from pathlib import Path
 
 import pytest
-from launching import PYTHONPATH
+from launching import fork
 from test_session import state
 from tiny import PARAGRAPH
 from tiny_sessions import make_compactor
@@ -30,24 +29,15 @@ from tiny_sessions import make_compactor
 
 NEW_TOKENS = 90
 
-# Says each token that G writes and each forward of S, so that it can be killed at one of them
-VICTIM = """
-import sys
-from test_session_kill import NEW_TOKENS, Teller, open_session
-from tiny_sessions import make_compactor
-
-compactor = make_compactor()
-compactor.summarizer.register_forward_hook(lambda *_: Teller.say("S"))
-session = open_session(compactor, sys.argv[1], sys.argv[2])
-session.generate(NEW_TOKENS, streamer=Teller())
-Teller.say("end")
-"""
-
 
 class Teller:
-    @staticmethod
-    def say(what):
-        print(what, flush=True)
+    """Says each token that G writes and each forward of S, so that the process can be killed at one of them."""
+
+    def __init__(self, connection):
+        self.connection = connection
+
+    def say(self, what):
+        self.connection.send(what)
         time.sleep(0.01)  # in which it can be killed
 
     def put(self, value):
@@ -56,6 +46,13 @@ class Teller:
 
     def end(self):
         pass
+
+
+def victim(folder, recursion, connection):
+    teller, compactor = Teller(connection), make_compactor()
+    compactor.summarizer.register_forward_hook(lambda *_: teller.say("S"))
+    open_session(compactor, folder, recursion).generate(NEW_TOKENS, streamer=teller)
+    teller.say("end")
 
 
 def open_session(compactor, folder, recursion, **settings):
@@ -68,18 +65,18 @@ def open_session(compactor, folder, recursion, **settings):
 
 def kill_when(folder, recursion, heard):
     """Runs the victim and kills it as soon as what it said so far is what is waited for."""
-    environment = {**os.environ, "PYTHONPATH": PYTHONPATH}
-    command = [sys.executable, "-c", VICTIM, str(folder), recursion]
-    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
-        said = []
-        for line in process.stdout:
-            said.append(line.strip())
-            if heard(said):
-                process.kill()
-                break
-        rest = process.stdout.read().split()
-    assert process.returncode == -9 and "end" not in [*said, *rest], "it was not killed in time"
-    return [*said, *rest]
+    ours, theirs = multiprocessing.Pipe(duplex=False)
+    said = []
+    with fork(victim, folder, recursion, theirs) as process:
+        theirs.close()  # so that there is an end when the victim has gone
+        with contextlib.suppress(EOFError):
+            while not heard(said):
+                said.append(ours.recv())
+            process.kill()
+            while True:
+                said.append(ours.recv())
+    assert process.exitcode == -9 and "end" not in said, "it was not killed in time"
+    return said
 
 
 def while_generating(said):
