@@ -14,10 +14,8 @@
 
 """A process with a session is killed by SIGKILL, which nothing can catch, and another goes on from what it left."""
 
-import contextlib
 import json
 import multiprocessing
-import time
 from pathlib import Path
 
 import pytest
@@ -31,14 +29,14 @@ NEW_TOKENS = 90
 
 
 class Teller:
-    """Says each token that G writes and each forward of S, so that the process can be killed at one of them."""
+    """Says each token that G writes and each forward of S, and waits, so that the process can be killed at any."""
 
     def __init__(self, connection):
         self.connection = connection
 
     def say(self, what):
         self.connection.send(what)
-        time.sleep(0.01)  # in which it can be killed
+        self.connection.recv()
 
     def put(self, value):
         if value.numel():
@@ -65,17 +63,15 @@ def open_session(compactor, folder, recursion, **settings):
 
 def kill_when(folder, recursion, heard):
     """Runs the victim and kills it as soon as what it said so far is what is waited for."""
-    ours, theirs = multiprocessing.Pipe(duplex=False)
-    said = []
+    ours, theirs = multiprocessing.Pipe()
     with fork(victim, folder, recursion, theirs) as process:
-        theirs.close()  # so that there is an end when the victim has gone
-        with contextlib.suppress(EOFError):
-            while not heard(said):
-                said.append(ours.recv())
-            process.kill()
-            while True:
-                said.append(ours.recv())
-    assert process.exitcode == -9 and "end" not in said, "it was not killed in time"
+        theirs.close()  # an end of the victim's own ends the wait
+        said = [ours.recv()]
+        while not heard(said):
+            ours.send("go on")
+            said.append(ours.recv())
+        process.kill()
+    assert process.exitcode == -9 and "end" not in said
     return said
 
 
