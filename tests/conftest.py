@@ -12,9 +12,11 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
+import functools
 import gc
+import importlib.metadata
 import os
-import sys
+from collections import Counter
 
 
 # Set before torch is imported: the tiny models gain nothing from a second thread, and where cores are shared two
@@ -26,12 +28,20 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 import pytest
 from datasets import Dataset
-from launching import ROOT, finished
+from launching import fork
 from peft import LoraConfig
 from tiny import DEVICE, FAMILIES, make_documents, make_model, make_tokenizer
 
 from trl_gist import GistConfig, GistTrainer
+from trl_gist.models.deepspeed import build_cpu_operators
 from trl_gist.prompts import SUMMARIZER_PROMPT
+
+
+def pytest_collection_modifyitems(items):
+    """Long files first, so that none is left alone at the end: those that start processes, then those of many tests."""
+    counts = Counter(item.path for item in items)
+    starts = {item.path for item in items if {"launch", "forked", "fork", "finished"} & vars(item.module).keys()}
+    items.sort(key=lambda item: (item.path not in starts, -counts[item.path], item.path))
 
 
 def pytest_collection_finish():
@@ -44,6 +54,22 @@ def datasets_cache(tmp_path_factory):
     """Where nothing but these tests looks, in a folder with a space in its name."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path_factory.mktemp("datasets cache"))
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def known_packages():
+    """What a package says of itself is read once. accelerate (1.15) reads it whenever it looks at a model."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(importlib.metadata, "metadata", functools.cache(importlib.metadata.metadata))
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_waiting_for_the_disk():
+    """A process that is killed loses nothing that it has written: only the machine could, and no test stops it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("os.fsync", os.fstat)  # a descriptor that is none is an error to both
         yield
 
 
@@ -64,9 +90,9 @@ def checkpoint(tokenizer, tmp_path_factory):
 @pytest.fixture(scope="session")
 def built_op():
     """DeepSpeed compiles an operator at its first use on a CPU, and two ranks that do so at once can fail."""
-    build = "from trl_gist.models.deepspeed import build_cpu_operators; build_cpu_operators()"
-    done = finished([sys.executable, "-c", build], 300, env={**os.environ, "PYTHONPATH": str(ROOT)})
-    assert done.returncode == 0, done.stderr[-3000:]
+    with fork(build_cpu_operators) as process:
+        process.join(300)
+        assert process.exitcode == 0
 
 
 @pytest.fixture(params=[f"{family}-{attention}" for family in FAMILIES for attention in ("sdpa", "eager")])

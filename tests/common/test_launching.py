@@ -12,14 +12,15 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""A test that gives up on processes of its own leaves none of them behind."""
+"""A test that gives up on processes of its own leaves none of them behind; forks are as good as they are."""
 
 import subprocess
 import sys
+import time
 
 import psutil
 import pytest
-from launching import ending, finished
+from launching import TRAINING, ending, finished, fork, forked, launch
 
 
 LAUNCHER = """
@@ -53,3 +54,47 @@ def test_a_command_that_takes_too_long_ends_with_all_it_has_started():
 def test_what_a_command_wrote_is_its_result():
     done = finished([sys.executable, "-c", "import sys; print('out'); print('err', file=sys.stderr); sys.exit(3)"], 60)
     assert (done.returncode, done.stdout, done.stderr) == (3, "out\n", "err\n")
+
+
+def test_what_a_fork_wrote_is_its_result_and_it_begins_with_all_that_is_imported(tmp_path):
+    script = tmp_path / "script.py"
+    says = "import os, sys; print(sys.argv[1:], os.environ['SOME']); print('err', file=sys.stderr); sys.exit(3)"
+    script.write_text(f"import sys; assert {TRAINING!r} in sys.modules and __name__ == '__main__'\n{says}")
+    done = forked([str(script), "an argument"], 60, SOME="thing")
+    assert (done.returncode, done.stdout, done.stderr) == (3, "['an argument'] thing\n", "err\n")
+    module = forked(["-m", "trl_gist.cli", "--version"], 60)
+    assert (module.returncode, module.stdout.split()[0]) == (0, "trl-gist")
+
+
+def test_a_fork_ends_with_all_it_has_started():
+    with fork(subprocess.run, ["sleep", "600"]) as process:
+        parent = psutil.Process(process.pid)
+        while not parent.children():
+            time.sleep(0.01)
+        (child,) = parent.children()
+    child.wait(timeout=10)
+    assert process.exitcode == -9
+
+
+def test_a_fork_that_takes_too_long_is_ended(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text("import time; time.sleep(600)")
+    with pytest.raises(subprocess.TimeoutExpired):
+        forked([str(script)], 0.1)
+
+
+def test_a_rank_that_fails_fails_its_launch(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text("import os, time; assert os.environ['RANK'] == '0', 'the second rank'\ntime.sleep(300)")
+    with pytest.raises(AssertionError, match="AssertionError: the second rank"):
+        launch(script)
+
+
+@pytest.mark.parametrize("config", [None, "zero3"])
+def test_ranks_are_forks_that_know_what_their_launcher_says(tmp_path, config):
+    script = tmp_path / "script.py"
+    known = f"os.environ['WORLD_SIZE'], os.environ.get('ACCELERATE_DEEPSPEED_ZERO_STAGE'), {TRAINING!r} in sys.modules"
+    script.write_text(f"import os, sys; open(sys.argv[1] + os.environ['RANK'], 'w').write(repr(({known})))")
+    launch(script, str(tmp_path / "rank"), config=config)
+    expected = repr(("2", config and "3", True))
+    assert [(tmp_path / f"rank{rank}").read_text() for rank in range(2)] == [expected, expected]

@@ -15,11 +15,16 @@
 """Processes of their own: scripts on several of them, as a user launches them, and none that is left behind."""
 
 import contextlib
+import multiprocessing
+import multiprocessing.forkserver
 import os
+import runpy
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from unittest import mock
 
 import psutil
 
@@ -36,20 +41,67 @@ _HOLD = (
 )
 
 
+_FORKS = multiprocessing.get_context("forkserver")
+TRAINING = "trl_gist.trainer.gist_trainer"
+_LAUNCHERS = ("torch.distributed.run", "accelerate.commands.launch")
+_FORKS.set_forkserver_preload([TRAINING, "trl_gist.inference.compactor", "deepspeed", *_LAUNCHERS, __name__])
+
+
 def launch(script: str | Path, *arguments: str, processes: int = 2, config: str | None = None):
     """Under DDP, or as one of `configs/accelerate` says. Fails with the end of what it wrote to stderr."""
+    torch, accelerate = _LAUNCHERS
     if config is None:
-        launcher = ["torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+        launcher = [torch, "--standalone", "--nproc_per_node", str(processes)]
     else:
-        launcher = [
-            "accelerate.commands.launch",
-            "--config_file",
-            str(ROOT / "configs" / "accelerate" / f"{config}.yaml"),
-        ]
+        launcher = [accelerate, "--config_file", str(ROOT / "configs" / "accelerate" / f"{config}.yaml")]
         launcher += ["--num_processes", str(processes), "--main_process_port", "0"]
-    environment = {**os.environ, "PYTHONPATH": PYTHONPATH, "OMP_NUM_THREADS": "1"}
-    done = finished([sys.executable, "-m", *launcher, str(script), *arguments], 400, env=environment)
+    # As the options `--run-path` and `--start-method`, of which accelerate has no twins: ranks too are forks
+    ranks = {"PET_RUN_PATH": "1", "PET_START_METHOD": "fork"}
+    done = forked(["-m", *launcher, str(script), *arguments], 400, **ranks)
     assert done.returncode == 0, done.stderr[-6000:]
+
+
+def forked(arguments: list[str], timeout: float, **environment: str) -> subprocess.CompletedProcess:
+    """
+    What `python ARGUMENTS` has written once it has ended, without the ten seconds in which each process imports what
+    all of them do: by a fork of a process that has done no more than that. Not for what a process reads as it imports.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        streams = [Path(folder, name) for name in ("stdout", "stderr")]
+        with fork(_interpret, arguments, streams, {**os.environ, "PYTHONPATH": PYTHONPATH, **environment}) as process:
+            process.join(timeout)
+            if process.exitcode is None:
+                raise subprocess.TimeoutExpired(arguments, timeout)
+        return subprocess.CompletedProcess(arguments, process.exitcode, *(each.read_text() for each in streams))
+
+
+@contextlib.contextmanager
+def fork(target, *arguments) -> Iterator[multiprocessing.Process]:
+    """`target(*arguments)` in such a fork. It ends with the block at the latest, and all those below it."""
+    with mock.patch.dict(os.environ, PYTHONPATH=PYTHONPATH):  # it finds what it imports by this alone
+        multiprocessing.forkserver.ensure_running()
+    process = _FORKS.Process(target=target, args=arguments)
+    process.start()
+    try:
+        yield process
+    finally:
+        if process.exitcode is None:
+            _kill(process.pid)
+        process.join()
+
+
+def _interpret(arguments, streams, environment):
+    for descriptor, path in enumerate(streams, start=1):
+        with path.open("wb") as stream:
+            os.dup2(stream.fileno(), descriptor)
+    os.environ.clear()
+    os.environ.update(environment)
+    if arguments[0] == "-m":
+        sys.argv = arguments[1:]
+        runpy.run_module(arguments[1], run_name="__main__", alter_sys=True)
+    else:
+        sys.argv = arguments
+        runpy.run_path(arguments[0], run_name="__main__")
 
 
 def finished(command: list[str], timeout: float, **options) -> subprocess.CompletedProcess:
@@ -70,10 +122,14 @@ def ending(process: subprocess.Popen) -> Iterator[None]:
         yield
     finally:
         if process.poll() is None:
-            parent = psutil.Process(process.pid)
-            for each in [*parent.children(recursive=True), parent]:
-                with contextlib.suppress(psutil.NoSuchProcess):
-                    each.kill()
+            _kill(process.pid)
+
+
+def _kill(pid: int):
+    parent = psutil.Process(pid)
+    for each in [*parent.children(recursive=True), parent]:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            each.kill()
 
 
 @contextlib.contextmanager

@@ -15,14 +15,11 @@
 """A process with a session is killed by SIGKILL, which nothing can catch, and another goes on from what it left."""
 
 import json
-import os
-import subprocess
-import sys
-import time
+import multiprocessing
 from pathlib import Path
 
 import pytest
-from launching import PYTHONPATH
+from launching import fork
 from test_session import state
 from tiny import PARAGRAPH
 from tiny_sessions import make_compactor
@@ -30,25 +27,16 @@ from tiny_sessions import make_compactor
 
 NEW_TOKENS = 90
 
-# Says each token that G writes and each forward of S, so that it can be killed at one of them
-VICTIM = """
-import sys
-from test_session_kill import NEW_TOKENS, Teller, open_session
-from tiny_sessions import make_compactor
-
-compactor = make_compactor()
-compactor.summarizer.register_forward_hook(lambda *_: Teller.say("S"))
-session = open_session(compactor, sys.argv[1], sys.argv[2])
-session.generate(NEW_TOKENS, streamer=Teller())
-Teller.say("end")
-"""
-
 
 class Teller:
-    @staticmethod
-    def say(what):
-        print(what, flush=True)
-        time.sleep(0.01)  # in which it can be killed
+    """Says each token that G writes and each forward of S, and waits, so that the process can be killed at any."""
+
+    def __init__(self, connection):
+        self.connection = connection
+
+    def say(self, what):
+        self.connection.send(what)
+        self.connection.recv()
 
     def put(self, value):
         if value.numel():
@@ -56,6 +44,13 @@ class Teller:
 
     def end(self):
         pass
+
+
+def victim(folder, recursion, connection):
+    teller, compactor = Teller(connection), make_compactor()
+    compactor.summarizer.register_forward_hook(lambda *_: teller.say("S"))
+    open_session(compactor, folder, recursion).generate(NEW_TOKENS, streamer=teller)
+    teller.say("end")
 
 
 def open_session(compactor, folder, recursion, **settings):
@@ -68,18 +63,16 @@ def open_session(compactor, folder, recursion, **settings):
 
 def kill_when(folder, recursion, heard):
     """Runs the victim and kills it as soon as what it said so far is what is waited for."""
-    environment = {**os.environ, "PYTHONPATH": PYTHONPATH}
-    command = [sys.executable, "-c", VICTIM, str(folder), recursion]
-    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
-        said = []
-        for line in process.stdout:
-            said.append(line.strip())
-            if heard(said):
-                process.kill()
-                break
-        rest = process.stdout.read().split()
-    assert process.returncode == -9 and "end" not in [*said, *rest], "it was not killed in time"
-    return [*said, *rest]
+    ours, theirs = multiprocessing.Pipe()
+    with fork(victim, folder, recursion, theirs) as process:
+        theirs.close()  # an end of the victim's own ends the wait
+        said = [ours.recv()]
+        while not heard(said):
+            ours.send("go on")
+            said.append(ours.recv())
+        process.kill()
+    assert process.exitcode == -9 and "end" not in said
+    return said
 
 
 def while_generating(said):

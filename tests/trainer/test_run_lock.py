@@ -27,7 +27,7 @@ import pytest
 from checks import AtStep
 from datasets import Dataset
 from filelock import MarkerSoftFileLock
-from launching import PYTHONPATH, finished, held_by_another
+from launching import forked, held_by_another
 from tiny import make_documents, make_model, make_tokenizer
 
 from trl_gist import GistCompactor, GistConfig, GistTrainer
@@ -203,8 +203,7 @@ def test_the_folder_is_free_when_the_last_step_is_in_a_checkpoint_or_the_run_has
 
 
 def launched(directory, way, runs):
-    environment = {**os.environ, "PYTHONPATH": PYTHONPATH, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    done = finished([sys.executable, __file__, str(directory), way, str(runs)], 300, env=environment)
+    done = forked([__file__, str(directory), way, str(runs)], 300)
     return [line for line in done.stdout.splitlines() if line.startswith("run ")], done.stderr[-4000:]
 
 

@@ -118,7 +118,7 @@ def check_logits(model: nn.Module):
 
 def output_logits(base: nn.Module, hidden: torch.Tensor) -> torch.Tensor:
     """The model's logits of shape `(…, vocabulary)` for last hidden states of shape `(…, hidden)`."""
-    config = base.config.get_text_config().to_dict()
+    config = vars(base.config.get_text_config())
     logits = head_logits(base.get_output_embeddings(), hidden)
     if config.get("logit_scale"):  # Cohere
         logits = logits * config["logit_scale"]

@@ -172,7 +172,7 @@ def attention_masks(
     What a model takes as `attention_mask` so that each query sees the given keys, and in layers with a sliding window
     only those inside it: a mask, or, for models that mix kinds of layers, one for each kind.
     """
-    config = base.config.get_text_config().to_dict()
+    config = vars(base.config.get_text_config())
     kinds, window = _layer_kinds(config), config.get("sliding_window")
     # Eager attention must be given a mask to add; ours, where it is at work, would make one in every layer
     attention = attention_of(base)
@@ -193,7 +193,7 @@ def why_not_shared(model: PreTrainedModel) -> str | None:
     attention = attention_of(model)
     if attention not in ("sdpa", "eager", ATTENTION_NAME):
         return f"its attention ({attention}) takes no 4D mask; load it with attn_implementation='sdpa'"
-    other = _layer_kinds(model.config.get_text_config().to_dict()) - {"full_attention", "sliding_attention"}
+    other = _layer_kinds(vars(model.config.get_text_config())) - {"full_attention", "sliding_attention"}
     if other:
         return f"it has {', '.join(sorted(other))} layers"
     if "logits_to_keep" not in inspect.signature(model.forward).parameters:

@@ -18,6 +18,7 @@ import math
 import os
 from pathlib import Path, PureWindowsPath
 
+import jinja2
 import transformers
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from huggingface_hub.constants import REPOCARD_NAME
@@ -35,7 +36,7 @@ from ..pair import GENERATOR_DIR, PairConfig
 # What a card has of each kind of target
 _OF_KIND = ("teacher_kl", "nll_gist", "gain_over_null", "gap_closed_last_k", "exact")
 
-_CARD = """---
+_CARD = jinja2.Template("""---
 {{ card_data }}
 ---
 
@@ -123,7 +124,7 @@ None: the run had no `eval_dataset`.
 Trained from {{ bases.summarizer }} (summarizer), {{ bases.generator }} (generator) and
 {{ bases.teacher }} (teacher){% if pair.datasets %} on {{ pair.datasets | join(", ") }}{% endif %}.
 {%- if license %} The licence is that of the models it was trained from.{% endif %}
-"""
+""")
 
 
 def save_model_card(
@@ -180,9 +181,8 @@ def model_card(
     measures = [(name, _number(pair.measures[name]), _number(pair.measures.get(f"{name}_se"))) for name in overall]
     kinds = sorted({name.rpartition("/")[0] for name in pair.measures if "/" in name})
     plot = f"{PLOTS_DIR}/training.png"
-    return ModelCard.from_template(
-        card_data,
-        template_str=_CARD,
+    content = _CARD.render(
+        card_data=card_data.to_yaml(),
         pair=pair,
         cell=cell,
         bases={
@@ -205,6 +205,7 @@ def model_card(
         trust=", trust_remote_code=True" if has_code else "",
         license=license,
     )
+    return ModelCard(content)
 
 
 def hub_name(base: str) -> str | None:

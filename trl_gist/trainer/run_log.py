@@ -30,6 +30,7 @@ from collections import Counter
 from collections.abc import Iterable
 from contextlib import contextmanager
 from dataclasses import MISSING, fields
+from functools import cache
 from hashlib import sha256
 from importlib.metadata import version
 from itertools import islice
@@ -302,9 +303,14 @@ def _describe(trainer):
             "CPU multiplies bfloat16": cpu_multiplies(torch.bfloat16),
             "dtype of the summarizer": str(trainer.model.dtype),
             "trl_gist": __version__,
-            **{name: version(name) for name in ("torch", "transformers", "trl", "peft", "accelerate", "datasets")},
+            **_versions(),
         },
     }
+
+
+@cache
+def _versions():
+    return {name: version(name) for name in ("torch", "transformers", "trl", "peft", "accelerate", "datasets")}
 
 
 def _spread(document_ids: Iterable, count: int) -> list[int]:
