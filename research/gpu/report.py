@@ -16,7 +16,7 @@
 
 import statistics
 
-from trl_gist.common.markdown import cell
+from trl_gist.common.tables import cell
 
 from research.common.tables import TRAINERS, markdown_table
 

@@ -16,15 +16,14 @@
 
 from itertools import islice
 
-from rich import box
 from rich.console import Console
-from rich.table import Table
 
-from ..common.statistics import with_error
+from ..common.statistics import measured, with_error
+from ..common.tables import console_table
 from ..data.windows import SkippedRows
 from ..evaluation import load_teacher
 from ..evaluation.distance.costs import measure_costs
-from ..evaluation.distance.labels import arm_labels, stretch_label, verdict_sentences
+from ..evaluation.distance.labels import arm_labels, span, stretch_label, verdict_sentences
 from ..evaluation.distance.measures import distance_measures
 from ..evaluation.distance.page import write_distance_page
 from ..evaluation.distance.plots import draw_distance
@@ -118,13 +117,9 @@ def _print(report):
 
 def _table(report, name, title, labels):
     """An arm a line, a stretch of windows a column."""
-    table = Table(title=title, box=box.SIMPLE, title_justify="left")
-    table.add_column("windows", no_wrap=True)
-    for stretch in report["stretches"]:
-        table.add_column(stretch_label(stretch), justify="right", no_wrap=True)
     slopes = name == "advantage"
-    if slopes:
-        table.add_column("10⁻³ a window", justify="right", no_wrap=True)
+    stretches = map(stretch_label, report["stretches"])
+    table = console_table(title, "windows", *stretches, *(["10⁻³ a window"] if slopes else ()))
     table.add_row("tokens before the target", *(f"{stretch['tokens']:,.0f}" for stretch in report["stretches"]))
     table.add_row("documents", *(str(stretch["documents"]) for stretch in report["stretches"]))
     for arm, label in labels.items():
@@ -134,23 +129,18 @@ def _table(report, name, title, labels):
         ]
         if slopes:
             slope = report["slopes"][arm]
-            cells.append(with_error(1e3 * slope["slope"], 1e3 * slope["slope_se"], 2, sign="+"))
+            cells.append(measured(slope, "slope", 2, "+", 1e3))
         table.add_row(label, *cells, style="bold" if arm in report["verdicts"] else None)
     return table
 
 
 def _facts_table(report):
     facts, gains, labels = report["facts"], report["fact_gains"], arm_labels(report)
-    table = Table(
-        title="Numbers and names, by how many windows ago they were said last: share that the newest gist has, and "
+    table = console_table(
+        "Numbers and names, by how many windows ago they were said last: share that the newest gist has, and "
         "nats per token gained where they come again",
-        box=box.SIMPLE,
-        title_justify="left",
+        *("", *(span(*ages) for ages in facts["ages"]), "never"),
     )
-    table.add_column("", no_wrap=True)
-    for first, last in facts["ages"]:
-        table.add_column(f"{first}" if first == last else f"{first}-{last}", justify="right", no_wrap=True)
-    table.add_column("never", justify="right", no_wrap=True)
     for writer, found in facts["since_last"].items():
         table.add_row(f"share, {labels[writer]}", *map(with_error, found["share"], found["share_se"]))
     for arm in report["verdicts"]:
@@ -164,9 +154,9 @@ def _facts_table(report):
 
 
 def _costs_table(costs):
-    table = Table(title="Cost of the next token, by length", box=box.SIMPLE, title_justify="left")
-    for heading in ("tokens", "read", "written", "cache", "memory", "T: read", "written", "cache", "memory"):
-        table.add_column(heading, justify="right", no_wrap=True)
+    figures = ("read", "written", "cache", "memory")
+    table = console_table("Cost of the next token, by length", "tokens", *figures, "T: read", *figures[1:])
+    table.columns[0].justify = "right"
     for row in spread(costs, 8):
         cells = [f"{row['tokens']:,}"]
         for who in ("pair", "full"):

@@ -17,9 +17,7 @@
 import dataclasses
 from itertools import islice
 
-from rich import box
-from rich.table import Table
-
+from ..common.tables import console_table
 from ..data.tasks import TASKS, check_names, make_tasks
 from ..data.windows import SkippedRows, why_unusable
 from ..evaluation import load_teacher
@@ -133,9 +131,7 @@ def _print(report):
     console = plain_console(160)
     # Of all tasks together, or of the only one, and how far the pair is ahead: a screen holds no more
     for title, headings, lines in task_tables(report)[-3:]:
-        table = Table(title=title, box=box.SIMPLE, title_justify="left")
-        for index, heading in enumerate(headings):
-            table.add_column(heading, justify="right" if index else "left", no_wrap=True)
+        table = console_table(title, *headings)
         for label, cells, own in lines:
             table.add_row(label, *cells, style="bold" if own else None)
         console.print(table)

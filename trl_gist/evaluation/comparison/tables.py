@@ -17,12 +17,12 @@
 import math
 import os
 
-from rich import box
 from rich.markup import escape
 from rich.table import Table
 
 from ...common.extras import extra
-from ...common.statistics import with_error
+from ...common.statistics import measured
+from ...common.tables import console_table
 from ..pages.labels import COMPARISON_READERS
 from ..pages.plots import GIST, NEUTRAL, NULL, save_figure
 from .compare import GENERATOR, NO_GIST, OWN_GENERATOR, READERS, TRAINED
@@ -48,21 +48,19 @@ def comparison_tables(summary: list[dict], kind: str | None = None) -> list[Tabl
         rows = sorted((row for row in summary if row.get("reader") == reader), key=lambda row: row["lost"])
         title = COMPARISON_READERS[reader] + ("" if kind is None else f", targets of kind {escape(repr(kind))}")
         recalled = ("exact",) if "exact" in rows[0] else ()
-        table = Table(title=title, box=box.SIMPLE, title_justify="left")
-        table.add_column("Compressor", no_wrap=True)
         headings = ("tokens", "bytes", "NLL", "lost against T(X)", "KL from T(X)", "behind the trained")
         if recalled:  # in the place of what is least missed
             headings = ("tokens", *headings[2:], *recalled)
-        for heading in headings:
-            table.add_column(heading, justify="right")
+        table = console_table(title, "Compressor", *headings, wrap=True)
+        table.columns[0].no_wrap = True
         for row in rows:
             table.add_row(
                 escape(row["compressor"]),
                 f"{row['tokens']:.1f}",
                 *([] if recalled else [f"{row['bytes']:.0f}"]),
                 f"{row['nll']:.3f}",
-                *(_with_error(row, name) for name in ("lost", "kl")),
-                "" if row["compressor"] == TRAINED else _with_error(row, "behind_trained", sign="+"),
+                *(measured(row, name) for name in ("lost", "kl")),
+                "" if row["compressor"] == TRAINED else measured(row, "behind_trained", sign="+"),
                 *(f"{row[name]:.2f}" for name in recalled),
                 style="bold" if row["compressor"] == TRAINED else None,
             )
@@ -156,7 +154,3 @@ def _unavailable(summary):
 
 def _trained_reader(reader):
     return GENERATOR if reader == OWN_GENERATOR else reader
-
-
-def _with_error(row, name, sign=""):
-    return with_error(row[name], row[f"{name}_se"], sign=sign)

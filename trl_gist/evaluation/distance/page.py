@@ -19,7 +19,7 @@ from pathlib import Path
 
 from ...common.run_files import PLOTS_DIR
 from ..folder import read_measures, read_rows, write_page
-from ..pages.render import inline_plots, measure, render_page, spread, without_folders
+from ..pages.render import inline_plots, measure_of, render_page, spread, without_folders
 from .labels import arm_labels, stretch_label, verdict_sentences
 
 
@@ -73,7 +73,7 @@ def _tables(report):
         lines = [
             (
                 labels[arm],
-                [measure(stretch[f"{name}_{arm}"], stretch[f"{name}_{arm}_se"]) for stretch in report["stretches"]],
+                [measure_of(stretch, f"{name}_{arm}") for stretch in report["stretches"]],
                 arm in report["verdicts"],
             )
             for arm in arms
@@ -88,7 +88,7 @@ def _gains(report):
     return [
         (
             labels[walker],
-            [(labels[arm], measure(gains[arm], gains[f"{arm}_se"], "+")) for arm in labels if arm in gains],
+            [(labels[arm], measure_of(gains, arm, "+")) for arm in labels if arm in gains],
         )
         for walker, gains in report["gains"].items()
     ]

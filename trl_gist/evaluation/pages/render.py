@@ -20,7 +20,7 @@ from pathlib import Path, PureWindowsPath
 
 import jinja2
 
-from ...common.statistics import is_number, with_error
+from ...common.statistics import is_number, measured, with_error
 from .labels import CONTROLS
 
 
@@ -43,6 +43,11 @@ def render_page(template: str, **content) -> str:
 def measure(value, error=None, sign: str = "", digits: int = 3) -> str:
     """[`with_error`] as it is printed on a page."""
     return with_error(value, error, digits, sign).replace("-", "−")
+
+
+def measure_of(measures: dict, name: str, sign: str = "", digits: int = 3, scale: float = 1) -> str:
+    """[`measured`] as it is printed on a page."""
+    return measured(measures, name, digits, sign, scale).replace("-", "−")
 
 
 def number(value) -> str:

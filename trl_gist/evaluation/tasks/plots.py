@@ -24,10 +24,11 @@ import numpy as np
 
 from ...common.extras import extra
 from ...common.run_files import PLOTS_DIR
+from ..distance.labels import span
 from ..distance.plots import arm_color
 from ..folder import read_measures
 from ..pages.plots import GIST, NEUTRAL, OCHRE, save_figure
-from .tables import age_label, task_labels
+from .tables import task_labels
 
 
 with extra("eval"):
@@ -53,7 +54,7 @@ def plot_ages(report: dict) -> Figure:
     return _panels(
         report,
         "ages",
-        age_label,
+        lambda group: span(group["first"], group["last"]),
         "windows since the fact was said",
         f"What is still known of a fact, windows later, of texts of {longest} windows",
     )
