@@ -21,7 +21,6 @@ from rich.console import Console
 from ..common.statistics import measured, with_error
 from ..common.tables import console_table
 from ..data.windows import SkippedRows
-from ..evaluation import load_teacher
 from ..evaluation.distance.costs import measure_costs
 from ..evaluation.distance.labels import arm_labels, span, stretch_label, verdict_sentences
 from ..evaluation.distance.measures import distance_measures
@@ -30,19 +29,16 @@ from ..evaluation.distance.plots import draw_distance
 from ..evaluation.distance.walk import DistanceReadings, long_documents
 from ..evaluation.folder import COSTS_FILE
 from ..evaluation.pages.render import spread
-from ..version import __version__
-from .arguments import DistanceArguments, load_pair
+from .arguments import DistanceArguments
 from .compare import named
-from .resumable import finish, measure_rows, open_folder, plain_console
+from .resumable import finish, load_pairs, measure_rows, open_folder, plain_console, who_read_what
 from .windows import held_out_documents
 
 
 def measure_distance(args: DistanceArguments):
     """Walks along held-out documents, and leaves rows, measures, plots and a page."""
     paths = named(args.pairs, "--pairs")
-    compactor = load_pair(args)
-    teacher = load_teacher(compactor, args.teacher, args.trust_remote_code)
-    others = {name: load_pair(args, path) for name, path in paths.items()}
+    compactor, teacher, others, models = load_pairs(args, paths)
     readings = DistanceReadings(compactor, teacher, others, args.batch_size)
     dataset = held_out_documents(args)
 
@@ -50,9 +46,6 @@ def measure_distance(args: DistanceArguments):
         return long_documents(dataset, compactor, readings.geometry, args.windows, args.join_documents, skipped)
 
     skipped = SkippedRows()
-    models = {"teacher": teacher}
-    for name, pair in {"pair": compactor, **others}.items():
-        models |= {f"{name} summarizer": pair.summarizer, f"{name} generator": pair.generator}
     with open_folder(args, "distance", models) as folder:
         # Tokenising them is little beside reading them
         total = None if args.streaming else sum(readings.geometry.windows(len(text["ids"])) for text in documents())
@@ -65,12 +58,9 @@ def measure_distance(args: DistanceArguments):
         costs = _costs(readings, documents(), rows, folder)
         measures = distance_measures(rows, list(paths))
         report = {
-            "pair": args.pair,
+            **who_read_what(args, compactor.pair),
             "pairs": paths,
-            "dataset": args.dataset,
             "joined": args.join_documents,
-            "teacher": args.teacher or compactor.pair.base_models["teacher"],
-            "version": __version__,
             "geometry": vars(readings.geometry),
             "gist_length": compactor.pair.max_gist_length,
             **measures,

@@ -43,10 +43,9 @@ from ..evaluation.held_out.readings import check_several_targets, window_blocks
 from ..evaluation.pages.labels import count_label, reader_labels
 from ..evaluation.pages.plots import save_figure
 from ..models.roles import max_positions, naming, weights_whole
-from ..version import __version__
 from .arguments import EvaluateArguments, load_pair
 from .compare import check_compressors, compare
-from .resumable import finish, measure_rows, open_folder, plain_console
+from .resumable import finish, measure_rows, open_folder, plain_console, who_read_what
 from .windows import choose_windows, held_out_documents, target_floor, target_spec
 
 
@@ -123,10 +122,7 @@ def evaluate(args: EvaluateArguments):
             more |= compare(args, readings, rows, folder)
         folder.write_measures(
             {
-                "pair": args.pair,
-                "dataset": args.dataset,
-                "teacher": args.teacher or pair.base_models["teacher"],
-                "version": __version__,
+                **who_read_what(args, pair),
                 "measures": [
                     {"last_k": last_k or pair.last_k, "budget": budget, **measures[last_k, budget]}
                     for last_k, budget in readings.settings
