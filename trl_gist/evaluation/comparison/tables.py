@@ -25,7 +25,7 @@ from ...common.statistics import measured
 from ...common.tables import console_table
 from ..pages.labels import COMPARISON_READERS
 from ..pages.plots import GIST, NEUTRAL, NULL, save_figure
-from .compare import GENERATOR, NO_GIST, OWN_GENERATOR, READERS, TRAINED
+from .compare import GENERATOR, NO_GIST, OWN_GENERATOR, READERS, TRAINED, co_trained
 
 
 with extra("eval"):
@@ -102,7 +102,7 @@ def plot_comparison(summary: list[dict], path: str | os.PathLike):
     figure = Figure(figsize=(3.4 + 3.2 * len(readers), 1.3 + 0.33 * (len(names) + len(missing))), layout="constrained")
     axes = figure.subplots(1, len(readers), sharey=True, sharex=True, squeeze=False)[0]
     for axis, reader in zip(axes, readers, strict=True):
-        axis.axvline(lost[TRAINED, _trained_reader(reader)]["lost"], color=GIST, linewidth=0.8, alpha=0.6, zorder=0)
+        axis.axvline(lost[TRAINED, co_trained(reader)]["lost"], color=GIST, linewidth=0.8, alpha=0.6, zorder=0)
         for place, name in enumerate(names):
             if (name, reader) in lost:
                 _draw_row(axis, place, lost[name, reader], {TRAINED: GIST, NO_GIST: NULL}.get(name, NEUTRAL))
@@ -150,7 +150,3 @@ def _readers(summary):
 
 def _unavailable(summary):
     return [row for row in summary if "unavailable" in row]
-
-
-def _trained_reader(reader):
-    return GENERATOR if reader == OWN_GENERATOR else reader

@@ -20,10 +20,9 @@ from pathlib import Path
 import numpy as np
 
 from ...common.extras import extra
-from ...common.run_files import PLOTS_DIR
 from ...common.statistics import measured
 from ..folder import read_measures
-from ..pages.plots import GIST, NULL, OCHRE, PLUM, plot_style, save_figure
+from ..pages.plots import GIST, NULL, OCHRE, PLUM, plot_style, save_figures
 from .labels import arm_labels, span
 
 
@@ -57,9 +56,7 @@ def draw_distance(directory: str | os.PathLike) -> list[Path]:
     }
     if report["costs"]:
         figures["distance_costs"] = plot_costs(report["costs"])
-    for name, figure in figures.items():
-        save_figure(figure, Path(directory, PLOTS_DIR, name))
-    return [Path(directory, PLOTS_DIR, f"{name}.png") for name in figures]
+    return save_figures(directory, figures)
 
 
 def plot_loss(report: dict) -> Figure:

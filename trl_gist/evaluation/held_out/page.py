@@ -26,13 +26,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ...common.run_files import PLOTS_DIR
-from ..folder import SETTINGS_FILE, read_measures, read_rows, write_page
+from ..folder import SETTINGS_FILE, read_measures, read_rows
 from ..gists.pattern_plots import survival_html
 from ..gists.patterns import PATTERNS
 from ..gists.transfer import GAINS
 from ..pages.labels import count_label, reader_labels
-from ..pages.render import headline, inline_plots, measure_of, render_page, spread, without_folders
+from ..pages.render import headline, measure_of, spread, without_folders, write_page
 from .plots import setting_label
 
 
@@ -54,14 +53,14 @@ def write_quality_page(directory: str | os.PathLike) -> Path:
     """Writes the page of an evaluation's folder, from its measures, its rows and its plots; returns its path."""
     report = read_measures(directory)
     settings = json.loads(Path(directory, SETTINGS_FILE).read_text(encoding="utf-8"))
-    page = render_page(
+    return write_page(
+        directory,
         "held_out/evaluation.html.jinja",
-        name=Path(report["pair"]).name,
+        report,
+        _CAPTIONS,
         status="held-out evaluation",
-        report=report,
         verdict=_verdict(report["measures"][0]),
         tables=[_table(setting) for setting in report["measures"]],
-        plots=inline_plots(Path(directory, PLOTS_DIR), _CAPTIONS),
         gallery=_gallery(read_rows(directory)),
         patterns=[(label, measure_of(report["patterns"], name)) for name, label in PATTERNS.items()],
         transfer=[
@@ -71,7 +70,6 @@ def write_quality_page(directory: str | os.PathLike) -> Path:
         transfer_headings=list(GAINS.values()),
         facts=_facts(report, settings),
     )
-    return write_page(directory, page)
 
 
 def _verdict(measures):
