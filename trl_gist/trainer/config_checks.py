@@ -443,9 +443,8 @@ def check_unheeded(args):
     for name, (followed, reason) in UNHEEDED.items():
         if getattr(args, name) != followed:
             raise ValueError(f"`{name}` must be {followed!r}, got {getattr(args, name)!r}: {reason}")
-    for option in args.debug:
-        if option == "tpu_metrics_debug":
-            raise ValueError("`debug` must not have 'tpu_metrics_debug': nothing here runs on a TPU. Leave it out.")
+    if "tpu_metrics_debug" in args.debug:
+        raise ValueError("`debug` must not have 'tpu_metrics_debug': nothing here runs on a TPU. Leave it out.")
 
 
 def check_aggregation(args):
