@@ -46,7 +46,7 @@ python examples/train_gist.py --config configs/smollm2-135m_fineweb-edu.yaml \
 Copy it and change `main` for what flags cannot say. `trl-gist train` is the same script as a command; both rest on
 `trl_gist.scripts.train`, which is public. These commands
 need the Hub and have not been run yet; `trl-gist train --config configs/flagship_smollm2-135m_cpu.yaml` as in
-docs/RESULTS.md took KL(teacher ‖ generator) on 8 held-out documents from 0.208 ± 0.017 to 0.109 ± 0.023 nats per token
+docs/ORIGINAL.md took KL(teacher ‖ generator) on 8 held-out documents from 0.208 ± 0.017 to 0.109 ± 0.023 nats per token
 in 77 minutes.
 """
 

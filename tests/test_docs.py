@@ -62,7 +62,7 @@ def test_the_site_has_every_page():
 
 @each_page
 def test_paths_exist(page):
-    # The command that draws docs/images/results/rate names it without `.png`
+    # The command that draws docs/images/original/rate names it without `.png`
     paths = [path.rstrip(".") for path in found(page, rf"(?<![\w./-])((?:{FOLDERS})/[\w./-]*)")]
     assert [path for path in paths if not (ROOT / path).exists() and not list(ROOT.glob(f"{path}.*"))] == []
 

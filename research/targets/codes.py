@@ -54,6 +54,7 @@ import numpy as np
 import torch
 from peft import LoraConfig, set_peft_model_state_dict
 from safetensors.torch import load_file
+from tqdm.auto import tqdm
 from transformers import TrainerCallback
 
 from examples.demo_assets import smollm2_checkpoint, split_articles
@@ -298,16 +299,28 @@ def training_contexts(trainer: GistTrainer, seed: int) -> list[list[int]]:
     return contexts
 
 
-def imitate(trainer: GistTrainer, rule, contexts: list[list[int]], steps: int = 500, learning_rate: float = 6e-4):
-    """The summarizer's cross-entropy on the rule's gists, without a generator, in steps of eight contexts."""
+def imitate(
+    trainer: GistTrainer,
+    rule,
+    contexts: list[list[int]],
+    steps=500,
+    learning_rate=6e-4,
+    budgets: tuple[int, ...] = (GIST,),
+):
+    """
+    The summarizer's cross-entropy on the rule's gists, without a generator, in steps of eight contexts, each of which has
+    the next of the budgets.
+    """
     parameters = [p for p in trainer.model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=0.0, betas=(0.9, 0.98))
     base, end, size = trainer.model.get_base_model(), trainer.processing_class.eos_token_id, 8
-    for step in range(steps):
+    progress = tqdm(range(steps), desc="Imitating")
+    for step in progress:
         of_step = contexts[step * size : step * size + size]
-        gists = rule.compress(of_step, [GIST] * size)
-        gists = [gist if len(gist) == GIST else [*gist, end] for gist in gists]
-        prompts = [trainer.prompts.summarizer(context) for context in of_step]
+        own = [budgets[(step * size + index) % len(budgets)] for index in range(size)]
+        gists = rule.compress(of_step, own)
+        gists = [gist if len(gist) == budget else [*gist, end] for gist, budget in zip(gists, own, strict=True)]
+        prompts = [trainer.prompts.summarizer(*given) for given in zip(of_step, [None] * size, own, strict=True)]
         width = max(len(prompt) + len(gist) for prompt, gist in zip(prompts, gists, strict=True))
         ids, labels = torch.full((size, width), end), torch.full((size, width), -100)
         for index, (prompt, gist) in enumerate(zip(prompts, gists, strict=True)):
@@ -320,6 +333,7 @@ def imitate(trainer: GistTrainer, rule, contexts: list[list[int]], steps: int = 
             decay = 0.1 + 0.45 * (1 + math.cos(math.pi * step / steps))
             group["lr"] = learning_rate * min(1, (step + 1) / 10) * decay
         loss.backward()
+        progress.set_postfix(cross_entropy=f"{loss.item():.3f}")
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         optimizer.zero_grad()

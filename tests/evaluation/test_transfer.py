@@ -123,6 +123,14 @@ def test_a_reader_of_another_vocabulary_scores_each_reading_as_a_plain_loop_does
         assert text["gist_shuffled"] == "" or row["shuffled_nats"] == pytest.approx(shuffled, rel=1e-6)
 
 
+def test_a_reader_may_be_asked_for_some_readings_alone(rows, pair_tokenizer, bytes_tokenizer):
+    model, texts = make_model(bytes_tokenizer), as_text(pair_tokenizer, rows)
+    every = read_as_text(model, bytes_tokenizer, texts)
+    alone = read_as_text(model, bytes_tokenizer, texts, readings=("gist",))
+    kept = ("document_id", "target_bytes", "gist_nats")
+    assert alone == [{name: row[name] for name in kept} for row in every]
+
+
 def test_shuffled_gists_are_other_documents_and_none_where_there_is_no_other(rows, pair_tokenizer, bytes_tokenizer):
     texts = as_text(pair_tokenizer, rows)
     own = {"a": set(GISTS[:1]), "b": set(GISTS[1:2]), "c": set(GISTS[2:])}

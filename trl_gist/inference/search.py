@@ -20,7 +20,7 @@ cost of the gist most, the KL along continuations that the full-context reader d
 Exchanged so, a tail gives up some of its tokens for others from farther back. No target is needed, and no token is added.
 
 A context of 512 tokens and a gist of three pieces take some 80 gists × 4 continuations, one row of the generator each.
-docs/RESULTS.md says what that gains on text that really follows. The continuations are not those by which
+docs/ORIGINAL.md says what that gains on text that really follows. The continuations are not those by which
 `certify=True` measures, so that the cost of the gist that won is not read off where it was chosen.
 """
 
@@ -57,7 +57,7 @@ def search_gist(
         context_ids, last_k_ids, gist (`list[int]`):
             X, L and the Z to start from.
         continuations (`int`, *optional*, defaults to `4`):
-            Drawn to choose by; one tells nearly as much as four (docs/RESULTS.md), in a quarter of the time.
+            Drawn to choose by; one tells nearly as much as four (docs/ORIGINAL.md), in a quarter of the time.
         piece_length (`int`, *optional*, defaults to `16`):
             Tokens exchanged together. A shorter gist is one piece.
         seed (`int`, *optional*, defaults to `1`):

@@ -93,7 +93,11 @@ def as_text(tokenizer: PreTrainedTokenizerBase, rows: list[dict]) -> list[dict]:
 
 
 def read_as_text(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: list[dict], batch_size: int = 8
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    texts: list[dict],
+    batch_size: int = 8,
+    readings: tuple[str, ...] = READINGS,
 ) -> list[dict]:
     """
     What a reader makes of each target.
@@ -110,9 +114,11 @@ def read_as_text(
             Of [`as_text`].
         batch_size (`int`, *optional*, defaults to `8`):
             Rows in one forward.
+        readings (`tuple[str, ...]`, *optional*, defaults to `READINGS`):
+            Which of them.
 
     Returns:
-        `list[dict]`: For each window its `document_id`, `target_bytes`, and for each of `READINGS` the `{name}_nats`
+        `list[dict]`: For each window its `document_id`, `target_bytes`, and for each reading the `{name}_nats`
         of the target, summed over it; `shuffled_nats` is NaN where no other document lends its gist.
 
     Raises:
@@ -126,7 +132,7 @@ def read_as_text(
         )
     bos = GistPrompts.from_tokenizer(tokenizer, "{context}").bos
     found = [{"document_id": text["document_id"], "target_bytes": len(text["target"].encode())} for text in texts]
-    for name in READINGS:
+    for name in readings:
         prompts, targets = zip(*(_tokens(tokenizer, bos, text, _prefix(text, name)) for text in texts), strict=True)
         _check_positions(model, max(len(p) + len(t) for p, t in zip(prompts, targets, strict=True)), name)
         for row, text, log_prob in zip(

@@ -169,7 +169,7 @@ class TaskReadings:
                 row["read"].setdefault(arm, []).append(len(prompt))
                 text = compactor.decode(ids).strip().partition("\n")[0]
                 question["written"][arm] = text
-                question["right"][arm] = _begins_with(text, question["answer"])
+                question["right"][arm] = begins_with(text, question["answer"])
                 question["exact"][arm] = ids[: len(answer_ids)] == answer_ids
         for row in rows:
             row["read"] = {arm: round(sum(counts) / len(counts), 1) for arm, counts in row["read"].items()}
@@ -256,6 +256,7 @@ def _after(compactor, cue, cue_ids, answer):
     return compactor.token_ids(answer, "The answer")
 
 
-def _begins_with(text, answer):
+def begins_with(text: str, answer: str) -> bool:
+    """Whether these are the answer's words first, of what [`normalize_answer`] leaves."""
     words, wanted = (normalize_answer(each).split() for each in (text, answer))
     return words[: len(wanted)] == wanted

@@ -13,11 +13,11 @@
 # limitations under the License.
 
 """
-What a run came to, for docs/RESULTS.md: figures of its training and its gists' patterns, and, as Markdown, how it
+What a run came to, for docs/ORIGINAL.md: figures of its training and its gists' patterns, and, as Markdown, how it
 went, the original experiment's claims beside it, the verdicts, and a gallery. Reads what `trl-gist train` and
 `trl-gist evaluate --compressors` left, and computes nothing anew.
 
-python -m research.results.results flagship --images docs/images/results \
+python -m research.original.results flagship --images docs/images/original \
     --evaluation test=flagship/evaluation "other genres=flagship-other-genres"
 """
 

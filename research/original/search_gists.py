@@ -17,9 +17,9 @@ How far a gist that is searched for gets beyond the tail, and how much of that c
 tail is cut into pieces, and each in turn, the one farthest from L first, is exchanged for the piece of the context
 that lowers KL(T‖G) most on targets that the teacher makes up. The target that really came is read only to judge.
 
-OMP_NUM_THREADS=2 python -m research.results.search_gists found.jsonl --pair PAIR --dataset corpus --split test \
+OMP_NUM_THREADS=2 python -m research.original.search_gists found.jsonl --pair PAIR --dataset corpus --split test \
     --documents 48 --compile
-python -m research.results.search_gists found.jsonl more.jsonl                     the tables of what has been found
+python -m research.original.search_gists found.jsonl more.jsonl                     the tables of what has been found
 
 A minute of a core each context. A line of the file is a context; a file that is there is added to.
 """
@@ -44,7 +44,7 @@ from rich.progress import track
 from transformers import PreTrainedModel, set_seed
 
 from research.common.tables import markdown_table
-from research.results.reading import imagine, one_window_each
+from research.original.reading import imagine, one_window_each
 
 
 GENERATOR_ROWS = 13  # in one forward: half of the 26 pieces that 448 tokens leave to choose from

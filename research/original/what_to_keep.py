@@ -19,7 +19,7 @@ takes the best of each context's gists in hindsight: what a summarizer that knew
 among them. With `--futures N` another takes the best on N targets that the teacher made up: what can be gained without
 knowing it. `search_gists.py` goes beyond those kinds.
 
-OMP_NUM_THREADS=2 python -m research.results.what_to_keep PAIR --dataset corpus --split validation \
+OMP_NUM_THREADS=2 python -m research.original.what_to_keep PAIR --dataset corpus --split validation \
     --documents 60 --futures 4
 """
 
@@ -38,7 +38,7 @@ from rich.progress import track
 from transformers import set_seed
 
 from research.common.tables import markdown_table
-from research.results.reading import GENERATOR_ROWS, imagine, one_window_each, read
+from research.original.reading import GENERATOR_ROWS, imagine, one_window_each, read
 
 
 SHARES = (1 / 6, 1 / 3, 1 / 2)

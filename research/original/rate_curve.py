@@ -20,7 +20,7 @@ trl-gist train --config RECIPE.yaml --max_completion_length 96 --output_dir swee
 trl-gist train --config RECIPE.yaml --max_completion_length 160 --gist_length_range 24 160 --output_dir sweep/single
 trl-gist evaluate sweep/96 --dataset corpus --split test --max_windows 48                      # and 48, 128, 160
 trl-gist evaluate sweep/single --dataset corpus --split test --max_windows 48 --budgets 48 96 128 160
-python -m research.results.rate_curve sweep/{48,96,128,160}/evaluation --single sweep/single/evaluation --image rate
+python -m research.original.rate_curve sweep/{48,96,128,160}/evaluation --single sweep/single/evaluation --image rate
 """
 
 import argparse

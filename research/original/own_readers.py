@@ -17,7 +17,7 @@ Compressors at one rate, each read by a generator that was distilled on its gist
 true --compressor NAME`), on one window of each held-out document. The first is what the others are held against.
 Readers of one and the same compressor go by their folders' names: recipes for a reader against one another.
 
-OMP_NUM_THREADS=2 python -m research.results.own_readers tail=runs/tail "stop-word drop=runs/stop" \
+OMP_NUM_THREADS=2 python -m research.original.own_readers tail=runs/tail "stop-word drop=runs/stop" \
     --dataset corpus --split test
 
 With `--searched FILE`, the first is what `search_gists.py` found there, as its pair's generator read it, and only the
@@ -40,8 +40,8 @@ from trl_gist.scripts.compare import named_pairs
 import numpy as np
 
 from research.common.tables import markdown_table
-from research.results.reading import GENERATOR_ROWS, one_window_each, read
-from research.results.search_gists import found_in
+from research.original.reading import GENERATOR_ROWS, one_window_each, read
+from research.original.search_gists import found_in
 
 
 def main():
