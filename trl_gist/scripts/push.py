@@ -28,7 +28,6 @@ from huggingface_hub.constants import REPOCARD_NAME
 from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
 from huggingface_hub.utils import validate_repo_id
 from peft.utils import CONFIG_NAME as ADAPTER_CONFIG_NAME
-from rich.filesize import decimal
 from safetensors import SafetensorError, safe_open
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME
 
@@ -131,7 +130,7 @@ def push(args: PushArguments):
     if left_out:
         print("Left out:")
         for name, (size, why) in left_out.items():
-            print(f"  {name}  {decimal(size)}, {why}")
+            print(f"  {name}  {_in_words(size)}, {why}")
     if args.dry_run:
         print("Nothing was sent.")
         return
@@ -412,5 +411,13 @@ def print_files(title: str, files: dict[str, Path | bytes]):
     width = max(map(len, sizes))
     print(f"{title}:")
     for name, size in sizes.items():
-        print(f"  {name:<{width}}  {decimal(size):>9}")
-    print(f"  {'':<{width}}  {decimal(sum(sizes.values())):>9} in {len(files)} files")
+        print(f"  {name:<{width}}  {_in_words(size):>9}")
+    print(f"  {'':<{width}}  {_in_words(sum(sizes.values())):>9} in {len(files)} files")
+
+
+def _in_words(size):
+    for unit in ("B", "kB", "MB"):
+        if size < 1000:
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1000
+    return f"{size:.1f} GB"
