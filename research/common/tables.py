@@ -15,6 +15,7 @@
 """What scripts that print tables of several evaluations share."""
 
 import json
+import statistics
 from pathlib import Path
 
 
@@ -25,6 +26,12 @@ TRAINERS = {"naive": "TRL + reward function", "gist": "GistTrainer"}
 def markdown_table(head: list[str], rows: list[list[str]]) -> list[str]:
     """A Markdown table's lines."""
     return [f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rows)]
+
+
+def spread(values: list[float], digits: int) -> str:
+    """The median, and from the lowest to the highest of several."""
+    middle, low, high = (f"{of(values):.{digits}f}" for of in (statistics.median, min, max))
+    return middle + (f" ({low}–{high})" if len(values) > 1 else "")
 
 
 def read_measures(folder: Path) -> dict:

@@ -34,7 +34,8 @@ import copy
 import math
 import os
 
-from trl_gist.common.statistics import standard_error, with_error
+from trl_gist.common.statistics import measured, standard_error
+from trl_gist.common.tables import console_table
 from trl_gist.evaluation.pages.plots import GIST, NEUTRAL, NULL, save_figure
 from trl_gist.models.generation import greedy_continuations
 from trl_gist.models.lm_head import target_scores
@@ -44,7 +45,6 @@ from trl_gist.scoring.gist_scorer import GistScorer
 import numpy as np
 import torch
 from matplotlib.figure import Figure
-from rich import box
 from rich.table import Table
 from rouge_score.rouge_scorer import RougeScorer
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
@@ -183,23 +183,16 @@ def summarize_reader(name: str, kind: str, rows: list[dict], negative: list[dict
 def gist_tokens_tables(readers: list[dict]) -> tuple[Table, Table]:
     """Of readers, each of [`summarize_reader`]: how close they are to the teacher, and what they keep of X."""
     first = readers[0]
-    close = Table(
-        title=f"{first['windows']} windows of {first['documents']} unseen documents, nats per target token\n"
+    lower, kept = "lower than\nnegative by", ("positions", "KV bytes", "bytes as text", "readable", "movable")
+    close = console_table(
+        f"{first['windows']} windows of {first['documents']} unseen documents, nats per target token\n"
         "± standard error over documents",
-        box=box.SIMPLE,
-        title_justify="left",
+        *("L is read after", "KL(T‖·)", lower, "NLL", lower, "ROUGE-L"),
     )
-    costs = Table(title="What is kept of the context, beside L", box=box.SIMPLE, title_justify="left")
-    for table, headings in (
-        (close, ("KL(T‖·)", "lower than\nnegative by", "NLL", "lower than\nnegative by", "ROUGE-L")),
-        (costs, ("positions", "KV bytes", "bytes as text", "readable", "movable")),
-    ):
-        table.add_column("L is read after", no_wrap=True)
-        for heading in headings:
-            table.add_column(heading, justify="right", no_wrap=True)
+    costs = console_table("What is kept of the context, beside L", "L is read after", *kept)
     for reader in readers:
         style = "bold" if reader["kind"] in ("gist", "text") else None
-        close.add_row(reader["name"], *(_value(reader, name) for name in _CLOSE), style=style)
+        close.add_row(reader["name"], *(measured(reader, name) for name in _CLOSE), style=style)
         costs.add_row(
             reader["name"],
             f"{reader['kept_tokens']:.1f}".removesuffix(".0"),
@@ -298,10 +291,6 @@ def _score_evicted(model, contexts, windows, teacher_hidden_UH, scorer):
     )
     lengths = rows.mask_NT.sum(1).tolist()
     return logps_U1.squeeze(1).split(lengths), kl_U1.squeeze(1).split(lengths)
-
-
-def _value(reader, name):
-    return with_error(reader.get(name), reader.get(f"{name}_se"))
 
 
 def _row(window, kl, log_prob, continuation, kept_tokens, nbytes, text_bytes=None):

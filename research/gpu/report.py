@@ -16,9 +16,9 @@
 
 import statistics
 
-from trl_gist.common.markdown import cell
+from trl_gist.common.tables import cell
 
-from research.common.tables import TRAINERS, markdown_table
+from research.common.tables import TRAINERS, markdown_table, spread
 
 
 MODELS = ("smollm2", "qwen3_4b")
@@ -113,7 +113,7 @@ def steps(results, model, machine):
     rows = []
     for phase, of in phases.items():
         before, after = of["token_passes"]
-        rows.append([phase, *(spread(of[name]) for name in ("naive_s", "gist_s", "ratios"))])
+        rows.append([phase, *(spread(of[name], 2) for name in ("naive_s", "gist_s", "ratios"))])
         rows[-1].append(f"{before:,} → {after:,}")
     whole = phases["whole step"]
     seconds = {kind: statistics.median(whole[f"{kind}_s"]) for kind in TRAINERS}
@@ -168,11 +168,6 @@ def outcomes(checks):
         for name, of in checks.items()
     ]
     return markdown_table(["check", "outcome", "seconds", "why"], rows)
-
-
-def spread(values):
-    middle = statistics.median(values)
-    return f"{middle:.2f}" + (f" ({min(values):.2f}–{max(values):.2f})" if len(values) > 1 else "")
 
 
 def mebibytes(size):

@@ -24,12 +24,11 @@ import statistics
 import time
 from types import SimpleNamespace
 
+from trl_gist.common.tables import console_table
 from trl_gist.models.attention import additive_mask, matmul_attention
 
 import torch
-from rich import box
 from rich.console import Console
-from rich.table import Table
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 
@@ -69,9 +68,8 @@ def milliseconds(attend, inputs, mask, trained, repeats=15):
 
 
 def main():
-    table = Table(title=f"ms a layer, median of 12, {torch.get_num_threads()} threads", box=box.SIMPLE)
-    for heading in ("", "fused kernel", "matrix products", "ratio"):
-        table.add_column(heading, justify="right" if heading else "left")
+    title = f"ms a layer, median of 12, {torch.get_num_threads()} threads"
+    table = console_table(title, "", "fused kernel", "matrix products", "ratio")
     for name, (*shape, masked, trained) in SHAPES.items():
         inputs, visible = tensors(*shape, masked, trained)
         fused = milliseconds(sdpa_attention_forward, inputs, visible, trained)

@@ -40,15 +40,14 @@ import time
 from pathlib import Path
 
 from trl_gist import GistCompactor
+from trl_gist.common.tables import console_table
 from trl_gist.models.machine import fast_dtype
 from trl_gist.models.positions import max_positions
 from trl_gist.models.roles import clone_with_shared_parameters
 
 import torch
 from matplotlib.figure import Figure
-from rich import box
 from rich.console import Console
-from rich.table import Table
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.generation import BaseStreamer
 from transformers.utils import logging
@@ -173,10 +172,7 @@ def read_text(tokenizer, length):
 
 def print_table(report, title):
     console = Console(highlight=False, width=44 + 26 * len(report))
-    table = Table(box=box.SIMPLE)
-    table.add_column("context, tokens")
-    for length in report:
-        table.add_column(f"{length:,}", justify="right")
+    table = console_table(None, "context, tokens", *(f"{length:,}" for length in report))
     for run, heading in RUNS.items():
         table.add_row(f"[bold]{heading}")
         for name, label in COSTS.items():

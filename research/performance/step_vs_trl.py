@@ -33,13 +33,13 @@ import sys
 import tempfile
 from pathlib import Path
 
+from trl_gist.common.tables import console_table
+
 import torch
-from rich import box
 from rich.console import Console
-from rich.table import Table
 
 from research.common.process import memory_status
-from research.common.tables import TRAINERS
+from research.common.tables import TRAINERS, spread
 from research.performance.workload import PHASES, SIZES, add_arguments, build, machine, matmul_rate
 
 
@@ -125,18 +125,14 @@ def show_profile(timed):
 
 def show(report, args):
     console = Console(highlight=False, width=120)
-    table = Table(
-        title=f"One step, X={args.context} Y={args.target} |Z|={args.gist}, {args.documents} documents × {args.gists} "
+    table = console_table(
+        f"One step, X={args.context} Y={args.target} |Z|={args.gist}, {args.documents} documents × {args.gists} "
         f"gists, {'full' if args.full else 'LoRA r=32'}, {args.dtype}, {report['machine']}",
-        box=box.SIMPLE,
-        title_justify="left",
+        *("phase", *(f"{name}, s" for name in TRAINERS.values()), "ratio", "token-passes a document", "ratio"),
     )
-    table.add_column("phase")
-    for heading in (f"{TRAINERS['naive']}, s", f"{TRAINERS['gist']}, s", "ratio", "token-passes a document", "ratio"):
-        table.add_column(heading, justify="right")
     for phase, found in report["phases"].items():
         before, after = found["token_passes"]
-        columns = [spread(found[name]) for name in ("naive_s", "gist_s", "ratios")]
+        columns = [spread(found[name], 1) for name in ("naive_s", "gist_s", "ratios")]
         table.add_row(phase, *columns, f"{before:,} → {after:,}", f"{before / after:.1f}")
     console.print(table)
     limit = report["matmul_flops"]
@@ -147,11 +143,6 @@ def show(report, args):
     if "peak_bytes" in report:
         naive, ours = report["peak_bytes"].values()
         console.print(f"peak memory: {naive / 1e9:.1f} GB → {ours / 1e9:.1f} GB, {ours / naive:.2f}x")
-
-
-def spread(values):
-    middle = statistics.median(values)
-    return f"{middle:.1f}" + (f" ({min(values):.1f}–{max(values):.1f})" if len(values) > 1 else "")
 
 
 if __name__ == "__main__":

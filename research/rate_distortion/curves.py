@@ -16,7 +16,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from trl_gist.evaluation.pages.plots import GIST, NEUTRAL, NULL
+from trl_gist.evaluation.pages.plots import GIST, NEUTRAL, NULL, save_figure
 from trl_gist.evaluation.rate_distortion import QueryCurves, distortion_rate_curve, query_curves
 
 import numpy as np
@@ -212,9 +212,7 @@ def plot(curves: dict[str, QueryCurves], points: dict[str, list[dict]], controls
         fontsize=10,
         weight="bold",
     )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    for suffix in (".png", ".svg"):
-        figure.savefig(path.with_suffix(suffix), dpi=130)
+    save_figure(figure, path)
 
 
 def _draw_curves(axis, curves):

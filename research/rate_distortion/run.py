@@ -43,6 +43,8 @@ from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported: the models are too small for more threads
 
+from trl_gist.common.tables import console_table
+
 import numpy as np
 import torch
 from rich import box
@@ -224,9 +226,7 @@ def sampled(curves) -> dict:
 
 
 def print_reader(console, whole):
-    table = Table(box=box.SIMPLE)
-    for heading in ("", *DISTORTIONS.values()):
-        table.add_column(heading, justify="left" if not heading else "right")
+    table = console_table(None, "", *DISTORTIONS.values())
     for index, query in enumerate(QUERIES):
         table.add_row(query, *(f"{whole[f'{name}_per_query'][index]:.3f}" for name in DISTORTIONS))
     table.add_section()

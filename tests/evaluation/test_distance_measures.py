@@ -22,8 +22,8 @@ from scipy.stats import linregress
 from tiny import make_tokenizer
 
 from trl_gist.common.geometry import Geometry, WindowedText
-from trl_gist.common.tokens import characters_of
-from trl_gist.evaluation.distance.facts import FactIndex, fact_gains_by_age, facts_by_age, text_and_ends
+from trl_gist.common.tokens import Spelled, characters_of
+from trl_gist.evaluation.distance.facts import FactIndex, fact_gains_by_age, facts_by_age
 from trl_gist.evaluation.distance.labels import verdict_sentences
 from trl_gist.evaluation.distance.measures import distance_measures, doubling
 from trl_gist.evaluation.distance.walk import ARMS
@@ -36,8 +36,8 @@ def test_facts_are_placed_by_token():
     tokenizer = make_tokenizer()
     text = "Now Snow saw 854 wells. " + "so it was and so it went on. " * 3 + "Then Snow counted 854 and 77."
     ids = tokenizer(text)["input_ids"]
-    decoded, ends = text_and_ends(ids, tokenizer)
-    assert decoded == text and ends == [len(tokenizer.decode(ids[: i + 1])) for i in range(len(ids))]
+    spelled = Spelled(tokenizer, ids)
+    assert spelled.text == text and spelled.ends == [len(tokenizer.decode(ids[: i + 1])) for i in range(len(ids))]
     count = len(tokenizer(text[: text.index("Then")])["input_ids"])
     geometry = Geometry(0, chunk_length=count - 3, last_k=3, target_length=len(ids) - count)
     index = FactIndex(WindowedText(ids, geometry, characters_of(tokenizer)), tokenizer)

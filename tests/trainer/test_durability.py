@@ -224,7 +224,10 @@ def test_a_stopped_run_keeps_its_last_checkpoint_beside_its_best(make_run, tmp_p
 
 
 def test_transformers_own_saving_in_the_middle_of_a_step_is_refused(make_args):
-    with pytest.raises(ValueError, match="`enable_jit_checkpoint` saves in the middle of a step.*SaveOnSignal"):
+    with pytest.raises(
+        ValueError,
+        match="`enable_jit_checkpoint` must be False, got True: it saves in the middle of a step.*SaveOnSignal",
+    ):
         make_args(enable_jit_checkpoint=True)
 
 

@@ -17,7 +17,7 @@
 import argparse
 
 from ..scripts.arguments import DataArguments
-from .flags import add_batch_size, add_reading, add_targets, positive, whole
+from .flags import add_batch_size, add_loading, add_reading, add_targets, positive, whole
 
 
 def add_parser(commands):
@@ -55,13 +55,7 @@ def add_parser(commands):
         help=f"whose tokenizer cuts windows, and the teacher; or a saved pair (default: {DataArguments.model_name_or_path})",
     )
     models.add_argument("--teacher_name_or_path", metavar="NAME", help="another checkpoint for the teacher")
-    models.add_argument("--device", help="as 'cpu' or 'cuda:1' (default: the machine's accelerator)")
-    models.add_argument(
-        "--dtype",
-        choices=("float32", "bfloat16", "float16"),
-        help="of the weights (default: as stored; on a CPU float32)",
-    )
-    models.add_argument("--trust_remote_code", action="store_true", help="let checkpoints run their own code")
+    add_loading(models, "as stored; on a CPU float32")
     add_batch_size(models, DataArguments.batch_size)
     windows = parser.add_argument_group("windows, as of training")
     for name, text in (

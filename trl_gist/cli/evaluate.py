@@ -61,24 +61,13 @@ def add_parser(commands):
         metavar="N",
         help=f"with --tasks: windows of the texts (default: {' '.join(map(str, TasksArguments.lengths))})",
     )
-    tasks.add_argument(
-        "--texts",
-        type=positive,
-        metavar="N",
-        help=f"with --tasks: texts of each task and length (default: {TasksArguments.texts})",
-    )
-    tasks.add_argument(
-        "--difficulty",
-        type=positive,
-        metavar="N",
-        help=f"with --tasks: facts in a text, 1 to 16 (default: {TasksArguments.difficulty})",
-    )
-    tasks.add_argument(
-        "--seed",
-        type=whole(least=0),
-        metavar="N",
-        help=f"with --tasks: of the texts (default: {TasksArguments.seed})",
-    )
+    for name, kind, text in (
+        ("texts", positive, "texts of each task and length"),
+        ("difficulty", positive, "facts in a text, 1 to 16"),
+        ("seed", whole(least=0), "of the texts"),
+    ):
+        default = getattr(TasksArguments, name)
+        tasks.add_argument(f"--{name}", type=kind, metavar="N", help=f"with --tasks: {text} (default: {default})")
     targets = parser.add_argument_group("several targets of a window")
     add_targets(targets)
     sizes = parser.add_argument_group("sizes other than those of training")

@@ -66,13 +66,15 @@ def above_zero(value: str) -> float:
 
 def add_pair(parser: argparse.ArgumentParser):
     parser.add_argument("pair", metavar="PAIR", help="what training saved: a folder, or a repository on the Hub")
-    parser.add_argument("--device", help="as 'cpu' or 'cuda:1' (default: the machine's accelerator)")
-    parser.add_argument(
-        "--dtype",
-        choices=("float32", "bfloat16", "float16"),
-        help="of the weights (default: as stored, or float32 on a CPU that is slow in less)",
-    )
     parser.add_argument("--revision", help="of the repository on the Hub")
+    add_loading(parser, "as stored, or float32 on a CPU that is slow in less")
+
+
+def add_loading(parser: argparse.ArgumentParser, dtype: str):
+    """How checkpoints are loaded; `dtype` says in words which is the default."""
+    parser.add_argument("--device", help="as 'cpu' or 'cuda:1' (default: the machine's accelerator)")
+    choices = ("float32", "bfloat16", "float16")
+    parser.add_argument("--dtype", choices=choices, help=f"of the weights (default: {dtype})")
     parser.add_argument("--trust_remote_code", action="store_true", help="let checkpoints run their own code")
 
 

@@ -19,7 +19,7 @@ import sys
 
 # The old modules of each new one's folder, and after `=` those that have another name there
 _FOLDERS = {
-    "common": "walks=geometry",
+    "common": "walks=geometry common.markdown=tables",
     "data": "scripts.documents",
     "evaluation": "evaluation.evaluate=readers",
     "evaluation.comparison": "evaluation.compare evaluation.compare_report=tables evaluation.pool",

@@ -26,11 +26,16 @@ def is_number(value) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and bool(np.isfinite(value))
 
 
-def with_error(value, error=None, digits: int = 3, sign: str = "") -> str:
+def with_error(value, error=None, digits: int = 3, sign: str = "", scale: float = 1) -> str:
     """As text: `0.123 ± 0.045`, without the error where there is none, and a dash for what is no number."""
     if not is_number(value):
         return "–"
-    return f"{value:{sign}.{digits}f}" + (f" ± {error:.{digits}f}" if is_number(error) else "")
+    return f"{scale * value:{sign}.{digits}f}" + (f" ± {scale * error:.{digits}f}" if is_number(error) else "")
+
+
+def measured(measures: dict, name: str, digits: int = 3, sign: str = "", scale: float = 1) -> str:
+    """[`with_error`] of a measure by its name, whose standard error is under the same name with `_se`."""
+    return with_error(measures.get(name), measures.get(f"{name}_se"), digits, sign, scale)
 
 
 def mean_and_error(values, documents) -> tuple[float, float]:

@@ -402,3 +402,81 @@ def _broken_bytes(data):
         except UnicodeDecodeError as error:
             broken.update(range(start + error.start, start + error.end))
             start += error.end
+
+
+# ---- Characters of given ids ----
+
+
+class _Added:
+    """What each token of a tokenizer adds to a text."""
+
+    def __init__(self, tokenizer):
+        self.tokenizer, self.known = tokenizer, {}
+        # Decoders drop the space before a first token: an anchor takes that place
+        self.anchor = written_ids(tokenizer, "a")
+        self.before = len(self._decode(self.anchor))
+
+    def __call__(self, *ids: int) -> str:
+        if ids not in self.known:
+            self.known[ids] = self._decode([*self.anchor, *ids])[self.before :]
+        return self.known[ids]
+
+    def _decode(self, ids):
+        return self.tokenizer.decode(ids, clean_up_tokenization_spaces=False)
+
+
+# Of a few tokenizers, since each keeps what it has decoded
+_added = functools.lru_cache(maxsize=4)(_Added)
+
+
+class Spelled:
+    """
+    Given ids as text, and which tokens each character comes from: a tokenizer gives offsets for texts, not for ids, which
+    may begin and end inside a word.
+
+    Args:
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
+            Of the ids.
+        ids (`list[int]`):
+            Any.
+
+    Attributes:
+        text (`str`):
+            With the space, if there is one, before its first word.
+        starts, ends (`list[int]`):
+            The characters from which and to which each token goes; alike for those that make up a character together.
+    """
+
+    # Tokens that can share characters: a byte each of one of four bytes, or some that each end within one
+    LONGEST = 8
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, ids: list[int]):
+        added = _added(tokenizer)
+        texts, self.first, self.last, self.starts, self.ends, self.spaces = [], [], [], [], [], []
+        token = length = 0
+        while token < len(ids):
+            group, text = 1, added(ids[token])
+            if "\ufffd" in text:
+                for size in range(2, min(self.LONGEST, len(ids) - token) + 1):
+                    if "\ufffd" not in (together := added(*ids[token : token + size])):
+                        group, text = size, together
+                        break
+            texts.append(text)
+            self.first += [token] * len(text)
+            self.last += [token + group - 1] * len(text)
+            self.starts += [length] * group
+            self.ends += [length + len(text)] * group
+            self.spaces += [text == " "] * group
+            token, length = token + group, length + len(text)
+        self.text = "".join(texts)
+
+    def tokens(self, start: int, end: int) -> tuple[int, int] | None:
+        """
+        The tokens of some characters, with that of a space before them; `None` if they share one with what is no space.
+        """
+        first, last = self.first[start], self.last[end - 1]
+        if self.text[self.starts[first] : start].strip() or self.text[end : self.ends[last]].strip():
+            return None
+        if first and self.spaces[first - 1]:
+            first -= 1
+        return first, last + 1

@@ -36,7 +36,7 @@ from ..common.arguments import whole_number
 from ..common.geometry import Geometry, WindowedText
 from ..common.statistics import is_number
 from ..common.text_units import DATE, Units
-from ..common.tokens import characters_of, written_ids
+from ..common.tokens import Spelled, characters_of
 from ..prompts import through_last_k
 
 
@@ -338,7 +338,7 @@ def fact_spans(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> list[tuple
     Returns:
         For each fact, in order, the tokens from which and to which it goes.
     """
-    spelled = _Spelled(_pieces(tokenizer), ids)
+    spelled = Spelled(tokenizer, ids)
     spans = (spelled.tokens(start, end) for start, end in fact_characters(spelled.text))
     return [span for span in spans if span is not None]
 
@@ -357,7 +357,7 @@ def sentence_spans(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> list[t
         For each sentence, in order, the tokens from which and to which it goes. One that shares a token with another is
         left out.
     """
-    spelled = _Spelled(_pieces(tokenizer), ids)
+    spelled = Spelled(tokenizer, ids)
     spans = (spelled.tokens(start, end) for start, end, _ in _sentences(spelled.text))
     return [span for span in spans if span is not None]
 
@@ -410,9 +410,9 @@ def _around(tokenizer, ids, start, place, spec):
 
 
 def _facts(tokenizer, ids, start, spec, targets):
-    characters, pieces = characters_of(tokenizer), _pieces(tokenizer)
+    characters = characters_of(tokenizer)
     context = ids[start : characters.cut(ids, start + spec.context_length)]
-    after = _Spelled(pieces, ids[start + len(context) :][:_LOOK_AHEAD]).text
+    after = Spelled(tokenizer, ids[start + len(context) :][:_LOOK_AHEAD]).text
     found = []
     for first, end in fact_spans(tokenizer, context):
         cue = context[characters.next_cut(context, max(0, first - targets.cue_length)) : first]
@@ -421,7 +421,7 @@ def _facts(tokenizer, ids, start, spec, targets):
             continue
         if end == len(context) and after and not after[0].isspace():
             continue  # X may end inside it
-        text, before = (_Spelled(pieces, part).text.casefold() for part in (target, cue))
+        text, before = (Spelled(tokenizer, part).text.casefold() for part in (target, cue))
         if text.strip() not in before:
             found.append((cue, target, cue))
     return found
@@ -429,7 +429,7 @@ def _facts(tokenizer, ids, start, spec, targets):
 
 def _recalls(tokenizer, ids, start, spec, targets):
     read = ids[start : start + spec.context_length + _LOOK_AHEAD]
-    spelled, characters, found = _Spelled(_pieces(tokenizer), read), characters_of(tokenizer), []
+    spelled, characters, found = Spelled(tokenizer, read), characters_of(tokenizer), []
     whole = (span for *span, is_whole in _sentences(spelled.text, whole_start=start == 0) if is_whole)
     for span in whole:
         first, end = spelled.tokens(*span) or (0, 0)
@@ -470,68 +470,3 @@ def _shares(places, weights, available, draw) -> dict[str, int]:
     ends = [math.floor(round(end, 9) + draw) for end in itertools.accumulate(exact[kind] for kind in free)]
     shares |= {kind: end - start for kind, start, end in zip(free, [0, *ends], ends, strict=False)}
     return {kind: shares[kind] for kind in weights}
-
-
-# ---- Characters of given ids ----
-
-
-class _Pieces:
-    """What each token of a tokenizer adds to a text."""
-
-    def __init__(self, tokenizer):
-        self.tokenizer, self.known = tokenizer, {}
-        # Decoders drop the space before a first token: an anchor takes that place
-        self.anchor = written_ids(tokenizer, "a")
-        self.before = len(self._decode(self.anchor))
-
-    def __call__(self, *ids: int) -> str:
-        if ids not in self.known:
-            self.known[ids] = self._decode([*self.anchor, *ids])[self.before :]
-        return self.known[ids]
-
-    def _decode(self, ids):
-        return self.tokenizer.decode(ids, clean_up_tokenization_spaces=False)
-
-
-# Of a few tokenizers, since each keeps what it has decoded
-_pieces = functools.lru_cache(maxsize=4)(_Pieces)
-
-
-class _Spelled:
-    """
-    Given ids as text, and which tokens each character comes from: a tokenizer gives offsets for texts, not for ids, and
-    a window may begin and end inside a word.
-    """
-
-    # Tokens that can share characters: a byte each of one of four bytes, or some that each end within one
-    LONGEST = 8
-
-    def __init__(self, pieces: _Pieces, ids: list[int]):
-        texts, self.first, self.last, self.starts, self.ends, self.spaces = [], [], [], [], [], []
-        token = length = 0
-        while token < len(ids):
-            group, text = 1, pieces(ids[token])
-            if "\ufffd" in text:
-                for size in range(2, min(self.LONGEST, len(ids) - token) + 1):
-                    if "\ufffd" not in (together := pieces(*ids[token : token + size])):
-                        group, text = size, together
-                        break
-            texts.append(text)
-            self.first += [token] * len(text)
-            self.last += [token + group - 1] * len(text)
-            self.starts += [length] * group
-            self.ends += [length + len(text)] * group
-            self.spaces += [text == " "] * group
-            token, length = token + group, length + len(text)
-        self.text = "".join(texts)
-
-    def tokens(self, start: int, end: int) -> tuple[int, int] | None:
-        """
-        The tokens of some characters, with that of a space before them; `None` if they share one with what is no space.
-        """
-        first, last = self.first[start], self.last[end - 1]
-        if self.text[self.starts[first] : start].strip() or self.text[end : self.ends[last]].strip():
-            return None
-        if first and self.spaces[first - 1]:
-            first -= 1
-        return first, last + 1

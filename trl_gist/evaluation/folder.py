@@ -153,10 +153,3 @@ def read_rows(directory: str | os.PathLike) -> list[dict]:
     """All rows of an evaluation that is complete."""
     with open(Path(directory, ROWS_FILE), encoding="utf-8") as file:
         return [json.loads(line) for line in file]
-
-
-def write_page(directory: str | os.PathLike, page: str) -> Path:
-    """Returns where it lies."""
-    path = Path(directory, PAGE_FILE)
-    path.write_text(page, encoding="utf-8", errors="backslashreplace")
-    return path

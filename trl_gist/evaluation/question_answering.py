@@ -37,7 +37,6 @@ import re
 import string
 from collections import Counter
 
-from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import track
@@ -46,7 +45,8 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from ..common.arguments import several
-from ..common.statistics import standard_error
+from ..common.statistics import measured, standard_error
+from ..common.tables import console_table
 from ..common.tokens import characters_of
 from ..inference.compactor import GistCompactor
 from ..models.generation import greedy_continuations
@@ -206,23 +206,15 @@ def summarize_answers(rows: list[dict]) -> dict[str, float]:
 def answers_table(rows: list[dict]) -> Table:
     """The table of [`summarize_answers`], for [`rich.console.Console.print`]; exact match and F1 in percent."""
     summary = summarize_answers(rows)
-    table = Table(
-        title=f"{summary['questions']} questions about {summary['documents']} documents, ± standard error over "
-        "documents",
-        box=box.SIMPLE,
-        title_justify="left",
-    )
-    table.add_column("answered from")
-    for heading in ("answer's NLL, nats/token", "behind its gist", "exact match, %", "F1, %"):
-        table.add_column(heading, justify="right")
+    title = f"{summary['questions']} questions about {summary['documents']} documents, ± standard error over documents"
+    headings = ("answered from", "answer's NLL, nats/token", "behind its gist", "exact match, %", "F1, %")
+    table = console_table(title, *headings, wrap=True)
     for reader, label in _labels(rows).items():
         cells = []
         for score, scale, digits in (("nll", 1, 3), ("nll_behind", 1, 3), ("exact_match", 100, 1), ("f1", 100, 1)):
-            value, error = (scale * summary[f"{reader}_{score}{end}"] for end in ("", "_se"))
             sign = "+" if score == "nll_behind" else ""
-            cells.append(
-                "" if sign and reader == "generator_gist" else f"{value:{sign}.{digits}f} ± {error:.{digits}f}"
-            )
+            of_gist = sign and reader == "generator_gist"
+            cells.append("" if of_gist else measured(summary, f"{reader}_{score}", digits, sign, scale))
         table.add_row(escape(label), *cells, style="bold" if reader == "generator_gist" else None)
     return table
 

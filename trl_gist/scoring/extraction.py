@@ -195,15 +195,15 @@ def answering_sentences(
     return gist[: characters_of(tokenizer).cut(gist, length)]
 
 
-def keywords_and_tail(token_ids: list[int], scores_T: list[float] | None, length: int, share: float) -> list[int]:
+def keywords_and_tail(token_ids: list[int], scores_T: list[float], length: int, share: float) -> list[int]:
     """
     Positions of the tokens of a gist that is part keywords, part tail.
 
     Args:
         token_ids (`list[int]`):
             The context.
-        scores_T (`list[float]`, *optional*):
-            How much each of its tokens is worth as a keyword; `None` where `share` is 0.
+        scores_T (`list[float]`):
+            How much each of its tokens is worth as a keyword.
         length (`int`):
             Tokens of the gist, which is shorter only where the context has no more, or no more different ones.
         share (`float`):
@@ -212,7 +212,7 @@ def keywords_and_tail(token_ids: list[int], scores_T: list[float] | None, length
     tail = min(round(length * (1 - share)), len(token_ids))
     rest = len(token_ids) - tail
     first = {}
-    for position in range(rest if length > tail else 0):
+    for position in range(rest):
         first.setdefault(token_ids[position], position)
     keywords = sorted(first.values(), key=lambda position: -scores_T[position])[: length - tail]
     return [*sorted(keywords), *range(rest, len(token_ids))]

@@ -24,15 +24,14 @@ from pathlib import Path
 import torch
 from datasets import Dataset
 from huggingface_hub.utils import logging as hub_logging
-from rich import box
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..common.files import replace_file
 from ..common.run_files import finite
-from ..common.statistics import mean_and_error, with_error
+from ..common.statistics import mean_and_error, measured
+from ..common.tables import console_table
 from ..common.tokens import decode
 from ..data.columns import WALK_COLUMN, ColumnRules, columns_of
 from ..data.targets import TargetSpec
@@ -296,7 +295,7 @@ def _window_in_words(spec, ready, several):
 
 def _print_counts(console, report, window):
     read = report["windows_read"]
-    table = Table(title=" ".join(report["dataset"]), box=box.SIMPLE, title_justify="left", show_header=False)
+    table = console_table(" ".join(report["dataset"]))
     documents, windows = report["documents"], report["windows"]
     walk, held_out = report["walk"], report["held_out"]
     more = f", after {held_out:,} that are held out" if held_out else ""
@@ -322,10 +321,9 @@ def _print_counts(console, report, window):
 
 def _print_window(console, example):
     """Or a walk, window after window."""
-    table = Table(box=box.SIMPLE, show_header=False, title_justify="left")
     walk = example.get("walk")
     what = "window" if walk is None else f"walk over {len(walk)} windows"
-    table.title = f"A {what} of document {example['document_id']}"
+    table = console_table(f"A {what} of document {example['document_id']}")
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
     for number, window in enumerate(walk or [example]):
@@ -353,16 +351,14 @@ def _add_targets(table, window):
 def _print_worth(console, report, ready, several):
     worth, floor = report["worth"], report["target_floor"]
     title = "What a context is worth to the teacher: NLL of what follows"
-    table = Table(title=title, box=box.SIMPLE, title_justify="left")
     cue = "cue" if several else f"last {report['window']['last_k']}"
     headings = ["Target", "count", f"after its {cue}", "after all", "gain"]
     if several and floor is not None:
         headings.append(f"≥ {floor:g}")
-    for heading in headings:
-        table.add_column(heading, justify="left" if heading == headings[0] else "right", no_wrap=True)
+    table = console_table(title, *headings)
     for kind, values in worth.items():
         cells = [f"{values['nll_cue']:.4f}", f"{values['nll_context']:.4f}"]
-        cells.append(with_error(values["gain"], values["gain_se"], 4))
+        cells.append(measured(values, "gain", 4))
         if len(headings) > 5:
             cells.append(f"{values['above_floor']:.0%}")
         table.add_row(kind, f"{values['targets']:,}", *cells, style="bold" if kind == "all" else None)

@@ -16,34 +16,29 @@
 
 from itertools import islice
 
-from rich import box
 from rich.console import Console
-from rich.table import Table
 
-from ..common.statistics import with_error
+from ..common.statistics import measured, with_error
+from ..common.tables import console_table
 from ..data.windows import SkippedRows
-from ..evaluation import load_teacher
 from ..evaluation.distance.costs import measure_costs
-from ..evaluation.distance.labels import arm_labels, stretch_label, verdict_sentences
+from ..evaluation.distance.labels import arm_labels, span, stretch_label, verdict_sentences
 from ..evaluation.distance.measures import distance_measures
 from ..evaluation.distance.page import write_distance_page
 from ..evaluation.distance.plots import draw_distance
 from ..evaluation.distance.walk import DistanceReadings, long_documents
 from ..evaluation.folder import COSTS_FILE
 from ..evaluation.pages.render import spread
-from ..version import __version__
-from .arguments import DistanceArguments, load_pair
+from .arguments import DistanceArguments
 from .compare import named
-from .resumable import finish, measure_rows, open_folder, plain_console
+from .resumable import finish, load_pairs, measure_rows, open_folder, plain_console, who_read_what
 from .windows import held_out_documents
 
 
 def measure_distance(args: DistanceArguments):
     """Walks along held-out documents, and leaves rows, measures, plots and a page."""
     paths = named(args.pairs, "--pairs")
-    compactor = load_pair(args)
-    teacher = load_teacher(compactor, args.teacher, args.trust_remote_code)
-    others = {name: load_pair(args, path) for name, path in paths.items()}
+    compactor, teacher, others, models = load_pairs(args, paths)
     readings = DistanceReadings(compactor, teacher, others, args.batch_size)
     dataset = held_out_documents(args)
 
@@ -51,9 +46,6 @@ def measure_distance(args: DistanceArguments):
         return long_documents(dataset, compactor, readings.geometry, args.windows, args.join_documents, skipped)
 
     skipped = SkippedRows()
-    models = {"teacher": teacher}
-    for name, pair in {"pair": compactor, **others}.items():
-        models |= {f"{name} summarizer": pair.summarizer, f"{name} generator": pair.generator}
     with open_folder(args, "distance", models) as folder:
         # Tokenising them is little beside reading them
         total = None if args.streaming else sum(readings.geometry.windows(len(text["ids"])) for text in documents())
@@ -66,12 +58,9 @@ def measure_distance(args: DistanceArguments):
         costs = _costs(readings, documents(), rows, folder)
         measures = distance_measures(rows, list(paths))
         report = {
-            "pair": args.pair,
+            **who_read_what(args, compactor.pair),
             "pairs": paths,
-            "dataset": args.dataset,
             "joined": args.join_documents,
-            "teacher": args.teacher or compactor.pair.base_models["teacher"],
-            "version": __version__,
             "geometry": vars(readings.geometry),
             "gist_length": compactor.pair.max_gist_length,
             **measures,
@@ -118,13 +107,9 @@ def _print(report):
 
 def _table(report, name, title, labels):
     """An arm a line, a stretch of windows a column."""
-    table = Table(title=title, box=box.SIMPLE, title_justify="left")
-    table.add_column("windows", no_wrap=True)
-    for stretch in report["stretches"]:
-        table.add_column(stretch_label(stretch), justify="right", no_wrap=True)
     slopes = name == "advantage"
-    if slopes:
-        table.add_column("10⁻³ a window", justify="right", no_wrap=True)
+    stretches = map(stretch_label, report["stretches"])
+    table = console_table(title, "windows", *stretches, *(["10⁻³ a window"] if slopes else ()))
     table.add_row("tokens before the target", *(f"{stretch['tokens']:,.0f}" for stretch in report["stretches"]))
     table.add_row("documents", *(str(stretch["documents"]) for stretch in report["stretches"]))
     for arm, label in labels.items():
@@ -134,23 +119,18 @@ def _table(report, name, title, labels):
         ]
         if slopes:
             slope = report["slopes"][arm]
-            cells.append(with_error(1e3 * slope["slope"], 1e3 * slope["slope_se"], 2, sign="+"))
+            cells.append(measured(slope, "slope", 2, "+", 1e3))
         table.add_row(label, *cells, style="bold" if arm in report["verdicts"] else None)
     return table
 
 
 def _facts_table(report):
     facts, gains, labels = report["facts"], report["fact_gains"], arm_labels(report)
-    table = Table(
-        title="Numbers and names, by how many windows ago they were said last: share that the newest gist has, and "
+    table = console_table(
+        "Numbers and names, by how many windows ago they were said last: share that the newest gist has, and "
         "nats per token gained where they come again",
-        box=box.SIMPLE,
-        title_justify="left",
+        *("", *(span(*ages) for ages in facts["ages"]), "never"),
     )
-    table.add_column("", no_wrap=True)
-    for first, last in facts["ages"]:
-        table.add_column(f"{first}" if first == last else f"{first}-{last}", justify="right", no_wrap=True)
-    table.add_column("never", justify="right", no_wrap=True)
     for writer, found in facts["since_last"].items():
         table.add_row(f"share, {labels[writer]}", *map(with_error, found["share"], found["share_se"]))
     for arm in report["verdicts"]:
@@ -164,9 +144,9 @@ def _facts_table(report):
 
 
 def _costs_table(costs):
-    table = Table(title="Cost of the next token, by length", box=box.SIMPLE, title_justify="left")
-    for heading in ("tokens", "read", "written", "cache", "memory", "T: read", "written", "cache", "memory"):
-        table.add_column(heading, justify="right", no_wrap=True)
+    figures = ("read", "written", "cache", "memory")
+    table = console_table("Cost of the next token, by length", "tokens", *figures, "T: read", *figures[1:])
+    table.columns[0].justify = "right"
     for row in spread(costs, 8):
         cells = [f"{row['tokens']:,}"]
         for who in ("pair", "full"):

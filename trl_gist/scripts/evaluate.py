@@ -17,13 +17,12 @@
 import json
 from itertools import islice
 
-from rich import box
 from rich.console import Console
-from rich.table import Table
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from ..common.run_files import PLOTS_DIR
-from ..common.statistics import is_number, with_error
+from ..common.statistics import is_number, measured
+from ..common.tables import console_table
 from ..data.columns import (
     DOCUMENT_TARGETS_COLUMN,
     TARGETS_COLUMN,
@@ -45,10 +44,9 @@ from ..evaluation.pages.labels import count_label, dropped_label, reader_labels
 from ..evaluation.pages.plots import save_figure
 from ..models.positions import max_positions
 from ..models.roles import naming, weights_whole
-from ..version import __version__
 from .arguments import EvaluateArguments, load_pair
 from .compare import compare, with_known_compressors
-from .resumable import finish, measure_rows, open_folder, plain_console
+from .resumable import finish, measure_rows, open_folder, plain_console, who_read_what
 from .windows import choose_windows, held_out_documents, target_floor, target_spec
 
 
@@ -127,10 +125,7 @@ def evaluate(args: EvaluateArguments):
             more |= compare(args, readings, rows, folder)
         folder.write_measures(
             {
-                "pair": args.pair,
-                "dataset": args.dataset,
-                "teacher": args.teacher or pair.base_models["teacher"],
-                "version": __version__,
+                **who_read_what(args, pair),
                 "measures": [
                     {"last_k": last_k or pair.last_k, "budget": budget, **measures[last_k, budget]}
                     for last_k, budget in readings.settings
@@ -159,10 +154,10 @@ def describe_gists(rows: list[dict], readings: PairReadings, folder: EvaluationF
                 patterns.append({"document_id": row["document_id"], **found})
     save_figure(draw_survival(survival(labelled, by="label"), ylabel=""), folder.path / PLOTS_DIR / "survival")
     summary = summarize_patterns(patterns)
-    table = Table(title="What the gists look like", box=box.SIMPLE, title_justify="left", show_header=False)
+    table = console_table("What the gists look like")
     for name, label in PATTERNS.items():
         if is_number(summary[name]):
-            table.add_row(label, with_error(summary[name], summary[f"{name}_se"]))
+            table.add_row(label, measured(summary, name))
     Console().print(table)
     return summary
 
@@ -192,15 +187,12 @@ def ask_other_readers(args: EvaluateArguments, rows: list[dict], readings: PairR
 
 def _print(measures, setting, pair, title):
     def value(name, digits=4):
-        return with_error(measures.get(name), measures.get(f"{name}_se"), digits)
+        return measured(measures, name, digits)
 
     last_k, budget = setting[0] or pair.last_k, setting[1]
     several = "contexts" in measures
     labels = reader_labels(last_k=last_k, cues=several)
-    table = Table(title=title, box=box.SIMPLE, title_justify="left")
-    table.add_column("Target read after", no_wrap=True)
-    for heading in ("NLL", "the gist gains", "KL from T"):
-        table.add_column(heading, justify="right", no_wrap=True)
+    table = console_table(title, "Target read after", "NLL", "the gist gains", "KL from T")
     for name in _ROWS:
         if f"nll_{name}" in measures:
             cells = value(f"nll_{name}"), value(f"gain_over_{name}") if f"gain_over_{name}" in measures else ""
@@ -233,27 +225,21 @@ def _kinds_tables(measures, labels):
     """What the gist does for each kind of target, and what of them is recalled."""
     kinds = measures.get("kinds", {})
 
-    def value(of_kind, name, digits):
-        return with_error(of_kind.get(name), of_kind.get(f"{name}_se"), digits)
-
     if kinds:
-        table = Table(title="The gist by kind of target", box=box.SIMPLE, title_justify="left")
-        for heading in ("Kind", "targets", "NLL", "KL from T", "gap closed"):
-            table.add_column(heading, justify="left" if heading == "Kind" else "right", no_wrap=True)
+        headings = ("Kind", "targets", "NLL", "KL from T", "gap closed")
+        table = console_table("The gist by kind of target", *headings)
         for kind, of_kind in kinds.items():
-            cells = (value(of_kind, name, 3) for name in ("nll_gist", "kl_gist", "gap_closed_last_k"))
+            cells = (measured(of_kind, name) for name in ("nll_gist", "kl_gist", "gap_closed_last_k"))
             table.add_row(kind, str(of_kind["windows"]), *cells)
         yield table
     if "exact_gist" in measures:
         recalled = {kind: of_kind for kind, of_kind in kinds.items() if "exact_gist" in of_kind}
-        table = Table(title="Exact: the share recalled token for token", box=box.SIMPLE, title_justify="left")
-        table.add_column("Target read after", no_wrap=True)
-        for heading in recalled if len(recalled) > 1 else ():
-            table.add_column(heading, justify="right", no_wrap=True)
-        table.add_column("all", justify="right", no_wrap=True)
+        recalled = recalled if len(recalled) > 1 else {}
+        title = "Exact: the share recalled token for token"
+        table = console_table(title, "Target read after", *recalled, "all")
         for name in _ROWS:
             if f"exact_{name}" in measures:
-                columns = [*(recalled.values() if len(recalled) > 1 else ()), measures]
-                cells = (value(of_kind, f"exact_{name}", 2) for of_kind in columns)
+                columns = [*recalled.values(), measures]
+                cells = (measured(of_kind, f"exact_{name}", 2) for of_kind in columns)
                 table.add_row(labels[name], *cells, style="bold" if name == "gist" else None)
         yield table

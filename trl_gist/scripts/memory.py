@@ -19,11 +19,10 @@ from typing import NamedTuple
 
 import torch
 from peft import PeftConfig
-from rich import box
-from rich.table import Table
 from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig
 from trl import get_peft_config
 
+from ..common.tables import console_table
 from ..models.adapters import check_folder
 from ..models.loading import is_adapter, pair_directory
 from ..models.roles import naming
@@ -164,7 +163,7 @@ def _notes(training_args, tokenizer, estimate, dtype):
 
 def _print(estimate: MemoryEstimate, title: str, notes: list[str]):
     console = plain_console()
-    table = _table(f"{title} (GiB)", "", "parameters", "gradients", "optimizer", "activations")
+    table = console_table(f"{title} (GiB)", "", "parameters", "gradients", "optimizer", "activations")
     for name, role in estimate.roles.items():
         values = (role.parameters, role.gradients, role.optimizer, estimate.largest_activation(name))
         table.add_row(_ROLES[name], *map(_gib, values))
@@ -173,7 +172,8 @@ def _print(estimate: MemoryEstimate, title: str, notes: list[str]):
     table.add_section()
     table.add_row("total", *map(_gib, (*sums, largest)))
     console.print(table)
-    table = _table("At the most in each phase of a step (GiB)", "", "activations", "gathered", "all that is there")
+    headings = ("", "activations", "gathered", "all that is there")
+    table = console_table("At the most in each phase of a step (GiB)", *headings)
     for name, phase in estimate.phases.items():
         peak = estimate.resident + phase.total
         style = "bold" if name == estimate.largest_phase else None
@@ -186,13 +186,6 @@ def _print(estimate: MemoryEstimate, title: str, notes: list[str]):
     )
     for note in notes:
         console.print(note, soft_wrap=True)
-
-
-def _table(title, *headings):
-    table = Table(title=title, box=box.SIMPLE, title_justify="left")
-    for index, heading in enumerate(headings):
-        table.add_column(heading, justify="right" if index else "left", no_wrap=True)
-    return table
 
 
 def _gib(size):

@@ -13,8 +13,8 @@
 # limitations under the License.
 
 """
-What commands that measure share: the console they print on, and an evaluation that goes on where it was cut off, from the
-folder it opens to the page it ends with.
+What commands that measure share: the pairs they load, the console they print on, and an evaluation that goes on where it
+was cut off, from the folder it opens to the page it ends with.
 """
 
 import dataclasses
@@ -25,18 +25,41 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import nn
+from transformers import PreTrainedModel
 
+from ..evaluation import load_teacher
 from ..evaluation.folder import EvaluationFolder
 from ..evaluation.held_out.readings import window_blocks
+from ..inference.compactor import GistCompactor
 from ..models.fingerprints import fingerprint
+from ..pair import PairConfig
 from ..version import __version__
-from .arguments import HeldOutArguments
+from .arguments import HeldOutArguments, load_pair
 
 
 # Of the arguments, what decides no row: where models are and come from, whose weights tell, and what is read besides
 _DECIDE_NO_ROW = {"device", "dtype", "revision", "trust_remote_code", "output_dir", "overwrite", "readers"}
 # What an evaluation of one target a window is not told
 _ONLY_WHERE_GIVEN = {"target_kinds", "targets_per_context", "target_floor", "cue_length", "far_offset", "encoding"}
+
+
+def load_pairs(
+    args: HeldOutArguments, paths: dict[str, str]
+) -> tuple[GistCompactor, PreTrainedModel, dict[str, GistCompactor], dict[str, nn.Module]]:
+    """The pair, its teacher, and the pairs beside it by their names; and all their models by role, as for [`open_folder`]."""
+    compactor = load_pair(args)
+    teacher = load_teacher(compactor, args.teacher, args.trust_remote_code)
+    others = {name: load_pair(args, path) for name, path in paths.items()}
+    models = {"teacher": teacher}
+    for name, pair in {"pair": compactor, **others}.items():
+        models |= {f"{name} summarizer": pair.summarizer, f"{name} generator": pair.generator}
+    return compactor, teacher, others, models
+
+
+def who_read_what(args: HeldOutArguments, pair: PairConfig) -> dict:
+    """The head of a report: the pair, the documents, the teacher and the version, by their names."""
+    teacher = args.teacher or pair.base_models["teacher"]
+    return {"pair": args.pair, "dataset": args.dataset, "teacher": teacher, "version": __version__}
 
 
 def open_folder(args: HeldOutArguments, kind: str, models: dict[str, nn.Module]) -> EvaluationFolder:

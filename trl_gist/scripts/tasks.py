@@ -17,12 +17,9 @@
 import dataclasses
 from itertools import islice
 
-from rich import box
-from rich.table import Table
-
+from ..common.tables import console_table
 from ..data.tasks import TASKS, check_names, make_tasks
 from ..data.windows import SkippedRows, why_unusable
-from ..evaluation import load_teacher
 from ..evaluation.compressors.registry import EXTRACTIVE_COMPRESSORS, compressor_name, extractive_compressors
 from ..evaluation.folder import TABLES_FILE
 from ..evaluation.tasks.measures import task_measures
@@ -30,10 +27,9 @@ from ..evaluation.tasks.page import write_tasks_page
 from ..evaluation.tasks.plots import draw_tasks
 from ..evaluation.tasks.readings import TaskReadings
 from ..evaluation.tasks.tables import markdown, task_sentences, task_tables
-from ..version import __version__
-from .arguments import DEFAULT_COMPRESSORS, TasksArguments, load_pair
+from .arguments import DEFAULT_COMPRESSORS, TasksArguments
 from .compare import named
-from .resumable import finish, measure_rows, open_folder, plain_console
+from .resumable import finish, load_pairs, measure_rows, open_folder, plain_console, who_read_what
 from .windows import held_out_documents
 
 
@@ -58,9 +54,7 @@ def measure_tasks(args: TasksArguments):
             f"With --tasks, --compressors takes some of {', '.join(ALLOWED_COMPRESSORS)}; got {unknown[0]!r}."
         )
     filler, skipped = (None, SkippedRows()) if args.dataset is None else _filler(args)
-    compactor = load_pair(args)
-    teacher = load_teacher(compactor, args.teacher, args.trust_remote_code)
-    others = {name: load_pair(args, path) for name, path in paths.items()}
+    compactor, teacher, others, models = load_pairs(args, paths)
     readings = TaskReadings(compactor, teacher, others, batch_size=args.batch_size)
     geometry = readings.geometry
     documents = [
@@ -85,17 +79,11 @@ def measure_tasks(args: TasksArguments):
     readings.add_compressors(
         extractive_compressors(compactor.tokenizer, teacher, contexts, args.batch_size, args.compressors)
     )
-    models = {"teacher": teacher}
-    for name, pair in {"pair": compactor, **others}.items():
-        models |= {f"{name} summarizer": pair.summarizer, f"{name} generator": pair.generator}
     with open_folder(args, "tasks", models) as folder:
         rows = measure_rows(folder, lambda rows: readings.read(documents, len(rows)), len(documents), what="Texts")
         report = {
-            "pair": args.pair,
+            **who_read_what(args, compactor.pair),
             "pairs": paths,
-            "dataset": args.dataset,
-            "teacher": args.teacher or compactor.pair.base_models["teacher"],
-            "version": __version__,
             "geometry": vars(geometry),
             "gist_length": compactor.pair.max_gist_length,
             "difficulty": args.difficulty,
@@ -133,9 +121,7 @@ def _print(report):
     console = plain_console(160)
     # Of all tasks together, or of the only one, and how far the pair is ahead: a screen holds no more
     for title, headings, lines in task_tables(report)[-3:]:
-        table = Table(title=title, box=box.SIMPLE, title_justify="left")
-        for index, heading in enumerate(headings):
-            table.add_column(heading, justify="right" if index else "left", no_wrap=True)
+        table = console_table(title, *headings)
         for label, cells, own in lines:
             table.add_row(label, *cells, style="bold" if own else None)
         console.print(table)

@@ -152,12 +152,9 @@ class GistScriptArguments:
 
     def __post_init__(self):
         # A single value in YAML comes as a string
-        if isinstance(self.dataset_path, str):
-            self.dataset_path = [self.dataset_path]
-        if isinstance(self.reward_funcs, str):
-            self.reward_funcs = [self.reward_funcs]
-        if isinstance(self.remove_columns, str):
-            self.remove_columns = [self.remove_columns]
+        for name in ("dataset_path", "reward_funcs", "remove_columns"):
+            if isinstance(getattr(self, name), str):
+                setattr(self, name, [getattr(self, name)])
         if (self.dataset_name is None) == (self.dataset_path is None):
             raise ValueError(
                 "Set one of `dataset_name` (a dataset on the Hub) and `dataset_path` (local files): the documents to train on."

@@ -26,7 +26,7 @@ from accelerate.utils import gather
 from transformers import ProgressCallback, TrainerCallback
 from transformers.integrations import TensorBoardCallback
 
-from ..common.statistics import with_error
+from ..common.statistics import measured
 
 
 _SHOWN = {"teacher_kl": "KL(T‖G)", "log_prob_gain": "gain", "gist_length": "tokens", "entropy": "entropy"}
@@ -51,7 +51,7 @@ class GistProgressCallback(ProgressCallback):
         elif held_out := next((name for name in logs if name.endswith("_teacher_kl")), None):
             prefix = held_out.removesuffix("teacher_kl")
             measures = [
-                f"{label} {with_error(logs[prefix + name], logs.get(f'{prefix}{name}_se'))}"
+                f"{label} {measured(logs, prefix + name)}"
                 for name, label in _HELD_OUT.items()
                 if prefix + name in logs
             ]

@@ -80,8 +80,40 @@ INHERITED_CHOICES = {
     "multi_objective_aggregation": ("sum_then_normalize", "normalize_then_sum"),
     "vllm_importance_sampling_mode": ("token_truncate", "token_mask", "sequence_truncate", "sequence_mask"),
 }
-# Settings that TRL and transformers take, and that the training of a pair would not follow: what they must be, and why
+# Settings that TRL and transformers take, and that a pair cannot be trained with, or would not follow: what they must be,
+# and why
 UNHEEDED = {
+    "disable_dropout": (
+        True,
+        "gists are sampled and scored in train mode, so dropout would make the policy that samples differ from the "
+        "policy that is trained.",
+    ),
+    "mask_truncated_completions": (
+        False,
+        "a gist that `max_completion_length` or its budget cuts is whole, the generator reads it as it is, and most "
+        "gists of the cold start end so. To have them end by themselves, raise `max_completion_length` and set a "
+        "`length_penalty`.",
+    ),
+    "neftune_noise_alpha": (
+        None,
+        "gists are sampled and scored in train mode, so noise would make the policy that samples differ from the "
+        "policy that is trained.",
+    ),
+    "remove_unused_columns": (
+        False,
+        "it would remove the windows' tokens, which no model takes by name, and the columns of reward functions. Remove "
+        "a column from the dataset yourself where it is in the way.",
+    ),
+    "enable_jit_checkpoint": (
+        False,
+        "it saves in the middle of a step, when the generator is a step ahead of the summarizer. Leave it out: `trl-gist "
+        "train` saves on a signal by itself, and a script does with `trl_gist.SaveOnSignal`.",
+    ),
+    "parallelism_config": (
+        None,
+        "it shards the summarizer alone. Launch with DeepSpeed (`trl-gist train --accelerate_config zero3` shards all "
+        "three models), or with DDP (`multi_gpu`).",
+    ),
     "label_smoothing_factor": (0.0, "neither model's loss is against labels. Leave it out."),
     "average_tokens_across_devices": (True, "the losses are means over the tokens of all devices. Leave it out."),
     "data_seed": (None, "the order of the contexts follows `seed`, which to set in its place."),
@@ -125,7 +157,6 @@ def check_config(args):
     """All of it; fills in what follows from the rate that is asked for."""
     check_sizes(args)
     check_choices(args)
-    check_inherited(args)
     check_sampling(args)
     check_continuous_batching(args)
     check_chat_template_kwargs(args)
@@ -315,37 +346,6 @@ def check_choices(args):
             )
 
 
-def check_inherited(args):
-    """What [`~trl.GRPOConfig`] allows and a pair cannot be trained with."""
-    if not args.disable_dropout:
-        raise ValueError(
-            "`disable_dropout` must be True: gists are sampled and scored in train mode, so dropout would make "
-            "the policy that samples differ from the policy that is trained."
-        )
-    if args.mask_truncated_completions:
-        raise ValueError(
-            "`mask_truncated_completions` must be False: a gist that `max_completion_length` or its budget cuts is "
-            "whole, the generator reads it as it is, and most gists of the cold start end so. To have them end by "
-            "themselves, raise `max_completion_length` and set a `length_penalty`."
-        )
-    if args.neftune_noise_alpha is not None:
-        raise ValueError(
-            f"`neftune_noise_alpha` must be None, got {args.neftune_noise_alpha}: gists are sampled and scored in "
-            "train mode, so noise would make the policy that samples differ from the policy that is trained."
-        )
-    if args.remove_unused_columns:
-        raise ValueError(
-            "`remove_unused_columns` must be False: it would remove the windows' tokens, which no model takes by "
-            "name, and the columns of reward functions. Remove a column from the dataset yourself where it is in the way."
-        )
-    if args.enable_jit_checkpoint:
-        raise ValueError(
-            "`enable_jit_checkpoint` saves in the middle of a step, when the generator is a step ahead of the "
-            "summarizer. Leave it out: `trl-gist train` saves on a signal by itself, and a script does with "
-            "`trl_gist.SaveOnSignal`."
-        )
-
-
 def check_sampling(args):
     """Gists are sampled from the distribution that S is trained on; see [`trl_gist.models.generation_settings`]."""
     if not args.temperature > 0:
@@ -450,9 +450,8 @@ def check_unheeded(args):
     for name, (followed, reason) in UNHEEDED.items():
         if getattr(args, name) != followed:
             raise ValueError(f"`{name}` must be {followed!r}, got {getattr(args, name)!r}: {reason}")
-    for option in args.debug:
-        if option == "tpu_metrics_debug":
-            raise ValueError("`debug` must not have 'tpu_metrics_debug': nothing here runs on a TPU. Leave it out.")
+    if "tpu_metrics_debug" in args.debug:
+        raise ValueError("`debug` must not have 'tpu_metrics_debug': nothing here runs on a TPU. Leave it out.")
 
 
 def check_aggregation(args):
@@ -501,11 +500,6 @@ def check_engine_settings(args):
                 f"`activation_checkpointing_kwargs` (or `gradient_checkpointing_kwargs`) must not set `{name}`: TRL "
                 "switches checkpointing off and on around each rollout, without it. Leave it out."
             )
-    if args.parallelism_config is not None:
-        raise ValueError(
-            "`parallelism_config` must be None: it shards the summarizer alone. Launch with DeepSpeed "
-            "(`trl-gist train --accelerate_config zero3` shards all three models), or with DDP (`multi_gpu`)."
-        )
     config = args.accelerator_config
     if config.split_batches or config.dispatch_batches:
         raise ValueError(

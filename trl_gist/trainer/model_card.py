@@ -26,8 +26,8 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 from peft.utils import CONFIG_NAME as ADAPTER_CONFIG_NAME
 
-from ..common.markdown import cell
 from ..common.run_files import PLOTS_DIR
+from ..common.tables import cell
 from ..evaluation.pages.labels import count_label
 from ..models.loading import code_references
 from ..pair import GENERATOR_DIR, PairConfig

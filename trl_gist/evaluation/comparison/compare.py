@@ -146,7 +146,7 @@ def summarize_comparison(rows: list[dict]) -> list[dict]:
             groups.setdefault((row["compressor"], row["reader"]), {})[row["window"]] = row
     summary = []
     for (compressor, reader), by_window in groups.items():
-        trained = groups[TRAINED, GENERATOR if reader == OWN_GENERATOR else reader]
+        trained = groups[TRAINED, co_trained(reader)]
         documents = [row["document_id"] for row in by_window.values()]
         columns = {
             "nll": [-row["log_prob"] for row in by_window.values()],
@@ -165,6 +165,11 @@ def summarize_comparison(rows: list[dict]) -> list[dict]:
             measures[name] = float(np.mean([row[name] for row in by_window.values()]))
         summary.append(measures | {"windows": len(documents), "documents": len(set(documents))})
     return summary + [row for row in rows if "unavailable" in row]
+
+
+def co_trained(reader: str) -> str:
+    """Who reads the trained summarizer's gists where a reader reads a compressor's."""
+    return GENERATOR if reader == OWN_GENERATOR else reader
 
 
 def _gists_of_all(scorer, batch, compressors) -> Iterator[tuple[str, list[int], list[list[int]]]]:

@@ -36,11 +36,9 @@ with extra("eval"):
     from matplotlib.figure import Figure
 
 
-def pool_curve(
-    results: list[dict], context_lengths: list[int], budgets: int, reader: str = GENERATOR
-) -> DistortionRateCurve:
+def pool_curve(results: list[dict], context_lengths: list[int], budgets: int) -> DistortionRateCurve:
     """
-    KL from the teacher against the gist rate, of the best mixture.
+    KL from the teacher against the gist rate, of the best mixture, as the generator reads it.
 
     Args:
         results (`list[dict]`):
@@ -49,12 +47,10 @@ def pool_curve(
             |X| of each row.
         budgets (`int`):
             Rows of a window.
-        reader (`str`, *optional*, defaults to `"generator"`):
-            Who reads.
     """
     pools = [[] for _ in range(len(context_lengths) // budgets)]
     for row in results:
-        if row["reader"] == reader:
+        if row["reader"] == GENERATOR:
             pools[row["window"] // budgets].append((row["tokens"], row["kl"]))
     return best_in_pool_curve(context_lengths[::budgets], pools)
 

@@ -17,15 +17,15 @@
 import math
 import os
 
-from rich import box
 from rich.markup import escape
 from rich.table import Table
 
 from ...common.extras import extra
-from ...common.statistics import with_error
+from ...common.statistics import measured
+from ...common.tables import console_table
 from ..pages.labels import COMPARISON_READERS
 from ..pages.plots import GIST, NEUTRAL, NULL, save_figure
-from .compare import GENERATOR, NO_GIST, OWN_GENERATOR, READERS, TRAINED
+from .compare import GENERATOR, NO_GIST, OWN_GENERATOR, READERS, TRAINED, co_trained
 
 
 with extra("eval"):
@@ -48,21 +48,19 @@ def comparison_tables(summary: list[dict], kind: str | None = None) -> list[Tabl
         rows = sorted((row for row in summary if row.get("reader") == reader), key=lambda row: row["lost"])
         title = COMPARISON_READERS[reader] + ("" if kind is None else f", targets of kind {escape(repr(kind))}")
         recalled = ("exact",) if "exact" in rows[0] else ()
-        table = Table(title=title, box=box.SIMPLE, title_justify="left")
-        table.add_column("Compressor", no_wrap=True)
         headings = ("tokens", "bytes", "NLL", "lost against T(X)", "KL from T(X)", "behind the trained")
         if recalled:  # in the place of what is least missed
             headings = ("tokens", *headings[2:], *recalled)
-        for heading in headings:
-            table.add_column(heading, justify="right")
+        table = console_table(title, "Compressor", *headings, wrap=True)
+        table.columns[0].no_wrap = True
         for row in rows:
             table.add_row(
                 escape(row["compressor"]),
                 f"{row['tokens']:.1f}",
                 *([] if recalled else [f"{row['bytes']:.0f}"]),
                 f"{row['nll']:.3f}",
-                *(_with_error(row, name) for name in ("lost", "kl")),
-                "" if row["compressor"] == TRAINED else _with_error(row, "behind_trained", sign="+"),
+                *(measured(row, name) for name in ("lost", "kl")),
+                "" if row["compressor"] == TRAINED else measured(row, "behind_trained", sign="+"),
                 *(f"{row[name]:.2f}" for name in recalled),
                 style="bold" if row["compressor"] == TRAINED else None,
             )
@@ -104,7 +102,7 @@ def plot_comparison(summary: list[dict], path: str | os.PathLike):
     figure = Figure(figsize=(3.4 + 3.2 * len(readers), 1.3 + 0.33 * (len(names) + len(missing))), layout="constrained")
     axes = figure.subplots(1, len(readers), sharey=True, sharex=True, squeeze=False)[0]
     for axis, reader in zip(axes, readers, strict=True):
-        axis.axvline(lost[TRAINED, _trained_reader(reader)]["lost"], color=GIST, linewidth=0.8, alpha=0.6, zorder=0)
+        axis.axvline(lost[TRAINED, co_trained(reader)]["lost"], color=GIST, linewidth=0.8, alpha=0.6, zorder=0)
         for place, name in enumerate(names):
             if (name, reader) in lost:
                 _draw_row(axis, place, lost[name, reader], {TRAINED: GIST, NO_GIST: NULL}.get(name, NEUTRAL))
@@ -152,11 +150,3 @@ def _readers(summary):
 
 def _unavailable(summary):
     return [row for row in summary if "unavailable" in row]
-
-
-def _trained_reader(reader):
-    return GENERATOR if reader == OWN_GENERATOR else reader
-
-
-def _with_error(row, name, sign=""):
-    return with_error(row[name], row[f"{name}_se"], sign=sign)

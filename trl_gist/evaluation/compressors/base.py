@@ -15,14 +15,13 @@
 
 """What a compressor is, and what those that cut tokens out of the context have in common."""
 
-import itertools
 import re
 from dataclasses import dataclass
 from typing import Protocol
 
 from transformers import PreTrainedTokenizerBase
 
-from ...common.tokens import special_ids
+from ...common.tokens import Spelled, special_ids
 
 
 # Numbers and contractions are one word, a run of punctuation is one
@@ -139,19 +138,11 @@ def split_words(tokenizer: PreTrainedTokenizerBase, token_ids: list[int]) -> tup
     """
     The text of token ids, and its words in order. A run of punctuation, and a token that is only space, is a word too.
     """
-    text = tokenizer.decode(token_ids, clean_up_tokenization_spaces=False)
-    # Tokens are decoded with all before them: alone, SentencePiece's would lose their spaces. One that is a part of a
-    # character moves no end, and so falls to the word that the character is in.
-    ends = itertools.accumulate(
-        (
-            len(tokenizer.decode(token_ids[:count], clean_up_tokenization_spaces=False))
-            for count in range(1, len(token_ids) + 1)
-        ),
-        max,
-    )
+    spelled = Spelled(tokenizer, token_ids)
+    text = spelled.text
     word_of = {place: match.start() for match in _WORD.finditer(text) for place in range(*match.span())}
     words, previous, start = [], None, 0
-    for position, end in enumerate(ends):
+    for position, end in enumerate(spelled.ends):  # of tokens that share a character the first takes it to its word
         piece = text[start:end]
         first = start + len(piece) - len(piece.lstrip())
         name = word_of.get(first, ("space", start)) if piece else previous

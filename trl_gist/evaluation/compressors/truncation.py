@@ -21,7 +21,6 @@ came just before.
 
 from dataclasses import dataclass
 
-from ...scoring.extraction import keywords_and_tail
 from .base import ExtractiveCompressor
 
 
@@ -39,6 +38,5 @@ class Tail(ExtractiveCompressor):
 
     def keep(self, contexts: list[list[int]], budgets: list[int]) -> list[list[int]]:
         return [
-            keywords_and_tail(context, None, budget, share=0)
-            for context, budget in zip(contexts, budgets, strict=True)
+            list(range(len(context) - budget, len(context))) for context, budget in zip(contexts, budgets, strict=True)
         ]

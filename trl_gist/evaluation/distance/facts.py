@@ -27,10 +27,10 @@ from transformers import PreTrainedTokenizerBase
 from ...common.geometry import WindowedText
 from ...common.statistics import mean_and_error
 from ...common.text_units import Units
+from ...common.tokens import Spelled
 
 
 FACT_KINDS = ("number", "name")
-_PIECE = 64
 
 
 class FactIndex:
@@ -46,8 +46,8 @@ class FactIndex:
 
     def __init__(self, document: WindowedText, tokenizer: PreTrainedTokenizerBase):
         self.document = document
-        text, ends = text_and_ends(document.ids, tokenizer)
-        units = Units(text)
+        spelled = Spelled(tokenizer, document.ids)
+        units, ends = Units(spelled.text), spelled.ends
         self.facts, self.last_said = [], []
         said = {}
         for word, kind, (start, stop) in zip(units.folded, units.kinds, units.spans, strict=True):
@@ -82,24 +82,6 @@ class FactIndex:
                 age = None if said is None else window - self.document.window_of(said)
                 found.append({"fact": word, "kind": kind, "tokens": [first - start, last - start], "age": age})
         return found
-
-
-def text_and_ends(ids: list[int], tokenizer: PreTrainedTokenizerBase) -> tuple[str, list[int]]:
-    """The text of token ids, and the number of its characters after each of them."""
-
-    def decode(piece):
-        return tokenizer.decode(piece, clean_up_tokenization_spaces=False)
-
-    text, ends = "", []
-    for start in range(0, len(ids), _PIECE):
-        # After a token, so that no decoder drops a space at the start
-        before = ids[max(0, start - 1) : start]
-        skip, piece = len(decode(before)), ""
-        for stop in range(start + 1, min(start + _PIECE, len(ids)) + 1):
-            piece = decode([*before, *ids[start:stop]])[skip:]
-            ends.append(len(text) + len(piece))
-        text += piece
-    return text, ends
 
 
 def facts_by_age(rows: list[dict], writers: list[str], ages: list[tuple[int, int]]) -> dict:

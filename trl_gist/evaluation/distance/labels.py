@@ -14,7 +14,7 @@
 
 """What a walk's measures are called in tables, plots and on the page, and what they say in words."""
 
-from ...common.statistics import with_error
+from ...common.statistics import measured
 from ..pages.labels import reader_labels
 
 
@@ -40,10 +40,14 @@ def arm_labels(report: dict, generator: str = "G", teacher: str = "T") -> dict[s
     return labels
 
 
+def span(first: int, last: int) -> str:
+    """Both ends, or the only one."""
+    return f"{first}" if first == last else f"{first}-{last}"
+
+
 def stretch_label(stretch: dict) -> str:
     """Windows counted from 1."""
-    first, last = stretch["first"] + 1, stretch["last"] + 1
-    return f"{first}" if first == last else f"{first}-{last}"
+    return span(stretch["first"] + 1, stretch["last"] + 1)
 
 
 def verdict_sentences(report: dict, walker: str) -> list[str]:
@@ -51,10 +55,9 @@ def verdict_sentences(report: dict, walker: str) -> list[str]:
     Where a pair's rolling gist is worth something, where it is not, and whether that shrinks: one sentence for each of
     the two sliding windows, its own generator's and the teacher's, one for the slope, and one for the other arms.
     """
-    label, sentences = arm_labels(report)[walker], []
+    label, gains, sentences = arm_labels(report)[walker], report["gains"][walker], []
     for control, found in report["verdicts"][walker].items():
         whose = "T's" if control == "last_k" else "its own"
-        gain = report["gains"][walker].get(control), report["gains"][walker].get(f"{control}_se")
         if not found["of"]:
             sentences.append(
                 f"{label}: too few documents reach a second window to hold it against {whose} sliding window."
@@ -62,7 +65,7 @@ def verdict_sentences(report: dict, walker: str) -> list[str]:
             continue
         unit = "windows" if report["errors_over"] == "documents" else "stretches of windows"
         sentence = (
-            f"{label}: from the second window on {with_error(*gain, sign='+')} nats per token against {whose} sliding "
+            f"{label}: from the second window on {measured(gains, control, sign='+')} nats per token against {whose} sliding "
             f"window; below it by two standard errors in {found['of'] - len(found['unclear'])} of {found['of']} {unit}"
         )
         if found["unclear"]:
@@ -71,16 +74,12 @@ def verdict_sentences(report: dict, walker: str) -> list[str]:
             sentence += f": NOT BELOW IT from window {found['since'] + 1} on"
         sentences.append(f"{sentence}.")
     slope = report["slopes"][walker]
-    per_1000 = [None if slope[name] is None else 1e3 * slope[name] for name in ("slope", "slope_se")]
     sentences.append(
-        f"{label}: its gain over its own sliding window changes by {with_error(*per_1000, digits=2, sign='+')} · 10⁻³ "
+        f"{label}: its gain over its own sliding window changes by {measured(slope, 'slope', 2, '+', 1e3)} · 10⁻³ "
         f"nats per token with each window, {_direction(slope)} (within {slope['documents']} documents)."
     )
-    gains = report["gains"][walker]
     others = ("single" if walker == "pair" else "pair", "stale", "zero_shot", "tail", "window")
-    against = "; ".join(
-        f"{with_error(gains[arm], gains[f'{arm}_se'], sign='+')} over {arm_labels(report)[arm]}" for arm in others
-    )
+    against = "; ".join(f"{measured(gains, arm, sign='+')} over {arm_labels(report)[arm]}" for arm in others)
     sentences.append(f"{label}: from the second window on {against}.")
     return sentences
 
@@ -101,4 +100,4 @@ def _listed(windows):
             runs[-1][1] = window
         else:
             runs.append([window, window])
-    return ", ".join(f"{first + 1}" if first == last else f"{first + 1}-{last + 1}" for first, last in runs)
+    return ", ".join(span(first + 1, last + 1) for first, last in runs)

@@ -17,9 +17,8 @@
 import os
 from pathlib import Path
 
-from ...common.run_files import PLOTS_DIR
-from ..folder import read_measures, read_rows, write_page
-from ..pages.render import inline_plots, measure, render_page, spread, without_folders
+from ..folder import read_measures, read_rows
+from ..pages.render import measure_of, spread, without_folders, write_page
 from .labels import arm_labels, stretch_label, verdict_sentences
 
 
@@ -38,19 +37,18 @@ _CAPTIONS = {
 def write_distance_page(directory: str | os.PathLike) -> Path:
     """Writes the page of a walk's folder, from its measures, its rows and its plots; returns its path."""
     report, rows = read_measures(directory), read_rows(directory)
-    page = render_page(
+    return write_page(
+        directory,
         "distance/distance.html.jinja",
-        name=Path(report["pair"]).name,
+        report,
+        _CAPTIONS,
         status="what it keeps as windows pass",
-        report=report,
         verdicts=[sentence for walker in report["verdicts"] for sentence in verdict_sentences(report, walker)],
         tables=_tables(report),
         gains=_gains(report),
-        plots=inline_plots(Path(directory, PLOTS_DIR), _CAPTIONS),
         gallery=_gallery(rows, report),
         facts=_facts(report, rows),
     )
-    return write_page(directory, page)
 
 
 def _tables(report):
@@ -73,7 +71,7 @@ def _tables(report):
         lines = [
             (
                 labels[arm],
-                [measure(stretch[f"{name}_{arm}"], stretch[f"{name}_{arm}_se"]) for stretch in report["stretches"]],
+                [measure_of(stretch, f"{name}_{arm}") for stretch in report["stretches"]],
                 arm in report["verdicts"],
             )
             for arm in arms
@@ -88,7 +86,7 @@ def _gains(report):
     return [
         (
             labels[walker],
-            [(labels[arm], measure(gains[arm], gains[f"{arm}_se"], "+")) for arm in labels if arm in gains],
+            [(labels[arm], measure_of(gains, arm, "+")) for arm in labels if arm in gains],
         )
         for walker, gains in report["gains"].items()
     ]

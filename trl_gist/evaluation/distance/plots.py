@@ -20,11 +20,10 @@ from pathlib import Path
 import numpy as np
 
 from ...common.extras import extra
-from ...common.run_files import PLOTS_DIR
-from ...common.statistics import with_error
+from ...common.statistics import measured
 from ..folder import read_measures
-from ..pages.plots import GIST, NULL, OCHRE, PLUM, plot_style, save_figure
-from .labels import arm_labels
+from ..pages.plots import GIST, NULL, OCHRE, PLUM, plot_style, save_figures
+from .labels import arm_labels, span
 
 
 with extra("eval"):
@@ -57,9 +56,7 @@ def draw_distance(directory: str | os.PathLike) -> list[Path]:
     }
     if report["costs"]:
         figures["distance_costs"] = plot_costs(report["costs"])
-    for name, figure in figures.items():
-        save_figure(figure, Path(directory, PLOTS_DIR, name))
-    return [Path(directory, PLOTS_DIR, f"{name}.png") for name in figures]
+    return save_figures(directory, figures)
 
 
 def plot_loss(report: dict) -> Figure:
@@ -104,8 +101,7 @@ def plot_advantage(report: dict) -> Figure:
         slope = report["slopes"][arm]
         label = labels[arm]
         if own and slope["slope"] is not None:
-            change = with_error(1e3 * slope["slope"], 1e3 * (slope["slope_se"] or float("nan")), 2, "+")
-            label += f" ({change} · 10⁻³ a window)"
+            label += f" ({measured(slope, 'slope', 2, '+', 1e3)} · 10⁻³ a window)"
         draw_band(axis, x, mean, error, color, label, own)
     axis.axhline(0, color="black", linewidth=0.8)
     plot_style(axis, "What the gist is worth as windows pass", "gain over its own sliding window, nats per token")
@@ -131,7 +127,7 @@ def plot_facts(report: dict) -> Figure:
         )
     right.axhline(0, color="black", linewidth=0.8)
     left.set_ylim(bottom=0)
-    spans = [f"{first}" if first == last else f"{first}-{last}" for first, last in ages]
+    spans = [span(*stretch) for stretch in ages]
     for axis, names, counts in (
         (left, spans, report["facts"]["since_last"]["pair"]["of"]),
         (right, [*spans, "never"], gains["pair"]["of"] + gains["pair"]["new"]["of"]),

@@ -193,13 +193,8 @@ class DistanceReadings:
             `log_probs` and `kls` what each arm makes of every token of the target, in nats (`kls` from the full
             context, only where there is one); the texts; and `facts` and `target_facts` of [`FactIndex`].
         """
-        done, batch = list(read_before), []
-        for document in documents:
-            batch.append(document)
-            if len(batch) == self.batch_size:
-                yield from self._walk_together(batch, windows, done)
-                batch = []
-        if batch:
+        done, documents = list(read_before), iter(documents)
+        while batch := list(islice(documents, self.batch_size)):
             yield from self._walk_together(batch, windows, done)
 
     def _walk_together(self, documents, windows, done):

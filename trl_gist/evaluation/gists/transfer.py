@@ -36,12 +36,12 @@ from `full` either cannot tell, as it is too weak.
 """
 
 import numpy as np
-from rich import box
 from rich.table import Table
 from rich.text import Text
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ...common.statistics import ratio_and_error
+from ...common.statistics import measured, ratio_and_error
+from ...common.tables import console_table
 from ...common.tokens import decode, literal_ids
 from ...models.positions import max_positions
 from ...prompts import GistPrompts, before_last_k, seen_ids
@@ -194,17 +194,10 @@ def transfer_table(summaries: dict[str, dict[str, float]]) -> Table:
             [`summarize_transfer`] of each reader, by its name.
     """
     first = next(iter(summaries.values()))
-    table = Table(
-        title=f"Gain in millinats per byte of the target ± standard error over {first['documents']} documents",
-        box=box.SIMPLE,
-        title_justify="left",
-    )
-    table.add_column("reader")
-    for label in GAINS.values():
-        table.add_column(label, justify="right")
+    title = f"Gain in millinats per byte of the target ± standard error over {first['documents']} documents"
+    table = console_table(title, "reader", *GAINS.values(), wrap=True)
     for reader, summary in summaries.items():
-        cells = [f"{1e3 * summary[name]:+.1f} ± {1e3 * summary[f'{name}_se']:.1f}" for name in GAINS]
-        table.add_row(Text(reader), *cells)
+        table.add_row(Text(reader), *(measured(summary, name, 1, "+", 1e3) for name in GAINS))
     return table
 
 

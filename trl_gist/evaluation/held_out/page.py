@@ -26,13 +26,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ...common.run_files import PLOTS_DIR
-from ..folder import SETTINGS_FILE, read_measures, read_rows, write_page
+from ..folder import SETTINGS_FILE, read_measures, read_rows
 from ..gists.pattern_plots import survival_html
 from ..gists.patterns import PATTERNS
 from ..gists.transfer import GAINS
 from ..pages.labels import count_label, dropped_label, reader_labels
-from ..pages.render import headline, inline_plots, measure, render_page, spread, without_folders
+from ..pages.render import headline, measure_of, spread, without_folders, write_page
 from .plots import setting_label
 
 
@@ -54,33 +53,29 @@ def write_quality_page(directory: str | os.PathLike) -> Path:
     """Writes the page of an evaluation's folder, from its measures, its rows and its plots; returns its path."""
     report = read_measures(directory)
     settings = json.loads(Path(directory, SETTINGS_FILE).read_text(encoding="utf-8"))
-    page = render_page(
+    return write_page(
+        directory,
         "held_out/evaluation.html.jinja",
-        name=Path(report["pair"]).name,
+        report,
+        _CAPTIONS,
         status="held-out evaluation",
-        report=report,
         verdict=_verdict(report["measures"][0]),
         tables=[_table(setting) for setting in report["measures"]],
-        plots=inline_plots(Path(directory, PLOTS_DIR), _CAPTIONS),
         gallery=_gallery(read_rows(directory)),
-        patterns=[
-            (label, measure(report["patterns"][name], report["patterns"][f"{name}_se"]))
-            for name, label in PATTERNS.items()
-        ],
+        patterns=[(label, measure_of(report["patterns"], name)) for name, label in PATTERNS.items()],
         transfer=[
-            (reader, [measure(1e3 * gains[name], 1e3 * gains[f"{name}_se"], "+", 1) for name in GAINS])
+            (reader, [measure_of(gains, name, "+", 1, 1e3) for name in GAINS])
             for reader, gains in report.get("transfer", {}).items()
         ],
         transfer_headings=list(GAINS.values()),
         facts=_facts(report, settings),
     )
-    return write_page(directory, page)
 
 
 def _verdict(measures):
     """The result in a sentence and in tiles."""
     words, tiles = headline(measures)
-    tiles.append(("KL from the teacher", measure(measures["teacher_kl"], measures["teacher_kl_se"]), "plain"))
+    tiles.append(("KL from the teacher", measure_of(measures, "teacher_kl"), "plain"))
     rate = f"{100 * measures['gist_rate']:.1f}% · {100 * measures['total_rate']:.1f}%"
     tiles.append(("of the context's tokens: the gist · all that G reads", rate, "plain"))
     sentence = (
@@ -95,16 +90,11 @@ def _table(measures):
     for name, label in reader_labels(cues="contexts" in measures).items():
         if measures.get(f"nll_{name}") is None:
             continue
-        figures = [
-            measure(measures.get(f"{kind}_{name}"), measures.get(f"{kind}_{name}_se"))
-            for kind in ("nll", "bits_per_byte", "kl", "gain_over")
-        ]
+        figures = [measure_of(measures, f"{kind}_{name}") for kind in ("nll", "bits_per_byte", "kl", "gain_over")]
         gap = name in ("last_k", "null")  # the others leave no gap to close, or are not what a user has without a gist
-        figures.append(
-            measure(measures.get(f"gap_closed_{name}"), measures.get(f"gap_closed_{name}_se")) if gap else ""
-        )
+        figures.append(measure_of(measures, f"gap_closed_{name}") if gap else "")
         if "exact_gist" in measures:
-            figures.append(measure(measures.get(f"exact_{name}"), measures.get(f"exact_{name}_se")))
+            figures.append(measure_of(measures, f"exact_{name}"))
         rows.append((label, figures, name == "gist"))
     kinds = [_kind_row(kind, of_kind) for kind, of_kind in measures.get("kinds", {}).items()]
     dropped = dropped_label(measures)
@@ -114,7 +104,7 @@ def _table(measures):
 def _kind_row(kind, measures):
     """What the gist does for one kind of target."""
     figures = [
-        measure(measures.get(name), measures.get(f"{name}_se"))
+        measure_of(measures, name)
         for name in (
             *("nll_gist", "nll_teacher", "kl_gist", "kl_null", "gap_closed_last_k", "gap_closed_null"),
             *("exact_gist", "exact_null", "exact_teacher"),

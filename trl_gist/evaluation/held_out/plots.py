@@ -21,10 +21,9 @@ from pathlib import Path
 import numpy as np
 
 from ...common.extras import extra
-from ...common.run_files import PLOTS_DIR
 from ..folder import read_measures
 from ..pages.labels import reader_labels
-from ..pages.plots import GIST, NEUTRAL, NULL, OCHRE, PLUM, plot_style, save_figure
+from ..pages.plots import GIST, NEUTRAL, NULL, OCHRE, PLUM, plot_style, save_figures
 
 
 with extra("eval"):
@@ -41,9 +40,7 @@ def draw_quality(directory: str | os.PathLike) -> list[Path]:
     figures = {"readers": plot_readers_by_k(settings), "positions": plot_positions(settings[0])}
     if len(settings) > 1:
         figures["rate"] = plot_rate(settings)
-    for name, figure in figures.items():
-        save_figure(figure, Path(directory, PLOTS_DIR, name))
-    return [Path(directory, PLOTS_DIR, f"{name}.png") for name in figures]
+    return save_figures(directory, figures)
 
 
 def plot_readers_by_k(settings: list[dict]) -> Figure:

@@ -37,6 +37,7 @@ from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import islice
 
 import torch
 from peft import PeftModel
@@ -139,13 +140,8 @@ class PairReadings:
         for start, _ in window_blocks(read_before, len(self.settings)):
             for row in read_before[start : start + len(self.settings)]:
                 self._lend([row], (row["setting"][0], row["setting"][1]))
-        batch = []
-        for window in windows:
-            batch.append(window)
-            if len(batch) == self.batch_size:
-                yield self._read_batch(batch)
-                batch = []
-        if batch:
+        windows = iter(windows)
+        while batch := list(islice(windows, self.batch_size)):
             yield self._read_batch(batch)
 
     def _read_batch(self, windows):

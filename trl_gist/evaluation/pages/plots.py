@@ -22,6 +22,7 @@ import os
 from pathlib import Path
 
 from ...common.extras import extra
+from ...common.run_files import PLOTS_DIR
 from ...common.statistics import standard_error
 from .labels import CONTROLS, reader_labels
 
@@ -142,6 +143,13 @@ def plot_style(axis, title, ylabel):
     axis.set_ylabel(ylabel, fontsize=9)
     axis.spines[["top", "right"]].set_visible(False)
     axis.grid(axis="y", alpha=0.2)
+
+
+def save_figures(directory: str | os.PathLike, figures: dict[str, Figure]) -> list[Path]:
+    """Saves the figures of an evaluation's folder by their names in `plots/`; returns the PNGs."""
+    for name, figure in figures.items():
+        save_figure(figure, Path(directory, PLOTS_DIR, name))
+    return [Path(directory, PLOTS_DIR, f"{name}.png") for name in figures]
 
 
 def save_figure(figure: Figure, path: str | os.PathLike):

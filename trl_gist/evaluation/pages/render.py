@@ -14,13 +14,16 @@
 
 """What all pages share: how they are rendered, how figures are written, plots inlined; the templates lie beside it."""
 
+import os
 import re
 import time
 from pathlib import Path, PureWindowsPath
 
 import jinja2
 
-from ...common.statistics import is_number, with_error
+from ...common.run_files import PLOTS_DIR
+from ...common.statistics import is_number, measured, with_error
+from ..folder import PAGE_FILE
 from .labels import CONTROLS
 
 
@@ -40,9 +43,23 @@ def render_page(template: str, **content) -> str:
     return environment.get_template(template).render(now=time.strftime("%Y-%m-%d %H:%M %Z"), **content)
 
 
+def write_page(directory: str | os.PathLike, template: str, report: dict, captions: dict[str, str], **content) -> Path:
+    """Writes the page of an evaluation into its folder, with its measures and those of its plots that have a caption;
+    returns its path."""
+    plots, path = inline_plots(Path(directory, PLOTS_DIR), captions), Path(directory, PAGE_FILE)
+    page = render_page(template, name=Path(report["pair"]).name, report=report, plots=plots, **content)
+    path.write_text(page, encoding="utf-8", errors="backslashreplace")
+    return path
+
+
 def measure(value, error=None, sign: str = "", digits: int = 3) -> str:
     """[`with_error`] as it is printed on a page."""
     return with_error(value, error, digits, sign).replace("-", "−")
+
+
+def measure_of(measures: dict, name: str, sign: str = "", digits: int = 3, scale: float = 1) -> str:
+    """[`measured`] as it is printed on a page."""
+    return measured(measures, name, digits, sign, scale).replace("-", "−")
 
 
 def number(value) -> str:
@@ -109,7 +126,10 @@ def inline_plots(directory: Path, captions: dict[str, str]) -> list[tuple[str, s
         if file.is_file():
             svg = file.read_text(encoding="utf-8")
             svg = re.sub(r"<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
-            for mark in ('id="', "url(#", 'href="#'):
-                svg = svg.replace(mark, f"{mark}{name}-")
-            plots.append((name, caption, svg))
+            plots.append((name, caption, own_ids(svg, f"{name}-")))
     return plots
+
+
+def own_ids(svg: str, prefix: str) -> str:
+    """An SVG whose ids are none of another's on the page."""
+    return re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{prefix}", svg)

@@ -29,6 +29,7 @@ from ...common.extras import extra
 from ...common.statistics import is_number
 from ..pages.labels import CONTROLS
 from ..pages.plots import GIST, GREEN, NEUTRAL, NULL, OCHRE, PLUM
+from ..pages.render import own_ids
 
 
 with extra("eval"):
@@ -114,12 +115,12 @@ def draw_run(train: list[dict], held_out: list[dict], prefix: str, config: dict)
             page.alarms(),
         ]
     drawn = [plot for plot in plots if plot is not None]
-    return [replace(plot, svg=_own_ids(plot.svg, f"plot{number}-")) for number, plot in enumerate(drawn)]
+    return [replace(plot, svg=own_ids(plot.svg, f"plot{number}-")) for number, plot in enumerate(drawn)]
 
 
 def page_svg(figure: Figure, name: str) -> str:
     """A figure drawn in `STYLE` as SVG for the page, in its colors; `name` tells its ids from those of others."""
-    return _own_ids(_svg(figure), f"{name}-")
+    return own_ids(_svg(figure), f"{name}-")
 
 
 class _Page:
@@ -372,7 +373,3 @@ def _svg(figure):
     svg = re.sub(r'(?<= d=")[^"]*', lambda path: re.sub(r"(\.\d\d)\d+", r"\1", path[0]), svg)
     svg = re.sub("#[0-9a-f]{6}", lambda color: f"var(--{_CSS[color[0]]})" if color[0] in _CSS else color[0], svg)
     return svg
-
-
-def _own_ids(svg, prefix):
-    return re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{prefix}", svg)

@@ -31,7 +31,7 @@ from ...common.statistics import is_number
 from ...version import __version__
 from ..gists.pattern_plots import visible
 from ..pages.labels import CONTROLS, count_label, reader_labels
-from ..pages.render import headline, measure, number, render_page, spread, without_folders
+from ..pages.render import headline, measure, measure_of, number, render_page, spread, without_folders
 from .patterns import draw_gists
 from .plots import draw_run, series, smoothing_window
 from .run_folder import Run, read_run
@@ -220,12 +220,7 @@ def _held_out_table(held_out, prefix):
     ends = logs if len(logs) < 3 else [logs[0], logs[-1]]
 
     def cells(log, names):
-        return [
-            measure(
-                log.get(f"{prefix}{name}"), log.get(f"{prefix}{name}_se"), digits=1 if name == "gist_length" else 3
-            )
-            for name in names
-        ]
+        return [measure_of(log, f"{prefix}{name}", digits=1 if name == "gist_length" else 3) for name in names]
 
     over_time = ("teacher_kl", "null_teacher_kl", *(f"gain_over_{name}" for name in _OVER_TIME), "gist_length")
     cues = prefix.endswith("/") or any(f"{prefix}contexts" in log for log in ends)

@@ -17,9 +17,8 @@
 import os
 from pathlib import Path
 
-from ...common.run_files import PLOTS_DIR
-from ..folder import read_measures, read_rows, write_page
-from ..pages.render import inline_plots, render_page, without_folders
+from ..folder import read_measures, read_rows
+from ..pages.render import without_folders, write_page
 from .tables import task_labels, task_sentences, task_tables
 
 
@@ -36,18 +35,17 @@ def write_tasks_page(directory: str | os.PathLike) -> Path:
     """Writes the page of a folder, from its measures, its rows and its plots; returns its path."""
     report, rows = read_measures(directory), read_rows(directory)
     *tables, ahead = task_tables(report)
-    page = render_page(
+    return write_page(
+        directory,
         "tasks/tasks.html.jinja",
-        name=Path(report["pair"]).name,
+        report,
+        _CAPTIONS,
         status="what it still knows of facts some windows later",
-        report=report,
         verdicts=task_sentences(report),
         tables=[ahead, *tables],  # what most want to know first; a terminal has it where one looks, at the end
-        plots=inline_plots(Path(directory, PLOTS_DIR), _CAPTIONS),
         gallery=_gallery(rows, report),
         facts=_facts(report, rows),
     )
-    return write_page(directory, page)
 
 
 def _gallery(rows, report):

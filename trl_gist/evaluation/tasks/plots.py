@@ -23,11 +23,11 @@ from pathlib import Path
 import numpy as np
 
 from ...common.extras import extra
-from ...common.run_files import PLOTS_DIR
+from ..distance.labels import span
 from ..distance.plots import arm_color
 from ..folder import read_measures
-from ..pages.plots import GIST, NEUTRAL, OCHRE, save_figure
-from .tables import age_label, task_labels
+from ..pages.plots import GIST, NEUTRAL, OCHRE, save_figures
+from .tables import task_labels
 
 
 with extra("eval"):
@@ -42,9 +42,7 @@ _COMPRESSORS = (OCHRE, "#d98fb0", "#8f9b3a", "#5b4636")
 def draw_tasks(directory: str | os.PathLike) -> list[Path]:
     """Draws the measures of a folder into `plots/`, each as PNG and SVG; returns the PNGs."""
     report = read_measures(directory)
-    for name, figure in (("tasks_age", plot_ages(report)), ("tasks_length", plot_lengths(report))):
-        save_figure(figure, Path(directory, PLOTS_DIR, name))
-    return [Path(directory, PLOTS_DIR, f"{name}.png") for name in ("tasks_age", "tasks_length")]
+    return save_figures(directory, {"tasks_age": plot_ages(report), "tasks_length": plot_lengths(report)})
 
 
 def plot_ages(report: dict) -> Figure:
@@ -53,7 +51,7 @@ def plot_ages(report: dict) -> Figure:
     return _panels(
         report,
         "ages",
-        age_label,
+        lambda group: span(group["first"], group["last"]),
         "windows since the fact was said",
         f"What is still known of a fact, windows later, of texts of {longest} windows",
     )

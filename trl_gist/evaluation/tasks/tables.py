@@ -14,9 +14,9 @@
 
 """What the measures of tasks are called, and their tables: for the terminal, in Markdown and on the page alike."""
 
-from ...common.markdown import cell
-from ...common.statistics import is_number, with_error
-from ..distance.labels import arm_labels
+from ...common.statistics import measured, with_error
+from ...common.tables import cell
+from ..distance.labels import arm_labels, span
 
 
 Table = tuple[str, list[str], list[tuple[str, list[str], bool]]]
@@ -29,10 +29,6 @@ def task_labels(report: dict, generator: str = "G", teacher: str = "T") -> dict[
     labels["tail"] = f"{teacher}: longer tail, last |L|+|Z|"
     labels |= {name: f"{teacher}: {name}, rolling" for name in report["compressors"]}
     return {arm: labels[arm] for arm in report["arms"]}
-
-
-def age_label(group: dict) -> str:
-    return str(group["first"]) if group["first"] == group["last"] else f"{group['first']}-{group['last']}"
 
 
 def task_tables(report: dict) -> list[Table]:
@@ -52,7 +48,7 @@ def task_tables(report: dict) -> list[Table]:
             (
                 f"{task}: right answers in %, by age in windows, of texts of {longest} (0: the last)",
                 measures["ages"],
-                [age_label(group) for group in measures["ages"]],
+                [span(group["first"], group["last"]) for group in measures["ages"]],
             ),
         ):
             lines = [("questions", [str(group["questions"]) for group in groups], False)]
@@ -60,7 +56,7 @@ def task_tables(report: dict) -> list[Table]:
                 (label, [_percent(group, f"right_{arm}") for group in groups], arm in _own(report))
                 for arm, label in task_labels(report).items()
             ]
-            lines.insert(2, ("chance", [with_error(100 * group["chance"], None, 1) for group in groups], False))
+            lines.insert(2, ("chance", [with_error(group["chance"], digits=1, scale=100) for group in groups], False))
             tables.append((title, ["answered from", *names], lines))
     return [*tables, _ahead(report)]
 
@@ -109,5 +105,4 @@ def _own(report):
 
 
 def _percent(group, name, sign=""):
-    value, error = group[name], group[f"{name}_se"]
-    return with_error(100 * value if is_number(value) else None, 100 * error if is_number(error) else None, 1, sign)
+    return measured(group, name, 1, sign, 100)

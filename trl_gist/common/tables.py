@@ -12,7 +12,19 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""Text in the tables of Markdown."""
+"""Tables: for the terminal, and what stands in one of Markdown."""
+
+from rich import box
+from rich.table import Table
+
+
+def console_table(title: str | None, *headings: str, wrap: bool = False) -> Table:
+    """A table for [`rich.console.Console.print`] whose first column stands left, and the others right; narrow terminals
+    cut cells off or, with `wrap`, break them. Without headings rows bring their columns."""
+    table = Table(title=title, box=box.SIMPLE, title_justify="left", show_header=bool(headings))
+    for heading in headings:
+        table.add_column(heading, justify="right" if table.columns else "left", no_wrap=not wrap)
+    return table
 
 
 def cell(value) -> str:
