@@ -81,6 +81,18 @@ def test_ages_have_the_shares_of_their_weights():
     assert 0.7 < counts[1] / counts.total() < 0.8
 
 
+def test_ages_have_their_shares_however_many_kinds_of_target_documents_bring(ids):
+    brought = [
+        {"kind": kind, "cue_ids": [7], "target_ids": [8, number], "at": at, "until": None}
+        for kind, at in (("place", CHUNK + 5), ("place", 5), ("person", 5))
+        for number in range(4)
+    ]
+    spec = TargetSpec(targets_per_context=4, recall_age=(1, 1))
+    targets = make_walk_targets(make_tokenizer(), ids, GEOMETRY, WINDOWS, spec, brought)
+    counts = Counter((target["kind"], target["age"]) for target in targets if target["window"] == 1)
+    assert counts == {("place", 0): 2, ("place", 1): 1, ("person", 1): 1}
+
+
 def test_a_window_that_offers_nothing_has_its_continuation():
     words = make_tokenizer().encode("water came from the river and was bad " * 40, add_special_tokens=False)[:LENGTH]
     for window, target in enumerate(targets_of_walk(words)):
