@@ -27,7 +27,7 @@ from ...common.run_files import PLOTS_DIR
 from ..distance.plots import arm_color
 from ..folder import read_measures
 from ..pages.plots import GIST, NEUTRAL, OCHRE, save_figure
-from .tables import age_label, task_labels
+from .tables import age_label, task_labels, windows_label
 
 
 with extra("eval"):
@@ -55,7 +55,7 @@ def plot_ages(report: dict) -> Figure:
         "ages",
         age_label,
         "windows since the fact was said",
-        f"What is still known of a fact, windows later, of texts of {longest} windows",
+        f"What is still known of a fact, windows later, of texts of {windows_label(longest)}",
     )
 
 
