@@ -47,16 +47,11 @@ CACHE_OF_NONE = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "0"}
 
 def main(args):
     if args.products:
-        columns = {
-            "kept, MB": ({}, torch.bfloat16),
-            "with no kernel cached, MB": (CACHE_OF_NONE, torch.bfloat16),
-            "in float32, MB": ({}, torch.float32),
-        }
         rows = [
-            [kind, *(f"{in_a_process(kept_by, kind, *column):.0f}" for column in columns.values())]
+            [kind, *(f"{in_a_process(kept_by, kind, environment):.0f}" for environment in ({}, CACHE_OF_NONE))]
             for kind in PRODUCTS
         ]
-        print("\n".join(markdown_table(["products of 300 lengths", *columns], rows)))
+        print("\n".join(markdown_table(["products of 300 lengths", "kept, MB", "with no kernel cached, MB"], rows)))
         return
     columns = {}
     for name, multiple in (("as they come", 1), ("multiples", attention._LENGTHS)):
@@ -78,7 +73,7 @@ def in_a_process(function, *args):
         return pool.apply(function, args)
 
 
-def linear(tokens: int, dtype: torch.dtype):
+def linear(tokens: int):
     """The linear maps of a layer."""
     for rows, columns in (
         (FEATURES, FEATURES),
@@ -86,30 +81,30 @@ def linear(tokens: int, dtype: torch.dtype):
         (FEATURES, INNER),
         (INNER, FEATURES),
     ):
-        torch.randn(1, tokens, rows, dtype=dtype) @ torch.ones(columns, rows, dtype=dtype).T
+        torch.randn(1, tokens, rows, dtype=torch.bfloat16) @ torch.ones(columns, rows, dtype=torch.bfloat16).T
 
 
-def attend(queries: int, keys: int, dtype: torch.dtype):
+def attend(queries: int, keys: int):
     """Queries of three heads a key's, to all keys."""
-    query, key = (torch.randn(1, KEY_HEADS, count, HEAD_SIZE, dtype=dtype) for count in (3 * queries, keys))
+    query, key = (torch.randn(1, KEY_HEADS, count, HEAD_SIZE, dtype=torch.bfloat16) for count in (3 * queries, keys))
     (query @ key.transpose(2, 3)).softmax(-1) @ key
 
 
 PRODUCTS = {
     "linear maps of a prompt": linear,
-    "of multiples of 64": lambda tokens, dtype: linear(-(-tokens // 64) * 64, dtype),
-    "attention over a prompt": lambda tokens, dtype: attend(tokens, tokens, dtype),
-    "attention of a new token": lambda tokens, dtype: attend(1, tokens, dtype),
+    "of multiples of 64": lambda tokens: linear(-(-tokens // 64) * 64),
+    "attention over a prompt": lambda tokens: attend(tokens, tokens),
+    "attention of a new token": lambda tokens: attend(1, tokens),
 }
 
 
-def kept_by(kind: str, environment: dict, dtype: torch.dtype) -> float:
+def kept_by(kind: str, environment: dict) -> float:
     """Megabytes more after products of 300 lengths than after the first."""
     os.environ.update(environment)
-    PRODUCTS[kind](100, dtype)
+    PRODUCTS[kind](100)
     before = psutil.Process().memory_info().rss
     for tokens in range(100, 400):
-        PRODUCTS[kind](tokens, dtype)
+        PRODUCTS[kind](tokens)
     return (psutil.Process().memory_info().rss - before) / 1e6
 
 

@@ -85,12 +85,12 @@ def test_ages_have_their_shares_however_many_kinds_of_target_documents_bring(ids
     brought = [
         {"kind": kind, "cue_ids": [7], "target_ids": [8, number], "at": at, "until": None}
         for kind, at in (("place", CHUNK + 5), ("place", 5), ("person", 5))
-        for number in range(4)
+        for number in range(8)
     ]
-    spec = TargetSpec(targets_per_context=4, recall_age=(1, 1))
+    spec = TargetSpec(targets_per_context=8, recall_age=(1, 1))
     targets = make_walk_targets(make_tokenizer(), ids, GEOMETRY, WINDOWS, spec, brought)
     counts = Counter((target["kind"], target["age"]) for target in targets if target["window"] == 1)
-    assert counts == {("place", 0): 2, ("place", 1): 1, ("person", 1): 1}
+    assert counts == {("place", 0): 4, ("place", 1): 2, ("person", 1): 2}
 
 
 def test_a_window_that_offers_nothing_has_its_continuation():
@@ -308,6 +308,31 @@ def test_a_cold_start_by_answers_keeps_what_only_later_windows_ask_for(make_trai
 
 
 # ---- The teacher reads a walk once, each target up to its window ----
+
+
+def test_a_gist_is_paid_for_what_each_later_window_asks_of_it(make_trainer, lora):
+    """By plain forwards: what the gist, as it is, adds to each target of the later windows, discounted by how far they are."""
+    args = {"model_init_kwargs": {"dtype": torch.float64}, "recall_age": [1, 1, 1]}
+    trainer = make_trainer(peft_config=lora, args=WALKS | args)
+    scorer, rows = trainer.generator_trainer.scorer, rows_of_a_walk(trainer)
+    gists = [row["chunk_ids"][:6] for row in rows]
+    found = scorer.score(rows, gists, windows=3, discount=0.5)
+
+    def log_prob(gist, target):
+        prompt = scorer.prompts.generator(gist, target["cue_ids"])
+        with torch.no_grad():
+            logits = scorer.generator(torch.tensor([prompt + target["target_ids"]])).logits[0, len(prompt) - 1 : -1]
+        return logits.log_softmax(-1).gather(1, torch.tensor(target["target_ids"])[:, None]).mean().item()
+
+    def gain(gist, row):
+        gains = [log_prob(gist, target) - log_prob([], target) for target in row["targets"]]
+        return sum(gains) / len(gains)
+
+    assert {target["age"] for target in rows[2]["targets"]} == {0, 1, 2}
+    for place, gist in enumerate(gists):
+        expected = sum(0.5 ** (later - place) * gain(gist, rows[later]) for later in range(place + 1, 3))
+        assert found[place]["log_prob_gain"] == pytest.approx(gain(gist, rows[place]), abs=1e-9)
+        assert found[place]["later_log_prob_gain"] == pytest.approx(expected, abs=1e-9)
 
 
 def rows_of_a_walk(trainer):
