@@ -321,7 +321,7 @@ def test_a_gist_is_paid_for_what_each_later_window_asks_of_it(make_trainer, lora
     def log_prob(gist, target):
         prompt = scorer.prompts.generator(gist, target["cue_ids"])
         with torch.no_grad():
-            logits = scorer.generator(torch.tensor([prompt + target["target_ids"]])).logits[0, len(prompt) - 1 : -1]
+            logits = trainer.generator(torch.tensor([prompt + target["target_ids"]])).logits[0, len(prompt) - 1 : -1]
         return logits.log_softmax(-1).gather(1, torch.tensor(target["target_ids"])[:, None]).mean().item()
 
     def gain(gist, row):
@@ -381,7 +381,8 @@ def test_both_roles_learn_and_the_log_has_each_age(make_trainer, lora):
     logs = logs_of(trainer)
     assert len(logs) == len(rollouts) > 0
     # One by one, since ranks have different numbers of them
-    ages = Counter(target["age"] for rows in rollouts for row in rows for target in row["targets"])
+    asked = [target for rows in rollouts for row in rows for target in row["targets"]]
+    ages = Counter(target["age"] for target in asked if target["kind"] != "continuation")
     assert {age: logged[f"age_{age}/exact"] for age in ages} == ages
     for log, rows in zip(logs, rollouts, strict=True):
         for age in range(3):
@@ -389,7 +390,7 @@ def test_both_roles_learn_and_the_log_has_each_age(make_trainer, lora):
                 score
                 for row in rows
                 for target, score in zip(row["targets"], row["target_scores"], strict=True)
-                if target["age"] == age
+                if target["age"] == age and target["kind"] != "continuation"
             ]
             for name in ("teacher_kl", "kl_gain", "exact"):
                 assert log[f"age_{age}/{name}"] == pytest.approx(sum(score[name] for score in scores) / len(scores))
@@ -405,6 +406,27 @@ def test_an_evaluation_of_walks_has_each_kind_and_age(make_trainer, lora):
     assert counts == [measures["eval_windows"]] * 2
     for group in ("fact", "recall", "age_0", "age_1", "age_2"):
         assert {f"eval_{group}/nll_gist", f"eval_{group}/teacher_kl_se"} <= set(measures)
+
+
+def test_what_was_not_said_has_no_age(make_trainer, lora):
+    held_out = Dataset.from_dict({"text": make_documents(4, seed=9)})
+    args = WALKS | {"target_kinds": {"fact": 1, "continuation": 1, "far": 1}, "far_offset": 4}
+    trainer = make_trainer(peft_config=lora, eval_dataset=held_out, args=args)
+    measures, rows = trainer.evaluate(), rows_of_a_walk(trainer)
+    assert measures["eval_continuation/windows"] and measures["eval_far/windows"]
+    evaluated = sum(measures[f"eval_age_{age}/windows"] for age in range(3))
+    assert (
+        evaluated
+        == measures["eval_fact/windows"]
+        == measures["eval_windows"] - sum(measures[f"eval_{kind}/windows"] for kind in ("continuation", "far"))
+    )
+    scored = [
+        row | {"target_scores": [dict.fromkeys(("teacher_kl", "kl_gain", "exact"), 0)] * len(row["targets"])}
+        for row in rows
+    ]
+    logged = trainer._target_measures(scored)
+    assert sum(len(logged[f"age_{age}/exact"]) for age in range(3)) == len(logged["fact/exact"]) > 0
+    assert logged["continuation/exact"]
 
 
 def test_a_users_column_of_ages_is_not_taken_for_those_of_targets(make_trainer, lora):
