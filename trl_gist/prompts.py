@@ -298,12 +298,18 @@ def targets_of(row: dict) -> list[dict]:
     ]
 
 
+def said_age(target: dict) -> int | None:
+    """How many windows of a walk ago a target was said; `None` without a walk, and of what was not said before, as the
+    continuation."""
+    return None if target["kind"] in ("continuation", "far") else target.get("age")
+
+
 def one_row_each(row: dict) -> list[dict]:
     """
     A window as one row for each of its targets, for whatever reads rows of one: the cue is `last_k_ids`, and `kind` says
     which it is. Where the teacher reads something else than X and the cue, as before a far target, that is `seen_ids`.
     Rows of a window with a column `targets` say in `window_targets` how many there are, in `window_length` how many tokens
-    the gist stands for, and of a walk the age in `target_age`.
+    the gist stands for, and of a walk, in `target_age`, what [`said_age`] says.
     """
     rows, seen = [], seen_ids(row)
     for target in targets_of(row):
@@ -312,8 +318,8 @@ def one_row_each(row: dict) -> list[dict]:
         one |= {"last_k_ids": cue, "target_ids": target["target_ids"], "kind": target["kind"]}
         if "targets" in row:
             one |= {"window_targets": len(row["targets"]), "window_length": len(seen)}
-        if "age" in target:
-            one["target_age"] = target["age"]
+        if (age := said_age(target)) is not None:
+            one["target_age"] = age
         if through_last_k(seen, cue) != read:
             one["seen_ids"] = read
         rows.append(one)

@@ -378,3 +378,5 @@ def test_what_a_recipe_lacks_is_one_line(recipe, tmp_path, capsys):
     assert "a column `prompt`, a name that is taken" in fails("--config", recipe(remove_columns=None), "--no_teacher")
     assert "Raise `context_length`" in fails("--config", recipe(windows_per_document=2, max_completion_length=48))
     assert "`--recall_age` ([1.0]) is of walks" in fails("--config", recipe(), "--recall_age", 1)
+    walks = recipe(windows_per_document=2, max_completion_length=6)
+    assert "asks for what was said 2 windows ago" in fails("--config", walks, "--recall_age", 0, 0, 1)

@@ -29,11 +29,17 @@ from tiny import PARAGRAPH
 from trl_gist.common.geometry import Geometry
 from trl_gist.data import WindowSpec, prepare_windows
 from trl_gist.data.tasks import TASKS, as_documents, make_tasks
-from trl_gist.data.tasks.filler import plain_sentences
+from trl_gist.data.tasks.filler import Filler, plain_sentences
 from trl_gist.prompts import SUMMARIZER_PROMPT_OF_FACTS
 
 
 WINDOWS, LENGTH, LAST_K, TAIL = 5, 420, 30, 70
+# Each letter is several tokens
+FILLER = {
+    "Cyrillic": "Лодка стояла у самого берега. В доме давно никого не было. Мимо него шла дорога к реке. ",
+    "Chinese": "当时几乎没有人相信他。水泵在街上已经很久了。他们第二天才到了河边。",
+    "signs": f"All of the {20 * '🦠'} lay by the shore. ",
+}
 each_task = pytest.mark.parametrize("name", TASKS)
 
 
@@ -173,6 +179,29 @@ def test_a_fact_lies_whole_in_the_window_that_is_said(name, kind):
             assert target["age"] == WINDOWS - 1 - target["window"]
 
 
+@pytest.mark.parametrize("script", ["Cyrillic", "signs"])
+@pytest.mark.parametrize("name", ["ledger", "story"])
+def test_windows_are_the_chunks_of_a_walk_also_where_a_letter_would_be_cut(name, script):
+    """A chunk ends before it, and the next begins there, so that each one is a little further ahead."""
+    tokenizer, windows, length = TOKENIZERS["byte-level"], 120, 501
+    (row,) = make(name, tokenizer, 1, windows=windows, window_length=length, difficulty=16, filler=FILLER[script])
+    encoded = tokenizer(row["context"], return_offsets_mapping=True, add_special_tokens=False)
+    spans, chunks = encoded["offset_mapping"], [0]
+    for _ in range(windows):
+        place = chunks[-1] + length
+        while spans[place][0] < spans[place - 1][1]:  # tokens of one letter
+            place -= 1
+        chunks.append(place)
+    assert windows * length - chunks[-1] > 20
+    assert LAST_K <= len(spans) - chunks[-1] < LAST_K + 130
+    for target in row["targets"]:
+        end = row["context"].index(".", target["start"])
+        places = [place for place, (first, last) in enumerate(spans) if last > target["start"] and first <= end]
+        assert chunks[target["window"]] <= places[0] and places[-1] < chunks[target["window"] + 1]
+        assert places[-1] < chunks[-1] + LAST_K - TAIL
+        assert target["age"] == windows - 1 - target["window"]
+
+
 @each_task
 def test_every_window_is_asked_about(name, tokenizer):
     for row in make(name, tokenizer, 6):
@@ -260,8 +289,24 @@ def test_filler_is_the_users_sentences_but_for_those_that_tell(tokenizer):
 
 
 @pytest.mark.parametrize(
+    ("text", "sentences"),
+    [
+        (FILLER["Chinese"], 3),
+        ("كان معظم المنازل حول مضخة واحدة. لم يصدقه أحد في ذلك الوقت.", 2),
+        ("नाव किनारे पर खड़ी थी। उस घर में कोई नहीं था।", 2),
+        ("A heading\nThe boat lay by the shore. “It was an old boat,” she said.", 2),
+        ("A heading", 0),
+    ],
+)
+def test_filler_is_cut_into_sentences_in_any_script(text, sentences):
+    found = Filler([text], (), len, 1000).sentences
+    assert len(found) == sentences and "".join(found).replace(" ", "") in text.replace(" ", "")
+
+
+@pytest.mark.parametrize(
     "overrides, message",
     [
+        ({"names": ["ledger", "story", "ledger"]}, "'ledger' is named more than once"),
         ({"names": ["ledger", "chess"]}, "no task 'chess': choose from ledger, needles"),
         ({"difficulty": 17}, "`difficulty` must be from 1 to 16, got 17"),
         ({"window_length": 60}, r"do not fit in window . of 60 tokens.*Lower `difficulty` \(\d+\)"),

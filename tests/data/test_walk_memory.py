@@ -81,6 +81,18 @@ def test_ages_have_the_shares_of_their_weights():
     assert 0.7 < counts[1] / counts.total() < 0.8
 
 
+def test_ages_have_their_shares_however_many_kinds_of_target_documents_bring(ids):
+    brought = [
+        {"kind": kind, "cue_ids": [7], "target_ids": [8, number], "at": at, "until": None}
+        for kind, at in (("place", CHUNK + 5), ("place", 5), ("person", 5))
+        for number in range(8)
+    ]
+    spec = TargetSpec(targets_per_context=8, recall_age=(1, 1))
+    targets = make_walk_targets(make_tokenizer(), ids, GEOMETRY, WINDOWS, spec, brought)
+    counts = Counter((target["kind"], target["age"]) for target in targets if target["window"] == 1)
+    assert counts == {("place", 0): 4, ("place", 1): 2, ("person", 1): 2}
+
+
 def test_a_window_that_offers_nothing_has_its_continuation():
     words = make_tokenizer().encode("water came from the river and was bad " * 40, add_special_tokens=False)[:LENGTH]
     for window, target in enumerate(targets_of_walk(words)):
@@ -298,6 +310,31 @@ def test_a_cold_start_by_answers_keeps_what_only_later_windows_ask_for(make_trai
 # ---- The teacher reads a walk once, each target up to its window ----
 
 
+def test_a_gist_is_paid_for_what_each_later_window_asks_of_it(make_trainer, lora):
+    """By plain forwards: what the gist, as it is, adds to each target of the later windows, discounted by how far they are."""
+    args = {"model_init_kwargs": {"dtype": torch.float64}, "recall_age": [1, 1, 1]}
+    trainer = make_trainer(peft_config=lora, args=WALKS | args)
+    scorer, rows = trainer.generator_trainer.scorer, rows_of_a_walk(trainer)
+    gists = [row["chunk_ids"][:6] for row in rows]
+    found = scorer.score(rows, gists, windows=3, discount=0.5)
+
+    def log_prob(gist, target):
+        prompt = scorer.prompts.generator(gist, target["cue_ids"])
+        with torch.no_grad():
+            logits = trainer.generator(torch.tensor([prompt + target["target_ids"]])).logits[0, len(prompt) - 1 : -1]
+        return logits.log_softmax(-1).gather(1, torch.tensor(target["target_ids"])[:, None]).mean().item()
+
+    def gain(gist, row):
+        gains = [log_prob(gist, target) - log_prob([], target) for target in row["targets"]]
+        return sum(gains) / len(gains)
+
+    assert {target["age"] for target in rows[2]["targets"]} == {0, 1, 2}
+    for place, gist in enumerate(gists):
+        expected = sum(0.5 ** (later - place) * gain(gist, rows[later]) for later in range(place + 1, 3))
+        assert found[place]["log_prob_gain"] == pytest.approx(gain(gist, rows[place]), abs=1e-9)
+        assert found[place]["later_log_prob_gain"] == pytest.approx(expected, abs=1e-9)
+
+
 def rows_of_a_walk(trainer):
     inputs = [trainer.train_dataset[0]]
     rows = trainer.walk.rows(inputs, 1)
@@ -344,7 +381,8 @@ def test_both_roles_learn_and_the_log_has_each_age(make_trainer, lora):
     logs = logs_of(trainer)
     assert len(logs) == len(rollouts) > 0
     # One by one, since ranks have different numbers of them
-    ages = Counter(target["age"] for rows in rollouts for row in rows for target in row["targets"])
+    asked = [target for rows in rollouts for row in rows for target in row["targets"]]
+    ages = Counter(target["age"] for target in asked if target["kind"] != "continuation")
     assert {age: logged[f"age_{age}/exact"] for age in ages} == ages
     for log, rows in zip(logs, rollouts, strict=True):
         for age in range(3):
@@ -352,7 +390,7 @@ def test_both_roles_learn_and_the_log_has_each_age(make_trainer, lora):
                 score
                 for row in rows
                 for target, score in zip(row["targets"], row["target_scores"], strict=True)
-                if target["age"] == age
+                if target["age"] == age and target["kind"] != "continuation"
             ]
             for name in ("teacher_kl", "kl_gain", "exact"):
                 assert log[f"age_{age}/{name}"] == pytest.approx(sum(score[name] for score in scores) / len(scores))
@@ -368,6 +406,27 @@ def test_an_evaluation_of_walks_has_each_kind_and_age(make_trainer, lora):
     assert counts == [measures["eval_windows"]] * 2
     for group in ("fact", "recall", "age_0", "age_1", "age_2"):
         assert {f"eval_{group}/nll_gist", f"eval_{group}/teacher_kl_se"} <= set(measures)
+
+
+def test_what_was_not_said_has_no_age(make_trainer, lora):
+    held_out = Dataset.from_dict({"text": make_documents(4, seed=9)})
+    args = WALKS | {"target_kinds": {"fact": 1, "continuation": 1, "far": 1}, "far_offset": 4}
+    trainer = make_trainer(peft_config=lora, eval_dataset=held_out, args=args)
+    measures, rows = trainer.evaluate(), rows_of_a_walk(trainer)
+    assert measures["eval_continuation/windows"] and measures["eval_far/windows"]
+    evaluated = sum(measures[f"eval_age_{age}/windows"] for age in range(3))
+    assert (
+        evaluated
+        == measures["eval_fact/windows"]
+        == measures["eval_windows"] - sum(measures[f"eval_{kind}/windows"] for kind in ("continuation", "far"))
+    )
+    scored = [
+        row | {"target_scores": [dict.fromkeys(("teacher_kl", "kl_gain", "exact"), 0)] * len(row["targets"])}
+        for row in rows
+    ]
+    logged = trainer._target_measures(scored)
+    assert sum(len(logged[f"age_{age}/exact"]) for age in range(3)) == len(logged["fact/exact"]) > 0
+    assert logged["continuation/exact"]
 
 
 def test_a_users_column_of_ages_is_not_taken_for_those_of_targets(make_trainer, lora):

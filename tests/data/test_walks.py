@@ -192,6 +192,14 @@ def test_a_gist_is_paid_for_its_own_window_and_for_what_it_still_buys_in_later_o
         torch.testing.assert_close(rewards, own + later, rtol=0, atol=1e-5)  # TRL keeps rewards in float32
 
 
+def test_budgets_differ_along_a_walk_and_not_within_a_window(make_walker):
+    rows, _ = rollout_of(make_walker(args={"gist_length_range": [1, GIST]}))
+    budgets = [{row["budget"] for row in rows[start : start + GISTS]} for start in range(0, len(rows), GISTS)]
+    assert len(budgets) == 2 * WINDOWS and all(len(of_window) == 1 for of_window in budgets)
+    assert any(len(set.union(*budgets[start : start + WINDOWS])) > 1 for start in (0, WINDOWS))
+    assert all(len(row["gist_ids"]) <= row["budget"] for row in rows)
+
+
 def test_advantages_compare_the_gists_of_one_document_and_window(make_walker):
     trainer = make_walker()
     rows, tensors = rollout_of(trainer)

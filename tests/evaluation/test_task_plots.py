@@ -73,6 +73,13 @@ def test_a_panel_for_each_task_and_a_large_one_for_all_of_several(tasks, plot, t
     assert all(box.width < 0.8 * large.width and box.y1 < large.y0 for box in boxes.values())
 
 
+def test_a_text_of_one_window_is_called_so():
+    report = make_report(["needles"])
+    assert "of texts of 4 windows" in plot_ages(report).get_suptitle()
+    report["tasks"]["needles"]["lengths"] = report["tasks"]["needles"]["lengths"][:1]
+    assert plot_ages(report).get_suptitle().endswith("of texts of 1 window")
+
+
 def test_who_has_the_end_alone_is_one_band_and_nobody_shares_a_color_and_a_line():
     figure = plot_ages(make_report(["needles", "story"], ["b", "c"], ["self-information", "head", "tf-idf"]))
     for axis in drawn(figure).values():

@@ -36,7 +36,7 @@ from trl_gist.data.tasks import EVALUATION_SEED, make_tasks
 from trl_gist.evaluation.compressors.registry import extractive_compressors
 from trl_gist.evaluation.tasks.measures import age_groups, task_measures
 from trl_gist.evaluation.tasks.readings import TaskReadings, continuations_of_one
-from trl_gist.models.generation import greedy_continuations
+from trl_gist.models.generation import generate, greedy_continuations
 from trl_gist.scripts.arguments import TasksArguments
 
 
@@ -101,6 +101,20 @@ def test_continuations_after_one_reading_are_those_of_a_reading_each(each_model,
     assert len({len(prompt) for prompt in prompts}) < len(prompts)
     wanted = [greedy_continuations(model, [prompt], 5, tokenizer)[0] for prompt in prompts]
     assert continuations_of_one(model, tokenizer, start, prompts, 5) == wanted
+
+
+def test_no_more_prompts_than_asked_for_read_a_text_together(teacher, tokenizer, monkeypatch):
+    """Each has a copy of all its keys and values."""
+    together = []
+    monkeypatch.setattr(
+        "trl_gist.evaluation.tasks.readings.generate",
+        lambda *args, **settings: together.append(len(args[2])) or generate(*args, **settings),
+    )
+    start = tokenizer(PARAGRAPH)["input_ids"]
+    prompts = [[*start, cue] for cue in range(40, 45)] + [[*start, 40, 41]]
+    written = continuations_of_one(teacher, tokenizer, start, prompts, 5, 2)
+    assert together == [2, 2, 1, 1]
+    assert written == greedy_continuations(teacher, prompts, 5, tokenizer)
 
 
 def test_gists_are_a_sessions(rows, documents, compactor, tokenizer):
@@ -387,13 +401,15 @@ def test_documents_stand_between_the_facts(saved_pair, tmp_path, capsys):
     file, texts = tmp_path / "filler.jsonl", [PARAGRAPH, None]
     file.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
     flags = ["evaluate", saved_pair, "--dataset", str(file), "--tasks", "needles"]
-    flags += ["--lengths", "1", "--texts", "1", "--difficulty", "1", "--device", "cpu"]
+    flags += ["--lengths", "40", "--texts", "1", "--difficulty", "1", "--device", "cpu"]
     flags += ["--compressors", "head", "stop_word_drop"]
     assert main([*flags, "--output_dir", str(tmp_path / "out")]) == 0
     (row,) = map(json.loads, (tmp_path / "out/rows.jsonl").read_text().splitlines())
-    assert "stop-word drop" in row["gists"]
+    assert row["tokens"] > 40 * 100 and "stop-word drop" in row["gists"]
     assert row["gists"]["head"].strip() in PARAGRAPH and len(row["gists"]["head"]) > 3
-    assert "1 rows skipped (1 null)." in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "1 rows skipped (1 null)." in printed
+    assert "Needles, 40 windows: " in printed and "right, T has too few positions for all of the text, ch" in printed
     for columns, message in (({"text": None}, "no text to stand"), ({"body": PARAGRAPH}, "has columns ['body']")):
         file.write_text(json.dumps(columns))
         with pytest.raises(SystemExit):
@@ -438,6 +454,7 @@ def test_the_command_says_what_is_wrong(tmp_path, capsys):
         (["--tasks", "--max_windows", "3"], "--max_windows does not go with --tasks"),
         (["--tasks", "--target_floor", "0"], "--target_floor does not go with --tasks"),
         (["--tasks", "all", "needles"], "There is no task 'all'"),
+        (["--tasks", "needles", "needles"], "'needles' is named more than once"),
         (["--tasks", "--pairs", "a=x", "b=y", "a=z"], "`--pairs` names two 'a'"),
         *(
             (["--tasks", *flags], f"{flags[0]} is of documents that stand between the facts: add --dataset")

@@ -438,6 +438,10 @@ def test_recall_needs_a_text_a_cue_and_a_number_of_tokens(compactor):
         session.recall("The pump")
     session.append("cholera")
     assert session.recall("The pump", alternatives=0).alternatives == []
+    every = session.recall("The pump", max_new_tokens=1, alternatives=10**6)
+    unreadable = compactor.prompts.special_ids - {compactor.tokenizer.eos_token_id}
+    assert len(every.alternatives) == len(compactor.tokenizer) - 1 - len(unreadable)
+    assert sum(each.probability for each in (every, *every.alternatives)) <= 1 + 1e-6
     for settings, message in (
         ({"cue": ""}, "The cue is empty"),
         ({"cue": "The", "max_new_tokens": 0}, "`max_new_tokens` must be at least 1"),

@@ -15,6 +15,7 @@
 """Training and evaluating on several targets of a context: what S is paid for, what is logged, and what is refused."""
 
 import math
+import re
 
 import pytest
 from checks import logs_of, moved, rows_of, snapshot, trainable
@@ -307,6 +308,10 @@ def test_last_tokens_that_are_fewer_than_a_character_has_are_none(make_trainer, 
         ({"target_kinds": {"fact": 1}, "targets_per_context": 0}, "`targets_per_context` must be at least 1, got 0"),
         ({"target_kinds": {"fact": 1}, "recall_age": [0, 0]}, "`recall_age` must be weights"),
         ({"target_kinds": {"fact": 1}, "recall_age": [1, 1]}, "`recall_age` .* is of windows of a walk"),
+        (
+            {"target_kinds": {"fact": 1}, "recall_age": [1, 0, 2, 0], "windows_per_document": 2},
+            r"`recall_age` \(\[1, 0, 2, 0\]\) asks for what was said 2 windows ago, .* `windows_per_document` \(2\)",
+        ),
     ],
 )
 def test_kinds_that_cannot_be_are_refused(make_trainer, args, sentence):
@@ -314,13 +319,20 @@ def test_kinds_that_cannot_be_are_refused(make_trainer, args, sentence):
         make_trainer(args=args, reward_funcs=[log_prob_gain])
 
 
-@pytest.mark.parametrize("setting", [{"targets_per_context": 3}, {"cue_length": 5}, {"far_offset": 9}])
+@pytest.mark.parametrize(
+    "setting",
+    [
+        {"targets_per_context": 3},
+        {"cue_length": 5},
+        {"far_offset": 9},
+        {"recall_age": [1, 1], "windows_per_document": 2, "context_length": 64, "max_completion_length": 6},
+    ],
+)
 def test_what_is_said_of_several_targets_is_refused_where_the_continuation_is_the_only_one(make_trainer, setting):
-    (name,) = setting
+    name = next(iter(setting))
+    said = re.escape(f"`{name}` ({setting[name]}) is of several targets")
     for kinds in (None, {"continuation": 2}):
-        with pytest.raises(
-            ValueError, match=rf"`{name}` \({setting[name]}\) is of several targets.*set `target_kinds`"
-        ):
+        with pytest.raises(ValueError, match=rf"{said}.*set `target_kinds`"):
             make_trainer(args={**setting, "target_kinds": kinds})
     make_trainer(args={**SEVERAL, **setting})
 

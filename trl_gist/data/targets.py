@@ -25,6 +25,7 @@ import hashlib
 import itertools
 import math
 import random
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
@@ -129,6 +130,15 @@ class TargetSpec:
             raise ValueError(
                 f"`recall_age` must be weights of which none is negative and one is positive, of targets in a window's own "
                 f"chunk, in the one before it, and so on, got {ages!r}; or leave it out, to ask of all alike."
+            )
+
+    def check_ages(self, windows: int):
+        """Raises `ValueError` if `recall_age` asks for chunks that no walk over so many windows has."""
+        oldest = max((age for age, weight in enumerate(self.recall_age or ()) if weight > 0), default=0)
+        if oldest >= windows:
+            raise ValueError(
+                f"`recall_age` ({list(self.recall_age)}) asks for what was said {oldest} windows ago, and in a walk over "
+                f"`windows_per_document` ({windows}) nothing is older than {windows - 1}: raise that, or give fewer weights."
             )
 
     def age_weights(self, window: int) -> dict[int, float]:
@@ -263,7 +273,8 @@ def make_walk_targets(
         found, weights = {}, {}
         if brought is not None:
             found = _by_kind_and_age(brought, chunks[window::-1], ages, walk_ids[:before])
-            weights = {(kind, age): ages[age] for kind, age in found}
+            kinds = Counter(age for _, age in found)
+            weights = {(kind, age): ages[age] / kinds[age] for kind, age in found}
         for kind, weight in targets.kinds if brought is None else ():
             if kind in ("continuation", "far"):
                 found[kind, 0] = [continuation] if kind == "continuation" else candidates(kind, first, before)
@@ -358,7 +369,7 @@ def sentence_spans(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> list[t
         left out.
     """
     spelled = Spelled(tokenizer, ids)
-    spans = (spelled.tokens(start, end) for start, end, _ in _sentences(spelled.text))
+    spans = (spelled.tokens(start, end) for start, end, _ in sentence_characters(spelled.text))
     return [span for span in spans if span is not None]
 
 
@@ -430,7 +441,7 @@ def _facts(tokenizer, ids, start, spec, targets):
 def _recalls(tokenizer, ids, start, spec, targets):
     read = ids[start : start + spec.context_length + _LOOK_AHEAD]
     spelled, characters, found = Spelled(tokenizer, read), characters_of(tokenizer), []
-    whole = (span for *span, is_whole in _sentences(spelled.text, whole_start=start == 0) if is_whole)
+    whole = (span for *span, is_whole in sentence_characters(spelled.text, whole_start=start == 0) if is_whole)
     for span in whole:
         first, end = spelled.tokens(*span) or (0, 0)
         place = max(first, characters.cut(read, first + targets.cue_length // 2))
@@ -441,7 +452,7 @@ def _recalls(tokenizer, ids, start, spec, targets):
     return found
 
 
-def _sentences(text, whole_start=True) -> Iterator[tuple[int, int, bool]]:
+def sentence_characters(text: str, whole_start: bool = True) -> Iterator[tuple[int, int, bool]]:
     """Characters from and to which each sentence goes, and whether it is whole; the first is where the text begins with
     it."""
     cuts = [(match.end(), True) for match in _SENTENCE_END.finditer(text)]

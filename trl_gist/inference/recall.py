@@ -83,7 +83,8 @@ def _starts(log_probs_TV, said, log_probs, unreadable, count):
     others_TV[:, unreadable] = -torch.inf
     others_TV[torch.arange(len(said)), said] = -torch.inf
     before_T = torch.tensor([sum(log_probs[:place]) for place in range(len(said))]).to(others_TV)
-    found = (others_TV + before_T[:, None]).flatten().topk(count).indices.tolist()
+    scores = (others_TV + before_T[:, None]).flatten()
+    found = scores.topk(min(count, scores.isfinite().sum().item())).indices.tolist()  # there may be fewer ways
     places = [divmod(index, others_TV.shape[1]) for index in found]
     return [([*said[:at], token], [*log_probs[:at], others_TV[at, token].item()]) for at, token in places]
 

@@ -122,7 +122,9 @@ def _target_spec(args):
         return targets
     if args.windows_per_document == 1:
         raise ValueError(f"`--recall_age` ({args.recall_age}) is of walks: raise `--windows_per_document`.")
-    return replace(targets, recall_age=tuple(args.recall_age))
+    targets = replace(targets, recall_age=tuple(args.recall_age))
+    targets.check_ages(args.windows_per_document)
+    return targets
 
 
 def _documents(args):

@@ -67,9 +67,8 @@ def measure_tasks(args: TasksArguments):
             windows=windows,
             window_length=geometry.chunk_length,
             last_k=geometry.last_k,
-            # Also the longer tail, which reaches into the last window, is worthless; and L may begin earlier, as chunks
-            # are not cut within a character, of 4 tokens at most
-            tail_length=geometry.last_k + readings.gist_length + (0 if filler is None else 3 * windows),
+            # Also the longer tail, which reaches into the last window, is worthless
+            tail_length=geometry.last_k + readings.gist_length,
             difficulty=args.difficulty,
             filler=filler,
             seed=args.seed,

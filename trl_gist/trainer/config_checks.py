@@ -254,12 +254,13 @@ def check_targets(args):
         )
     if args.target_floor is not None and not (is_number(args.target_floor) and math.isfinite(args.target_floor)):
         raise ValueError(f"`target_floor` must be a number or None, got {args.target_floor!r}.")
-    args.target_spec  # noqa: B018 (it refuses what is wrong with them)
+    spec = args.target_spec  # which refuses what is wrong with them
     if args.recall_age is not None and args.windows_per_document == 1:
         raise ValueError(
             f"`recall_age` ({args.recall_age}) is of windows of a walk, and `windows_per_document` is 1: raise that, or leave "
             "`recall_age` out."
         )
+    spec.check_ages(args.windows_per_document)
 
 
 def show_whole_context(args):
@@ -287,7 +288,7 @@ def check_shows_whole_context(prompts, name: str):
 
 def check_only_continuation(args):
     """Raises `ValueError` for settings of several targets where there is only the continuation, which nothing answers."""
-    for name in ("targets_per_context", "cue_length", "far_offset", "distillation_mean"):
+    for name in ("targets_per_context", "cue_length", "far_offset", "distillation_mean", "recall_age"):
         if args.target_spec.is_continuation and getattr(args, name) != getattr(type(args), name):  # the default
             raise ValueError(
                 f"`{name}` ({getattr(args, name)}) is of several targets, and the continuation is a context's only one: set "

@@ -56,7 +56,7 @@ from ..models.sampling import sample_gists
 from ..models.saved_weights import load_weights
 from ..models.shared_prefix import check_padded, shared_prefix_log_probs, why_not_shared
 from ..pair import GENERATOR_DIR, PAIR_CONFIG_NAME
-from ..prompts import GistPrompts, gist_from_completion
+from ..prompts import GistPrompts, gist_from_completion, said_age
 from ..rewards import length_penalty
 from . import held_out
 from .advantages import best_of_group, group_signal
@@ -502,7 +502,8 @@ class GistTrainer(GRPOTrainer):
             if "targets" in row:
                 measures["targets"].append(len(row["targets"]))
                 for target, score in zip(row["targets"], row["target_scores"], strict=True):
-                    groups = [target["kind"], *([f"age_{target['age']}"] if "age" in target else [])]
+                    age = said_age(target)
+                    groups = [target["kind"], *([] if age is None else [f"age_{age}"])]
                     for group, name in itertools.product(groups, ("teacher_kl", "kl_gain", "exact")):
                         measures[f"{group}/{name}"].append(float(score[name]))
         return measures

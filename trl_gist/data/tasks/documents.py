@@ -27,7 +27,8 @@ from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from ...common.arguments import several, whole_number
-from ...common.tokens import literal_ids, literal_pieces
+from ...common.geometry import Geometry, WindowedText
+from ...common.tokens import characters_of, literal_ids, literal_pieces
 from ..windows import why_unusable
 from .base import MOST_FACTS, Task
 from .dialogue import DIALOGUE
@@ -78,7 +79,8 @@ def make_tasks(
         documents (`int`, *optional*, defaults to `100`):
             Texts of each task. The n-th is the same whatever their number.
         windows, window_length (`int`, *optional*, default to `1` and `256`):
-            Windows of a text, and tokens of one.
+            Windows of a text, and tokens of one; some fewer where a character of several tokens would be cut, as a
+            session's chunks have.
         last_k (`int`, *optional*, defaults to `0`):
             Tokens of filler that follow the last window; up to a sentence more, so that the text ends with one. With 0
             the text ends within its windows.
@@ -132,10 +134,14 @@ def make_tasks(
 
 
 def check_names(names: list[str]):
-    """Raises `ValueError` for what is no task."""
+    """Raises `ValueError` for what is no task, or is named twice."""
     for name in names:
         if name not in TASKS:
             raise ValueError(f"There is no task {name!r}: choose from {', '.join(TASKS)}.")
+        if names.count(name) > 1:
+            raise ValueError(
+                f"The task {name!r} is named more than once, and would give the same texts: name it once."
+            )
 
 
 def as_documents(tasks: Dataset) -> Dataset:
@@ -164,10 +170,7 @@ class _Writer:
     def __init__(self, tokenizer, name, windows, window_length, last_k, tail_length, difficulty, filler):
         self.tokenizer, self.name, self.task = tokenizer, name, TASKS[name]
         self.windows, self.window_length, self.last_k = windows, window_length, last_k
-        self.tail_length, self.facts_end = tail_length, windows * window_length + last_k - tail_length
-        self.difficulty = difficulty
-        # A sentence is tokenised after the end of another
-        self._before = len(literal_ids(tokenizer, "."))
+        self.tail_length, self.difficulty = tail_length, difficulty
         self.filler = Filler(filler, self.task.words, self._count, window_length // _LONGEST_SENTENCE)
 
     def write(self, seed, index):
@@ -198,11 +201,13 @@ class _Writer:
         """The text, and where in it each statement begins."""
         drawn = enumerate(self.filler.draw(rng))
         sentences = (self.task.dress(sentence, number) for number, sentence in drawn)
-        units, total, sentence = [], 0, next(sentences)  # statements and sentences in order, and their tokens
+        # Statements and sentences in order, and their tokens; a window begins where a walk's chunk does
+        units, ids, sentence = [], [], next(sentences)
+        chunks = self._chunks(ids)
         for window in range(self.windows):
             due = [each for each in statements if min(int(each.time), self.windows - 1) == window]
-            end, last = (window + 1) * self.window_length, window == self.windows - 1
-            limit = min(end, self.facts_end) - _SLACK
+            total, end, last = len(ids), chunks.chunk_start(window) + self.window_length, window == self.windows - 1
+            limit = (min(end, end + self.last_k - self.tail_length) if last else end) - _SLACK
             room = limit - total - sum(self._count(each.text) for each in due)
             between, after = [], []
             while (size := self._count(sentence)) <= room:
@@ -229,6 +234,7 @@ class _Writer:
                 )
             for place, each in zip(places, reversed(due), strict=True):
                 between.insert(min(place, most), each)
+            ids += self._following(units, between + after)
             units += between + after
         starts, place = {}, 0
         for index, unit in enumerate(units):
@@ -238,15 +244,30 @@ class _Writer:
         return self.task.separator.join(units), starts
 
     def _windows_of(self, text, starts):
-        """In which window each statement begins. A tokenizer without offsets counts the tokens before it."""
-        begins = [start for _, piece in literal_pieces(self.tokenizer, text) for start in piece or ()]
+        """In the chunk of which window each statement begins. A tokenizer without offsets counts the tokens before it."""
+        ids, begins = [], []
+        for more, places in literal_pieces(self.tokenizer, text):
+            ids += more
+            begins += places or ()
+        chunks = self._chunks(ids)
         return {
-            each: (
+            each: chunks.window_of(
                 bisect.bisect_right(begins, start) - 1 if begins else len(literal_ids(self.tokenizer, text[:start]))
             )
-            // self.window_length
             for each, start in starts.items()
         }
 
+    def _chunks(self, ids):
+        geometry = Geometry(self.window_length, self.window_length, self.last_k, 0)
+        return WindowedText(ids, geometry, characters_of(self.tokenizer))
+
+    def _following(self, units, more):
+        """The tokens of more units after the last one."""
+        before = units[-1] if units else "."
+        before = before if isinstance(before, str) else before.text
+        texts = [unit if isinstance(unit, str) else unit.text for unit in more]
+        whole = literal_ids(self.tokenizer, self.task.separator.join([before, *texts]))
+        return whole[len(literal_ids(self.tokenizer, before)) :]
+
     def _count(self, sentence):
-        return len(literal_ids(self.tokenizer, f".{self.task.separator}{sentence}")) - self._before
+        return len(self._following([], [sentence]))

@@ -20,9 +20,12 @@ from collections.abc import Callable, Iterable, Iterator
 
 import regex
 
+from ...common.text_units import CJK_UNIT
+from ..targets import sentence_characters
 
-_SENTENCES = regex.compile(r"(?<=[.!?]['\"”’)]?)\s+(?=\p{Lu}|['\"“(])|\n+")
-_WORD = regex.compile(r"[\p{L}\p{N}]+")
+
+# A sign of a script without spaces is one
+_WORD = regex.compile(rf"{CJK_UNIT.pattern}|[[\p{{L}}\p{{N}}]--{CJK_UNIT.pattern}]+", regex.VERSION1)
 # A heading is no sentence
 _FEWEST_WORDS = 4
 
@@ -71,8 +74,8 @@ class Filler:
         self.count, self.most = count, most
         self.sentences = texts and [
             sentence
-            for text in texts
-            for sentence in (" ".join(each.split()) for each in _SENTENCES.split(text))
+            for line in itertools.chain.from_iterable(map(str.splitlines, texts))
+            for sentence in (" ".join(line[start:end].split()) for start, end, _ in sentence_characters(line))
             if len(found := _WORD.findall(sentence.casefold())) >= _FEWEST_WORDS and self.words.isdisjoint(found)
         ]
 

@@ -27,7 +27,7 @@ from ..distance.labels import span
 from ..distance.plots import arm_color
 from ..folder import read_measures
 from ..pages.plots import GIST, NEUTRAL, OCHRE, save_figures
-from .tables import task_labels
+from .tables import task_labels, windows_label
 
 
 with extra("eval"):
@@ -53,7 +53,7 @@ def plot_ages(report: dict) -> Figure:
         "ages",
         lambda group: span(group["first"], group["last"]),
         "windows since the fact was said",
-        f"What is still known of a fact, windows later, of texts of {longest} windows",
+        f"What is still known of a fact, windows later, of texts of {windows_label(longest)}",
     )
 
 

@@ -220,14 +220,20 @@ class TaskReadings:
             if positions is None or len(prompt) + most <= positions:
                 by_text[tuple(prompt[: len(prompt) - cue_length])].append(row)
         for text, rows in by_text.items():
-            answers = continuations_of_one(model, tokenizer, list(text), [prompts[row] for row in rows], most)
+            prompts_of_text = [prompts[row] for row in rows]
+            answers = continuations_of_one(model, tokenizer, list(text), prompts_of_text, most, self.batch_size)
             for row, ids in zip(rows, answers, strict=True):
                 written[row] = ids
         return written
 
 
 def continuations_of_one(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, start: list[int], prompts: list[list[int]], most: int
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    start: list[int],
+    prompts: list[list[int]],
+    most: int,
+    batch_size: int = 8,
 ) -> list[list[int]]:
     """As [`~models.generation.greedy_continuations`], of prompts that begin with `start` and are longer, which is read
     once."""
@@ -240,7 +246,10 @@ def continuations_of_one(
     by_length = defaultdict(list)
     for row, prompt in enumerate(prompts):
         by_length[len(prompt)].append(row)
-    for rows in by_length.values():  # what shares a cache is equally long
+    together = (  # what shares a cache is equally long, and each row has a copy of it
+        rows[first : first + batch_size] for rows in by_length.values() for first in range(0, len(rows), batch_size)
+    )
+    for rows in together:
         own = copy.deepcopy(cache)
         own.batch_repeat_interleave(len(rows))
         answers, _ = generate(model, tokenizer, [prompts[row] for row in rows], most, past_key_values=own)

@@ -14,7 +14,7 @@
 
 """What the measures of tasks are called, and their tables: for the terminal, in Markdown and on the page alike."""
 
-from ...common.statistics import measured, with_error
+from ...common.statistics import is_number, measured, with_error
 from ...common.tables import cell
 from ..distance.labels import arm_labels, span
 
@@ -38,7 +38,7 @@ def task_tables(report: dict) -> list[Table]:
     """
     tables = []
     for task, measures in report["tasks"].items():
-        longest = _windows(measures["lengths"][-1])
+        longest = windows_label(measures["lengths"][-1]["windows"])
         for title, groups, names in (
             (
                 f"{task}: right answers in %, by windows of the text",
@@ -63,7 +63,7 @@ def task_tables(report: dict) -> list[Table]:
 
 def _ahead(report):
     longest = {task: measures["lengths"][-1] for task, measures in report["tasks"].items()}
-    (windows,) = {_windows(found) for found in longest.values()}
+    (windows,) = {windows_label(found["windows"]) for found in longest.values()}
     lines = [
         (label, [_percent(found, f"ahead_of_{arm}", "+") for found in longest.values()], False)
         for arm, label in task_labels(report).items()
@@ -78,9 +78,12 @@ def task_sentences(report: dict) -> list[str]:
     sentences = []
     for task, measures in report["tasks"].items():
         found = measures["lengths"][-1]
+        windows, ceiling = windows_label(found["windows"]), "T has too few positions for all of the text"
+        if is_number(found["right_full"]):
+            ceiling = f"T with all of the text {_percent(found, 'right_full')}%"
         sentences.append(
-            f"{task[0].upper()}{task[1:]}, {_windows(found)}: the pair answers {_percent(found, 'right_pair')}% "
-            f"right, T with all of the text {_percent(found, 'right_full')}%, chance {100 * found['chance']:.1f}%."
+            f"{task[0].upper()}{task[1:]}, {windows}: the pair answers {_percent(found, 'right_pair')}% right, {ceiling}, "
+            f"chance {100 * found['chance']:.1f}%."
         )
     return sentences
 
@@ -96,8 +99,8 @@ def markdown(report: dict) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _windows(group):
-    return "1 window" if group["windows"] == 1 else f"{group['windows']} windows"
+def windows_label(count: int) -> str:
+    return "1 window" if count == 1 else f"{count} windows"
 
 
 def _own(report):
