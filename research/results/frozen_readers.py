@@ -29,13 +29,10 @@ read again.
 
 import argparse
 import json
-import re
-import textwrap
 from pathlib import Path
 
 from trl_gist import GistCompactor
 from trl_gist.common.statistics import ratio_and_error, with_error
-from trl_gist.common.tokens import decode
 from trl_gist.data.targets import TargetSpec
 from trl_gist.data.windows import WindowSpec, prepare_windows
 from trl_gist.evaluation.compressors.registry import extractive_compressors
@@ -141,30 +138,6 @@ def print_tables(folder: Path):
         print("\n".join([*markdown_table(head, lines), ""]))
 
 
-def gallery(contexts: list[str], titles: list[str], gists: dict[str, list[str]], hands: list[str]) -> list[str]:
-    """Markdown: each context with its gists by some hands, in their order, all of them."""
-    lines = []
-    for number, (title, context) in enumerate(zip(titles, contexts, strict=True)):
-        lines += [f"**{number + 1}. {title}**", ""]
-        written = {f"{hand}, {budget}": gists[f"{hand} at {budget}"][number] for hand in hands for budget in BUDGETS}
-        for label, text in {"context": context, **written}.items():
-            text = re.sub(r"([*_`<>|\\[\]])", r"\\\1", " ".join(text.split()))
-            lines += textwrap.wrap(f"- *{label}*: {text}", 100, subsequent_indent="  ", break_on_hyphens=False)
-        lines.append("")
-    return lines
-
-
-def print_gallery(args):
-    tokenizer = AutoTokenizer.from_pretrained(smollm2_checkpoint())
-    contexts, rows = held_out_rows(tokenizer, args.windows_per_article)
-    gists = json.loads((args.folder / "gists.json").read_text("utf-8"))
-    gists = {label: [decode(tokenizer, ids) for ids in of_label] for label, of_label in gists.items()}
-    written_by = {label.rsplit(" at ", 1)[0] for label in gists} - {*RULES, WRITES}
-    titles = [split_articles()[1][int(row[0]["document_id"])]["title"] for row in rows]
-    texts = [decode(tokenizer, ids) for ids in contexts]
-    print("\n".join(gallery(texts, titles, gists, [*sorted(written_by), "surprising facts"])))
-
-
 def plot(folder: Path) -> Figure:
     """A panel for each reader and kind of target, curves over the rate."""
     readers = sorted((path.parent.name for path in folder.glob("*/alone.json")), key=lambda name: name != TEACHER)
@@ -212,15 +185,12 @@ def main():
     parser.add_argument("--readers", nargs="*", default=[], help="checkpoints that read beside the teacher")
     parser.add_argument("--windows_per_article", type=int, default=2, help="(default: 2)")
     parser.add_argument("--table", action="store_true", help="read nothing; print what has been read")
-    parser.add_argument("--gallery", action="store_true", help="print every context with its gists")
     parser.add_argument("--image", type=Path, help="draw the curves there, without a suffix")
     args = parser.parse_args()
     if not args.table:
         quiet_console()
         read_gists(args)
     print_tables(args.folder)
-    if args.gallery:
-        print_gallery(args)
     if args.image:
         save_figure(plot(args.folder), args.image)
 

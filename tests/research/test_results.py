@@ -19,7 +19,8 @@ import json
 import pytest
 
 from research.memory.readers import AGES, counted
-from research.results.frozen_readers import KINDS, gallery, plot, print_tables, shares
+from research.results.frozen_readers import KINDS, plot, print_tables, shares
+from research.results.gallery import gallery
 
 
 def write(folder, label, rows):
@@ -67,8 +68,23 @@ def test_right_answers_are_counted_by_age():
     assert lines[1:] == [["questions", "2", "1", "2", "1", "6"], ["one", "1", "1", "1", "1", "4"]]
 
 
-def test_the_gallery_has_every_context_with_its_gists_and_no_markdown_of_theirs():
-    gists = {f"tail at {budget}": ["a|b", "*c*"] for budget in (8, 16, 32)}
-    lines = gallery(["one\ntwo", "x_y"], ["first", "second"], gists, ["tail"])
-    assert lines[:4] == ["**1. first**", "", "- *context*: one two", r"- *tail, 8*: a\|b"]
-    assert r"- *context*: x\_y" in lines and lines.count(r"- *tail, 16*: \*c\*") == 1
+def test_the_gallery_has_every_gist_and_no_markdown_of_theirs(tmp_path):
+    windows, tasks = tmp_path / "windows", tmp_path / "tasks"
+    asked = [{"cue": "Rome is", "answer": " old"}, {"cue": "Oslo is", "answer": " cold"}]
+    rows = {
+        windows: [
+            {"document_id": "a", "context": "one\ntwo", "gist": "a|b"},
+            {"document_id": "a", "context": "", "gist": ""},
+        ],
+        tasks: [{"document_id": "t", "questions": asked, "gists": {"pair": "*c*", "zero_shot": "no", "other": "x_y"}}],
+    }
+    for folder, own in rows.items():
+        folder.mkdir()
+        (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in own), encoding="utf-8")
+        pairs = {"pairs": {"other": "OTHER"}} if folder == tasks else {}
+        (folder / "measures.json").write_text(json.dumps(pairs), encoding="utf-8")
+    lines = gallery({"Windows": windows, "Tasks": tasks})
+    assert lines[:6] == ["## Windows", "", "**a, 1**", "", "- *context, its end*: …one two", r"- *gist*: a\|b"]
+    assert "- *gist*: (nothing)" in lines
+    assert "- *asked for*: Rome is old; Oslo is cold" in lines
+    assert r"- *gist*: \*c\*" in lines and r"- *other*: x\_y" in lines and "no" not in " ".join(lines)
