@@ -76,7 +76,7 @@ def test_the_gallery_has_every_gist_and_no_markdown_of_theirs(tmp_path):
             {"document_id": "a", "context": "one\ntwo", "gist": "a|b"},
             {"document_id": "a", "context": "", "gist": ""},
         ],
-        tasks: [{"document_id": "t", "questions": asked, "gists": {"pair": "*c*", "zero_shot": "no", "other": "x_y"}}],
+        tasks: [{"document_id": "t", "questions": asked, "gists": {"pair": "*c*", "zero_shot": "unread", "other": "x_y"}}],
     }
     for folder, own in rows.items():
         folder.mkdir()
@@ -87,4 +87,4 @@ def test_the_gallery_has_every_gist_and_no_markdown_of_theirs(tmp_path):
     assert lines[:6] == ["## Windows", "", "**a, 1**", "", "- *context, its end*: …one two", r"- *gist*: a\|b"]
     assert "- *gist*: (nothing)" in lines
     assert "- *asked for*: Rome is old; Oslo is cold" in lines
-    assert r"- *gist*: \*c\*" in lines and r"- *other*: x\_y" in lines and "no" not in " ".join(lines)
+    assert r"- *gist*: \*c\*" in lines and r"- *other*: x\_y" in lines and "unread" not in " ".join(lines)
