@@ -13,69 +13,155 @@
 # limitations under the License.
 
 """
-Are a pair's gists of memory prose? Has them read as plain text by models that never saw one: by age of what is asked, how
-many answers are right, beside those of the pair's own generator.
+What pairs of memory know by age, for docs/MEMORY.md: right answers of a folder that `trl-gist evaluate --tasks` left, the
+ages taken together so that few questions are enough; and whether their gists are prose: the same questions put to models
+that never saw a gist, which read it as plain text.
 
-trl-gist evaluate memory/walks --tasks needles ledger --difficulty 2 --lengths 8 --texts 8
-python -m research.memory.readers memory/walks/tasks --readers gemma-3-270m
+trl-gist evaluate memory/walks --tasks needles ledger --difficulty 2 --lengths 8 --texts 8 \\
+    --pairs seed_6=memory/walks-6 single_windows=memory/single
+python -m research.memory.readers memory/walks/tasks --readers gemma-3-270m --image docs/images/memory_age
 """
 
 import argparse
-import itertools
 from pathlib import Path
 
+from trl_gist.common.statistics import mean_and_error
+from trl_gist.evaluation.pages.plots import GIST, GREEN, NEUTRAL, NULL, OCHRE, PLUM, save_figure
 from trl_gist.evaluation.tasks.readings import begins_with
 from trl_gist.models.generation import greedy_continuations
 from trl_gist.models.machine import fast_dtype
 
+import numpy as np
+from matplotlib.figure import Figure
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from examples.demo_assets import smollm2_checkpoint
 from examples.short_run import quiet_console
-from research.common.tables import markdown_table, read_rows
+from research.common.tables import markdown_table, read_measures, read_rows
 
 
 AGES = ((0, 1), (2, 3), (4, 7), (8, 15))
+ARMS = {
+    "full": "the teacher: all of the text",
+    "zero_shot": "the teacher: its own rolling summary",
+    "self-information": "the teacher: self-information, rolling",
+    "single": "gist of the last chunk alone",
+    "pair": "rolling gist",
+}
+COLORS = {"full": NEUTRAL, "zero_shot": PLUM, "single": OCHRE, "pair": GIST}
 
 
-def answers(checkpoint: str | Path, rows: list[dict]) -> list[bool]:
-    """Whether a reader that has the gist's text, a line end and the question goes on with the answer, one after the other."""
+def answers(checkpoint: str | Path, rows: list[dict], writer: str) -> list[bool]:
+    """Whether a reader that has a gist's text, a line end and the question goes on with the answer, in the questions' order."""
     tokenizer = AutoTokenizer.from_pretrained(checkpoint)
     model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=fast_dtype()).eval()
-    asked = [(f"{row['gists']['pair']}\n{one['cue']}", one["answer"]) for row in rows for one in row["questions"]]
+    asked = [(f"{row['gists'][writer]}\n{one['cue']}", one["answer"]) for row in rows for one in row["questions"]]
     prompts = tokenizer([text for text, _ in asked])["input_ids"]
     written = greedy_continuations(model, prompts, 12, tokenizer, 16)
     texts = [tokenizer.decode(ids, skip_special_tokens=True).strip().partition("\n")[0] for ids in written]
     return [begins_with(text, answer) for text, (_, answer) in zip(texts, asked, strict=True)]
 
 
-def counted(questions: list[dict], right: dict[str, list[bool]]) -> list[list[str]]:
-    """A table's lines: right answers by how many windows ago what is asked was said, of the ages that are asked for."""
-    groups = {ages: [ages[0] <= one["age"] <= ages[1] for one in questions] for ages in AGES}
-    groups = {ages: group for ages, group in groups.items() if any(group)}
-    lines = [["reader", *(f"said {first}-{last} windows ago" for first, last in groups), "all"]]
-    for reader, own in {"questions": [True] * len(questions), **right}.items():
-        counts = [sum(itertools.compress(own, group)) for group in groups.values()]
-        lines.append([reader, *map(str, [*counts, sum(own)])])
-    return lines
+def age_groups(rows: list[dict]) -> dict[tuple[int, int], np.ndarray]:
+    """Which questions are of which ages, of those that are asked for."""
+    ages = np.array([one["age"] for row in rows for one in row["questions"]])
+    groups = {(first, last): (first <= ages) & (ages <= last) for first, last in AGES}
+    return {group: asked for group, asked in groups.items() if asked.any()}
+
+
+def of_groups(rows: list[dict], right: list[bool]) -> list[tuple[float, float]]:
+    """The share that is right, of each group of ages and of all, and its standard error over texts."""
+    documents = np.array([row["document_id"] for row in rows for _ in row["questions"]], dtype=object)
+    right, groups = np.array(right, dtype=float), [*age_groups(rows).values(), np.ones(len(right), dtype=bool)]
+    return [mean_and_error(right[asked], list(documents[asked])) for asked in groups]
+
+
+def table(rows: list[dict], right: dict[str, list[bool]]) -> list[str]:
+    groups = age_groups(rows)
+    head = ["answered from", *(f"said {first}-{last} windows ago" for first, last in groups), "all"]
+    counts = [int(asked.sum()) for asked in groups.values()]
+    lines = [["questions", *map(str, [*counts, sum(counts)])]]
+    for label, own in right.items():
+        shares = of_groups(rows, own)
+        cells = [
+            f"{share * count:.0f}, {100 * share:.0f} ± {100 * error:.0f}%"
+            for (share, error), count in zip(shares, [*counts, sum(counts)], strict=True)
+        ]
+        lines.append([label, *cells])
+    return markdown_table(head, lines)
+
+
+def plot(rows: list[dict], right: dict[str, list[bool]], colors: dict[str, str]) -> Figure:
+    """Right answers by how long ago the fact was said, one line for each that was asked."""
+    figure = Figure(figsize=(10, 5.2), layout="constrained")
+    axis, groups = figure.subplots(), age_groups(rows)
+    for place, (label, own) in enumerate(right.items()):
+        shares = 100 * np.array(of_groups(rows, own)[:-1])
+        thick, color = label.startswith("walks"), colors[label]
+        aside = 0.03 * (place - len(right) / 2)  # so that errors stand side by side
+        axis.errorbar(
+            aside + np.arange(len(groups)),
+            shares[:, 0],
+            shares[:, 1],
+            color=color,
+            lw=3 if thick else 1.8,
+            marker="o",
+            capsize=3,
+        )
+        axis.annotate(
+            label,
+            (len(groups) - 0.85, shares[-1, 0]),
+            xytext=(0, 0),
+            textcoords="offset points",
+            color=color,
+            va="center",
+        )
+    axis.set_xticks(range(len(groups)), [f"{first}-{last}" for first, last in groups], fontsize=12)
+    axis.set_xlim(-0.2, len(groups) - 0.1)
+    axis.set_ylim(-4, 104)
+    axis.yaxis.set_major_formatter("{x:.0f}%")
+    axis.set_ylabel("right answers", fontsize=12)
+    axis.set_xlabel("windows of 256 tokens since the fact was said", fontsize=12)
+    axis.set_title(
+        "A rolling gist of 32 tokens keeps what it was paid to keep", loc="left", fontsize=16, weight="bold"
+    )
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.grid(axis="y", alpha=0.2)
+    return figure
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folders", nargs="+", type=Path, help="what `trl-gist evaluate --tasks` left")
-    parser.add_argument("--readers", nargs="*", default=[], help="checkpoints that read beside the teacher")
+    parser.add_argument("folder", type=Path, help="what `trl-gist evaluate --tasks` left")
+    parser.add_argument("--readers", nargs="*", default=[], help="checkpoints that read gists, beside the teacher")
+    parser.add_argument("--image", type=Path, help="draw the ages there, without a suffix")
     args = parser.parse_args()
     quiet_console()
-    rows = [row for folder in args.folders for row in read_rows(folder)]
-    questions = [one for row in rows for one in row["questions"]]
+    rows, others = read_rows(args.folder), list(read_measures(args.folder)["pairs"])
+    arms = ARMS | {name: f"{name.replace('_', ' ')}: rolling gist" for name in others}
     right = {
-        "the teacher, all of the text": [one["right"].get("full", False) for one in questions],
-        "the pair's generator": [one["right"]["recall"] for one in questions],
-        "the frozen teacher": answers(smollm2_checkpoint(), rows),
-        **{Path(reader).name: answers(reader, rows) for reader in args.readers},
+        arm: [one["right"].get(arm, False) for row in rows for one in row["questions"]]
+        for arm in arms
+        if any(arm in one["right"] for row in rows for one in row["questions"])
     }
-    head, *lines = counted(questions, right)
-    print("\n".join(markdown_table(head, lines)))
+    print("\n".join(table(rows, {arms[arm]: own for arm, own in right.items()})))
+    for writer in ("pair", *others):
+        if args.readers:
+            of_writer = {arms[writer]: right[writer]}
+            for name, checkpoint in (
+                ("the teacher", smollm2_checkpoint()),
+                *((Path(one).name, one) for one in args.readers),
+            ):
+                of_writer[f"the same gist, read by {name}"] = answers(checkpoint, rows, writer)
+            print("", *table(rows, of_writer), sep="\n")
+    if args.image:
+        labels = {"pair": "walks", "full": "teacher, all of the text", "single": "last chunk's gist alone"}
+        labels |= {"zero_shot": "teacher's own summary"} | {name: name.replace("_", " ") for name in others}
+        labels |= {name: f"walks, {labels[name]}" for name in others if name.startswith("seed")}
+        drawn = {labels[arm]: own for arm, own in right.items() if arm in labels}
+        spare = iter((GREEN, NULL, OCHRE))
+        colors = {labels[arm]: COLORS.get(arm) or next(spare) for arm in right if arm in labels}
+        save_figure(plot(rows, drawn, colors), args.image)
 
 
 if __name__ == "__main__":

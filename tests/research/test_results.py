@@ -18,7 +18,8 @@ import json
 
 import pytest
 
-from research.memory.readers import AGES, counted
+from research.memory.readers import plot as plot_ages
+from research.memory.readers import table
 from research.results.frozen_readers import KINDS, plot, print_tables, shares
 from research.results.gallery import gallery
 
@@ -61,11 +62,19 @@ def test_tables_and_curves_have_every_hand_and_kind(readings, capsys):
     assert all(len(panel.lines) >= 2 for panel in panels)
 
 
-def test_right_answers_are_counted_by_age():
-    questions = [{"age": age} for age in (0, 1, 3, 4, 7, 9)]
-    lines = counted(questions, {"one": [True, False, True, True, False, True]})
-    assert lines[0] == ["reader", *(f"said {first}-{last} windows ago" for first, last in AGES), "all"]
-    assert lines[1:] == [["questions", "2", "1", "2", "1", "6"], ["one", "1", "1", "1", "1", "4"]]
+def test_right_answers_are_counted_by_age_with_errors_over_texts():
+    rows = [
+        {"document_id": "a", "questions": [{"age": 0}, {"age": 4}]},
+        {"document_id": "b", "questions": [{"age": 1}, {"age": 7}]},
+    ]
+    right = {"walks": [True, True, False, True]}
+    head, _, asked, walks = table(rows, right)
+    assert head == "| answered from | said 0-1 windows ago | said 4-7 windows ago | all |"
+    assert asked == "| questions | 2 | 2 | 4 |"
+    # Half of the first two, one each text: 0.5; of all, residuals 0.5 and -0.5 of 4: sqrt(2 * 0.5) / 4
+    assert walks == "| walks | 1, 50 ± 50% | 2, 100 ± 0% | 3, 75 ± 25% |"
+    (axis,) = plot_ages(rows, right, {"walks": "black"}).axes
+    assert [tick.get_text() for tick in axis.get_xticklabels()] == ["0-1", "4-7"]
 
 
 def test_the_gallery_has_every_gist_and_no_markdown_of_theirs(tmp_path):
@@ -76,7 +85,9 @@ def test_the_gallery_has_every_gist_and_no_markdown_of_theirs(tmp_path):
             {"document_id": "a", "context": "one\ntwo", "gist": "a|b"},
             {"document_id": "a", "context": "", "gist": ""},
         ],
-        tasks: [{"document_id": "t", "questions": asked, "gists": {"pair": "*c*", "zero_shot": "unread", "other": "x_y"}}],
+        tasks: [
+            {"document_id": "t", "questions": asked, "gists": {"pair": "*c*", "zero_shot": "unread", "other": "x_y"}}
+        ],
     }
     for folder, own in rows.items():
         folder.mkdir()
