@@ -71,7 +71,10 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folders", nargs="+", metavar="TITLE=FOLDER")
     folders = named(parser.parse_args().folders, "the folders")
-    print("# A gallery\n\nEvery gist of held-out texts, as it was written; none is picked.\n")
+    print(
+        "# A gallery\n\nEvery gist of held-out texts, as it was written; none is picked. [RESULTS](RESULTS.md) says what"
+    )
+    print("they are worth, `research/results/README.md` has the command that prints this page.\n")
     print("\n".join(gallery(folders)))
 
 
