@@ -31,8 +31,8 @@ MIN_WORDS = 450
 # styles of Apache and SQLite give it
 LISTINGS = "pre, table, dt, .highlight, .programlisting, .screen, .synopsis, .codeblock, .listingblock, .example"
 BOILERPLATE = (
-    "script, style, nav, figure, h1, h2, h3, h4, h5, h6, .headerlink, .admonition-title, .seealso, .toctree- "
-    "wrapper, .contents, .topic, .toc, .navheader, .navfooter, .versionadded, .versionchanged, .deprecated, "
+    "script, style, nav, figure, h1, h2, h3, h4, h5, h6, .headerlink, .admonition-title, .seealso, "
+    ".toctree-wrapper, .contents, .topic, .toc, .navheader, .navfooter, .versionadded, .versionchanged, .deprecated, "
     ".deprecated-removed, .availability, .audit-hook, .footnote, .footnotes, .citation, .refsynopsisdiv, "
     ".fancy_toc, .fancy_title, .nosearch, .imgcontainer, #quickview, .stableabi, #preamble > .toplang, #footer, "
     "#footer-text, .bottomlang, .top, .menu, .nav-wrapper, .warning.experimental"
