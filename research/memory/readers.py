@@ -123,7 +123,7 @@ def plot(rows: list[dict], right: dict[str, list[bool]], colors: dict[str, str])
     axis.set_ylabel("right answers", fontsize=12)
     axis.set_xlabel("windows of 256 tokens since the fact was said", fontsize=12)
     axis.set_title(
-        "A rolling gist of 32 tokens keeps what it was paid to keep", loc="left", fontsize=16, weight="bold"
+        "A rolling gist of 32 tokens keeps what it was taught to keep", loc="left", fontsize=16, weight="bold"
     )
     axis.spines[["top", "right"]].set_visible(False)
     axis.grid(axis="y", alpha=0.2)
