@@ -51,11 +51,15 @@ ARMS = {
 COLORS = {"full": NEUTRAL, "zero_shot": PLUM, "single": OCHRE, "pair": GIST}
 
 
-def answers(checkpoint: str | Path, rows: list[dict], writer: str) -> list[bool]:
-    """Whether a reader that has a gist's text, a line end and the question goes on with the answer, in the questions' order."""
+def answers(checkpoint: str | Path, rows: list[dict], writer: str | None) -> list[bool]:
+    """Whether a reader that has a gist's text, a line end and the question goes on with the answer, in the questions' order;
+    without a writer it has the question alone."""
     tokenizer = AutoTokenizer.from_pretrained(checkpoint)
     model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=fast_dtype()).eval()
-    asked = [(f"{row['gists'][writer]}\n{one['cue']}", one["answer"]) for row in rows for one in row["questions"]]
+    gists = [f"{row['gists'][writer]}\n" if writer else "" for row in rows]
+    asked = [
+        (gist + one["cue"], one["answer"]) for row, gist in zip(rows, gists, strict=True) for one in row["questions"]
+    ]
     prompts = tokenizer([text for text, _ in asked])["input_ids"]
     written = greedy_continuations(model, prompts, 12, tokenizer, 16)
     texts = [tokenizer.decode(ids, skip_special_tokens=True).strip().partition("\n")[0] for ids in written]
@@ -145,15 +149,16 @@ def main():
         if any(arm in one["right"] for row in rows for one in row["questions"])
     }
     print("\n".join(table(rows, {arms[arm]: own for arm, own in right.items()})))
-    for writer in ("pair", *others):
-        if args.readers:
-            of_writer = {arms[writer]: right[writer]}
-            for name, checkpoint in (
-                ("the teacher", smollm2_checkpoint()),
-                *((Path(one).name, one) for one in args.readers),
-            ):
-                of_writer[f"the same gist, read by {name}"] = answers(checkpoint, rows, writer)
-            print("", *table(rows, of_writer), sep="\n")
+    if args.readers:
+        checkpoints = {"the teacher": smollm2_checkpoint(), **{Path(one).name: one for one in args.readers}}
+        alone = {f"{name}, no gist": answers(checkpoint, rows, None) for name, checkpoint in checkpoints.items()}
+        print("", *table(rows, alone), sep="\n")
+        for writer in ("pair", *others):
+            own = {
+                f"the same gist, read by {name}": answers(checkpoint, rows, writer)
+                for name, checkpoint in checkpoints.items()
+            }
+            print("", *table(rows, {arms[writer]: right[writer]} | own), sep="\n")
     if args.image:
         labels = {"pair": "walks", "full": "teacher, all of the text", "single": "last chunk's gist alone"}
         labels |= {"zero_shot": "teacher's own summary"} | {name: name.replace("_", " ") for name in others}
