@@ -15,6 +15,7 @@
 import functools
 import gc
 import importlib.metadata
+import logging
 import os
 from collections import Counter
 
@@ -63,6 +64,15 @@ def known_packages():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(importlib.metadata, "metadata", functools.cache(importlib.metadata.metadata))
         yield
+
+
+@pytest.fixture(autouse=True)
+def quiet_package():
+    """`trl-gist train` has the package say more, in all of its process."""
+    logger = logging.getLogger("trl_gist")
+    level = logger.level
+    yield
+    logger.setLevel(level)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -16,6 +16,7 @@
 
 import json
 import re
+import shlex
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -269,14 +270,14 @@ def test_the_file_is_ready_windows(run, tokenizer):
 def test_the_docstrings_command_is_understood():
     command = re.search(r"python examples/self_study.py (.*?)\ntrl-gist", self_study.__doc__, re.DOTALL).group(1)
     parser = TrlParser(self_study.SelfStudyArguments)
-    (args,) = parser.parse_args_and_config(command.replace("\\\n", " ").split())
+    (args,) = parser.parse_args_and_config(shlex.split(command))
     assert (args.dataset, args.output, args.questions) == ("my_documents/", "questions.jsonl", 4)
 
 
 def test_the_docstrings_command_trains_on_it(run, checkpoint, tmp_path):
     run()
     command = re.search(r"trl-gist train (.*?)\n\n", self_study.__doc__, re.DOTALL).group(1)
-    argv = [word.strip("'") for word in re.findall(r"'[^']*'|[^\s\\]+", command)]
+    argv = shlex.split(command)
     for flag, value in (
         ("--model_name_or_path", checkpoint),
         ("--dataset_path", str(run.output)),

@@ -127,7 +127,10 @@ def ending(process: subprocess.Popen) -> Iterator[None]:
 
 def _kill(pid: int):
     parent = psutil.Process(pid)
-    for each in [*parent.children(recursive=True), parent]:
+    for each in [
+        parent,
+        *parent.children(recursive=True),
+    ]:  # it first: it could end by itself, as if all had gone well
         with contextlib.suppress(psutil.NoSuchProcess):
             each.kill()
 
