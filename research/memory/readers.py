@@ -25,7 +25,8 @@ python -m research.memory.readers memory/walks/tasks --readers gemma-3-270m --im
 import argparse
 from pathlib import Path
 
-from trl_gist.common.statistics import mean_and_error
+from trl_gist.common.statistics import mean_and_error, with_error
+from trl_gist.evaluation.folder import read_measures, read_rows
 from trl_gist.evaluation.pages.plots import GIST, GREEN, NEUTRAL, NULL, OCHRE, PLUM, save_figure
 from trl_gist.evaluation.tasks.readings import begins_with
 from trl_gist.models.generation import greedy_continuations
@@ -33,11 +34,11 @@ from trl_gist.models.machine import fast_dtype
 
 import numpy as np
 from matplotlib.figure import Figure
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from examples.demo_assets import smollm2_checkpoint
 from examples.short_run import quiet_console
-from research.common.tables import markdown_table, read_measures, read_rows
+from research.common.tables import markdown_table
 
 
 AGES = ((0, 1), (2, 3), (4, 7), (8, 15))
@@ -51,11 +52,16 @@ ARMS = {
 COLORS = {"full": NEUTRAL, "zero_shot": PLUM, "single": OCHRE, "pair": GIST}
 
 
-def answers(checkpoint: str | Path, rows: list[dict], writer: str | None) -> list[bool]:
+def load_reader(checkpoint: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=fast_dtype()).eval()
+    return model, AutoTokenizer.from_pretrained(checkpoint)
+
+
+def answers(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: list[dict], writer: str | None
+) -> list[bool]:
     """Whether a reader that has a gist's text, a line end and the question goes on with the answer, in the questions' order;
     without a writer it has the question alone."""
-    tokenizer = AutoTokenizer.from_pretrained(checkpoint)
-    model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=fast_dtype()).eval()
     gists = [f"{row['gists'][writer]}\n" if writer else "" for row in rows]
     asked = [
         (gist + one["cue"], one["answer"]) for row, gist in zip(rows, gists, strict=True) for one in row["questions"]
@@ -88,7 +94,7 @@ def table(rows: list[dict], right: dict[str, list[bool]]) -> list[str]:
     for label, own in right.items():
         shares = of_groups(rows, own)
         cells = [
-            f"{share * count:.0f}, {100 * share:.0f} ± {100 * error:.0f}%"
+            f"{share * count:.0f}, {with_error(share, error, 0, scale=100)}%"
             for (share, error), count in zip(shares, [*counts, sum(counts)], strict=True)
         ]
         lines.append([label, *cells])
@@ -151,12 +157,12 @@ def main():
     print("\n".join(table(rows, {arms[arm]: own for arm, own in right.items()})))
     if args.readers:
         checkpoints = {"the teacher": smollm2_checkpoint(), **{Path(one).name: one for one in args.readers}}
-        alone = {f"{name}, no gist": answers(checkpoint, rows, None) for name, checkpoint in checkpoints.items()}
+        readers = {name: load_reader(checkpoint) for name, checkpoint in checkpoints.items()}
+        alone = {f"{name}, no gist": answers(*reader, rows, None) for name, reader in readers.items()}
         print("", *table(rows, alone), sep="\n")
         for writer in ("pair", *others):
             own = {
-                f"the same gist, read by {name}": answers(checkpoint, rows, writer)
-                for name, checkpoint in checkpoints.items()
+                f"the same gist, read by {name}": answers(*reader, rows, writer) for name, reader in readers.items()
             }
             print("", *table(rows, {arms[writer]: right[writer]} | own), sep="\n")
     if args.image:

@@ -27,13 +27,14 @@ import argparse
 from pathlib import Path
 
 from trl_gist.common.statistics import standard_error, with_error
+from trl_gist.evaluation.folder import read_measures
 from trl_gist.evaluation.pages.plots import GIST, NEUTRAL, NULL, OCHRE, plot_style, save_figure
 from trl_gist.prompts import before_last_k
 
 import numpy as np
 from matplotlib.figure import Figure
 
-from research.common.tables import markdown_table, read_measures, rows_of_same_windows
+from research.common.tables import markdown_table, rows_of_same_windows
 
 
 _LAST = 8  # tokens that must be the same

@@ -26,6 +26,7 @@ from pathlib import Path
 
 from trl_gist.common.statistics import with_error
 from trl_gist.evaluation.comparison.compare import GENERATOR, OWN_GENERATOR, TEACHER, TRAINED
+from trl_gist.evaluation.folder import read_measures, read_rows
 from trl_gist.evaluation.gists.pattern_plots import plot_gists
 from trl_gist.evaluation.pages.plots import GIST, NEUTRAL, NULL, plot_style, save_figure
 from trl_gist.evaluation.run_report.patterns import pattern_rows
@@ -36,7 +37,7 @@ from trl_gist.scripts.compare import named
 import numpy as np
 from matplotlib.figure import Figure
 
-from research.common.tables import markdown_table, read_measures, read_rows
+from research.common.tables import markdown_table
 
 
 ORIGINAL_KL = 0.125

@@ -19,7 +19,7 @@ other causal language model in its own tokens. A code that only its generator ca
 python -m research.results.gemma gemma-3-270m
 python -m research.results.imitate summarizer
 python -m research.results.frozen_readers readings --readers gemma-3-270m --pairs "the summarizer"=summarizer
-python -m research.results.frozen_readers readings --table --image docs/images/rates
+python -m research.results.frozen_readers readings --table --image docs/images/frozen_readers
 
 Contexts are 128 tokens of the demo's held-out articles; gists of a sixteenth, an eighth and a quarter of them are read
 as text, then the cue, then the target. Measured is the share of what the reader gains from the whole context, above
@@ -70,7 +70,7 @@ def held_out_rows(tokenizer, windows_per_article: int) -> tuple[list[list[int]],
     return [row["context_ids"] for row in windows], [one_row_each(row) for row in windows]
 
 
-def write_gists(args, tokenizer, contexts: list[list[int]]) -> dict[str, list[str]]:
+def write_gists(args, tokenizer, contexts: list[list[int]]) -> dict[str, list[list[int]]]:
     """The gists of every hand at every rate, as `HAND at BUDGET`, as token ids."""
     teacher = AutoModelForCausalLM.from_pretrained(smollm2_checkpoint(), dtype=fast_dtype()).eval()
     articles = tokenizer(list(split_articles()[0]["text"]), verbose=False)["input_ids"]
@@ -94,21 +94,26 @@ def read_gists(args):
         gists_file.write_text(json.dumps(write_gists(args, tokenizer, contexts)), encoding="utf-8")
     gists = json.loads(gists_file.read_text("utf-8"))
     for name, checkpoint in ((TEACHER, smollm2_checkpoint()), *((Path(path).name, path) for path in args.readers)):
+        folder = args.folder / name
+        unread = {
+            label: of_label
+            for label, of_label in {"alone": [[]] * len(rows), **gists}.items()
+            if not (folder / f"{label}.json").is_file()
+        }
+        if not unread:
+            continue
+        folder.mkdir(exist_ok=True)
         model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=fast_dtype()).eval()
         own = AutoTokenizer.from_pretrained(checkpoint)
-        for label, of_label in tqdm([("alone", [[]] * len(rows)), *gists.items()], desc=f"Reading, {name}"):
-            file = args.folder / name / f"{label}.json"
-            if file.is_file():
-                continue
+        for label, of_label in tqdm(unread.items(), desc=f"Reading, {name}"):
             flat = [one | {"gist_ids": gist} for row, gist in zip(rows, of_label, strict=True) for one in row]
             readings = ("none", "full") if label == "alone" else ("gist",)
             found = read_as_text(model, own, as_text(tokenizer, flat), 16, readings)
             found = [read | {"kind": one["kind"]} for read, one in zip(found, flat, strict=True)]
-            file.parent.mkdir(exist_ok=True)
-            file.write_text(json.dumps(found), encoding="utf-8")
+            (folder / f"{label}.json").write_text(json.dumps(found), encoding="utf-8")
 
 
-def shares(folder: Path) -> dict[tuple[str, str], dict[str, tuple[float, float]]]:
+def shares(folder: Path) -> dict[tuple[str, int, str], tuple[float, float]]:
     """By hand, budget and kind: the share of the context's gain, and its standard error."""
     alone, found = json.loads((folder / "alone.json").read_text("utf-8")), {}
     for file in sorted(folder.glob("* at *.json")):

@@ -24,15 +24,12 @@ import re
 import textwrap
 from pathlib import Path
 
+from trl_gist.evaluation.folder import read_measures, read_rows
 from trl_gist.scripts.compare import named
-
-from research.common.tables import read_measures, read_rows
 
 
 # Characters of a context's end
 _END = 300
-# Of a tasks folder, what the pair under test wrote, and not its rivals
-_OWN = "pair"
 
 
 def entries(folder: Path) -> list[tuple[str, list[tuple[str, str]]]]:
@@ -41,10 +38,8 @@ def entries(folder: Path) -> list[tuple[str, list[tuple[str, str]]]]:
     for number, row in enumerate(read_rows(folder), start=1):
         if "questions" in row:
             asked = "; ".join(f"{one['cue'].strip()} {one['answer'].strip()}" for one in row["questions"])
-            gists = [
-                (label, row["gists"][name]) for name, label in ((_OWN, "gist"), *((name, name) for name in pairs))
-            ]
-            found.append((row["document_id"], [("asked for", asked), *gists]))
+            others = [(name, row["gists"][name]) for name in pairs]
+            found.append((row["document_id"], [("asked for", asked), ("gist", row["gists"]["pair"]), *others]))
         else:
             name = f"{row['document_id']}, {number}"
             found.append((name, [("context, its end", "…" + row["context"][-_END:]), ("gist", row["gist"])]))

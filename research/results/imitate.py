@@ -22,10 +22,8 @@ python -m research.results.imitate summarizer --seed 0
 import argparse
 from pathlib import Path
 
-from trl_gist.evaluation.compressors.registry import extractive_compressors
-
 from examples.short_run import quiet_console
-from research.targets.codes import imitate, make_trainer, training_contexts
+from research.targets.codes import hands_of, imitate, make_trainer, training_contexts
 
 
 BUDGETS = (8, 16, 32)
@@ -40,10 +38,7 @@ def main():
     quiet_console()
     lengths = {"max_completion_length": BUDGETS[-1], "gist_length_range": [BUDGETS[0], BUDGETS[-1]]}
     trainer = make_trainer(args.folder, args.seed, **lengths)
-    contexts = training_contexts(trainer, args.seed)
-    rule = extractive_compressors(trainer.processing_class, trainer.teacher, contexts, names=["surprising facts"])[
-        "surprising facts"
-    ]
+    rule, contexts = hands_of(trainer)["surprising facts"], training_contexts(trainer, args.seed)
     imitate(trainer, rule, contexts, args.steps, budgets=BUDGETS)
     trainer.save_model()
 
