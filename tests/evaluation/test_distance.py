@@ -26,6 +26,7 @@ from tiny_sessions import CONTEXT, GIST, LAST_K, TARGET, make_compactor
 from trl_gist.cli import main
 from trl_gist.common.geometry import Geometry
 from trl_gist.common.tokens import characters_of
+from trl_gist.data.targets import TargetSpec, make_walk_targets
 from trl_gist.data.windows import SkippedRows
 from trl_gist.evaluation.distance.costs import measure_costs
 from trl_gist.evaluation.distance.measures import distance_measures
@@ -238,6 +239,97 @@ def test_no_forward_grows_over_160_windows(compactor, teacher, monkeypatch):
     assert max(widths) == CONTEXT
 
 
+# ---- Targets of earlier chunks ----
+
+ASKED = TargetSpec((("fact", 1), ("recall", 1)), targets_per_context=6, cue_length=4, recall_age=(1, 1, 1))
+
+
+@pytest.fixture(scope="module")
+def asking(compactor, teacher, other):
+    return DistanceReadings(compactor, teacher, {"recursive": other}, batch_size=2, targets=ASKED)
+
+
+@pytest.fixture(scope="module")
+def asked_rows(asking, walked):
+    return [row for batch in asking.walk(walked, 5) for row in batch]
+
+
+def test_every_gist_is_read_for_the_same_targets_of_earlier_chunks(
+    asked_rows, rows, walked, compactor, teacher, other
+):
+    assert [{**row, "recall": None} for row in asked_rows] == [{**row, "recall": None} for row in rows]
+    ids, ages = walked[0]["ids"], set()
+    geometry = geometry_of_pair(compactor)
+    drawn = make_walk_targets(compactor.tokenizer, ids, geometry, 5, ASKED)
+    plain = walked_plainly(ids, 5, compactor, teacher, other)
+    first = plain[0][0]["pair"]
+    for row, (gists, _, _) in zip([row for row in asked_rows if row["document_id"] == "a"], plain, strict=True):
+        own = [one for one in drawn if one["window"] == row["window"] and one["kind"] != "continuation"]
+        assert len(own) == len(row["recall"]) > 0
+        seen, prompt = ids[: (row["window"] + 1) * CHUNK + LAST_K], compactor.prompts.generator
+        for target, found in zip(own, row["recall"], strict=True):
+            assert (found["kind"], found["age"]) == (target["kind"], target["age"])
+            ages.add(found["age"])
+            cue, wanted = target["cue_ids"], target["target_ids"]
+            reference = log_probs(teacher, seen + target["after_ids"], wanted)
+            reads = {
+                "zero_shot": (teacher, prompt(gists["zero_shot"], cue)),
+                "zero_shot_g": (compactor.generator, prompt(gists["zero_shot"], cue)),
+                "null": (compactor.generator, prompt([], cue)),
+                "stale": (compactor.generator, prompt(first, cue)),
+                "single": (compactor.generator, prompt(gists["single"], cue)),
+                "pair": (compactor.generator, prompt(gists["pair"], cue)),
+                "recursive": (other.generator, prompt(gists["recursive"], cue)),
+                "recursive_null": (other.generator, prompt([], cue)),
+            }
+            assert found["log_probs"].keys() == found["kls"].keys() == {"full", *reads}
+            for arm, log_probs_TV in {
+                "full": reference,
+                **{arm: log_probs(model, before, wanted) for arm, (model, before) in reads.items()},
+            }.items():
+                expected = log_probs_TV[range(len(wanted)), wanted].mean().item()
+                assert found["log_probs"][arm] == pytest.approx(expected, abs=2e-5), arm
+                kl = (reference.exp() * (reference - log_probs_TV)).sum(-1).mean().item()
+                assert found["kls"][arm] == pytest.approx(kl, abs=2e-5), arm
+    assert ages == {0, 1, 2}
+
+
+@pytest.mark.parametrize("kept", [0, 1, 5])
+def test_a_walk_that_asks_goes_on_with_the_same_rows(asked_rows, walked, asking, kept):
+    saved = json.loads(json.dumps(asked_rows[:kept]))
+    assert [row for batch in asking.walk(walked, 5, saved) for row in batch] == asked_rows[kept:]
+
+
+def test_only_what_the_teacher_knows_better_from_the_text_is_asked(asked_rows, compactor, teacher, walked):
+    high = DistanceReadings(compactor, teacher, targets=ASKED, target_floor=1e9)
+    rows = [row for batch in high.walk(walked[:1], 5) for row in batch]
+    of_all = [row for row in asked_rows if row["document_id"] == "a"]
+    assert [len(row["recall"]) for row in rows] == [1] * 5 and any(len(row["recall"]) > 1 for row in of_all)
+    for row, all_asked in zip(rows, of_all, strict=True):
+        assert row["recall"][0]["log_probs"]["full"] in [one["log_probs"]["full"] for one in all_asked["recall"]]
+
+
+def test_what_is_beyond_the_teachers_positions_is_not_asked(compactor, teacher):
+    positions = 9 * CHUNK + LAST_K + TARGET  # of nine windows; the summarizer's prompt fits too
+    settings = {"dtype": torch.float64, "tie_word_embeddings": False, "max_position_embeddings": positions}
+    short = make_model(compactor.tokenizer, seed=9, **settings).eval()
+    document = {"document_id": 0, "ids": compactor.tokenizer(PARAGRAPH * 3)["input_ids"]}
+    found, complete = (
+        [
+            [one["kind"] for one in row["recall"]]
+            for batch in DistanceReadings(compactor, model, targets=ASKED).walk([document], 11)
+            for row in batch
+        ]
+        for model in (short, teacher)
+    )
+    assert found[:8] == complete[:8] and any(found[:8]) and found[9:] == [[], []] and all(complete[9:])
+
+
+def test_what_comes_next_is_no_target_of_an_earlier_chunk(compactor, teacher):
+    with pytest.raises(ValueError, match="'far', which is in no earlier chunk: a walk asks for 'fact' and 'recall'"):
+        DistanceReadings(compactor, teacher, targets=TargetSpec((("fact", 1), ("far", 1))))
+
+
 # ---- Documents ----
 
 
@@ -307,16 +399,27 @@ def test_the_command_leaves_measures_plots_and_a_page_and_goes_on_after_a_kill(s
     data = tmp_path / "held_out.jsonl"
     data.write_text("".join(json.dumps({"text": text}) + "\n" for text in [*make_documents(4, seed=9), "short"]))
     flags = [saved_pair, "--dataset", str(data), "--windows", "4", "--pairs", f"again={saved_pair}"]
-    flags += ["--device", "cpu", "--batch_size", "2"]
+    flags += [
+        "--device",
+        "cpu",
+        "--batch_size",
+        "2",
+        "--target_kinds",
+        '{"fact": 1, "recall": 1}',
+        "--cue_length",
+        "4",
+    ]
     assert main(["distance", *flags, "--output_dir", str(tmp_path / "straight")]) == 0
     printed = capsys.readouterr().out
+    assert "again: rolling gist: on what was said 1, 2 and 3 windows ago" in printed
+    assert "G: rolling gist, ahead of G: gist of the chunk alone" in printed
     assert "NLL, nats per token" in printed and "1 rows skipped (1 too short)" in printed
     straight = (tmp_path / "straight/rows.jsonl").read_bytes()
     assert len(straight.splitlines()) == 16
-    for name in ("loss", "advantage", "facts", "costs"):
+    for name in ("loss", "advantage", "facts", "recall", "costs"):
         assert (tmp_path / f"straight/plots/distance_{name}.png").stat().st_size > 5000
     page = (tmp_path / "straight/evaluation.html").read_text()
-    assert "again: rolling gist" in page and page.count("<svg") == 4 and str(tmp_path) not in page
+    assert "again: rolling gist" in page and page.count("<svg") == 5 and str(tmp_path) not in page
     measures = json.loads((tmp_path / "straight/measures.json").read_text())
     assert measures["stretches"][0]["nll_again"] == measures["stretches"][0]["nll_pair"]
     assert measures["gains"]["again"]["pair"] == 0

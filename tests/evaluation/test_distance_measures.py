@@ -24,8 +24,9 @@ from tiny import make_tokenizer
 from trl_gist.common.geometry import Geometry, WindowedText
 from trl_gist.common.tokens import Spelled, characters_of
 from trl_gist.evaluation.distance.facts import FactIndex, fact_gains_by_age, facts_by_age
-from trl_gist.evaluation.distance.labels import verdict_sentences
+from trl_gist.evaluation.distance.labels import recall_sentences, verdict_sentences
 from trl_gist.evaluation.distance.measures import distance_measures, doubling
+from trl_gist.evaluation.distance.recall import recall_by_age
 from trl_gist.evaluation.distance.walk import ARMS
 
 
@@ -90,6 +91,45 @@ def test_fact_gains_are_of_the_tokens_that_spell_them():
     found = fact_gains_by_age(rows, {"pair": "null"}, [(0, 0), (1, 2)])["pair"]
     assert found["of"] == [0, 2] and found["gain"][1] == pytest.approx(1.0) and found["gain_se"][1] == pytest.approx(1)
     assert found["new"]["gain"] == [0.5] and found["new"]["of"] == [1]
+
+
+# ---- Targets of earlier chunks ----
+
+
+def test_recall_is_a_mean_over_targets_of_an_age_with_errors_over_documents():
+    def target(age, **kls):
+        return {"kind": "fact", "age": age, "kls": {"full": 0.0, **kls}, "log_probs": {}}
+
+    rows = [
+        {"document_id": "a", "recall": [target(0, null=3.0, single=2.0, pair=1.0)]},
+        {"document_id": "a", "recall": [target(2, null=2.0, single=2.0, pair=1.5)]},
+        {"document_id": "b", "recall": [target(2, null=4.0, single=1.0, pair=3.0)] * 2},
+        {"document_id": "b"},
+    ]
+    found = recall_by_age(rows, ["pair"], {"single": "null", "pair": "null"})
+    assert (found["ages"], found["of"]) == ([0, 2], [1, 3])
+    assert found["arms"]["pair"]["kl"] == pytest.approx([1.0, 2.5]) and "gain" not in found["arms"]["null"]
+    assert found["arms"]["pair"]["gain"] == pytest.approx([2.0, (0.5 + 1 + 1) / 3])
+    assert found["arms"]["single"]["gain"] == pytest.approx([1.0, 2.0])
+    ahead = found["ahead"]["pair"]["single"]
+    assert ahead["kl"] == pytest.approx([1.0, (0.5 - 2 - 2) / 3]) and math.isnan(ahead["kl_se"][0])
+    # The ratio of sums over documents, linearised: sqrt(n / (n - 1) * sum of residuals squared) / count
+    residuals = np.array([0.5 - ahead["kl"][1], -4 - 2 * ahead["kl"][1]])
+    assert ahead["kl_se"][1] == pytest.approx(math.sqrt(2 * (residuals**2).sum()) / 3)
+    assert recall_by_age(rows[3:], ["pair"], {}) is None
+
+
+def test_sentences_say_for_which_ages_the_rolling_gist_is_ahead():
+    columns = {"kl": [0.5, 0.4, 0.1, 0.3], "kl_se": [0.1, 0.1, 0.1, math.nan]}
+    recall = {"ages": [0, 1, 2, 3], "of": [9] * 4, "ahead": {"pair": {"single": columns, "zero_shot_g": columns}}}
+    report = {"geometry": {"last_k": 4, "context_length": 40}, "pairs": {}, "recall": recall}
+    single, summary = recall_sentences(report, "pair")
+    assert "on what was said 1, 2 and 3 windows ago +0.400 ± 0.100, +0.100 ± 0.100, +0.300" in single
+    assert single.endswith("than G: gist of the chunk alone; beyond two standard errors for 1.")
+    assert "T's rolling summary" in summary
+    assert recall_sentences({**report, "recall": None}, "pair") == []
+    recall |= {"ages": [0], "of": [9]}
+    assert recall_sentences(report, "pair") == []
 
 
 # ---- Measures ----

@@ -17,7 +17,7 @@
 import argparse
 
 from ..scripts.arguments import DataArguments
-from .flags import add_batch_size, add_loading, add_reading, add_targets, positive, whole
+from .flags import add_batch_size, add_loading, add_reading, add_recall_age, add_targets, positive, whole
 
 
 def add_parser(commands):
@@ -75,13 +75,7 @@ def add_parser(commands):
     )
     targets = parser.add_argument_group("several targets of a window, as of training")
     add_targets(targets)
-    targets.add_argument(
-        "--recall_age",
-        type=float,
-        nargs="+",
-        metavar="WEIGHT",
-        help="in a walk: weights of targets of the window's own chunk, of the one before it, and so on (default: all alike)",
-    )
+    add_recall_age(targets, "all alike")
     output = parser.add_argument_group("what is shown")
     output.add_argument(
         "--max_windows",

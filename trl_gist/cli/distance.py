@@ -17,7 +17,16 @@
 import argparse
 
 from ..scripts.arguments import DistanceArguments
-from .flags import add_documents, add_output, add_pair, as_dataclass, check_installed, positive
+from .flags import (
+    add_documents,
+    add_output,
+    add_pair,
+    add_recall_age,
+    add_targets,
+    as_dataclass,
+    check_installed,
+    positive,
+)
 
 
 def add_parser(commands):
@@ -44,6 +53,9 @@ def add_parser(commands):
         action="store_true",
         help="join documents, in their order, into streams of N windows, for lengths beyond every document",
     )
+    targets = parser.add_argument_group("also ask every window for what was said in earlier ones")
+    add_targets(targets)
+    add_recall_age(targets, "the window's own chunk and the four before it, alike")
     add_output(parser, "PAIR/distance")
     parser.set_defaults(run=run)
 

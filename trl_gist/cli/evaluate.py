@@ -19,7 +19,17 @@ import dataclasses
 
 from ..scripts.arguments import DEFAULT_COMPRESSORS, DistanceArguments, EvaluateArguments, TasksArguments
 from . import distance
-from .flags import add_documents, add_output, add_pair, add_targets, as_dataclass, check_installed, positive, whole
+from .flags import (
+    add_documents,
+    add_output,
+    add_pair,
+    add_recall_age,
+    add_targets,
+    as_dataclass,
+    check_installed,
+    positive,
+    whole,
+)
 
 
 _OF_DOCUMENTS = ("dataset_config", "split", "streaming", "text_column", "max_documents")
@@ -130,6 +140,7 @@ def add_parser(commands):
         "--pairs", nargs="+", metavar="NAME=PAIR", help="with --windows or --tasks: as of `trl-gist distance`"
     )
     walks.add_argument("--join_documents", action="store_true", help="with --windows: as of `trl-gist distance`")
+    add_recall_age(walks, "as of `trl-gist distance`, with --windows and --target_kinds")
     output = parser.add_argument_group("output")
     add_output(output, "PAIR/evaluation, with --windows PAIR/distance, with --tasks PAIR/tasks")
     parser.set_defaults(run=run)

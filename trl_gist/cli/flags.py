@@ -257,6 +257,17 @@ def add_targets(parser: argparse.ArgumentParser):
     )
 
 
+def add_recall_age(parser: argparse.ArgumentParser, default: str):
+    parser.add_argument(
+        "--recall_age",
+        type=float,
+        nargs="+",
+        metavar="WEIGHT",
+        help="in a walk: weights of targets of the window's own chunk, of the one before it, and so on "
+        f"(default: {default})",
+    )
+
+
 def kinds_of_targets(value: str) -> dict[str, float]:
     try:
         kinds = json.loads(value)

@@ -97,10 +97,11 @@ class EvaluateArguments(TargetArguments, HeldOutArguments):
 
 
 @dataclass(frozen=True, kw_only=True)
-class DistanceArguments(HeldOutArguments):
+class DistanceArguments(TargetArguments, HeldOutArguments):
     """Of `trl-gist distance`."""
 
     windows: int
+    recall_age: list[float] | None = None
     pairs: list[str] | None = None
     join_documents: bool = False
 

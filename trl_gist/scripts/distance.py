@@ -22,7 +22,14 @@ from ..common.statistics import measured, with_error
 from ..common.tables import console_table
 from ..data.windows import SkippedRows
 from ..evaluation.distance.costs import measure_costs
-from ..evaluation.distance.labels import arm_labels, span, stretch_label, verdict_sentences
+from ..evaluation.distance.labels import (
+    arm_labels,
+    recall_lines,
+    recall_sentences,
+    span,
+    stretch_label,
+    verdict_sentences,
+)
 from ..evaluation.distance.measures import distance_measures
 from ..evaluation.distance.page import write_distance_page
 from ..evaluation.distance.plots import draw_distance
@@ -32,14 +39,15 @@ from ..evaluation.pages.render import spread
 from .arguments import DistanceArguments
 from .compare import named
 from .resumable import finish, load_pairs, measure_rows, open_folder, plain_console, who_read_what
-from .windows import held_out_documents
+from .windows import held_out_documents, recall_spec, target_floor
 
 
 def measure_distance(args: DistanceArguments):
     """Walks along held-out documents, and leaves rows, measures, plots and a page."""
     paths = named(args.pairs, "--pairs")
     compactor, teacher, others, models = load_pairs(args, paths)
-    readings = DistanceReadings(compactor, teacher, others, args.batch_size)
+    targets = recall_spec(args)
+    readings = DistanceReadings(compactor, teacher, others, args.batch_size, targets, target_floor(args))
     dataset = held_out_documents(args)
 
     def documents(skipped=None):
@@ -96,9 +104,11 @@ def _print(report):
     ):
         console.print(_table(report, name, title, {arm: labels[arm] for arm in arms}))
     for walker in report["verdicts"]:
-        for sentence in verdict_sentences(report, walker):
+        for sentence in (*verdict_sentences(report, walker), *recall_sentences(report, walker)):
             console.print(sentence, highlight=False, soft_wrap=True)
     console.print(_facts_table(report))
+    if report["recall"]:
+        console.print(_recall_table(report))
     if report["costs"]:
         console.print(_costs_table(report["costs"]))
     whose = "documents" if report["errors_over"] == "documents" else "windows of the one document"
@@ -140,6 +150,16 @@ def _facts_table(report):
         table.add_row(f"gain, {labels[arm]}", *cells, new)
     found = gains["pair"]
     table.add_row("… how many", *map(str, found["of"]), str(found["new"]["of"][0]))
+    return table
+
+
+def _recall_table(report):
+    table = console_table(
+        "Facts and sentences of earlier chunks, by how many windows ago: KL from T on all text so far, nats per token",
+        *("", *map(str, report["recall"]["ages"])),
+    )
+    for label, cells, own in recall_lines(report):
+        table.add_row(label, *cells, style="bold" if own else None)
     return table
 
 

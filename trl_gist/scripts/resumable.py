@@ -40,7 +40,10 @@ from .arguments import HeldOutArguments, load_pair
 # Of the arguments, what decides no row: where models are and come from, whose weights tell, and what is read besides
 _DECIDE_NO_ROW = {"device", "dtype", "revision", "trust_remote_code", "output_dir", "overwrite", "readers"}
 # What an evaluation of one target a window is not told
-_ONLY_WHERE_GIVEN = {"target_kinds", "targets_per_context", "target_floor", "cue_length", "far_offset", "encoding"}
+_ONLY_WHERE_GIVEN = {
+    *("target_kinds", "targets_per_context", "target_floor", "cue_length", "far_offset", "recall_age"),
+    "encoding",
+}
 
 
 def load_pairs(

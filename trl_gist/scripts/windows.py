@@ -14,11 +14,16 @@
 
 """Which windows a command reads, by its arguments: the documents, the kinds of targets, and how many of all windows."""
 
+from dataclasses import replace
+
 from datasets import Dataset, IterableDataset
 
 from ..data.documents import load_documents
 from ..data.targets import TARGET_FLOOR, TargetSpec
-from .arguments import DocumentArguments, HeldOutArguments, TargetArguments
+from .arguments import DistanceArguments, DocumentArguments, HeldOutArguments, TargetArguments
+
+
+_AGES = 5  # of a walk's chunks, where it is not said
 
 
 def all_documents(
@@ -69,6 +74,24 @@ def target_spec(args: TargetArguments, of_recipe: bool = False) -> TargetSpec | 
             )
         return None
     return TargetSpec(tuple(kinds.items()), **given)
+
+
+def recall_spec(args: DistanceArguments) -> TargetSpec | None:
+    """
+    What a walk's windows are asked of earlier chunks: by default of the window's own and of the four before it, alike;
+    `None` if nothing is. Raises `ValueError` as [`target_spec`], and for `--recall_age` without kinds, or beyond the walk.
+    """
+    targets, ages = target_spec(args), args.recall_age
+    if targets is None and ages is not None:
+        raise ValueError(
+            f"`--recall_age` ({ages}) is of targets of earlier chunks: give their kinds by `--target_kinds`, as "
+            '\'{"fact": 1, "recall": 1}\'.'
+        )
+    if targets is None:
+        return None
+    targets = replace(targets, recall_age=(1.0,) * min(args.windows, _AGES) if ages is None else tuple(ages))
+    targets.check_ages(args.windows)
+    return targets
 
 
 def target_floor(args: TargetArguments) -> float | None:

@@ -116,7 +116,7 @@ def facts_by_age(rows: list[dict], writers: list[str], ages: list[tuple[int, int
     result = {"ages": [list(stretch) for stretch in ages], "since_first": {}, "since_last": {}}
     for writer in writers:
         for name, found in looked_up[writer].items():
-            result[name][writer] = _by_stretch(found, ages, "share")
+            result[name][writer] = by_stretch(found, ages, "share")
     return result
 
 
@@ -148,11 +148,13 @@ def fact_gains_by_age(rows: list[dict], arms: dict[str, str], ages: list[tuple[i
                 found.append((str(row["document_id"]), fact["age"], float(gains[first : last + 1].mean())))
         aged = [entry for entry in found if entry[1] is not None]
         new = [(document, 0, gain) for document, age, gain in found if age is None]
-        result[arm] = {**_by_stretch(aged, ages, "gain"), "new": _by_stretch(new, [(0, 0)], "gain")}
+        result[arm] = {**by_stretch(aged, ages, "gain"), "new": by_stretch(new, [(0, 0)], "gain")}
     return result
 
 
-def _by_stretch(found, ages, name):
+def by_stretch(found: list[tuple[str, int, float]], ages: list[tuple[int, int]], name: str) -> dict[str, list]:
+    """Of values with their document and age, for each stretch of ages the mean, its error over documents, and `of`, how
+    many there are."""
     columns = {name: [], f"{name}_se": [], "of": []}
     for first, last in ages:
         chosen = [(document, value) for document, age, value in found if first <= age <= last]

@@ -14,7 +14,7 @@
 
 """What a walk's measures are called in tables, plots and on the page, and what they say in words."""
 
-from ...common.statistics import measured
+from ...common.statistics import measured, with_error
 from ..pages.labels import reader_labels
 
 
@@ -82,6 +82,49 @@ def verdict_sentences(report: dict, walker: str) -> list[str]:
     against = "; ".join(f"{measured(gains, arm, sign='+')} over {arm_labels(report)[arm]}" for arm in others)
     sentences.append(f"{label}: from the second window on {against}.")
     return sentences
+
+
+def recall_lines(report: dict) -> list[tuple[str, list[str], bool]]:
+    """Of the table of targets of earlier chunks: what a line is of, its cells by age, and whether it is of a pair's rolling
+    gist."""
+    recall, labels = report["recall"], arm_labels(report)
+    lines = [("targets", [f"{count:,}" for count in recall["of"]], False)]
+    for arm in labels:
+        if arm in recall["arms"]:
+            kl = recall["arms"][arm]
+            cells = [with_error(*cell) for cell in zip(kl["kl"], kl["kl_se"], strict=True)]
+            lines.append((labels[arm], cells, arm in recall["ahead"]))
+    for walker, ahead in recall["ahead"].items():
+        for arm in _rivals(walker):
+            cells = [with_error(*cell, sign="+") for cell in zip(ahead[arm]["kl"], ahead[arm]["kl_se"], strict=True)]
+            lines.append((f"{labels[walker]}, ahead of {labels[arm]}", cells, False))
+    return lines
+
+
+def recall_sentences(report: dict, walker: str) -> list[str]:
+    """Whether a pair's rolling gist is ahead on targets of earlier chunks, and of which; one sentence for each rival, or none
+    where nothing older than a window's own chunk was asked."""
+    recall, labels, sentences = report["recall"], arm_labels(report), []
+    older = [place for place, age in enumerate(recall["ages"] if recall else ()) if age > 0]
+    for arm in _rivals(walker) if older else ():
+        ahead = recall["ahead"][walker][arm]
+        clear = [place for place in older if ahead["kl"][place] > 2 * ahead["kl_se"][place]]  # never beyond a NaN
+        values = ", ".join(with_error(ahead["kl"][place], ahead["kl_se"][place], sign="+") for place in older)
+        said = "each" if clear == older else _and(recall["ages"][place] for place in clear) if clear else "none"
+        sentences.append(
+            f"{labels[walker]}: on what was said {_and(recall['ages'][place] for place in older)} windows ago {values} nats "
+            f"per token nearer to T on all text so far than {labels[arm]}; beyond two standard errors for {said}."
+        )
+    return sentences
+
+
+def _rivals(walker):
+    return ("single" if walker == "pair" else "pair"), "zero_shot_g"
+
+
+def _and(ages):
+    *first, last = map(str, ages)
+    return f"{', '.join(first)} and {last}" if first else last
 
 
 def _direction(slope):

@@ -24,6 +24,7 @@ import numpy as np
 
 from ...common.statistics import mean_and_error, ratio_and_error
 from .facts import fact_gains_by_age, facts_by_age
+from .recall import recall_by_age
 from .walk import ARMS, SLIDING_WINDOW
 
 
@@ -49,7 +50,7 @@ def distance_measures(rows: list[dict], others: list[str] = ()) -> dict:
           Sxx, which weighs the slope of each document by how far it reaches.
         - `gains`: for the pair and each other pair, what it gains over every arm from the second window on.
         - `verdicts`: for the same, [`verdict`] against the sliding windows of its own generator and of T.
-        - `facts`, `fact_gains`: of [`facts_by_age`] and [`fact_gains_by_age`].
+        - `facts`, `fact_gains`, `recall`: of [`facts_by_age`], [`fact_gains_by_age`] and [`recall_by_age`].
         - `errors_over`: `"documents"` or `"windows"`.
     """
     others = list(others)
@@ -71,6 +72,7 @@ def distance_measures(rows: list[dict], others: list[str] = ()) -> dict:
         },
         "facts": facts_by_age(rows, ["pair", "zero_shot", "single", *others], ages),
         "fact_gains": fact_gains_by_age(rows, sliding, ages),
+        "recall": recall_by_age(rows, walkers, sliding),
         "errors_over": "windows" if _one_document(rows) else "documents",
     }
 

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from ..folder import read_measures, read_rows
 from ..pages.render import measure_of, spread, without_folders, write_page
-from .labels import arm_labels, stretch_label, verdict_sentences
+from .labels import arm_labels, recall_lines, recall_sentences, stretch_label, verdict_sentences
 
 
 _GALLERY = 6
@@ -29,6 +29,8 @@ _CAPTIONS = {
     "distance_advantage": "Each gist against the same reader without it. Points are single windows.",
     "distance_facts": "Left: of all facts said so far, those that the newest gist still has. Right: their tokens in "
     "the target, where they are not among the last tokens too. Small counts say little.",
+    "distance_recall": "Targets that stand in the text itself: a fact after the words before it, the rest of a sentence after "
+    "its first. With 0 they are in the newest chunk, which every gist but the first window's has read.",
     "distance_costs": "On the longest document, one after the other. What the pair reads includes writing the gist. "
     "Other work on the machine shows as spikes.",
 }
@@ -43,9 +45,14 @@ def write_distance_page(directory: str | os.PathLike) -> Path:
         report,
         _CAPTIONS,
         status="what it keeps as windows pass",
-        verdicts=[sentence for walker in report["verdicts"] for sentence in verdict_sentences(report, walker)],
+        verdicts=[
+            sentence
+            for walker in report["verdicts"]
+            for sentence in (*verdict_sentences(report, walker), *recall_sentences(report, walker))
+        ],
         tables=_tables(report),
         gains=_gains(report),
+        recall=recall_lines(report) if report["recall"] else [],
         gallery=_gallery(rows, report),
         facts=_facts(report, rows),
     )

@@ -54,6 +54,8 @@ def draw_distance(directory: str | os.PathLike) -> list[Path]:
         "distance_advantage": plot_advantage(report),
         "distance_facts": plot_facts(report),
     }
+    if report["recall"]:
+        figures["distance_recall"] = plot_recall(report)
     if report["costs"]:
         figures["distance_costs"] = plot_costs(report["costs"])
     return save_figures(directory, figures)
@@ -144,6 +146,22 @@ def plot_facts(report: dict) -> Figure:
         axis.legend(frameon=False, fontsize=7.5, ncols=2, loc="upper right")
         low, high = axis.get_ylim()
         axis.set_ylim(low, high + 0.3 * (high - low))  # room for the legend
+    return figure
+
+
+def plot_recall(report: dict) -> Figure:
+    """What each gist is worth on facts and sentences of earlier chunks, by how many windows ago they were read."""
+    figure = Figure(figsize=(8.4, 4.4), layout="constrained")
+    axis, recall, labels = figure.subplots(), report["recall"], arm_labels(report)
+    for arm in ("pair", "single", "stale", "zero_shot_g", *report["pairs"]):
+        mean, error = (np.array(recall["arms"][arm][name], dtype=float) for name in ("gain", "gain_se"))
+        draw_band(axis, recall["ages"], mean, error, arm_color(arm, report), labels[arm], arm in report["verdicts"])
+    axis.axhline(0, color="black", linewidth=0.8)
+    plot_style(axis, "What the gist still knows of earlier windows", "KL lower than with no gist, nats per token")
+    counts = [f"{age}\n({count:,})" for age, count in zip(recall["ages"], recall["of"], strict=True)]
+    axis.set_xticks(recall["ages"], counts, fontsize=8)
+    axis.set_xlabel("windows since it was read (how many targets)", fontsize=9)
+    figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=8)
     return figure
 
 

@@ -31,6 +31,7 @@ and every arm predicts the same Y:
     pair          G on the rolling gist and L
 
 and for every other pair that walks beside it, under its name, its own rolling gist, and `NAME_null` its own empty one.
+With `targets` the gists are also read for facts and sentences of earlier chunks, as in `recall.py`.
 """
 
 from collections.abc import Iterable, Iterator
@@ -44,12 +45,15 @@ from transformers import PreTrainedModel
 from ...common.geometry import SEPARATOR, Geometry, WindowedText, join
 from ...common.tokens import characters_of
 from ...data.columns import columns_of
+from ...data.targets import TargetSpec
 from ...data.windows import SkippedRows, why_unusable
 from ...inference.compactor import GistCompactor
 from ...inference.session.state import SessionSettings
 from ...models.lm_head import check_logits
+from ...scoring.gist_scorer import GistScorer
 from ...scoring.targets import TargetRows, TargetScorer
 from .facts import FactIndex
+from .recall import RecallReadings
 from .teacher import full_context_hidden, teacher_log_probs
 
 
@@ -149,6 +153,11 @@ class DistanceReadings:
             Pairs that walk beside it, by name.
         batch_size (`int`, *optional*, defaults to `8`):
             Documents in one forward.
+        targets ([`~data.targets.TargetSpec`], *optional*):
+            What windows are asked of earlier chunks beside what comes next; nothing by default.
+        target_floor (`float`, *optional*):
+            What T must gain from the text over the cue alone for such a target to count, in nats per token; the best of a
+            window always does. `None` asks nothing.
 
     Raises:
         ValueError: if another pair has the name of an arm, other window sizes or another tokenizer; or a model's
@@ -159,6 +168,8 @@ class DistanceReadings:
     teacher: PreTrainedModel
     others: dict[str, GistCompactor] = field(default_factory=dict)
     batch_size: int = 8
+    targets: TargetSpec | None = None
+    target_floor: float | None = None
 
     def __post_init__(self):
         self.geometry = geometry_of_pair(self.compactor)
@@ -171,6 +182,22 @@ class DistanceReadings:
         self.scorers["teacher"] = TargetScorer(self.teacher)
         zero_shot = GistCompactor(self.teacher, self.teacher, self.compactor.tokenizer, self.compactor.pair)
         self.writers = {"pair": self.compactor, "zero_shot": zero_shot, **self.others}
+        self.recall = None if self.targets is None else self._recall()
+
+    def _recall(self):
+        prompts = {name: writer.prompts for name, writer in self.writers.items()}
+        prompts["teacher"] = prompts.pop("zero_shot")
+        scorers = {
+            name: GistScorer(
+                self.scorers[name],
+                self.scorers["teacher"],
+                own,
+                self.batch_size,
+                target_floor=self.target_floor,
+            )
+            for name, own in prompts.items()
+        }
+        return RecallReadings(scorers, self.compactor.prompts, self.targets)
 
     @property
     def arms(self) -> list[str]:
@@ -191,7 +218,8 @@ class DistanceReadings:
             `list[dict]`: A window of the documents that walk together, a row for each document that reaches it:
             `document_id`, `window`, `tokens` before the target, at most; `gist_ids` and `gists` (as text) by writer; under
             `log_probs` and `kls` what each arm makes of every token of the target, in nats (`kls` from the full
-            context, only where there is one); the texts; and `facts` and `target_facts` of [`FactIndex`].
+            context, only where there is one); the texts; `facts` and `target_facts` of [`FactIndex`]; and with
+            `targets` what [`RecallReadings.read`] gives, as `recall`.
         """
         done, documents = list(read_before), iter(documents)
         while batch := list(islice(documents, self.batch_size)):
@@ -210,6 +238,7 @@ class DistanceReadings:
             full_context_hidden(self.scorers["teacher"], self.compactor.prompts, text, count)
             for text, count in zip(texts, counts, strict=True)
         ]
+        asked = None if self.recall is None else [*map(self.recall.ask, texts, counts)]
         states = [{} for _ in documents]  # of each document, the newest gist of each writer, and the first of the pair
         for window in range(max(counts)):
             present = [index for index, count in enumerate(counts) if count > window]
@@ -219,7 +248,8 @@ class DistanceReadings:
                 rows = []
             else:
                 gists = self.write([texts[index] for index in present], window, [states[index] for index in present])
-                rows = self._read(documents, texts, facts, present, window, gists, states, hidden)[len(earlier) :]
+                rows = self._read(documents, texts, facts, present, window, gists, states, hidden, asked)
+                rows = rows[len(earlier) :]
             for index, gist_ids in zip(present, gists, strict=True):
                 states[index] = {"first": states[index].get("first", gist_ids["pair"]), **gist_ids}
             if rows:
@@ -261,7 +291,7 @@ class DistanceReadings:
         gists = writer.compress_batch(contexts, None, False, self.batch_size, last_k=last_ks)
         return [writer.prompts.without_special(gist.token_ids) for gist in gists]
 
-    def _read(self, documents, texts, facts, present, window, gists, states, hidden):
+    def _read(self, documents, texts, facts, present, window, gists, states, hidden, asked):
         decode, texts_D = self.compactor.decode, [texts[index] for index in present]
         targets = [text.target(window) for text in texts_D]
         rows = [
@@ -287,27 +317,44 @@ class DistanceReadings:
             for row, logps_T in zip(rows, logps_D, strict=True):
                 row["log_probs"]["full"], row["kls"]["full"] = _rounded(logps_T), [0.0] * len(logps_T)
         first = [states[index].get("first", gist["pair"]) for index, gist in zip(present, gists, strict=True)]
-        for arm, (scorer, prompts) in self._prompts(texts_D, window, gists, first).items():
+        gist_arms = self._gist_arms(gists, first)
+        for arm, (scorer, prompts) in self._prompts(texts_D, window, gists, gist_arms).items():
             for row, (logps_T, kl_T) in zip(rows, self._score(scorer, prompts, targets, hidden_D), strict=True):
                 row["log_probs"][arm] = _rounded(logps_T)
                 if hidden_D:
                     row["kls"][arm] = _rounded(kl_T)
+        if self.recall is not None:
+            recall_D = self.recall.read([asked[index][window] for index in present], gist_arms)
+            for row, recall in zip(rows, recall_D, strict=True):
+                row["recall"] = recall
         return rows
 
-    def _prompts(self, texts_D, window, gists, first):
-        """Who reads what: `{arm: (scorer's name, a prompt for each document)}`."""
-        pair, last_ks = self.compactor.prompts, [text.last(window) for text in texts_D]
-
-        def read_beside(prompts, gists):
-            return [prompts.generator(gist, last_k) for gist, last_k in zip(gists, last_ks, strict=True)]
-
-        def verbatim(counts):
-            return [pair.plain(text.last(window, n)) for text, n in zip(texts_D, counts, strict=True)]
+    def _gist_arms(self, gists, first):
+        """Who reads which gists: `{arm: (scorer's name, a gist for each document)}`."""
 
         def of(writer):
             return [gist[writer] for gist in gists]
 
-        empty = [[] for _ in texts_D]
+        empty = [[] for _ in gists]
+        arms = {
+            "zero_shot": ("teacher", of("zero_shot")),
+            "zero_shot_g": ("pair", of("zero_shot")),
+            "null": ("pair", empty),
+            "stale": ("pair", first),
+            "single": ("pair", of("single")),
+            "pair": ("pair", of("pair")),
+        }
+        for name in self.others:
+            arms |= {name: (name, of(name)), f"{name}_null": (name, empty)}
+        return arms
+
+    def _prompts(self, texts_D, window, gists, gist_arms):
+        """Who reads what: `{arm: (scorer's name, a prompt for each document)}`."""
+        pair, last_ks = self.compactor.prompts, [text.last(window) for text in texts_D]
+
+        def verbatim(counts):
+            return [pair.plain(text.last(window, n)) for text, n in zip(texts_D, counts, strict=True)]
+
         arms = {
             "window": ("teacher", verbatim([self.geometry.context_length] * len(texts_D))),
             "tail": (
@@ -315,16 +362,10 @@ class DistanceReadings:
                 verbatim([len(ids) + len(gist["pair"]) for ids, gist in zip(last_ks, gists, strict=True)]),
             ),
             "last_k": ("teacher", [pair.plain(ids) for ids in last_ks]),
-            "zero_shot": ("teacher", read_beside(pair, of("zero_shot"))),
-            "zero_shot_g": ("pair", read_beside(pair, of("zero_shot"))),
-            "null": ("pair", read_beside(pair, empty)),
-            "stale": ("pair", read_beside(pair, first)),
-            "single": ("pair", read_beside(pair, of("single"))),
-            "pair": ("pair", read_beside(pair, of("pair"))),
         }
-        for name, other in self.others.items():
-            arms[name] = name, read_beside(other.prompts, of(name))
-            arms[f"{name}_null"] = name, read_beside(other.prompts, empty)
+        for arm, (reader, read) in gist_arms.items():
+            prompts = self.others[reader].prompts if reader in self.others else pair
+            arms[arm] = reader, [prompts.generator(gist, ids) for gist, ids in zip(read, last_ks, strict=True)]
         return arms
 
     def _score(self, name, prompts, targets, hidden_D):
