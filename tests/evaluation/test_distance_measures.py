@@ -120,7 +120,7 @@ def test_recall_is_a_mean_over_targets_of_an_age_with_errors_over_documents():
 
 
 def test_sentences_say_for_which_ages_the_rolling_gist_is_ahead():
-    columns = {"kl": [0.5, 0.4, 0.1, 0.3], "kl_se": [0.1, 0.1, 0.1, math.nan]}
+    columns = {"kl": [0.5, 0.4, 0.1, 0.3], "kl_se": [0.1, 0.1, 0.1, None]}  # as of a folder
     recall = {"ages": [0, 1, 2, 3], "of": [9] * 4, "ahead": {"pair": {"single": columns, "zero_shot_g": columns}}}
     report = {"geometry": {"last_k": 4, "context_length": 40}, "pairs": {}, "recall": recall}
     single, summary = recall_sentences(report, "pair")

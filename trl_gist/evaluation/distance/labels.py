@@ -14,7 +14,7 @@
 
 """What a walk's measures are called in tables, plots and on the page, and what they say in words."""
 
-from ...common.statistics import measured, with_error
+from ...common.statistics import is_number, measured, with_error
 from ..pages.labels import reader_labels
 
 
@@ -108,7 +108,7 @@ def recall_sentences(report: dict, walker: str) -> list[str]:
     older = [place for place, age in enumerate(recall["ages"] if recall else ()) if age > 0]
     for arm in _rivals(walker) if older else ():
         ahead = recall["ahead"][walker][arm]
-        clear = [place for place in older if ahead["kl"][place] > 2 * ahead["kl_se"][place]]  # never beyond a NaN
+        clear = [place for place in older if _is_clear(ahead["kl"][place], ahead["kl_se"][place])]
         values = ", ".join(with_error(ahead["kl"][place], ahead["kl_se"][place], sign="+") for place in older)
         said = "each" if clear == older else _and(recall["ages"][place] for place in clear) if clear else "none"
         sentences.append(
@@ -116,6 +116,11 @@ def recall_sentences(report: dict, walker: str) -> list[str]:
             f"per token nearer to T on all text so far than {labels[arm]}; beyond two standard errors for {said}."
         )
     return sentences
+
+
+def _is_clear(value, error):
+    """Whether it is beyond two standard errors, as far as there is one."""
+    return is_number(error) and value > 2 * error
 
 
 def _rivals(walker):
