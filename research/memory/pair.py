@@ -13,14 +13,15 @@
 # limitations under the License.
 
 """
-Can a gist carry facts from window to window, if it is paid for them?
+Can a gist carry facts from window to window?
 
 Trains SmolLM2-135M-Instruct on a task of `trl_gist.data.tasks`: on walks over several windows, each gist from one
 before it and the next chunk; or, the control, on single windows. Both see as many gists in as many steps.
 
 python -m research.memory.pair memory/walks
 python -m research.memory.pair memory/single --windows 1
-trl-gist evaluate memory/walks --tasks needles ledger --difficulty 2 --lengths 8 --pairs single_windows=memory/single
+trl-gist evaluate memory/walks --tasks needles ledger --difficulty 2 --lengths 8 --texts 8 \\
+    --pairs single_windows=memory/single
 """
 
 import argparse
@@ -30,6 +31,7 @@ from trl_gist.data.tasks import TASKS, as_documents, make_tasks
 from trl_gist.models.machine import fast_dtype
 from trl_gist.rewards import length_penalty, log_prob_gain
 
+from datasets import concatenate_datasets
 from peft import LoraConfig
 from transformers import AutoTokenizer
 
@@ -43,13 +45,16 @@ CONTEXT = GIST + 1 + CHUNK + LAST_K  # a gist, the line break after it, a chunk 
 END = 80
 
 
-def dataset(tasks: list[str], documents: int, windows: int, difficulty: int, seed: int):
-    """Texts of tasks in turn, to walk along; or with one window, contexts with targets."""
+def dataset(tasks: list[str], documents: int, windows: int, difficulties: list[int], seed: int):
+    """Texts of tasks with each number of facts, to walk along; or with one window, contexts with targets."""
     tokenizer = AutoTokenizer.from_pretrained(str(smollm2_checkpoint()))
-    size = {"documents": -(-documents // len(tasks)), "difficulty": difficulty, "seed": seed}
-    if windows == 1:
-        return make_tasks(tokenizer, tasks, window_length=CONTEXT, **size)
-    return as_documents(make_tasks(tokenizer, tasks, windows=windows, window_length=CHUNK, last_k=END, **size))
+    size = {"documents": -(-documents // (len(tasks) * len(difficulties))), "seed": seed}
+    if windows > 1:
+        size |= {"windows": windows, "window_length": CHUNK, "last_k": END}
+    else:
+        size["window_length"] = CONTEXT
+    rows = concatenate_datasets([make_tasks(tokenizer, tasks, difficulty=facts, **size) for facts in difficulties])
+    return as_documents(rows) if windows > 1 else rows
 
 
 def main():
@@ -58,10 +63,12 @@ def main():
     parser.add_argument(
         "--tasks", nargs="+", choices=TASKS, default=["needles", "ledger"], help="(default: needles ledger)"
     )
-    parser.add_argument("--difficulty", type=int, default=2, help="facts in a text (default: 2)")
-    parser.add_argument("--windows", type=int, default=3, help="of a walk; 1: single windows (default: 3)")
-    parser.add_argument("--contexts", type=int, default=6, help="in a step, of all walks (default: 6)")
-    parser.add_argument("--num_generations", type=int, default=4, help="gists of a context (default: 4)")
+    parser.add_argument(
+        "--difficulty", type=int, nargs="+", default=[1, 2], help="facts in a text, as many of each (default: 1 2)"
+    )
+    parser.add_argument("--windows", type=int, default=4, help="of a walk; 1: single windows (default: 4)")
+    parser.add_argument("--contexts", type=int, default=8, help="in a step, of all walks (default: 8)")
+    parser.add_argument("--num_generations", type=int, default=2, help="gists of a context (default: 2)")
     parser.add_argument("--max_steps", type=int, default=42, help="(default: 42)")
     parser.add_argument("--cold_start_steps", type=int, default=42, help="of them, which imitate (default: 42, all)")
     parser.add_argument("--seed", type=int, default=1, help="of texts and training; not 0, which is measured on")

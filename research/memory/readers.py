@@ -52,6 +52,15 @@ ARMS = {
 COLORS = {"full": NEUTRAL, "zero_shot": PLUM, "single": OCHRE, "pair": GIST}
 
 
+def rows_of(folders: list[Path]) -> list[dict]:
+    """The rows of all; a text of one is another text than that of the same name in another."""
+    return [
+        {**row, "document_id": f"{place}/{row['document_id']}"}
+        for place, folder in enumerate(folders)
+        for row in read_rows(folder)
+    ]
+
+
 def load_reader(checkpoint: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=fast_dtype()).eval()
     return model, AutoTokenizer.from_pretrained(checkpoint)
@@ -142,12 +151,14 @@ def plot(rows: list[dict], right: dict[str, list[bool]], colors: dict[str, str])
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path, help="what `trl-gist evaluate --tasks` left")
+    parser.add_argument(
+        "folders", type=Path, nargs="+", help="what `trl-gist evaluate --tasks` left, of the same pairs"
+    )
     parser.add_argument("--readers", nargs="*", default=[], help="checkpoints that read gists, beside the teacher")
     parser.add_argument("--image", type=Path, help="draw the ages there, without a suffix")
     args = parser.parse_args()
     quiet_console()
-    rows, others = read_rows(args.folder), list(read_measures(args.folder)["pairs"])
+    rows, others = rows_of(args.folders), list(read_measures(args.folders[0])["pairs"])
     arms = ARMS | {name: f"{name.replace('_', ' ')}: rolling gist" for name in others}
     right = {
         arm: [one["right"].get(arm, False) for row in rows for one in row["questions"]]
