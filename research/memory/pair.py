@@ -31,7 +31,7 @@ from trl_gist.data.tasks import TASKS, as_documents, make_tasks
 from trl_gist.models.machine import fast_dtype
 from trl_gist.rewards import length_penalty, log_prob_gain
 
-from datasets import concatenate_datasets
+from datasets import Dataset, concatenate_datasets
 from peft import LoraConfig
 from transformers import AutoTokenizer
 
@@ -57,23 +57,21 @@ def dataset(tasks: list[str], documents: int, windows: int, difficulties: list[i
     return as_documents(rows) if windows > 1 else rows
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def add_flags(parser: argparse.ArgumentParser, windows: int, contexts: int, num_generations: int):
+    """What both trainings are told."""
     parser.add_argument("output_dir", help="where the pair goes")
-    parser.add_argument(
-        "--tasks", nargs="+", choices=TASKS, default=["needles", "ledger"], help="(default: needles ledger)"
-    )
-    parser.add_argument(
-        "--difficulty", type=int, nargs="+", default=[1, 2], help="facts in a text, as many of each (default: 1 2)"
-    )
-    parser.add_argument("--windows", type=int, default=4, help="of a walk; 1: single windows (default: 4)")
-    parser.add_argument("--contexts", type=int, default=8, help="in a step, of all walks (default: 8)")
-    parser.add_argument("--num_generations", type=int, default=2, help="gists of a context (default: 2)")
-    parser.add_argument("--max_steps", type=int, default=42, help="(default: 42)")
-    parser.add_argument("--cold_start_steps", type=int, default=42, help="of them, which imitate (default: 42, all)")
-    parser.add_argument("--seed", type=int, default=1, help="of texts and training; not 0, which is measured on")
-    args = parser.parse_args()
-    quiet_console()
+    for name, value, meaning in (
+        ("windows", windows, "of a walk; 1: single windows"),
+        ("contexts", contexts, "in a step, of all walks"),
+        ("num_generations", num_generations, "gists of a context"),
+        ("max_steps", 42, "steps"),
+        ("cold_start_steps", 42, "of them, which imitate"),
+        ("seed", 1, "of texts and training; not 0, which is measured on"),
+    ):
+        parser.add_argument(f"--{name}", type=int, default=value, help=f"{meaning} (default: {value})")
+
+
+def train(args: argparse.Namespace, train_dataset: Dataset, **settings):
     walks, group = args.contexts // args.windows, args.num_generations
     trainer = GistTrainer(
         model=str(smollm2_checkpoint()),
@@ -83,8 +81,6 @@ def main():
             target_length=TARGET,
             last_k=LAST_K,
             max_completion_length=GIST,
-            target_kinds={"fact": 1},  # the targets are the documents' own
-            target_floor=None,
             windows_per_document=args.windows,
             num_generations=group,
             per_device_train_batch_size=walks * group,
@@ -92,10 +88,7 @@ def main():
             distilled_gists=1,
             max_steps=args.max_steps,
             cold_start_steps=args.cold_start_steps,
-            cold_start_gists="answers",
             cold_start_learning_rate=5e-4,
-            # The teacher itself mixes facts up that are some windows apart: learn from the answers
-            distillation_loss="cross_entropy",
             learning_rate=1e-4,
             generator_learning_rate=5e-4,
             lr_scheduler_type="constant_with_warmup",
@@ -110,13 +103,37 @@ def main():
             bf16=False,
             gradient_checkpointing=False,
             report_to="none",
+            **settings,
         ),
         reward_funcs=[log_prob_gain, length_penalty],
-        train_dataset=dataset(args.tasks, walks * args.max_steps, args.windows, args.difficulty, args.seed),
+        train_dataset=train_dataset,
         peft_config=LoraConfig(r=16, lora_alpha=32, target_modules="all-linear"),
     )
     trainer.train()
     trainer.save_model()
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_flags(parser, windows=4, contexts=8, num_generations=2)
+    parser.add_argument(
+        "--tasks", nargs="+", choices=TASKS, default=["needles", "ledger"], help="(default: needles ledger)"
+    )
+    parser.add_argument(
+        "--difficulty", type=int, nargs="+", default=[1, 2], help="facts in a text, as many of each (default: 1 2)"
+    )
+    args = parser.parse_args()
+    quiet_console()
+    texts = args.contexts // args.windows * args.max_steps
+    train(
+        args,
+        dataset(args.tasks, texts, args.windows, args.difficulty, args.seed),
+        target_kinds={"fact": 1},  # the targets are the documents' own
+        target_floor=None,
+        cold_start_gists="answers",
+        # The teacher itself mixes facts up that are some windows apart: learn from the answers
+        distillation_loss="cross_entropy",
+    )
 
 
 if __name__ == "__main__":
