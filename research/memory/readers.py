@@ -110,6 +110,28 @@ def table(rows: list[dict], right: dict[str, list[bool]]) -> list[str]:
     return markdown_table(head, lines)
 
 
+def ahead_table(rows: list[dict], right: dict[str, list[bool]], walks: list[str]) -> list[str]:
+    """By how many points the mean of some pairs is ahead of the others, paired over questions: of what was said four windows
+    ago and longer, of all that was asked, and of each task's."""
+    asked = [(row["document_id"], row["task"], one["age"]) for row in rows for one in row["questions"]]
+    documents, ages = [document for document, _, _ in asked], np.array([age for *_, age in asked])
+    tasks = np.array([task for _, task, _ in asked])
+    chosen = {"said 4 windows ago and more": ages >= 4, "all": ages >= 0}
+    chosen |= {f"all of {task}": tasks == task for task in dict.fromkeys(tasks)}
+    mean = np.mean([right[name] for name in walks], axis=0)
+    lines = []
+    for label, own in right.items():
+        if label in walks:
+            continue
+        values = mean - np.array(own, dtype=float)
+        cells = (
+            mean_and_error(values[some], [documents[place] for place in np.flatnonzero(some)])
+            for some in chosen.values()
+        )
+        lines.append([label, *(with_error(*cell, 0, scale=100) for cell in cells)])
+    return markdown_table([f"{' and '.join(walks)}, ahead of", *chosen], lines)
+
+
 def plot(rows: list[dict], right: dict[str, list[bool]], colors: dict[str, str]) -> Figure:
     """Right answers by how long ago the fact was said, one line for each that was asked."""
     figure = Figure(figsize=(10, 5.2), layout="constrained")
@@ -155,6 +177,9 @@ def main():
         "folders", type=Path, nargs="+", help="what `trl-gist evaluate --tasks` left, of the same pairs"
     )
     parser.add_argument("--readers", nargs="*", default=[], help="checkpoints that read gists, beside the teacher")
+    parser.add_argument(
+        "--walks", nargs="+", default=["pair"], help="the pairs whose mean is held against the others (default: pair)"
+    )
     parser.add_argument("--image", type=Path, help="draw the ages there, without a suffix")
     args = parser.parse_args()
     quiet_console()
@@ -165,7 +190,8 @@ def main():
         for arm in arms
         if any(arm in one["right"] for row in rows for one in row["questions"])
     }
-    print("\n".join(table(rows, {arms[arm]: own for arm, own in right.items()})))
+    labelled = {arms[arm]: own for arm, own in right.items()}
+    print(*table(rows, labelled), "", *ahead_table(rows, labelled, [arms[arm] for arm in args.walks]), sep="\n")
     if args.readers:
         checkpoints = {"the teacher": smollm2_checkpoint(), **{Path(one).name: one for one in args.readers}}
         readers = {name: load_reader(checkpoint) for name, checkpoint in checkpoints.items()}

@@ -18,8 +18,8 @@ import json
 
 import pytest
 
+from research.memory.readers import ahead_table, rows_of, table
 from research.memory.readers import plot as plot_ages
-from research.memory.readers import table
 from research.results.frozen_readers import KINDS, plot, print_tables, shares
 from research.results.gallery import gallery
 
@@ -75,6 +75,23 @@ def test_right_answers_are_counted_by_age_with_errors_over_texts():
     assert walks == "| walks | 1, 50 ± 50% | 2, 100 ± 0% | 3, 75 ± 25% |"
     (axis,) = plot_ages(rows, right, {"walks": "black"}).axes
     assert [tick.get_text() for tick in axis.get_xticklabels()] == ["0-1", "4-7"]
+
+
+def test_pairs_are_held_against_others_by_question(tmp_path):
+    rows = [
+        {"document_id": "a", "task": "needles", "questions": [{"age": 0}, {"age": 4}]},
+        {"document_id": "a", "task": "ledger", "questions": [{"age": 5}]},
+    ]
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    rows = rows_of([tmp_path / "one", tmp_path / "two"])
+    assert [row["document_id"] for row in rows] == ["0/a", "0/a", "1/a", "1/a"]
+    right = {"A": [1, 1, 1] * 2, "B": [1, 0, 1] * 2, "single": [0, 0, 0, 0, 0, 1]}
+    head, _, line = ahead_table(rows, right, ["A", "B"])
+    assert head == "| A and B, ahead of | said 4 windows ago and more | all | all of needles | all of ledger |"
+    # Of 0.5, 1 | 0.5, 0, over texts: residuals of the sums 0.5 and -0.5, sqrt(2 * 0.5) / 4; of all 2.5 and 1.5 of 6
+    assert line == "| single | 50 ± 25 | 67 ± 17 | 75 ± 0 | 50 ± 50 |"
 
 
 def test_the_gallery_has_every_gist_and_no_markdown_of_theirs(tmp_path):
