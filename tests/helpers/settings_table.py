@@ -568,9 +568,7 @@ GIST_CONFIG = {
             == 2
         ),
     ),
-    "distilled_gists": Elsewhere("test_reader_hands.py", "test_some_gists_of_each_context_stand_for_all"),
-    "reader_hands": Elsewhere("test_reader_hands.py", "test_the_hands_take_turns"),
-    "reader_share": Elsewhere("test_reader_hands.py", "test_all_the_share_is_the_generator_on_that_hand_alone"),
+    "distilled_gists": Elsewhere("test_distilled_gists.py", "test_some_gists_of_each_context_stand_for_all"),
     "score_batch_size": Honoured(
         "bounds the rows that G reads at once, not the result",
         lambda lab: (

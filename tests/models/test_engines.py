@@ -55,7 +55,6 @@ WALKS = {**SHORT, "windows_per_document": 2}
 TARGETS = {
     **{**SHORT, "context_length": 60, "target_floor": 0.0},
     **{"target_kinds": {"fact": 2, "recall": 1, "far": 1}, "far_offset": 20, "targets_per_context": 5},
-    **{"reader_hands": ["facts", "perplexity pruning"], "reader_share": 0.5},
 }
 MIXTURE = {**SETTINGS, "max_steps": 3, "save_steps": 2, "eval_strategy": "no", "ways": ["full"]}
 # What two processes train: how, of which model, and whether from a checkpoint again too
@@ -174,7 +173,7 @@ def test_two_processes_walk_as_one_does(trained_by_two, setting, tmp_path):
         assert_same_parameters(rank, one, 1e-4)
 
 
-def test_two_processes_are_paid_for_several_targets_as_one_is_and_read_other_hands(trained_by_two, tmp_path):
+def test_two_processes_are_paid_for_several_targets_as_one_is(trained_by_two, tmp_path):
     one = of_one_process(tmp_path, TARGETS)
     ranks = ranks_of(trained_by_two("ddp", "targets"), "lora")
     assert any(log["targets"] % 1 for log in one["logged"])

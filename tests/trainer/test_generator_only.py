@@ -14,14 +14,18 @@
 
 """A generator trained alone: the control for what the summarizer adds."""
 
+import dataclasses
 import json
+from types import SimpleNamespace
 
 import pytest
 from checks import moved, snapshot, trainable
 from tiny import make_documents
 
 from trl_gist import log_prob_gain
-from trl_gist.scripts.train import make_parser
+from trl_gist.scripts.arguments import EvaluateArguments
+from trl_gist.scripts.compare import with_known_compressors
+from trl_gist.scripts.train import GistScriptArguments, load_compressor, make_parser
 from trl_gist.scripts.train import make_trainer as make_script_trainer
 from trl_gist.trainer.callbacks import GistProgressCallback
 from trl_gist.trainer.rollout import GistRollout
@@ -120,3 +124,48 @@ def test_the_command_line_trains_on_a_compressor_by_name(checkpoint, tmp_path):
         trainer("--generator_only", "true", "--compressor", "mine")
     with pytest.raises(ValueError, match="set `generator_only` too"):
         trainer("--compressor", "tail")
+
+
+def test_contexts_are_read_for_their_rarity_only_where_a_rule_asks_for_it(make_trainer, lora, monkeypatch):
+    read = []
+
+    def first_contexts(rollout):
+        read.append(rollout)
+        yield from ([1, 2, 3], [4, 5])
+
+    monkeypatch.setattr(GistRollout, "first_contexts", first_contexts)
+    trainer = make_trainer(peft_config=lora, args={"cold_start_steps": 0})
+    for name in ("tail", "head", "facts", "self-information", "perplexity pruning"):
+        load_compressor(name, trainer)
+    assert not read
+    for name in ("tf-idf, then tail", "tf-idf"):
+        load_compressor(name, trainer)
+    assert len(read) == 2
+
+
+@pytest.mark.parametrize("name", ["perplexity pruning", "self-information"])
+def test_one_that_asks_the_teacher_is_refused_where_ranks_hold_shards_of_it(make_trainer, lora, make_args, name):
+    args = make_args()
+    args.deepspeed_plugin = SimpleNamespace(deepspeed_config={}, zero_stage=3)
+    with pytest.raises(ValueError, match=f"`compressor` is '{name}', which runs the teacher .* launch with ZeRO-2"):
+        load_compressor(name.replace(" ", "_"), SimpleNamespace(args=args))
+    trainer = make_trainer(peft_config=lora)
+    trainer.args.deepspeed_plugin = SimpleNamespace(zero_stage=2)
+    assert load_compressor(name, trainer) is not None
+
+
+@pytest.mark.parametrize("name", ["surprising facts", "surprising_facts", "surprising-facts"])
+def test_a_rule_has_one_name_however_it_is_spelled(make_args, name):
+    """A compressor's name has a space, the cold start's rule of that name has none."""
+    assert make_args(cold_start_gists=name).cold_start_gists == "surprising_facts"
+    script = GistScriptArguments(dataset_path="text", compressor=name)
+    assert script.compressor == "surprising facts"
+    asked = with_known_compressors(
+        EvaluateArguments(
+            pair="pair", dataset=["text"], output_dir="out", compressors=[name], own_generators=[f"{name}=a=b"]
+        )
+    )
+    twice = dataclasses.replace(asked, own_generators=["surprising facts=a", f"{name}=b"])
+    with pytest.raises(ValueError, match="`--own_generators` names two 'surprising facts'"):
+        with_known_compressors(twice)
+    assert (asked.compressors, asked.own_generators) == (["surprising facts"], ["surprising facts=a=b"])

@@ -50,7 +50,7 @@ def test_the_sweep_goes_over_all_of_them():
     assert len(WHOLE) > 40 and len(FLOATS) > 30 and len(LISTS) > 2
     assert {"context_length", "num_generations", "seed", "max_steps"} <= set(WHOLE) and LEAST.keys() <= set(WHOLE)
     assert {"learning_rate", "gist_dropout", "temperature", "target_floor"} <= set(FLOATS)
-    assert {"reward_weights", "gist_length_range", "reader_hands"} <= set(LISTS)
+    assert {"reward_weights", "gist_length_range", "recall_age"} <= set(LISTS)
     assert {"generator_only", "stop_on_alarm", "push_to_hub", "trust_remote_code"} <= set(SWITCHES)
     assert {"summarizer_prompt", "generator_prompt", "output_dir"} <= set(TEXTS)
 
@@ -128,7 +128,6 @@ def test_numbers_that_cannot_be_are_refused_by_name(make_args, settings, message
     ("setting", "of"),
     [
         ({"gist_discount": 0.9}, {"windows_per_document": 2}),
-        ({"reader_share": 0.5}, {"reader_hands": ["tail"]}),
         ({"recall_age": [1, 1]}, {"windows_per_document": 2}),
         ({"length_penalty_learning_rate": 0.1}, {"target_gist_length": 4}),
     ],
@@ -163,7 +162,7 @@ def test_none_stays_allowed_once_a_command_line_was_parsed(make_args):
     hints = typing.get_type_hints(GistConfig)
     optional = [name for name in (*WHOLE, *FLOATS, *LISTS) if type(None) in typing.get_args(hints[name])]
     optional.remove("num_generations")  # which TRL's type alone lets be None
-    assert {"target_floor", "window_stride", "reader_hands"} <= set(optional)
+    assert {"target_floor", "window_stride", "gist_length_range"} <= set(optional)
     TrlParser(GistConfig)
     assert float in {field.type for field in dataclasses.fields(GistConfig) if field.name == "target_floor"}
     args = make_args()

@@ -112,8 +112,6 @@ class GistScorer:
         num_generations: int = 1,
         backward: Callable | None = None,
         null_backward: Callable | None = None,
-        other_gists: list[list[int]] | None = None,
-        other_backward: Callable | None = None,
         windows: int = 1,
         discount: float = 0.0,
         learned: int | None = None,
@@ -130,8 +128,6 @@ class GistScorer:
             backward, null_backward (`Callable`, *optional*):
                 Called as `backward(loss_NT, rows)` after each forward of the generator with gists, and with the empty
                 gist. Gradients are enabled where it is given.
-            other_gists, other_backward (*optional*):
-                For each context a gist of another hand, which the generator learns to read and nothing else is made of.
             windows (`int`, *optional*, defaults to `1`):
                 Contexts of one walk.
             discount (`float`, *optional*, defaults to `0.0`):
@@ -157,8 +153,6 @@ class GistScorer:
             some = [gist for row, gist in enumerate(gists) if first <= row % num_generations < first + count]
             parts.append(iter(self.score_gists(documents, some, count, hidden_D, learn, asks_exact) if some else ()))
         gist_N = [next(parts[row % num_generations >= learned]) for row in range(len(gists))]
-        if other_gists is not None:
-            self.score_gists(documents, other_gists, 1, hidden_D, other_backward)
         later_N2 = self._later_gains(documents, gists, num_generations, hidden_D, null_D, windows, discount)
         columns = []
         for row, (logps_T, kl_T, *greedy) in enumerate(gist_N):

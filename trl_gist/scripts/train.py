@@ -30,10 +30,14 @@ from trl import ModelConfig, TrlParser, get_peft_config
 from .. import rewards
 from ..common.arguments import meant, no_setting, several, truth, whole_number
 from ..data.documents import datasets_on_hub, load_documents
-from ..evaluation.compressors.registry import EXTRACTIVE_COMPRESSORS, compressor_name, extractive_compressors
+from ..evaluation.compressors.registry import (
+    ASKS_THE_TEACHER,
+    EXTRACTIVE_COMPRESSORS,
+    compressor_name,
+    extractive_compressors,
+)
 from ..trainer.callbacks import STOPPED_FILE, GistProgressCallback, SaveOnSignal
 from ..trainer.checkpoints.run_lock import PATIENCE
-from ..trainer.config_checks import check_asks_no_teacher
 from ..trainer.gist_config import GistConfig
 from ..trainer.gist_trainer import GistTrainer
 from .windows import without_held_out
@@ -274,9 +278,14 @@ def make_trainer(
 def load_compressor(name: str, trainer: GistTrainer):
     """The compressor of that name, with the trainer's teacher; rarity is learned from its first training contexts.
     Raises `ValueError` for one that asks the teacher under ZeRO-3."""
-    name = compressor_name(name)
-    check_asks_no_teacher(trainer.args, "compressor", [name])
-    contexts, batch_size = trainer.rollout.first_contexts(), trainer.args.score_batch_size
+    name, args = compressor_name(name), trainer.args
+    if name in ASKS_THE_TEACHER and args.deepspeed_plugin is not None and args.deepspeed_plugin.zero_stage == 3:
+        raise ValueError(
+            f"`compressor` is {name!r}, which runs the teacher as often as the contexts' lengths ask for, and under ZeRO-3 "
+            "ranks gather the teacher's layers together: they would wait for each other for ever. Choose another one, or "
+            "launch with ZeRO-2."
+        )
+    contexts, batch_size = trainer.rollout.first_contexts(), args.score_batch_size
     return extractive_compressors(trainer.processing_class, trainer.teacher, contexts, batch_size, [name])[name]
 
 

@@ -28,10 +28,9 @@ from collections.abc import Iterable
 
 from transformers import PreTrainedTokenizerBase
 
-from ..common.arguments import finite_number, known_name, truth, whole_number
+from ..common.arguments import finite_number, truth, whole_number
 from ..common.statistics import is_number
 from ..data.columns import TARGETS_COLUMN
-from ..evaluation.compressors.registry import ASKS_THE_TEACHER, EXTRACTIVE_COMPRESSORS, compressor_name
 from ..prompts import PLACEHOLDERS, SUMMARIZER_PROMPT_OF_FACTS, SUMMARIZER_PROMPT_WITH_TAIL
 from ..scoring.controls import GREATER_IS_BETTER
 
@@ -301,13 +300,6 @@ def check_only_continuation(args):
         )
 
 
-def spell_names(args):
-    """Writes names of rules as the rules are called: a compressor's and a cold start's differ in `_` alone."""
-    args.cold_start_gists = known_name(args.cold_start_gists, EXTRACTIVE_RULES)
-    if args.reader_hands:
-        args.reader_hands = [compressor_name(name) for name in args.reader_hands]
-
-
 def check_choices(args):
     own = {
         "advantage": ADVANTAGES,
@@ -323,28 +315,19 @@ def check_choices(args):
             )
         if getattr(args, name) not in choices:
             raise ValueError(f"`{name}` must be one of {choices}, got {getattr(args, name)!r}.")
-    unknown = sorted(set(args.reader_hands or ()) - set(EXTRACTIVE_COMPRESSORS))
-    if unknown:
-        raise ValueError(f"`reader_hands` must be some of {EXTRACTIVE_COMPRESSORS}, got {unknown}.")
-    if args.reader_hands and args.generator_only:
-        raise ValueError(
-            "`reader_hands` are read beside the summarizer's gists, and with `generator_only` the trainer's `compressor` "
-            "writes all of them. Leave one of the two out."
-        )
     if args.distilled_gists is not None and not 0 < args.distilled_gists <= args.num_generations:
         raise ValueError(
             f"`distilled_gists` must be from 1 to `num_generations` ({args.num_generations}), got {args.distilled_gists}. "
             "Leave it out to distil on all gists."
         )
-    for name in ("gist_dropout", "gist_discount", "reader_share"):
+    for name in ("gist_dropout", "gist_discount"):
         if not 0.0 <= getattr(args, name) <= 1.0:
             raise ValueError(f"`{name}` must be in [0, 1], got {getattr(args, name)}.")
-    for name, of in (("gist_discount", "windows_per_document"), ("reader_share", "reader_hands")):
-        if getattr(args, name) != getattr(type(args), name) and getattr(args, of) in (1, None, []):
-            raise ValueError(
-                f"`{name}` ({getattr(args, name)}) would not be followed: `{of}`, which it is about, is {getattr(args, of)}. "
-                f"Set `{of}`, or leave `{name}` out."
-            )
+    if args.gist_discount != type(args).gist_discount and args.windows_per_document == 1:
+        raise ValueError(
+            f"`gist_discount` ({args.gist_discount}) would not be followed: `windows_per_document`, which it is about, is 1. "
+            "Set `windows_per_document`, or leave `gist_discount` out."
+        )
 
 
 def check_sampling(args):
@@ -752,17 +735,6 @@ def _best_measure(args, prefix):
 
 def _kinds_in(windows):
     return (target["kind"] for row in windows for target in row.get(TARGETS_COLUMN) or ())
-
-
-def check_asks_no_teacher(args, setting: str, names):
-    """Raises `ValueError` under ZeRO-3 for rules that run the teacher as often as a rank's contexts happen to need."""
-    asking = [name for name in names if name in ASKS_THE_TEACHER]
-    if asking and args.deepspeed_plugin is not None and args.deepspeed_plugin.zero_stage == 3:
-        raise ValueError(
-            f"`{setting}` has {', '.join(map(repr, asking))}, which runs the teacher as often as the contexts' lengths "
-            "ask for, and under ZeRO-3 ranks gather the teacher's layers together: they would wait for each other for "
-            "ever. Leave it out, or launch with ZeRO-2."
-        )
 
 
 def check_head_dtype(args, lora: bool):

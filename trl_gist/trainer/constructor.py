@@ -38,7 +38,7 @@ from ..models.machine import warn_if_slow
 from ..models.roles import Roles, load_roles
 from ..pair import GENERATOR_DIR, PairConfig
 from ..rewards import kl_gain, length_penalty
-from .config_checks import check_asks_no_teacher, check_best_model_of, check_head_dtype
+from .config_checks import check_best_model_of, check_head_dtype
 from .gist_config import GistConfig
 from .vllm import check_vllm_settings
 
@@ -158,7 +158,6 @@ def check_arguments(
     """Raises `ValueError` for arguments of [`GistTrainer`] that do not go together, whatever a checkpoint that is named
     turns out to be; `ModuleNotFoundError` for a package that they need."""
     check_distributed_settings(args)
-    check_asks_no_teacher(args, "reader_hands", args.reader_hands or ())
     if args.use_vllm:
         check_vllm_settings(args, model)
     if train_dataset is None:

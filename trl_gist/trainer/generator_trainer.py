@@ -159,18 +159,11 @@ class GeneratorTrainer:
                 check_not_random(role)
                 check_logits(role)
 
-    def score(
-        self,
-        rows: list[dict],
-        gists: list[list[int]],
-        num_generations: int,
-        distill: bool,
-        other_gists: list[list[int]] | None = None,
-    ) -> list[dict]:
+    def score(self, rows: list[dict], gists: list[list[int]], num_generations: int, distill: bool) -> list[dict]:
         """
         Scores each row's gist, as [`GistScorer.score`]; if `distill`, leaves the gradient of the rollout's loss, a
-        mean over all its target tokens, on the generator: with `other_gists`, one of each context, `args.reader_share` of
-        it is theirs. With `args.distilled_gists` so many of each context's gists stand for all. The caller then calls [`~GeneratorTrainer.step`].
+        mean over all its target tokens, on the generator. With `args.distilled_gists` so many of each context's gists
+        stand for all. The caller then calls [`~GeneratorTrainer.step`].
 
         Raises:
             FloatingPointError: if a loss is not finite; names the document. No step has been taken then.
@@ -186,8 +179,7 @@ class GeneratorTrainer:
         if not distill:
             return self.scorer.score(rows, gists, num_generations, **walk)
         weight, dropout = self._token_weight(rows), self.args.gist_dropout
-        share = 0.0 if other_gists is None else self.args.reader_share
-        # One forward with another hand's gist, or with none, stands for as much of all its context's rows
+        # One forward without a gist stands for as much of all its context's rows
         of_context = weight * num_generations
         learned = min(self.args.distilled_gists or num_generations, num_generations)
         return self.scorer.score(
@@ -196,10 +188,8 @@ class GeneratorTrainer:
             num_generations,
             **walk,
             learned=learned,
-            backward=self._backward(of_context / learned * (1 - dropout) * (1 - share)) if dropout < 1 else None,
+            backward=self._backward(of_context / learned * (1 - dropout)) if dropout < 1 else None,
             null_backward=self._backward(of_context * dropout) if dropout > 0 else None,
-            other_gists=other_gists,
-            other_backward=self._backward(of_context * (1 - dropout) * share),
         )
 
     def distill(self, documents: list[dict], gists: list[list[int]], num_generations: int, hidden_D: list):

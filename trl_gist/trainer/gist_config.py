@@ -20,6 +20,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 from trl import GRPOConfig
 
+from ..common.arguments import known_name
 from ..common.geometry import SEPARATOR
 from ..data.columns import ColumnRules
 from ..data.targets import TARGET_FLOOR, TARGETS_PER_CONTEXT, TargetSpec
@@ -37,7 +38,6 @@ from .config_checks import (
     check_targets,
     resolve_best_model,
     show_whole_context,
-    spell_names,
 )
 from .walks import walk_geometry
 
@@ -181,12 +181,6 @@ class GistConfig(GRPOConfig):
         distilled_gists (`int`, *optional*):
             Gists of each context that G learns from, the others being scored without a gradient: a third of their cost.
             `None` is all of them.
-        reader_hands (`list[str]`, *optional*):
-            Rules, of `evaluation.compressors.registry.EXTRACTIVE_COMPRESSORS`, whose gists G learns to read too: by turns,
-            one of them a rollout, a gist of each context within its budget. So what S does not write yet is readable when
-            it tries it.
-        reader_share (`float`, *optional*, defaults to `0.25`):
-            Share of the distillation loss with a gist that is taken with `reader_hands`, where there are any.
         score_batch_size (`int`, *optional*, defaults to `8`):
             Rows in one forward of the teacher or the generator. Bounds the memory of scoring, not its result.
         generator_only (`bool`, *optional*, defaults to `False`):
@@ -383,16 +377,6 @@ class GistConfig(GRPOConfig):
         default=None,
         metadata={"help": "Gists of each context that the generator learns from (default: all). Fewer cost less."},
     )
-    reader_hands: list[str] | None = field(
-        default=None,
-        metadata={
-            "help": "Rules whose gists the generator learns to read too, by turns.",
-            "nargs": "+",
-        },
-    )
-    reader_share: float = field(
-        default=0.25, metadata={"help": "Share of the distillation loss that is taken with them, in [0, 1]."}
-    )
     score_batch_size: int = field(
         default=8, metadata={"help": "Rows in one forward of the teacher or the generator. Bounds memory only."}
     )
@@ -437,7 +421,7 @@ class GistConfig(GRPOConfig):
         resolve_best_model(self)
         super().__post_init__()
         check_targets(self)
-        spell_names(self)
+        self.cold_start_gists = known_name(self.cold_start_gists, EXTRACTIVE_RULES)
         if not self.target_spec.is_continuation:
             show_whole_context(self)
         check_config(self)

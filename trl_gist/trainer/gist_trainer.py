@@ -447,9 +447,8 @@ class GistTrainer(GRPOTrainer):
         if not training:  # as the pair will write them: S is paid for what it writes, half characters too
             gists = [characters_of(self._tokenizer).whole(gist) for gist in gists]
         num_generations = self.gists_per_context
-        others = self.rollout.by_other_hands(inputs) if training and self.rollout.hands else None
         same = num_generations if self.rollout.one_gist_a_context else 1
-        each = self.generator_trainer.score(inputs[::same], gists[::same], num_generations // same, training, others)
+        each = self.generator_trainer.score(inputs[::same], gists[::same], num_generations // same, training)
         scores = [score for score in each for _ in range(same)]
         for row, score in zip(inputs, scores, strict=True):
             row.update(score)

@@ -45,7 +45,7 @@ GROUPS = {
     ),
     "method": (
         "advantage cold_start_steps cold_start_gists gist_discount distillation_loss distillation_mean gist_dropout "
-        "distilled_gists reader_hands reader_share generator_only num_generations num_iterations generation_batch_size steps_per_generation "
+        "distilled_gists generator_only num_generations num_iterations generation_batch_size steps_per_generation "
         "per_device_train_batch_size gradient_accumulation_steps average_tokens_across_devices seed data_seed "
         "shuffle_dataset train_sampling_strategy length_column_name dataloader_drop_last temperature top_p top_k min_p "
         "repetition_penalty generation_kwargs vllm_structured_outputs_regex beta sync_ref_model ref_model_mixup_alpha "

@@ -19,7 +19,6 @@ from collections.abc import Iterator
 import torch
 from datasets import IterableDataset
 
-from ..evaluation.compressors.registry import extractive_compressors
 from ..prompts import gist_from_completion, stands_for
 from ..scoring.extraction import IDF_CONTEXTS
 from .cold_start import ONE_GIST, ExtractiveSummarizer
@@ -49,8 +48,6 @@ class GistRollout:
             The same, which may be set later: it may need the trainer's models.
         extractive_summarizer ([`~trainer.cold_start.ExtractiveSummarizer`], *optional*):
             The rule of the cold start, if there is one.
-        hands (`list[Compressor]`):
-            Those of `args.reader_hands`.
     """
 
     def __init__(self, trainer, compressor=None):
@@ -66,12 +63,6 @@ class GistRollout:
                 trainer.processing_class,
                 trainer.generator_trainer.scorer.teacher.model,
             )
-        self.hands = []
-        if self.args.reader_hands:
-            tokenizer, teacher = trainer.processing_class, trainer.generator_trainer.scorer.teacher.model
-            size, names = self.args.score_batch_size, self.args.reader_hands
-            compressors = extractive_compressors(tokenizer, teacher, self.first_contexts(), size, names)
-            self.hands = [compressors[name] for name in names]
 
     def first_contexts(self) -> Iterator[list[int]]:
         """Training contexts, from which rules learn how rare a token is."""
@@ -199,18 +190,12 @@ class GistRollout:
     def _by_compressor(self, rows):
         size, unread = self.trainer.gists_per_context, self.unread_ids
         rows = rows[::size]
-        gists = [[] for _ in rows] if self.compressor is None else self._compressed(self.compressor, rows)
+        gists = [[] for _ in rows]
+        if self.compressor is not None:
+            budgets = [row.get("budget") or self.args.tail_length for row in rows]
+            gists = self.compressor.compress([stands_for(row) for row in rows], budgets)
         gists = [[token for token in gist if token not in unread] for gist in gists]
         return [self._ended(gist) for gist in gists for _ in range(size)]
-
-    def _compressed(self, compressor, rows):
-        budgets = [row.get("budget") or self.args.tail_length for row in rows]
-        return compressor.compress([stands_for(row) for row in rows], budgets)
-
-    def by_other_hands(self, rows: list[dict]) -> list[list[int]]:
-        """A gist for each context by the hand whose turn it is: on all ranks the same one, which may ask the teacher."""
-        turn = self.trainer.state.global_step // self.args.steps_per_rollout
-        return self._compressed(self.hands[turn % len(self.hands)], rows[:: self.trainer.gists_per_context])
 
     @property
     def one_gist_a_context(self) -> bool:
