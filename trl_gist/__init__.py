@@ -20,7 +20,6 @@ import warnings
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from .common import moved
 from .version import __version__
 
 
@@ -65,7 +64,7 @@ def __getattr__(name: str):
     if name in _MODULES:
         return import_module(f".{name}", __name__)
     if name not in _PUBLIC:
-        raise AttributeError(moved.where(name) or f"module {__name__!r} has no attribute {name!r}")
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = globals()[name] = getattr(import_module(f".{_PUBLIC[name]}", __name__), name)
     return value
 

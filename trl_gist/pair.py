@@ -93,7 +93,7 @@ class PairConfig:
         values = dataclasses.asdict(self)
         for name in ("chat_template_kwargs", "rendered_prompt", "datasets"):
             if not values[name]:
-                del values[name]  # so that earlier versions read the pair
+                del values[name]
         return json.dumps(values, indent=2, ensure_ascii=False) + "\n"
 
     @classmethod
@@ -110,12 +110,7 @@ class PairConfig:
             ) from error
         if not isinstance(values, dict):
             raise ValueError(f"{path} is damaged: it holds no JSON object.")
-        # Pairs written before there were these
-        values.setdefault("tail_length", values.get("max_gist_length"))
-        values.setdefault("generator_prompt", ORIGINAL_GENERATOR_PROMPT)
-        values.setdefault("chat_template_kwargs", {})
-        values.setdefault("rendered_prompt", {})
-        values.setdefault("datasets", [])
+        values = {"chat_template_kwargs": {}, "rendered_prompt": {}, "datasets": [], **values}
         names = {field.name for field in dataclasses.fields(cls)}
         if values.keys() != names:
             raise ValueError(

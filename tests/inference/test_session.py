@@ -26,7 +26,6 @@ from transformers import TextIteratorStreamer, TextStreamer
 
 from trl_gist.common.tokens import characters_of
 from trl_gist.inference.session.session import Session
-from trl_gist.models.fingerprints import sampled_fingerprint
 from trl_gist.prompts import SUMMARIZER_PROMPT
 
 
@@ -381,18 +380,6 @@ def test_another_pairs_session_is_refused_by_name(compactor, ids, tmp_path):
         make_compactor(seed=10).load_session(tmp_path / "session")
     assert make_compactor(dtype=torch.bfloat16).load_session(tmp_path / "session").position == 100
     assert Session.load(tmp_path / "session", make_compactor()).gist == session.gist
-
-
-def test_a_session_from_before_whole_digests_goes_on_with_its_own_pair(compactor, ids, tmp_path):
-    session = compactor.session()
-    session.append(ids[:100])
-    session.save(tmp_path / "session")
-    content = json.loads((tmp_path / "session").read_text())
-    content["fingerprint"] = sampled_fingerprint(compactor)
-    (tmp_path / "session").write_text(json.dumps(content))
-    assert make_compactor().load_session(tmp_path / "session").position == 100
-    with pytest.raises(ValueError, match="session of another pair"):
-        make_compactor(seed=10).load_session(tmp_path / "session")
 
 
 @pytest.mark.parametrize(

@@ -254,32 +254,6 @@ def test_only_the_last_compaction_can_be_undone_and_once(compactor, ids, tmp_pat
         session.undo()
 
 
-def test_a_session_of_before_goes_on_and_has_nothing_to_undo(compactor, ids, tmp_path):
-    session = compactor.session()
-    session.append(ids[:120])
-    session.save(tmp_path / "session")
-    content = json.loads((tmp_path / "session").read_text())
-    del content["folded"], content["undo"], content["settings"]["certify"], content["settings"]["keep"]
-    (log,) = tmp_path.glob("*.jsonl")
-    new = {
-        field.name
-        for field in dataclasses.fields(session.history[0])
-        if field.name.startswith(("expected", "facts", "kept", "not_kept"))
-    }
-    rows = [
-        {name: value for name, value in json.loads(line).items() if name not in new}
-        for line in log.read_text().splitlines()
-    ]
-    log.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (tmp_path / "session").write_text(json.dumps(content | {"log_bytes": log.stat().st_size}))
-    old = compactor.load_session(tmp_path / "session")
-    with pytest.raises(ValueError, match="no compaction to undo"):
-        old.undo()
-    for each in (old, session):
-        each.append(ids[120:220])
-    assert old.token_ids == session.token_ids and old.undo()
-
-
 @pytest.mark.parametrize("where", ["after_compaction", "save", "compress_batch"])
 def test_a_compaction_that_fails_leaves_the_session_as_it_was(compactor, ids, tmp_path, monkeypatch, where):
     session = compactor.session(measure=True, autosave=tmp_path / "session")

@@ -15,14 +15,12 @@
 """The generator's learning rate is the summarizer's, in proportion, and every optimizer and schedule serves both or is
 refused in a sentence."""
 
-from pathlib import Path
-
 import pytest
 import torch
 from checks import moved, snapshot
 from datasets import Dataset
 from tiny import make_documents
-from transformers import TrainerCallback, get_scheduler
+from transformers import get_scheduler
 from transformers.trainer_utils import SchedulerType
 from transformers.training_args import OptimizerNames
 
@@ -132,33 +130,6 @@ def test_an_accumulation_that_an_epoch_leaves_short_leaves_the_schedule_whole(ma
     assert [step for step, _ in steps] == [0, 0, 1, 2, 2, 3]
     assert [rate for _, rate in steps] == pytest.approx([1e-3 * rate for rate in (1, 1, 0.75, 0.5, 0.5, 0.25)])
     assert trainer.generator_trainer.lr_scheduler.get_last_lr()[0] == 0
-
-
-def test_a_checkpoint_whose_schedule_counted_rollouts_goes_on_at_the_summarizers_step(make_trainer, lora, monkeypatch):
-    class StopAtFour(TrainerCallback):
-        def on_step_end(self, args, state, control, **kwargs):
-            control.should_training_stop = state.global_step == 4
-
-    args = {
-        "num_iterations": 2,
-        "max_steps": 8,
-        "save_strategy": "steps",
-        "save_steps": 4,
-        "lr_scheduler_type": "linear",
-    }
-    trainer = make_trainer(peft_config=lora, args=args, callbacks=[StopAtFour()])
-    trainer.train()
-    checkpoint = Path(trainer.args.output_dir, "checkpoint-4")
-    path = checkpoint / "generator" / "scheduler.pt"
-    state = torch.load(path, weights_only=True)
-    torch.save({**state, "last_epoch": 2, "_step_count": 3, "_last_lr": [5e-4]}, path)
-    resumed = make_trainer(peft_config=lora, args=args)
-    monkeypatch.setattr(
-        "trl_gist.trainer.checkpoints.manifest.Manifest.check_files", lambda *args: None
-    )  # one was written anew
-    steps = record_steps(resumed, monkeypatch)
-    resumed.train(resume_from_checkpoint=str(checkpoint))
-    assert steps == [(4, pytest.approx(5e-4)), (6, pytest.approx(2.5e-4))]
 
 
 # ---- Every optimizer and every schedule ----

@@ -196,17 +196,6 @@ def test_a_pair_of_another_version_is_named(train, tmp_path):
         PairConfig.load(tmp_path / "pair")
 
 
-def test_a_pair_from_before_the_tail_and_the_generators_prompt_is_still_read(train, tmp_path):
-    train(True).save_model(str(tmp_path / "pair"))
-    path = tmp_path / "pair" / "gist_config.json"
-    values = json.loads(path.read_text())
-    assert values.pop("tail_length") == 6
-    assert values.pop("generator_prompt") == "GIST:{gist}\nLAST K TOKENS:{last_k}"
-    path.write_text(json.dumps(values))
-    assert PairConfig.load(tmp_path / "pair").tail_length == 6
-    assert PairConfig.load(tmp_path / "pair").generator_prompt == "GIST:{gist}\nLAST K TOKENS:{last_k}\nCONTINUE:"
-
-
 # ---- The best of several ----
 
 

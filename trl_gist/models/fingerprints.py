@@ -15,9 +15,8 @@
 """
 Digests of every element of every weight, by which one model is told from another.
 
-A sample of each weight, which was taken before, misses most changes of a single row. XXH3 reads memory about as fast as
-the processor can, 135M parameters in float32 in some 0.03 s where SHA-256 takes 0.4 s; it is no protection against
-forgery, and need not be.
+A sample of each weight would miss most changes of a single row. XXH3 reads memory about as fast as the processor can,
+135M parameters in float32 in some 0.03 s where SHA-256 takes 0.4 s; it is no protection against forgery, and need not be.
 """
 
 import hashlib
@@ -29,7 +28,7 @@ import xxhash
 from transformers import PreTrainedTokenizerBase
 
 from ..common.files import json_digest
-from .deepspeed import gathered, whole_shape
+from .deepspeed import gathered
 
 
 ALGORITHM = "xxh3-128"
@@ -81,11 +80,6 @@ def fingerprint(model: torch.nn.Module) -> str:
     return digest.hexdigest()
 
 
-def sample_of(parameter: torch.Tensor) -> torch.Tensor:
-    """Some 256 of a parameter's elements, evenly spread: what digests were taken of before they were whole."""
-    return parameter.detach().flatten()[:: max(1, parameter.numel() // 256)]
-
-
 # ---- What a checkpoint stands on ----
 
 
@@ -115,21 +109,6 @@ def _role_digests(models, **which):
     return digests
 
 
-def sampled_digests(models: dict[str, torch.nn.Module]) -> dict[str, str]:
-    """What manifests had before [`frozen_digests`]: of a sample of every frozen parameter, without an algorithm's name."""
-    samples, digests = {}, {}
-    for role, model in models.items():
-        digest = hashlib.sha256()
-        for parameter in model.parameters():
-            if not parameter.requires_grad:
-                if id(parameter) not in samples:
-                    with gathered([parameter]):
-                        samples[id(parameter)] = sample_of(parameter).double().cpu().numpy().tobytes()
-                digest.update(f"{tuple(whole_shape(parameter))}".encode() + samples[id(parameter)])
-        digests[role] = digest.hexdigest()
-    return digests
-
-
 def vocabulary_of(tokenizer: PreTrainedTokenizerBase) -> dict:
     """`{"size": tokens, "sha256": digest of every token and its id}`."""
     vocabulary = sorted(tokenizer.get_vocab().items())
@@ -148,16 +127,6 @@ def pair_fingerprint(loaded) -> str:
     for model in (loaded.summarizer, loaded.generator):
         for name, content in sorted(weights.of(model)):
             digest.update(name.encode() + content)
-    return digest.hexdigest()
-
-
-def sampled_fingerprint(loaded) -> str:
-    """What sessions had before [`pair_fingerprint`]: of a sample of every parameter."""
-    digest = _digest_of_settings(loaded)
-    for model in (loaded.summarizer, loaded.generator):
-        for name, parameter in sorted(model.named_parameters()):
-            sample = sample_of(parameter).bfloat16().float().cpu()
-            digest.update(f"{name}{tuple(parameter.shape)}".encode() + sample.numpy().tobytes())
     return digest.hexdigest()
 
 

@@ -44,13 +44,6 @@ POLICY_LOSS_SETTINGS = (
 )
 DISTILLATION_LOSSES = ("forward_kl", "cross_entropy")
 DISTILLATION_MEANS = ("targets", "tokens")
-# Values that there were, and what to set in their place: no figure spoke for them
-REMOVED_CHOICES = {
-    ("distillation_loss", "reverse_kl"): "forward_kl",
-    ("distillation_loss", "jsd"): "forward_kl",
-    ("cold_start_gists", "tf_idf"): "mixed",
-    ("cold_start_gists", "surprisal"): "mixed",
-}
 
 # Settings of TRL that would bend S's distribution, and the values that do not, the one to say first
 NEUTRAL_SAMPLING = {
@@ -308,11 +301,6 @@ def check_choices(args):
         "distillation_mean": DISTILLATION_MEANS,
     }
     for name, choices in (own | INHERITED_CHOICES).items():
-        if (name, getattr(args, name)) in REMOVED_CHOICES:
-            raise ValueError(
-                f"`{name}` must not be {getattr(args, name)!r} any more, for which no measurement spoke: set it to "
-                f"{REMOVED_CHOICES[name, getattr(args, name)]!r}, the default, or to another of {choices}."
-            )
         if getattr(args, name) not in choices:
             raise ValueError(f"`{name}` must be one of {choices}, got {getattr(args, name)!r}.")
     if args.distilled_gists is not None and not 0 < args.distilled_gists <= args.num_generations:

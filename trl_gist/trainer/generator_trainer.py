@@ -253,11 +253,8 @@ class GeneratorTrainer:
         """Loads what [`~GeneratorTrainer.save_model`] wrote."""
         load_weights(checkpoint_dir, self.model, "generator")
 
-    def load_checkpoint(self, checkpoint_dir: str | os.PathLike, summarizer_step: int):
-        """
-        Loads what [`~GeneratorTrainer.save_checkpoint`] wrote at a step of the summarizer. Raises `ValueError` if a file
-        is missing.
-        """
+    def load_checkpoint(self, checkpoint_dir: str | os.PathLike):
+        """Loads what [`~GeneratorTrainer.save_checkpoint`] wrote. Raises `ValueError` if a file is missing."""
         targets = {OPTIMIZER_FILE: self.optimizer, SCHEDULER_FILE: self.lr_scheduler}
         if self.engine is not None:  # which holds the weights too
             del targets[OPTIMIZER_FILE]
@@ -270,9 +267,6 @@ class GeneratorTrainer:
                     f"{path} is missing: the checkpoint lacks the generator's half. Resume from an earlier one."
                 )
             target.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
-        if self.lr_scheduler.last_epoch != summarizer_step:  # it was saved when it counted rollouts
-            self.lr_scheduler.last_epoch = summarizer_step - 1
-            self.lr_scheduler.step()
 
     def _token_weight(self, rows):
         """1 / target tokens of the rollout on all ranks, so that the summed loss is a mean over tokens; where contexts have

@@ -48,7 +48,7 @@ from ..models.adapters import without_routers
 from ..models.attention import use_matmul_attention
 from ..models.checks import check_adapted_layers, check_causal, check_not_random, disable_dropout
 from ..models.deepspeed import is_sharded, whole_state_dict, zero_stage
-from ..models.fingerprints import frozen_digests, sampled_digests, trained_digests, vocabulary_of
+from ..models.fingerprints import frozen_digests, trained_digests, vocabulary_of
 from ..models.generation_settings import plain_generation_config
 from ..models.positions import max_positions
 from ..models.roles import base_of, name_experts, naming, number_of_experts
@@ -231,7 +231,7 @@ class GistTrainer(GRPOTrainer):
 
         self.hub = PairHub(self, args, self._tag_names)
         self.datasets = []  # on the Hub, as the card names them: a `Dataset` does not say where it came from
-        self._stands_on = self._sampled_digests = self.run_directory = None  # what manifests say, once it trains
+        self._stands_on = self.run_directory = None  # what manifests say, once it trains
         self._staging_dir = None  # while a checkpoint is written
         self._unsaved = ExitStack()  # holds `output_dir` while what was trained is in no file
         self._held = frozenset()  # what the trainer was asked to do inside a rollout and does at its end
@@ -804,14 +804,11 @@ class GistTrainer(GRPOTrainer):
                 "frozen_weights": frozen_digests(roles),
                 "vocabulary": vocabulary_of(self.processing_class),
             }
-        if resume_from_checkpoint and self._sampled_digests is None:  # on all ranks: they may hold a shard each
-            self._sampled_digests = sampled_digests(roles)
         self.run_directory = RunDirectory(
             self.args.output_dir,
             {**self._stands_on, "recipe": run_recipe(self.args)},
             self.args.steps_per_rollout,
             {"summarizer": self.model, "generator": self.generator},
-            self._sampled_digests,
             self.args.sync_ref_model,
         )
         if resume_from_checkpoint:
@@ -970,7 +967,7 @@ class GistTrainer(GRPOTrainer):
     def _load_optimizer_and_scheduler(self, checkpoint: str | None):
         super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is not None:
-            self.generator_trainer.load_checkpoint(Path(checkpoint, GENERATOR_DIR), self.state.global_step)
+            self.generator_trainer.load_checkpoint(Path(checkpoint, GENERATOR_DIR))
             load_state(checkpoint, self.length_penalty, self.alarms, self._followed_reference())
             if not self.length_penalty.is_fixed:
                 self._apply_length_penalty()
@@ -994,7 +991,7 @@ class GistTrainer(GRPOTrainer):
         Manifest.load(best).check_files(best)
         if self.is_deepspeed_enabled:  # whose checkpoints hold optimizer and weights in one
             super()._load_best_model()
-            self.generator_trainer.load_checkpoint(best / GENERATOR_DIR, self.state.best_global_step)
+            self.generator_trainer.load_checkpoint(best / GENERATOR_DIR)
         else:
             self._load_from_checkpoint(str(best))
         self._check_loaded(best)

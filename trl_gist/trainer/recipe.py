@@ -13,8 +13,8 @@
 # limitations under the License.
 
 """
-Which settings make a run the run that it is, and what a resume with others is told: each field is in one group. And
-which of them a saved pair, its card and the run's log show.
+Which settings make a run the run that it is, in groups by what a resume with others is told. And which of them a saved
+pair, its card and the run's log show.
 """
 
 import json
@@ -23,14 +23,14 @@ from dataclasses import fields
 from enum import Enum
 from pathlib import Path
 
-from ..pair import PairConfig
 from .gist_config import GistConfig
 
 
 logger = logging.getLogger(__name__)
 
-# Every field of [`GistConfig`], its own, TRL's (1.16) and transformers' (5.23). Of the first three groups a resume with
-# another value is refused, of the next two it is warned of, and the last one is not compared.
+# Fields of [`GistConfig`], its own, TRL's (1.16) and transformers' (5.23). Of the first three groups a resume with another
+# value is refused, of the other two it is warned of. The rest, which is where a run runs and what it logs, saves and
+# pushes, is not compared.
 GROUPS = {
     "windows": (
         "context_length target_length last_k window_stride max_windows_per_document windows_per_document "
@@ -58,31 +58,6 @@ GROUPS = {
         "disable_dropout neftune_noise_alpha label_smoothing_factor cast_lm_head_to_fp32 bf16 fp16 optim optim_args "
         "optim_target_modules adam_beta1 adam_beta2 adam_epsilon max_grad_norm"
     ),
-    "run": (
-        "output_dir resume_from_checkpoint ignore_data_skip restore_callback_states_from_checkpoint model_init_kwargs "
-        "trust_remote_code score_batch_size teacher_cache_dir stop_on_alarm gist_samples gist_samples_steps "
-        "num_generations_eval log_completions log_multimodal num_completions_to_print log_unique_prompts "
-        "log_completions_hub_repo logging_strategy logging_steps logging_first_step log_on_each_node "
-        "logging_nan_inf_filter log_level log_level_replica include_num_input_tokens_seen disable_tqdm report_to "
-        "run_name project trackio_space_id trackio_bucket_id trackio_static_space_id eval_strategy eval_steps "
-        "eval_delay per_device_eval_batch_size prediction_loss_only eval_on_start eval_do_concat_batches "
-        "eval_use_gather_object eval_accumulation_steps include_for_metrics batch_eval_metrics bf16_full_eval "
-        "fp16_full_eval save_only_model save_strategy save_steps save_on_each_node save_total_limit "
-        "enable_jit_checkpoint load_best_model_at_end metric_for_best_model greater_is_better push_to_hub hub_token "
-        "hub_private_repo hub_model_id hub_strategy hub_always_push hub_revision ds3_gather_for_generation "
-        "cache_implementation pad_to_multiple_of max_tool_calling_iterations use_vllm vllm_mode vllm_model_impl "
-        "vllm_enable_sleep_mode vllm_server_base_url vllm_server_host vllm_server_port vllm_server_timeout "
-        "vllm_group_port vllm_gpu_memory_utilization vllm_max_model_length vllm_tensor_parallel_size "
-        "use_transformers_continuous_batching transformers_continuous_batching_config use_transformers_paged tf32 "
-        "activation_checkpointing activation_checkpointing_kwargs gradient_checkpointing "
-        "gradient_checkpointing_kwargs torch_compile torch_compile_backend torch_compile_mode use_liger_kernel "
-        "liger_kernel_config use_cache torch_empty_cache_steps auto_find_batch_size full_determinism use_cpu "
-        "accelerator_config parallelism_config dataloader_num_workers dataloader_pin_memory "
-        "dataloader_persistent_workers dataloader_prefetch_factor dataloader_multiprocessing_context "
-        "dataloader_in_order remove_unused_columns label_names ddp_find_unused_parameters ddp_bucket_cap_mb "
-        "ddp_broadcast_buffers ddp_static_graph ddp_backend ddp_timeout fsdp fsdp_config deepspeed debug "
-        "skip_memory_metrics do_train do_eval do_predict local_rank"
-    ),
 }
 GROUPS = {group: tuple(names.split()) for group, names in GROUPS.items()}
 REFUSED = ("windows", "prompts", "targets")
@@ -108,7 +83,7 @@ def recipe_of(args: GistConfig) -> dict:
 def run_recipe(args: GistConfig) -> dict:
     """What a run is told apart by, as JSON holds it: every field that is compared, with what stands for `None`."""
     names = {field.name for field in fields(args)}
-    compared = [name for group, of_group in GROUPS.items() if group != "run" for name in of_group]
+    compared = [name for of_group in GROUPS.values() for name in of_group]
     recipe = {name: getattr(args, name) for name in compared if name in names}  # another TRL may lack one
     recipe["window_stride"] = args.window_stride or args.context_length + args.target_length
     recipe["target_kinds"] = args.target_kinds or {"continuation": 1}
@@ -118,15 +93,15 @@ def run_recipe(args: GistConfig) -> dict:
     return json.loads(json.dumps(recipe, default=_plain))
 
 
-def check_recipe(checkpoint: Path, was: dict | None, now: dict) -> dict[str, list]:
+def check_recipe(checkpoint: Path, was: dict, now: dict) -> dict[str, list]:
     """
     Compares the recipe of a checkpoint with a run's. Fields that only one of them has are not compared.
 
     Args:
         checkpoint (`Path`):
             Where it lies.
-        was (`dict`, *optional*):
-            As its manifest says; `None` of one from before manifests did, which is known by its pair alone.
+        was (`dict`):
+            As its manifest says.
         now (`dict`):
             [`run_recipe`].
 
@@ -136,12 +111,8 @@ def check_recipe(checkpoint: Path, was: dict | None, now: dict) -> dict[str, lis
     Raises:
         ValueError: if windows, prompts or targets are others, with each of them.
     """
-    refusable = was is not None
-    if not refusable:
-        was = _recipe_of_pair(checkpoint)
     differences = {name: [was[name], now[name]] for name in now if name in was and was[name] != now[name]}
-    refused = [name for name in differences if name in _REFUSED_NAMES]
-    if refused and refusable:
+    if refused := [name for name in differences if name in _REFUSED_NAMES]:
         raise ValueError(
             f"{checkpoint} was trained with another recipe: {_told(differences, refused)}. A pair has one for all of its "
             "steps. Resume with what it was trained with, or begin another run in another `output_dir`."
@@ -156,15 +127,6 @@ def check_recipe(checkpoint: Path, was: dict | None, now: dict) -> dict[str, lis
 
 def _told(differences, names):
     return "; ".join(f"`{name}` was {differences[name][0]!r}, now {differences[name][1]!r}" for name in names)
-
-
-def _recipe_of_pair(checkpoint):
-    try:
-        pair = PairConfig.load(checkpoint)
-    except ValueError:  # one that another version wrote
-        return {}
-    prompts = {name: getattr(pair, name) for name in ("summarizer_prompt", "generator_prompt", "chat_template_kwargs")}
-    return {**pair.recipe, **prompts, _TAIL: pair.tail_length}
 
 
 def _plain(value):

@@ -23,7 +23,6 @@ import sys
 from pathlib import Path
 
 from ...common.files import replace_file, sync
-from ...models.fingerprints import sampled_fingerprint
 from ...pair import PairConfig
 from ..pair import LoadedPair
 from .state import Compaction
@@ -32,7 +31,7 @@ from .state import Compaction
 FORMAT = "trl_gist session 1"
 STATE_NAMES = (
     *("fingerprint", "pair", "settings", "position", "gists", "live", "pending", "keep_history"),
-    *("log", "log_bytes"),
+    *("folded", "undo", "log", "log_bytes"),
 )
 
 
@@ -100,7 +99,7 @@ def read_session(path: str | os.PathLike, loaded: LoadedPair) -> tuple[dict, lis
     missing = [name for name in STATE_NAMES if name not in state]
     if missing:
         raise ValueError(f"{path} is damaged: it lacks {missing}.")
-    if state["fingerprint"] != loaded.fingerprint and state["fingerprint"] != sampled_fingerprint(loaded):
+    if state["fingerprint"] != loaded.fingerprint:
         raise ValueError(
             f"{path} is a session of another pair ({state['pair']}; fingerprint {state['fingerprint'][:12]}), and this "
             f"one is {pair_name(loaded.pair)} (fingerprint {loaded.fingerprint[:12]}). Load it with its own pair."

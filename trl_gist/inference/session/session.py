@@ -611,9 +611,8 @@ class Session:
             live=[LiveToken(*token) for token in state["live"]],
             history=history,
             pending=state["pending"],
-            # Sessions of before lack these
-            folded=Folded.from_state(state["folded"]) if "folded" in state else None,
-            undo=Undo.from_state(state["undo"]) if state.get("undo") else None,
+            folded=Folded.from_state(state["folded"]),
+            undo=None if state["undo"] is None else Undo.from_state(state["undo"]),
         )
         if session._tokens is not None:
             session._tokens.resume(session.position)

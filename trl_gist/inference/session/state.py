@@ -218,8 +218,8 @@ class SessionSettings:
     chunk_length: int
     protectable: int
     measure: bool
-    certify: bool = False
-    keep: list[str] = field(default_factory=list)
+    certify: bool
+    keep: list[str]
 
     @classmethod
     def resolve(

@@ -49,16 +49,15 @@ class Manifest:
         base_models (`dict[str, str]`):
             Checkpoints that `summarizer`, `generator` and `teacher` started from.
         frozen_weights (`dict[str, str]`):
-            [`frozen_digests`] of the roles, or [`sampled_digests`]: a checkpoint does not hold frozen weights, but
-            means nothing on others.
+            [`frozen_digests`] of the roles: a checkpoint does not hold frozen weights, but means nothing on others.
         vocabulary (`dict`):
             [`vocabulary_of`] the tokenizer.
-        recipe (`dict`, *optional*):
-            [`run_recipe`] of the run. `None` of checkpoints from before manifests said it.
-        recipe_changes (`list[dict]`, *optional*):
+        recipe (`dict`):
+            [`run_recipe`] of the run.
+        recipe_changes (`list[dict]`):
             Of each resume with other rates the `step` and, by name, the value before and the one from there on.
         trained_weights (`dict[str, str]`):
-            [`trained_digests`] of the summarizer and the generator; empty in checkpoints from before there were any.
+            [`trained_digests`] of the summarizer and the generator.
         files (`dict[str, dict]`):
             Path inside the checkpoint → `{"size": bytes, "sha256": hex digest}`.
         saved_at (`float`):
@@ -73,9 +72,9 @@ class Manifest:
     base_models: dict[str, str]
     frozen_weights: dict[str, str]
     vocabulary: dict
-    recipe: dict | None = None
-    recipe_changes: list[dict] = field(default_factory=list)
-    trained_weights: dict[str, str] = field(default_factory=dict)
+    recipe: dict
+    recipe_changes: list[dict]
+    trained_weights: dict[str, str]
     files: dict[str, dict] = field(default_factory=dict)
     saved_at: float = field(default_factory=time.time)
     version: str = __version__
@@ -105,8 +104,7 @@ class Manifest:
             raise ValueError(f"{directory} is no checkpoint: there is no such folder.")
         if not path.is_file():
             raise ValueError(
-                f"{directory} is no complete checkpoint: {path} is missing. It was not written to its end, or by a "
-                "trl_gist from before there were manifests; go on with that version, or load it with "
+                f"{directory} is no complete checkpoint: {path} is missing. It was not written to its end; load it with "
                 "`GistCompactor.from_pretrained` to look at the pair."
             )
         try:
@@ -120,9 +118,7 @@ class Manifest:
                 f"{path} has format {format}, written by trl_gist {values.get('version')}; this trl_gist "
                 f"({__version__}) reads format {MANIFEST_FORMAT}. Go on with {age} version."
             )
-        names = {each.name for each in fields(cls)}
-        whole = names - {"recipe", "recipe_changes", "trained_weights"} <= values.keys() <= names
-        if digest != json_digest(values) or not whole:
+        if digest != json_digest(values) or values.keys() != {each.name for each in fields(cls)}:
             raise ValueError(f"{path} is damaged: it is not what was written.")
         return cls(**values)
 

@@ -63,8 +63,6 @@ class RunDirectory:
             Optimizer steps; a checkpoint falls between two rollouts.
         models (`dict[str, PreTrainedModel]`):
             `summarizer` and `generator`, into which the weights of a checkpoint must fit.
-        sampled_digests (`dict[str, str]`, *optional*):
-            Of the roles, as in manifests from before digests of whole weights; to go on from one.
         follows_reference (`bool`, *optional*, defaults to `False`):
             Whether a checkpoint holds the reference.
 
@@ -79,14 +77,12 @@ class RunDirectory:
         stands_on: dict,
         steps_per_rollout: int,
         models: dict[str, PreTrainedModel | PeftModel],
-        sampled_digests: dict[str, str] | None = None,
         follows_reference: bool = False,
     ):
         self.path = Path(path)
         self.stands_on = stands_on
         self.steps_per_rollout = steps_per_rollout
         self.models = models
-        self.sampled_digests = sampled_digests
         self.follows_reference = follows_reference
         self.recipe_changes = []
 
@@ -94,11 +90,11 @@ class RunDirectory:
         """See [`check_unused`]."""
         check_unused(self.path)
 
-    def complete(self, staged: Path, final: Path, step: int, trained_weights: dict[str, str] | None = None):
+    def complete(self, staged: Path, final: Path, step: int, trained_weights: dict[str, str]):
         """Makes a checkpoint of what all ranks have written in a folder beside its place, and puts it there; with what
         [`trained_digests`] gives of the models."""
-        trained, changes = trained_weights or {}, self.recipe_changes
-        Manifest(step=step, trained_weights=trained, recipe_changes=changes, **self.stands_on).complete(staged)
+        changes = self.recipe_changes
+        Manifest(step=step, trained_weights=trained_weights, recipe_changes=changes, **self.stands_on).complete(staged)
         publish(staged, final)
 
     def to_resume(self, checkpoint: str | Path | bool) -> tuple[str, bool]:
@@ -119,10 +115,8 @@ class RunDirectory:
             checkpoint = Path(checkpoint)
             manifest = self.verify(checkpoint)
         self.recipe_changes = list(manifest.recipe_changes)
-        if self.stands_on.get("recipe") is not None:
-            changes = check_recipe(checkpoint, manifest.recipe, self.stands_on["recipe"])
-            if changes:
-                self.recipe_changes.append({"step": manifest.step, **changes})
+        if changes := check_recipe(checkpoint, manifest.recipe, self.stands_on["recipe"]):
+            self.recipe_changes.append({"step": manifest.step, **changes})
         universal = manifest.engine != "accelerate" and manifest.world_size != self.stands_on["world_size"]
         if universal:
             checkpoint = universal_checkpoint(checkpoint, self.path)
@@ -165,7 +159,7 @@ class RunDirectory:
         for role, model in self.models.items():
             weights_in(checkpoint / (GENERATOR_DIR if role == "generator" else ""), model, role, device="meta")
         for role, digest in self.stands_on["frozen_weights"].items():
-            if manifest.frozen_weights[role] not in (digest, self.sampled_digests[role]):
+            if manifest.frozen_weights[role] != digest:
                 raise ValueError(
                     f"{checkpoint} does not fit the {role}: it was trained with the frozen weights of base model "
                     f"{manifest.base_models[role]!r}, and those of {self.stands_on['base_models'][role]!r} are "

@@ -123,8 +123,7 @@ def recover(directory: str | os.PathLike):
     staging = Path(directory, SAVING_DIR)
     if not staging.is_dir():
         return
-    # An earlier trl_gist wrote right there, and not in a folder of the run
-    for staged in (*staging.glob(f"{PREFIX_CHECKPOINT_DIR}-*"), *staging.glob(f"*/{PREFIX_CHECKPOINT_DIR}-*")):
+    for staged in staging.glob(f"*/{PREFIX_CHECKPOINT_DIR}-*"):
         if (staged / MANIFEST_FILE).is_file():
             publish(staged, Path(directory, staged.name))
             logger.warning(f"{staged.name} was complete when its run was killed: it is now in {directory}.")
