@@ -15,7 +15,7 @@
 """What a task is: statements that fall in the windows of a text, and questions that one of them answers each."""
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 
@@ -81,6 +81,19 @@ def spread(rng: random.Random, count: int, windows: int) -> list[float]:
     while len(order) < count:
         order += rng.sample(range(windows), windows)
     return [window + rng.random() for window in order[:count]]
+
+
+def last_said(
+    rng: random.Random, windows: int, subjects: list, choices: Callable, said: Callable
+) -> Iterator[tuple[object, str, list[Statement]]]:
+    """Each subject, one of its choices, and the statement that says so; of every second subject one before it said another."""
+    for number, (subject, time) in enumerate(zip(subjects, spread(rng, len(subjects), windows), strict=True)):
+        choice = rng.choice(choices(subject))
+        statements = [Statement(time, said(subject, choice))]
+        if number % 2:
+            other = rng.choice([each for each in choices(subject) if each != choice])
+            statements.append(Statement(rng.uniform(0, time), said(subject, other)))
+        yield subject, choice, statements
 
 
 def question(asked: str, stem: str) -> str:

@@ -16,7 +16,7 @@
 
 import random
 
-from .base import Question, Statement, Task, spread
+from .base import Question, Statement, Task, last_said
 
 
 FAVOURITES = {
@@ -33,20 +33,16 @@ def make(rng: random.Random, windows: int, difficulty: int) -> tuple[list[Statem
     """As many preferences as `difficulty`; every second one was another before."""
     asked = rng.sample([(whose, what) for whose in WHOSE for what in FAVOURITES], difficulty)
     statements, questions = [], []
-    for number, ((whose, what), time) in enumerate(zip(asked, spread(rng, difficulty, windows), strict=True)):
-        best = rng.choice(FAVOURITES[what])
-        fact = _said(time, whose, what, best)
-        statements.append(fact)
-        if number % 2:
-            other = rng.choice([each for each in FAVOURITES[what] if each != best])
-            statements.append(_said(rng.uniform(0, time), whose, what, other))
+    for (whose, what), best, said in last_said(rng, windows, asked, lambda each: FAVOURITES[each[1]], _said):
+        statements += said
         cue = f"\nUser: What is my {whose}favourite {what} now?\nAssistant: Your {whose}favourite {what} is"
-        questions.append(Question(cue, f" {best}", fact, len(FAVOURITES[what])))
+        questions.append(Question(cue, f" {best}", said[0], len(FAVOURITES[what])))
     return statements, questions
 
 
-def _said(time, whose, what, best):
-    return Statement(time, f"User: My {whose}favourite {what} is {best}.\nAssistant: I will keep that in mind.")
+def _said(asked, best):
+    whose, what = asked
+    return f"User: My {whose}favourite {what} is {best}.\nAssistant: I will keep that in mind."
 
 
 def _turns(sentence, number):

@@ -30,7 +30,7 @@ from ...common.arguments import several, whole_number
 from ...common.geometry import Geometry, WindowedText
 from ...common.tokens import characters_of, literal_ids, literal_pieces
 from ..windows import why_unusable
-from .base import MOST_FACTS, Task
+from .base import MOST_FACTS, Statement, Task
 from .dialogue import DIALOGUE
 from .filler import Filler
 from .ledger import LEDGER
@@ -105,8 +105,8 @@ def make_tasks(
         ValueError: if a task is unknown, a number is too small, the statements do not fit their windows, or `filler` has
             no sentence to use.
     """
-    names = TASKS if names is None else [names] if isinstance(names, str) else names
-    names = several("names", names, "tasks", "put it in a list") if names is not TASKS else list(TASKS)
+    names = [names] if isinstance(names, str) else names
+    names = list(TASKS) if names is None else several("names", names, "tasks", "put it in a list")
     check_names(names)
     for what, number, least in (
         ("documents", documents, 1),
@@ -237,11 +237,11 @@ class _Writer:
             ids += self._following(units, between + after)
             units += between + after
         starts, place = {}, 0
-        for index, unit in enumerate(units):
-            if not isinstance(unit, str):
-                starts[unit], units[index] = place, unit.text
-            place += len(units[index]) + len(self.task.separator)
-        return self.task.separator.join(units), starts
+        for unit in units:
+            if isinstance(unit, Statement):
+                starts[unit] = place
+            place += len(_text(unit)) + len(self.task.separator)
+        return self.task.separator.join(map(_text, units)), starts
 
     def _windows_of(self, text, starts):
         """In the chunk of which window each statement begins. A tokenizer without offsets counts the tokens before it."""
@@ -263,11 +263,13 @@ class _Writer:
 
     def _following(self, units, more):
         """The tokens of more units after the last one."""
-        before = units[-1] if units else "."
-        before = before if isinstance(before, str) else before.text
-        texts = [unit if isinstance(unit, str) else unit.text for unit in more]
-        whole = literal_ids(self.tokenizer, self.task.separator.join([before, *texts]))
+        before = _text(units[-1]) if units else "."
+        whole = literal_ids(self.tokenizer, self.task.separator.join([before, *map(_text, more)]))
         return whole[len(literal_ids(self.tokenizer, before)) :]
 
     def _count(self, sentence):
         return len(self._following([], [sentence]))
+
+
+def _text(unit):
+    return unit.text if isinstance(unit, Statement) else unit

@@ -16,7 +16,7 @@
 
 import random
 
-from .base import Question, Statement, Task, question, spread
+from .base import Question, Statement, Task, last_said, question
 
 
 LOCKERS = (
@@ -32,22 +32,15 @@ GOODS = (
 def make(rng: random.Random, windows: int, difficulty: int) -> tuple[list[Statement], list[Question]]:
     """As many lockers as `difficulty`; every second one has an earlier entry, which counts no more."""
     statements, questions = [], []
-    for number, (locker, time) in enumerate(
-        zip(rng.sample(LOCKERS, difficulty), spread(rng, difficulty, windows), strict=True)
-    ):
-        held = rng.choice(GOODS)
-        fact = _entry(time, locker, held)
-        statements.append(fact)
-        if number % 2:
-            other = rng.choice([goods for goods in GOODS if goods != held])
-            statements.append(_entry(rng.uniform(0, time), locker, other))
+    for locker, held, entries in last_said(rng, windows, rng.sample(LOCKERS, difficulty), lambda _: GOODS, _entry):
+        statements += entries
         cue = question(f"What does locker {locker} hold at the end?", f"Locker {locker} holds")
-        questions.append(Question(cue, f" {held}", fact, len(GOODS)))
+        questions.append(Question(cue, f" {held}", entries[0], len(GOODS)))
     return statements, questions
 
 
-def _entry(time, locker, goods):
-    return Statement(time, f"Entry: locker {locker} holds {goods}.")
+def _entry(locker, goods):
+    return f"Entry: locker {locker} holds {goods}."
 
 
 LEDGER = Task(make, frozenset({*LOCKERS, *GOODS, "locker"}), "\n", lambda sentence, _: f"Note: {sentence}")
