@@ -485,7 +485,6 @@ def test_an_evaluation_is_not_mixed_with_another(workspace, pair, tmp_path, fail
 
 
 def test_a_folder_holds_what_decides_its_rows(tmp_path):
-    """As older ones do."""
     held_out = {"pair", "dataset", "dataset_config", "split", "text_column", "max_documents", "batch_size", "teacher"}
     of_evaluate = {"max_windows_per_document", "max_windows", "last_k", "budgets", "generator_only", "compressors"}
     of_evaluate |= {"samples", "token_classifier", "gists", "own_generators"}
@@ -501,32 +500,21 @@ def test_a_folder_holds_what_decides_its_rows(tmp_path):
         assert settings.keys() == held_out | own | {"fingerprints", "version"}
 
 
-def test_an_argument_to_come_keeps_older_folders_at_its_default_alone(tmp_path):
-    """It decides rows, until somebody says that it does not."""
-    to_come = dataclasses.make_dataclass("ToCome", [("to_come", int, 1)], bases=(EvaluateArguments,), frozen=True)
-    given = {"pair": "pair", "dataset": ["text"], "output_dir": str(tmp_path / "older")}
-    open_folder(EvaluateArguments(**given), "evaluation", {})
-    with pytest.raises(ValueError, match="`to_come` was 1, now 2"):
-        open_folder(to_come(**given, to_come=2), "evaluation", {})
-    folder = open_folder(to_come(**given), "evaluation", {})
-    assert json.loads((folder.path / "settings.json").read_text())["to_come"] == 1
-
-
 def test_a_stream_has_other_windows_only_where_they_are_chosen(tmp_path):
     def reopen(folder, first, then, **given):
         given |= {"pair": "pair", "dataset": ["text"], "output_dir": str(tmp_path / folder)}
-        settings = open_folder(EvaluateArguments(**given, streaming=first), "evaluation", {}).path / "settings.json"
-        if not first:  # as an older folder
-            older = json.loads(settings.read_text())
-            older.pop("streaming", None)
-            settings.write_text(json.dumps(older))
+        open_folder(EvaluateArguments(**given, streaming=first), "evaluation", {})
         open_folder(EvaluateArguments(**given, streaming=then), "evaluation", {})
 
     for first, then in ((False, True), (True, False)):
         reopen(f"all of {first}", first, then)
         with pytest.raises(ValueError, match=f"`streaming` was {first}, now {then}"):
             reopen(f"some of {first}", first, then, max_windows=2)
-    reopen("older", False, False, max_windows=2)
+        reopen(f"the same of {first}", first, first, max_windows=2)
+    given = {"pair": "pair", "dataset": ["text"], "output_dir": str(tmp_path / "no stream")}
+    open_folder(EvaluateArguments(**given), "evaluation", {})
+    with pytest.raises(ValueError, match="`max_windows` was None, now 2"):
+        open_folder(EvaluateArguments(**given, max_windows=2), "evaluation", {})
 
 
 @pytest.fixture(scope="session")

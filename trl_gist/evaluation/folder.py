@@ -54,7 +54,7 @@ class EvaluationFolder:
         overwrite (`bool`, *optional*, defaults to `False`):
             Whether another evaluation there is removed.
         defaults (`dict`, *optional*):
-            What a setting was where a folder does not name it: it is older than the setting.
+            What a setting was where a folder does not name it, since it decided no row.
 
     Raises:
         ValueError: if the folder holds an evaluation with other settings, or files that are not an evaluation's; or if

@@ -35,7 +35,7 @@ from .session.session import Session
 from .windows import Window, windows_of
 
 
-@dataclass(frozen=True)
+@dataclass
 class GistRequest:
     """
     What is asked of the gists of one call; see [`GistCompactor.compress`].
@@ -48,7 +48,7 @@ class GistRequest:
         batch_size (`int`):
             Contexts in one forward.
         keep (`list`):
-            Of [`~inference.keep.parse_keep`].
+            What [`~inference.keep.parse_keep`] makes of what is given.
         certify, search (`bool`):
             Whether the expected cost is measured, and whether pieces of gists are exchanged.
     """
@@ -61,10 +61,11 @@ class GistRequest:
     search: bool
 
     def __post_init__(self):
-        object.__setattr__(self, "budget", whole_number("budget", self.budget, optional=True))
-        object.__setattr__(self, "batch_size", whole_number("batch_size", self.batch_size))
+        self.budget = whole_number("budget", self.budget, optional=True)
+        self.batch_size = whole_number("batch_size", self.batch_size)
+        self.keep = parse_keep(self.keep)
         for name in ("do_sample", "certify", "search"):
-            object.__setattr__(self, name, truth(name, getattr(self, name)))
+            setattr(self, name, truth(name, getattr(self, name)))
 
 
 class GistCompactor(LoadedPair):
@@ -134,7 +135,7 @@ class GistCompactor(LoadedPair):
             ValueError: if the context is empty, not text, longer than the pair's contexts, or does not fit the
                 summarizer's positions; if `keep` holds what cannot be looked for.
         """
-        request = GistRequest(budget, do_sample, 1, parse_keep(keep), certify, search)
+        request = GistRequest(budget, do_sample, 1, keep, certify, search)
         return self._compress([context], None if last_k is None else [last_k], request)[0]
 
     def compress_batch(
@@ -151,7 +152,7 @@ class GistCompactor(LoadedPair):
         """
         As [`~GistCompactor.compress`], for many contexts, `batch_size` of them in one forward, and as many `last_k`.
         """
-        request = GistRequest(budget, do_sample, batch_size, parse_keep(keep), certify, search)
+        request = GistRequest(budget, do_sample, batch_size, keep, certify, search)
         contexts = several("contexts", contexts, "texts or of lists of token ids", "`compress` takes one")
         if last_k is not None:
             last_k = several("last_k", last_k, "texts or of lists of token ids", "give one for each context")
@@ -176,7 +177,7 @@ class GistCompactor(LoadedPair):
         as in [`~GistCompactor.compress`] is the same for all of them, and the windows are then of `context_length` tokens
         each, side by side.
         """
-        request = GistRequest(budget, do_sample, batch_size, parse_keep(keep), certify, search)
+        request = GistRequest(budget, do_sample, batch_size, keep, certify, search)
         windows = self._windows(text, last_k, request)
         first = list(itertools.islice(windows, batch_size + 1))
         return self._gists(itertools.chain(first, windows), request, None if len(first) > batch_size else len(first))
@@ -196,7 +197,7 @@ class GistCompactor(LoadedPair):
         As [`~GistCompactor.compress_windows`], each batch of gists as soon as it is written. The text is tokenised as it is
         needed.
         """
-        request = GistRequest(budget, do_sample, batch_size, parse_keep(keep), certify, search)
+        request = GistRequest(budget, do_sample, batch_size, keep, certify, search)
         return self._iter_gists(self._windows(text, last_k, request), request)
 
     def continue_text(

@@ -141,12 +141,13 @@ class TaskReadings:
         gists_D = self._fold(texts_D, windows)
         rows, asked = [], []
         for document, windowed, gists in zip(documents, texts_D, gists_D, strict=True):
-            row = {name: document[name] for name in ("document_id", "task", "windows")}
-            row |= {
+            row = {
+                **{name: document[name] for name in ("document_id", "task", "windows")},
                 "tokens": len(windowed.ids),
                 "gists": {name: compactor.decode(each) for name, each in gists.items()},
+                "read": {},
+                "questions": [],
             }
-            row |= {"read": {}, "questions": []}
             rows.append(row)
             for target in document["targets"]:
                 cue_ids = compactor.token_ids(target["cue"], "The cue")

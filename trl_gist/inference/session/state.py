@@ -272,17 +272,8 @@ class SessionSettings:
             window = prompts.generator_overhead + gist_budget + chunk_length + last_k
         protectable = window - prompts.generator_overhead - gist_budget - last_k - 1
         settings = cls(
-            window,
-            last_k,
-            recursion,
-            budget,
-            gist_length,
-            gist_budget,
-            chunk_length,
-            protectable,
-            measure,
-            certify,
-            keep,
+            *(window, last_k, recursion, budget, gist_length, gist_budget, chunk_length, protectable),
+            *(measure, certify, keep),
         )
         settings._check_window(loaded)
         settings._check_summarizer(loaded)
