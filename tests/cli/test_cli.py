@@ -886,7 +886,6 @@ def test_what_is_no_count_is_refused_by_every_flag(fails, value):
             "--budgets",
             "--last_k",
             "--targets_per_context",
-            "--windows",
             "--max_documents",
         ),
         "serve": ("--window", "--chat_window", "--max_new_tokens", "--max_requests", "--request_seconds"),

@@ -428,7 +428,7 @@ def test_the_command_leaves_measures_plots_and_a_page_and_goes_on_after_a_kill(s
     killed.mkdir()
     (killed / "settings.json").write_bytes((tmp_path / "straight/settings.json").read_bytes())
     (killed / "rows.jsonl").write_bytes(straight[: len(straight) * 2 // 3])
-    assert main(["evaluate", *flags, "--output_dir", str(killed)]) == 0  # its older name
+    assert main(["distance", *flags, "--output_dir", str(killed)]) == 0
     assert (killed / "rows.jsonl").read_bytes() == straight
     mine = json.loads((killed / "measures.json").read_text())
     assert {**mine, "costs": 0} == {**measures, "costs": 0}
@@ -437,15 +437,12 @@ def test_the_command_leaves_measures_plots_and_a_page_and_goes_on_after_a_kill(s
 def test_the_command_says_what_is_wrong(saved_pair, tmp_path, capsys):
     data = tmp_path / "short.jsonl"
     data.write_text('{"text": "short"}\n')
-    argv = [saved_pair, "--dataset", str(data), "--device", "cpu", "--output_dir", str(tmp_path / "out")]
-    for command, flags, message in (
-        ("distance", ["--windows", "2"], "No document has one window of 29 tokens: 1 rows skipped (1 too short)"),
-        ("distance", [], "the following arguments are required: --windows"),
-        ("distance", ["--windows", "2", "--pairs", "other"], "`--pairs` takes NAME=PATH, got 'other'"),
-        ("evaluate", ["--windows", "2", "--compressors"], "--compressors does not go with --windows"),
-        ("evaluate", ["--windows", "2", "--max_windows", "2"], "--max_windows does not go with --windows"),
-        ("evaluate", ["--join_documents"], "--join_documents is for walks along documents: add --windows N"),
+    argv = ["distance", saved_pair, "--dataset", str(data), "--device", "cpu", "--output_dir", str(tmp_path / "out")]
+    for flags, message in (
+        (["--windows", "2"], "No document has one window of 29 tokens: 1 rows skipped (1 too short)"),
+        ([], "the following arguments are required: --windows"),
+        (["--windows", "2", "--pairs", "other"], "`--pairs` takes NAME=PATH, got 'other'"),
     ):
         with pytest.raises(SystemExit):
-            main([command, *argv, *flags])
+            main([*argv, *flags])
         assert message in capsys.readouterr().err

@@ -450,7 +450,6 @@ def test_the_command_says_what_is_wrong(tmp_path, capsys):
         (["--tasks", "chess"], "There is no task 'chess': choose from ledger"),
         (["--tasks", "--compressors", "zero-shot summary"], "--compressors takes some of head"),
         (["--tasks", "--compressors", "tail"], "got 'tail'"),
-        (["--tasks", "--windows", "3"], "--windows does not go with --tasks"),
         (["--tasks", "--max_windows", "3"], "--max_windows does not go with --tasks"),
         (["--tasks", "--target_floor", "0"], "--target_floor does not go with --tasks"),
         (["--tasks", "all", "needles"], "There is no task 'all'"),
@@ -461,7 +460,7 @@ def test_the_command_says_what_is_wrong(tmp_path, capsys):
             for flags in (["--streaming"], ["--text_column", "text"], ["--max_documents", "3"], ["--split", "train"])
         ),
         (["--seed", "0", "--dataset", "x"], "--seed is for facts that a session is asked for: add --tasks"),
-        (["--windows", "2", "--seed", "0", "--dataset", "x"], "--seed does not go with --windows"),
+        (["--pairs", "a=x", "--dataset", "x"], "--pairs is for facts that a session is asked for: add --tasks"),
         (["--lengths", "3", "--dataset", "x"], "--lengths is for facts that a session is asked for: add --tasks"),
         ([], "--dataset is missing"),
     ):

@@ -17,19 +17,8 @@
 import argparse
 import dataclasses
 
-from ..scripts.arguments import DEFAULT_COMPRESSORS, DistanceArguments, EvaluateArguments, TasksArguments
-from . import distance
-from .flags import (
-    add_documents,
-    add_output,
-    add_pair,
-    add_recall_age,
-    add_targets,
-    as_dataclass,
-    check_installed,
-    positive,
-    whole,
-)
+from ..scripts.arguments import DEFAULT_COMPRESSORS, EvaluateArguments, TasksArguments
+from .flags import add_documents, add_output, add_pair, add_targets, as_dataclass, check_installed, positive, whole
 
 
 _OF_DOCUMENTS = ("dataset_config", "split", "streaming", "text_column", "max_documents")
@@ -78,6 +67,12 @@ def add_parser(commands):
     ):
         default = getattr(TasksArguments, name)
         tasks.add_argument(f"--{name}", type=kind, metavar="N", help=f"with --tasks: {text} (default: {default})")
+    tasks.add_argument(
+        "--pairs",
+        nargs="+",
+        metavar="NAME=PAIR",
+        help="with --tasks: other pairs of the same window that are asked too",
+    )
     targets = parser.add_argument_group("several targets of a window")
     add_targets(targets)
     sizes = parser.add_argument_group("sizes other than those of training")
@@ -132,23 +127,14 @@ def add_parser(commands):
         metavar="NAME=PAIR",
         help="for a compressor, a pair trained as long with `--generator_only --compressor NAME`",
     )
-    walks = parser.add_argument_group("walks along documents")
-    walks.add_argument(
-        "--windows", type=positive, metavar="N", help="an alias: does what `trl-gist distance --windows N` does"
-    )
-    walks.add_argument(
-        "--pairs", nargs="+", metavar="NAME=PAIR", help="with --windows or --tasks: as of `trl-gist distance`"
-    )
-    walks.add_argument("--join_documents", action="store_true", help="with --windows: as of `trl-gist distance`")
-    add_recall_age(walks, "as of `trl-gist distance`, with --windows and --target_kinds")
     output = parser.add_argument_group("output")
-    add_output(output, "PAIR/evaluation, with --windows PAIR/distance, with --tasks PAIR/tasks")
+    add_output(output, "PAIR/evaluation, with --tasks PAIR/tasks")
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace):
     if args.tasks is not None:
-        if others := _given(args, (EvaluateArguments, DistanceArguments), TasksArguments):
+        if others := _given(args, EvaluateArguments, TasksArguments):
             raise ValueError(f"--{others[0]} does not go with --tasks, which asks for facts in texts of its own.")
         if args.dataset is None and (of_documents := [name for name in _OF_DOCUMENTS if _is_given(args, name)]):
             raise ValueError(f"--{of_documents[0]} is of documents that stand between the facts: add --dataset.")
@@ -159,33 +145,18 @@ def run(args: argparse.Namespace):
         return
     if args.dataset is None:
         raise ValueError("--dataset is missing: give documents to measure on, or --tasks, which makes its own.")
-    if args.windows is not None:
-        if others := _given(args, (EvaluateArguments, TasksArguments), DistanceArguments):
-            raise ValueError(
-                f"--{others[0]} does not go with --windows, which walks with the sizes the pair was trained on."
-            )
-        distance.run(args)
-        return
     check_installed("matplotlib", purpose="which draws the curves", extra="eval")
-    for name in _given(args, (TasksArguments,), EvaluateArguments):
-        if name != "pairs":
-            raise ValueError(f"--{name} is for facts that a session is asked for: add --tasks.")
-    if others := _given(args, (DistanceArguments,), EvaluateArguments):
-        raise ValueError(f"--{others[0]} is for walks along documents: add --windows N.")
+    if others := _given(args, TasksArguments, EvaluateArguments):
+        raise ValueError(f"--{others[0]} is for facts that a session is asked for: add --tasks.")
     from ..scripts.evaluate import evaluate
 
     evaluate(as_dataclass(EvaluateArguments, args))
 
 
-def _given(args, kinds, own):
-    """Flags of other commands that this one has not, and that were given."""
-    taken = {field.name for field in dataclasses.fields(own)}
-    return [
-        field.name
-        for kind in kinds
-        for field in dataclasses.fields(kind)
-        if field.name not in taken and _is_given(args, field.name)
-    ]
+def _given(args, other, own):
+    """Flags of the other evaluation that this one has not, and that were given."""
+    names, taken = ([field.name for field in dataclasses.fields(kind)] for kind in (other, own))
+    return [name for name in names if name not in taken and _is_given(args, name)]
 
 
 def _is_given(args, name):
