@@ -44,8 +44,8 @@ class PairConfig:
             Written only if there is any.
         rendered_prompt (`dict`):
             The summarizer's prompt in that template, as it was when training started: see [`GistPrompts.rendered`],
-            and `of`, the prompt and the `chat_template_kwargs` that it is of. The prompt of a pair without it, as those
-            of before there was this, or with another prompt, is rendered when it is loaded.
+            and `of`, the prompt and the `chat_template_kwargs` that it is of. The prompt of a pair without it, or with
+            another prompt, is rendered when it is loaded.
         base_models (`dict[str, str]`):
             Checkpoints that `summarizer`, `generator` and `teacher` started from.
         recipe (`dict`):

@@ -243,7 +243,7 @@ class RunLog(TrainerCallback):
             path = self.directory / name
             entries = read_entries(path)[0] if path.is_file() else []
             if not entries and name == METRICS_FILE:
-                entries = state.log_history  # the checkpoint's: it comes from another folder, or from before this log
+                entries = state.log_history  # the checkpoint's: it comes from another folder
             kept = [entry for entry in entries if entry["step"] <= state.global_step]
             if len(kept) < len(entries):
                 logger.info(f"{path}: dropped {len(entries) - len(kept)} entries beyond step {state.global_step}.")
