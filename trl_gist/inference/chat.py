@@ -158,10 +158,7 @@ def compact_in_form(
     that there is. If not even that leaves room for one gist, the last turn's oldest steps are compressed with the older
     turns.
     """
-    messages = _checked(messages)
-    talk = _gists_apart(messages)
-    if template.alternates:
-        messages = _gists_joined(talk)
+    messages = gists_in_place(_checked(messages), template.alternates)
     template.check(messages)
     requests = parse_keep(keep)
     before = template.count(messages)
@@ -170,7 +167,7 @@ def compact_in_form(
     if certify:
         _check_positions(compactor, before)
     first = _first_of_talk(messages)
-    split = _first_to_stay(compactor, template, talk, max_tokens, may_stay)
+    split = _first_to_stay(compactor, template, _gists_apart(messages), max_tokens, may_stay)
     if split is None and before <= max_tokens:
         return _as_it_was(template, messages, before)
     head, old, new = split or (messages[:first], [], messages[first:])
@@ -194,10 +191,11 @@ def compact_in_form(
         # The gist's text is more tokens in the template than it was written in
         over = tokens - max_tokens
         room = room - over if room > over else room // 2
+    stays = template.count(gists_in_place([*head, *new], template.alternates))
     raise ChatTooLong(
         f"`max_tokens` ({max_tokens}) is too small: the system prompt and other standing instructions, the tools, the "
-        f"last user's message and the newest step after it take {template.count([*head, *new])} tokens in the chat "
-        f"template, and with a gist of what came before at least {smallest + 1}. Allow more tokens, or shorten them."
+        f"last user's message and the newest step after it take {stays} tokens in the chat template, and with a gist of "
+        f"what came before at least {smallest + 1}. Allow more tokens, or shorten them."
     )
 
 
@@ -289,6 +287,11 @@ def _as_it_was(template, messages, tokens):
     return CompactedChat(template.fit(messages), [], "", tokens, tokens, [], [])
 
 
+def gists_in_place(messages: list[dict], alternates: bool) -> list[dict]:
+    """A chat, whatever it was compacted for, with no gist between two messages of users if these must alternate."""
+    return _gists_joined(_gists_apart(messages)) if alternates else messages
+
+
 def _gists_apart(messages):
     """Users' messages at whose head a gist stands, as two: that gist is folded again, and the user's own words are not."""
     apart = []
@@ -312,8 +315,8 @@ def _gists_joined(messages):
 
 
 def _with_gist(template, head, gist, new):
-    chat = [*head, {"role": "user", "content": GIST_MESSAGE.format(gist=gist)}, *new]
-    return _gists_joined(chat) if template.alternates else chat
+    content = GIST_MESSAGE.format(gist=gist)
+    return gists_in_place([*head, {"role": "user", "content": content}, *new], template.alternates)
 
 
 def _first_to_stay(compactor, template, messages, max_tokens, may_stay):
@@ -327,7 +330,8 @@ def _first_to_stay(compactor, template, messages, max_tokens, may_stay):
 
     def fits(split, gists):
         head, _, new = split
-        return may_stay(new) and template.count(_with_gist(template, head, "", new)) + gists <= max_tokens
+        smallest = template.count(_with_gist(template, head, "", new))
+        return smallest + gists <= max_tokens and may_stay(gists_in_place(new, template.alternates))
 
     turns, steps = _cuts(messages)
     if not (turns and fits(_split(messages, turns[0]), one_gist)):

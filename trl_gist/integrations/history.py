@@ -22,7 +22,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from ..inference.chat import GIST_HEAD, CompactedChat, compact_in_form
+from ..inference.chat import GIST_HEAD, CompactedChat, compact_in_form, gists_in_place
 from ..inference.compactor import GistCompactor
 from ..inference.keep import Span, parse_keep
 from .served import ServedPair
@@ -158,7 +158,7 @@ class HistoryCompactor:
         """
         start = time.perf_counter()
         try:
-            messages = as_messages(history)
+            messages = gists_in_place(as_messages(history), form.alternates)
             before = form.count(messages)
             if not self.thresholds.due(before, len(messages)):
                 return None, None
