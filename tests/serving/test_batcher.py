@@ -27,7 +27,7 @@ import torch
 from serving_run import batching, metrics_of, running, slowed, until
 from tiny import PARAGRAPH
 from tiny_mixtures import make_mixture
-from tiny_sessions import CONTEXT, make_compactor
+from tiny_sessions import CONTEXT, GIST, make_compactor
 from transformers.generation.streamers import BaseStreamer
 
 from trl_gist import GistCompactor
@@ -278,12 +278,14 @@ def test_a_forward_has_so_many_rows_and_tokens(compactor, prompts, batches, limi
 
 @pytest.fixture(scope="module")
 def longrope():
-    """Texts of 20 tokens or fewer are turned otherwise than longer ones."""
-    pair = make_compactor()
-    factors = {"short_factor": [1.0] * 4, "long_factor": [4.0] * 4, "original_max_position_embeddings": 20}
-    rope = {"rope_type": "longrope", "rope_theta": 10_000.0, **factors}
-    model = make_mixture(pair.tokenizer, "phi3", rope_parameters=rope, original_max_position_embeddings=20)
-    return GistCompactor(model.double().eval(), model, pair.tokenizer, pair.pair)
+    """Texts of 20 tokens or fewer are turned otherwise than longer ones, by S without its prompt's own."""
+    pair, models = make_compactor(), []
+    for length in (20 + pair.prompts.summarizer_overhead(GIST), 20):
+        rope = {"rope_type": "longrope", "rope_theta": 10_000.0, "original_max_position_embeddings": length}
+        rope |= {"short_factor": [1.0] * 4, "long_factor": [4.0] * 4}
+        model = make_mixture(pair.tokenizer, "phi3", rope_parameters=rope, original_max_position_embeddings=length)
+        models.append(model.double().eval())
+    return GistCompactor(*models, pair.tokenizer, pair.pair)
 
 
 @pytest.mark.parametrize("calls", [1, 6])
@@ -311,7 +313,7 @@ def test_by_longrope_each_prompt_is_turned_as_alone(longrope, prompts, batches, 
 
 @pytest.mark.parametrize("path", ["/v1/compress", "/v1/completions", "/v1/recall"])
 def test_by_longrope_what_a_server_answers_is_what_it_answers_alone(longrope, path):
-    texts = [PARAGRAPH[start : start + 12 + 20 * start] for start in range(6)]
+    texts = [PARAGRAPH[start : start + 12 + 8 * start] for start in range(9)]
     bodies = {
         "/v1/compress": [{"input": texts}],
         "/v1/completions": [{"prompt": text, "max_tokens": 6, **GREEDY} for text in texts],
