@@ -125,16 +125,15 @@ class Batcher:
     def generate(self, role: str, prompts: list[list[int]], **settings) -> tuple:
         """See [`Backend`]."""
         call = _Call(role, prompts, **settings)
-        apart = self._written_together([call])
-        calls = (
-            [call] if len(apart) == 1 else [_Call(role, [prompts[row] for row in rows], **settings) for rows in apart]
-        )
-        for each in calls:
+        apart, parts = self._written_together([call]), []
+        for rows in apart:  # one after the other: a call is one that waits
+            each = call if len(apart) == 1 else _Call(role, [prompts[row] for row in rows], **settings)
             if self.lock.is_mine:  # to wait for itself would be for ever
                 self._run([each])
             else:
                 self.put(each)
-        return in_one_batch(apart, [each.result.result() for each in calls])
+            parts.append(each.result.result())
+        return in_one_batch(apart, parts)
 
     def _written_together(self, calls):
         """As [`~models.positions.written_together`], of all prompts of calls of one kind."""
