@@ -13,13 +13,15 @@
 # limitations under the License.
 
 """
-An agent's one long turn, compacted again and again in the chat templates of Qwen 3, Llama 3, Gemma and others, as TRL ships
-them. The summarizer is a rule here: what is compacted, and how it is said, does not depend on what a model writes.
+An agent's one long turn, compacted again and again in the chat templates of Qwen 3, Llama 3 and Gemma, and in others that
+the installed TRL ships. The summarizer is a rule here: what is compacted, and how it is said, does not depend on what a
+model writes.
 """
 
 import copy
 import json
 
+import chat_templates
 import pytest
 from tiny import make_tokenizer
 from tiny_pairs import make_pair
@@ -31,9 +33,12 @@ from trl_gist.inference.chat_template import ChatTemplate
 from trl_gist.inference.keep import keep_in_gists
 
 
-TEMPLATES = sweep.templates()
-NAMED = ("qwen3", "qwen3_5_think", "llama3_1", "llama3_2", "gemma4_v5", "gptoss", "deepseekv3", "glm4moe")
-TALKING = ("qwen3", "llama3", "llama3_2", "gemma", "gemma3", "phi3")
+SHIPPED = sweep.templates()
+TEMPLATES = {**SHIPPED, **chat_templates.TEMPLATES}
+_OTHERS = [name for name in ("qwen3_5_think", "gemma4_v5", "gptoss", "deepseekv3", "glm4moe") if name in SHIPPED]
+NAMED = ("qwen3", "llama3_1", "alternating_calls", *_OTHERS)
+TALKING = ("qwen3", "llama3", "gemma", "gemma3", "alternating_calls")
+ALTERNATING = ("gemma", "gemma3", "alternating_calls")
 PREFIX = "Gist of the earlier conversation: "
 SYSTEM = {"role": "system", "content": "You weigh boats."}
 DEVELOPER = {"role": "developer", "content": "Round to tens."}
@@ -227,6 +232,53 @@ def test_a_talk_is_compacted_again_and_again(name, says):
             assert all(text in asked or text.startswith(PREFIX) for text in contents(users))
         chat = [*result.messages, {"role": "assistant", "content": f"answer {turn} {words}"}]
     assert result.compacted
+
+
+@pytest.mark.parametrize("says", [ByRule.says, "boats\n\nwere weighed", ""])
+@pytest.mark.parametrize("then", ["qwen3", "llama3_1", "alternating_calls"])
+@pytest.mark.parametrize("first", ["qwen3", *ALTERNATING])
+def test_a_long_turn_goes_on_in_another_template_than_the_chat_before(first, then, says):
+    compactor = compactor_with(first)
+    compactor.says = says
+    words = "we went to the harbour and looked at what lay there " * 3
+    talk = [{"role": role, "content": f"{words}{n}"} for n in range(3) for role in ("user", "assistant")]
+    told = with_system(compactor, SYSTEM) and with_system(compactor_with(then), SYSTEM)
+    room = len(ChatTemplate(compactor.tokenizer).ids([*told, TASK])) + 60
+    result = compactor.compact_messages([*told, *talk, TASK], room)
+    chat = result.messages
+    assert len([each for each in chat if each["role"] == "user"]) == (1 if first in ALTERNATING else 2)
+
+    compactor = compactor_with(then)
+    compactor.says = "boats\n\nwere weighed"
+    for turn in range(3):
+        chat, gist = [*chat, *steps(8 * turn, 8)], f"{PREFIX}{result.gist}"
+        # In whatever template it was compacted, a chat that fits is one that the template takes
+        roomy = compactor.compact_messages(chat, 100_000)
+        assert not roomy.compacted and "".join(contents(roomy.messages)).count(TASK["content"]) == 1
+        room = len(ChatTemplate(compactor.tokenizer).ids([*told, TASK, *steps(0, 4)])) + 60
+        result = compactor.compact_messages(chat, room)
+        check(compactor, result, [*told, TASK])
+        folded = [*contents(result.compacted)]
+        assert folded[0] == gist and not any(TASK["content"] in each for each in folded)
+        chat = result.messages
+
+
+def test_chats_of_alternating_templates_are_put_after_one_another():
+    """Each with its gist: both are folded, and the newer one's question stays where there is room for it."""
+    compactor, chat = compactor_with("gemma"), []
+    for part in ("boats", "docks"):
+        chat.append({"role": "user", "content": f"{PREFIX}{part}\n\nWhat of the {part}?"})
+        chat.append({"role": "assistant", "content": f"The {part} are fine. " * 6})
+    chat.append(TASK)
+    whole, stays = len(ChatTemplate(compactor.tokenizer).ids(chat)), set()
+    for room in range(len(ChatTemplate(compactor.tokenizer).ids([TASK])) + 40, whole, 8):
+        result = compactor.compact_messages(chat, room)
+        text, folded = "".join(contents(result.messages)), [*contents(result.compacted)]
+        assert text.endswith(TASK["content"]) and text.count(PREFIX) == 1
+        assert {f"{PREFIX}boats", f"{PREFIX}docks", "What of the boats?"} <= {*folded}
+        assert ("What of the docks?" in folded) != ("What of the docks?" in text)
+        stays.add("What of the docks?" in text)
+    assert stays == {False, True}
 
 
 @pytest.mark.parametrize("error", [RuntimeError("out of memory"), ValueError("The summarizer would need 9 positions")])

@@ -376,6 +376,32 @@ def test_of_templates_that_alternate_the_image_of_a_message_stays_beside_its_gis
         messages[-1] = HumanMessage([{"type": "text", "text": "And this?"}, image], id="q")
 
 
+@pytest.mark.parametrize("one_block", [False, True])
+def test_an_agent_that_changes_its_model_keeps_its_question_and_one_gist(one_block):
+    """From a template in which users and assistants alternate to one in which they need not, and back."""
+    compactor = by_rule()
+    compactor.tokenizer.chat_template = TEMPLATES["alternating_calls"]
+    counter = ChatTemplateCounter(compactor.tokenizer)
+    settings = {"trigger": ("messages", 6), "keep": ("messages", 3)}
+    alternating, other = (
+        GistMiddleware(compactor, token_counter=counter, **settings),
+        GistMiddleware(by_rule(), **settings),
+    )
+    blocks = [{"type": "text", "text": "And this?"}, {"type": "image", "url": "https://a.example/2.png"}]
+    step, asked = history(3), HumanMessage(blocks, id="q")
+    _, first, *rest = alternating.before_model({"messages": [*history(1), asked, *step[1:3]]})["messages"]
+    assert first.content[0]["text"].startswith(PREFIX) and first.content[1:] == blocks
+    if one_block:
+        joined = {"type": "text", "text": f"{first.content[0]['text']}\n{blocks[0]['text']}"}
+        first = first.model_copy(update={"content": [joined, blocks[1]]})
+    _, gist, asked, *rest = other.before_model({"messages": [first, *rest, *step[5:7], *step[9:11]]})["messages"]
+    assert gist.content.startswith(PREFIX) and asked.content == blocks and asked.id == "q"
+    assert "lc_source" not in asked.additional_kwargs
+    update = alternating.before_model({"messages": [gist, asked, *rest, *step[5:7], *step[9:11]]})
+    _, again, *_ = update["messages"]
+    assert again.content[1:] == blocks and text_of(update["messages"][1:]).count(PREFIX) == 1
+
+
 @pytest.mark.parametrize("error", [RuntimeError("CUDA out of memory"), ValueError("odd"), OSError("gone")])
 def test_a_compaction_that_fails_leaves_the_history_and_warns(error):
     compactor = by_rule()

@@ -302,6 +302,29 @@ def test_whoever_reads_or_clears_a_session_waits_until_it_is_compacted():
     assert len(session.compactions) == 2
 
 
+@pytest.mark.parametrize("pieces", [1, 2])
+def test_a_gist_at_the_head_of_the_question_is_folded_and_the_question_stays(pieces):
+    """As in a chat that was compacted for a model whose template has users and assistants alternate."""
+    image = {"type": "input_image", "image_url": "https://a.example/1.png"}
+    parts = [f"{PREFIX}boats\n\nWeigh one.", ""] if pieces == 1 else [f"{PREFIX}boats\n", "Weigh one."]
+    blocks = [{"type": "input_text", "text": part} for part in parts if part]
+    for content, own in (
+        (f"{PREFIX}boats\n\nWeigh one.", "Weigh one."),
+        ([*blocks, image], [{"type": "input_text", "text": "Weigh one."}, image]),
+    ):
+        store, pair = SQLiteSession("me"), by_rule()
+        session = GistSession(store, pair, trigger=("messages", 4), keep=("messages", 3))
+        said = [{"role": "assistant", "content": f"Step {n}."} for n in range(3)]
+        asyncio.run(session.add_items([{"role": "user", "content": content}, *said[:2]]))
+        calls = [{"type": "function_call", "call_id": f"c{n}", "name": "weigh", "arguments": "{}"} for n in range(3)]
+        steps = [[each, {"type": "function_call_output", "call_id": each["call_id"], "output": "9"}] for each in calls]
+        asyncio.run(session.add_items([item for step in steps for item in step]))
+        gist, question, *newest = asyncio.run(store.get_items())
+        assert len(session.compactions) == 1
+        assert gist["content"].startswith(PREFIX) and "Weigh one." not in gist["content"]
+        assert question == {"role": "user", "content": own} and newest == steps[-1]
+
+
 def test_a_session_is_what_it_stores():
     store = SQLiteSession("me")
     session = GistSession(store, by_rule(), trigger=("messages", 6), keep=("messages", 4))

@@ -56,16 +56,22 @@ TARGETS = {
     **{**SHORT, "context_length": 60, "target_floor": 0.0},
     **{"target_kinds": {"fact": 2, "recall": 1, "far": 1}, "far_offset": 20, "targets_per_context": 5},
 }
+# Of both windows: what was said in each is asked for there and, of the first, a window later
+RECALLED = {
+    **{**WALKS, "context_length": 40, "target_floor": None, "last_k": 2, "cue_length": 2, "recall_age": [1, 1]},
+    **{"target_kinds": {"fact": 2, "recall": 1}, "targets_per_context": 4},
+}
 MIXTURE = {**SETTINGS, "max_steps": 3, "save_steps": 2, "eval_strategy": "no", "ways": ["full"]}
 # What two processes train: how, of which model, and whether from a checkpoint again too
 RUNS = {
     "both ways": (SETTINGS, make_model, ["straight", "resumed"]),
     "walks": (WALKS, make_model, ["straight"]),
     "targets": (TARGETS, make_model, ["straight"]),
+    "recalled": (RECALLED, make_model, ["straight"]),
     "mixture": (MIXTURE, lambda tokenizer: make_mixture(tokenizer, "qwen3_moe"), ["straight", "resumed"]),
 }
 # Under DDP in one launch, since most of the time goes by until processes have started
-TOGETHER = {"ddp": ("both ways", "walks", "targets")}
+TOGETHER = {"ddp": ("both ways", "walks", "targets", "recalled")}
 each_setting = pytest.mark.parametrize("setting", ["ddp", *ZERO])
 each_way = pytest.mark.parametrize("way", WAYS)
 
@@ -182,6 +188,21 @@ def test_two_processes_are_paid_for_several_targets_as_one_is(trained_by_two, tm
         for name in (*LOGGED, *of_targets):
             assert found[name] == pytest.approx(expected[name], abs=1e-4), f"{name} at step {step}"
     for name in (*MEASURES, "exact", "fact/teacher_kl", "recall/nll_gist"):
+        assert ranks[0]["measures"][-1][f"eval_{name}"] == pytest.approx(one["measures"][-1][f"eval_{name}"], abs=1e-4)
+    for rank in ranks:
+        assert_same_parameters(rank, one, 1e-4)
+
+
+def test_two_processes_ask_for_what_was_said_a_window_ago_as_one_does(trained_by_two, tmp_path):
+    one = of_one_process(tmp_path, RECALLED)
+    ranks = ranks_of(trained_by_two("ddp", "recalled"), "lora")
+    assert any(log["targets"] % 1 for log in one["logged"])
+    asked = [f"{of}/{name}" for of in ("age_0", "age_1", "fact") for name in ("kl_gain", "teacher_kl", "exact")]
+    for step, (found, expected) in enumerate(zip(ranks[0]["logged"], one["logged"], strict=True), start=1):
+        assert found.keys() == expected.keys()
+        for name in (*LOGGED, *asked, "targets", "later_log_prob_gain", "window_1/teacher_kl"):
+            assert found[name] == pytest.approx(expected[name], abs=1e-4), f"{name} at step {step}"
+    for name in ("windows", "teacher_kl_se", "nll_tail", "age_0/teacher_kl", "age_1/teacher_kl", "age_1/nll_gist"):
         assert ranks[0]["measures"][-1][f"eval_{name}"] == pytest.approx(one["measures"][-1][f"eval_{name}"], abs=1e-4)
     for rank in ranks:
         assert_same_parameters(rank, one, 1e-4)

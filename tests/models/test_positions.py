@@ -23,6 +23,11 @@ from tiny_sessions import make_compactor
 from transformers import GenerationConfig
 
 from trl_gist import GistCompactor
+from trl_gist.common.geometry import Geometry, WindowedText
+from trl_gist.common.tokens import characters_of
+from trl_gist.evaluation.distance.teacher import full_context_hidden
+from trl_gist.evaluation.tasks.readings import continuations_of_one
+from trl_gist.inference.certify import hidden_states
 from trl_gist.models.generation import generate
 from trl_gist.models.positions import turn_each_row_alone, written_together
 from trl_gist.models.roles import load_roles
@@ -91,6 +96,42 @@ def test_targets_of_a_batch_are_scored_as_one_by_one(model):
 
         for row, logps_T in enumerate(scores(PROMPTS)):
             torch.testing.assert_close(logps_T, scores(PROMPTS[row : row + 1])[0], atol=1e-9, rtol=0)
+
+
+# ---- What is read in pieces, or is gone on with from a cache ----
+
+
+def read_at_once(model, ids, last):
+    """The last hidden states of a text, read by itself."""
+    with torch.no_grad():
+        return model.model(input_ids=torch.tensor([ids]), use_cache=False).last_hidden_state[0, -last:]
+
+
+def test_continuations_are_certified_as_texts_that_are_read_at_once(model):
+    targets = [[9, 8, 7, 6, 5, 4], [50, 51]]
+    for prompt in PROMPTS:
+        for states_TH, target in zip(hidden_states(model, [prompt], targets), targets, strict=True):
+            expected_TH = read_at_once(model, [*prompt, *target[:-1]], len(target))
+            torch.testing.assert_close(states_TH[: len(target)], expected_TH, atol=1e-9, rtol=0)
+
+
+def test_the_full_context_of_a_walk_is_as_read_at_once(model, pair):
+    geometry, ids = Geometry(32, 6, 3, 4), [*PROMPTS[6], *PROMPTS[5]]
+    document = WindowedText(ids, geometry, characters_of(pair.tokenizer))
+    windows = geometry.windows(len(ids))
+    hidden = full_context_hidden(TargetScorer(model), pair.prompts, document, windows)
+    assert len(hidden) == windows > 8
+    for window, states_TH in enumerate(hidden):
+        text = pair.prompts.plain(ids)[: len(pair.prompts.bos) + document.end(window) - 1]
+        torch.testing.assert_close(states_TH, read_at_once(model, text, len(states_TH)), atol=1e-9, rtol=0)
+
+
+def test_answers_after_one_reading_are_those_of_a_reading_each(model, pair, monkeypatch):
+    monkeypatch.setattr("trl_gist.evaluation.tasks.readings._PIECE", 8)
+    for start in PROMPTS:
+        prompts = [[*start, *cue] for cue in ([7], [9, 8], [7, 6, 5, 4, 3, 2, 9, 8])]
+        alone = [generate(model, pair.tokenizer, [prompt], NEW)[0][0] for prompt in prompts]
+        assert continuations_of_one(model, pair.tokenizer, start, prompts, NEW) == alone
 
 
 def test_gists_are_sampled_side_by_side_as_alone(model):

@@ -27,7 +27,7 @@ import torch
 from serving_run import batching, metrics_of, running, slowed, until
 from tiny import PARAGRAPH
 from tiny_mixtures import make_mixture
-from tiny_sessions import CONTEXT, make_compactor
+from tiny_sessions import CONTEXT, GIST, make_compactor
 from transformers.generation.streamers import BaseStreamer
 
 from trl_gist import GistCompactor
@@ -276,25 +276,63 @@ def test_a_forward_has_so_many_rows_and_tokens(compactor, prompts, batches, limi
     assert [rows for _, rows in batches] == expected
 
 
-def test_long_prompts_do_not_turn_the_short_ones_beside_them_by_longrope(prompts, batches):
-    """Which turns all rows of a forward as the longest one needs it."""
-    pair = make_compactor()
-    factors = {"short_factor": [1.0] * 4, "long_factor": [4.0] * 4, "original_max_position_embeddings": 20}
-    rope = {"rope_type": "longrope", "rope_theta": 10_000.0, **factors}
-    model = (
-        make_mixture(pair.tokenizer, "phi3", rope_parameters=rope, original_max_position_embeddings=20).double().eval()
-    )
-    compactor = GistCompactor(model, model, pair.tokenizer, pair.pair)
-    calls = [
-        ("generator", [ids], {"max_new_tokens": 6})
-        for ids in (prompts[1], prompts[0], [*prompts[7], *prompts[6]], prompts[2])
-    ]
-    alone = [compactor.generate(role, given, **settings)[0] for role, given, settings in calls]
+@pytest.fixture(scope="module")
+def longrope():
+    """Texts of 20 tokens or fewer are turned otherwise than longer ones, by S without its prompt's own."""
+    pair, models = make_compactor(), []
+    for length in (20 + pair.prompts.summarizer_overhead(GIST), 20):
+        rope = {"rope_type": "longrope", "rope_theta": 10_000.0, "original_max_position_embeddings": length}
+        rope |= {"short_factor": [1.0] * 4, "long_factor": [4.0] * 4}
+        model = make_mixture(pair.tokenizer, "phi3", rope_parameters=rope, original_max_position_embeddings=length)
+        models.append(model.double().eval())
+    return GistCompactor(*models, pair.tokenizer, pair.pair)
+
+
+@pytest.mark.parametrize("calls", [1, 6])
+def test_by_longrope_each_prompt_is_turned_as_alone(longrope, prompts, batches, calls):
+    """Of one call, and of several: short ones, one that becomes long on the way, which goes alone, and long ones."""
+    given = [prompts[1], prompts[0], [*prompts[7], *prompts[6]], prompts[6], prompts[2], [*prompts[5], *prompts[4]]]
+    assert [len(prompt) for prompt in given] == [5, 3, 32, 15, 7, 24]
+    settings = {"max_new_tokens": 6, "output_logits": True}
+    alone = [longrope.generate("generator", [ids], **settings) for ids in given]
     batches.clear()
-    with batching(compactor) as batcher:
-        found = gathered(batcher, calls)
-    assert [written for written, _ in found] == alone
-    assert [rows for _, rows in batches] == [3, 1]
+    with batching(longrope) as batcher:
+        if calls == 1:
+            written, logits_TNV = batcher.generate("generator", given, **settings)
+            found = [
+                ([ids], [logits_NV[row : row + 1] for logits_NV in logits_TNV]) for row, ids in enumerate(written)
+            ]
+        else:
+            found = gathered(batcher, [("generator", [ids], settings) for ids in given])
+    for (ids, logits_TNV), (ids_alone, logits_alone_TNV) in zip(found, alone, strict=True):
+        assert ids == ids_alone
+        for logits_NV, logits_alone_NV in zip(logits_TNV, logits_alone_TNV, strict=False):
+            torch.testing.assert_close(logits_NV, logits_alone_NV, atol=1e-9, rtol=0)
+    assert [rows for _, rows in batches] == [5, 1]
+
+
+@pytest.mark.parametrize("path", ["/v1/compress", "/v1/completions", "/v1/recall"])
+def test_by_longrope_what_a_server_answers_is_what_it_answers_alone(longrope, path):
+    texts = [PARAGRAPH[start : start + 12 + 8 * start] for start in range(9)]
+    bodies = {
+        "/v1/compress": [{"input": texts}],
+        "/v1/completions": [{"prompt": text, "max_tokens": 6, **GREEDY} for text in texts],
+        "/v1/recall": [{"input": text, "cue": "Snow", "max_tokens": 6} for text in texts],
+    }[path]
+
+    def said(data):
+        return [{name: value for name, value in each.items() if name in ("token_ids", "text")} for each in data]
+
+    with running(longrope) as url:
+        alone = []
+        for body in [{"input": text} for text in texts] if len(bodies) == 1 else bodies:
+            answer = post(url, path, body).json()
+            alone += said(answer.get("data") or answer["choices"])
+    with running(longrope) as url:  # which remembers no gist
+        with asking(url, longrope, path, bodies) as answers:
+            pass
+        found = [answer.result().json() for answer in answers]
+    assert [each for answer in found for each in said(answer.get("data") or answer["choices"])] == alone
 
 
 @pytest.mark.parametrize("limit", ["max_batch_size", "max_batch_tokens"])

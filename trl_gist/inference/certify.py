@@ -42,6 +42,7 @@ from ..common.arguments import token_ids
 from ..common.statistics import ratio_and_error
 from ..models.generation import generate
 from ..models.lm_head import check_logits, log_softmax
+from ..models.positions import becomes_long, turn_each_row_alone
 from ..models.roles import backbone_of, base_if_adapted, base_of
 from ..prompts import through_last_k
 from ..scoring.targets import TargetScorer
@@ -216,11 +217,19 @@ def hidden_states(
     From which each target is predicted after each prompt: `(prompts × targets, tokens, hidden)`. The prompts are of one
     length, and each is read once.
     """
-    inputs = [torch.tensor([prompt[-1], *target[:-1]]) for prompt in prompts for target in targets]
-    input_ids = pad_sequence(inputs, batch_first=True).to(model.device)
-    cache = _read_once(model, prompts, len(targets))
+    texts, start = [[*prompt, *target[:-1]] for prompt in prompts for target in targets], len(prompts[0]) - 1
+    lengths, positions = torch.tensor(list(map(len, texts))), {}
+    if becomes_long(model.config, start, max(lengths).item()):  # each text anew, and turned by its own length
+        turn_each_row_alone(model)
+        cache = None
+        positions_NS = torch.arange(max(lengths).item()).minimum(lengths.unsqueeze(1) - 1)
+        positions = {"position_ids": positions_NS.to(model.device)}
+    else:
+        cache, texts = _read_once(model, prompts, len(targets)), [text[start:] for text in texts]
+    input_ids = pad_sequence(list(map(torch.tensor, texts)), batch_first=True).to(model.device)
     backbone = backbone_of(base_of(model))
-    return backbone(input_ids=input_ids, past_key_values=cache, use_cache=cache is not None).last_hidden_state
+    output = backbone(input_ids=input_ids, past_key_values=cache, use_cache=cache is not None, **positions)
+    return output.last_hidden_state[:, -max(map(len, targets)) :]
 
 
 @torch.no_grad()

@@ -27,7 +27,8 @@ A turn is a user's message and all that follows up to the next one. Of a last tu
 agent's, the user's message stays, and the oldest steps become part of the gist. A step is an assistant's message and
 the results of its calls: no call loses its result. The gist is a user's message: one that was a system prompt would
 stay for good, where this is folded again, with the turns after it, when the chat is compacted once more. Where the
-template wants users and assistants to alternate, it stands at the head of the next user's message.
+template wants users and assistants to alternate, it stands at the head of the next user's message, up to a blank line.
+A chat that has one there is read in the same way in any template.
 """
 
 import json
@@ -53,7 +54,8 @@ from .windows import most_windows, stretch_length
 INSTRUCTIONS = ("system", "developer")
 ROLES = (*INSTRUCTIONS, "user", "assistant", "tool")
 GIST_MESSAGE = "Gist of the earlier conversation: {gist}"
-# At the head of another message, a gist ends at the first of them
+GIST_HEAD = GIST_MESSAGE.format(gist="").rstrip()  # of an empty gist, a client may strip the space
+# None is in a gist: at the head of another message, it ends at the first of them
 _BLANK_LINES = re.compile(r"\n\s*\n")
 
 
@@ -156,7 +158,7 @@ def compact_in_form(
     that there is. If not even that leaves room for one gist, the last turn's oldest steps are compressed with the older
     turns.
     """
-    messages = _checked(messages)
+    messages = gists_in_place(_checked(messages), template.alternates)
     template.check(messages)
     requests = parse_keep(keep)
     before = template.count(messages)
@@ -164,18 +166,16 @@ def compact_in_form(
         return _as_it_was(template, messages, before)
     if certify:
         _check_positions(compactor, before)
-    talk = _gists_apart(messages) if template.alternates else messages
     first = _first_of_talk(messages)
-    split = _first_to_stay(compactor, template, talk, max_tokens, may_stay)
+    split = _first_to_stay(compactor, template, _gists_apart(messages), max_tokens, may_stay)
     if split is None and before <= max_tokens:
         return _as_it_was(template, messages, before)
     head, old, new = split or (messages[:first], [], messages[first:])
     smallest = template.count(_with_gist(template, head, "", new))
     room = max_tokens - smallest
     while old and room > 0:
-        gist = _fold(compactor, as_text(old), room, requests)
-        if template.alternates:
-            gist = _BLANK_LINES.sub("\n", gist).strip()  # a newline at its end would be one of the blank line's
+        # A newline at its end would be one of the blank line's
+        gist = _BLANK_LINES.sub("\n", _fold(compactor, as_text(old), room, requests)).strip()
         compacted = _with_gist(template, head, gist, new)
         tokens = template.count(compacted)
         if tokens <= max_tokens:
@@ -191,10 +191,11 @@ def compact_in_form(
         # The gist's text is more tokens in the template than it was written in
         over = tokens - max_tokens
         room = room - over if room > over else room // 2
+    stays = template.count(gists_in_place([*head, *new], template.alternates))
     raise ChatTooLong(
         f"`max_tokens` ({max_tokens}) is too small: the system prompt and other standing instructions, the tools, the "
-        f"last user's message and the newest step after it take {template.count([*head, *new])} tokens in the chat "
-        f"template, and with a gist of what came before at least {smallest + 1}. Allow more tokens, or shorten them."
+        f"last user's message and the newest step after it take {stays} tokens in the chat template, and with a gist of "
+        f"what came before at least {smallest + 1}. Allow more tokens, or shorten them."
     )
 
 
@@ -286,23 +287,36 @@ def _as_it_was(template, messages, tokens):
     return CompactedChat(template.fit(messages), [], "", tokens, tokens, [], [])
 
 
+def gists_in_place(messages: list[dict], alternates: bool) -> list[dict]:
+    """A chat, whatever it was compacted for, with no gist between two messages of users if these must alternate."""
+    return _gists_joined(_gists_apart(messages)) if alternates else messages
+
+
 def _gists_apart(messages):
     """Users' messages at whose head a gist stands, as two: that gist is folded again, and the user's own words are not."""
     apart = []
     for message in messages:
         gist, blank, own = (message.get("content") or "").partition("\n\n")
-        if message["role"] == "user" and blank and _is_gist(gist):
+        if message["role"] == "user" and blank and gist.startswith(GIST_HEAD):
             apart.append({"role": "user", "content": gist})
             message = {**message, "content": own}
         apart.append(message)
     return apart
 
 
+def _gists_joined(messages):
+    """The other way round: a gist by itself at the head of the user's message after it."""
+    joined = []
+    for message in messages:
+        if joined and message["role"] == "user" and _is_gist_alone(joined[-1]):
+            message = {**message, "content": f"{joined.pop()['content']}\n\n{message['content']}"}
+        joined.append(message)
+    return joined
+
+
 def _with_gist(template, head, gist, new):
     content = GIST_MESSAGE.format(gist=gist)
-    if template.alternates and new and new[0]["role"] == "user":
-        return [*head, {**new[0], "content": f"{content}\n\n{new[0]['content']}"}, *new[1:]]
-    return [*head, {"role": "user", "content": content}, *new]
+    return gists_in_place([*head, {"role": "user", "content": content}, *new], template.alternates)
 
 
 def _first_to_stay(compactor, template, messages, max_tokens, may_stay):
@@ -316,7 +330,8 @@ def _first_to_stay(compactor, template, messages, max_tokens, may_stay):
 
     def fits(split, gists):
         head, _, new = split
-        return may_stay(new) and template.count(_with_gist(template, head, "", new)) + gists <= max_tokens
+        smallest = template.count(_with_gist(template, head, "", new))
+        return smallest + gists <= max_tokens and may_stay(gists_in_place(new, template.alternates))
 
     turns, steps = _cuts(messages)
     if not (turns and fits(_split(messages, turns[0]), one_gist)):
@@ -333,7 +348,7 @@ def _first_to_stay(compactor, template, messages, max_tokens, may_stay):
 
 def _cuts(messages):
     """Where turns begin, and where steps of the last one do, the newest first; but not between a call and its result."""
-    turns = [n for n, message in enumerate(messages) if message["role"] == "user"]
+    turns = [n for n, message in enumerate(messages) if message["role"] == "user" and not _is_gist_alone(message)]
     first = _first_of_talk(messages)
     steps = [n for n in range(*(_asked(messages) or [first]), len(messages)) if messages[n]["role"] == "assistant"]
     pairs = _calls_and_results(messages)
@@ -356,12 +371,13 @@ def _split(messages, cut):
 
 def _asked(messages):
     """The place of the last user's message, if there is one: a gist is none, and would else stay for good."""
-    own = [n for n, each in enumerate(messages) if each["role"] == "user" and not _is_gist(each.get("content") or "")]
+    own = [n for n, each in enumerate(messages) if each["role"] == "user" and not _is_gist_alone(each)]
     return own[-1:]
 
 
-def _is_gist(content):
-    return content.startswith(GIST_MESSAGE.format(gist=""))
+def _is_gist_alone(message):
+    """Of a message of a chat whose gists are apart."""
+    return message["role"] == "user" and (message.get("content") or "").startswith(GIST_HEAD)
 
 
 def _first_of_talk(messages):

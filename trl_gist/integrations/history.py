@@ -22,7 +22,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from ..inference.chat import CompactedChat, compact_in_form
+from ..inference.chat import GIST_HEAD, CompactedChat, compact_in_form, gists_in_place
 from ..inference.compactor import GistCompactor
 from ..inference.keep import Span, parse_keep
 from .served import ServedPair
@@ -158,7 +158,7 @@ class HistoryCompactor:
         """
         start = time.perf_counter()
         try:
-            messages = as_messages(history)
+            messages = gists_in_place(as_messages(history), form.alternates)
             before = form.count(messages)
             if not self.thresholds.due(before, len(messages)):
                 return None, None
@@ -219,3 +219,17 @@ def text_of(content: str | list | dict | None) -> str:
             texts = [block[name] for name in _TEXTS if isinstance(block.get(name), str)]
             shown += filter(None, texts) if texts else [f"[{block.get('type', 'data')}]"]
     return clean("\n".join(shown))
+
+
+def without_gist(content: str | list) -> str | list:
+    """A user's content without the gist that stands at its head, up to a blank line; images stay."""
+    if isinstance(content, str):
+        return content.partition("\n\n")[2] if content.startswith(GIST_HEAD) else content
+    own = []
+    for block in content:
+        rest = without_gist(text_of([block]))
+        if rest == text_of([block]):
+            own.append(block)
+        elif rest:
+            own.append({"type": "text"} | (block if isinstance(block, dict) else {}) | {"text": rest})
+    return own

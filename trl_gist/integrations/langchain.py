@@ -27,7 +27,7 @@ from typing import Annotated, Any, NotRequired
 from transformers import PreTrainedTokenizerBase
 
 from ..common.extras import extra
-from ..inference.chat import GIST_MESSAGE
+from ..inference.chat import GIST_HEAD
 from ..inference.chat import ROLES as CHAT_ROLES
 from ..inference.chat_template import ChatTemplate
 from ..inference.compactor import GistCompactor
@@ -42,7 +42,17 @@ with extra("langchain"):
     from langchain_core.utils.function_calling import convert_to_openai_tool
     from langgraph.graph.message import REMOVE_ALL_MESSAGES
 
-    from .history import ORIGIN, ContextSize, HistoryCompactor, HistoryForm, Thresholds, Trigger, call, text_of
+    from .history import (
+        ORIGIN,
+        ContextSize,
+        HistoryCompactor,
+        HistoryForm,
+        Thresholds,
+        Trigger,
+        call,
+        text_of,
+        without_gist,
+    )
     from .served import ServedPair
 
 
@@ -50,7 +60,6 @@ __all__ = ["ChatTemplateCounter", "GistMiddleware", "ServedPair"]
 
 # Of kinds of messages, and of roles that a `ChatMessage` names; whoever else speaks is a user
 ROLES = {"human": "user", "ai": "assistant", "function": "tool", **dict(zip(CHAT_ROLES, CHAT_ROLES, strict=True))}
-_HEAD = GIST_MESSAGE.format(gist="")
 KEPT = "trl_gist_kept"  # of a message with a gist, the key of what the gist was to have and has
 
 
@@ -183,12 +192,12 @@ def _as_message(row, kept):
     message, content = row.get(ORIGIN), row["content"]
     if message is not None and content == text_of(message.content):
         return message
-    gist = content.partition("\n\n")[0] if content.startswith(_HEAD) else None
+    gist = content.partition("\n\n")[0] if content.startswith(GIST_HEAD) else None
     marks = {} if gist is None else {"lc_source": "trl_gist", KEPT: kept}
     if message is None:
         return HumanMessage(content, additional_kwargs=marks)
     if isinstance(message.content, list):  # images stay
-        own = [block for block in message.content if not text_of([block]).startswith(_HEAD)]
+        own = without_gist(message.content)
         content = own if gist is None else [{"type": "text", "text": f"{gist}\n"}, *own]
     rest = {name: value for name, value in message.additional_kwargs.items() if name not in ("lc_source", KEPT)}
     return message.model_copy(update={"content": content, "additional_kwargs": rest | marks})

@@ -30,7 +30,17 @@ from ..inference.compactor import GistCompactor
 with extra("agents"):
     from agents import SessionABC, TResponseInputItem
 
-    from .history import ORIGIN, ContextSize, HistoryCompactor, HistoryForm, Thresholds, Trigger, call, text_of
+    from .history import (
+        ORIGIN,
+        ContextSize,
+        HistoryCompactor,
+        HistoryForm,
+        Thresholds,
+        Trigger,
+        call,
+        text_of,
+        without_gist,
+    )
     from .served import ServedPair
 
 
@@ -163,5 +173,14 @@ def _first(item, names):
 
 
 def _as_items(messages):
-    gist = "role", "content"
-    return [item for row in messages for item in row.get(ORIGIN) or [{name: row[name] for name in gist}]]
+    return [item for row in messages for item in _items_of(row)]
+
+
+def _items_of(row):
+    """The items that a row was made from, without a gist that the row no longer has; or a gist."""
+    if ORIGIN not in row:
+        return [{name: row[name] for name in ("role", "content")}]
+    items = row[ORIGIN]
+    if row["role"] == "user" and row["content"] != text_of(items[0].get("content")):
+        return [{**items[0], "content": without_gist(items[0]["content"])}]
+    return items

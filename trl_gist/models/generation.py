@@ -100,7 +100,7 @@ def generate(
             )
             for rows in apart
         ]
-        return _in_one_batch(apart, parts)
+        return in_one_batch(apart, parts)
     positions = max_positions(model)
     eos_token_ids = end_token_ids(model, tokenizer)
     config = plain_generation_config(
@@ -127,8 +127,12 @@ def generate(
     return [gist_from_completion(ids, eos_token_ids) for ids in completions], output.logits
 
 
-def _in_one_batch(rows_of_parts, parts):
+def in_one_batch(
+    rows_of_parts: list[list[int]], parts: list[tuple[list[list[int]], tuple[torch.Tensor, ...] | None]]
+) -> tuple[list[list[int]], tuple[torch.Tensor, ...] | None]:
     """What [`generate`] returns, of the parts of a batch; logits are 0 where the others went on."""
+    if len(parts) == 1:
+        return parts[0]
     order = [row for rows in rows_of_parts for row in rows]
     written = [ids for part, _ in parts for ids in part]
     completions = [written[order.index(row)] for row in range(len(order))]

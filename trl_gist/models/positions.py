@@ -45,6 +45,13 @@ def turned_alike(config: PreTrainedConfig) -> int | None:
     return min(lengths, default=None)
 
 
+def becomes_long(config: PreTrainedConfig, read: int, length: int) -> bool:
+    """Whether a text turns otherwise by LongRoPE when it grows to `length`: a cache of its first `read` tokens is then of
+    no use."""
+    alike = turned_alike(config)
+    return alike is not None and 0 < read <= alike < length
+
+
 def turn_each_row_alone(model: PreTrainedModel | PeftModel):
     """
     Has a model with LongRoPE read each row of a batch as it reads it alone, where it is told the rows' `position_ids`; of

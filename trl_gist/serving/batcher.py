@@ -38,8 +38,8 @@ from transformers.generation.streamers import BaseStreamer
 
 from ..common.arguments import whole_number
 from ..inference.pair import LoadedPair
-from ..models.generation import are_broken, end_token_ids, not_numbers
-from ..models.positions import turned_alike
+from ..models.generation import are_broken, end_token_ids, in_one_batch, not_numbers
+from ..models.positions import written_together
 from .worker import Stopped, current_job
 
 
@@ -125,11 +125,21 @@ class Batcher:
     def generate(self, role: str, prompts: list[list[int]], **settings) -> tuple:
         """See [`Backend`]."""
         call = _Call(role, prompts, **settings)
-        if self.lock.is_mine:  # to wait for itself would be for ever
-            self._run([call])
-        else:
-            self.put(call)
-        return call.result.result()
+        apart, parts = self._written_together([call]), []
+        for rows in apart:  # one after the other: a call is one that waits
+            each = call if len(apart) == 1 else _Call(role, [prompts[row] for row in rows], **settings)
+            if self.lock.is_mine:  # to wait for itself would be for ever
+                self._run([each])
+            else:
+                self.put(each)
+            parts.append(each.result.result())
+        return in_one_batch(apart, parts)
+
+    def _written_together(self, calls):
+        """As [`~models.positions.written_together`], of all prompts of calls of one kind."""
+        lengths = [len(prompt) for call in calls for prompt in call.prompts]
+        model = getattr(self.pair, calls[0].role)
+        return written_together(model.config, lengths, max(call.max_new_tokens for call in calls))
 
     def put(self, entry: "_Call | _Turn"):
         """Behind those that wait. Raises `RuntimeError` after [`~Batcher.close`]."""
@@ -182,8 +192,7 @@ class Batcher:
         rows = sum(len(call.prompts) for call in (*calls, other))
         length = max(call.length for call in (*calls, other))
         new_tokens = max(call.max_new_tokens for call in (*calls, other))
-        alike = turned_alike(getattr(self.pair, other.role).config)
-        if alike is not None and length + new_tokens > alike:
+        if len(self._written_together([*calls, other])) > 1:
             return False
         return rows <= self.max_rows and rows * (length + new_tokens) <= self.max_tokens
 

@@ -18,7 +18,7 @@ import torch
 from transformers import DynamicCache
 
 from ...common.geometry import WindowedText
-from ...models.positions import max_positions
+from ...models.positions import becomes_long, max_positions
 from ...models.roles import backbone_of, base_of
 from ...prompts import GistPrompts
 from ...scoring.targets import TargetScorer
@@ -56,6 +56,8 @@ def full_context_hidden(
             break
         # The last token of the target predicts nothing that is asked for
         stop = len(prompts.bos) + document.end(window) - 1
+        if becomes_long(base.config, read, stop):
+            read, cache = 0, DynamicCache(config=base.config)
         piece_1S = torch.tensor([text[read:stop]], device=base.device)
         with torch.no_grad():
             output = backbone_of(base)(input_ids=piece_1S, past_key_values=cache, use_cache=True)

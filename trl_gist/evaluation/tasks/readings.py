@@ -44,7 +44,7 @@ from ...common.geometry import SEPARATOR, WindowedText, join
 from ...common.tokens import characters_of
 from ...inference.compactor import GistCompactor
 from ...models.generation import generate, greedy_continuations
-from ...models.positions import max_positions
+from ...models.positions import becomes_long, max_positions
 from ...models.roles import backbone_of, base_of
 from ..compressors import Compressor
 from ..compressors.base import compress_within
@@ -239,11 +239,15 @@ def continuations_of_one(
     """As [`~models.generation.greedy_continuations`], of prompts that begin with `start` and are longer, which is read
     once."""
     base, written = base_of(model), [None] * len(prompts)
-    cache = DynamicCache(config=base.config.get_text_config())
+    cache, read = DynamicCache(config=base.config.get_text_config()), 0
     with torch.no_grad():
-        for place in range(0, len(start), _PIECE):
-            piece_1S = torch.tensor([start[place : place + _PIECE]], device=base.device)
+        while read < len(start):
+            stop = min(read + _PIECE, len(start))
+            if becomes_long(base.config, read, stop):
+                read, cache = 0, DynamicCache(config=base.config.get_text_config())
+            piece_1S = torch.tensor([start[read:stop]], device=base.device)
             backbone_of(base)(input_ids=piece_1S, past_key_values=cache, use_cache=True)
+            read = stop
     by_length = defaultdict(list)
     for row, prompt in enumerate(prompts):
         by_length[len(prompt)].append(row)
