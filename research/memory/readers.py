@@ -17,9 +17,9 @@ What pairs of memory know by age, for docs/MEMORY.md: right answers of a folder 
 ages taken together so that few questions are enough; and whether their gists are prose: the same questions put to models
 that never saw a gist, which read it as plain text.
 
-trl-gist evaluate memory/walks --tasks needles ledger --difficulty 2 --lengths 8 --texts 8 \\
+trl-gist evaluate memory/walks --tasks needles ledger --difficulty 2 --lengths 8 --texts 8 --output_dir memory/facts-2 \\
     --pairs seed_6=memory/walks-6 single_windows=memory/single
-python -m research.memory.readers memory/walks/tasks --readers gemma-3-270m --image docs/images/memory_age
+python -m research.memory.readers memory/facts-2 --readers gemma-3-270m --image docs/images/memory_age
 """
 
 import argparse
@@ -138,7 +138,7 @@ def plot(rows: list[dict], right: dict[str, list[bool]], colors: dict[str, str])
     axis, groups = figure.subplots(), age_groups(rows)
     for place, (label, own) in enumerate(right.items()):
         shares = 100 * np.array(of_groups(rows, own)[:-1])
-        thick, color = label.startswith("walks"), colors[label]
+        thick, color = label.startswith(("walks", "single")), colors[label]
         aside = 0.03 * (place - len(right) / 2)  # so that errors stand side by side
         axis.errorbar(
             aside + np.arange(len(groups)),

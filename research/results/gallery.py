@@ -16,7 +16,7 @@
 Every gist of held-out texts, none picked, as Markdown: of folders that `trl-gist evaluate` left, with `--tasks` too.
 
 python -m research.results.gallery "Paid for the next tokens"=runs/demo-1/evaluation \\
-    "Taught to remember"=memory/walks/tasks > docs/GALLERY.md
+    "Taught to remember"=memory/facts-2 > docs/GALLERY.md
 """
 
 import argparse
