@@ -29,7 +29,7 @@ import argparse
 from datasets import Dataset, load_dataset
 
 from examples.short_run import quiet_console
-from research.memory.pair import CHUNK, LAST_K, TARGET, add_flags, train
+from research.memory.pair import CHUNK, LAST_K, TARGET, add_flags, texts_of, train
 
 
 def long_articles(corpus: str, windows: int, count: int, seed: int) -> Dataset:
@@ -50,7 +50,7 @@ def main():
     quiet_console()
     train(
         args,
-        long_articles(args.corpus, args.windows, args.contexts // args.windows * args.max_steps, args.seed),
+        long_articles(args.corpus, args.windows, texts_of(args), args.seed),
         max_windows_per_document=1,
         target_kinds={"fact": 1, "recall": 1, "continuation": 1},
         targets_per_context=6,

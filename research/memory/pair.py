@@ -71,6 +71,11 @@ def add_flags(parser: argparse.ArgumentParser, windows: int, contexts: int, num_
         parser.add_argument(f"--{name}", type=int, default=value, help=f"{meaning} (default: {value})")
 
 
+def texts_of(args: argparse.Namespace) -> int:
+    """How many a training reads: a text a walk."""
+    return args.contexts // args.windows * args.max_steps
+
+
 def train(args: argparse.Namespace, train_dataset: Dataset, **settings):
     walks, group = args.contexts // args.windows, args.num_generations
     trainer = GistTrainer(
@@ -124,10 +129,9 @@ def main():
     )
     args = parser.parse_args()
     quiet_console()
-    texts = args.contexts // args.windows * args.max_steps
     train(
         args,
-        dataset(args.tasks, texts, args.windows, args.difficulty, args.seed),
+        dataset(args.tasks, texts_of(args), args.windows, args.difficulty, args.seed),
         target_kinds={"fact": 1},  # the targets are the documents' own
         target_floor=None,
         cold_start_gists="answers",

@@ -114,8 +114,7 @@ def ahead_table(rows: list[dict], right: dict[str, list[bool]], walks: list[str]
     """By how many points the mean of some pairs is ahead of the others, paired over questions: of what was said four windows
     ago and longer, of all that was asked, and of each task's."""
     asked = [(row["document_id"], row["task"], one["age"]) for row in rows for one in row["questions"]]
-    documents, ages = [document for document, _, _ in asked], np.array([age for *_, age in asked])
-    tasks = np.array([task for _, task, _ in asked])
+    documents, tasks, ages = (np.array(column) for column in zip(*asked, strict=True))
     chosen = {"said 4 windows ago and more": ages >= 4, "all": ages >= 0}
     chosen |= {f"all of {task}": tasks == task for task in dict.fromkeys(tasks)}
     mean = np.mean([right[name] for name in walks], axis=0)
@@ -124,10 +123,7 @@ def ahead_table(rows: list[dict], right: dict[str, list[bool]], walks: list[str]
         if label in walks:
             continue
         values = mean - np.array(own, dtype=float)
-        cells = (
-            mean_and_error(values[some], [documents[place] for place in np.flatnonzero(some)])
-            for some in chosen.values()
-        )
+        cells = (mean_and_error(values[some], list(documents[some])) for some in chosen.values())
         lines.append([label, *(with_error(*cell, 0, scale=100) for cell in cells)])
     return markdown_table([f"{' and '.join(walks)}, ahead of", *chosen], lines)
 

@@ -683,6 +683,17 @@ def test_evaluate_refuses_kinds_that_it_cannot_measure(workspace, pair, pair_of_
     assert "`target_floor` was none, now None" in fails(*argv, "--max_windows", 1, *KINDS[:2])
 
 
+def test_distance_refuses_targets_that_no_earlier_window_has(workspace, pair, tmp_path, fails):
+    argv = ["distance", pair, "--dataset", workspace / "documents.jsonl", "--text_column", "body", "--windows", 2]
+    argv += ["--output_dir", tmp_path / "out"]
+    kinds = ["--target_kinds", '{"fact": 1}']
+    assert "`--recall_age` ([1.0]) is of targets of earlier chunks" in fails(*argv, "--recall_age", 1)
+    said = fails(*argv, *kinds, "--recall_age", 1, 0, 1)
+    assert "asks for what was said 2 windows ago, and in a walk over `windows` (2) nothing is older than 1" in said
+    assert "'far', which is in no earlier chunk" in fails(*argv, "--target_kinds", '{"far": 1}')
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_generator_of_another_prompt_is_no_control(workspace, pair, tmp_path, fails):
     other = shutil.copytree(pair, tmp_path / "other")
     config = json.loads((other / "gist_config.json").read_text())

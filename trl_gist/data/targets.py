@@ -132,13 +132,13 @@ class TargetSpec:
                 f"chunk, in the one before it, and so on, got {ages!r}; or leave it out, to ask of all alike."
             )
 
-    def check_ages(self, windows: int):
-        """Raises `ValueError` if `recall_age` asks for chunks that no walk over so many windows has."""
+    def check_ages(self, windows: int, setting: str = "windows_per_document"):
+        """Raises `ValueError` if `recall_age` asks for chunks that no walk over so many windows, as a setting says, has."""
         oldest = max((age for age, weight in enumerate(self.recall_age or ()) if weight > 0), default=0)
         if oldest >= windows:
             raise ValueError(
                 f"`recall_age` ({list(self.recall_age)}) asks for what was said {oldest} windows ago, and in a walk over "
-                f"`windows_per_document` ({windows}) nothing is older than {windows - 1}: raise that, or give fewer weights."
+                f"`{setting}` ({windows}) nothing is older than {windows - 1}: raise that, or give fewer weights."
             )
 
     def age_weights(self, window: int) -> dict[int, float]:

@@ -22,14 +22,7 @@ from ..common.statistics import measured, with_error
 from ..common.tables import console_table
 from ..data.windows import SkippedRows
 from ..evaluation.distance.costs import measure_costs
-from ..evaluation.distance.labels import (
-    arm_labels,
-    recall_lines,
-    recall_sentences,
-    span,
-    stretch_label,
-    verdict_sentences,
-)
+from ..evaluation.distance.labels import arm_labels, recall_lines, span, stretch_label, verdict_sentences
 from ..evaluation.distance.measures import distance_measures
 from ..evaluation.distance.page import write_distance_page
 from ..evaluation.distance.plots import draw_distance
@@ -44,9 +37,8 @@ from .windows import held_out_documents, recall_spec, target_floor
 
 def measure_distance(args: DistanceArguments):
     """Walks along held-out documents, and leaves rows, measures, plots and a page."""
-    paths = named(args.pairs, "--pairs")
+    paths, targets = named(args.pairs, "--pairs"), recall_spec(args)
     compactor, teacher, others, models = load_pairs(args, paths)
-    targets = recall_spec(args)
     readings = DistanceReadings(compactor, teacher, others, args.batch_size, targets, target_floor(args))
     dataset = held_out_documents(args)
 
@@ -104,7 +96,7 @@ def _print(report):
     ):
         console.print(_table(report, name, title, {arm: labels[arm] for arm in arms}))
     for walker in report["verdicts"]:
-        for sentence in (*verdict_sentences(report, walker), *recall_sentences(report, walker)):
+        for sentence in verdict_sentences(report, walker):
             console.print(sentence, highlight=False, soft_wrap=True)
     console.print(_facts_table(report))
     if report["recall"]:

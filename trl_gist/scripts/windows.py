@@ -90,7 +90,7 @@ def recall_spec(args: DistanceArguments) -> TargetSpec | None:
     if targets is None:
         return None
     targets = replace(targets, recall_age=(1.0,) * min(args.windows, _AGES) if ages is None else tuple(ages))
-    targets.check_ages(args.windows)
+    targets.check_ages(args.windows, "windows")
     return targets
 
 

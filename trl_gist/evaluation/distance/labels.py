@@ -53,7 +53,8 @@ def stretch_label(stretch: dict) -> str:
 def verdict_sentences(report: dict, walker: str) -> list[str]:
     """
     Where a pair's rolling gist is worth something, where it is not, and whether that shrinks: one sentence for each of
-    the two sliding windows, its own generator's and the teacher's, one for the slope, and one for the other arms.
+    the two sliding windows, its own generator's and the teacher's, one for the slope, one for the other arms, and those of
+    [`recall_sentences`].
     """
     label, gains, sentences = arm_labels(report)[walker], report["gains"][walker], []
     for control, found in report["verdicts"][walker].items():
@@ -81,7 +82,7 @@ def verdict_sentences(report: dict, walker: str) -> list[str]:
     others = ("single" if walker == "pair" else "pair", "stale", "zero_shot", "tail", "window")
     against = "; ".join(f"{measured(gains, arm, sign='+')} over {arm_labels(report)[arm]}" for arm in others)
     sentences.append(f"{label}: from the second window on {against}.")
-    return sentences
+    return [*sentences, *recall_sentences(report, walker)]
 
 
 def recall_lines(report: dict) -> list[tuple[str, list[str], bool]]:

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from ..folder import read_measures, read_rows
 from ..pages.render import measure_of, spread, without_folders, write_page
-from .labels import arm_labels, recall_lines, recall_sentences, stretch_label, verdict_sentences
+from .labels import arm_labels, recall_lines, stretch_label, verdict_sentences
 
 
 _GALLERY = 6
@@ -45,11 +45,7 @@ def write_distance_page(directory: str | os.PathLike) -> Path:
         report,
         _CAPTIONS,
         status="what it keeps as windows pass",
-        verdicts=[
-            sentence
-            for walker in report["verdicts"]
-            for sentence in (*verdict_sentences(report, walker), *recall_sentences(report, walker))
-        ],
+        verdicts=[sentence for walker in report["verdicts"] for sentence in verdict_sentences(report, walker)],
         tables=_tables(report),
         gains=_gains(report),
         recall=recall_lines(report) if report["recall"] else [],

@@ -169,13 +169,16 @@ def recall_by_age(rows: list[dict], walkers: list[str], sliding: dict[str, str])
     ages = [(age, age) for age in sorted({target["age"] for _, target in targets})]
     arms = [arm for arm in targets[0][1]["kls"] if arm != "full"]
 
+    counts = [sum(target["age"] == age for _, target in targets) for age, _ in ages]
+
     def by_age(name, value):
         columns = by_stretch([(document, one["age"], value(one["kls"])) for document, one in targets], ages, name)
-        return {key: column for key, column in columns.items() if key != "of"}
+        del columns["of"]  # the same of all
+        return columns
 
     return {
         "ages": [age for age, _ in ages],
-        "of": [sum(target["age"] == age for _, target in targets) for age, _ in ages],
+        "of": counts,
         "arms": {
             arm: by_age("kl", lambda kls, arm=arm: kls[arm])
             | (by_age("gain", lambda kls, arm=arm: kls[sliding[arm]] - kls[arm]) if sliding.get(arm) in arms else {})

@@ -182,20 +182,16 @@ class DistanceReadings:
         self.scorers["teacher"] = TargetScorer(self.teacher)
         zero_shot = GistCompactor(self.teacher, self.teacher, self.compactor.tokenizer, self.compactor.pair)
         self.writers = {"pair": self.compactor, "zero_shot": zero_shot, **self.others}
+        # Of each scorer: the teacher reads gists as the pair's generator does
+        others = {name: other.prompts for name, other in self.others.items()}
+        self.prompts = {"pair": self.compactor.prompts, "teacher": self.compactor.prompts, **others}
         self.recall = None if self.targets is None else self._recall()
 
     def _recall(self):
-        prompts = {name: writer.prompts for name, writer in self.writers.items()}
-        prompts["teacher"] = prompts.pop("zero_shot")
+        teacher, settings = self.scorers["teacher"], {"target_floor": self.target_floor}
         scorers = {
-            name: GistScorer(
-                self.scorers[name],
-                self.scorers["teacher"],
-                own,
-                self.batch_size,
-                target_floor=self.target_floor,
-            )
-            for name, own in prompts.items()
+            name: GistScorer(scorer, teacher, self.prompts[name], self.batch_size, **settings)
+            for name, scorer in self.scorers.items()
         }
         return RecallReadings(scorers, self.compactor.prompts, self.targets)
 
@@ -364,8 +360,8 @@ class DistanceReadings:
             "last_k": ("teacher", [pair.plain(ids) for ids in last_ks]),
         }
         for arm, (reader, read) in gist_arms.items():
-            prompts = self.others[reader].prompts if reader in self.others else pair
-            arms[arm] = reader, [prompts.generator(gist, ids) for gist, ids in zip(read, last_ks, strict=True)]
+            beside = self.prompts[reader].generator
+            arms[arm] = reader, [beside(gist, ids) for gist, ids in zip(read, last_ks, strict=True)]
         return arms
 
     def _score(self, name, prompts, targets, hidden_D):
