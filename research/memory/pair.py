@@ -69,6 +69,7 @@ def add_flags(parser: argparse.ArgumentParser, windows: int, contexts: int, num_
         ("seed", 1, "of texts and training; not 0, which is measured on"),
     ):
         parser.add_argument(f"--{name}", type=int, default=value, help=f"{meaning} (default: {value})")
+    parser.add_argument("--pair", help="goes on learning; by default one is made of SmolLM2-135M-Instruct")
 
 
 def texts_of(args: argparse.Namespace) -> int:
@@ -79,7 +80,7 @@ def texts_of(args: argparse.Namespace) -> int:
 def train(args: argparse.Namespace, train_dataset: Dataset, **settings):
     walks, group = args.contexts // args.windows, args.num_generations
     trainer = GistTrainer(
-        model=str(smollm2_checkpoint()),
+        model=args.pair or str(smollm2_checkpoint()),
         args=GistConfig(
             args.output_dir,
             context_length=CONTEXT,
@@ -112,7 +113,7 @@ def train(args: argparse.Namespace, train_dataset: Dataset, **settings):
         ),
         reward_funcs=[log_prob_gain, length_penalty],
         train_dataset=train_dataset,
-        peft_config=LoraConfig(r=16, lora_alpha=32, target_modules="all-linear"),
+        peft_config=None if args.pair else LoraConfig(r=16, lora_alpha=32, target_modules="all-linear"),
     )
     trainer.train()
     trainer.save_model()

@@ -145,6 +145,35 @@ def test_surprising_facts_are_what_the_teacher_expects_least_of_facts_after_thei
     assert len(without) == 3
 
 
+def test_recurring_facts_are_those_that_all_text_so_far_says_most_often(tokenizer):
+    """On from an earlier gist: its first name is one too, and one that the text never said is dropped."""
+    special = frozenset(tokenizer.all_special_ids)
+    first, second = (
+        tokenizer(text, add_special_tokens=False)["input_ids"]
+        for text in (
+            "Soon in Soho the king met John Snow, and John Snow met Ada Lovelace in 1854.",
+            "The king met Joseph Bazalgette. Then Ada Lovelace met Joseph Bazalgette and Ada Lovelace again.",
+        )
+    )
+    summarizer = ExtractiveSummarizer("recurring_facts", (), special, tokenizer)
+
+    def facts(context_ids, length, **seen):
+        window = {"context_ids": [*sorted(special), *context_ids], "last_k_ids": first[-2:], "targets": [], **seen}
+        gists = summarizer.gists(window, [length] * 3)
+        assert gists == gists[:1] * 3 and len(gists[0]) <= length and not special & set(gists[0])
+        return [fact.strip() for fact in tokenizer.decode(gists[0]).split(";")]
+
+    everything = ["Soho", "John Snow", "Ada Lovelace", "1854"]
+    assert facts(first, 99, seen_ids=first) == everything
+    length = len(tokenizer(" John Snow; Ada Lovelace", add_special_tokens=False)["input_ids"])
+    assert facts(first, length - 1, seen_ids=first) == ["Soho", "John Snow", "1854"]  # what fits whole
+    earlier = tokenizer("Soho; John Snow; Karl Marx\n", add_special_tokens=False)["input_ids"]
+    seen = {"seen_ids": first + second}
+    assert facts(earlier + second, 99, **seen) == ["Soho", "John Snow", "Joseph Bazalgette", "Ada Lovelace"]
+    assert facts(earlier + second, length, **seen) == ["John Snow", "Ada Lovelace"]
+    assert facts(tokenizer("and so on", add_special_tokens=False)["input_ids"], 9) == [""]
+
+
 def test_answers_are_the_sentences_that_hold_what_is_asked(tokenizer):
     """The last of those with most words of the cue; a word within a word is no answer, and what nobody asks is left out."""
     text = (

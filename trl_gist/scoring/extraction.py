@@ -18,6 +18,7 @@ import itertools
 import math
 import random
 from collections import Counter
+from collections import Counter
 from collections.abc import Iterable
 
 import torch
@@ -100,8 +101,7 @@ def each_once(tokenizer: PreTrainedTokenizerBase, ids: list[int], spans: list[tu
     """Positions of each of a text's facts, of [`fact_spans`], where it comes first, whatever its case."""
     facts = {}
     for start, end in spans:
-        text = tokenizer.decode(ids[start:end], clean_up_tokenization_spaces=False)
-        facts.setdefault(text.strip().casefold(), range(start, end))
+        facts.setdefault(_folded(tokenizer, ids[start:end]), range(start, end))
     return list(facts.values())
 
 
@@ -255,7 +255,7 @@ def fact_list(
         draw (`random.Random`, *optional*):
             Draws which facts are listed, in their order. Without it they are the first ones.
     """
-    comma, facts = _comma_ids(tokenizer), each_once(tokenizer, ids, fact_spans(tokenizer, ids))
+    comma, facts = _within_text(tokenizer, ","), each_once(tokenizer, ids, fact_spans(tokenizer, ids))
     places = list(range(len(facts)))
     if draw is not None:
         draw.shuffle(places)
@@ -264,13 +264,50 @@ def fact_list(
         if room > 0:
             room -= len(facts[place]) + len(comma)
             listed.append(place)
-    gist = []
-    for place in sorted(listed):
-        gist += [*(comma if gist else ()), *(ids[position] for position in facts[place])]
+    gist = _joined(ids, [facts[place] for place in sorted(listed)], comma)
     return gist[: characters_of(tokenizer).cut(gist, length)]
 
 
-def _comma_ids(tokenizer):
-    """Token ids of a comma within a text: at its beginning SentencePiece would put a space before it."""
-    word, with_comma, alone = (tokenizer(text, add_special_tokens=False)["input_ids"] for text in ("a", "a,", ","))
-    return with_comma[len(word) :] if with_comma[: len(word)] == word else alone
+def recurring_facts(tokenizer: PreTrainedTokenizerBase, ids: list[int], length: int, text_ids: list[int]) -> list[int]:
+    """
+    A gist cut by rule: the facts that a text says most often, each once, in their order, with semicolons between them.
+
+    Args:
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
+            Of the ids.
+        ids (`list[int]`):
+            Where they are looked for: the text, or what is left of it, as an earlier gist and the newest chunk.
+        length (`int`):
+            The most tokens of the gist. A fact that does not fit whole is left out.
+        text_ids (`list[int]`):
+            The text, in which they are counted. Of facts that it says as often, those that come first in `ids` stay.
+    """
+    separator = _within_text(tokenizer, ";")
+    ids = [*separator, *ids]  # as a name at a sentence's head may be no name, and at that of a list is one
+    facts = each_once(tokenizer, ids, fact_spans(tokenizer, ids))
+    said = Counter(_folded(tokenizer, text_ids[slice(*span)]) for span in fact_spans(tokenizer, text_ids))
+    counts = [said[_folded(tokenizer, [ids[position] for position in fact])] for fact in facts]
+    room, listed = length + len(separator), []
+    for place in sorted(range(len(facts)), key=lambda place: -counts[place]):
+        needed = len(facts[place]) + len(separator)
+        if counts[place] and needed <= room:
+            room -= needed
+            listed.append(place)
+    return _joined(ids, [facts[place] for place in sorted(listed)], separator)
+
+
+def _folded(tokenizer, ids):
+    return tokenizer.decode(ids, clean_up_tokenization_spaces=False).strip().casefold()
+
+
+def _joined(ids, facts, separator):
+    gist = []
+    for fact in facts:
+        gist += [*(separator if gist else ()), *(ids[position] for position in fact)]
+    return gist
+
+
+def _within_text(tokenizer, sign):
+    """Token ids of a sign within a text: at its beginning SentencePiece would put a space before it."""
+    word, both, alone = (tokenizer(text, add_special_tokens=False)["input_ids"] for text in ("a", f"a{sign}", sign))
+    return both[len(word) :] if both[: len(word)] == word else alone

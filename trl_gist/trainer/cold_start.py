@@ -26,6 +26,9 @@ Gists cut out of the context by a rule: what a summarizer imitates before it has
     surprising_facts
                 of these facts the tokens that the teacher expects least after the few before them, without commas, and
                 rare words where the facts run out: one gist a context, not a group's
+    recurring_facts
+                the facts that the text so far says most often, of those that the context still has, with semicolons
+                between them; one gist a context too. On walks the text is all windows so far
     answers     the sentences that hold what the context's targets ask for, in their order: one gist a context too
 """
 
@@ -38,7 +41,7 @@ from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import PreTrainedTokenizerBase
 
-from ..prompts import stands_for
+from ..prompts import seen_ids, stands_for
 from ..scoring.extraction import (
     BESIDE_TAIL,
     TokenRarity,
@@ -46,12 +49,13 @@ from ..scoring.extraction import (
     fact_list,
     keywords_and_tail,
     passage_and_tail,
+    recurring_facts,
     surprising_facts,
 )
 
 
 # Rules that write one gist a context, which all slots of a group have
-ONE_GIST = ("tail", "surprising_facts", "answers")
+ONE_GIST = ("tail", "surprising_facts", "recurring_facts", "answers")
 _SHARES = {"tail": (0, 0), "mixed": (0, 0.5), "passages": (0, 0.5)}  # of what is not tail, in the gists of a group
 
 
@@ -94,7 +98,7 @@ class ExtractiveSummarizer:
         Args:
             row (`dict`):
                 A window with `context_ids` and `last_k_ids`, and for `"answers"` its `targets`; of a walk also
-                `later_targets`, which its later windows ask for.
+                `seen_ids`, all text so far, and `later_targets`, which its later windows ask for.
             lengths_G (`list[int]`):
                 Longest gist of each slot, in tokens; the same for all of them where the rule writes one gist.
 
@@ -103,11 +107,13 @@ class ExtractiveSummarizer:
         """
         # By the context too, or one kind would always have the largest share
         first = sum(stands_for(row))
-        if self.rule in ("facts", "surprising_facts", "answers"):
+        if self.rule in ("facts", "surprising_facts", "recurring_facts", "answers"):
             ids = [token for token in stands_for(row) if token not in self.unread_ids]
             if self.rule == "answers":
                 asked = [*row["targets"], *row.get("later_targets", ())]
                 return [answering_sentences(self.tokenizer, ids, asked, lengths_G[0])] * len(lengths_G)
+            if self.rule == "recurring_facts":
+                return [recurring_facts(self.tokenizer, ids, lengths_G[0], seen_ids(row))] * len(lengths_G)
             if self.rule == "surprising_facts":
                 model, facts = self.teacher, len(ids) + 1  # no more than tokens: one forward
                 (gist,) = surprising_facts(model, self.tokenizer, [ids], lengths_G[:1], self.rarity, batch_size=facts)

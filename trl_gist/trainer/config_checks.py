@@ -36,7 +36,7 @@ from ..scoring.controls import GREATER_IS_BETTER
 
 
 ADVANTAGES = ("group", "reward", "best")
-EXTRACTIVE_RULES = ("tail", "mixed", "passages", "facts", "surprising_facts", "answers")
+EXTRACTIVE_RULES = ("tail", "mixed", "passages", "facts", "surprising_facts", "recurring_facts", "answers")
 # They shape the part of TRL's loss that imitation does not have
 POLICY_LOSS_SETTINGS = (
     *("loss_type", "epsilon", "epsilon_high", "delta", "importance_sampling_level", "off_policy_mask_threshold"),

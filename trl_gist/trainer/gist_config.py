@@ -136,7 +136,7 @@ class GistConfig(GRPOConfig):
             does. Defaults to `learning_rate`.
         cold_start_gists (`str`, *optional*, defaults to `"mixed"`):
             The rule, one of those in [`~trainer.cold_start`]: `"tail"`, `"mixed"`, `"passages"`, `"facts"`,
-            `"surprising facts"` or, where contexts have several targets, `"answers"`.
+            `"surprising facts"`, `"recurring facts"` or, where contexts have several targets, `"answers"`.
         length_penalty (`float`, *optional*, defaults to `1e-4`):
             λ: nats per target token charged for each gist token. It is the weight of the `length_penalty` reward;
             ignored if `reward_weights` is set.
