@@ -15,6 +15,7 @@
 """Walks over several windows of a document: how it is cut, what S reads, what a gist is paid for, and that it is
 trained as single windows are."""
 
+from itertools import cycle
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,7 @@ from tiny import make_documents, make_model, make_tokenizer
 
 from trl_gist import GistCompactor, kl_gain, length_penalty, log_prob_gain
 from trl_gist.common.tokens import characters_of
+from trl_gist.trainer import rollout
 
 
 WINDOWS, GISTS, DISCOUNT = 3, 4, 0.5
@@ -148,6 +150,30 @@ def test_each_gist_is_written_from_one_gist_of_the_window_before_and_the_next_ch
         drawn.add(contexts.index(group[0]["context_ids"][:-LAST_K]))
         assert group[0]["context_ids"][-LAST_K:] == rest[:LAST_K]
     assert len(drawn) > 1, "always the same place's gist was carried on"
+
+
+def test_in_the_cold_start_half_of_the_walks_go_on_from_a_gist_of_the_summarizers_own(make_walker, monkeypatch):
+    """And imitate the rule's all the same."""
+    trainer, sampled = make_walker(args={"cold_start_steps": 1, "cold_start_gists": "tail"}), []
+    sample = trainer.sample
+    monkeypatch.setattr(trainer, "sample", lambda prompts: (sampled.append(sample(prompts)), sampled[-1])[1])
+    monkeypatch.setattr(rollout, "_draw", lambda count, coins=cycle([1, 0]): next(coins) if count == 2 else 2)
+    rows, _ = rollout_of(trainer)
+    assert len(sampled) == WINDOWS - 1, "nothing goes on from the last window"
+    whole, newline, carried = characters_of(trainer.processing_class).whole, ids_of("\n"), []
+    for index, (own, _) in enumerate(sampled, start=1):
+        later = [row for row in rows if row["window"] == index]
+        for place in range(0, len(later), GISTS):
+            assert later[place]["gist_ids"] == later[place]["context_ids"][-LAST_K - GIST : -LAST_K]
+            ended = own[place + 2] + [trainer.processing_class.eos_token_id]
+            gist = [token for token in whole(ended[: ended.index(trainer.processing_class.eos_token_id)]) if token > 4]
+            start = [*gist, *newline] if gist else []
+            of_own = later[place]["context_ids"] == start + later[place]["chunk_ids"] + later[place]["last_k_ids"]
+            before = rows[rows.index(later[place]) - GISTS]["gist_ids"]
+            of_rule = later[place]["context_ids"][: len(before) + 1] == [*before, *newline]
+            assert of_own != of_rule
+            carried.append(of_own)
+    assert carried == [True, False, True, False]
 
 
 def reference_gains(trainer, row, gist, window):

@@ -32,7 +32,8 @@ class GistRollout:
     """
     Writes the gists of a rollout: S samples them, in the cold start a rule cuts them out of the context, or where G
     alone is trained a compressor writes them. On walks it goes window after window, for all walks at once; in
-    evaluation, which is greedy, the first gist of a window is carried on.
+    evaluation, which is greedy, the first gist of a window is carried on. In the cold start half of the walks go on from
+    a gist that S samples.
 
     It is what TRL (1.16) calls a `rollout_func`, but is handed rows: re-tokenising the text of their prompts could
     move the tokens of X.
@@ -127,6 +128,12 @@ class GistRollout:
             for place, *values in zip(where, prompt_ids, completions, logprobs or [None] * len(where), strict=True):
                 for name, value in zip(output, values, strict=True):
                     output[name][place] = value
+            if self.trainer.in_cold_start and index < walk.windows - 1:
+                # A rule's gists alone would never show S one of its own that went wrong, to come back from
+                own, _ = self.trainer.sample(prompt_ids)
+                for place in range(0, len(where), size):
+                    if _draw(2):
+                        completions[place : place + size] = own[place : place + size]
             chosen = [group * size + (_draw(size) if training else 0) for group in range(len(carried))]
             carried = [gist_from_completion(completions[place], self.trainer.eos_token_ids) for place in chosen]
         if output["logprobs"][0] is None:
