@@ -155,9 +155,10 @@ def test_each_gist_is_written_from_one_gist_of_the_window_before_and_the_next_ch
 def test_in_the_cold_start_half_of_the_walks_go_on_from_a_gist_of_the_summarizers_own(make_walker, monkeypatch):
     """And imitate the rule's all the same."""
     trainer, sampled = make_walker(args={"cold_start_steps": 1, "cold_start_gists": "tail"}), []
+    coins = cycle([1, 0])
     sample = trainer.sample
     monkeypatch.setattr(trainer, "sample", lambda prompts: (sampled.append(sample(prompts)), sampled[-1])[1])
-    monkeypatch.setattr(rollout, "_draw", lambda count, coins=cycle([1, 0]): next(coins) if count == 2 else 2)
+    monkeypatch.setattr(rollout, "_draw", lambda count: next(coins) if count == 2 else 2)
     rows, _ = rollout_of(trainer)
     assert len(sampled) == WINDOWS - 1, "nothing goes on from the last window"
     whole, newline, carried = characters_of(trainer.processing_class).whole, ids_of("\n"), []

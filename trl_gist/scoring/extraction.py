@@ -18,7 +18,6 @@ import itertools
 import math
 import random
 from collections import Counter
-from collections import Counter
 from collections.abc import Iterable
 
 import torch
