@@ -366,3 +366,29 @@ def test_a_walk_asks_for_what_has_been_said(name):
             (age,) = (age for cue, age in last.items() if target["cue"].strip() == cue.strip())
             said = len(tokenizer(row["context"][: target["at"]])["input_ids"])
             assert age == 2 - (said - 1) // LENGTH
+
+
+@each_task
+def test_a_walk_asks_for_all_that_the_text_so_far_answers_as_it_stands_there(name):
+    """An entry is asked for until another one counts: that it will be written over, nobody can know."""
+    tokenizer, geometry = TOKENIZERS["byte-level"], Geometry(LENGTH + 60, LENGTH, LAST_K, 8)
+    rows = make_tasks(tokenizer, name, documents=8, windows=4, window_length=LENGTH, last_k=LAST_K + 8, difficulty=4)
+    walks, _ = prepare_windows(as_documents(rows), tokenizer, WindowSpec(LENGTH + 60, 8, LAST_K, None, 1, 4, geometry))
+    changed = 0
+    for row, walk in zip(rows, walks, strict=True):
+        changed += any(target["earlier"] for target in row["targets"])
+        for window in range(4):
+            # What is said after the chunks is in no gist yet, and what it changes holds no more
+            ends = (window + 1) * LENGTH, geometry.before(window)
+            texts = [f"{tokenizer.decode(walk['walk_ids'][:end]).rpartition('.')[0]}." for end in ends]
+            expected = {}
+            for target in row["targets"]:
+                of_chunks, of_all = (SOLVERS[name](text, target["cue"]) for text in texts)
+                if of_chunks is not None and of_chunks == of_all:
+                    expected[target["cue"].strip()] = of_all
+            assert expected == {
+                tokenizer.decode(target["cue_ids"]).strip(): tokenizer.decode(target["target_ids"]).strip()
+                for target in walk["targets"]
+                if target["window"] == window and target["kind"] == name
+            }
+    assert bool(changed) == (name in ("ledger", "story", "dialogue"))

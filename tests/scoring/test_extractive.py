@@ -191,16 +191,20 @@ def test_answers_are_the_sentences_that_hold_what_is_asked(tokenizer):
         window = {"context_ids": [*special, *ids], "last_k_ids": ids[-2:], "targets": list(targets)}
         gists = summarizer.gists(window, [length] * 3)
         assert gists == gists[:1] * 3
-        return " ".join(tokenizer.decode(gists[0]).split())
+        return tokenizer.decode(gists[0]).strip()
 
     tea, snow = target("What is the price of tea? It is", " 45"), target("The king met", " John Snow")
     assert sentences(tea) == "The price of tea is 45 today."
     assert sentences(target("The price of salt is", " 45")) == "The price of salt is 45."
-    assert sentences(tea, snow, tea) == "and the king met John Snow.The price of tea is 45 today."  # as tokens stand
+    both = sentences(tea, snow, tea)
+    assert both == "and the king met John Snow.\nThe price of tea is 45 today."
     assert sentences(target("Who said that? ", "he said")) == "Tea is cheap, he said"
     assert sentences(target("The price of coal is", " 46")) == sentences() == ""
     cut = sentences(tea, snow, length=4)
     assert cut and "and the king met John Snow.".startswith(cut)
+    ids = tokenizer(f"{both}\nThe price of tea is 46.", add_special_tokens=False)["input_ids"]
+    tea = target("What is the price of tea? It is", " 46")
+    assert sentences(tea, snow) == "and the king met John Snow.\nThe price of tea is 46.", "an old answer is dropped"
 
 
 @pytest.mark.parametrize("rule", [rule for rule in EXTRACTIVE_RULES if "facts" not in rule and rule != "answers"])

@@ -19,6 +19,7 @@ import math
 import random
 from collections import Counter
 from collections.abc import Iterable
+from functools import partial
 
 import torch
 from torch import nn
@@ -179,8 +180,10 @@ def answering_sentences(
             The most tokens of the gist, which is cut there. Where no sentence answers anything, it has none.
     """
 
+    text = partial(tokenizer.decode, clean_up_tokenization_spaces=False)
+
     def words(ids):
-        return Units(tokenizer.decode(ids, clean_up_tokenization_spaces=False)).folded
+        return Units(text(ids)).folded
 
     spans = sentence_spans(tokenizer, ids)
     sentences = [words(ids[start:end]) for start, end in spans]
@@ -190,7 +193,12 @@ def answering_sentences(
         places = [place for place, said in enumerate(sentences) if answer in f" {' '.join(said)} "]
         if places:
             kept.add(max(places, key=lambda place: (len(cue.intersection(sentences[place])), place)))
-    gist = [token for place in sorted(kept) for token in ids[slice(*spans[place])]]
+    newline, gist = _within_text(tokenizer, "\n"), []
+    for place in sorted(kept):
+        sentence = ids[slice(*spans[place])]
+        if gist and not (text(gist)[-1].isspace() or text(sentence)[0].isspace()):
+            gist += newline  # without it the two would be one to whoever goes on from the gist
+        gist += sentence
     return gist[: characters_of(tokenizer).cut(gist, length)]
 
 

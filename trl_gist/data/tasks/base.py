@@ -45,6 +45,8 @@ class Question:
             How many answers are equally likely to who has read no statement.
         others (`tuple[Statement, ...]`, *optional*):
             Without which the one in force does not tell the answer.
+        earlier (`tuple[tuple[str, Statement], ...]`, *optional*):
+            What was answered before, and the statement that was in force until the next one came, in their order.
     """
 
     cue: str
@@ -52,6 +54,7 @@ class Question:
     fact: Statement
     choices: int
     others: tuple[Statement, ...] = ()
+    earlier: tuple[tuple[str, Statement], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -85,15 +88,16 @@ def spread(rng: random.Random, count: int, windows: int) -> list[float]:
 
 def last_said(
     rng: random.Random, windows: int, subjects: list, choices: Callable, said: Callable
-) -> Iterator[tuple[object, str, list[Statement]]]:
-    """Each subject, one of its choices, and the statement that says so; of every second subject one before it said another."""
+) -> Iterator[tuple[object, list[tuple[str, Statement]]]]:
+    """Each subject, and what is said of it in order: one of its choices and the statement that says so; of every second
+    subject another one before."""
     for number, (subject, time) in enumerate(zip(subjects, spread(rng, len(subjects), windows), strict=True)):
         choice = rng.choice(choices(subject))
-        statements = [Statement(time, said(subject, choice))]
+        entries = [(f" {choice}", Statement(time, said(subject, choice)))]
         if number % 2:
             other = rng.choice([each for each in choices(subject) if each != choice])
-            statements.append(Statement(rng.uniform(0, time), said(subject, other)))
-        yield subject, choice, statements
+            entries.insert(0, (f" {other}", Statement(rng.uniform(0, time), said(subject, other))))
+        yield subject, entries
 
 
 def question(asked: str, stem: str) -> str:

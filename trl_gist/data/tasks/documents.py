@@ -23,7 +23,7 @@ import bisect
 import random
 from collections.abc import Iterable
 
-from datasets import Dataset
+from datasets import Dataset, Features, Value
 from transformers import PreTrainedTokenizerBase
 
 from ...common.arguments import several, whole_number
@@ -45,6 +45,28 @@ TASKS: dict[str, Task] = {
     "variables": VARIABLES,
     "story": STORY,
     "dialogue": DIALOGUE,
+}
+_TEXT, _NUMBER = Value("string"), Value("int64")
+# Said, since of some texts nothing was answered before, and rows of several calls go into one dataset
+_COLUMNS = {
+    "document_id": _TEXT,
+    "task": _TEXT,
+    "context": _TEXT,
+    "targets": [
+        {
+            **dict.fromkeys(("kind", "cue", "target"), _TEXT),
+            **dict.fromkeys(("window", "age", "start", "at"), _NUMBER),
+            "earlier": [{"target": _TEXT, "at": _NUMBER, "until": _NUMBER}],
+            "choices": _NUMBER,
+        }
+    ],
+}
+_DOCUMENT_COLUMNS = {
+    "document_id": _TEXT,
+    "text": _TEXT,
+    "document_targets": [
+        {**dict.fromkeys(("kind", "cue", "target"), _TEXT), **dict.fromkeys(("at", "until"), _NUMBER)}
+    ],
 }
 # Of `trl-gist evaluate --tasks`, which measures on texts that another seed does not make
 EVALUATION_SEED = 0
@@ -99,7 +121,8 @@ def make_tasks(
         `targets`, a list with for each question its `kind` (the task), `cue`, `target` (the answer, which the cue ends
         before), `window` (from 0, in which the statement in force stands), `age` (windows from there to the last one: 0
         is the last), `start` (of the statement, in characters), `at` (where the last statement ends that the answer needs, as
-        the last step of a chain) and `choices`.
+        the last step of a chain), `earlier` (what was answered before: `target`, `at`, and `until`, where the statement ends that
+        changed it) and `choices`.
 
     Raises:
         ValueError: if a task is unknown, a number is too small, the statements do not fit their windows, or `filler` has
@@ -130,7 +153,8 @@ def make_tasks(
     writers = [
         _Writer(tokenizer, name, windows, window_length, last_k, tail_length, difficulty, filler) for name in names
     ]
-    return Dataset.from_list([writer.write(seed, index) for index in range(documents) for writer in writers])
+    rows = [writer.write(seed, index) for index in range(documents) for writer in writers]
+    return Dataset.from_list(rows, features=Features(_COLUMNS))
 
 
 def check_names(names: list[str]):
@@ -158,10 +182,14 @@ def as_documents(tasks: Dataset) -> Dataset:
     """
 
     def document(row):
-        asked = [{name: target[name] for name in ("kind", "cue", "target", "at")} for target in row["targets"]]
+        asked = [
+            {"kind": target["kind"], "cue": target["cue"], **answer}
+            for target in row["targets"]
+            for answer in (*target["earlier"], {"target": target["target"], "at": target["at"], "until": None})
+        ]
         return {"document_id": row["document_id"], "text": row["context"], "document_targets": asked}
 
-    return Dataset.from_list([document(row) for row in tasks])
+    return Dataset.from_list([document(row) for row in tasks], features=Features(_DOCUMENT_COLUMNS))
 
 
 class _Writer:
@@ -190,7 +218,7 @@ class _Writer:
                     "window": window_of[asked.fact],
                     "age": self.windows - 1 - window_of[asked.fact],
                     "start": starts[asked.fact],
-                    "at": max(starts[each] + len(each.text) for each in (asked.fact, *asked.others)),
+                    **_answers(asked, {each: start + len(each.text) for each, start in starts.items()}),
                     "choices": asked.choices,
                 }
                 for asked in questions
@@ -269,6 +297,17 @@ class _Writer:
 
     def _count(self, sentence):
         return len(self._following([], [sentence]))
+
+
+def _answers(asked, ends):
+    """When the answer is known, and what was answered before, from when until when."""
+    facts = [fact for _, fact in asked.earlier] + [asked.fact]
+    known = [max(ends[each] for each in (fact, *asked.others)) for fact in facts]
+    earlier = [
+        {"target": answer, "at": at, "until": ends[following]}
+        for (answer, _), at, following in zip(asked.earlier, known, facts[1:], strict=False)
+    ]
+    return {"at": known[-1], "earlier": [each for each in earlier if each["at"] < each["until"]]}
 
 
 def _text(unit):

@@ -32,10 +32,11 @@ GOODS = (
 def make(rng: random.Random, windows: int, difficulty: int) -> tuple[list[Statement], list[Question]]:
     """As many lockers as `difficulty`; every second one has an earlier entry, which counts no more."""
     statements, questions = [], []
-    for locker, held, entries in last_said(rng, windows, rng.sample(LOCKERS, difficulty), lambda _: GOODS, _entry):
-        statements += entries
+    for locker, entries in last_said(rng, windows, rng.sample(LOCKERS, difficulty), lambda _: GOODS, _entry):
+        *earlier, (held, fact) = entries
+        statements += [statement for _, statement in entries]
         cue = question(f"What does locker {locker} hold at the end?", f"Locker {locker} holds")
-        questions.append(Question(cue, f" {held}", entries[0], len(GOODS)))
+        questions.append(Question(cue, held, fact, len(GOODS), earlier=tuple(earlier)))
     return statements, questions
 
 

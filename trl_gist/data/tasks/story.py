@@ -47,22 +47,23 @@ def make(rng: random.Random, windows: int, difficulty: int) -> tuple[list[Statem
         moves, place = [], None
         for when in times:
             place = rng.choice([other for other in PLACES if other != place])
-            moves.append((place, Statement(when, f"{person} went to the {place}.")))
+            moves.append((f" {place}", Statement(when, f"{person} went to the {place}.")))
         statements += [statement for _, statement in moves]
-        questions.append(_where(person, *moves[-1]))
+        questions.append(_where(person, moves))
         if thing is not None:
             taken = Statement(rng.uniform(0, time if left else windows), f"{person} picked up the {thing}.")
             statements.append(taken)
             # It is there from then on, and leaving it changes nothing but where its bearer's next move takes it
-            questions.append(_where(f"the {thing}", *moves[-2 if left else -1], taken))
+            questions.append(_where(f"the {thing}", moves[:-1] if left else moves, taken))
         if left:
             statements.append(Statement(rng.uniform(time, times[-1]), f"{person} left the {thing} there."))
     return statements, questions
 
 
-def _where(who, place, fact, *others):
+def _where(who, moves, *others):
+    *earlier, (place, fact) = moves
     cue = question(f"Where is {who} at the end?", f"{who[0].upper()}{who[1:]} is in the")
-    return Question(cue, f" {place}", fact, len(PLACES), others)
+    return Question(cue, place, fact, len(PLACES), others, tuple(earlier))
 
 
 STORY = Task(make, frozenset({*PEOPLE, *PLACES, *THINGS}))
