@@ -16,8 +16,7 @@
 Does a gist of an article carry anything from window to window, if it is paid for what was said in earlier ones?
 
 Trains SmolLM2-135M-Instruct on walks over articles. Each window asks for facts and ends of sentences of all windows so far,
-and for what comes next. Of each context the summarizer imitates the gist that is worth most of some that rules cut: its
-last tokens, and with them its first ones, with which a rolling gist begins, or a passage.
+and for what comes next. The summarizer imitates a list of the names, numbers and dates that the text so far says most often.
 
 python -m research.corpus.prepare_corpus corpus
 python -m research.memory.articles memory/articles --corpus corpus
@@ -41,10 +40,12 @@ def long_articles(corpus: str, windows: int, count: int, seed: int) -> Dataset:
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_flags(parser, windows=3, contexts=6, num_generations=4)
+    add_flags(parser, windows=3, contexts=6, num_generations=2)
     parser.add_argument("--corpus", default="corpus", help="of `research.corpus.prepare_corpus` (default: corpus)")
     parser.add_argument(
-        "--cold_start_gists", default="passages", help="the rule whose gists are imitated (default: passages)"
+        "--cold_start_gists",
+        default="recurring_facts",
+        help="the rule whose gists are imitated (default: recurring_facts)",
     )
     args = parser.parse_args()
     quiet_console()
