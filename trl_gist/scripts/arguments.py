@@ -76,13 +76,13 @@ class TargetArguments:
     targets_per_context: int | None = None
     target_floor: float | str | None = None
     cue_length: int | None = None
-    far_offset: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateArguments(TargetArguments, HeldOutArguments):
     """Of `trl-gist evaluate`."""
 
+    far_offset: int | None = None
     max_windows_per_document: int | None = None
     max_windows: int | None = None
     last_k: list[int] | None = None
@@ -144,6 +144,7 @@ class DataArguments(TargetArguments, DocumentArguments):
     max_completion_length: int = 48
     gist_length_range: list[int] | None = None
     parse_special_tokens: bool = False
+    far_offset: int | None = None
     recall_age: list[float] | None = None
     max_windows: int = 64
     show: int = 3
