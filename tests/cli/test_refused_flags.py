@@ -113,5 +113,11 @@ def test_what_nothing_would_read_is_refused_before_models_load(command, flags, s
     assert said.replace("FILE", file) in capsys.readouterr().err
 
 
+def test_a_folder_has_no_revision(places, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        main(["compress", str(tmp_path), places["FILE"], "--revision", "main"])
+    assert "--revision (main) is of a repository on the Hub" in capsys.readouterr().err
+
+
 def test_difficulty_is_what_the_tasks_take():
     assert _MOST_FACTS == MOST_FACTS

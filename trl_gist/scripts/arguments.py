@@ -18,6 +18,7 @@ pair that every command's arguments name, loaded. Nothing heavy is imported at t
 names and defaults from here.
 """
 
+import os
 import typing
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -175,7 +176,12 @@ def _check_fields(arguments):
 
 
 def load_pair(args, pair: str | None = None, backend: str = "transformers") -> "GistCompactor":
-    """The pair of a command's arguments, or another one that is loaded as it is, but for the revision."""
+    """The pair of a command's arguments, or another one that is loaded as it is, but for the revision. Raises `ValueError` for
+    a revision of a folder, which has none."""
+    if args.revision is not None and os.path.isdir(args.pair):
+        raise ValueError(
+            f"--revision ({args.revision}) is of a repository on the Hub, and {args.pair} is a folder: leave it out."
+        )
     from ..inference.compactor import GistCompactor
 
     return GistCompactor.from_pretrained(
