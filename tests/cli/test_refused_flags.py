@@ -22,6 +22,7 @@ from tiny import make_documents
 from trl_gist.cli import main
 from trl_gist.cli.evaluate import _MOST_FACTS
 from trl_gist.data.tasks.base import MOST_FACTS
+from trl_gist.scripts.train import GistScriptArguments
 
 
 FACTS = ("--target_kinds", '{"fact": 1}')
@@ -111,6 +112,30 @@ def test_what_nothing_would_read_is_refused_before_models_load(command, flags, s
         main(argv)
     assert error.value.code == 2
     assert said.replace("FILE", file) in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"dataset_path": ["a.jsonl"], "dataset_config": "small"}, r"`dataset_config` \(small\) is of `dataset_name`"),
+        (
+            {"dataset_path": ["a.jsonl"], "dataset_train_split": "all"},
+            r"`dataset_train_split` \(all\) is of `dataset_name`",
+        ),
+        (
+            {"dataset_path": ["a.jsonl"], "dataset_test_split": "all"},
+            r"`dataset_test_split` \(all\) is of `dataset_name`",
+        ),
+        ({"dataset_name": "user/name", "encoding": "latin-1"}, r"`encoding` \(latin-1\) is of `dataset_path`"),
+        (
+            {"dataset_name": "user/name", "dataset_test_split": "all", "eval_documents": 3},
+            r"`dataset_test_split` \(all\) would not be followed: `eval_documents` \(3\)",
+        ),
+    ],
+)
+def test_training_refuses_what_its_documents_do_not_have(settings, said):
+    with pytest.raises(ValueError, match=said):
+        GistScriptArguments(**settings)
 
 
 def test_a_folder_has_no_revision(places, tmp_path, capsys):
