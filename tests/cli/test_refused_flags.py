@@ -34,6 +34,7 @@ REFUSED = {
             "`--target_kinds` has 'continuation', which is in no earlier chunk",
         ),
         ([*FACTS, "--far_offset", 9], "`--far_offset` is no setting"),
+        (["--target_kinds", "{}"], "must name kinds with their weights"),
         (["--cue_length", 9], "`--cue_length` (9) is of targets of the kind 'fact' or 'recall'"),
         (["--target_floor", "none"], "`--target_floor` (none) is of targets of earlier chunks"),
         (["--pairs", "tail=other"], "`--pairs` names a pair 'tail', which is taken"),

@@ -297,7 +297,7 @@ def kinds_of_targets(value: str) -> dict[str, float]:
         kinds = json.loads(value)
     except json.JSONDecodeError as error:
         raise argparse.ArgumentTypeError(f"must be JSON, as {_KINDS}, got {value!r}: {error}") from error
-    if not isinstance(kinds, dict) or not all(type(weight) in (int, float) for weight in kinds.values()):
+    if not isinstance(kinds, dict) or not kinds or not all(type(weight) in (int, float) for weight in kinds.values()):
         raise argparse.ArgumentTypeError(f"must name kinds with their weights, as {_KINDS}, got {value!r}")
     return kinds
 
