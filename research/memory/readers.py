@@ -23,6 +23,7 @@ python -m research.memory.readers memory/facts-2 --readers gemma-3-270m --image 
 """
 
 import argparse
+from collections.abc import Iterable
 from pathlib import Path
 
 from trl_gist.common.statistics import mean_and_error, with_error
@@ -59,6 +60,20 @@ def rows_of(folders: list[Path]) -> list[dict]:
         for place, folder in enumerate(folders)
         for row in read_rows(folder)
     ]
+
+
+def right_answers(rows: list[dict], arms: Iterable[str]) -> dict[str, list[bool]]:
+    """Whether each question was answered rightly, of those who were asked any. Raises `ValueError` for who was not asked all:
+    the others are compared with it question by question."""
+    questions = [one["right"] for row in rows for one in row["questions"]]
+    right = {arm: [one[arm] for one in questions if arm in one] for arm in arms}
+    for arm, own in right.items():
+        if 0 < len(own) < len(questions):
+            raise ValueError(
+                f"{arm!r} was asked {len(own)} of {len(questions)} questions: give folders of the same pairs, and of texts "
+                "that the teacher has positions for."
+            )
+    return {arm: own for arm, own in right.items() if own}
 
 
 def load_reader(checkpoint: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -181,11 +196,7 @@ def main():
     quiet_console()
     rows, others = rows_of(args.folders), list(read_measures(args.folders[0])["pairs"])
     arms = ARMS | {name: f"{name.replace('_', ' ')}: rolling gist" for name in others}
-    right = {
-        arm: [one["right"].get(arm, False) for row in rows for one in row["questions"]]
-        for arm in arms
-        if any(arm in one["right"] for row in rows for one in row["questions"])
-    }
+    right = right_answers(rows, arms)
     labelled = {arms[arm]: own for arm, own in right.items()}
     print(*table(rows, labelled), "", *ahead_table(rows, labelled, [arms[arm] for arm in args.walks]), sep="\n")
     if args.readers:

@@ -57,7 +57,8 @@ def main():
     teacher = load_teacher(compactor)
     length = compactor.pair.tail_length
     rows = one_window_each(compactor, args.dataset, args.split, args.documents)
-    summarizer = ExtractiveSummarizer("passages", (row["context_ids"] for row in rows))
+    contexts = (row["context_ids"] for row in rows)
+    summarizer = ExtractiveSummarizer("passages", contexts, tokenizer=compactor.tokenizer)
     gists = {"tail": [summarizer.gist(row, length, "keywords", 0) for row in rows]}
     gists |= {
         f"{kind}, {round(share * length)} of {length} tokens": [

@@ -671,11 +671,11 @@ def test_evaluate_refuses_kinds_that_it_cannot_measure(workspace, pair, pair_of_
     argv = ["evaluate", pair_of_facts, *argv]
     assert "`last_k` ([8]) cannot be varied" in fails(*argv, *KINDS, "--last_k", 8)
     assert "'answer', which no rule makes" in fails(*argv, "--target_kinds", '{"answer": 1}')
-    example = """'{"fact": 3, "recall": 1, "continuation": 1}'"""
+    example = """'{"fact": 3, "recall": 1}'"""
     assert f"must be JSON, as {example}, got 'fact'" in fails(*argv, "--target_kinds", "fact")
     assert f"must name kinds with their weights, as {example}" in fails(*argv, "--target_kinds", '["fact"]')
     for flag in ("--targets_per_context", "--cue_length", "--far_offset"):
-        assert f"`{flag}` (3) is of several kinds" in fails(*argv, flag, 3)
+        assert f"`{flag}` (3) is of targets of the kind" in fails(*argv, flag, 3)
     assert "`cue_length` must be at least 2, got 1" in fails(*argv, *KINDS, "--cue_length", 1)
     assert not (tmp_path / "out").exists()
     evaluate(pair_of_facts, workspace / "documents.jsonl", tmp_path / "out", *argv[4:6], "--max_windows", 1, *KINDS)

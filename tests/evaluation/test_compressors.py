@@ -256,7 +256,7 @@ def test_the_cold_start_and_the_compressors_have_one_rule(tokenizer, contexts):
         "mixed": Keywords(tokenizer, rarity, share=0.5),
     }.items():
         # Of a group, the last gist of "mixed" is the one that is half keywords
-        gist = ExtractiveSummarizer(rule, contexts).gists(window, [10, 10])[-1]
+        gist = ExtractiveSummarizer(rule, contexts, tokenizer=tokenizer).gists(window, [10, 10])[-1]
         assert compressor.compress([context], [10]) == [gist], rule
 
 

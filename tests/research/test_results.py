@@ -18,7 +18,7 @@ import json
 
 import pytest
 
-from research.memory.readers import ahead_table, rows_of, table
+from research.memory.readers import ahead_table, right_answers, rows_of, table
 from research.memory.readers import plot as plot_ages
 from research.results.frozen_readers import KINDS, plot, print_tables, shares
 from research.results.gallery import gallery
@@ -75,6 +75,18 @@ def test_right_answers_are_counted_by_age_with_errors_over_texts():
     assert walks == "| walks | 1, 50 ± 50% | 2, 100 ± 0% | 3, 75 ± 25% |"
     (axis,) = plot_ages(rows, right, {"walks": "black"}).axes
     assert [tick.get_text() for tick in axis.get_xticklabels()] == ["0-1", "4-7"]
+
+
+def test_who_was_not_asked_all_questions_is_no_wrong_answer():
+    asked = {"pair": [True, False], "full": [True]}
+    rows = [
+        {"questions": [{"right": {arm: own[place] for arm, own in asked.items() if place < len(own)}}]}
+        for place in (0, 1)
+    ]
+    assert right_answers(rows, ["pair", "other"]) == {"pair": [True, False]}
+    assert right_answers(rows[:1], ["full"]) == {"full": [True]}
+    with pytest.raises(ValueError, match="'full' was asked 1 of 2 questions: give folders of the same pairs"):
+        right_answers(rows, ["pair", "full"])
 
 
 def test_pairs_are_held_against_others_by_question(tmp_path):

@@ -15,15 +15,26 @@
 """The cold start: gists cut by a rule, and the loss under which S imitates them."""
 
 import math
+import re
 
 import pytest
 import torch
 from checks import moved, snapshot
 from datasets import Dataset
-from tiny import make_model
+from tiny import make_model, make_tokenizer
+from tokenizers import pre_tokenizers
 
+from trl_gist.common.tokens import Spelled
 from trl_gist.evaluation.compressors import SurprisingFacts
-from trl_gist.scoring.extraction import TokenRarity, fact_list, keywords_and_tail, passage_and_tail
+from trl_gist.scoring.extraction import (
+    TokenRarity,
+    answering_sentences,
+    fact_list,
+    kept_apart,
+    keywords_and_tail,
+    passage_and_tail,
+    surprising_facts,
+)
 from trl_gist.trainer.advantages import best_of_group
 from trl_gist.trainer.cold_start import ExtractiveSummarizer
 from trl_gist.trainer.config_checks import EXTRACTIVE_RULES
@@ -43,26 +54,26 @@ def test_a_question_hides_nothing_of_its_passage():
     assert ExtractiveSummarizer("tail").gists(window, [3]) == [[14, 15, 16]]
 
 
-def test_keywords_are_the_rare_tokens_once_in_their_order():
+def test_keywords_are_the_rare_tokens_once_in_their_order(tokenizer):
     # 10 is in every context and 13, 14 in most; 11 and 12 only here
     scores = TokenRarity([[10, 13], [10, 14], [10, 13, 14]]).tf_idf(CONTEXT)
-    assert keywords_and_tail(CONTEXT, scores, 2, share=1.0) == [1, 2]
+    assert keywords_and_tail(tokenizer, CONTEXT, scores, 2, share=1.0) == [1, 2]
     assert scores[1] == pytest.approx(math.log(4 / 1)) and scores[4] == pytest.approx(math.log(4 / 3))
     assert scores[0] == pytest.approx(2 * math.log(4 / 4))  # it comes twice, and everywhere
 
 
-def test_a_group_ranges_from_all_tail_to_half_keywords():
-    summarizer = ExtractiveSummarizer("mixed", [[10, 13], [10, 14], [10, 13, 14]])
+def test_a_group_ranges_from_all_tail_to_half_keywords(tokenizer):
+    summarizer = ExtractiveSummarizer("mixed", [[10, 13], [10, 14], [10, 13, 14]], tokenizer=tokenizer)
     gists = summarizer.gists(WINDOW, [4, 4, 4])
     assert gists[0] == [12, 10, 13, 14]
     assert gists[2] == [11, 12, 13, 14]
     assert [len(gist) for gist in gists] == [4, 4, 4]
 
 
-def test_passages_are_by_turns_keywords_the_beginning_and_what_is_nearest_to_l():
-    """The middle of the context comes again in L; of the keywords, 10 is the rarest, as it comes twice."""
-    context_ids, last_k_ids = [10, *range(11, 25), 10, *range(26, 30)], [20, 21, 5]
-    summarizer = ExtractiveSummarizer("passages", [[10], [11], [12]])
+def test_passages_are_by_turns_keywords_the_beginning_and_what_is_nearest_to_l(tokenizer):
+    """The middle of the context comes again in L; of the keywords, 40 is the rarest, as it comes twice."""
+    context_ids, last_k_ids = [40, *range(41, 55), 40, *range(56, 60)], [50, 51, 35]
+    summarizer = ExtractiveSummarizer("passages", [[40], [41], [42]], tokenizer=tokenizer)
     largest = {}
     for first in (100, 101, 102):  # the context says whose turn it is
         window = {"context_ids": [first, *context_ids, *last_k_ids], "last_k_ids": last_k_ids}
@@ -72,26 +83,30 @@ def test_passages_are_by_turns_keywords_the_beginning_and_what_is_nearest_to_l()
         assert gists[2][4:] == context_ids[-4:]
         largest[(2 + sum([first, *context_ids])) % 3] = (first, gists[2][:4])
     first, keywords = largest[0]
-    assert keywords == [first, 10, 13, 14]
+    assert keywords == [first, 40, 43, 44]
     first, beginning = largest[1]
-    assert beginning == [first, 10, 11, 12]
+    assert beginning == [first, 40, 41, 42]
     _, passage = largest[2]
-    assert passage == [18, 19, 20, 21]
+    assert passage == [48, 49, 50, 51]
 
 
-def test_a_passage_is_the_best_run_before_the_tail():
+def test_a_passage_is_the_best_run_before_the_tail(tokenizer):
+    def kept(scores, length):
+        return passage_and_tail(tokenizer, CONTEXT[: len(scores)], scores, length, 0.5)
+
     # The tail is no part of the choice: [5, 9] would be the best run with it, [0, 9] ends in it
-    assert passage_and_tail([0, 1, 5, 5, 0, 5, 9, 9], 4, 0.5) == [2, 3, 6, 7]
-    assert passage_and_tail([0, 1, 5, 5, 2, 9, 0, 9], 4, 0.5) == [4, 5, 6, 7]
-    assert passage_and_tail([0.0] * 8, 4, 0.5) == [0, 1, 6, 7]
-    assert passage_and_tail([1, 1, 1], 10, 0.5) == [0, 1, 2]
+    assert kept([0, 1, 5, 5, 0, 5, 9, 9], 4) == [2, 3, 6, 7]
+    assert kept([0, 1, 5, 5, 2, 9, 0, 9], 4) == [4, 5, 6, 7]
+    assert kept([0.0] * 8, 4) == [0, 1, 6, 7]
+    assert kept([1, 1, 1], 10) == [0, 1, 2]
 
 
-def test_a_gist_is_no_longer_than_its_context():
+def test_a_gist_is_no_longer_than_its_context(tokenizer):
     for rule in ("tail", "mixed", "passages"):
-        assert all(len(gist) <= 6 for gist in ExtractiveSummarizer(rule).gists(WINDOW, [50, 50]))
+        summarizer = ExtractiveSummarizer(rule, [CONTEXT], tokenizer=tokenizer)
+        assert all(len(gist) <= 6 for gist in summarizer.gists(WINDOW, [50, 50]))
         nothing_before_l = {"context_ids": [15, 16], "last_k_ids": [15, 16]}
-        assert ExtractiveSummarizer(rule, [CONTEXT]).gists(nothing_before_l, [5, 5]) == [[], []]
+        assert summarizer.gists(nothing_before_l, [5, 5]) == [[], []]
 
 
 def test_facts_are_the_first_ones_or_some_in_their_order(tokenizer):
@@ -207,13 +222,100 @@ def test_answers_are_the_sentences_that_hold_what_is_asked(tokenizer):
     assert sentences(tea, snow) == "and the king met John Snow.\nThe price of tea is 46.", "an old answer is dropped"
 
 
+# ---- Numbers side by side ----
+
+# Each of one digit, so that a number of two digits is none of the text
+NUMBERS = "In 1,111 days 22 men sold 3.33 pumps (444–555) to cities 6.\n77 men bought 888"
+
+
+@pytest.fixture(scope="module")
+def of_digits():
+    """A tokenizer to which each digit is a token, and so is the space before a number, as SmolLM2's."""
+    tokenizer = make_tokenizer()
+    steps = pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence([*steps])
+    return tokenizer
+
+
+def signs_of(tokenizer, ids):
+    spelled = Spelled(tokenizer, ids)
+    return [spelled.text[start:end] for start, end in zip(spelled.starts, spelled.ends, strict=True)]
+
+
+def mixed(text):
+    """Its numbers that are made of several."""
+    return [number for number in re.findall(r"\d[\d.,]*", text) if len({*number} - {*".,"}) > 1]
+
+
+def test_digits_of_two_numbers_do_not_meet_and_no_gist_is_longer_for_it(of_digits):
+    ids = of_digits(NUMBERS)["input_ids"]
+    signs = signs_of(of_digits, ids)
+    ranked = [place for place, sign in enumerate(signs) if re.fullmatch(r"[\d.,]", sign)]
+    assert "".join(signs[place] for place in ranked) == "1,111223.334445556.77888"
+    gists = [[ids[place] for place in kept_apart(of_digits, ids, ranked, n)] for n in range(40)]
+    assert all(len(gist) <= n for n, gist in enumerate(gists))
+    said = [of_digits.decode(gist) for gist in gists]
+    assert said[39] == "1,111 22 3.33(444–555 6.\n77 888" and not any(map(mixed, said))
+    # What has no room beside the space before it gives way to what needs none
+    assert said[5:9] == ["1,111", "1,111.", "1,111 2", "1,111 22"]
+
+
+def test_points_and_commas_of_other_numbers_part_none(of_digits):
+    ids = of_digits("He paid 500631 for 1,000 pumps, and 2,000 or 2347.")["input_ids"]
+    signs = signs_of(of_digits, ids)
+    last = len(signs) - 1 - signs[::-1].index("2")
+    commas = [place for place, sign in enumerate(signs) if sign == "," and signs[place + 1] == "0"]
+    ranked = [*range(signs.index("5"), signs.index("5") + 6), *commas, *range(last, last + 4)]
+    assert "".join(signs[place] for place in ranked) == "500631,,2347"
+    assert of_digits.decode([ids[place] for place in kept_apart(of_digits, ids, ranked, 13)]) == "500631,, 2347"
+
+
+def test_where_no_numbers_meet_a_gist_is_of_the_best_ranked(of_digits):
+    ids = of_digits(NUMBERS)["input_ids"]
+    words = [place for place, sign in enumerate(signs_of(of_digits, ids)) if not sign.isdecimal()]
+    for ranked in (words, words[::-1], range(len(ids))):
+        for n in range(len(ids)):
+            assert kept_apart(of_digits, ids, ranked, n) == sorted(ranked[:n])
+
+
+@pytest.fixture(scope="module")
+def writers(of_digits):
+    """Each rule's gist of so many tokens of the text."""
+    ids = of_digits(NUMBERS)["input_ids"]
+    of_numbers = [float(sign.isdecimal()) for sign in signs_of(of_digits, ids)]
+    model, rarity = make_model(of_digits), TokenRarity([[40], [41]])
+    asked = [{"cue_ids": [], "target_ids": of_digits(text)["input_ids"]} for text in (" 6", " 888")]
+
+    def at(places):
+        return [ids[place] for place in places]
+
+    return {
+        "surprising facts": lambda n: surprising_facts(model, of_digits, [ids], [n], rarity)[0],
+        "facts": lambda n: fact_list(of_digits, ids, n),
+        "answers": lambda n: answering_sentences(of_digits, ids, asked, n),
+        "keywords": lambda n: at(keywords_and_tail(of_digits, ids, of_numbers, n, 1.0)),
+        "keywords and tail": lambda n: at(keywords_and_tail(of_digits, ids, of_numbers, n, 0.5)),
+        "passage and tail": lambda n: at(passage_and_tail(of_digits, ids, of_numbers, n, 0.5)),
+    }
+
+
+@pytest.mark.parametrize(
+    "rule", ["surprising facts", "facts", "answers", "keywords", "keywords and tail", "passage and tail"]
+)
+def test_no_rule_makes_one_number_of_two(of_digits, writers, rule):
+    for n in range(30 if "tail" in rule else 70):
+        gist = writers[rule](n)
+        assert not mixed(of_digits.decode(gist))
+        assert len(gist) == n if "tail" in rule else len(gist) <= n
+
+
 @pytest.mark.parametrize("rule", [rule for rule in EXTRACTIVE_RULES if "facts" not in rule and rule != "answers"])
 def test_no_rule_takes_a_special_token(tokenizer, rule):
     """Nor does it take fewer tokens for it; what is left is what it takes of a context without them."""
     special = frozenset(tokenizer.all_special_ids)
     plain, last_k_ids = list(range(30, 60)), [60, 61]
     marked = [token for index, token in enumerate(plain) for token in (sorted(special)[index % len(special)], token)]
-    summarizer = ExtractiveSummarizer(rule, [[40], [50]], special)
+    summarizer = ExtractiveSummarizer(rule, [[40], [50]], special, tokenizer)
     for first in (70, 71, 72):  # with "passages" the context says whose turn it is
         window = {"context_ids": [*marked, first, *last_k_ids], "last_k_ids": last_k_ids}
         for gist in summarizer.gists(window, [10, 10, 10]):

@@ -65,6 +65,9 @@ def run(args: argparse.Namespace):
     if args.certify and not args.json:
         raise ValueError("--certify measures what only --json prints: add --json.")
     check_backend(args, "certify", "search")
+    from ..inference.keep import parse_keep
+
+    parse_keep(args.keep)
     batch_size = args.batch_size or BACKENDS[args.backend]
     settings = {"last_k": args.last_k, "keep": args.keep, "certify": args.certify, "search": args.search}
     pair = load_pair(args, backend=args.backend)

@@ -17,7 +17,19 @@
 import argparse
 
 from ..scripts.arguments import DataArguments
-from .flags import add_batch_size, add_loading, add_reading, add_recall_age, add_targets, positive, whole
+from .flags import (
+    add_batch_size,
+    add_loading,
+    add_reading,
+    add_recall_age,
+    add_targets,
+    check_reading,
+    positive,
+    whole,
+)
+
+
+_OF_THE_TEACHER = ("teacher_name_or_path", "device", "dtype", "batch_size", "target_floor")
 
 
 def add_parser(commands):
@@ -108,4 +120,13 @@ def run(args: argparse.Namespace):
     given = {name: value for name, value in given.items() if not (value is None or value is False or value == [])}
     if args.dataset:
         values["only_files"] = False
-    show_data(DataArguments(**{**values, **given}))
+    arguments = DataArguments(**{**values, **given})
+    for name in _OF_THE_TEACHER if args.no_teacher else ():
+        if name in given:
+            raise ValueError(f"--{name} is of the teacher, and --no_teacher loads none: leave one of the two out.")
+    if "max_completion_length" in given and arguments.windows_per_document == 1:
+        raise ValueError(
+            "--max_completion_length is of walks, whose contexts hold a gist: raise --windows_per_document."
+        )
+    check_reading(args, arguments.dataset, arguments.only_files)
+    show_data(arguments)

@@ -25,6 +25,7 @@ from .flags import (
     add_targets,
     as_dataclass,
     check_installed,
+    check_reading,
     positive,
 )
 
@@ -54,7 +55,7 @@ def add_parser(commands):
         help="join documents, in their order, into streams of N windows, for lengths beyond every document",
     )
     targets = parser.add_argument_group("also ask every window for what was said in earlier ones")
-    add_targets(targets)
+    add_targets(targets, of_earlier=True)
     add_recall_age(targets, "the window's own chunk and the four before it, alike")
     add_output(parser, "PAIR/distance")
     parser.set_defaults(run=run)
@@ -62,6 +63,7 @@ def add_parser(commands):
 
 def run(args: argparse.Namespace):
     check_installed("matplotlib", purpose="which draws the curves", extra="eval")
+    check_reading(args, args.dataset)
     from ..scripts.distance import measure_distance
 
     measure_distance(as_dataclass(DistanceArguments, args))

@@ -18,10 +18,21 @@ import argparse
 import dataclasses
 
 from ..scripts.arguments import DEFAULT_COMPRESSORS, EvaluateArguments, TasksArguments
-from .flags import add_documents, add_output, add_pair, add_targets, as_dataclass, check_installed, positive, whole
+from .flags import (
+    add_documents,
+    add_output,
+    add_pair,
+    add_targets,
+    as_dataclass,
+    check_installed,
+    check_reading,
+    positive,
+    whole,
+)
 
 
-_OF_DOCUMENTS = ("dataset_config", "split", "streaming", "text_column", "max_documents")
+_OF_DOCUMENTS = ("dataset_config", "split", "streaming", "text_column", "encoding", "max_documents")
+_MOST_FACTS = 16  # `data.tasks.base.MOST_FACTS`, which imports datasets
 
 
 def add_parser(commands):
@@ -62,7 +73,7 @@ def add_parser(commands):
     )
     for name, kind, text in (
         ("texts", positive, "texts of each task and length"),
-        ("difficulty", positive, "facts in a text, 1 to 16"),
+        ("difficulty", whole(1, _MOST_FACTS), f"facts in a text, 1 to {_MOST_FACTS}"),
         ("seed", whole(least=0), "of the texts"),
     ):
         default = getattr(TasksArguments, name)
@@ -138,6 +149,8 @@ def run(args: argparse.Namespace):
             raise ValueError(f"--{others[0]} does not go with --tasks, which asks for facts in texts of its own.")
         if args.dataset is None and (of_documents := [name for name in _OF_DOCUMENTS if _is_given(args, name)]):
             raise ValueError(f"--{of_documents[0]} is of documents that stand between the facts: add --dataset.")
+        if args.dataset is not None:
+            check_reading(args, args.dataset)
         check_installed("matplotlib", purpose="which draws the curves", extra="eval")
         from ..scripts.tasks import measure_tasks
 
@@ -148,6 +161,7 @@ def run(args: argparse.Namespace):
     check_installed("matplotlib", purpose="which draws the curves", extra="eval")
     if others := _given(args, TasksArguments, EvaluateArguments):
         raise ValueError(f"--{others[0]} is for facts that a session is asked for: add --tasks.")
+    check_reading(args, args.dataset)
     from ..scripts.evaluate import evaluate
 
     evaluate(as_dataclass(EvaluateArguments, args))

@@ -32,7 +32,7 @@ from ..common.files import open_to_read
 from ..scripts.arguments import HeldOutArguments
 
 
-_KINDS = """'{"fact": 3, "recall": 1, "continuation": 1}'"""
+_KINDS = """'{"fact": 3, "recall": 1}'"""
 
 
 def whole(least: int, most: int | None = None) -> Callable[[str], int]:
@@ -98,9 +98,8 @@ def check_backend(args: argparse.Namespace, *flags: str):
 
 
 def add_batch_size(parser: argparse.ArgumentParser, default: int):
-    parser.add_argument(
-        "--batch_size", type=positive, default=default, metavar="N", help="rows in one forward (default: %(default)s)"
-    )
+    """It is `None` where it is not given; `default` is said in the help."""
+    parser.add_argument("--batch_size", type=positive, metavar="N", help=f"rows in one forward (default: {default})")
 
 
 def add_file(
@@ -220,14 +219,37 @@ def add_reading(parser: argparse.ArgumentParser, split: str):
     )
 
 
-def add_targets(parser: argparse.ArgumentParser):
-    """Of several targets of a window, by training's names."""
+def check_reading(args: argparse.Namespace, dataset: list[str], only_files: bool = False):
+    """Raises `ValueError` for flags of [`add_reading`] that nothing reads: of the Hub where documents are files, and of files
+    where they are the Hub's."""
+    from ..data.documents import has_splits
+
+    names = " ".join(dataset)
+    if has_splits(dataset if only_files or len(dataset) > 1 else dataset[0]):
+        if args.encoding is not None:
+            raise ValueError(
+                f"--encoding ({args.encoding}) is of plain files, and {names} is a dataset: leave it out."
+            )
+        return
+    for name, none in (("dataset_config", None), ("split", "train")):  # as which `datasets` takes files
+        if getattr(args, name) not in (None, none):
+            raise ValueError(
+                f"--{name} ({getattr(args, name)}) is of a dataset on the Hub, or of a folder laid out as one, and {names} is "
+                "plain files: leave it out."
+            )
+
+
+def add_targets(parser: argparse.ArgumentParser, of_earlier: bool = False):
+    """Of several targets of a window, by training's names; `of_earlier`: of a walk's earlier chunks alone."""
+    kinds, default = (
+        ("fact, recall", "none") if of_earlier else ("continuation, fact, recall, far", "the continuation alone")
+    )
     parser.add_argument(
         "--target_kinds",
         type=kinds_of_targets,
         metavar="JSON",
-        help="kinds of targets that every window is asked for (continuation, fact, recall, far), with their weights, as of "
-        f"training: {_KINDS} (default: the continuation alone)",
+        help=f"kinds of targets that every window is asked for ({kinds}), with their weights, as of training: {_KINDS} "
+        f"(default: {default})",
     )
     parser.add_argument(
         "--targets_per_context",
@@ -249,6 +271,8 @@ def add_targets(parser: argparse.ArgumentParser):
         help="with --target_kinds: tokens before a fact that are read, at most, and half as many of a sentence "
         "(default: 12)",
     )
+    if of_earlier:
+        return
     parser.add_argument(
         "--far_offset",
         type=positive,
@@ -273,7 +297,7 @@ def kinds_of_targets(value: str) -> dict[str, float]:
         kinds = json.loads(value)
     except json.JSONDecodeError as error:
         raise argparse.ArgumentTypeError(f"must be JSON, as {_KINDS}, got {value!r}: {error}") from error
-    if not isinstance(kinds, dict) or not all(type(weight) in (int, float) for weight in kinds.values()):
+    if not isinstance(kinds, dict) or not kinds or not all(type(weight) in (int, float) for weight in kinds.values()):
         raise argparse.ArgumentTypeError(f"must name kinds with their weights, as {_KINDS}, got {value!r}")
     return kinds
 

@@ -48,22 +48,26 @@ def add_parser(commands):
     add_window(parser)
     for name, text in (
         ("chat_window", "most tokens that the generator reads of a chat (default: all it can)"),
-        ("max_new_tokens", "that a request may ask for (default: %(default)s)"),
-        ("max_context_tokens", "of a prompt, a chat or the texts to compress (default: %(default)s)"),
-        ("max_body_bytes", "of a request (default: %(default)s)"),
-        ("max_requests", "answered or waiting at one time (default: %(default)s)"),
-        ("max_batch_size", "texts that go through the models together; vLLM decides by itself (default: %(default)s)"),
-        ("max_batch_tokens", "of these, padding and what is written included; likewise (default: %(default)s)"),
-        ("request_seconds", "that a request may take, waiting included (default: %(default)s)"),
+        ("max_new_tokens", "that a request may ask for"),
+        ("max_context_tokens", "of a prompt, a chat or the texts to compress"),
+        ("max_body_bytes", "of a request"),
+        ("max_requests", "answered or waiting at one time"),
+        ("max_batch_size", "texts that go through the models together; vLLM decides by itself"),
+        ("max_batch_tokens", "of these, padding and what is written included; likewise"),
+        ("request_seconds", "that a request may take, waiting included"),
     ):
         default = getattr(ServingConfig, name)
-        parser.add_argument(f"--{name}", type=positive, default=default, metavar="N", help=text)
+        more = "" if default is None else f" (default: {default})"
+        parser.add_argument(f"--{name}", type=positive, metavar="N", help=text + more)
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace):
     packages = ("starlette", "pydantic", "uvicorn", "prometheus_client")
     check_installed(*packages, purpose="which the server needs", extra="serve")
+    for flag in ("max_batch_size", "max_batch_tokens"):
+        if args.backend == "vllm" and getattr(args, flag) is not None:
+            raise ValueError(f"--{flag} is of --backend transformers, and vLLM decides by itself: leave it out.")
     from ..scripts.serve import serve
 
     name = args.served_name or os.path.basename(os.path.abspath(args.pair))  # of "." too

@@ -130,6 +130,11 @@ def load_documents(
     return dataset.remove_columns([name for name in columns if name == "text"]).rename_column(text_column, "text")
 
 
+def has_splits(source: str | PathLike | Sequence[str | PathLike]) -> bool:
+    """Whether [`load_documents`] reads a dataset on the Hub, or a folder laid out as one, and no other files."""
+    return isinstance(source, str) and (_may_be_on_hub(source) or bool(_splits(Path(source), None)))
+
+
 def datasets_on_hub(source: str | PathLike | Sequence[str | PathLike]) -> list[str]:
     """Names of the datasets on the Hub that [`load_documents`] reads of a source: none of files of this machine, or of
     other stores."""

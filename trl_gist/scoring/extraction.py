@@ -12,7 +12,13 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""What rules cut out of a context: rare tokens, surprising ones, facts, passages, and the tail beside them."""
+"""
+What rules cut out of a context: rare tokens, surprising ones, facts, passages, and the tail beside them.
+
+Pieces of one text stand side by side in a gist, and the digits of two numbers would be those of a third: where each digit is
+a token, as of SmolLM2, so is the space before a number, and a rule may leave it out. What parts them in the text is then
+kept too, within the gist's length ([`kept_apart`]).
+"""
 
 import itertools
 import math
@@ -26,7 +32,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from ..common.text_units import Units
-from ..common.tokens import characters_of
+from ..common.tokens import Spelled, characters_of
 from ..data.targets import fact_spans, sentence_spans
 from ..models.lm_head import token_log_probs
 from ..models.roles import backbone_of, base_of
@@ -97,6 +103,56 @@ def surprisals(
     return surprisals_N
 
 
+def kept_apart(tokenizer: PreTrainedTokenizerBase, ids: list[int], ranked: Iterable[int], length: int) -> list[int]:
+    """
+    Which tokens of a text a gist keeps, of those that a rule finds the best, so that numbers stay apart.
+
+    Args:
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
+            Of the ids.
+        ids (`list[int]`):
+            The text.
+        ranked (`Iterable[int]`):
+            Their positions, the best first.
+        length (`int`):
+            The most tokens of the gist.
+
+    Returns:
+        `list[int]`: Positions in order. Unless digits of two numbers would meet, the first `length` that are ranked. Else
+        also the last character between them in the text that is no part of a number, and in its room fewer of the others.
+    """
+    spelled, ranked = Spelled(tokenizer, ids), iter(ranked)
+    best = list(itertools.islice(ranked, length))
+    if len(gist := with_breaks(spelled, best)) <= length:
+        return gist
+    kept, gist = [], []
+    for place in itertools.chain(best, ranked):
+        if len(gist) == length:
+            break
+        if len(more := with_breaks(spelled, [*kept, place])) <= length:
+            kept, gist = [*kept, place], more
+    return gist
+
+
+def with_breaks(spelled: Spelled, places: Iterable[int]) -> list[int]:
+    """Positions of a text's tokens in order, and those of the characters that [`kept_apart`] keeps between numbers."""
+    places, end = set(places), None  # of the last digit, if only points and commas have followed it
+    for place in sorted(places):
+        for at in range(spelled.starts[place], spelled.ends[place]):
+            if spelled.text[at].isdecimal():
+                since = range(at if end is None else end, at)
+                for sign in [between for between in since if not _of_number(spelled.text[between])][-1:]:
+                    places |= {*range(spelled.first[sign], spelled.last[sign] + 1)}
+                end = at + 1
+            elif not _of_number(spelled.text[at]):
+                end = None
+    return sorted(places)
+
+
+def _of_number(sign):
+    return sign.isdecimal() or sign in ".,"
+
+
 def each_once(tokenizer: PreTrainedTokenizerBase, ids: list[int], spans: list[tuple[int, int]]) -> list[range]:
     """Positions of each of a text's facts, of [`fact_spans`], where it comes first, whatever its case."""
     facts = {}
@@ -150,14 +206,20 @@ def surprising_facts(
     gists = []
     for ids, facts, said, length in zip(contexts, facts_D, said_D, lengths, strict=True):
         value = {place: v for fact in facts for place, v in zip(fact, next(surprise)[-len(fact) :], strict=True)}
-        kept = sorted(value, key=lambda place: -value[place])[:length]
-        scores, taken = rarity.tf_idf(ids), {ids[place] for place in kept}
-        for place in sorted(set(range(len(ids))) - said, key=lambda place: -scores[place]):
-            if len(kept) < length and ids[place] not in taken and any(map(str.isalnum, tokenizer.decode(ids[place]))):
-                taken.add(ids[place])
-                kept.append(place)
-        gists.append(characters_of(tokenizer).whole([ids[place] for place in sorted(kept)]))
+        others = _rare_words(tokenizer, ids, rarity, set(range(len(ids))) - said, {ids[place] for place in value})
+        ranked = itertools.chain(sorted(value, key=lambda place: -value[place]), others)
+        kept = kept_apart(tokenizer, ids, ranked, length)
+        gists.append(characters_of(tokenizer).whole([ids[place] for place in kept]))
     return gists
+
+
+def _rare_words(tokenizer, ids, rarity, places, taken):
+    """Positions of words among some, the rarest first, each once, and none of tokens that are taken."""
+    scores = rarity.tf_idf(ids)
+    for place in sorted(places, key=lambda place: -scores[place]):
+        if ids[place] not in taken and any(map(str.isalnum, tokenizer.decode(ids[place]))):
+            taken.add(ids[place])
+            yield place
 
 
 def answering_sentences(
@@ -202,11 +264,15 @@ def answering_sentences(
     return gist[: characters_of(tokenizer).cut(gist, length)]
 
 
-def keywords_and_tail(token_ids: list[int], scores_T: list[float], length: int, share: float) -> list[int]:
+def keywords_and_tail(
+    tokenizer: PreTrainedTokenizerBase, token_ids: list[int], scores_T: list[float], length: int, share: float
+) -> list[int]:
     """
     Positions of the tokens of a gist that is part keywords, part tail.
 
     Args:
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
+            Of the ids.
         token_ids (`list[int]`):
             The context.
         scores_T (`list[float]`):
@@ -221,15 +287,21 @@ def keywords_and_tail(token_ids: list[int], scores_T: list[float], length: int, 
     first = {}
     for position in range(rest):
         first.setdefault(token_ids[position], position)
-    keywords = sorted(first.values(), key=lambda position: -scores_T[position])[: length - tail]
-    return [*sorted(keywords), *range(rest, len(token_ids))]
+    keywords = sorted(first.values(), key=lambda position: -scores_T[position])
+    return kept_apart(tokenizer, token_ids, [*range(rest, len(token_ids)), *keywords], length)
 
 
-def passage_and_tail(scores_T: list[float], length: int, share: float) -> list[int]:
+def passage_and_tail(
+    tokenizer: PreTrainedTokenizerBase, token_ids: list[int], scores_T: list[float], length: int, share: float
+) -> list[int]:
     """
     Positions of the tokens of a gist that is part passage, part tail.
 
     Args:
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
+            Of the ids.
+        token_ids (`list[int]`):
+            The context.
         scores_T (`list[float]`):
             How much each token of the context is worth.
         length (`int`):
@@ -243,14 +315,17 @@ def passage_and_tail(scores_T: list[float], length: int, share: float) -> list[i
     size = min(length - tail, rest)
     sums = list(itertools.accumulate(scores_T, initial=0.0))
     start = max(range(rest - size + 1), key=lambda start: sums[start + size] - sums[start])
-    return [*range(start, start + size), *range(rest, len(scores_T))]
+    # What is before the passage, if numbers that stand apart leave room for it
+    ranked = [*range(rest, len(scores_T)), *range(start, start + size), *reversed(range(start))]
+    return kept_apart(tokenizer, token_ids, ranked, length)
 
 
 def fact_list(
     tokenizer: PreTrainedTokenizerBase, ids: list[int], length: int, draw: random.Random | None = None
 ) -> list[int]:
     """
-    A gist cut by rule: a text's facts from its start, each once, whatever its case, with commas between them.
+    A gist cut by rule: a text's facts from its start, each once, whatever its case, with commas between them. A comma
+    between two numbers without a space would make them one: there stands what is before the second in the text.
 
     Args:
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
@@ -271,7 +346,10 @@ def fact_list(
         if room > 0:
             room -= len(facts[place]) + len(comma)
             listed.append(place)
-    gist = _joined(ids, [facts[place] for place in sorted(listed)], comma)
+    listed = [facts[place] for place in sorted(listed)]
+    said = {position for fact in listed for position in fact}
+    breaks = [position for position in with_breaks(Spelled(tokenizer, ids), said) if position not in said]
+    gist = _joined(ids, listed, comma, breaks)
     return gist[: characters_of(tokenizer).cut(gist, length)]
 
 
@@ -307,10 +385,14 @@ def _folded(tokenizer, ids):
     return tokenizer.decode(ids, clean_up_tokenization_spaces=False).strip().casefold()
 
 
-def _joined(ids, facts, separator):
-    gist = []
+def _joined(ids, facts, separator, breaks=()):
+    """Facts with a separator between two, or in its place with those of some positions that are between them."""
+    gist, end = [], 0
     for fact in facts:
-        gist += [*(separator if gist else ()), *(ids[position] for position in fact)]
+        if gist:
+            gist += [ids[position] for position in breaks if end <= position < fact.start] or separator
+        gist += [ids[position] for position in fact]
+        end = fact.stop
     return gist
 
 

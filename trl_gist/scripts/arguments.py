@@ -18,6 +18,7 @@ pair that every command's arguments name, loaded. Nothing heavy is imported at t
 names and defaults from here.
 """
 
+import os
 import typing
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -76,13 +77,13 @@ class TargetArguments:
     targets_per_context: int | None = None
     target_floor: float | str | None = None
     cue_length: int | None = None
-    far_offset: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateArguments(TargetArguments, HeldOutArguments):
     """Of `trl-gist evaluate`."""
 
+    far_offset: int | None = None
     max_windows_per_document: int | None = None
     max_windows: int | None = None
     last_k: list[int] | None = None
@@ -144,6 +145,7 @@ class DataArguments(TargetArguments, DocumentArguments):
     max_completion_length: int = 48
     gist_length_range: list[int] | None = None
     parse_special_tokens: bool = False
+    far_offset: int | None = None
     recall_age: list[float] | None = None
     max_windows: int = 64
     show: int = 3
@@ -174,7 +176,12 @@ def _check_fields(arguments):
 
 
 def load_pair(args, pair: str | None = None, backend: str = "transformers") -> "GistCompactor":
-    """The pair of a command's arguments, or another one that is loaded as it is, but for the revision."""
+    """The pair of a command's arguments, or another one that is loaded as it is, but for the revision. Raises `ValueError` for
+    a revision of a folder, which has none."""
+    if args.revision is not None and os.path.isdir(args.pair):
+        raise ValueError(
+            f"--revision ({args.revision}) is of a repository on the Hub, and {args.pair} is a folder: leave it out."
+        )
     from ..inference.compactor import GistCompactor
 
     return GistCompactor.from_pretrained(

@@ -17,6 +17,7 @@
 
 import dataclasses
 from itertools import islice
+from pathlib import Path
 
 from rich.console import Console
 from rich.progress import track
@@ -138,8 +139,13 @@ def _of_contexts(results, blocks, settings):
 def with_known_compressors(args: EvaluateArguments) -> EvaluateArguments:
     """
     The arguments with the compressors' names as tables have them. Raises `ValueError` if `--compressors` or
-    `--own_generators` has unknown ones: before hours of reading.
+    `--own_generators` has unknown ones, or what is given for the comparison has no place in it: before hours of reading.
     """
+    if args.compressors is None:
+        for name in ("samples", "token_classifier", "gists", "own_generators"):
+            if value := getattr(args, name):
+                raise ValueError(f"`--{name}` ({value}) is of a comparison with compressors: add `--compressors`.")
+        return args
     known = [*COMPRESSORS, *named(args.gists, "--gists")]
     asked = [compressor_name(name, known) for name in args.compressors] or known
     own = [
@@ -154,6 +160,16 @@ def with_known_compressors(args: EvaluateArguments) -> EvaluateArguments:
             raise ValueError(
                 f"`{flag}` has {', '.join(map(repr, unknown))}. It takes names of {', '.join(map(repr, there))}."
             )
+    gists = named(args.gists, "--gists")
+    for name, path in gists.items():
+        if not Path(path).is_file():
+            raise ValueError(f"`--gists` names {path} for {name!r}, which is no file.")
+    for flag, names in (
+        ("--gists", gists),
+        ("--token_classifier", ["token classifier"] if args.token_classifier is not None else []),
+    ):
+        if left_out := [name for name in names if name not in asked]:
+            raise ValueError(f"`{flag}` is given, and `--compressors` leaves {left_out[0]!r} out: name it there too.")
     return dataclasses.replace(args, compressors=asked if args.compressors else [], own_generators=own or None)
 
 

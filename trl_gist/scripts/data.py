@@ -33,7 +33,7 @@ from ..common.run_files import finite
 from ..common.statistics import mean_and_error, measured
 from ..common.tables import console_table
 from ..common.tokens import decode
-from ..data.columns import WALK_COLUMN, ColumnRules, columns_of
+from ..data.columns import DOCUMENT_TARGETS_COLUMN, TARGETS_COLUMN, WALK_COLUMN, ColumnRules, columns_of
 from ..data.targets import TargetSpec
 from ..data.windows import PositionLimits, WindowSpec, prepare_windows
 from ..models.checks import check_same_tokenizer
@@ -64,6 +64,9 @@ def show_data(args: DataArguments):
     console = plain_console()
     targets = _target_spec(args)
     documents = _documents(args)
+    columns = columns_of(documents, "given")
+    several = not targets.is_continuation or bool(columns & {TARGETS_COLUMN, DOCUMENT_TARGETS_COLUMN})
+    floor = target_floor(args, several or args.recipe is not None)
     tokenizer, checkpoint = _tokenizer_and_teacher(args)
     # Of the prompts, T reads only what begins a text
     prompts = GistPrompts.from_tokenizer(tokenizer, SUMMARIZER_PROMPT_OF_FACTS)
@@ -74,12 +77,11 @@ def show_data(args: DataArguments):
     limits = None
     if teacher is not None and max_positions(teacher) is not None:
         limits = PositionLimits(teacher=max_positions(teacher) - len(bos_ids(tokenizer)))
-    columns = columns_of(documents, "given")
     windows, skipped = prepare_windows(documents, tokenizer, spec, limits, "given", rules, columns=columns)
     some, _ = choose_windows(windows, args.max_windows)
     rows = list(islice(some, args.max_windows))
     report = _counts(args, spec, documents, windows, rows, tokenizer) | {"skipped": dict(skipped.counts)}
-    ready, several = walk is None and "text" not in columns, spec.several or "targets" in rows[0]
+    ready = walk is None and "text" not in columns
     read = [[row] if walk is None else walk.rows([row], 1) for row in rows]
     shown = [_as_text(own[0], tokenizer) if walk is None else _walk_as_text(own, tokenizer) for own in read]
     if ready:
@@ -88,7 +90,6 @@ def show_data(args: DataArguments):
     for place in range(min(args.show, len(shown))):
         _print_window(console, shown[place * len(shown) // min(args.show, len(shown))])
     if teacher is not None:
-        floor = target_floor(args)
         readings = _read([each for own in read for each in own], teacher, prompts, args.batch_size)
         report |= {"teacher": checkpoint, "target_floor": floor, "worth": _worth(shown, readings, floor)}
         _print_worth(console, report, ready, several)

@@ -26,7 +26,7 @@ from ..evaluation.distance.labels import arm_labels, recall_lines, span, stretch
 from ..evaluation.distance.measures import distance_measures
 from ..evaluation.distance.page import write_distance_page
 from ..evaluation.distance.plots import draw_distance
-from ..evaluation.distance.walk import DistanceReadings, long_documents
+from ..evaluation.distance.walk import DistanceReadings, check_pair_names, long_documents
 from ..evaluation.folder import COSTS_FILE
 from ..evaluation.pages.render import spread
 from .arguments import DistanceArguments
@@ -38,6 +38,7 @@ from .windows import held_out_documents, recall_spec, target_floor
 def measure_distance(args: DistanceArguments):
     """Walks along held-out documents, and leaves rows, measures, plots and a page."""
     paths, targets = named(args.pairs, "--pairs"), recall_spec(args)
+    check_pair_names(paths)
     compactor, teacher, others, models = load_pairs(args, paths)
     readings = DistanceReadings(compactor, teacher, others, args.batch_size, targets, target_floor(args))
     dataset = held_out_documents(args)

@@ -39,7 +39,7 @@ from ..evaluation.gists.transfer import as_text, read_as_text, read_by_pair, sum
 from ..evaluation.held_out.measures import quality, with_means
 from ..evaluation.held_out.page import write_quality_page
 from ..evaluation.held_out.plots import draw_quality
-from ..evaluation.held_out.readings import check_several_targets, window_blocks
+from ..evaluation.held_out.readings import check_no_last_k, check_several_targets, window_blocks
 from ..evaluation.pages.labels import count_label, dropped_label, reader_labels
 from ..evaluation.pages.plots import save_figure
 from ..models.positions import max_positions
@@ -55,16 +55,23 @@ _ROWS = ("teacher", "full", "gist", "null", "generator_only", "shuffled", "rando
 
 def evaluate(args: EvaluateArguments):
     """Measures a pair on held-out documents, and leaves rows, measures, plots and a page."""
-    if args.compressors is not None:
-        args = with_known_compressors(args)
-    targets = target_spec(args)
+    args, targets = with_known_compressors(args), target_spec(args)
     documents = held_out_documents(args)
-    compactor = load_pair(args)
-    pair = compactor.pair
     check_dataset(documents, "evaluation")
     columns = columns_of(documents, "evaluation")
     check_targets_of_a_context(columns, "evaluation")
-    if targets is not None or columns & {TARGETS_COLUMN, DOCUMENT_TARGETS_COLUMN}:
+    several = targets is not None or bool(columns & {TARGETS_COLUMN, DOCUMENT_TARGETS_COLUMN})
+    floor = target_floor(args, several)
+    if several:
+        check_no_last_k(args.last_k)
+    if args.max_windows_per_document is not None and "text" not in columns:
+        raise ValueError(
+            f"`--max_windows_per_document` ({args.max_windows_per_document}) is of texts that are cut into windows, and "
+            "these windows are ready: give `--max_windows`, or leave it out."
+        )
+    compactor = load_pair(args)
+    pair = compactor.pair
+    if several:
         check_several_targets(compactor.prompts, args.last_k)
     teacher = load_teacher(compactor, args.teacher, args.trust_remote_code)
     generator_only = None
@@ -91,7 +98,6 @@ def evaluate(args: EvaluateArguments):
         columns=columns,
     )
     windows, count = choose_windows(windows, args.max_windows)
-    floor = target_floor(args)
     readings = PairReadings(compactor, teacher, args.batch_size, args.last_k, args.budgets, generator_only, floor)
     models = {"summarizer": compactor.summarizer, "generator": compactor.generator, "teacher": teacher}
     if generator_only is not None:

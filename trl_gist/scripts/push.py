@@ -113,6 +113,12 @@ def push(args: PushArguments):
             sent twice.
     """
     check_repo_name("The repository", args.repo)
+    for name in ("license", "evaluation") if args.card is not None else ():
+        if getattr(args, name) is not None:
+            raise ValueError(
+                f"--{name} ({getattr(args, name)}) is of the card that is written, and --card ({args.card}) stands in for it: "
+                "leave one of the two out."
+            )
     directory = Path(args.pair)
     if not directory.is_dir():
         raise ValueError(f"{args.pair} is no folder. Give the folder that training saved.")

@@ -25,7 +25,7 @@ from ..evaluation.folder import TABLES_FILE
 from ..evaluation.tasks.measures import task_measures
 from ..evaluation.tasks.page import write_tasks_page
 from ..evaluation.tasks.plots import draw_tasks
-from ..evaluation.tasks.readings import TaskReadings
+from ..evaluation.tasks.readings import TaskReadings, check_arms
 from ..evaluation.tasks.tables import markdown, task_sentences, task_tables
 from .arguments import DEFAULT_COMPRESSORS, TasksArguments
 from .compare import named
@@ -53,6 +53,7 @@ def measure_tasks(args: TasksArguments):
         raise ValueError(
             f"With --tasks, --compressors takes some of {', '.join(ALLOWED_COMPRESSORS)}; got {unknown[0]!r}."
         )
+    check_arms(paths, set(args.compressors))
     filler, skipped = (None, SkippedRows()) if args.dataset is None else _filler(args)
     compactor, teacher, others, models = load_pairs(args, paths)
     readings = TaskReadings(compactor, teacher, others, batch_size=args.batch_size)

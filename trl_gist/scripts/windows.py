@@ -20,10 +20,17 @@ from datasets import Dataset, IterableDataset
 
 from ..data.documents import load_documents
 from ..data.targets import TARGET_FLOOR, TargetSpec
+from ..evaluation.distance.recall import check_recalled
 from .arguments import DistanceArguments, DocumentArguments, HeldOutArguments, TargetArguments
 
 
 _AGES = 5  # of a walk's chunks, where it is not said
+# What is said of targets, and of which kinds
+_OF_KINDS = {
+    "targets_per_context": ("fact", "recall", "far"),
+    "cue_length": ("fact", "recall"),
+    "far_offset": ("far",),
+}
 
 
 def all_documents(
@@ -63,39 +70,51 @@ def first_documents(documents: Dataset | IterableDataset, count: int | None) -> 
 
 def target_spec(args: TargetArguments, of_recipe: bool = False) -> TargetSpec | None:
     """Which targets a window gets, or `None` for the continuation alone. Raises `ValueError` for kinds that no rule
-    makes, and for what is said of targets without any, but in a recipe: there it is of those that documents bring."""
-    numbers = ("targets_per_context", "cue_length", "far_offset")
-    given = {name: getattr(args, name) for name in numbers if getattr(args, name) is not None}
+    makes, and for what is said of kinds that are not among them, but in a recipe: there it is of those that documents
+    bring."""
+    given = {name: value for name, value in vars(args).items() if name in _OF_KINDS and value is not None}
     kinds = args.target_kinds or {"continuation": 1}
-    if kinds.keys() == {"continuation"} and not of_recipe:
-        for name, value in given.items():
+    spec = TargetSpec(tuple(kinds.items()), **given)
+    if of_recipe:
+        return spec
+    for name, value in given.items():
+        if kinds.keys().isdisjoint(_OF_KINDS[name]):
             raise ValueError(
-                f"`--{name}` ({value}) is of several kinds of targets: give them by `--target_kinds`, or leave it out."
+                f"`--{name}` ({value}) is of targets of the kind {' or '.join(map(repr, _OF_KINDS[name]))}: name it in "
+                "`--target_kinds`, or leave it out."
             )
-        return None
-    return TargetSpec(tuple(kinds.items()), **given)
+    return None if spec.is_continuation else spec
 
 
 def recall_spec(args: DistanceArguments) -> TargetSpec | None:
     """
     What a walk's windows are asked of earlier chunks: by default of the window's own and of the four before it, alike;
-    `None` if nothing is. Raises `ValueError` as [`target_spec`], and for `--recall_age` without kinds, or beyond the walk.
+    `None` if nothing is. Raises `ValueError` as [`target_spec`], for kinds that are in no chunk, and for `--recall_age` or
+    `--target_floor` without kinds, or ages beyond the walk.
     """
+    check_recalled(args.target_kinds or (), "--target_kinds")
     targets, ages = target_spec(args), args.recall_age
-    if targets is None and ages is not None:
-        raise ValueError(
-            f"`--recall_age` ({ages}) is of targets of earlier chunks: give their kinds by `--target_kinds`, as "
-            '\'{"fact": 1, "recall": 1}\'.'
-        )
     if targets is None:
+        for name, value in (("recall_age", ages), ("target_floor", args.target_floor)):
+            if value is not None:
+                raise ValueError(
+                    f"`--{name}` ({value}) is of targets of earlier chunks: give their kinds by `--target_kinds`, as "
+                    '\'{"fact": 1, "recall": 1}\'.'
+                )
         return None
     targets = replace(targets, recall_age=(1.0,) * min(args.windows, _AGES) if ages is None else tuple(ages))
     targets.check_ages(args.windows, "windows")
     return targets
 
 
-def target_floor(args: TargetArguments) -> float | None:
-    """The gain from which one of several targets counts; `None` if all do."""
+def target_floor(args: TargetArguments, several: bool = True) -> float | None:
+    """The gain from which one of several targets counts; `None` if all do. Raises `ValueError` if it is given and windows do
+    not have several."""
+    if args.target_floor is not None and not several:
+        raise ValueError(
+            f"`--target_floor` ({args.target_floor}) is of several targets of a window: give their kinds by "
+            "`--target_kinds`, or documents that bring targets, or leave it out."
+        )
     return {None: TARGET_FLOOR, "none": None}.get(args.target_floor, args.target_floor)
 
 

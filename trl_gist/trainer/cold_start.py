@@ -71,7 +71,7 @@ class ExtractiveSummarizer:
         unread_ids (`frozenset[int]`, *optional*):
             Tokens that are left out of gists, as special tokens: G never reads them, and S would learn to write them.
         tokenizer ([`~transformers.PreTrainedTokenizerBase`], *optional*):
-            Of the contexts, for the rules that list facts or sentences.
+            Of the contexts, for all rules but the tail.
         teacher (`torch.nn.Module`, *optional*):
             Whose surprise counts, for `"surprising_facts"`.
     """
@@ -152,13 +152,13 @@ class ExtractiveSummarizer:
         if share == 0 or not context_ids:
             kept = range(max(0, len(context_ids) - length), len(context_ids))
         elif kind == "keywords":
-            kept = keywords_and_tail(context_ids, scores(), length, share)
+            kept = keywords_and_tail(self.tokenizer, context_ids, scores(), length, share)
         elif kind == "beginning":
-            kept = passage_and_tail([0.0] * len(context_ids), length, share)
+            kept = passage_and_tail(self.tokenizer, context_ids, [0.0] * len(context_ids), length, share)
         else:
             wanted = set(row["last_k_ids"])
             in_L_T = [score * (token in wanted) for token, score in zip(context_ids, scores(), strict=True)]
-            kept = passage_and_tail(in_L_T, length, share)
+            kept = passage_and_tail(self.tokenizer, context_ids, in_L_T, length, share)
         return [context_ids[position] for position in kept]
 
     def _scores(self, context_ids):

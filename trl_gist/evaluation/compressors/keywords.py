@@ -44,6 +44,6 @@ class Keywords(ExtractiveCompressor):
 
     def keep(self, contexts: list[list[int]], budgets: list[int]) -> list[list[int]]:
         return [
-            keywords_and_tail(context, self.rarity.tf_idf(context), budget, self.share)
+            keywords_and_tail(self.tokenizer, context, self.rarity.tf_idf(context), budget, self.share)
             for context, budget in zip(contexts, budgets, strict=True)
         ]

@@ -20,6 +20,7 @@ What is asked is as hard with every gist, and a target of one age is told apart 
 tokens has few that need what was said windows ago.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -52,6 +53,16 @@ class Asked:
     log_probs_T: torch.Tensor
 
 
+def check_recalled(kinds: Iterable[str], setting: str = "target_kinds"):
+    """Raises `ValueError` for a kind of target that does not stand in a chunk."""
+    for kind in kinds:
+        if kind not in ("fact", "recall"):
+            raise ValueError(
+                f"`{setting}` has {kind!r}, which is in no earlier chunk: a walk asks for 'fact' and 'recall', and "
+                "measures what comes next anyway."
+            )
+
+
 class RecallReadings:
     """
     Asks each window of a walk for what was said up to it.
@@ -69,12 +80,7 @@ class RecallReadings:
     """
 
     def __init__(self, scorers: dict[str, GistScorer], prompts: GistPrompts, targets: TargetSpec):
-        for kind, _ in targets.kinds:
-            if kind not in ("fact", "recall"):
-                raise ValueError(
-                    f"`target_kinds` has {kind!r}, which is in no earlier chunk: a walk asks for 'fact' and 'recall', and "
-                    "measures what comes next anyway."
-                )
+        check_recalled(kind for kind, _ in targets.kinds)
         self.scorers, self.prompts, self.targets = scorers, prompts, targets
 
     def ask(self, text: WindowedText, windows: int) -> list[Asked | None]:

@@ -79,6 +79,13 @@ def geometry_of_pair(compactor: GistCompactor) -> Geometry:
     return Geometry(pair.context_length, settings.chunk_length, settings.last_k, pair.target_length)
 
 
+def check_pair_names(names: Iterable[str]):
+    """Raises `ValueError` for a name that a pair beside the first cannot have."""
+    for name in names:
+        if name in (*ARMS, "teacher", "first") or not name.isidentifier() or name.endswith("_null"):
+            raise ValueError(f"`--pairs` names a pair {name!r}, which is taken or no plain word. Choose another name.")
+
+
 def long_documents(
     dataset: Dataset | IterableDataset,
     compactor: GistCompactor,
@@ -173,6 +180,7 @@ class DistanceReadings:
 
     def __post_init__(self):
         self.geometry = geometry_of_pair(self.compactor)
+        check_pair_names(self.others)
         for name, other in self.others.items():
             self._check_other(name, other)
         generators = {name: pair.generator for name, pair in {"pair": self.compactor, **self.others}.items()}
@@ -374,8 +382,6 @@ class DistanceReadings:
         return zip(logps_NT, kl_NT, strict=True)
 
     def _check_other(self, name, other):
-        if name in (*ARMS, "teacher", "first") or not name.isidentifier() or name.endswith("_null"):
-            raise ValueError(f"`--pairs` names a pair {name!r}, which is taken or no plain word. Choose another name.")
         found = geometry_of_pair(other)
         if found != self.geometry:
             raise ValueError(

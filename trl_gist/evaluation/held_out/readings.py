@@ -324,6 +324,11 @@ def check_several_targets(prompts: GistPrompts, last_k: int | list[int] | None):
             "cue of one target alone. Evaluate a pair that was trained with '{context}' in `summarizer_prompt`, or leave "
             "`--target_kinds` out."
         )
+    check_no_last_k(last_k)
+
+
+def check_no_last_k(last_k: int | list[int] | None):
+    """Raises `ValueError` if last tokens are varied; what [`check_several_targets`] can tell without a pair."""
     if last_k is not None:
         raise ValueError(
             f"`last_k` ({last_k}) cannot be varied where windows have several targets, each with a cue of its own: leave "

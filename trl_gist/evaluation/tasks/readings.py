@@ -34,7 +34,7 @@ and by its name to every other pair. All write on greedily.
 import copy
 import itertools
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 import torch
@@ -48,7 +48,7 @@ from ...models.positions import becomes_long, max_positions
 from ...models.roles import backbone_of, base_of
 from ..compressors import Compressor
 from ..compressors.base import compress_within
-from ..distance.walk import DistanceReadings
+from ..distance.walk import DistanceReadings, check_pair_names
 from ..question_answering import normalize_answer
 
 
@@ -56,6 +56,20 @@ BEFORE_COMPRESSORS = ("full", "last_k", "tail", "zero_shot")
 AFTER_COMPRESSORS = ("null", "single", "recall", "pair")
 # Tokens beyond the longest answer, which tell whether a word goes on; and those of a text that T reads at once
 _BEYOND, _PIECE = 3, 1024
+
+
+def arms_of(pairs: Iterable[str], compressors: Iterable[str]) -> list[str]:
+    """Names of all who answer, beside the first pair's own those of other pairs and of compressors."""
+    return [*BEFORE_COMPRESSORS, *compressors, *AFTER_COMPRESSORS, *pairs]
+
+
+def check_arms(pairs: Iterable[str], compressors: Iterable[str]):
+    """Raises `ValueError` for a name that a pair cannot have, or that two have."""
+    check_pair_names(pairs)
+    arms = arms_of(pairs, compressors)
+    for name in (*pairs, *compressors):
+        if arms.count(name) > 1:
+            raise ValueError(f"A pair or a compressor is named {name!r}, which is taken. Choose another name.")
 
 
 @dataclass
@@ -94,13 +108,11 @@ class TaskReadings:
         self._check_names()
 
     def _check_names(self):
-        for name in (*self.others, *self.compressors):
-            if self.arms.count(name) > 1:
-                raise ValueError(f"A pair or a compressor is named {name!r}, which is taken. Choose another name.")
+        check_arms(self.others, self.compressors)
 
     @property
     def arms(self) -> list[str]:
-        return [*BEFORE_COMPRESSORS, *self.compressors, *AFTER_COMPRESSORS, *self.others]
+        return arms_of(self.others, self.compressors)
 
     @property
     def gist_length(self) -> int:
