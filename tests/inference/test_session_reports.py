@@ -347,6 +347,18 @@ def test_a_window_that_leaves_no_room_for_continuations_is_refused(compactor, id
     assert session.history[-1].gist
 
 
+def test_a_chat_that_leaves_no_room_for_continuations_is_refused(tokenizer, monkeypatch):
+    pair = make_adapter_pair(tokenizer)
+    chat = [{"role": "user", "content": f"{n} {PARAGRAPH[:60]}"} for n in range(8)]
+    form = ChatTemplate(tokenizer)
+    tokens, most = form.count(chat), form.count(chat[-1:]) + 100
+    monkeypatch.setattr(pair.generator.config, "max_position_embeddings", tokens + pair.pair.target_length)
+    assert pair.compact_messages(chat, most, certify=True).expected_kl > 0
+    monkeypatch.setattr(pair.generator.config, "max_position_embeddings", tokens + pair.pair.target_length - 1)
+    with pytest.raises(ValueError, match=rf"`certify` .* {tokens} tokens, .* for {tokens - 1}\. Leave it out, or shorten"):
+        pair.compact_messages(chat, most, certify=True)
+
+
 # ---- Recall ----
 
 

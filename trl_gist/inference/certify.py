@@ -28,6 +28,7 @@ It is not the cost on the text that really follows, which no model knows; nor a 
 continuations, not a reader that is wrong. The two are only comparable between gists of the same pair and reader.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -42,7 +43,7 @@ from ..common.arguments import token_ids
 from ..common.statistics import ratio_and_error
 from ..models.generation import generate
 from ..models.lm_head import check_logits, log_softmax
-from ..models.positions import becomes_long, turn_each_row_alone
+from ..models.positions import becomes_long, max_positions, turn_each_row_alone
 from ..models.roles import backbone_of, base_if_adapted, base_of
 from ..prompts import through_last_k
 from ..scoring.targets import TargetScorer
@@ -77,6 +78,13 @@ def full_context_reader(loaded: LoadedPair) -> Reader:
     if teacher is not None:
         return Reader("teacher", teacher, prompts.teacher)
     return Reader("generator", generator, lambda *ids: prompts.generator([], through_last_k(*ids)))
+
+
+def longest_certified(loaded: LoadedPair) -> float:
+    """Most tokens of a prompt after which a continuation still fits the positions of the full context's reader and of the
+    generator; `math.inf` if neither has a limit."""
+    models = (full_context_reader(loaded).model, loaded.generator)
+    return min(max_positions(model) or math.inf for model in models) - loaded.pair.target_length
 
 
 def expected_kls(

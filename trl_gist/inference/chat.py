@@ -40,9 +40,8 @@ from typing import Protocol
 
 from transformers import PreTrainedTokenizerBase
 
-from ..models.positions import max_positions
 from ..pair import PairConfig
-from .certify import expected_kl, full_context_reader
+from .certify import expected_kl, full_context_reader, longest_certified
 from .chat_template import ChatTemplate, said_once
 from .facts import facts_of_text, find_facts, kept_and_dropped
 from .gist import Gist
@@ -164,8 +163,11 @@ def compact_in_form(
     before = template.count(messages)
     if before <= max_tokens and may_stay(messages):
         return _as_it_was(template, messages, before)
-    if certify:
-        _check_positions(compactor, before)
+    if certify and before > (longest := longest_certified(compactor)):
+        raise ValueError(
+            f"`certify` has the whole chat read, {before} tokens, and with {compactor.pair.target_length} after them the "
+            f"models have positions for {longest}. Leave it out, or shorten the chat."
+        )
     first = _first_of_talk(messages)
     split = _first_to_stay(compactor, template, _gists_apart(messages), max_tokens, may_stay)
     if split is None and before <= max_tokens:
@@ -221,18 +223,6 @@ def _facts(compactor, old, text):
         return kept_and_dropped(facts_of_text(said), text)
     ids = compactor.token_ids(said, "The chat", may_be_empty=True)
     return kept_and_dropped(find_facts(compactor.tokenizer, ids), text)
-
-
-def _check_positions(compactor, tokens):
-    """That the whole chat can be read."""
-    needed = tokens + compactor.pair.target_length
-    for model in (full_context_reader(compactor).model, compactor.generator):
-        positions = max_positions(model)
-        if positions is not None and needed > positions:
-            raise ValueError(
-                f"`certify` has the whole chat read, {tokens} tokens and {compactor.pair.target_length} after them, and the "
-                f"model has {positions} positions. Leave it out."
-            )
 
 
 def _checked(messages):

@@ -25,7 +25,7 @@ import torch
 from ...common.geometry import SEPARATOR, join
 from ...models.positions import max_positions
 from ...scoring.targets import TargetRows, TargetScorer
-from ..certify import expected_kl, full_context_reader
+from ..certify import expected_kl, full_context_reader, longest_certified
 from ..pair import LoadedPair
 
 
@@ -122,7 +122,6 @@ def expected_cost(
         whole = reader.prompt(join([gist_ids, live_ids], list(loaded.prompts.tokenize(SEPARATOR))), [])
     else:
         whole = loaded.prompts.generator(gist_ids, live_ids)
-    needed = max(len(whole), len(compacted)) + loaded.pair.target_length
-    if any((max_positions(model) or needed) < needed for model in (reader.model, loaded.generator)):
+    if max(len(whole), len(compacted)) > longest_certified(loaded):
         return {}
     return expected_kl(loaded, reader, whole, compacted)

@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass, field
 from ...common.arguments import truth, whole_number
 from ...common.geometry import SEPARATOR, rolling_chunk_length
 from ...models.positions import max_positions
-from ..certify import full_context_reader
+from ..certify import longest_certified
 from ..keep import Span, parse_keep
 from ..pair import LoadedPair
 from .recursion import RECURSIONS, StoredGist
@@ -293,16 +293,10 @@ class SessionSettings:
             raise ValueError(
                 f"`window` ({self.window}) exceeds the generator's {positions} positions: lower it to {positions}."
             )
-        if not self.certify:
-            return
-        needed = self.window + loaded.pair.target_length
-        found = [max_positions(model) for model in (loaded.generator, full_context_reader(loaded).model)]
-        positions = min(filter(None, found), default=needed)
-        if needed > positions:
+        if self.certify and self.window > (longest := longest_certified(loaded)):
             raise ValueError(
-                f"`certify` reads {loaded.pair.target_length} tokens after a window, and `window` ({self.window}) leaves "
-                f"fewer of the models' {positions} positions. Lower it to {positions - loaded.pair.target_length}, or leave "
-                "`certify` out."
+                f"`certify` reads {loaded.pair.target_length} tokens after a window, and with `window` ({self.window}) the "
+                f"models have no positions for them. Lower it to {longest}, or leave `certify` out."
             )
 
     def _check_summarizer(self, loaded):
