@@ -13,7 +13,7 @@
 # limitations under the License.
 
 
-"""Tiny mixtures of experts, of every kind of names that transformers gives experts on the disk and in memory."""
+"""Tiny mixtures of experts, of every kind of names that transformers gives experts on the disk and in memory; and LongRoPE."""
 
 import torch
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedModel
@@ -47,3 +47,10 @@ def make_mixture(tokenizer, name: str, seed: int = 0, **overrides) -> PreTrained
     ids = {kind: getattr(tokenizer, kind) for kind in ("bos_token_id", "eos_token_id", "pad_token_id")}
     values = {"vocab_size": len(tokenizer), **ids, **SIZES, **MIXTURES.get(name, {}), **overrides}
     return AutoModelForCausalLM.from_config(CONFIG_MAPPING[name](**values))
+
+
+def make_phi3(tokenizer, seed: int = 0, length: int = 20) -> PreTrainedModel:
+    """With LongRoPE, which turns texts of more than `length` tokens otherwise."""
+    factors = {"short_factor": [1.0] * 4, "long_factor": [4.0] * 4, "original_max_position_embeddings": length}
+    rope = {"rope_type": "longrope", "rope_theta": 10_000.0, **factors}
+    return make_mixture(tokenizer, "phi3", seed, rope_parameters=rope, original_max_position_embeddings=length)

@@ -14,17 +14,20 @@
 
 """LongRoPE, as of Phi-3: a text is read and written on in a batch as it is alone, on either side of the length."""
 
+import copy
 import dataclasses
+from contextlib import nullcontext
 
 import pytest
 import torch
-from tiny_mixtures import make_mixture
+from tiny_mixtures import make_phi3
 from tiny_sessions import make_compactor
 from transformers import GenerationConfig
 
 from trl_gist import GistCompactor
 from trl_gist.common.geometry import Geometry, WindowedText
 from trl_gist.common.tokens import characters_of
+from trl_gist.data.windows import PositionLimits
 from trl_gist.evaluation.distance.teacher import full_context_hidden
 from trl_gist.evaluation.tasks.readings import continuations_of_one
 from trl_gist.inference.certify import hidden_states
@@ -32,6 +35,8 @@ from trl_gist.models.generation import generate
 from trl_gist.models.positions import turn_each_row_alone, written_together
 from trl_gist.models.roles import load_roles
 from trl_gist.models.sampling import sample_gists
+from trl_gist.models.shared_prefix import shared_prefix_log_probs
+from trl_gist.prompts import GistPrompts
 from trl_gist.scoring.targets import TargetRows, TargetScorer
 
 
@@ -42,13 +47,6 @@ PROMPTS = [
 ]
 
 
-def make_phi3(tokenizer, seed=0, length=LENGTH):
-    factors = {"short_factor": [1.0] * 4, "long_factor": [4.0] * 4, "original_max_position_embeddings": length}
-    rope = {"rope_type": "longrope", "rope_theta": 10_000.0, **factors}
-    model = make_mixture(tokenizer, "phi3", seed, rope_parameters=rope, original_max_position_embeddings=length)
-    return model.double().eval()
-
-
 @pytest.fixture(scope="module")
 def pair():
     return make_compactor()
@@ -56,7 +54,7 @@ def pair():
 
 @pytest.fixture
 def model(pair):
-    return make_phi3(pair.tokenizer)
+    return make_phi3(pair.tokenizer, length=LENGTH).double().eval()
 
 
 def test_prompts_that_become_long_are_written_on_by_themselves(model):
@@ -77,7 +75,7 @@ def test_a_batch_is_written_on_as_its_prompts_one_by_one(model, pair):
 
 def test_gists_of_a_batch_are_those_of_its_contexts_one_by_one(pair):
     length = LENGTH + pair.prompts.summarizer_overhead(6)
-    models = (make_phi3(pair.tokenizer, seed, length) for seed in (0, 1))
+    models = (make_phi3(pair.tokenizer, seed, length).double().eval() for seed in (0, 1))
     compactor = GistCompactor(*models, pair.tokenizer, dataclasses.replace(pair.pair, context_length=64))
     contexts = [prompt + prompt for prompt in PROMPTS[:5]]
     for context, gist in zip(contexts, compactor.compress_batch(contexts, last_k=[[]] * 5), strict=True):
@@ -141,6 +139,40 @@ def test_gists_are_sampled_side_by_side_as_alone(model):
     for prompt, gist in zip(PROMPTS, together, strict=True):
         alone = sample_gists(model, [prompt], config, 0)[0]
         assert gist[: len(alone)].tolist() == alone.tolist()
+
+
+@pytest.mark.parametrize("size", [9, 14, 15, 20, 21, 27])
+def test_a_context_is_refused_where_its_gists_are_not_sampled_as_they_are_trained(model, pair, size):
+    tokenizer = copy.deepcopy(pair.tokenizer)
+    tokenizer.chat_template = None
+    prompts = GistPrompts.from_tokenizer(tokenizer, "{context}")
+    assert prompts.summarizer_overhead(NEW) == 0
+    context, steps = [5 + (7 * size + place) % 200 for place in range(size)], []
+    turn_each_row_alone(model)
+    hook = model.lm_head.register_forward_hook(lambda *args: steps.append(args[-1][0, -1]))
+    config = GenerationConfig(max_new_tokens=NEW, do_sample=False, eos_token_id=2, pad_token_id=0)
+    gist_1C = sample_gists(model, [context], config, 0)
+    hook.remove()
+    sampled_1C = torch.stack(steps).log_softmax(-1).gather(1, gist_1C.T).T
+    ids = torch.tensor([context]), torch.ones(1, size, dtype=torch.long), gist_1C, torch.ones_like(gist_1C)
+    trained_1C, _ = shared_prefix_log_probs(model, model, *ids, temperature=1.0)
+    alike = gist_1C.shape == (1, NEW) and torch.allclose(sampled_1C, trained_1C, atol=1e-9, rtol=0)
+    limits = PositionLimits.from_positions(None, None, None, prompts, NEW, sampled_alike=LENGTH)
+    message = r"Row 0 gives the summarizer \d+ tokens, .* \(20\) while it writes.* at most 14 .* or at least 21"
+    with nullcontext() if alike else pytest.raises(ValueError, match=message):
+        limits.check({"context_ids": context, "last_k_ids": [], "target_ids": [5]}, "Row 0")
+
+
+def test_rows_that_only_a_mask_pads_are_read_as_alone(model):
+    """As TRL (1.16) scores rows of gists that cannot share their context's."""
+    turn_each_row_alone(model)
+    width = len(PROMPTS[-1])
+    ids = torch.tensor([[0] * (width - len(prompt)) + prompt for prompt in PROMPTS])
+    mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in PROMPTS])
+    together = model(input_ids=ids, attention_mask=mask, use_cache=False).logits
+    for prompt, logits in zip(PROMPTS, together, strict=True):
+        alone = model(input_ids=torch.tensor([prompt]), use_cache=False).logits[0]
+        torch.testing.assert_close(logits[-len(prompt) :], alone, atol=1e-9, rtol=0)
 
 
 def test_the_roles_of_a_run_are_copies_that_do_the_same(model):

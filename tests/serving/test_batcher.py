@@ -26,7 +26,7 @@ import pytest
 import torch
 from serving_run import batching, metrics_of, running, slowed, until
 from tiny import PARAGRAPH
-from tiny_mixtures import make_mixture
+from tiny_mixtures import make_phi3
 from tiny_sessions import CONTEXT, GIST, make_compactor
 from transformers.generation.streamers import BaseStreamer
 
@@ -279,12 +279,9 @@ def test_a_forward_has_so_many_rows_and_tokens(compactor, prompts, batches, limi
 @pytest.fixture(scope="module")
 def longrope():
     """Texts of 20 tokens or fewer are turned otherwise than longer ones, by S without its prompt's own."""
-    pair, models = make_compactor(), []
-    for length in (20 + pair.prompts.summarizer_overhead(GIST), 20):
-        rope = {"rope_type": "longrope", "rope_theta": 10_000.0, "original_max_position_embeddings": length}
-        rope |= {"short_factor": [1.0] * 4, "long_factor": [4.0] * 4}
-        model = make_mixture(pair.tokenizer, "phi3", rope_parameters=rope, original_max_position_embeddings=length)
-        models.append(model.double().eval())
+    pair = make_compactor()
+    lengths = (20 + pair.prompts.summarizer_overhead(GIST), 20)
+    models = (make_phi3(pair.tokenizer, length=length).double().eval() for length in lengths)
     return GistCompactor(*models, pair.tokenizer, pair.pair)
 
 

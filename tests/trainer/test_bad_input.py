@@ -23,6 +23,7 @@ import pytest
 import torch
 from datasets import Dataset, IterableDataset
 from tiny import make_documents, make_model, make_tokenizer
+from tiny_mixtures import make_phi3
 from transformers import AutoModelForCausalLM
 from trl import GRPOConfig
 
@@ -168,6 +169,26 @@ def test_a_ready_window_that_does_not_fit_is_named_by_its_row(make_trainer, stre
     dataset = IterableDataset.from_generator(lambda: iter(rows)) if streaming else Dataset.from_list(rows)
     with pytest.raises(ValueError, match="Row 3 of the train dataset does not fit the"):
         make_trainer(train_dataset=dataset).train()
+
+
+def test_contexts_that_longrope_turns_otherwise_while_gists_are_sampled_are_refused(make_trainer, tokenizer):
+    args = {"summarizer_prompt": "Shorten: {context}"}
+    written = make_trainer(args=args).prompts.summarizer_overhead(6) + 6
+
+    def make(length, **more):
+        models = {role: make_phi3(tokenizer, length=length) for role in ("model", "generator", "teacher")}
+        return make_trainer(**models, processing_class=tokenizer, args=args | more)
+
+    message = r"Row 0 of the train dataset gives the summarizer 24 tokens, .* `context_length` or `max_completion_length`"
+    for length in (24 + written - 1, 24):
+        with pytest.raises(ValueError, match=message):
+            make(length)
+    for length in (24 + written, 23):
+        make(length)
+    make(24, generator_only=True)
+    # On a walk the first context has 13 tokens, and the others up to 24
+    with pytest.raises(ValueError, match=message):
+        make(24 + written - 1, windows_per_document=2)
 
 
 # ---- Datasets ----

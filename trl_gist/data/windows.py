@@ -101,12 +101,16 @@ class PositionLimits:
     """
     Tokens of a window that fit the models' positions beside prompt and gist: S reads X, and L if its prompt has it, T
     reads X, L and Y, G reads L and Y. Each of several targets follows X, or the gist, by itself. `None` means no limit.
+
+    Of an X with so many tokens as are `turned`, if given, S may be turned otherwise by LongRoPE
+    ([`~models.positions.turned_alike`]) while it writes: then gists are not sampled as they are trained.
     """
 
     summarizer: int | None = None
     teacher: int | None = None
     generator: int | None = None
     summarizer_sees_last_k: bool = False
+    turned: range | None = None
 
     @classmethod
     def from_positions(
@@ -116,17 +120,21 @@ class PositionLimits:
         teacher: int | None,
         prompts: GistPrompts,
         max_gist_length: int,
+        sampled_alike: int | None = None,
     ) -> "PositionLimits":
-        """The limits of models by the positions that each has ([`~models.positions.max_positions`])."""
+        """The limits of models by the positions that each has ([`~models.positions.max_positions`]), and, where S samples,
+        by those that it turns alike."""
 
         def minus(limit, used):
             return None if limit is None else limit - used
 
+        written = prompts.summarizer_overhead(max_gist_length) + max_gist_length
         return cls(
-            summarizer=minus(summarizer, prompts.summarizer_overhead(max_gist_length) + max_gist_length),
+            summarizer=minus(summarizer, written),
             teacher=minus(teacher, len(prompts.bos)),
             generator=minus(generator, prompts.generator_overhead + max_gist_length),
             summarizer_sees_last_k=prompts.sees_last_k,
+            turned=None if sampled_alike is None else range(sampled_alike - written + 1, sampled_alike + 1),
         )
 
     def check(self, window: dict[str, list[int]], what: str, longest_context: int = 0):
@@ -136,8 +144,18 @@ class PositionLimits:
         """
         context, last_k, targets = len(window["context_ids"]), len(window["last_k_ids"]), targets_of(window)
         after = max(len(target["after_ids"]) + len(target["target_ids"]) for target in targets)
+        shortest = context + last_k * self.summarizer_sees_last_k
+        longest = shortest + max(longest_context - context, 0)
+        if self.turned and longest >= self.turned.start and shortest < self.turned.stop:
+            raise ValueError(
+                f"{what} gives the summarizer {longest} tokens, and with prompt and gist it may pass its model's "
+                f"`original_max_position_embeddings` ({self.turned.stop - 1}) while it writes: LongRoPE turns a text otherwise "
+                "from there on, and gists would not be sampled as they are trained. Give at most "
+                f"{self.turned.start - 1} tokens, by a lower `context_length` or `max_completion_length`, or at least "
+                f"{self.turned.stop}."
+            )
         for role, length, limit in (
-            ("summarizer", max(context, longest_context) + last_k * self.summarizer_sees_last_k, self.summarizer),
+            ("summarizer", longest, self.summarizer),
             ("teacher", _teacher_length(window, context + after), self.teacher),
             (
                 "generator",

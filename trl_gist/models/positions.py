@@ -54,13 +54,25 @@ def becomes_long(config: PreTrainedConfig, read: int, length: int) -> bool:
 
 def turn_each_row_alone(model: PreTrainedModel | PeftModel):
     """
-    Has a model with LongRoPE read each row of a batch as it reads it alone, where it is told the rows' `position_ids`; of
-    any other model nothing changes. Copies of the model, made later, do the same.
+    Has a model with LongRoPE read each row of a batch as it reads it alone, by the rows' `position_ids`, or else by a mask
+    of their padding; of any other model nothing changes. Copies of the model, made later, do the same.
     """
-    for module in model.modules() if turned_alike(model.config) is not None else ():
-        if "longrope" in str(getattr(module, "rope_type", "")) and not hasattr(module, "turns_each_row_alone"):
-            module.register_forward_hook(_turn_each_row_alone, with_kwargs=True)
-            module.turns_each_row_alone = True
+    if turned_alike(model.config) is None:
+        return
+    for backbone in model.modules():
+        for module in backbone.children():
+            if "longrope" in str(getattr(module, "rope_type", "")) and not hasattr(module, "turns_each_row_alone"):
+                backbone.register_forward_pre_hook(_count_from_mask, with_kwargs=True)
+                module.register_forward_hook(_turn_each_row_alone, with_kwargs=True)
+                module.turns_each_row_alone = True
+
+
+def _count_from_mask(module, args, kwargs):
+    mask_NS = kwargs.get("attention_mask")
+    unread = kwargs.get("position_ids") is None and kwargs.get("past_key_values") is None
+    if unread and isinstance(mask_NS, torch.Tensor) and mask_NS.ndim == 2:
+        return args, {**kwargs, "position_ids": (mask_NS.long().cumsum(-1) - 1).clamp(min=0)}
+    return None
 
 
 def _turn_each_row_alone(module, args, kwargs, output):

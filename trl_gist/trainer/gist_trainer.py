@@ -50,7 +50,7 @@ from ..models.checks import check_adapted_layers, check_causal, check_not_random
 from ..models.deepspeed import is_sharded, whole_state_dict, zero_stage
 from ..models.fingerprints import frozen_digests, trained_digests, vocabulary_of
 from ..models.generation_settings import plain_generation_config
-from ..models.positions import max_positions
+from ..models.positions import max_positions, turned_alike
 from ..models.roles import base_of, name_experts, naming, number_of_experts
 from ..models.sampling import sample_gists
 from ..models.saved_weights import load_weights
@@ -283,7 +283,10 @@ class GistTrainer(GRPOTrainer):
             )
         positions = {role: max_positions(each) for role, each in vars(roles).items()}
         limits = PositionLimits.from_positions(
-            **positions, prompts=self.prompts, max_gist_length=args.max_completion_length
+            **positions,
+            prompts=self.prompts,
+            max_gist_length=args.max_completion_length,
+            sampled_alike=None if args.generator_only else turned_alike(roles.summarizer.config),
         )
         spec, rules = args.window_spec(tokenizer), args.column_rules
         self.skipped_rows = {}
