@@ -355,7 +355,9 @@ def test_a_chat_that_leaves_no_room_for_continuations_is_refused(tokenizer, monk
     monkeypatch.setattr(pair.generator.config, "max_position_embeddings", tokens + pair.pair.target_length)
     assert pair.compact_messages(chat, most, certify=True).expected_kl > 0
     monkeypatch.setattr(pair.generator.config, "max_position_embeddings", tokens + pair.pair.target_length - 1)
-    with pytest.raises(ValueError, match=rf"`certify` .* {tokens} tokens, .* for {tokens - 1}\. Leave it out, or shorten"):
+    with pytest.raises(
+        ValueError, match=rf"`certify` .* {tokens} tokens, .* for {tokens - 1}\. Leave it out, or shorten"
+    ):
         pair.compact_messages(chat, most, certify=True)
 
 

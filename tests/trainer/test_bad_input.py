@@ -179,7 +179,9 @@ def test_contexts_that_longrope_turns_otherwise_while_gists_are_sampled_are_refu
         models = {role: make_phi3(tokenizer, length=length) for role in ("model", "generator", "teacher")}
         return make_trainer(**models, processing_class=tokenizer, args=args | more)
 
-    message = r"Row 0 of the train dataset gives the summarizer 24 tokens, .* `context_length` or `max_completion_length`"
+    message = (
+        r"Row 0 of the train dataset gives the summarizer 24 tokens, .* `context_length` or `max_completion_length`"
+    )
     for length in (24 + written - 1, 24):
         with pytest.raises(ValueError, match=message):
             make(length)
