@@ -120,7 +120,7 @@ def main():
     parser.add_argument("pair", help="a folder that `GistTrainer.save_model` wrote")
     parser.add_argument("--tokens", type=int, default=4096, help="length of the document")
     parser.add_argument("--step", type=int, default=1024, help="tokens appended at a time")
-    parser.add_argument("--recursion", choices=("rolling", "chain", "tree"), default="rolling")
+    parser.add_argument("--recursion", choices=("rolling", "chain"), default="rolling")
     parser.add_argument("--window", type=int, help="the most tokens that the generator reads")
     parser.add_argument("--measure", action="store_true", help="measure what each compaction cost")
     parser.add_argument("--new_tokens", type=int, default=32, help="that the generator writes in the end")

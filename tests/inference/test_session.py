@@ -29,7 +29,7 @@ from trl_gist.inference.session.session import Session
 from trl_gist.prompts import SUMMARIZER_PROMPT
 
 
-MODES = ("rolling", "chain", "tree")
+MODES = ("rolling", "chain")
 
 
 @pytest.fixture(scope="module")
@@ -153,7 +153,7 @@ def with_newlines(compactor, parts):
 
 
 def reference(compactor, ids, recursion, gist_budget, compactions):
-    """`(level, gist)` after each compaction of a stream whose chunks are all whole."""
+    """The gists after each compaction of a stream whose chunks are all whole."""
     newline = len(compactor.tokenizer("\n")["input_ids"])
     length = CONTEXT - LAST_K - (GIST + newline if recursion == "rolling" else 0)
     gists, seen = [], []
@@ -164,14 +164,11 @@ def reference(compactor, ids, recursion, gist_budget, compactions):
             return ask(compactor, with_newlines(compactor, parts) + last_k, last_k)
 
         if recursion == "rolling":
-            gists = [(0, gist_of(*(gist for _, gist in gists), chunk))]
+            gists = [gist_of(*gists, chunk)]
         else:
-            gists = gists + [(0, gist_of(chunk))]
-        while recursion == "tree" and len(gists) > 1 and gists[-1][0] == gists[-2][0]:
-            gists = gists[:-2] + [(gists[-1][0] + 1, gist_of(gists[-2][1], gists[-1][1]))]
-        while len(with_newlines(compactor, [gist for _, gist in gists])) > gist_budget:
-            level = max(gists[0][0], gists[1][0]) + 1
-            gists = [(level, gist_of(gists[0][1], gists[1][1]))] + gists[2:]
+            gists = gists + [gist_of(chunk)]
+        while len(with_newlines(compactor, gists)) > gist_budget:
+            gists = [gist_of(gists[0], gists[1])] + gists[2:]
         seen.append(gists)
     return seen
 
@@ -188,16 +185,15 @@ def test_gists_are_those_of_the_recursion_written_out(ids, recursion, prompt):
     session.append(ids)
     assert len(seen) >= 7
     expected = reference(compactor, ids, recursion, session.settings.gist_budget, len(seen))
-    assert [[(gist.level, gist.token_ids) for gist in gists] for gists in seen] == expected
+    assert [[gist.token_ids for gist in gists] for gists in seen] == expected
     assert (max(map(len, seen)) > 1) == (recursion != "rolling")
 
 
-def test_a_tree_without_its_bound_has_a_gist_for_each_one_of_the_binary_count(compactor, ids):
-    session = compactor.session(recursion="tree", gist_budget=60)
-    session.after_compaction = lambda session, compaction: counts.append(len(session.gists))
-    counts = []
+def test_a_chain_keeps_each_gist_as_it_is_while_all_fit(compactor, ids):
+    session, seen = compactor.session(recursion="chain", gist_budget=60), []
+    session.after_compaction = lambda session, compaction: seen.append([gist.token_ids for gist in session.gists])
     session.append(ids)
-    assert counts == [bin(n).count("1") for n in range(1, len(counts) + 1)] and len(counts) >= 8
+    assert len(seen) >= 8 and all(len(gists) == n and gists == seen[7][:n] for n, gists in enumerate(seen[:8], 1))
 
 
 @pytest.mark.parametrize("recursion", MODES)
@@ -400,6 +396,25 @@ def test_what_is_no_session_is_refused(compactor, tmp_path, content, message):
         compactor.load_session(path)
 
 
+def test_a_session_saved_with_a_recursion_that_is_gone_is_refused_and_stays(compactor, ids, tmp_path):
+    path = tmp_path / "session"
+    session = compactor.session(recursion="chain", keep_history=tmp_path / "tokens")
+    session.append(ids[:100])
+    session.save(path)
+    saved = json.loads(path.read_text())
+    for gist in (*saved["gists"], *saved["undo"]["gists"]):
+        gist["level"] = 0  # as of a session that an earlier version saved
+    path.write_text(json.dumps(saved))
+    assert state(compactor.load_session(path)) == state(session)
+    session.append(ids[100:120])  # what loading would cut off
+    saved["settings"]["recursion"] = "tree"
+    path.write_text(json.dumps(saved))
+    files = {file: file.read_bytes() for file in tmp_path.iterdir()}
+    with pytest.raises(ValueError, match=r"with `recursion='tree'`, .*'rolling' and 'chain'.* a new session.*tokens\)"):
+        compactor.load_session(path)
+    assert files == {file: file.read_bytes() for file in tmp_path.iterdir()}
+
+
 def test_a_session_without_all_of_its_log_or_its_tokens_is_refused(compactor, ids, tmp_path):
     session = compactor.session(keep_history=tmp_path / "tokens")
     session.append(ids[:100])
@@ -577,9 +592,9 @@ def test_interleaved_sessions_do_not_mix(compactor, ids):
         ({"window": 0}, "`window` must be at least 1 or None, got 0. Give a whole number"),
         ({"last_k": "5"}, "`last_k` must be at least 1 or None, got '5'. Give a whole number"),
         ({"last_k": 30}, r"`last_k` \(30\) and `budget` \(6\) are too large"),
-        ({"recursion": "tree", "budget": 14}, r"`budget` \(14\) are too large for `recursion='tree'`"),
+        ({"recursion": "chain", "budget": 14}, r"`budget` \(14\) are too large for `recursion='chain'`"),
         ({"budget": 20, "last_k": 9, "summarizer": 90}, r"`budget` \(20\) is too large: .* it has 90"),
-        ({"recursion": "loop"}, "`recursion` must be one of .*, got 'loop'"),
+        ({"recursion": "tree"}, r"`recursion` must be one of \['rolling', 'chain'\], got 'tree'"),
         ({"gist_budget": 20}, r"`gist_budget` \(20\) bounds several gists"),
         ({"recursion": "chain", "gist_budget": 5}, r"`gist_budget` \(5\) must hold at least one gist"),
     ],
@@ -642,7 +657,7 @@ def fails_at(count, error):
     ],
     ids=repr,
 )
-@pytest.mark.parametrize("recursion", ["rolling", "tree"])
+@pytest.mark.parametrize("recursion", MODES)
 def test_an_append_that_fails_half_way_is_not_taken(compactor, ids, tmp_path, monkeypatch, recursion, where, error):
     settings = {"recursion": recursion, "measure": True}
     files = {"autosave": tmp_path / "session", "keep_history": tmp_path / "tokens"}

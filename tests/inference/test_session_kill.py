@@ -93,8 +93,8 @@ def saved(path):
 
 @pytest.mark.parametrize(
     ("heard", "recursion"),
-    [(while_generating, "rolling"), (while_compacting, "rolling"), (while_compacting, "tree")],
-    ids=["generating", "compacting", "compacting-tree"],
+    [(while_generating, "rolling"), (while_compacting, "rolling"), (while_compacting, "chain")],
+    ids=["generating", "compacting", "compacting-chain"],
 )
 def test_a_killed_session_goes_on_from_a_complete_state_as_if_nothing_had_been(heard, recursion, tmp_path):
     compactor = make_compactor()

@@ -29,7 +29,7 @@ from trl_gist.inference.certify import expected_kls
 from trl_gist.inference.chat_template import ChatTemplate
 
 
-MODES = ("rolling", "chain", "tree")
+MODES = ("rolling", "chain")
 CITIES = (
     "Oslo",
     "New York",

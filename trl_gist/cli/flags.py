@@ -177,7 +177,7 @@ def add_window(parser: argparse.ArgumentParser):
     parser.add_argument(
         "--recursion",
         default="rolling",
-        choices=("rolling", "chain", "tree"),
+        choices=("rolling", "chain"),
         help="how gists follow from what scrolls off (default: %(default)s)",
     )
 

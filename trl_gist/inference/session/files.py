@@ -25,6 +25,7 @@ from pathlib import Path
 from ...common.files import replace_file, sync
 from ...pair import PairConfig
 from ..pair import LoadedPair
+from .recursion import RECURSIONS
 from .state import Compaction
 
 
@@ -85,7 +86,7 @@ def read_session(path: str | os.PathLike, loaded: LoadedPair) -> tuple[dict, lis
     The state and the compactions of a session of this pair.
 
     Raises:
-        ValueError: if the file is none, is damaged or is a session of another pair.
+        ValueError: if the file is none, is damaged, is a session of another pair or has a `recursion` that is gone.
     """
     path = Path(path)
     if not path.is_file():
@@ -103,6 +104,13 @@ def read_session(path: str | os.PathLike, loaded: LoadedPair) -> tuple[dict, lis
         raise ValueError(
             f"{path} is a session of another pair ({state['pair']}; fingerprint {state['fingerprint'][:12]}), and this "
             f"one is {pair_name(loaded.pair)} (fingerprint {loaded.fingerprint[:12]}). Load it with its own pair."
+        )
+    recursion = state["settings"]["recursion"]
+    if recursion not in RECURSIONS:
+        raise ValueError(
+            f"{path} is a session with `recursion={recursion!r}`, and there is {' and '.join(map(repr, RECURSIONS))}. It and "
+            f"its log, with every gist, stay as they are: open a new session, and append the text to it again. All tokens of "
+            f"the stream are in its `keep_history`, if it had one ({state['keep_history']})."
         )
     log = path.with_name(state["log"])
     content = log.read_bytes()[: state["log_bytes"]] if log.is_file() else b""

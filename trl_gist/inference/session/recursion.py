@@ -12,7 +12,7 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""How the gists of a stream are kept within a bound as chunk after chunk scrolls off: `rolling`, `chain` and `tree`."""
+"""How the gists of a stream are kept within a bound as chunk after chunk scrolls off: `rolling` and `chain`."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -31,15 +31,17 @@ class StoredGist:
     Attributes:
         token_ids (`list[int]`):
             Without special tokens.
-        level (`int`):
-            0 for a gist of text; for a gist of two gists, 1 more than the higher of the two.
         tokens (`int`):
             Tokens of the stream that it stands for.
     """
 
     token_ids: list[int]
-    level: int
     tokens: int
+
+
+def stored_gists(states: list[dict]) -> list[StoredGist]:
+    """Of a saved session; older ones have levels too."""
+    return [StoredGist(state["token_ids"], state["tokens"]) for state in states]
 
 
 def rolling(gists: list[StoredGist], chunk_ids: list[int], write: Write, fits: Fits) -> list[StoredGist]:
@@ -47,7 +49,6 @@ def rolling(gists: list[StoredGist], chunk_ids: list[int], write: Write, fits: F
     return [
         StoredGist(
             write([gist.token_ids for gist in gists], chunk_ids),
-            level=0,
             tokens=sum(gist.tokens for gist in gists) + len(chunk_ids),
         )
     ]
@@ -55,34 +56,14 @@ def rolling(gists: list[StoredGist], chunk_ids: list[int], write: Write, fits: F
 
 def chain(gists: list[StoredGist], chunk_ids: list[int], write: Write, fits: Fits) -> list[StoredGist]:
     """
-    A gist for each chunk, S's of the chunk alone, oldest first. While they do not fit, the two oldest become S's gist of
-    the two: nothing is dropped, and what is oldest has been gisted most often.
+    A gist for each chunk, S's of the chunk alone, oldest first, which stays as it is as long as all fit. While they do not,
+    the two oldest become S's gist of the two: nothing is dropped, and what is oldest has been gisted most often.
     """
-    return _merge_oldest([*gists, StoredGist(write([], chunk_ids), 0, len(chunk_ids))], write, fits)
-
-
-def tree(gists: list[StoredGist], chunk_ids: list[int], write: Write, fits: Fits) -> list[StoredGist]:
-    """
-    As a binary counter: each chunk adds a gist of level 0, S's of the chunk alone, and while the newest two are of one
-    level they become S's gist of the two, one level up. So n chunks leave as many gists as n has ones in binary, and
-    no chunk has been gisted more than log2(n) + 1 times. While they do not fit, the two oldest, of whatever levels,
-    become one.
-    """
-    gists = [*gists, StoredGist(write([], chunk_ids), 0, len(chunk_ids))]
-    while len(gists) > 1 and gists[-1].level == gists[-2].level:
-        gists = [*gists[:-2], _merge(gists[-2], gists[-1], write)]
-    return _merge_oldest(gists, write, fits)
-
-
-RECURSIONS = {"rolling": rolling, "chain": chain, "tree": tree}
-
-
-def _merge_oldest(gists, write, fits):
+    gists = [*gists, StoredGist(write([], chunk_ids), len(chunk_ids))]
     while not fits(gists):
-        gists = [_merge(gists[0], gists[1], write), *gists[2:]]
+        older, newer, *rest = gists
+        gists = [StoredGist(write([older.token_ids, newer.token_ids], []), older.tokens + newer.tokens), *rest]
     return gists
 
 
-def _merge(older, newer, write):
-    level = max(older.level, newer.level) + 1
-    return StoredGist(write([older.token_ids, newer.token_ids], []), level, older.tokens + newer.tokens)
+RECURSIONS = {"rolling": rolling, "chain": chain}

@@ -37,7 +37,7 @@ from ..pair import GistWriter
 from ..recall import recall
 from .cost import CostMeter, expected_cost
 from .files import SavedSession, TokenFile, check_unused, pair_name, read_session
-from .recursion import RECURSIONS, StoredGist
+from .recursion import RECURSIONS, StoredGist, stored_gists
 from .state import Compaction, CompactionPlan, Folded, SessionSettings, Undo
 from .window import LiveToken, LiveWindow
 
@@ -58,10 +58,8 @@ class Session:
     tokens, which stay live and which G reads beside the gist. How the gists follow from the chunks:
 
     - `"rolling"`: there is one gist; the new one is S(previous gist, chunk, L).
-    - `"chain"`: S(chunk, L) for each chunk. While they are longer together than `gist_budget`, the two oldest become
-      S(gist, gist, L).
-    - `"tree"`: S(chunk, L) for each chunk; while the newest two are of the same level, they become S(gist, gist, L), one
-      level up, as in a binary counter. The bound is kept as in `"chain"`.
+    - `"chain"`: S(chunk, L) for each chunk, which stays as it is. While they are longer together than `gist_budget`, the
+      two oldest become S(gist, gist, L).
 
     A newline's tokens stand between two gists, and between a gist and a chunk.
 
@@ -90,11 +88,11 @@ class Session:
         last_k (`int`, *optional*):
             Live tokens that are never folded, the newest. Defaults to the pair's.
         recursion (`str`, *optional*, defaults to `"rolling"`):
-            `"rolling"`, `"chain"` or `"tree"`.
+            `"rolling"` or `"chain"`.
         budget (`int`, *optional*):
             The most tokens of one gist. Defaults to the pair's.
         gist_budget (`int`, *optional*):
-            Of `"chain"` and `"tree"`: the most tokens of all gists, newlines between them included. Defaults to 4 gists.
+            Of `"chain"`: the most tokens of all gists, newlines between them included. Defaults to 4 gists.
         measure (`bool`, *optional*, defaults to `False`):
             Whether to measure what each compaction cost; see [`~inference.session.state.Compaction`]. Takes two forwards of G each.
         autosave (`str` or `os.PathLike`, *optional*):
@@ -607,7 +605,7 @@ class Session:
             before_compaction,
             after_compaction,
             position=state["position"],
-            gists=[StoredGist(**gist) for gist in state["gists"]],
+            gists=stored_gists(state["gists"]),
             live=[LiveToken(*token) for token in state["live"]],
             history=history,
             pending=state["pending"],

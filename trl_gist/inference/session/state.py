@@ -22,7 +22,7 @@ from ...models.positions import max_positions
 from ..certify import longest_certified
 from ..keep import Span, parse_keep
 from ..pair import LoadedPair
-from .recursion import RECURSIONS, StoredGist
+from .recursion import RECURSIONS, StoredGist, stored_gists
 from .window import LiveToken, spans_of
 
 
@@ -184,7 +184,7 @@ class Undo:
     @classmethod
     def from_state(cls, state: dict) -> "Undo":
         return cls(
-            [StoredGist(**gist) for gist in state["gists"]],
+            stored_gists(state["gists"]),
             [LiveToken(*token) for token in state["chunk"]],
             Folded.from_state(state["folded"]),
         )
@@ -202,7 +202,7 @@ class SessionSettings:
         budget (`int` or `None`):
             What S is asked for: `None` is what the pair was trained on.
         recursion (`str`):
-            `"rolling"`, `"chain"` or `"tree"`.
+            `"rolling"` or `"chain"`.
         measure, certify (`bool`):
             Whether costs are measured, and whether they are expected.
         keep (`list[str]`):
@@ -252,7 +252,7 @@ class SessionSettings:
         if rolls and gist_budget is not None:
             raise ValueError(
                 f"`gist_budget` ({gist_budget}) bounds several gists together, and with `recursion='rolling'` there is "
-                "one. Set `budget`, or use 'chain' or 'tree'."
+                "one. Set `budget`, or `recursion='chain'`."
             )
         if gist_budget is None:
             gist_budget = gist_length if rolls else 4 * (gist_length + separator)
