@@ -410,7 +410,9 @@ def test_a_session_saved_with_a_recursion_that_is_gone_is_refused_and_stays(comp
     saved["settings"]["recursion"] = "tree"
     path.write_text(json.dumps(saved))
     files = {file: file.read_bytes() for file in tmp_path.iterdir()}
-    with pytest.raises(ValueError, match=r"with `recursion='tree'`, .*'rolling' and 'chain'.* a new session.*tokens\)"):
+    with pytest.raises(
+        ValueError, match=r"with `recursion='tree'`, .*'rolling' and 'chain'.* a new session.*tokens\)"
+    ):
         compactor.load_session(path)
     assert files == {file: file.read_bytes() for file in tmp_path.iterdir()}
 
