@@ -14,7 +14,7 @@
 
 """
 What a session's gists still know at a text's end, for docs/sessions.md: one rolling gist, or a chain of them with room for
-four, as is the default, or for all. All that can be is folded, and the generator answers from the gists alone.
+four, or for all. All that can be is folded, and the generator answers from the gists alone.
 
 python -m research.memory.sessions memory/single
 """
@@ -92,11 +92,10 @@ def main():
         difficulty=args.difficulty,
         seed=0,
     )
-    room = args.windows * (rolling.gist_length + compactor.count_tokens(SEPARATOR))
+    one = rolling.gist_length + compactor.count_tokens(SEPARATOR)
     arms = {
-        "`rolling`": {},
-        "`chain`, room for 4 gists": {"recursion": "chain"},
-        f"`chain`, room for {args.windows}": {"recursion": "chain", "gist_budget": room},
+        "one rolling gist": {},
+        **{f"a chain, room for {n} gists": {"gist_budget": n * one} for n in (4, args.windows)},
     }
     print(*table({arm: rows_of(compactor, texts, settings) for arm, settings in arms.items()}), sep="\n")
 

@@ -79,7 +79,7 @@ ROUTES = {
 }
 SIZES = {  # which 2 would not fit
     "session window": lambda pair, n: pair.session(window=n),
-    "session gist_budget": lambda pair, n: pair.session(recursion="chain", gist_budget=n),
+    "session gist_budget": lambda pair, n: pair.session(gist_budget=n),
     "compact_messages max_tokens": lambda pair, n: pair.compact_messages(CHAT, n),
     "ServingConfig max_new_tokens": lambda pair, n: ServingConfig(max_new_tokens=n).resolve(pair),
     "ServingConfig max_requests": lambda pair, n: ServingConfig(max_requests=n).resolve(pair),

@@ -29,7 +29,7 @@ from trl_gist.inference.session.session import Session
 from trl_gist.prompts import SUMMARIZER_PROMPT
 
 
-MODES = ("rolling", "chain")
+MODES = {"rolling": None, "chain": 4 * (GIST + 1)}  # their `gist_budget`
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +79,7 @@ def test_a_pair_and_a_session_say_what_they_are(compactor, ids):
 
 @pytest.mark.parametrize("recursion", MODES)
 def test_every_token_is_live_or_in_exactly_one_compaction(compactor, ids, recursion, tmp_path):
-    session = compactor.session(recursion=recursion, keep_history=tmp_path / "tokens")
+    session = compactor.session(gist_budget=MODES[recursion], keep_history=tmp_path / "tokens")
     protected = []
     for start in range(0, len(ids), 41):
         if start == 82:
@@ -113,7 +113,7 @@ def test_tokens_that_stay_are_the_newest_and_what_is_protected(compactor, ids):
 
 @pytest.mark.parametrize("recursion", MODES)
 def test_memory_is_flat_over_200_compactions(compactor, ids, recursion):
-    session = compactor.session(recursion=recursion, budget=2, measure=True)
+    session = compactor.session(gist_budget=MODES[recursion], budget=2, measure=True)
     sizes = []
     while len(session.history) < 200:
         session.append(ids[:90])
@@ -177,9 +177,7 @@ def reference(compactor, ids, recursion, gist_budget, compactions):
 @pytest.mark.parametrize("prompt", [SUMMARIZER_PROMPT, "Shorten {context} for {last_k}, in {budget} tokens:"])
 def test_gists_are_those_of_the_recursion_written_out(ids, recursion, prompt):
     compactor = make_compactor(summarizer_prompt=prompt)
-    session = compactor.session(
-        recursion=recursion, gist_budget=None if recursion == "rolling" else 2 * GIST + 1, window=150
-    )
+    session = compactor.session(gist_budget=None if recursion == "rolling" else 2 * GIST + 1, window=150)
     seen = []
     session.after_compaction = lambda session, compaction: seen.append(list(session.gists))
     session.append(ids)
@@ -190,7 +188,7 @@ def test_gists_are_those_of_the_recursion_written_out(ids, recursion, prompt):
 
 
 def test_a_chain_keeps_each_gist_as_it_is_while_all_fit(compactor, ids):
-    session, seen = compactor.session(recursion="chain", gist_budget=60), []
+    session, seen = compactor.session(gist_budget=60), []
     session.after_compaction = lambda session, compaction: seen.append([gist.token_ids for gist in session.gists])
     session.append(ids)
     assert len(seen) >= 8 and all(len(gists) == n and gists == seen[7][:n] for n, gists in enumerate(seen[:8], 1))
@@ -205,7 +203,7 @@ def test_a_budget_is_exact(compactor, ids, recursion, monkeypatch):
         return generate(role, prompts, **settings)
 
     monkeypatch.setattr(compactor, "generate", watched)
-    session = compactor.session(recursion=recursion, budget=3)
+    session = compactor.session(gist_budget=MODES[recursion], budget=3)
     session.append(ids[:150])
     assert all(len(gist.token_ids) <= 3 for gist in session.gists)
     assert asked == {3}
@@ -216,7 +214,7 @@ def test_a_budget_is_exact(compactor, ids, recursion, monkeypatch):
 
 @pytest.mark.parametrize("recursion", MODES)
 def test_generation_equals_recomputing_every_token_without_a_cache(compactor, ids, recursion):
-    session, plain = (compactor.session(recursion=recursion) for _ in range(2))
+    session, plain = (compactor.session(gist_budget=MODES[recursion]) for _ in range(2))
     session.append(ids[:60])
     plain.append(ids[:60])
     continuation = session.generate(80)
@@ -321,7 +319,10 @@ def test_sampling_follows_its_settings_and_the_seed(compactor, ids):
 def test_a_session_killed_mid_generation_goes_on_from_its_last_complete_state(compactor, ids, recursion, tmp_path):
     def start(name, **settings):
         session = compactor.session(
-            recursion=recursion, autosave=tmp_path / name, keep_history=tmp_path / f"{name}.tokens", measure=True
+            gist_budget=MODES[recursion],
+            autosave=tmp_path / name,
+            keep_history=tmp_path / f"{name}.tokens",
+            measure=True,
         )
         session.append(ids[:3], protected=True)
         session.append(ids[:70])
@@ -398,7 +399,7 @@ def test_what_is_no_session_is_refused(compactor, tmp_path, content, message):
 
 def test_a_session_saved_with_a_recursion_that_is_gone_is_refused_and_stays(compactor, ids, tmp_path):
     path = tmp_path / "session"
-    session = compactor.session(recursion="chain", keep_history=tmp_path / "tokens")
+    session = compactor.session(gist_budget=30, keep_history=tmp_path / "tokens")
     session.append(ids[:100])
     session.save(path)
     saved = json.loads(path.read_text())
@@ -490,7 +491,7 @@ def test_a_hook_may_protect_what_would_be_folded(compactor, ids):
 
 @pytest.mark.parametrize("recursion", MODES)
 def test_a_preview_changes_nothing_and_tells_what_happens(compactor, ids, recursion):
-    session = compactor.session(recursion=recursion, before_compaction=lambda *_: called.append(1))
+    session = compactor.session(gist_budget=MODES[recursion], before_compaction=lambda *_: called.append(1))
     called = []
     session.append(ids[:100])
     called.clear()
@@ -565,13 +566,13 @@ def test_protected_text_that_would_fill_the_window_is_refused_and_changes_nothin
 
 def test_interleaved_sessions_do_not_mix(compactor, ids):
     def alone(recursion, start):
-        session = compactor.session(recursion=recursion)
+        session = compactor.session(gist_budget=MODES[recursion])
         session.append(ids[start : start + 90])
         session.generate(50)
         return state(session)
 
     expected = [alone(recursion, 20 * n) for n, recursion in enumerate(MODES)]
-    sessions = [compactor.session(recursion=recursion) for recursion in MODES]
+    sessions = [compactor.session(gist_budget=MODES[recursion]) for recursion in MODES]
     for step in range(0, 90, 15):
         for n, session in enumerate(sessions):
             session.append(ids[20 * n + step : 20 * n + min(step + 15, 90)])
@@ -594,11 +595,9 @@ def test_interleaved_sessions_do_not_mix(compactor, ids):
         ({"window": 0}, "`window` must be at least 1 or None, got 0. Give a whole number"),
         ({"last_k": "5"}, "`last_k` must be at least 1 or None, got '5'. Give a whole number"),
         ({"last_k": 30}, r"`last_k` \(30\) and `budget` \(6\) are too large"),
-        ({"recursion": "chain", "budget": 14}, r"`budget` \(14\) are too large for `recursion='chain'`"),
+        ({"gist_budget": 30, "budget": 14}, r"`budget` \(14\) are too large: .* with `gist_budget`, a second gist"),
         ({"budget": 20, "last_k": 9, "summarizer": 90}, r"`budget` \(20\) is too large: .* it has 90"),
-        ({"recursion": "tree"}, r"`recursion` must be one of \['rolling', 'chain'\], got 'tree'"),
-        ({"gist_budget": 20}, r"`gist_budget` \(20\) bounds several gists"),
-        ({"recursion": "chain", "gist_budget": 5}, r"`gist_budget` \(5\) must hold at least one gist"),
+        ({"gist_budget": 5}, r"`gist_budget` \(5\) must hold at least one gist"),
     ],
 )
 def test_sizes_that_do_not_fit_are_refused_by_name(compactor, settings, message, monkeypatch):
@@ -661,7 +660,7 @@ def fails_at(count, error):
 )
 @pytest.mark.parametrize("recursion", MODES)
 def test_an_append_that_fails_half_way_is_not_taken(compactor, ids, tmp_path, monkeypatch, recursion, where, error):
-    settings = {"recursion": recursion, "measure": True}
+    settings = {"gist_budget": MODES[recursion], "measure": True}
     files = {"autosave": tmp_path / "session", "keep_history": tmp_path / "tokens"}
     session, plain = compactor.session(**settings, **files), compactor.session(**settings)
     for each in (session, plain):

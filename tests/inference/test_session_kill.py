@@ -55,7 +55,10 @@ def victim(folder, recursion, connection):
 
 def open_session(compactor, folder, recursion, **settings):
     session = compactor.session(
-        recursion=recursion, autosave=Path(folder, "session"), keep_history=Path(folder, "tokens"), **settings
+        gist_budget=27 if recursion == "chain" else None,
+        autosave=Path(folder, "session"),
+        keep_history=Path(folder, "tokens"),
+        **settings,
     )
     session.append(PARAGRAPH[:150])
     return session

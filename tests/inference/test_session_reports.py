@@ -22,7 +22,7 @@ import pytest
 import torch
 from tiny import PARAGRAPH, make_model
 from tiny_pairs import in_eval, make_adapter_pair, make_pair
-from tiny_sessions import TARGET, make_compactor
+from tiny_sessions import GIST, TARGET, make_compactor
 
 from trl_gist import GistCompactor
 from trl_gist.inference.certify import expected_kls
@@ -68,6 +68,10 @@ def ids(compactor):
     return compactor.tokenizer(PARAGRAPH * 3)["input_ids"]
 
 
+def budget_of(recursion, gist):
+    return None if recursion == "rolling" else 4 * (gist + 1)
+
+
 def state(session):
     return json.dumps(
         session.state | {"history": [dataclasses.asdict(row) | {"seconds": 0} for row in session.history]}
@@ -81,7 +85,7 @@ def state(session):
 @pytest.mark.parametrize("step", [1, 7, 1000])
 def test_each_fact_that_was_folded_is_kept_or_was_dropped_once(compactor, recursion, step):
     stream, read = compactor.tokenizer(STREAM)["input_ids"], []
-    session = compactor.session(recursion=recursion)
+    session = compactor.session(gist_budget=budget_of(recursion, GIST))
     session.after_compaction = lambda session, row: read.append(
         f"{session.gist} | {compactor.decode(session.live.token_ids)}"
     )
@@ -124,7 +128,7 @@ def test_what_is_protected_is_not_dropped(compactor):
 )
 def test_what_is_to_be_kept_survives_any_number_of_windows(roomy, recursion, keep, text, span):
     filler = "then they went on and on along the same old road without an end in sight or a word to say "
-    session = roomy.session(recursion=recursion, keep=keep)
+    session = roomy.session(gist_budget=budget_of(recursion, 20), keep=keep)
     session.append(text)
     session.append(filler * 12)
     assert len(session.history) > 7
@@ -139,7 +143,7 @@ def test_what_is_to_be_kept_survives_any_number_of_windows(roomy, recursion, kee
 @pytest.mark.parametrize("words", [4, 9, 14, 19, 24])
 def test_it_survives_wherever_it_stood(roomy, recursion, words):
     filler = ("then they went on and on along the same old road without an end in sight " * 12).split()
-    session = roomy.session(recursion=recursion, keep=["dates", "4711"])
+    session = roomy.session(gist_budget=budget_of(recursion, 20), keep=["dates", "4711"])
     session.append(" ".join([*filler[:words], "to berth 4711 on 3 May 1813", *filler[words:]]))
     rows = [row for row in session.history if "4711" in row.facts_kept and "3 May 1813" in row.facts_kept]
     assert len(rows) > 3 and rows == session.history[-len(rows) :]
@@ -196,7 +200,9 @@ def test_keep_is_saved_with_the_session_and_patterns_must_be_written(roomy, tmp_
 
 @pytest.mark.parametrize("recursion", MODES)
 def test_an_undone_compaction_leaves_no_trace(roomy, recursion, tmp_path):
-    session = roomy.session(recursion=recursion, measure=True, keep="numbers", autosave=tmp_path / "session")
+    session = roomy.session(
+        gist_budget=budget_of(recursion, 20), measure=True, keep="numbers", autosave=tmp_path / "session"
+    )
     session.append("Box 17.", protected=True)
     session.append(STREAM[:300])
     before = json.loads(state(session))

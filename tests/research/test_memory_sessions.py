@@ -22,14 +22,14 @@ from research.memory.sessions import NEW_TOKENS, rows_of, table
 
 def test_questions_are_asked_of_the_gists_of_all_that_can_be_folded():
     compactor = make_compactor()
-    session = compactor.session(recursion="chain", gist_budget=400)
+    session = compactor.session(gist_budget=400)
     session.append(PARAGRAPH)
     while len(session.live) > LAST_K + 1:
         session.compact()
     said = session.recall("The pump", NEW_TOKENS, live=False).text.strip().partition("\n")[0]
     targets = [{"cue": "The pump", "target": said}, {"cue": "The pump", "target": f"not {said}"}]
     texts = [{"context": PARAGRAPH, "targets": targets}]
-    (row,) = rows_of(compactor, texts, {"recursion": "chain", "gist_budget": 400})
+    (row,) = rows_of(compactor, texts, {"gist_budget": 400})
     assert row["gist"] == session.gist and row["right"] == [True, False]
     assert row["gists_written"] == len(session.history) > 4 and row["gist_tokens"] > GIST
     (rolling,) = rows_of(compactor, texts, {})

@@ -51,9 +51,9 @@ def add_parser(commands):
 
 def run(args: argparse.Namespace):
     text = read_text(args.file, encoding=args.encoding)
-    if args.last_k is not None and (args.window is not None or args.recursion != "rolling" or args.verbose):
+    if args.last_k is not None and (args.window is not None or args.gist_budget is not None or args.verbose):
         raise ValueError(
-            "--last_k goes on from one gist of the text's end, and --window, --recursion and --verbose are a "
+            "--last_k goes on from one gist of the text's end, and --window, --gist_budget and --verbose are a "
             "session's: leave one of the two out."
         )
     for name in ("temperature", "seed"):
@@ -84,7 +84,7 @@ def _from_session(compactor, args, text, sampling):
         status.update(f"Reading: {compaction.spans[-1][1]:,} tokens are folded")
 
     report = _report if args.verbose else show
-    session = compactor.session(window=args.window, recursion=args.recursion, after_compaction=report)
+    session = compactor.session(window=args.window, gist_budget=args.gist_budget, after_compaction=report)
     with contextlib.nullcontext() if args.verbose else status:
         session.append(text)
     streamer = None if args.json else TextStream(compactor.tokenizer, functools.partial(print, end="", flush=True), [])

@@ -175,10 +175,10 @@ def add_window(parser: argparse.ArgumentParser):
         help="most tokens of a text that the generator reads (default: as trained)",
     )
     parser.add_argument(
-        "--recursion",
-        default="rolling",
-        choices=("rolling", "chain"),
-        help="how gists follow from what scrolls off (default: %(default)s)",
+        "--gist_budget",
+        type=positive,
+        metavar="N",
+        help="keep a gist of each chunk, of at most so many tokens together (default: one gist, written anew)",
     )
 
 

@@ -49,7 +49,7 @@ class ServingConfig:
         chat_window (`int`, *optional*):
             Most tokens of a chat that the generator reads, in the chat template. Defaults to all positions of the
             generator but `max_new_tokens`, as a chat is not compacted before it must be.
-        recursion (`str`, defaults to `"rolling"`):
+        gist_budget (`int`, *optional*):
             Of the sessions that continue texts.
     """
 
@@ -62,7 +62,7 @@ class ServingConfig:
     request_seconds: float = 600
     window: int | None = None
     chat_window: int | None = None
-    recursion: str = "rolling"
+    gist_budget: int | None = None
 
     def resolve(self, compactor: "GistCompactor") -> "ServingConfig":
         """
@@ -80,7 +80,7 @@ class ServingConfig:
         if not finite_number("request_seconds", self.request_seconds) > 0:
             raise ValueError(f"`request_seconds` must be above 0, got {self.request_seconds!r}.")
         # A session knows what windows it can have
-        window = compactor.session(window=self.window, recursion=self.recursion).settings.window
+        window = compactor.session(window=self.window, gist_budget=self.gist_budget).settings.window
         positions = max_positions(compactor.generator)
         chat_window = whole_number("chat_window", self.chat_window, optional=True)
         if chat_window is None:

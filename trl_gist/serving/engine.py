@@ -270,7 +270,7 @@ class Engine:
         try:
             session = self.compactor.session(
                 window=self.config.window,
-                recursion=self.config.recursion,
+                gist_budget=self.config.gist_budget,
                 keep=request.keep,
                 certify=bool(request.certify),
             )

@@ -57,9 +57,9 @@ class Session:
     `context_length` that the pair was trained on: what is folded, and after it, as in training, the next `last_k`
     tokens, which stay live and which G reads beside the gist. How the gists follow from the chunks:
 
-    - `"rolling"`: there is one gist; the new one is S(previous gist, chunk, L).
-    - `"chain"`: S(chunk, L) for each chunk, which stays as it is. While they are longer together than `gist_budget`, the
-      two oldest become S(gist, gist, L).
+    - There is one rolling gist; the new one is S(previous gist, chunk, L).
+    - With `gist_budget` there is a chain of them: S(chunk, L) for each chunk, which stays as it is. While they are longer
+      together than `gist_budget`, the two oldest become S(gist, gist, L).
 
     A newline's tokens stand between two gists, and between a gist and a chunk.
 
@@ -87,12 +87,10 @@ class Session:
             tokens after a compaction, as in training.
         last_k (`int`, *optional*):
             Live tokens that are never folded, the newest. Defaults to the pair's.
-        recursion (`str`, *optional*, defaults to `"rolling"`):
-            `"rolling"` or `"chain"`.
         budget (`int`, *optional*):
             The most tokens of one gist. Defaults to the pair's.
         gist_budget (`int`, *optional*):
-            Of `"chain"`: the most tokens of all gists, newlines between them included. Defaults to 4 gists.
+            The most tokens of a chain of gists, newlines between them included. Left out, there is one gist.
         measure (`bool`, *optional*, defaults to `False`):
             Whether to measure what each compaction cost; see [`~inference.session.state.Compaction`]. Takes two forwards of G each.
         autosave (`str` or `os.PathLike`, *optional*):
@@ -123,7 +121,6 @@ class Session:
         compactor: GistWriter,
         window: int | None = None,
         last_k: int | None = None,
-        recursion: str = "rolling",
         budget: int | None = None,
         gist_budget: int | None = None,
         measure: bool = False,
@@ -134,9 +131,7 @@ class Session:
         certify: bool = False,
         keep: str | list[str] | None = None,
     ):
-        settings = SessionSettings.resolve(
-            compactor, window, last_k, recursion, budget, gist_budget, measure, certify, keep
-        )
+        settings = SessionSettings.resolve(compactor, window, last_k, budget, gist_budget, measure, certify, keep)
         if autosave is not None:
             check_unused(autosave)
         self._start(compactor, settings, keep_history, autosave, before_compaction, after_compaction)

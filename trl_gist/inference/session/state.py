@@ -22,7 +22,7 @@ from ...models.positions import max_positions
 from ..certify import longest_certified
 from ..keep import Span, parse_keep
 from ..pair import LoadedPair
-from .recursion import RECURSIONS, StoredGist, stored_gists
+from .recursion import StoredGist, stored_gists
 from .window import LiveToken, spans_of
 
 
@@ -227,7 +227,6 @@ class SessionSettings:
         loaded: LoadedPair,
         window: int | None,
         last_k: int | None,
-        recursion: str,
         budget: int | None,
         gist_budget: int | None,
         measure: bool,
@@ -235,8 +234,6 @@ class SessionSettings:
         keep: str | list[str] | None = None,
     ) -> "SessionSettings":
         """Fills in the defaults. Raises `ValueError` that names the field if sizes do not fit each other or the pair."""
-        if recursion not in RECURSIONS:
-            raise ValueError(f"`recursion` must be one of {list(RECURSIONS)}, got {recursion!r}.")
         window, last_k = whole_number("window", window, optional=True), whole_number("last_k", last_k, optional=True)
         budget = whole_number("budget", budget, optional=True)
         gist_budget = whole_number("gist_budget", gist_budget, optional=True)
@@ -248,14 +245,9 @@ class SessionSettings:
         last_k = pair.last_k if last_k is None else last_k
         gist_length = pair.max_gist_length if budget is None else budget
         separator = len(prompts.tokenize(SEPARATOR))
-        rolls = recursion == "rolling"
-        if rolls and gist_budget is not None:
-            raise ValueError(
-                f"`gist_budget` ({gist_budget}) bounds several gists together, and with `recursion='rolling'` there is "
-                "one. Set `budget`, or `recursion='chain'`."
-            )
-        if gist_budget is None:
-            gist_budget = gist_length if rolls else 4 * (gist_length + separator)
+        rolls = gist_budget is None
+        if rolls:
+            gist_budget = gist_length
         elif gist_budget < gist_length:
             raise ValueError(
                 f"`gist_budget` ({gist_budget}) must hold at least one gist of `budget` ({gist_length}) tokens: raise it."
@@ -264,13 +256,14 @@ class SessionSettings:
         chunk_length = rolling_chunk_length(pair.context_length, last_k, *read_besides)
         if chunk_length < 1 or (not rolls and 2 * gist_length + separator + last_k > pair.context_length):
             raise ValueError(
-                f"`last_k` ({last_k}) and `budget` ({gist_length}) are too large for `recursion={recursion!r}`: the "
-                f"summarizer reads them {'and the text' if rolls else 'and a second gist'} in one context, which has "
+                f"`last_k` ({last_k}) and `budget` ({gist_length}) are too large: the summarizer reads them "
+                f"{'and the text' if rolls else 'and, with `gist_budget`, a second gist'} in one context, which has "
                 f"{pair.context_length} tokens for this pair. Lower one of the two."
             )
         if window is None:
             window = prompts.generator_overhead + gist_budget + chunk_length + last_k
         protectable = window - prompts.generator_overhead - gist_budget - last_k - 1
+        recursion = "rolling" if rolls else "chain"
         settings = cls(
             *(window, last_k, recursion, budget, gist_length, gist_budget, chunk_length, protectable),
             *(measure, certify, keep),
@@ -286,7 +279,7 @@ class SessionSettings:
             raise ValueError(
                 f"`window` ({self.window}) is too small: the generator's template ({overhead}), the gists "
                 f"({self.gist_budget}), `last_k` ({self.last_k}) and a new token need {least}. Raise it, or lower "
-                "`budget` or `last_k`."
+                "`gist_budget`, `budget` or `last_k`."
             )
         positions = max_positions(loaded.generator)
         if positions is not None and self.window > positions:
