@@ -837,6 +837,7 @@ def test_continue_with_a_question_goes_on_from_one_gist_and_the_question(workspa
     for flag in ("--temperature", "--seed"):
         assert f"{flag} is of sampling" in fails("continue", pair, article, flag, 1)
     assert "`window` (9) is too small" in fails("continue", pair, article, "--window", 9)
+    assert "`gist_budget` (1) must hold" in fails("continue", pair, article, "--gist_budget", 1)
 
 
 @pytest.mark.parametrize("command", ["compress", "continue"])

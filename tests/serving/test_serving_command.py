@@ -167,6 +167,7 @@ def test_an_address_that_is_taken_is_said_before_the_pair_is_loaded(capsys, monk
         ({"max_requests": 0}, "`max_requests` must be at least 1, got 0"),
         ({"request_seconds": float("nan")}, "`request_seconds` must be a finite number, got nan"),
         ({"window": 9}, r"`window` \(9\) is too small"),
+        ({"gist_budget": 1}, r"`gist_budget` \(1\) must hold at least one gist"),
         ({"max_new_tokens": 512}, r"`chat_window` \(0\) and `max_new_tokens` \(512\)"),
         ({"max_new_tokens": 100, "chat_window": 413}, r"`chat_window` \(413\) .* 512 positions"),
     ],
