@@ -118,25 +118,22 @@ def test_what_nothing_would_read_is_refused_before_models_load(command, flags, s
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"dataset_path": ["a.jsonl"], "dataset_config": "small"}, r"`dataset_config` \(small\) is of `dataset_name`"),
-        (
-            {"dataset_path": ["a.jsonl"], "dataset_train_split": "all"},
-            r"`dataset_train_split` \(all\) is of `dataset_name`",
-        ),
+        ({"dataset_path": ["a.jsonl"], "dataset_config": "small"}, r"`dataset_config` \(small\) is of a dataset on"),
         (
             {"dataset_path": ["a.jsonl"], "dataset_test_split": "all"},
-            r"`dataset_test_split` \(all\) is of `dataset_name`",
+            r"`dataset_test_split` \(all\) is of a dataset on",
         ),
-        ({"dataset_name": "user/name", "encoding": "latin-1"}, r"`encoding` \(latin-1\) is of `dataset_path`"),
         (
-            {"dataset_name": "user/name", "dataset_test_split": "all", "eval_documents": 3},
-            r"`dataset_test_split` \(all\) would not be followed: `eval_documents` \(3\)",
+            {"dataset_name": "./a.txt", "dataset_train_split": "all"},
+            r"`dataset_train_split` \(all\) .* and ./a.txt is none",
         ),
+        ({"dataset_name": "user/name", "encoding": "latin-1"}, r"`encoding` \(latin-1\) is of plain files"),
     ],
 )
 def test_training_refuses_what_its_documents_do_not_have(settings, said):
     with pytest.raises(ValueError, match=said):
         GistScriptArguments(**settings)
+    GistScriptArguments(dataset_name="./a.txt", encoding="latin-1")
 
 
 def test_a_folder_has_no_revision(places, tmp_path, capsys):

@@ -152,29 +152,39 @@ def test_each_gist_is_written_from_one_gist_of_the_window_before_and_the_next_ch
     assert len(drawn) > 1, "always the same place's gist was carried on"
 
 
-def test_in_the_cold_start_half_of_the_walks_go_on_from_a_gist_of_the_summarizers_own(make_walker, monkeypatch):
+def test_in_the_cold_start_half_of_the_contexts_go_on_from_a_gist_of_the_summarizers_own(make_walker, monkeypatch):
     """And imitate the rule's all the same."""
-    trainer, sampled = make_walker(args={"cold_start_steps": 1, "cold_start_gists": "tail"}), []
-    coins = cycle([1, 0])
+    settings = {"cold_start_steps": 1, "cold_start_gists": "recurring_facts", "gist_length_range": [2, GIST]}
+    trainer, sampled, coins = make_walker(args=settings), [], cycle([1, 0])
     sample = trainer.sample
     monkeypatch.setattr(trainer, "sample", lambda prompts: (sampled.append(sample(prompts)), sampled[-1])[1])
     monkeypatch.setattr(rollout, "_draw", lambda count: next(coins) if count == 2 else 2)
     rows, _ = rollout_of(trainer)
     assert len(sampled) == WINDOWS - 1, "nothing goes on from the last window"
-    whole, newline, carried = characters_of(trainer.processing_class).whole, ids_of("\n"), []
+    whole, eos = characters_of(trainer.processing_class).whole, trainer.processing_class.eos_token_id
+
+    def context(row, gist):
+        gist = [token for token in whole([*gist, eos][: [*gist, eos].index(eos)]) if token > 4]
+        return (gist + ids_of("\n") if gist else []) + row["chunk_ids"] + row["last_k_ids"]
+
+    from_own = []
     for index, (own, _) in enumerate(sampled, start=1):
-        later = [row for row in rows if row["window"] == index]
+        before, later = ([row for row in rows if row["window"] == window] for window in (index - 1, index))
         for place in range(0, len(later), GISTS):
-            assert later[place]["gist_ids"] == later[place]["context_ids"][-LAST_K - GIST : -LAST_K]
-            ended = own[place + 2] + [trainer.processing_class.eos_token_id]
-            gist = [token for token in whole(ended[: ended.index(trainer.processing_class.eos_token_id)]) if token > 4]
-            start = [*gist, *newline] if gist else []
-            of_own = later[place]["context_ids"] == start + later[place]["chunk_ids"] + later[place]["last_k_ids"]
-            before = rows[rows.index(later[place]) - GISTS]["gist_ids"]
-            of_rule = later[place]["context_ids"][: len(before) + 1] == [*before, *newline]
-            assert of_own != of_rule
-            carried.append(of_own)
-    assert carried == [True, False, True, False]
+            by_rule = [row["gist_ids"] for row in later[place : place + GISTS]]
+            assert by_rule == by_rule[:1] * GISTS
+            gists = own[place + 2][: before[place]["budget"]], before[place]["gist_ids"]
+            found = [later[place]["context_ids"] == context(later[place], gist) for gist in gists]
+            assert sum(found) == 1
+            from_own.append(found[0])
+    assert from_own == [True, False, True, False]
+
+
+def test_a_rule_that_would_copy_what_the_summarizer_invents_goes_on_from_its_own_gists(make_walker, monkeypatch):
+    trainer = make_walker(args={"cold_start_steps": 1, "cold_start_gists": "facts"})
+    monkeypatch.setattr(trainer, "sample", None)
+    rows, _ = rollout_of(trainer)
+    assert len(rows) == 2 * WINDOWS * GISTS
 
 
 def reference_gains(trainer, row, gist, window):

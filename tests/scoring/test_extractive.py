@@ -201,9 +201,9 @@ def test_answers_are_the_sentences_that_hold_what_is_asked(tokenizer):
         cue_ids, target_ids = (tokenizer(part, add_special_tokens=False)["input_ids"] for part in (cue, answer))
         return {"kind": "question", "cue_ids": cue_ids, "target_ids": target_ids}
 
-    def sentences(*targets, length=99):
+    def sentences(*targets, length=99, **seen):
         summarizer = ExtractiveSummarizer("answers", (), special, tokenizer)
-        window = {"context_ids": [*special, *ids], "last_k_ids": ids[-2:], "targets": list(targets)}
+        window = {"context_ids": [*special, *ids], "last_k_ids": ids[-2:], "targets": list(targets), **seen}
         gists = summarizer.gists(window, [length] * 3)
         assert gists == gists[:1] * 3
         return tokenizer.decode(gists[0]).strip()
@@ -220,6 +220,13 @@ def test_answers_are_the_sentences_that_hold_what_is_asked(tokenizer):
     ids = tokenizer(f"{both}\nThe price of tea is 46.", add_special_tokens=False)["input_ids"]
     tea = target("What is the price of tea? It is", " 46")
     assert sentences(tea, snow) == "and the king met John Snow.\nThe price of tea is 46.", "an old answer is dropped"
+    coal = target("The price of coal is", " 46")
+    assert sentences(coal) == "The price of tea is 46."
+    seen = tokenizer(f"The price of coal is 46. {both}", add_special_tokens=False)["input_ids"]
+    assert sentences(coal, seen_ids=seen) == "", "that of coal was lost, and another price is no answer"
+    ids = tokenizer("当时没有人相信他。水泵在街上。", add_special_tokens=False)["input_ids"]
+    found = sentences(target("谁", "人"), target("何", "水泵"))
+    assert found == "当时没有人相信他。水泵在街上。", "side by side as they stood"
 
 
 # ---- Numbers side by side ----
@@ -292,7 +299,7 @@ def writers(of_digits):
     return {
         "surprising facts": lambda n: surprising_facts(model, of_digits, [ids], [n], rarity)[0],
         "facts": lambda n: fact_list(of_digits, ids, n),
-        "answers": lambda n: answering_sentences(of_digits, ids, asked, n),
+        "answers": lambda n: answering_sentences(of_digits, ids, asked, n, ids),
         "keywords": lambda n: at(keywords_and_tail(of_digits, ids, of_numbers, n, 1.0)),
         "keywords and tail": lambda n: at(keywords_and_tail(of_digits, ids, of_numbers, n, 0.5)),
         "passage and tail": lambda n: at(passage_and_tail(of_digits, ids, of_numbers, n, 0.5)),

@@ -25,7 +25,6 @@ import math
 import random
 from collections import Counter
 from collections.abc import Iterable
-from functools import partial
 
 import torch
 from torch import nn
@@ -223,44 +222,51 @@ def _rare_words(tokenizer, ids, rarity, places, taken):
 
 
 def answering_sentences(
-    tokenizer: PreTrainedTokenizerBase, ids: list[int], targets: list[dict], length: int
+    tokenizer: PreTrainedTokenizerBase, ids: list[int], targets: list[dict], length: int, text_ids: list[int]
 ) -> list[int]:
     """
-    A gist cut with hindsight: of a text the sentences that answer what it is asked, in their order.
+    A gist cut with hindsight: the sentences of a text that answer what it is asked, in their order.
 
     A target is answered by the sentence that has all its words in a row; of several the one that has most words of its
-    cue, and of these the last, since what is said later holds.
+    cue, and of these the last, since what is said later holds. Where only a lesser one is left, it is not answered.
 
     Args:
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
             Of the ids.
         ids (`list[int]`):
-            The text.
+            Where they are looked for: the text, or what is left of it, as an earlier gist and the newest chunk.
         targets (`list[dict]`):
             With `cue_ids` and `target_ids`.
         length (`int`):
             The most tokens of the gist, which is cut there. Where no sentence answers anything, it has none.
+        text_ids (`list[int]`):
+            The text.
     """
 
-    text = partial(tokenizer.decode, clean_up_tokenization_spaces=False)
-
     def words(ids):
-        return Units(text(ids)).folded
+        return Units(tokenizer.decode(ids, clean_up_tokenization_spaces=False)).folded
+
+    def with_answer(sentences, target):
+        """Places of sentences, each after the words that it shares with the cue."""
+        answer, cue = f" {' '.join(words(target['target_ids']))} ", set(words(target["cue_ids"]))
+        places = (place for place, said in enumerate(sentences) if answer in f" {' '.join(said)} ")
+        return [(len(cue.intersection(sentences[place])), place) for place in places]
 
     spans = sentence_spans(tokenizer, ids)
     sentences = [words(ids[start:end]) for start, end in spans]
+    of_text = [words(text_ids[start:end]) for start, end in sentence_spans(tokenizer, text_ids)]
     kept = set()
     for target in targets:
-        answer, cue = f" {' '.join(words(target['target_ids']))} ", set(words(target["cue_ids"]))
-        places = [place for place, said in enumerate(sentences) if answer in f" {' '.join(said)} "]
-        if places:
-            kept.add(max(places, key=lambda place: (len(cue.intersection(sentences[place])), place)))
-    newline, gist = _within_text(tokenizer, "\n"), []
-    for place in sorted(kept):
-        sentence = ids[slice(*spans[place])]
-        if gist and not (text(gist)[-1].isspace() or text(sentence)[0].isspace()):
+        shared, place = max(with_answer(sentences, target), default=(0, None))
+        if place is not None and shared >= max(with_answer(of_text, target), default=(0,))[0]:
+            kept.add(place)
+    spelled, newline, gist, last = Spelled(tokenizer, ids), _within_text(tokenizer, "\n"), [], 0
+    for start, end in (spans[place] for place in sorted(kept)):
+        seam = spelled.text[spelled.ends[last - 1] - 1] + spelled.text[spelled.starts[start]]
+        if gist and last < start and not any(map(str.isspace, seam)):
             gist += newline  # without it the two would be one to whoever goes on from the gist
-        gist += sentence
+        gist += ids[start:end]
+        last = end
     return gist[: characters_of(tokenizer).cut(gist, length)]
 
 
@@ -368,7 +374,7 @@ def recurring_facts(tokenizer: PreTrainedTokenizerBase, ids: list[int], length: 
             The text, in which they are counted. Of facts that it says as often, those that come first in `ids` stay.
     """
     separator = _within_text(tokenizer, ";")
-    ids = [*separator, *ids]  # as a name at a sentence's head may be no name, and at that of a list is one
+    ids = [*separator, *ids]  # a list begins with a name, which at a text's head would be a capitalised word
     facts = each_once(tokenizer, ids, fact_spans(tokenizer, ids))
     said = Counter(_folded(tokenizer, text_ids[slice(*span)]) for span in fact_spans(tokenizer, text_ids))
     counts = [said[_folded(tokenizer, [ids[position] for position in fact])] for fact in facts]

@@ -162,7 +162,7 @@ def with_known_compressors(args: EvaluateArguments) -> EvaluateArguments:
             )
     gists = named(args.gists, "--gists")
     for name, path in gists.items():
-        if not Path(path).is_file():
+        if not Path(path).exists() or Path(path).is_dir():
             raise ValueError(f"`--gists` names {path} for {name!r}, which is no file.")
     for flag, names in (
         ("--gists", gists),

@@ -29,7 +29,7 @@ from trl import ModelConfig, TrlParser, get_peft_config
 
 from .. import rewards
 from ..common.arguments import meant, no_setting, several, truth, whole_number
-from ..data.documents import datasets_on_hub, load_documents
+from ..data.documents import datasets_on_hub, has_splits, load_documents
 from ..evaluation.compressors.registry import (
     ASKS_THE_TEACHER,
     EXTRACTIVE_COMPRESSORS,
@@ -163,23 +163,16 @@ class GistScriptArguments:
             raise ValueError(
                 "Set one of `dataset_name` (a dataset on the Hub) and `dataset_path` (local files): the documents to train on."
             )
-        unread = (
-            ("encoding",)
-            if self.dataset_path is None
-            else ("dataset_config", "dataset_train_split", "dataset_test_split")
-        )
+        of_splits = self.dataset_path is None and has_splits(self.dataset_name)
+        unread = ("encoding",) if of_splits else ("dataset_config", "dataset_train_split", "dataset_test_split")
         for name in unread:
             if getattr(self, name) != getattr(type(self), name):  # the default
-                of = "`dataset_path`, files" if self.dataset_path is None else "`dataset_name`, which has splits"
                 raise ValueError(
-                    f"`{name}` ({getattr(self, name)}) is of {of}, and would not be followed: leave it out."
+                    f"`{name}` ({getattr(self, name)}) is of "
+                    f"{'plain files' if of_splits else 'a dataset on the Hub, or a folder laid out as one'}, and "
+                    f"{' '.join(self.dataset_path or [self.dataset_name])} is none: leave it out."
                 )
         self.eval_documents = whole_number("eval_documents", self.eval_documents, optional=True)
-        if self.eval_documents is not None and self.dataset_test_split != type(self).dataset_test_split:
-            raise ValueError(
-                f"`dataset_test_split` ({self.dataset_test_split}) would not be followed: `eval_documents` "
-                f"({self.eval_documents}) are held out instead. Leave one of the two out."
-            )
         if self.compressor is not None:
             self.compressor = compressor_name(self.compressor)
         if self.compressor not in (None, *EXTRACTIVE_COMPRESSORS):

@@ -56,6 +56,8 @@ from ..scoring.extraction import (
 
 # Rules that write one gist a context, which all slots of a group have
 ONE_GIST = ("tail", "surprising_facts", "recurring_facts", "answers")
+# Rules that take from an earlier gist only what the text said
+FROM_THE_TEXT = ("recurring_facts", "answers")
 _SHARES = {"tail": (0, 0), "mixed": (0, 0.5), "passages": (0, 0.5)}  # of what is not tail, in the gists of a group
 
 
@@ -111,7 +113,7 @@ class ExtractiveSummarizer:
             ids = [token for token in stands_for(row) if token not in self.unread_ids]
             if self.rule == "answers":
                 asked = [*row["targets"], *row.get("later_targets", ())]
-                return [answering_sentences(self.tokenizer, ids, asked, lengths_G[0])] * len(lengths_G)
+                return [answering_sentences(self.tokenizer, ids, asked, lengths_G[0], seen_ids(row))] * len(lengths_G)
             if self.rule == "recurring_facts":
                 return [recurring_facts(self.tokenizer, ids, lengths_G[0], seen_ids(row))] * len(lengths_G)
             if self.rule == "surprising_facts":

@@ -398,9 +398,8 @@ class GistTrainer(GRPOTrainer):
         inputs = self.rollout.rows(inputs)
         # TRL hands on the prompts' text alone
         ours = {"rollout_func": lambda prompts, trainer: self.rollout(inputs)}
-        if (
-            self.use_vllm and self.in_cold_start and self.walk is None
-        ):  # TRL would hand it weights that nothing samples with
+        if self.use_vllm and self.in_cold_start and not self.rollout.goes_on_from_own:
+            # TRL would hand vLLM weights that nothing is sampled with
             ours["_last_loaded_step"] = self.state.global_step
         with fields_set(self, **ours):
             output = super()._generate_and_score_completions(inputs)

@@ -21,7 +21,7 @@ from datasets import IterableDataset
 
 from ..prompts import gist_from_completion, stands_for
 from ..scoring.extraction import IDF_CONTEXTS
-from .cold_start import ONE_GIST, ExtractiveSummarizer
+from .cold_start import FROM_THE_TEXT, ONE_GIST, ExtractiveSummarizer
 
 
 # Multiples of it, modulo 1, spread evenly over [0, 1) however many there are
@@ -32,8 +32,7 @@ class GistRollout:
     """
     Writes the gists of a rollout: S samples them, in the cold start a rule cuts them out of the context, or where G
     alone is trained a compressor writes them. On walks it goes window after window, for all walks at once; in
-    evaluation, which is greedy, the first gist of a window is carried on. In the cold start half of the walks go on from
-    a gist that S samples.
+    evaluation, which is greedy, the first gist of a window is carried on.
 
     It is what TRL (1.16) calls a `rollout_func`, but is handed rows: re-tokenising the text of their prompts could
     move the tokens of X.
@@ -128,9 +127,9 @@ class GistRollout:
             for place, *values in zip(where, prompt_ids, completions, logprobs or [None] * len(where), strict=True):
                 for name, value in zip(output, values, strict=True):
                     output[name][place] = value
-            if self.trainer.in_cold_start and index < walk.windows - 1:
-                # A rule's gists alone would never show S one of its own that went wrong, to come back from
-                own, _ = self.trainer.sample(prompt_ids)
+            if self.goes_on_from_own and index < walk.windows - 1:
+                # Ranks sample together, so all of it, though half is used
+                own = _within_budgets(of_window, self.trainer.sample(prompt_ids)[0])
                 for place in range(0, len(where), size):
                     if _draw(2):
                         completions[place : place + size] = own[place : place + size]
@@ -158,11 +157,7 @@ class GistRollout:
             completions = [self._as_in_use(row, ids) for row, ids in zip(rows, completions, strict=True)]
             logprobs = None if logprobs is None else [[None] * len(ids) for ids in completions]
         # What S would have written on is cut: up to there its gist is what it would be with a limit of its own
-        budgets = [row.get("budget") for row in rows]
-        completions = [ids[:budget] for ids, budget in zip(completions, budgets, strict=True)]
-        if logprobs is not None:
-            logprobs = [values[:budget] for values, budget in zip(logprobs, budgets, strict=True)]
-        return completions, logprobs
+        return _within_budgets(rows, completions), None if logprobs is None else _within_budgets(rows, logprobs)
 
     def _by_rule(self, rows):
         size, completions = self.trainer.gists_per_context, []
@@ -205,6 +200,13 @@ class GistRollout:
         return [self._ended(gist) for gist in gists for _ in range(size)]
 
     @property
+    def goes_on_from_own(self) -> bool:
+        """Whether half of the contexts go on from a gist that S samples: it would never see one of its own that went wrong,
+        and come back from it. Only under a rule that takes from it what the text says, or S would learn to invent."""
+        imitates = self.trainer.in_cold_start and self.args.cold_start_gists in FROM_THE_TEXT
+        return imitates and self.trainer.walk is not None
+
+    @property
     def one_gist_a_context(self) -> bool:
         """Whether the gists of a group are one and the same, which then is read once."""
         return self.args.generator_only or (self.trainer.in_cold_start and self.args.cold_start_gists in ONE_GIST)
@@ -218,6 +220,10 @@ class GistRollout:
         # The model may stop at several tokens, in an order of its own. TRL (1.16) has the tokenizer's always among
         # them
         return [*gist, self.trainer.processing_class.eos_token_id]
+
+
+def _within_budgets(rows, values):
+    return [of_row[: row.get("budget")] for row, of_row in zip(rows, values, strict=True)]
 
 
 def _draw(count):

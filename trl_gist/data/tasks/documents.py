@@ -185,7 +185,10 @@ def as_documents(tasks: Dataset) -> Dataset:
         asked = [
             {"kind": target["kind"], "cue": target["cue"], **answer}
             for target in row["targets"]
-            for answer in (*target["earlier"], {"target": target["target"], "at": target["at"], "until": None})
+            for answer in (
+                *(target.get("earlier") or ()),
+                {"target": target["target"], "at": target["at"], "until": None},
+            )
         ]
         return {"document_id": row["document_id"], "text": row["context"], "document_targets": asked}
 

@@ -75,7 +75,7 @@ DOCUMENT_SEPARATOR = "\n\n"
 def geometry_of_pair(compactor: GistCompactor) -> Geometry:
     """A session's, with its defaults. Raises `ValueError` if the pair's contexts are too short to fold."""
     pair = compactor.pair
-    settings = SessionSettings.resolve(compactor, None, None, "rolling", None, None, False)
+    settings = SessionSettings.resolve(compactor, None, None, None, None, measure=False)
     return Geometry(pair.context_length, settings.chunk_length, settings.last_k, pair.target_length)
 
 
