@@ -214,7 +214,7 @@ def main():
         labels |= {"zero_shot": "teacher's own summary"} | {name: name.replace("_", " ") for name in others}
         labels |= {name: f"walks, {labels[name]}" for name in others if name.startswith("seed")}
         drawn = {labels[arm]: own for arm, own in right.items() if arm in labels}
-        spare = iter((GREEN, NULL, OCHRE))
+        spare = iter((GREEN, NULL, "black"))
         colors = {labels[arm]: COLORS.get(arm) or next(spare) for arm in right if arm in labels}
         save_figure(plot(rows, drawn, colors), args.image)
 
