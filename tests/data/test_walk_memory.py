@@ -16,6 +16,7 @@
 documents, read by the teacher up to that window alone, scored, trained on and measured by age."""
 
 from collections import Counter
+from itertools import cycle
 
 import pytest
 import torch
@@ -29,6 +30,7 @@ from trl_gist.data import windows as windows_module
 from trl_gist.data.targets import TargetSpec, make_walk_targets
 from trl_gist.data.windows import WindowSpec, prepare_windows
 from trl_gist.scoring.gist_scorer import GistScorer
+from trl_gist.trainer import rollout
 
 
 CHUNK, LAST_K, TARGET, WINDOWS = 40, 4, 8, 4
@@ -268,22 +270,26 @@ def gists_written(trainer):
     return gists
 
 
-def test_a_cold_start_by_answers_carries_them_from_window_to_window(make_trainer, lora):
-    """Of each window what is asked by then, from the gist before or from the chunk."""
+def test_a_cold_start_by_answers_carries_them_from_window_to_window(make_trainer, lora, monkeypatch):
+    """Of each window what is asked by then, from the gist before or from the chunk; where a gist of the summarizer's own had
+    lost it, nothing."""
     settings = {"target_kinds": None, "cold_start_gists": "answers", "cold_start_steps": 1, "max_steps": 1}
     settings |= {"context_length": 110, "max_completion_length": 48}
     trainer = make_trainer(
         peft_config=lora, args=WALKS | settings, train_dataset=Dataset.from_list([ledger(False)] * 8)
     )
-    gists = gists_written(trainer)
-    carried = 0
-    for rows, (completions, _) in gists:
+    coins = cycle([0, 0, 1, 1])  # of two walks, to their second and to their third window
+    monkeypatch.setattr(rollout, "_draw", lambda count: next(coins) if count == 2 else 0)
+    decode, carried, lost = trainer.processing_class.decode, 0, 0
+    for rows, (completions, _) in gists_written(trainer):
         for row, completion in zip(rows, completions, strict=True):
-            gist = trainer.processing_class.decode(completion, skip_special_tokens=True)
+            gist, context = decode(completion, skip_special_tokens=True), decode(row["context_ids"])
             for target in (target for target in row["targets"] if target["kind"] == "question"):
-                assert trainer.processing_class.decode(target["target_ids"]).strip() in gist
-                carried += target["age"] > 0
-    assert carried
+                answer = decode(target["target_ids"]).strip()
+                assert (answer in gist) == (f"is {answer}." in context)
+                carried += target["age"] > 0 and answer in gist
+                lost += answer not in gist
+    assert carried and lost
 
 
 def test_a_cold_start_by_answers_keeps_what_only_later_windows_ask_for(make_trainer, lora):

@@ -130,6 +130,7 @@ class GistRollout:
             if self.goes_on_from_own and index < walk.windows - 1:
                 # Ranks sample together, so all of it, though half is used
                 own = _within_budgets(of_window, self.trainer.sample(prompt_ids)[0])
+                completions = list(completions)  # those that are imitated stay
                 for place in range(0, len(where), size):
                     if _draw(2):
                         completions[place : place + size] = own[place : place + size]
