@@ -16,7 +16,6 @@
 documents, read by the teacher up to that window alone, scored, trained on and measured by age."""
 
 from collections import Counter
-from itertools import cycle
 
 import pytest
 import torch
@@ -271,25 +270,21 @@ def gists_written(trainer):
 
 
 def test_a_cold_start_by_answers_carries_them_from_window_to_window(make_trainer, lora, monkeypatch):
-    """Of each window what is asked by then, from the gist before or from the chunk; where a gist of the summarizer's own had
-    lost it, nothing."""
+    """Of each window what is asked by then, from the gist before or from the chunk, where a gist of the rule's is carried on."""
     settings = {"target_kinds": None, "cold_start_gists": "answers", "cold_start_steps": 1, "max_steps": 1}
     settings |= {"context_length": 110, "max_completion_length": 48}
     trainer = make_trainer(
         peft_config=lora, args=WALKS | settings, train_dataset=Dataset.from_list([ledger(False)] * 8)
     )
-    coins = cycle([0, 0, 1, 1])  # of two walks, to their second and to their third window
-    monkeypatch.setattr(rollout, "_draw", lambda count: next(coins) if count == 2 else 0)
-    decode, carried, lost = trainer.processing_class.decode, 0, 0
+    monkeypatch.setattr(rollout, "_draw", lambda count: 0)
+    decode, carried = trainer.processing_class.decode, 0
     for rows, (completions, _) in gists_written(trainer):
         for row, completion in zip(rows, completions, strict=True):
-            gist, context = decode(completion, skip_special_tokens=True), decode(row["context_ids"])
+            gist = decode(completion, skip_special_tokens=True)
             for target in (target for target in row["targets"] if target["kind"] == "question"):
-                answer = decode(target["target_ids"]).strip()
-                assert (answer in gist) == (f"is {answer}." in context)
-                carried += target["age"] > 0 and answer in gist
-                lost += answer not in gist
-    assert carried and lost
+                assert decode(target["target_ids"]).strip() in gist
+                carried += target["age"] > 0
+    assert carried
 
 
 def test_a_cold_start_by_answers_keeps_what_only_later_windows_ask_for(make_trainer, lora):
