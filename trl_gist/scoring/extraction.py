@@ -262,9 +262,10 @@ def answering_sentences(
             kept.add(place)
     spelled, newline, gist, last = Spelled(tokenizer, ids), _within_text(tokenizer, "\n"), [], 0
     for start, end in (spans[place] for place in sorted(kept)):
-        seam = spelled.text[spelled.ends[last - 1] - 1] + spelled.text[spelled.starts[start]]
-        if gist and last < start and not any(map(str.isspace, seam)):
-            gist += newline  # without it the two would be one to whoever goes on from the gist
+        if gist and last < start:
+            seam = spelled.text[spelled.ends[last - 1] - 1] + spelled.text[spelled.starts[start]]
+            # Without it the two would be one to whoever goes on from the gist
+            gist += [] if any(map(str.isspace, seam)) else newline
         gist += ids[start:end]
         last = end
     return gist[: characters_of(tokenizer).cut(gist, length)]

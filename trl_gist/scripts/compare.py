@@ -146,7 +146,8 @@ def with_known_compressors(args: EvaluateArguments) -> EvaluateArguments:
             if value := getattr(args, name):
                 raise ValueError(f"`--{name}` ({value}) is of a comparison with compressors: add `--compressors`.")
         return args
-    known = [*COMPRESSORS, *named(args.gists, "--gists")]
+    gists = named(args.gists, "--gists")
+    known = [*COMPRESSORS, *gists]
     asked = [compressor_name(name, known) for name in args.compressors] or known
     own = [
         f"{compressor_name(name, asked)}={path}" for name, path in named_pairs(args.own_generators, "--own_generators")
@@ -160,7 +161,6 @@ def with_known_compressors(args: EvaluateArguments) -> EvaluateArguments:
             raise ValueError(
                 f"`{flag}` has {', '.join(map(repr, unknown))}. It takes names of {', '.join(map(repr, there))}."
             )
-    gists = named(args.gists, "--gists")
     for name, path in gists.items():
         if not Path(path).exists() or Path(path).is_dir():
             raise ValueError(f"`--gists` names {path} for {name!r}, which is no file.")

@@ -56,6 +56,12 @@ class Question:
     others: tuple[Statement, ...] = ()
     earlier: tuple[tuple[str, Statement], ...] = ()
 
+    @classmethod
+    def of_latest(cls, cue: str, said: list[tuple[str, Statement]], choices: int, *others: Statement) -> "Question":
+        """Of answers and the statements that name them, in their order, the last one counts."""
+        *earlier, (answer, fact) = said
+        return cls(cue, answer, fact, choices, others, tuple(earlier))
+
 
 @dataclass(frozen=True)
 class Task:

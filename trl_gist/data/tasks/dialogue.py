@@ -34,10 +34,9 @@ def make(rng: random.Random, windows: int, difficulty: int) -> tuple[list[Statem
     asked = rng.sample([(whose, what) for whose in WHOSE for what in FAVOURITES], difficulty)
     statements, questions = [], []
     for (whose, what), said in last_said(rng, windows, asked, lambda each: FAVOURITES[each[1]], _said):
-        *earlier, (best, fact) = said
         statements += [statement for _, statement in said]
         cue = f"\nUser: What is my {whose}favourite {what} now?\nAssistant: Your {whose}favourite {what} is"
-        questions.append(Question(cue, best, fact, len(FAVOURITES[what]), earlier=tuple(earlier)))
+        questions.append(Question.of_latest(cue, said, len(FAVOURITES[what])))
     return statements, questions
 
 

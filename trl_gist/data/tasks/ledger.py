@@ -33,10 +33,9 @@ def make(rng: random.Random, windows: int, difficulty: int) -> tuple[list[Statem
     """As many lockers as `difficulty`; every second one has an earlier entry, which counts no more."""
     statements, questions = [], []
     for locker, entries in last_said(rng, windows, rng.sample(LOCKERS, difficulty), lambda _: GOODS, _entry):
-        *earlier, (held, fact) = entries
         statements += [statement for _, statement in entries]
         cue = question(f"What does locker {locker} hold at the end?", f"Locker {locker} holds")
-        questions.append(Question(cue, held, fact, len(GOODS), earlier=tuple(earlier)))
+        questions.append(Question.of_latest(cue, entries, len(GOODS)))
     return statements, questions
 
 

@@ -61,9 +61,8 @@ def make(rng: random.Random, windows: int, difficulty: int) -> tuple[list[Statem
 
 
 def _where(who, moves, *others):
-    *earlier, (place, fact) = moves
     cue = question(f"Where is {who} at the end?", f"{who[0].upper()}{who[1:]} is in the")
-    return Question(cue, place, fact, len(PLACES), others, tuple(earlier))
+    return Question.of_latest(cue, moves, len(PLACES), *others)
 
 
 STORY = Task(make, frozenset({*PEOPLE, *PLACES, *THINGS}))
