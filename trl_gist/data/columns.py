@@ -27,6 +27,8 @@ WALK_COLUMN = "walk_ids"
 TARGETS_COLUMN = "targets"
 # The same of a document that is cut: each also says from where in its text, and up to where, it may be asked for
 DOCUMENT_TARGETS_COLUMN = "document_targets"
+# A dataset that has one of these brings its targets
+BROUGHT_TARGETS = frozenset((TARGETS_COLUMN, DOCUMENT_TARGETS_COLUMN))
 
 # Names that a dataset's columns cannot have where a trainer reads them: it would write over them, or be led by them.
 # `text`, `context`, `last_k`, `target`, `document_id` and, with `gist_length_range`, `budget` are inputs, and so are

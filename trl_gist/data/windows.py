@@ -45,6 +45,7 @@ from ..common.tokens import (
 )
 from ..prompts import GistPrompts, targets_of, through_last_k
 from .columns import (
+    BROUGHT_TARGETS,
     DOCUMENT_TARGETS_COLUMN,
     TARGETS_COLUMN,
     WALK_COLUMN,
@@ -301,7 +302,7 @@ def prepare_windows(
     longest_context = spec.context_length if spec.walks else 0
     # Only what shapes or refuses a window goes into the closures: `datasets` hashes them to find cached results
     check_budget = rules.check_budget if rules is not None and "budget" in columns else None
-    brought = consumed & {TARGETS_COLUMN, DOCUMENT_TARGETS_COLUMN} & columns
+    brought = consumed & BROUGHT_TARGETS & columns
     check_kind = check_kind_of if rules is not None and brought else None
     beside = sorted(columns - consumed)
 

@@ -33,7 +33,7 @@ from ..common.run_files import finite
 from ..common.statistics import mean_and_error, measured
 from ..common.tables import console_table
 from ..common.tokens import decode
-from ..data.columns import DOCUMENT_TARGETS_COLUMN, TARGETS_COLUMN, WALK_COLUMN, ColumnRules, columns_of
+from ..data.columns import BROUGHT_TARGETS, WALK_COLUMN, ColumnRules, columns_of
 from ..data.targets import TargetSpec
 from ..data.windows import PositionLimits, WindowSpec, prepare_windows
 from ..models.checks import check_same_tokenizer
@@ -65,7 +65,7 @@ def show_data(args: DataArguments):
     targets = _target_spec(args)
     documents = _documents(args)
     columns = columns_of(documents, "given")
-    several = not targets.is_continuation or bool(columns & {TARGETS_COLUMN, DOCUMENT_TARGETS_COLUMN})
+    several = not targets.is_continuation or bool(columns & BROUGHT_TARGETS)
     floor = target_floor(args, several or args.recipe is not None)
     tokenizer, checkpoint = _tokenizer_and_teacher(args)
     # Of the prompts, T reads only what begins a text

@@ -24,8 +24,7 @@ from ..common.run_files import PLOTS_DIR
 from ..common.statistics import is_number, measured
 from ..common.tables import console_table
 from ..data.columns import (
-    DOCUMENT_TARGETS_COLUMN,
-    TARGETS_COLUMN,
+    BROUGHT_TARGETS,
     check_dataset,
     check_targets_of_a_context,
     columns_of,
@@ -60,7 +59,7 @@ def evaluate(args: EvaluateArguments):
     check_dataset(documents, "evaluation")
     columns = columns_of(documents, "evaluation")
     check_targets_of_a_context(columns, "evaluation")
-    several = targets is not None or bool(columns & {TARGETS_COLUMN, DOCUMENT_TARGETS_COLUMN})
+    several = targets is not None or bool(columns & BROUGHT_TARGETS)
     floor = target_floor(args, several)
     if several:
         check_no_last_k(args.last_k)

@@ -42,7 +42,7 @@ from trl.models import unwrap_model_for_generation
 from trl.trainer.utils import get_config_model_id, split_tensor_dict
 
 from ..common.tokens import characters_of
-from ..data.columns import DOCUMENT_TARGETS_COLUMN, TARGETS_COLUMN, check_dataset, columns_of, is_cut
+from ..data.columns import BROUGHT_TARGETS, check_dataset, columns_of, is_cut
 from ..data.windows import PositionLimits, prepare_windows
 from ..models.adapters import without_routers
 from ..models.attention import use_matmul_attention
@@ -263,8 +263,8 @@ class GistTrainer(GRPOTrainer):
 
     def _cut_windows(self, train_dataset, eval_dataset, tokenizer, args, roles):
         check_dataset(train_dataset, "train")
-        columns, several = columns_of(train_dataset, "train"), {TARGETS_COLUMN, DOCUMENT_TARGETS_COLUMN}
-        if columns & several:
+        columns = columns_of(train_dataset, "train")
+        if columns & BROUGHT_TARGETS:
             show_whole_context(args)
         elif args.target_spec.is_continuation or "text" not in columns:
             check_only_continuation(args)
@@ -295,7 +295,7 @@ class GistTrainer(GRPOTrainer):
             if columns is None:
                 check_dataset(dataset, name)
                 columns = columns_of(dataset, name)
-            if columns & several and not args.generator_only:
+            if columns & BROUGHT_TARGETS and not args.generator_only:
                 check_shows_whole_context(self.prompts, name)
             dataset, self.skipped_rows[name] = prepare_windows(dataset, tokenizer, spec, limits, name, rules, columns)
             return dataset
