@@ -54,7 +54,7 @@ def main():
         long_articles(args.corpus, args.windows, texts_of(args), args.seed),
         max_windows_per_document=1,
         target_kinds={"fact": 1, "recall": 1, "continuation": 1},
-        targets_per_context=6,
+        targets_per_context=4,
         cold_start_gists=args.cold_start_gists,
     )
 

@@ -161,7 +161,10 @@ def test_surprising_facts_are_what_the_teacher_expects_least_of_facts_after_thei
 
 
 def test_recurring_facts_are_those_that_all_text_so_far_says_most_often(tokenizer):
-    """On from an earlier gist: its first name is one too, and one that the text never said is dropped."""
+    """
+    On from an earlier gist: its first name is one too, and one that the text never said is dropped. Other words that it
+    says most often fill the room that is left, and make none.
+    """
     special = frozenset(tokenizer.all_special_ids)
     first, second = (
         tokenizer(text, add_special_tokens=False)["input_ids"]
@@ -178,15 +181,23 @@ def test_recurring_facts_are_those_that_all_text_so_far_says_most_often(tokenize
         assert gists == gists[:1] * 3 and len(gists[0]) <= length and not special & set(gists[0])
         return [fact.strip() for fact in tokenizer.decode(gists[0]).split(";")]
 
-    everything = ["Soho", "John Snow", "Ada Lovelace", "1854"]
-    assert facts(first, 99, seen_ids=first) == everything
-    length = len(tokenizer(" John Snow; Ada Lovelace", add_special_tokens=False)["input_ids"])
-    assert facts(first, length - 1, seen_ids=first) == ["Soho", "John Snow", "1854"]  # what fits whole
+    def tokens(text):
+        return len(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    assert facts(first, 99, seen_ids=first) == ["Soho", "king", "met", "John Snow", "Ada Lovelace", "1854"]
+    everything = tokens(" Soho; John Snow; Ada Lovelace; 1854")
+    assert facts(first, everything, seen_ids=first) == ["Soho", "John Snow", "Ada Lovelace", "1854"]
+    length = tokens(" John Snow; Ada Lovelace")
+    assert facts(first, length - 1, seen_ids=first) == ["Soho", "met", "John Snow", "1854"]  # what fits whole
     earlier = tokenizer("Soho; John Snow; Karl Marx\n", add_special_tokens=False)["input_ids"]
     seen = {"seen_ids": first + second}
-    assert facts(earlier + second, 99, **seen) == ["Soho", "John Snow", "Joseph Bazalgette", "Ada Lovelace"]
+    every = ["Soho", "John Snow", "king", "met", "Joseph Bazalgette", "Ada Lovelace", "again"]
+    assert facts(earlier + second, 99, **seen) == every
     assert facts(earlier + second, length, **seen) == ["John Snow", "Ada Lovelace"]
-    assert facts(tokenizer("and so on", add_special_tokens=False)["input_ids"], 9) == [""]
+    assert facts(tokenizer("and so on; it was", add_special_tokens=False)["input_ids"], 9) == [""]
+    words = tokenizer("the tea was cold, and cold tea is not a good tea", add_special_tokens=False)["input_ids"]
+    assert facts(words, tokens(" tea; cold")) == ["tea", "cold"]
+    assert facts(words, 99) == ["tea", "cold", "good"]
 
 
 def test_answers_are_the_sentences_that_hold_what_is_asked(tokenizer):

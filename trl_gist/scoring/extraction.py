@@ -363,6 +363,8 @@ def fact_list(
 def recurring_facts(tokenizer: PreTrainedTokenizerBase, ids: list[int], length: int, text_ids: list[int]) -> list[int]:
     """
     A gist cut by rule: the facts that a text says most often, each once, in their order, with semicolons between them.
+    Where they leave room there are also the other words that it says most often, but for function words. So a summarizer
+    that imitates such lists does not learn to stop early: where each next word is a guess, to stop would be the likeliest.
 
     Args:
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
@@ -370,22 +372,33 @@ def recurring_facts(tokenizer: PreTrainedTokenizerBase, ids: list[int], length: 
         ids (`list[int]`):
             Where they are looked for: the text, or what is left of it, as an earlier gist and the newest chunk.
         length (`int`):
-            The most tokens of the gist. A fact that does not fit whole is left out.
+            The most tokens of the gist. What does not fit whole is left out.
         text_ids (`list[int]`):
             The text, in which they are counted. Of facts that it says as often, those that come first in `ids` stay.
     """
     separator = _within_text(tokenizer, ";")
     ids = [*separator, *ids]  # a list begins with a name, which at a text's head would be a capitalised word
-    facts = each_once(tokenizer, ids, fact_spans(tokenizer, ids))
-    said = Counter(_folded(tokenizer, text_ids[slice(*span)]) for span in fact_spans(tokenizer, text_ids))
-    counts = [said[_folded(tokenizer, [ids[position] for position in fact])] for fact in facts]
     room, listed = length + len(separator), []
-    for place in sorted(range(len(facts)), key=lambda place: -counts[place]):
-        needed = len(facts[place]) + len(separator)
-        if counts[place] and needed <= room:
-            room -= needed
-            listed.append(place)
-    return _joined(ids, [facts[place] for place in sorted(listed)], separator)
+    for spans_of in (fact_spans, _content_words):
+        found = each_once(tokenizer, ids, spans_of(tokenizer, ids))
+        said = Counter(_folded(tokenizer, text_ids[slice(*span)]) for span in spans_of(tokenizer, text_ids))
+        counts = [said[_folded(tokenizer, [ids[position] for position in piece])] for piece in found]
+        for place in sorted(range(len(found)), key=lambda place: -counts[place]):
+            needed = len(found[place]) + len(separator)
+            if counts[place] and needed <= room:
+                room -= needed
+                listed.append(found[place])
+    return _joined(ids, sorted(listed, key=lambda piece: piece.start), separator)
+
+
+def _content_words(tokenizer, ids):
+    """Spans of the words that are neither of a fact nor function words."""
+    spelled, taken = Spelled(tokenizer, ids), {place for span in fact_spans(tokenizer, ids) for place in range(*span)}
+    units = Units(spelled.text)
+    spans = [
+        spelled.tokens(*span) for span, kind in zip(units.spans, units.kinds, strict=True) if kind in ("name", "other")
+    ]
+    return [span for span in spans if span is not None and taken.isdisjoint(range(*span))]
 
 
 def _folded(tokenizer, ids):
