@@ -12,11 +12,13 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""research/memory: what is counted as right, of a session's gists alone."""
+"""research/memory: what is counted as right, of a session's gists alone, at a text's end and on the way."""
 
 from tiny import PARAGRAPH
 from tiny_sessions import GIST, LAST_K, make_compactor
 
+from research.memory.long import read_on
+from research.memory.long import table as table_by_length
 from research.memory.sessions import NEW_TOKENS, rows_of, table
 
 
@@ -36,3 +38,28 @@ def test_questions_are_asked_of_the_gists_of_all_that_can_be_folded():
     assert rolling["gist_tokens"] <= GIST
     _, _, line, _ = table({"chain": [row, row], "rolling": [rolling]})
     assert line.startswith(f"| chain | 2 of 4 | {row['gist_tokens']} | {len(session.history)} |")
+
+
+def test_a_long_text_is_asked_about_on_the_way():
+    compactor, lengths = make_compactor(), [2, 4]
+    chunk, ids = compactor.session().settings.chunk_length, compactor.tokenizer(PARAGRAPH)["input_ids"]
+    assert len(ids) > 4 * chunk
+    said = []
+    for length in lengths:
+        session = compactor.session()
+        session.append(ids[: length * chunk])
+        answer = session.recall("The pump", NEW_TOKENS, live=False).text.strip().partition("\n")[0]
+        said.append((session.gist, answer))
+    targets = [{"cue": "The pump", "target": answer} for _, answer in said] + [{"cue": "The pump", "target": "no!"}]
+    text = {"document_id": "a", "task": "needles", "context": PARAGRAPH, "targets": targets}
+    rows = list(read_on(compactor, text, lengths))
+    assert [(row["windows"], row["tokens"], row["gist"]) for row in rows] == [
+        (length, length * chunk, gist) for length, (gist, _) in zip(lengths, said, strict=True)
+    ]
+    assert rows[0]["right"][0] and rows[1]["right"][1] and not rows[0]["right"][2]
+    assert min(row["memory"] for row in rows) > 0
+    other = rows[0] | {"document_id": "b", "task": "ledger", "right": [False] * 3}
+    _, _, first, second = table_by_length([*rows, other])
+    known = sum(rows[0]["right"])
+    assert first.startswith(f"| {2 * chunk} | 0 of 3 | {known} of 3 | {known} of 6 | {known / 6:.2f} ± ")
+    assert second.startswith(f"| {4 * chunk} | 0 of 0 | {sum(rows[1]['right'])} of 3 |")
