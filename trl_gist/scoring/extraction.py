@@ -379,9 +379,11 @@ def recurring_facts(tokenizer: PreTrainedTokenizerBase, ids: list[int], length: 
     separator = _within_text(tokenizer, ";")
     ids = [*separator, *ids]  # a list begins with a name, which at a text's head would be a capitalised word
     room, listed = length + len(separator), []
-    for spans_of in (fact_spans, _content_words):
-        found = each_once(tokenizer, ids, spans_of(tokenizer, ids))
-        said = Counter(_folded(tokenizer, text_ids[slice(*span)]) for span in spans_of(tokenizer, text_ids))
+    for spans, spans_of_text in zip(
+        _facts_and_words(tokenizer, ids), _facts_and_words(tokenizer, text_ids), strict=True
+    ):
+        found = each_once(tokenizer, ids, spans)
+        said = Counter(_folded(tokenizer, text_ids[slice(*span)]) for span in spans_of_text)
         counts = [said[_folded(tokenizer, [ids[position] for position in piece])] for piece in found]
         for place in sorted(range(len(found)), key=lambda place: -counts[place]):
             needed = len(found[place]) + len(separator)
@@ -391,14 +393,14 @@ def recurring_facts(tokenizer: PreTrainedTokenizerBase, ids: list[int], length: 
     return _joined(ids, sorted(listed, key=lambda piece: piece.start), separator)
 
 
-def _content_words(tokenizer, ids):
-    """Spans of the words that are neither of a fact nor function words."""
-    spelled, taken = Spelled(tokenizer, ids), {place for span in fact_spans(tokenizer, ids) for place in range(*span)}
-    units = Units(spelled.text)
-    spans = [
+def _facts_and_words(tokenizer, ids):
+    """Spans of a text's facts, and of its words that are neither of a fact nor function words."""
+    facts, spelled = fact_spans(tokenizer, ids), Spelled(tokenizer, ids)
+    taken, units = {place for span in facts for place in range(*span)}, Units(spelled.text)
+    words = [
         spelled.tokens(*span) for span, kind in zip(units.spans, units.kinds, strict=True) if kind in ("name", "other")
     ]
-    return [span for span in spans if span is not None and taken.isdisjoint(range(*span))]
+    return facts, [span for span in words if span is not None and taken.isdisjoint(range(*span))]
 
 
 def _folded(tokenizer, ids):
