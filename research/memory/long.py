@@ -18,24 +18,23 @@ Does a session still know, 64k tokens on, what it was told in its first 2k, and 
 python -m research.memory.long memory/after
 
 Each text is read as a `rolling` session reads it. On the way, at each of some lengths, the generator answers from the gist
-alone. What has been read is kept in `--output` and not read again.
+alone. A run that was cut off goes on with the next text.
 """
 
 import argparse
-import json
-from pathlib import Path
+import itertools
 
 from trl_gist import GistCompactor
 from trl_gist.common.statistics import mean_and_error, with_error
 from trl_gist.data.tasks import make_tasks
-from trl_gist.evaluation.tasks.readings import begins_with
+from trl_gist.evaluation.folder import EvaluationFolder
 
 from tqdm.auto import tqdm
 
 from examples.short_run import quiet_console
 from research.common.process import memory_status
 from research.common.tables import markdown_table
-from research.memory.sessions import NEW_TOKENS
+from research.memory.sessions import right_from_gists
 
 
 TOLD = 8  # windows, in which everything is said that is asked for
@@ -56,30 +55,25 @@ def texts_of(compactor: GistCompactor, tasks: list[str], documents: int, difficu
     )
 
 
-def read_on(compactor: GistCompactor, text: dict, lengths: list[int]):
+def read_on(compactor: GistCompactor, text: dict, lengths: list[int]) -> list[dict]:
     """At each length, in windows: the gist, which questions are answered right from it, and the process's memory."""
-    session = compactor.session()
+    session, rows = compactor.session(), []
     chunk = session.settings.chunk_length
     ids = compactor.tokenizer(text["context"], add_special_tokens=False, verbose=False)["input_ids"]
-    for window in range(1, max(lengths) + 1):
-        session.append(ids[(window - 1) * chunk : window * chunk])
-        if window in lengths:
-            written = [
-                session.recall(target["cue"], NEW_TOKENS, alternatives=0, live=False).text
-                for target in text["targets"]
-            ]
-            yield {
+    for start, windows in itertools.pairwise([0, *lengths]):
+        session.append(ids[start * chunk : windows * chunk])
+        rows.append(
+            {
                 "document_id": text["document_id"],
                 "task": text["task"],
-                "windows": window,
-                "tokens": window * chunk,
+                "windows": windows,
+                "tokens": windows * chunk,
                 "gist": session.gist,
-                "right": [
-                    begins_with(own.strip().partition("\n")[0], target["target"])
-                    for own, target in zip(written, text["targets"], strict=True)
-                ],
+                "right": right_from_gists(session, text["targets"]),
                 "memory": memory_status("VmRSS"),
             }
+        )
+    return rows
 
 
 def table(rows: list[dict]) -> list[str]:
@@ -109,20 +103,19 @@ def main():
     parser.add_argument(
         "--lengths", type=int, nargs="+", default=[16, 32, 64, 128, 256], help="windows (default: 16 32 64 128 256)"
     )
-    parser.add_argument("--output", type=Path, default=Path("long.jsonl"), help="rows (default: long.jsonl)")
+    parser.add_argument("--output_dir", default="long", help="where rows are kept (default: long)")
+    parser.add_argument("--overwrite", action="store_true", help="removes another run's there")
     args = parser.parse_args()
     quiet_console()
-    compactor = GistCompactor.from_pretrained(args.pair)
-    rows = [json.loads(line) for line in args.output.read_text("utf-8").splitlines()] if args.output.is_file() else []
-    read = {row["document_id"] for row in rows if row["windows"] == max(args.lengths)}
-    texts = texts_of(compactor, args.tasks, args.texts, args.difficulty, max(args.lengths))
-    with args.output.open("a", encoding="utf-8") as file:
-        for text in tqdm([text for text in texts if text["document_id"] not in read], desc="Reading texts"):
-            rows = [row for row in rows if row["document_id"] != text["document_id"]]
-            for row in read_on(compactor, text, args.lengths):
-                rows.append(row)
-                print(json.dumps(row), file=file, flush=True)
-    print(*table(rows), sep="\n")
+    compactor, lengths = GistCompactor.from_pretrained(args.pair), sorted(set(args.lengths))
+    texts = texts_of(compactor, args.tasks, args.texts, args.difficulty, lengths[-1])
+    settings = {"pair": compactor.fingerprint, "tasks": args.tasks, "difficulty": args.difficulty, "lengths": lengths}
+    with EvaluationFolder(args.output_dir, settings, args.overwrite) as folder:
+        rows = folder.rows(len(lengths))
+        read = len(rows) // len(lengths)
+        for text in tqdm(list(texts)[read:], desc="Reading texts", initial=read, total=len(texts)):
+            folder.append(read_on(compactor, text, lengths))
+        print(*table(folder.rows(len(lengths))), sep="\n")
 
 
 if __name__ == "__main__":

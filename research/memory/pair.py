@@ -100,7 +100,6 @@ def train(args: argparse.Namespace, train_dataset: Dataset, **settings):
             lr_scheduler_type="constant_with_warmup",
             warmup_steps=3,
             length_penalty=0.0,
-            gist_discount=0.0,  # no gist is paid
             temperature=0.8,
             seed=args.seed,
             save_steps=10,

@@ -33,6 +33,15 @@ from research.common.tables import markdown_table
 NEW_TOKENS = 8
 
 
+def right_from_gists(session, targets: list[dict]) -> list[bool]:
+    """Which questions the generator answers right from a session's gists, without its live tokens."""
+    written = [session.recall(target["cue"], NEW_TOKENS, alternatives=0, live=False).text for target in targets]
+    return [
+        begins_with(own.strip().partition("\n")[0], target["target"])
+        for own, target in zip(written, targets, strict=True)
+    ]
+
+
 def rows_of(compactor: GistCompactor, texts: list[dict], settings: dict) -> list[dict]:
     """Of each text the tokens of its last gists, how many gists were written, and which questions are answered right."""
     rows = []
@@ -41,18 +50,12 @@ def rows_of(compactor: GistCompactor, texts: list[dict], settings: dict) -> list
         session.append(text["context"])
         while len(session.live) > session.settings.last_k + 1:
             session.compact()
-        written = [
-            session.recall(target["cue"], NEW_TOKENS, alternatives=0, live=False).text for target in text["targets"]
-        ]
         rows.append(
             {
                 "gist": session.gist,
                 "gist_tokens": len(session.gist_ids),
                 "gists_written": sum(row.gists_written for row in session.history),
-                "right": [
-                    begins_with(own.strip().partition("\n")[0], target["target"])
-                    for own, target in zip(written, text["targets"], strict=True)
-                ],
+                "right": right_from_gists(session, text["targets"]),
             }
         )
     return rows
