@@ -28,8 +28,8 @@ Gists cut out of the context by a rule: what a summarizer imitates before it has
                 rare words where the facts run out: one gist a context, not a group's
     recurring_facts
                 the facts that the text so far says most often, of those that the context still has, with semicolons
-                between them, and other words of the kind where there is room; one gist a context too. On walks the
-                text is all windows so far
+                between them, and where they leave room other words that it says often; one gist a context too. On
+                walks the text is all windows so far
     answers     the sentences that hold what the context's targets ask for, in their order: one gist a context too
 """
 
