@@ -31,11 +31,11 @@ import pytest
 from datasets import Dataset
 from launching import fork
 from peft import LoraConfig
-from tiny import DEVICE, FAMILIES, make_documents, make_model, make_tokenizer
+from tiny import FAMILIES, make_documents, make_model, make_tokenizer
+from tiny_recipes import tiny_args
 
-from trl_gist import GistConfig, GistTrainer
+from trl_gist import GistTrainer
 from trl_gist.models.deepspeed import build_cpu_operators
-from trl_gist.prompts import SUMMARIZER_PROMPT
 
 
 def pytest_collection_modifyitems(items):
@@ -126,33 +126,7 @@ def lora():
 
 @pytest.fixture
 def make_args(tmp_path):
-    def make(**overrides):
-        values = {
-            "output_dir": str(tmp_path / "run"),
-            "context_length": 24,
-            "target_length": 8,
-            "last_k": 4,
-            "max_completion_length": 6,
-            "summarizer_prompt": SUMMARIZER_PROMPT,
-            "cold_start_steps": 0,  # S samples from the first step on
-            "num_generations": 4,
-            "per_device_train_batch_size": 8,
-            "per_device_eval_batch_size": 4,
-            "max_steps": 2,
-            "learning_rate": 1e-3,
-            "generator_learning_rate": 1e-3,
-            "logging_steps": 1,
-            "save_strategy": "no",
-            "report_to": "none",
-            "bf16": False,
-            "use_cpu": DEVICE == "cpu",
-            "gradient_checkpointing": False,
-            "disable_tqdm": True,
-            "seed": 7,
-        }
-        return GistConfig(**{**values, **overrides})
-
-    return make
+    return functools.partial(tiny_args, tmp_path / "run")
 
 
 @pytest.fixture

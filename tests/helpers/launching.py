@@ -47,8 +47,10 @@ _LAUNCHERS = ("torch.distributed.run", "accelerate.commands.launch")
 _FORKS.set_forkserver_preload([TRAINING, "trl_gist.inference.compactor", "deepspeed", *_LAUNCHERS, __name__])
 
 
-def launch(script: str | Path, *arguments: str, processes: int = 2, config: str | None = None):
-    """Under DDP, or as one of `configs/accelerate` says. Fails with the end of what it wrote to stderr."""
+def launch(
+    script: str | Path, *arguments: str, processes: int = 2, config: str | None = None
+) -> subprocess.CompletedProcess:
+    """What it has written, under DDP or as one of `configs/accelerate` says. Fails with the end of its stderr."""
     torch, accelerate = _LAUNCHERS
     if config is None:
         launcher = [torch, "--standalone", "--nproc_per_node", str(processes)]
@@ -59,6 +61,7 @@ def launch(script: str | Path, *arguments: str, processes: int = 2, config: str 
     ranks = {"PET_RUN_PATH": "1", "PET_START_METHOD": "fork"}
     done = forked(["-m", *launcher, str(script), *arguments], 400, **ranks)
     assert done.returncode == 0, done.stderr[-6000:]
+    return done
 
 
 def forked(arguments: list[str], timeout: float, **environment: str) -> subprocess.CompletedProcess:

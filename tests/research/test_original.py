@@ -17,40 +17,39 @@
 import json
 import shutil
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 from datasets import Dataset
+from peft import LoraConfig
 from tiny import make_documents
+from tiny_recipes import tiny_args
 
 from research.original import results
-from trl_gist import GistCompactor
+from trl_gist import GistCompactor, GistTrainer
 from trl_gist.cli.main import main as trl_gist
 from trl_gist.scoring.gist_scorer import GistScorer
 from trl_gist.scoring.targets import TargetScorer
 
 
-@pytest.fixture
-def flagship(make_trainer, lora, tmp_path):
-    """A run with an evaluation before, within and after, and the pair measured on other documents."""
-    trainer = make_trainer(
-        args={
-            "eval_strategy": "steps",
-            "eval_on_start": True,
-            "eval_steps": 2,
-            "max_steps": 4,
-            "gist_samples_steps": 2,
-            "save_strategy": "steps",
-            "save_steps": 2,
-        },
+@pytest.fixture(scope="module")
+def flagship(checkpoint, tmp_path_factory):
+    """A run with an evaluation before, within and after, and the pair measured on other documents, which lie beside it."""
+    pair = tmp_path_factory.mktemp("original") / "run"
+    trainer = GistTrainer(
+        model=checkpoint,
+        args=tiny_args(
+            pair,
+            **{"eval_strategy": "steps", "eval_on_start": True, "eval_steps": 2, "max_steps": 4},
+            **{"gist_samples_steps": 2, "save_strategy": "steps", "save_steps": 2},
+        ),
+        train_dataset=Dataset.from_dict({"text": make_documents(12)}),
         eval_dataset=Dataset.from_dict({"text": make_documents(5, seed=1)}),
-        peft_config=lora,
+        peft_config=LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", task_type="CAUSAL_LM"),
     )
     trainer.train()
     trainer.save_model()
-    pair = Path(trainer.args.output_dir)
-    documents = tmp_path / "other.jsonl"
+    documents = pair.with_name("other.jsonl")
     Dataset.from_dict({"text": make_documents(4, seed=2)}).to_json(documents)
     flags = ["--compressors", "--own_generators", f"tail={pair}", "--max_windows", "6"]
     assert trl_gist(["evaluate", str(pair), "--dataset", str(documents), *flags]) == 0
@@ -116,12 +115,12 @@ def test_the_rate_curve_takes_evaluations_of_the_same_windows_only(flagship, tmp
     assert "other windows" in capsys.readouterr().err
 
 
-def test_kinds_of_gists_are_chosen_with_and_without_the_target(flagship, tmp_path, capsys, monkeypatch):
+def test_kinds_of_gists_are_chosen_with_and_without_the_target(flagship, monkeypatch):
     from research.original import what_to_keep
 
     rows = []
     monkeypatch.setattr(what_to_keep, "markdown_table", lambda head, lines: rows.extend(lines) or [])
-    documents = str(tmp_path / "other.jsonl")
+    documents = str(flagship.with_name("other.jsonl"))
     argv = ["what_to_keep.py", str(flagship), "--dataset", documents, "--split", "train"]
     monkeypatch.setattr(sys, "argv", [*argv, "--futures", "2"])
     what_to_keep.main()
@@ -171,7 +170,7 @@ def test_the_piece_that_lowers_kl_most_takes_the_place_of_the_tail(flagship, mon
 def test_a_search_goes_on_and_is_judged_by_targets_it_was_not_chosen_by(flagship, tmp_path, capsys, monkeypatch):
     from research.original import search_gists
 
-    file, documents = tmp_path / "found.jsonl", str(tmp_path / "other.jsonl")
+    file, documents = tmp_path / "found.jsonl", str(flagship.with_name("other.jsonl"))
     argv = ["search_gists.py", str(file), "--pair", str(flagship), "--dataset", documents, "--split", "train"]
 
     def search(*flags):
@@ -201,7 +200,7 @@ def test_each_compressor_is_read_by_its_own_reader(flagship, tmp_path, capsys, m
     from research.original import own_readers
 
     def lines(*readers):
-        argv = ["own_readers.py", *readers, "--dataset", str(tmp_path / "other.jsonl"), "--split", "train"]
+        argv = ["own_readers.py", *readers, "--dataset", str(flagship.with_name("other.jsonl")), "--split", "train"]
         monkeypatch.setattr(sys, "argv", argv)
         capsys.readouterr()
         own_readers.main()
@@ -249,9 +248,10 @@ def test_a_verdict_is_held_against_two_standard_errors(difference, says):
     assert results._verdict(difference, 0.1).startswith(says)
 
 
-def test_a_run_without_an_evaluation_is_refused(flagship, monkeypatch, capsys):
-    (flagship / "run_log" / "metrics.jsonl").write_text("")
-    argv = ["results.py", str(flagship), "--evaluation", f"other={flagship / 'evaluation'}"]
+def test_a_run_without_an_evaluation_is_refused(flagship, tmp_path, monkeypatch, capsys):
+    run = shutil.copytree(flagship, tmp_path / "run")
+    (run / "run_log" / "metrics.jsonl").write_text("")
+    argv = ["results.py", str(run), "--evaluation", f"other={run / 'evaluation'}"]
     monkeypatch.setattr(sys, "argv", argv)
     with pytest.raises(SystemExit) as error:
         results.main()

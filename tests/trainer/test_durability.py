@@ -28,8 +28,10 @@ from pathlib import Path
 import pytest
 from checks import AtStep, assert_equal_models, assert_same, history
 from datasets import Dataset
-from launching import PYTHONPATH, ROOT, ending, finished
+from launching import ROOT, ending, launch
+from peft import LoraConfig
 from tiny import make_documents, make_model, make_tokenizer
+from tiny_recipes import tiny_args
 
 from trl_gist import GistConfig, GistTrainer, SaveOnSignal
 from trl_gist.cli.main import main
@@ -57,24 +59,38 @@ def not_ignored():
         signal.signal(each, handler)
 
 
-@pytest.fixture
-def make_run(make_trainer, lora, tmp_path):
-    """Builds a trainer of one run: eight windows, two a step."""
+def run_in(output_dir, checkpoint, at_step=None, with_lora=True, **args):
+    """A trainer of one run: eight windows, two a step."""
+    rows = Dataset.from_dict({"text": make_documents(4)})
+    return GistTrainer(
+        model=checkpoint,
+        args=tiny_args(
+            output_dir,
+            **{"max_steps": 6, "max_windows_per_document": 2, "save_strategy": "steps", "save_steps": 2, **args},
+        ),
+        train_dataset=rows,
+        eval_dataset=rows.select(range(2)),
+        peft_config=LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", task_type="CAUSAL_LM")
+        if with_lora
+        else None,
+        callbacks=[AtStep(*at_step)] if at_step else [],
+    )
 
-    def make(name="run", at_step=None, with_lora=True, **args):
-        rows = Dataset.from_dict({"text": make_documents(4)})
-        return make_trainer(
-            train_dataset=rows,
-            eval_dataset=rows.select(range(2)),
-            peft_config=lora if with_lora else None,
-            callbacks=[AtStep(*at_step)] if at_step else [],
-            args={
-                **{"output_dir": str(tmp_path / name), "max_steps": 6, "max_windows_per_document": 2},
-                **{"save_strategy": "steps", "save_steps": 2, **args},
-            },
-        )
+
+@pytest.fixture
+def make_run(checkpoint, tmp_path):
+    def make(name="run", *args, **kwargs):
+        return run_in(tmp_path / name, checkpoint, *args, **kwargs)
 
     return make
+
+
+@pytest.fixture(scope="module")
+def whole(checkpoint, tmp_path_factory):
+    """A run that nothing has stopped."""
+    trainer = run_in(tmp_path_factory.mktemp("whole"), checkpoint)
+    trainer.train()
+    return trainer
 
 
 def names(directory):
@@ -98,9 +114,9 @@ def assert_same_end(one, other):
 
 
 @pytest.mark.parametrize("number", SIGNALS, ids=lambda number: number.name)
-def test_a_signal_ends_a_run_with_a_checkpoint_from_which_it_goes_on_bit_for_bit(make_run, tmp_path, capsys, number):
-    whole = make_run("whole")
-    whole.train()
+def test_a_signal_ends_a_run_with_a_checkpoint_from_which_it_goes_on_bit_for_bit(
+    make_run, whole, tmp_path, capsys, number
+):
     stopped = make_run("stopped", at_step=(3, lambda: signal.raise_signal(number)))
     before = signal.getsignal(number)
     train(stopped)
@@ -148,9 +164,7 @@ def test_a_signal_that_a_launcher_hands_on_as_well_is_one_signal(make_run, tmp_p
     assert ("checkpoint-3" in names(tmp_path / "run")) == (not after)
 
 
-def test_a_script_that_listens_to_nothing_is_interrupted_when_it_is_saved(make_run, tmp_path):
-    whole = make_run("whole")
-    whole.train()
+def test_a_script_that_listens_to_nothing_is_interrupted_when_it_is_saved(make_run, whole, tmp_path):
     stopped = make_run("stopped", at_step=(3, lambda: signal.raise_signal(signal.SIGINT)))
     with pytest.raises(KeyboardInterrupt):
         stopped.train()
@@ -232,11 +246,11 @@ def test_transformers_own_saving_in_the_middle_of_a_step_is_refused(make_args):
 
 
 @pytest.mark.parametrize(
-    ("launch", "number"),
+    ("through", "number"),
     [([], signal.SIGTERM), (["--accelerate_config", "single"], signal.SIGINT)],
     ids=["SIGTERM", "SIGINT to a launcher"],
 )
-def test_trl_gist_train_exits_with_0_on_a_signal_and_resumes(checkpoint, tmp_path, capsys, launch, number):
+def test_trl_gist_train_exits_with_0_on_a_signal_and_resumes(checkpoint, tmp_path, capsys, through, number):
     (tmp_path / "documents.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in make_documents(8)))
     flags = {
         **{"model_name_or_path": checkpoint, "dataset_path": tmp_path / "documents.jsonl"},
@@ -247,7 +261,7 @@ def test_trl_gist_train_exits_with_0_on_a_signal_and_resumes(checkpoint, tmp_pat
     }
     argv = ["train", *(str(part) for name, value in flags.items() for part in (f"--{name}", value))]
     metrics = tmp_path / "run" / "run_log" / "metrics.jsonl"
-    command = [sys.executable, "-m", "trl_gist.cli", *argv, *launch, "--max_steps", "100000"]
+    command = [sys.executable, "-m", "trl_gist.cli", *argv, *through, "--max_steps", "100000"]
     options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     options["env"] = {**os.environ, "PYTHONPATH": str(ROOT), "HF_DATASETS_CACHE": str(tmp_path / "hf")}
     with subprocess.Popen(command, **options) as process, ending(process):
@@ -276,11 +290,8 @@ def test_trl_gist_train_exits_with_0_on_a_signal_and_resumes(checkpoint, tmp_pat
 
 
 def test_a_full_disk_ends_with_the_folder_and_its_free_bytes_and_leaves_the_checkpoint_before(
-    make_run, tmp_path, monkeypatch
+    make_run, whole, tmp_path, monkeypatch
 ):
-    whole = make_run("whole")
-    whole.train()
-
     def disk_is_full(*args):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
@@ -344,7 +355,7 @@ def small_disk(tmp_path):
 
 
 def test_a_disk_that_is_full_keeps_the_checkpoint_before_and_the_run_goes_on_where_there_is_room(
-    make_run, small_disk, tmp_path
+    make_run, whole, small_disk, tmp_path
 ):
     with pytest.raises(OSError, match=f"step 4 could not be written to {small_disk}.*checkpoint-2 .* whole"):
         make_run("disk").train()
@@ -352,8 +363,6 @@ def test_a_disk_that_is_full_keeps_the_checkpoint_before_and_the_run_goes_on_whe
     shutil.copytree(small_disk / "checkpoint-2", tmp_path / "roomy" / "checkpoint-2")
     resumed = make_run("roomy")
     resumed.train(resume_from_checkpoint=True)
-    whole = make_run("whole")
-    whole.train()
     assert_same_end(resumed, whole)
 
 
@@ -409,10 +418,9 @@ def test_a_checkpoint_that_lacked_only_its_renaming_gets_it(make_run, tmp_path, 
     assert "checkpoint-4 was complete when its run was killed" in caplog.text
 
 
-def test_a_run_killed_after_its_last_checkpoint_takes_no_further_step(make_run):
+def test_a_run_killed_after_its_last_checkpoint_takes_no_further_step(make_run, whole, tmp_path):
     """`Trainer` (5.23) would take one more from the middle of an epoch."""
-    whole = make_run()
-    whole.train()
+    shutil.copytree(whole.args.output_dir, tmp_path / "run")
     resumed = make_run()
     resumed.train(resume_from_checkpoint=True)
     assert_same_end(resumed, whole)
@@ -459,10 +467,7 @@ def test_what_is_pushed_to_the_hub_is_the_complete_checkpoint(make_run, tmp_path
 
 
 def test_all_processes_stop_at_the_step_of_the_one_that_was_told_to(tmp_path):
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    environment = {**os.environ, "PYTHONPATH": PYTHONPATH, "OMP_NUM_THREADS": "1"}
-    done = finished([*launch, __file__, str(tmp_path / "run")], 200, env=environment)
-    assert done.returncode == 0, done.stderr[-4000:]
+    done = launch(__file__, str(tmp_path / "run"))
     assert done.stdout.count("Stopped by SIGUSR1 after step 1 of 6") == 1
     assert done.stdout.count("went on from step 1 to 6") == 2
     assert names(tmp_path / "run") == ["checkpoint-1", "checkpoint-6"]
