@@ -21,6 +21,7 @@ Every import counts, also those inside functions and for type checkers.
 import ast
 import importlib
 import inspect
+import json
 import re
 import subprocess
 import sys
@@ -176,33 +177,49 @@ def test_private_names_of_trl_and_transformers_are_reached_in_few_files():
 # ---- What is loaded ----
 
 
-def loaded_by(code: str) -> set[str]:
-    """Top-level modules in a fresh process after some code."""
-    code = f"import sys\n{code}\nprint(*{{name.partition('.')[0] for name in sys.modules}})"
+LOADED = """
+import importlib, json, sys
+for names in json.loads(sys.argv[1]):
+    for name in names:
+        importlib.import_module(name)
+    print(*{name.partition(".")[0] for name in sys.modules})
+from transformers.pipelines import PIPELINE_REGISTRY
+print(*(PIPELINE_REGISTRY.check_task(task)[1]["impl"].__qualname__ for task in ("context-compaction", "gist-compaction")))
+"""
+
+
+@pytest.fixture(scope="module")
+def loaded():
+    """Top-level modules of one fresh process after more and more of the package; and what its tasks are."""
+    everything = [name for name in MODULES if name and wing(name) != "integrations" and not name.endswith("__main__")]
+    stages = [["trl_gist"], ["trl_gist.inference.compactor"], [f"trl_gist.{name}" for name in everything]]
     process = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=PACKAGE.parent
+        [sys.executable, "-c", LOADED, json.dumps(stages)],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=PACKAGE.parent,
     )
-    return set(process.stdout.splitlines()[-1].split())
+    *stages, tasks = (set(line.split()) for line in process.stdout.splitlines()[-len(stages) - 1 :])
+    return {**dict(zip(("package", "inference", "all"), stages, strict=True)), "tasks": tasks}
 
 
-def test_inference_loads_nothing_that_reads_data_trains_or_serves():
-    loaded = loaded_by("import trl_gist.inference.compactor")
-    assert "torch" in loaded
-    assert not loaded & {"trl", "datasets", "pandas", "deepspeed", "vllm", "fastapi", "matplotlib"}
+def test_importing_the_package_stays_light_and_importing_the_pipeline_registers_it(loaded):
+    assert "trl_gist" in loaded["package"] and "torch" not in loaded["package"]
+    assert loaded["tasks"] == {"GistCompactionPipeline"}
 
 
-def test_only_integrations_know_of_frameworks_for_agents():
+def test_inference_loads_nothing_that_reads_data_trains_or_serves(loaded):
+    assert "torch" in loaded["inference"]
+    assert not loaded["inference"] & {"trl", "datasets", "pandas", "deepspeed", "vllm", "fastapi", "matplotlib"}
+
+
+def test_only_integrations_know_of_frameworks_for_agents(loaded):
     frameworks = {"langchain", "langchain_core", "langgraph", "agents"}
     for name, targets in GRAPH.items():
         if wing(name) != "integrations":
             assert not foreign_roots(name) & frameworks and not {wing(target) for target in targets} & {"integrations"}
-    everything = [name for name in MODULES if name and wing(name) != "integrations" and not name.endswith("__main__")]
-    assert not loaded_by("import " + ", ".join(f"trl_gist.{name}" for name in everything)) & frameworks
-
-
-def test_help_loads_no_torch():
-    code = "from trl_gist.cli import main\ntry: main(['--help'])\nexcept SystemExit: pass"
-    assert not loaded_by(code) & {"torch", "transformers", "numpy"}
+    assert "trl" in loaded["all"] and not loaded["all"] & frameworks
 
 
 def test_every_module_says_what_lives_there():

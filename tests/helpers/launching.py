@@ -59,7 +59,7 @@ def launch(
         launcher += ["--num_processes", str(processes), "--main_process_port", "0"]
     # As the options `--run-path` and `--start-method`, of which accelerate has no twins: ranks too are forks
     ranks = {"PET_RUN_PATH": "1", "PET_START_METHOD": "fork"}
-    done = forked(["-m", *launcher, str(script), *arguments], 400, **ranks)
+    done = forked(["-m", *launcher, str(script), *arguments], 900, **ranks)
     assert done.returncode == 0, done.stderr[-6000:]
     return done
 

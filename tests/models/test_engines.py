@@ -24,13 +24,14 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 
 import pytest
 import torch
 from distributed_run import WAYS, make_trainer, result, run, save_checkpoint
 from launching import HELPERS, ROOT, ending, finished, launch
 from safetensors.torch import load_file
-from tiny import make_documents, make_model
+from tiny import make_documents
 from tiny_mixtures import make_mixture
 
 from trl_gist import GistCompactor
@@ -62,16 +63,39 @@ RECALLED = {
     **{"target_kinds": {"fact": 2, "recall": 1}, "targets_per_context": 4},
 }
 MIXTURE = {**SETTINGS, "max_steps": 3, "save_steps": 2, "eval_strategy": "no", "ways": ["full"]}
-# What two processes train: how, of which model, and whether from a checkpoint again too
+# On from a saved pair
+AGAIN = {**SETTINGS, "max_steps": 3, "save_steps": 2, "eval_steps": 3}
+
+
+def save_pair(directory, way):
+    """A pair that one process has trained for a step, where [`trained_by_two`] looks for it."""
+    save_checkpoint(directory)
+    settings = {**SETTINGS, "max_steps": 1, "eval_strategy": "no", "save_strategy": "no"}
+    trainer = make_trainer(str(directory / "first"), 1, way == "lora", **settings)
+    trainer.train()
+    trainer.save_model(str(directory / "pair"))
+
+
+# What two processes train: how, of what, and whether from a checkpoint again too
 RUNS = {
-    "both ways": (SETTINGS, make_model, ["straight", "resumed"]),
-    "walks": (WALKS, make_model, ["straight"]),
-    "targets": (TARGETS, make_model, ["straight"]),
-    "recalled": (RECALLED, make_model, ["straight"]),
-    "mixture": (MIXTURE, lambda tokenizer: make_mixture(tokenizer, "qwen3_moe"), ["straight", "resumed"]),
+    "both ways": (SETTINGS, save_checkpoint, ["straight", "resumed"]),
+    "walks": (WALKS, save_checkpoint, ["straight"]),
+    "targets": (TARGETS, save_checkpoint, ["straight"]),
+    "recalled": (RECALLED, save_checkpoint, ["straight"]),
+    "mixture": (
+        MIXTURE,
+        partial(save_checkpoint, make=partial(make_mixture, name="qwen3_moe")),
+        ["straight", "resumed"],
+    ),
+    **{
+        f"{way} pair": ({**AGAIN, "ways": [way]}, partial(save_pair, way=way), ["straight", "resumed"]) for way in WAYS
+    },
 }
-# Under DDP in one launch, since most of the time goes by until processes have started
-TOGETHER = {"ddp": ("both ways", "walks", "targets", "recalled")}
+# In one launch, since most of the time goes by until processes have started
+TOGETHER = {
+    "ddp": ("both ways", "walks", "targets", "recalled"),
+    "zero3": ("both ways", "walks", "mixture", "lora pair", "full pair"),
+}
 each_setting = pytest.mark.parametrize("setting", ["ddp", *ZERO])
 each_way = pytest.mark.parametrize("way", WAYS)
 
@@ -93,13 +117,15 @@ def trained_by_two(built_op, tmp_path_factory):
     """Where two processes have trained one of `RUNS` under a setting: once for all tests."""
 
     @functools.cache
-    def launched(setting, names):
+    def launched(setting):
         directory, runs = tmp_path_factory.mktemp(setting), []
-        for name in names:
-            settings, make, ways = RUNS[name]
+        for name in TOGETHER.get(setting, ("both ways",)):
+            settings, prepare, names = RUNS[name]
             (directory / name).mkdir()
-            save_checkpoint(directory / name, make)
-            runs.append({"directory": str(directory / name), "names": ways, **settings})
+            prepare(directory / name)
+            if name.endswith("pair"):
+                settings = {**settings, "pair": str(directory / name / "pair")}
+            runs.append({"directory": str(directory / name), "names": names, **settings})
         try:
             train(setting, 2, *runs)
         except Exception as failure:  # for all that ask, without another launch
@@ -107,7 +133,7 @@ def trained_by_two(built_op, tmp_path_factory):
         return directory, None
 
     def trained(setting, name="both ways"):
-        directory, failure = launched(setting, TOGETHER.get(setting, (name,)))
+        directory, failure = launched(setting)
         if failure is not None:
             raise failure
         return directory / name
@@ -248,32 +274,26 @@ def test_a_mixture_of_experts_goes_on_under_zero3(trained_by_two):
             assert torch.equal(model.state_dict()[name], parameter), f"{role}: {name}"
 
 
-@pytest.mark.parametrize("way", WAYS)
-def test_a_saved_pair_goes_on_training_under_zero3(built_op, tmp_path, way):
+@each_way
+def test_a_saved_pair_goes_on_training_under_zero3(trained_by_two, tmp_path, way):
     """Both halves from what was saved, and the teacher that they were trained with; and so from a checkpoint."""
-    save_checkpoint(tmp_path)
-    first = make_trainer(str(tmp_path / "first"), 1, way == "lora", **{**SETTINGS, "max_steps": 1, "save_steps": 9})
-    first.train()
-    first.save_model(str(tmp_path / "pair"))
-    settings = {**SETTINGS, "max_steps": 3, "save_steps": 2, "eval_steps": 3, "pair": str(tmp_path / "pair")}
-    trainer = make_trainer(str(tmp_path / "one"), 1, way == "lora", **settings)
+    directory = trained_by_two("zero3", f"{way} pair")
+    trainer = make_trainer(str(tmp_path / "one"), 1, way == "lora", **AGAIN, pair=str(directory / "pair"))
     trainer.train()
     one = result(trainer)
-    names = ["straight", "resumed"]
-    train("zero3", 2, {"directory": str(tmp_path), "names": names, **settings, "ways": [way]})
-    straight = ranks_of(tmp_path, way)
+    straight = ranks_of(directory, way)
     for step, (found, expected) in enumerate(zip(straight[0]["logged"], one["logged"], strict=True), start=1):
         for name in LOGGED:
             assert found[name] == pytest.approx(expected[name], abs=1e-4), f"{name} at step {step}"
-    for rank, resumed in zip(straight, ranks_of(tmp_path, way, "resumed"), strict=True):
+    for rank, resumed in zip(straight, ranks_of(directory, way, "resumed"), strict=True):
         assert all(rank["sharded"][role] > 15 for role in "SGT")
         assert_same_parameters(rank, one, 1e-4)
         assert_same_parameters(resumed, rank, 1e-6)
         for name, parameter in one["T"].items():
             assert torch.equal(rank["T"][name], parameter), f"the teacher's {name} has changed"
     assert any(not torch.equal(one["S"][name], parameter) for name, parameter in one["G"].items())
-    saved = GistCompactor.from_pretrained(tmp_path / way / "checkpoint-3", device="cpu")
-    assert saved.pair.base_models["teacher"] == first.base_models["teacher"]
+    saved = GistCompactor.from_pretrained(directory / way / "checkpoint-3", device="cpu")
+    assert saved.pair.base_models["teacher"] == str(directory / "checkpoint")
     for role, model in (("S", saved.summarizer), ("G", saved.generator)):
         for name, parameter in straight[0][role].items():
             assert torch.equal(model.state_dict()[name], parameter), f"{role}: {name}"
@@ -301,7 +321,7 @@ def test_one_process_goes_on_where_two_stopped(trained_by_two, setting):
 def test_the_command_line_launches_by_name_stops_on_a_signal_and_goes_on(built_op, checkpoint, tmp_path):
     (tmp_path / "documents.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in make_documents(6)))
     settings = {
-        **{"model_name_or_path": checkpoint, "dataset_path": "documents.jsonl", "output_dir": "pair", "max_steps": 24},
+        **{"model_name_or_path": checkpoint, "dataset_path": "documents.jsonl", "output_dir": "pair", "max_steps": 16},
         **{"context_length": 24, "target_length": 8, "last_k": 4, "max_completion_length": 6, "num_generations": 2},
         **{"per_device_train_batch_size": 2, "bf16": "false", "report_to": "none", "cold_start_steps": 0},
         **{"logging_steps": 1, "save_steps": 100},
@@ -320,22 +340,19 @@ def test_the_command_line_launches_by_name_stops_on_a_signal_and_goes_on(built_o
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     options = {"cwd": tmp_path, "env": environment, "text": True, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     log = tmp_path / "pair" / "run_log" / "metrics.jsonl"
-    for number in (signal.SIGTERM, signal.SIGUSR1):
-        logged = log.read_text().count("\n") if log.is_file() else 0
-        resume = ["--resume_from_checkpoint", "true"] if logged else []
-        with subprocess.Popen([*command, *flags, *resume], **options) as started, ending(started):
-            while started.poll() is None and not (log.is_file() and log.read_text().count("\n") > logged):
-                time.sleep(0.05)
-            started.send_signal(number)  # the launcher alone
-            stdout, stderr = started.communicate(timeout=300)
-        assert started.returncode == 0, stderr[-6000:]
-        assert stdout.count(f"Stopped by {number.name} after step") == 1 and "Pair saved" not in stdout
+    with subprocess.Popen([*command, *flags], **options) as started, ending(started):
+        while started.poll() is None and not (log.is_file() and log.read_text()):
+            time.sleep(0.05)
+        started.send_signal(signal.SIGUSR1)  # the launcher alone; torchrun would not hand this one on
+        stdout, stderr = started.communicate(timeout=300)
+    assert started.returncode == 0, stderr[-6000:]
+    assert stdout.count("Stopped by SIGUSR1 after step") == 1 and "Pair saved" not in stdout
 
     done = finished([*command, *flags, "--resume_from_checkpoint", "true"], 300, **options)
     assert done.returncode == 0, done.stderr[-6000:]
     assert done.stdout.count("Pair saved to pair.") == 1
     steps = [json.loads(line)["step"] for line in log.read_text().splitlines()]
-    assert steps == sorted(steps) and set(steps) == set(range(1, 25))
+    assert steps == sorted(steps) and set(steps) == set(range(1, 17))
     assert json.loads((log.parent / "run.json").read_text())["environment"]["processes"] == 2
     assert GistCompactor.from_pretrained(tmp_path / "pair", device="cpu").compress("The pump in Broad Street").text
 
