@@ -57,7 +57,6 @@ from tiny import make_documents, make_model, make_tokenizer
 from transformers import TrainerCallback
 
 from trl_gist import GistConfig, GistTrainer
-from trl_gist.models.deepspeed import build_cpu_operators
 from trl_gist.trainer.checkpoints.manifest import MANIFEST_FILE, Manifest
 from trl_gist.trainer.checkpoints.staging import SAVING_DIR
 
@@ -260,8 +259,6 @@ def main():
     parser.add_argument("--full", action="store_true", help="full fine-tuning in place of LoRA")
     parser.add_argument("--zero2", action="store_true", help="two processes under DeepSpeed ZeRO-2")
     args = parser.parse_args()
-    if args.zero2:
-        build_cpu_operators()
     directory = Path(tempfile.mkdtemp(prefix="chaos-"))
     datasets.config.HF_DATASETS_CACHE = directory / "datasets"
     losses = chaos(directory, args.kills, args.seed, not args.full, 2 if args.zero2 else 1)

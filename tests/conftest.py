@@ -29,13 +29,11 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 import pytest
 from datasets import Dataset
-from launching import fork
 from peft import LoraConfig
 from tiny import FAMILIES, make_documents, make_model, make_tokenizer
 from tiny_recipes import tiny_args
 
 from trl_gist import GistTrainer
-from trl_gist.models.deepspeed import build_cpu_operators
 
 
 def pytest_collection_modifyitems(items):
@@ -95,17 +93,6 @@ def checkpoint(tokenizer, tmp_path_factory):
     make_model(tokenizer).save_pretrained(path)
     tokenizer.save_pretrained(path)
     return str(path)
-
-
-@pytest.fixture(scope="session")
-def built_op():
-    """DeepSpeed compiles an operator at its first use on a CPU, and two ranks that do so at once can fail."""
-    with fork(build_cpu_operators) as process:
-        process.join(300)
-        # torch's lock stays where a process that compiles is killed, and whoever comes later waits for it
-        assert process.exitcode == 0, (
-            "DeepSpeed's operator is not built: is a `lock` left in ~/.cache/torch_extensions?"
-        )
 
 
 @pytest.fixture(params=[f"{family}-{attention}" for family in FAMILIES for attention in ("sdpa", "eager")])

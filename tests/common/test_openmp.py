@@ -147,7 +147,6 @@ def test_no_more_threads_than_the_container_has_cores(seen, said, expected, tmp_
 def test_launched_processes_share_the_containers_threads(flags, set_here, expected, monkeypatch):
     seen = []
     monkeypatch.setattr(launch, "launch_command", lambda args: seen.append(os.environ["OMP_NUM_THREADS"]))
-    monkeypatch.setattr(launch, "build_cpu_operators", lambda: None)
     monkeypatch.setattr(openmp, "SET", set_here)
     monkeypatch.setenv("OMP_NUM_THREADS", "9")
     for name in ("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", STOPPED_FILE):

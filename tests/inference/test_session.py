@@ -112,10 +112,10 @@ def test_tokens_that_stay_are_the_newest_and_what_is_protected(compactor, ids):
 
 
 @pytest.mark.parametrize("recursion", MODES)
-def test_memory_is_flat_over_200_compactions(compactor, ids, recursion):
+def test_memory_is_flat_over_80_compactions(compactor, ids, recursion):
     session = compactor.session(gist_budget=MODES[recursion], budget=2, measure=True)
     sizes = []
-    while len(session.history) < 200:
+    while len(session.history) < 80:
         session.append(ids[:90])
         assert len(session.token_ids) <= session.settings.window
         sizes.append(len(session.live) + len(session.gist_ids))

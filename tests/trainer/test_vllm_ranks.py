@@ -73,7 +73,7 @@ def run(directory, mode) -> dict:
 
 
 @pytest.fixture(scope="module")
-def two_ranks(built_op, tmp_path_factory):
+def two_ranks(tmp_path_factory):
     directory = tmp_path_factory.mktemp("zero3")
     save_checkpoint(directory)
     launch(__file__, str(directory), config="zero3")

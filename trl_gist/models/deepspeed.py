@@ -190,11 +190,14 @@ def whole_state_dict(model: nn.Module, trainable_only: bool = False) -> dict[str
     return state_dict
 
 
-def build_cpu_operators():
-    """Compiles what DeepSpeed compiles at its first use on a CPU. To be called before ranks start: two that compile at
-    once can fail."""
+def skip_unused_operator():
+    """
+    Spares ranks on a CPU what DeepSpeed (0.19) compiles when they start: a reduction that its inference engine alone
+    calls. It would take a minute and a compiler, and ranks that compile at once can fail. To be called before
+    `Accelerator` is made.
+    """
+    import deepspeed
     from deepspeed.accelerator import get_accelerator
 
-    accelerator = get_accelerator()
-    if accelerator.device_name() == "cpu":
-        accelerator.create_op_builder("ShareMemCommBuilder").load(verbose=False)
+    if get_accelerator().device_name() == "cpu":
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False

@@ -31,7 +31,6 @@ from accelerate.commands.launch import launch_command, launch_command_parser
 from torch.distributed.elastic.multiprocessing import SignalException
 
 from ..common.openmp import share_threads
-from ..models.deepspeed import build_cpu_operators
 from ..trainer.callbacks import SIGNALS, STOPPED_FILE, signals_named
 
 
@@ -90,8 +89,6 @@ def launch(flags: LaunchArguments, argv: list[str]):
     said = _read(config)
     if "num_processes" not in places and config.parent == CONFIGS and config.stem != "single":
         places["num_processes"] = str(max(1, torch.accelerator.device_count()))
-    if "DEEPSPEED" in str(said.get("distributed_type")):
-        build_cpu_operators()
     # A signal reaches the launcher, which hands it on: give the run the time to end its rollout and save
     os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "600")
     chosen = [part for name, value in places.items() for part in (f"--{name}", value)]

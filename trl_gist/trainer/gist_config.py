@@ -17,6 +17,7 @@
 from dataclasses import dataclass, field
 
 import torch
+from accelerate.utils import parse_flag_from_env
 from transformers import PreTrainedTokenizerBase
 from trl import GRPOConfig
 
@@ -25,6 +26,7 @@ from ..common.geometry import SEPARATOR
 from ..data.columns import ColumnRules
 from ..data.targets import TARGET_FLOOR, TARGETS_PER_CONTEXT, TargetSpec
 from ..data.windows import WindowSpec
+from ..models.deepspeed import skip_unused_operator
 from ..models.machine import fast_dtype
 from ..prompts import GENERATOR_PROMPT, SUMMARIZER_PROMPT_WITH_TAIL
 from .config_checks import (
@@ -419,6 +421,8 @@ class GistConfig(GRPOConfig):
         if self.bf16 is None and self.use_cpu and fast_dtype("cpu") == "float32":
             self.bf16 = False
         resolve_best_model(self)
+        if self.deepspeed or parse_flag_from_env("ACCELERATE_USE_DEEPSPEED"):
+            skip_unused_operator()
         super().__post_init__()
         check_targets(self)
         self.cold_start_gists = known_name(self.cold_start_gists, EXTRACTIVE_RULES)
