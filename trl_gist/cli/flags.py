@@ -220,23 +220,15 @@ def add_reading(parser: argparse.ArgumentParser, split: str):
 
 
 def check_reading(args: argparse.Namespace, dataset: list[str], only_files: bool = False):
-    """Raises `ValueError` for flags of [`add_reading`] that nothing reads: of the Hub where documents are files, and of files
-    where they are the Hub's."""
-    from ..data.documents import has_splits
+    """Raises `ValueError` for flags of [`add_reading`] that nothing reads."""
+    from ..data.documents import check_given
 
-    names = " ".join(dataset)
-    if has_splits(dataset if only_files or len(dataset) > 1 else dataset[0]):
-        if args.encoding is not None:
-            raise ValueError(
-                f"--encoding ({args.encoding}) is of plain files, and {names} is a dataset: leave it out."
-            )
-        return
-    for name, none in (("dataset_config", None), ("split", "train")):  # as which `datasets` takes files
-        if getattr(args, name) not in (None, none):
-            raise ValueError(
-                f"--{name} ({getattr(args, name)}) is of a dataset on the Hub, or of a folder laid out as one, and {names} is "
-                "plain files: leave it out."
-            )
+    split = None if args.split == "train" else args.split  # as which `datasets` takes files
+    check_given(
+        dataset if only_files or len(dataset) > 1 else dataset[0],
+        of_splits={"--dataset_config": args.dataset_config, "--split": split},
+        of_files={"--encoding": args.encoding},
+    )
 
 
 def add_targets(parser: argparse.ArgumentParser, of_earlier: bool = False):

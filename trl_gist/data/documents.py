@@ -135,6 +135,18 @@ def has_splits(source: str | PathLike | Sequence[str | PathLike]) -> bool:
     return isinstance(source, str) and (_may_be_on_hub(source) or bool(_splits(Path(source), None)))
 
 
+def check_given(source: str | Sequence[str], of_splits: dict, of_files: dict):
+    """Raises `ValueError` if of settings, by name, one has a value that nothing reads: of datasets with splits where a
+    source is plain files, and of plain files where it [`has_splits`]. `None` stands for what is not given."""
+    unread, kind, found = of_splits, "a dataset on the Hub, or of a folder laid out as one", "plain files"
+    if has_splits(source):
+        unread, kind, found = of_files, "plain files", "a dataset"
+    for name, value in unread.items():
+        if value is not None:
+            source = source if isinstance(source, str) else " ".join(source)
+            raise ValueError(f"`{name}` ({value}) is of {kind}, and {source} is {found}: leave it out.")
+
+
 def datasets_on_hub(source: str | PathLike | Sequence[str | PathLike]) -> list[str]:
     """Names of the datasets on the Hub that [`load_documents`] reads of a source: none of files of this machine, or of
     other stores."""

@@ -29,7 +29,7 @@ from trl import ModelConfig, TrlParser, get_peft_config
 
 from .. import rewards
 from ..common.arguments import meant, no_setting, several, truth, whole_number
-from ..data.documents import datasets_on_hub, has_splits, load_documents
+from ..data.documents import check_given, datasets_on_hub, load_documents
 from ..evaluation.compressors.registry import (
     ASKS_THE_TEACHER,
     EXTRACTIVE_COMPRESSORS,
@@ -163,15 +163,13 @@ class GistScriptArguments:
             raise ValueError(
                 "Set one of `dataset_name` (a dataset on the Hub) and `dataset_path` (local files): the documents to train on."
             )
-        of_splits = self.dataset_path is None and has_splits(self.dataset_name)
-        unread = ("encoding",) if of_splits else ("dataset_config", "dataset_train_split", "dataset_test_split")
-        for name in unread:
-            if getattr(self, name) != getattr(type(self), name):  # the default
-                raise ValueError(
-                    f"`{name}` ({getattr(self, name)}) is of "
-                    f"{'plain files' if of_splits else 'a dataset on the Hub, or a folder laid out as one'}, and "
-                    f"{' '.join(self.dataset_path or [self.dataset_name])} is none: leave it out."
-                )
+        given = {name: value for name, value in vars(self).items() if value != getattr(type(self), name)}
+        of_splits = ("dataset_config", "dataset_train_split", "dataset_test_split")
+        check_given(
+            self.dataset_path or self.dataset_name,
+            of_splits={name: given.get(name) for name in of_splits},
+            of_files={"encoding": self.encoding},
+        )
         self.eval_documents = whole_number("eval_documents", self.eval_documents, optional=True)
         if self.compressor is not None:
             self.compressor = compressor_name(self.compressor)
