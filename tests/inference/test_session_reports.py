@@ -27,6 +27,7 @@ from tiny_sessions import GIST, TARGET, make_compactor
 from trl_gist import GistCompactor
 from trl_gist.inference.certify import expected_kls
 from trl_gist.inference.chat_template import ChatTemplate
+from trl_gist.inference.facts import facts_of_text, kept_and_dropped
 
 
 MODES = ("rolling", "chain")
@@ -48,6 +49,13 @@ CARGO = [fact for n, city in enumerate(CITIES) for fact in (str(1000 + 37 * n), 
 STREAM = "".join(
     f"Then box {number} went to {city} by cart. " for number, city in zip(CARGO[::2], CARGO[1::2], strict=True)
 )
+
+
+def test_a_name_in_the_possessive_is_the_same_fact():
+    facts = facts_of_text("Then Plato met Aristotle. Later he read Aristotle’s book, and Mary Smith's.")
+    assert facts == ["Plato", "Aristotle", "Mary Smith's"]
+    kept = kept_and_dropped(facts, "Here Aristotle's, and Mary Smith")
+    assert kept == {"facts_kept": ["Aristotle", "Mary Smith's"], "facts_dropped": ["Plato"]}
 
 
 @pytest.fixture(scope="module")

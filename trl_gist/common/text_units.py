@@ -35,6 +35,7 @@ _UNIT = regex.compile(
     regex.VERBOSE | regex.VERSION1,
 )
 CJK_UNIT = regex.compile(f"[{_CJK}]")
+_POSSESSIVE = regex.compile(r"['’]s\Z")
 _SIGN = regex.compile(r"[^\p{L}\p{M}\p{N}]")
 
 _SENTENCE_START = regex.compile(
@@ -137,6 +138,13 @@ def _is_name(match):
     return _SENTENCE_START.search(match.string[max(0, match.start() - 16) : match.start()]) is None
 
 
-def words_and_numbers(fact: str) -> frozenset[str]:
-    """What of a name, a number or a date a text must have to have it, in whatever order: no signs, and no "of"."""
-    return frozenset(part for part in Units(fact).folded if part != "of" and not _SIGN.fullmatch(part))
+def folded_fact(fact: str) -> str:
+    """By which a fact is the same without its case, and in the possessive."""
+    return _POSSESSIVE.sub("", fact.casefold())
+
+
+def words_and_numbers(text: str) -> frozenset[str]:
+    """What of a text tells whether it has a name, a number or a date, of which all must be there, in whatever order: its
+    words and numbers as of [`folded_fact`], but for "of"."""
+    parts = map(folded_fact, Units(text).words)
+    return frozenset(part for part in parts if part != "of" and not _SIGN.fullmatch(part))

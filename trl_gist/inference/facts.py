@@ -24,7 +24,7 @@ from collections.abc import Iterable
 
 from transformers import PreTrainedTokenizerBase
 
-from ..common.text_units import Units, words_and_numbers
+from ..common.text_units import words_and_numbers
 from ..common.tokens import decode
 from ..data.targets import fact_characters, fact_spans
 
@@ -60,7 +60,7 @@ def different(facts: Iterable[str]) -> list[str]:
 
 def kept_and_dropped(facts: Iterable[str], text: str) -> dict[str, list[str]]:
     """As [`~inference.session.state.Compaction`] says them: the facts that a text has, and those that it lacks."""
-    units = frozenset(Units(text).folded)
+    units = words_and_numbers(text)
     found = {"facts_kept": [], "facts_dropped": []}
     for fact in facts:
         found["facts_kept" if words_and_numbers(fact) <= units else "facts_dropped"].append(fact)

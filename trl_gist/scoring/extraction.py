@@ -30,7 +30,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from ..common.text_units import Units
+from ..common.text_units import Units, folded_fact
 from ..common.tokens import Spelled, characters_of
 from ..data.targets import fact_spans, sentence_spans
 from ..models.lm_head import token_log_probs
@@ -153,7 +153,7 @@ def _of_number(sign):
 
 
 def each_once(tokenizer: PreTrainedTokenizerBase, ids: list[int], spans: list[tuple[int, int]]) -> list[range]:
-    """Positions of each of a text's facts, of [`fact_spans`], where it comes first, whatever its case."""
+    """Positions of each of a text's facts, of [`fact_spans`], where it comes first: as of [`folded_fact`] it is one."""
     facts = {}
     for start, end in spans:
         facts.setdefault(_folded(tokenizer, ids[start:end]), range(start, end))
@@ -404,7 +404,7 @@ def _facts_and_words(tokenizer, ids):
 
 
 def _folded(tokenizer, ids):
-    return tokenizer.decode(ids, clean_up_tokenization_spaces=False).strip().casefold()
+    return folded_fact(tokenizer.decode(ids, clean_up_tokenization_spaces=False).strip())
 
 
 def _joined(ids, facts, separator, breaks=()):
