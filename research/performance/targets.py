@@ -64,7 +64,7 @@ def make_scorer(checkpoint, tokenizer):
 
 def first_windows(tokenizer, kinds):
     """Of as many long articles; of one kind of targets the same articles as of the others."""
-    targets = kinds and TargetSpec(tuple(kinds.items()), 8)
+    targets = TargetSpec(tuple(kinds.items()), 8) if kinds else TargetSpec()
     articles = split_articles()[0].filter(lambda row: len(row["text"]) > 8_000).select(range(CONTEXTS))
     return list(prepare_windows(articles, tokenizer, WindowSpec(512, 64, 64, None, 1, targets=targets))[0])
 

@@ -47,10 +47,10 @@ from research.common.tables import markdown_table
 from research.targets.codes import spread_over_articles
 
 
-HALF = {"target_kinds": {"continuation": 1, "fact": 1}, "targets_per_context": 2}
+HALF = {"target_kinds": {"continuation": 1, "fact": 1}, "targets_per_context": 2, "target_floor": None}
 PAIRS = {
     "alone": {},
-    "mixed": {"target_kinds": {"continuation": 1, "fact": 2, "recall": 1}, "targets_per_context": 4},
+    "mixed": {**HALF, "target_kinds": {"continuation": 1, "fact": 2, "recall": 1}, "targets_per_context": 4},
     "half": HALF,
     "half_tokens": {**HALF, "distillation_mean": "tokens"},
 }
@@ -71,7 +71,7 @@ def held_out(per_article: int) -> Dataset:
 
 
 def run(folder: Path, name: str, seed: int, steps: int, per_article: int, start: str | None):
-    settings = {"seed": seed, "max_steps": steps, "target_floor": None, **PAIRS[name]}
+    settings = {"seed": seed, "max_steps": steps, **PAIRS[name]}
     if start is None:
         trainer = make_trainer(str(folder / name), eval_dataset=held_out(per_article), **settings)
     else:

@@ -687,7 +687,7 @@ def test_distance_refuses_targets_that_no_earlier_window_has(workspace, pair, tm
     argv = ["distance", pair, "--dataset", workspace / "documents.jsonl", "--text_column", "body", "--windows", 2]
     argv += ["--output_dir", tmp_path / "out"]
     kinds = ["--target_kinds", '{"fact": 1}']
-    assert "`--recall_age` ([1.0]) is of targets of earlier chunks" in fails(*argv, "--recall_age", 1)
+    assert "`--recall_age` ([1.0]) is of targets of the kind 'fact' or 'recall'" in fails(*argv, "--recall_age", 1)
     said = fails(*argv, *kinds, "--recall_age", 1, 0, 1)
     assert "asks for what was said 2 windows ago, and in a walk over `windows` (2) nothing is older than 1" in said
     assert "'far', which is in no earlier chunk" in fails(*argv, "--target_kinds", '{"far": 1}')

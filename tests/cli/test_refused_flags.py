@@ -22,7 +22,10 @@ from tiny import make_documents
 from trl_gist.cli import main
 from trl_gist.cli.evaluate import _MOST_FACTS
 from trl_gist.data.tasks.base import MOST_FACTS
-from trl_gist.scripts.train import GistScriptArguments
+from trl_gist.scripts import train
+from trl_gist.scripts.arguments import EvaluateArguments
+from trl_gist.scripts.train import GistModelConfig, GistScriptArguments
+from trl_gist.scripts.windows import target_spec
 
 
 FACTS = ("--target_kinds", '{"fact": 1}')
@@ -127,6 +130,10 @@ def test_what_nothing_would_read_is_refused_before_models_load(command, flags, s
             {"dataset_name": "./a.txt", "dataset_train_split": "all"},
             r"`dataset_train_split` \(all\) .* and ./a.txt is plain files",
         ),
+        (
+            {"dataset_name": "user/name", "dataset_test_split": "all", "eval_documents": 2},
+            r"`dataset_test_split` \(all\) would not be read: `eval_documents` \(2\)",
+        ),
         ({"dataset_name": "user/name", "encoding": "latin-1"}, r"`encoding` \(latin-1\) is of plain files"),
     ],
 )
@@ -134,6 +141,27 @@ def test_training_refuses_what_its_documents_do_not_have(settings, said):
     with pytest.raises(ValueError, match=said):
         GistScriptArguments(**settings)
     GistScriptArguments(dataset_name="./a.txt", encoding="latin-1")
+
+
+def test_what_is_said_of_adapters_is_warned_of_where_none_is_drawn(make_args, monkeypatch, caplog):
+    def stop(*args):
+        raise StopIteration
+
+    monkeypatch.setattr(train, "load_splits", stop)
+    for use_peft in (True, False):
+        model_args = GistModelConfig("model", use_peft=use_peft, lora_r=32, use_dora=True)
+        with pytest.raises(StopIteration):
+            train.make_trainer(GistScriptArguments(dataset_name="user/name"), make_args(), model_args)
+        said = "`use_peft` is false, and no adapter is drawn: `lora_r` (32), `use_dora` (True) have no effect."
+        assert (said in caplog.text) is not use_peft
+
+
+def test_documents_that_bring_targets_are_asked_for_as_many_as_is_said():
+    args = EvaluateArguments(pair="pair", dataset=["FILE"], targets_per_context=3)
+    assert target_spec(args, {"text", "document_targets"}).targets_per_context == 3
+    for columns in ({"text"}, {"context", "targets"}):
+        with pytest.raises(ValueError, match=r"`--targets_per_context` \(3\) is of targets of the kind"):
+            target_spec(args, columns)
 
 
 def test_a_folder_has_no_revision(places, tmp_path, capsys):

@@ -130,7 +130,7 @@ def cut(kind, length, streaming, most, targets):
     del text
     Path("/proc/self/clear_refs").write_text("5")  # the peak is what is there now
     before = peak()
-    spec = WindowSpec(200, 56, 16, None, most, targets=TargetSpec((("fact", 1),), 2) if targets else None)
+    spec = WindowSpec(200, 56, 16, None, most, targets=TargetSpec((("fact", 1),), 2) if targets else TargetSpec())
     windows, skipped = prepare_windows(load_documents(str(file), streaming=streaming), tokenizer, spec)
     return sum(1 for _ in windows.select_columns(["target_ids"])), peak() - before
 for kind, streaming, most, targets, lengths in json.loads(sys.stdin.read()):

@@ -172,8 +172,8 @@ def test_a_text_of_special_tokens_and_broken_bytes_is_read(tokenizer):
 # ---- A gist of facts ----
 
 
-def test_a_fact_list_has_every_fact_once_whatever_its_case(each_tokenizer):
-    ids = ids_of(each_tokenizer, TEXT + " Then JOHN SNOW paid 82 more.")
+def test_a_fact_list_has_every_fact_once_whatever_its_case_and_in_the_possessive(each_tokenizer):
+    ids = ids_of(each_tokenizer, TEXT + " Then JOHN SNOW paid 82 more. Of John Snow's pump, and of John Snow’s.")
     gist = each_tokenizer.decode(fact_list(each_tokenizer, ids, 1000))
     once = [fact for n, fact in enumerate(FACTS) if fact not in FACTS[:n]]
     assert [part.strip() for part in gist.replace(", ", ",").split(",") if part] == ",".join(once).split(",")
@@ -446,7 +446,7 @@ def test_a_spec_that_cannot_be_is_refused(values, message):
 @pytest.fixture
 def cut(make_args, tokenizer):
     def cut(dataset, targets=None, limits=None, rules=None, **args):
-        spec = replace(make_args(**args).window_spec(tokenizer), targets=targets)
+        spec = replace(make_args(**args).window_spec(tokenizer), targets=targets or TargetSpec())
         windows, skipped = prepare_windows(dataset, tokenizer, spec, limits, rules=rules)
         return list(windows), skipped
 
@@ -574,6 +574,15 @@ def test_kinds_that_ready_windows_do_not_follow_are_named(cut, dataset_of, caplo
         assert not caplog.records
         cut(dataset_of(rows), SEVERAL)
         assert "`target_kinds` makes no targets of the train dataset's windows" in caplog.text
+        for setting in ("window_stride", "max_windows_per_document"):
+            cut(dataset_of(rows), **{setting: 7})
+            assert f"`{setting}` (7) cuts no windows of the train dataset" in caplog.text
+    texts = [{"text": make_documents(1)[0], "document_targets": [{"cue": "Where? In", "target": " Soho", "at": 1}]}]
+    caplog.clear()
+    cut(dataset_of(texts), window_stride=7)
+    assert not caplog.records
+    cut(dataset_of(texts), SEVERAL)
+    assert "its `document_targets` are what they are asked for" in caplog.text
 
 
 @pytest.mark.parametrize("spec_targets", [None, SEVERAL], ids=["default", "with-spec"])

@@ -165,7 +165,7 @@ def ledger(overwritten):
 
 @pytest.mark.parametrize("make", [Dataset.from_list, lambda rows: IterableDataset.from_generator(lambda: iter(rows))])
 def test_an_entry_is_asked_for_from_its_chunk_on_until_it_is_written_over(make):
-    tokenizer, spec = make_tokenizer(), WindowSpec(60, TARGET, LAST_K, None, 1, 4, GEOMETRY, None)
+    tokenizer, spec = make_tokenizer(), WindowSpec(60, TARGET, LAST_K, None, 1, 4, GEOMETRY)
     asked = {}
     for overwritten in (False, True):
         row = ledger(overwritten)

@@ -27,8 +27,9 @@ from tiny_mixtures import make_phi3
 from transformers import AutoModelForCausalLM
 from trl import GRPOConfig
 
-from trl_gist import GistConfig, GistTrainer
+from trl_gist import GistConfig, GistTrainer, log_prob_gain
 from trl_gist.scripts.train import load_compressor
+from trl_gist.trainer.config_checks import warn_of_unread
 
 
 both_ways = pytest.mark.parametrize("with_lora", [True, False], ids=["lora", "full"])
@@ -345,6 +346,11 @@ REFUSED = [
         {"length_penalty_learning_rate": 0.01},
         r"`length_penalty_learning_rate` \(0.01\) moves λ towards .* set one of them",
     ),
+    (
+        {"reward_weights": [1.0, 1e-4], "length_penalty": 0.01},
+        r"`length_penalty` \(0.01\) would not be followed.* `reward_weights`",
+    ),
+    ({"max_steps": 1500, "num_train_epochs": 2.0}, r"`num_train_epochs` \(2.0\) .* Set `max_steps` to -1"),
     ({"generator_only": True, "advantage": "best"}, r"`advantage` \(best\) acts on the summarizer"),
     ({"chat_template_kwargs": {"messages": []}}, "must not set `messages`, which `apply_chat_template` sets"),
     ({"gist_dropout": 1.1}, r"`gist_dropout` must be in \[0, 1\], got 1.1"),
@@ -371,6 +377,40 @@ REFUSED = [
 def test_settings_that_cannot_work_are_refused_by_name(make_args, args, message):
     with pytest.raises(ValueError, match=message):
         make_args(**args)
+
+
+def test_what_the_trainer_is_given_must_have_what_settings_are_about(make_trainer):
+    with pytest.raises(ValueError, match=r"`length_penalty` \(0.5\) would not be followed.* to `reward_funcs`"):
+        make_trainer(args={"length_penalty": 0.5}, reward_funcs=[log_prob_gain])
+    for eval_dataset in (None, {}):
+        with pytest.raises(ValueError, match=r"`gist_samples_steps` \(1\) keeps .* pass an `eval_dataset`"):
+            make_trainer(args={"gist_samples_steps": 1}, eval_dataset=eval_dataset)
+
+
+@pytest.mark.parametrize(
+    ("off", "unread"),
+    [
+        ({"cold_start_steps": 0}, {"cold_start_learning_rate": 0.1, "cold_start_gists": "tail"}),
+        ({"gist_dropout": 1.0}, {"distilled_gists": 1}),
+        (
+            {"generator_only": True},
+            {
+                "cold_start_steps": 3,
+                "distilled_gists": 1,
+                "stop_on_alarm": True,
+                "gist_samples_steps": 1,
+                "epsilon": 0.1,
+            },
+        ),
+    ],
+)
+def test_what_another_setting_switches_off_is_warned_of(make_args, caplog, off, unread):
+    warn_of_unread(make_args(**off))
+    warn_of_unread(make_args(**{"cold_start_steps": 1, **unread}))
+    assert not caplog.records
+    warn_of_unread(make_args(**off, **unread))
+    (record,) = caplog.records
+    assert all(f"`{name}` ({value!r})" in record.getMessage() for name, value in unread.items())
 
 
 def test_how_to_load_is_said_of_a_checkpoint(make_trainer, checkpoint):

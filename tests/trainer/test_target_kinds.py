@@ -16,6 +16,7 @@
 
 import math
 import re
+from contextlib import nullcontext
 
 import pytest
 from checks import logs_of, moved, rows_of, snapshot, trainable
@@ -319,22 +320,40 @@ def test_kinds_that_cannot_be_are_refused(make_trainer, args, sentence):
         make_trainer(args=args, reward_funcs=[log_prob_gain])
 
 
+WALKS = {"windows_per_document": 2, "context_length": 64, "max_completion_length": 6}
+
+
 @pytest.mark.parametrize(
-    "setting",
+    ("setting", "unread", "read"),
     [
-        {"targets_per_context": 3},
-        {"cue_length": 5},
-        {"far_offset": 9},
-        {"recall_age": [1, 1], "windows_per_document": 2, "context_length": 64, "max_completion_length": 6},
+        ({"targets_per_context": 3}, [{}, {"continuation": 2}], {"far": 1}),
+        ({"target_floor": 0.2}, [{}, {"continuation": 2}], {"far": 1}),
+        ({"distillation_mean": "tokens"}, [{}, {"continuation": 2}], {"far": 1}),
+        ({"cue_length": 5}, [{}, {"continuation": 1, "far": 1}], {"recall": 1}),
+        ({"far_offset": 9}, [{}, {"continuation": 1, "fact": 1}], {"far": 1}),
+        ({"recall_age": [1, 1], **WALKS}, [{}, {"continuation": 1, "far": 1}], {"recall": 1}),
     ],
 )
-def test_what_is_said_of_several_targets_is_refused_where_the_continuation_is_the_only_one(make_trainer, setting):
+def test_what_is_said_of_targets_that_no_window_has_is_refused(make_trainer, setting, unread, read):
     name = next(iter(setting))
-    said = re.escape(f"`{name}` ({setting[name]}) is of several targets")
-    for kinds in (None, {"continuation": 2}):
-        with pytest.raises(ValueError, match=rf"{said}.*set `target_kinds`"):
-            make_trainer(args={**setting, "target_kinds": kinds})
-    make_trainer(args={**SEVERAL, **setting})
+    said = re.escape(f"`{name}` ({setting[name]}) is of targets of the kind")
+    for kinds in unread:
+        with pytest.raises(ValueError, match=rf"{said}.*name it in `target_kinds`"):
+            make_trainer(args={**setting, "target_kinds": kinds or None})
+    make_trainer(args={**SEVERAL, "target_kinds": read, "far_offset": 9 if "far" in read else 128, **setting})
+
+
+def test_what_is_said_of_targets_may_be_of_those_that_a_dataset_brings(make_trainer, held_out):
+    brought = [{"cue": "What did they drink?", "target": " beer", "at": 1}]
+    ready_ones, texts = ready(8), held_out.map(lambda row: {"document_targets": brought})
+    for train_dataset, read in (
+        (ready_ones, {"target_floor"}),
+        (texts, {"target_floor", "targets_per_context"}),
+    ):
+        for name, value in {"target_floor": None, "targets_per_context": 3, "cue_length": 5, "far_offset": 9}.items():
+            with nullcontext() if name in read else pytest.raises(ValueError, match=f"`{name}` .* is of targets"):
+                make_trainer(train_dataset=train_dataset, args={name: value})
+    make_trainer(eval_dataset=ready_ones, args={"target_floor": None})  # which training does not read
 
 
 def test_a_pair_says_what_it_was_paid_for(make_trainer, lora, held_out, tmp_path):

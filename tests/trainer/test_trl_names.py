@@ -211,7 +211,6 @@ def test_the_trainer_holds_the_attributes_that_we_read(make_trainer):
         "temperature",
         "use_transformers_continuous_batching",
         "_buffered_inputs",
-        "_tokenizer",
         "model_wrapped",
         "use_vllm",
         "num_generations",

@@ -195,7 +195,7 @@ class WindowSpec:
     max_windows_per_document: int | None
     windows_per_document: int = 1
     geometry: Geometry | None = None
-    targets: TargetSpec | None = None
+    targets: TargetSpec = TargetSpec()
     parse_special_tokens: bool = False
 
     def __post_init__(self):
@@ -213,7 +213,7 @@ class WindowSpec:
     @property
     def several(self) -> bool:
         """Whether each window gets a list of targets made by rule."""
-        return self.targets is not None and not self.targets.is_continuation
+        return not self.targets.is_continuation
 
     @property
     def walks(self) -> bool:
@@ -234,8 +234,7 @@ class WindowSpec:
     @property
     def reach(self) -> int:
         """Tokens after a start that a window, or walk, and its targets are made of."""
-        far = 0 if self.targets is None else self.targets.far_offset
-        return max(self.length, self.context_length + far + self.target_length) + _BESIDE
+        return max(self.length, self.context_length + self.targets.far_offset + self.target_length) + _BESIDE
 
 
 def prepare_windows(
@@ -390,6 +389,11 @@ def _form_of_rows(columns: set[str], name: str, spec: WindowSpec) -> tuple[Calla
             "Remove those that are not meant, or rename them: `dataset.rename_column('text', ...)`."
         )
     if "text" in columns:
+        if spec.several and DOCUMENT_TARGETS_COLUMN in columns:
+            logger.warning(
+                f"`target_kinds` makes no targets of the {name} dataset's windows: its `document_targets` are what they are "
+                "asked for."
+            )
         return _cut_part, {"text", DOCUMENT_TARGETS_COLUMN}, spec.several or DOCUMENT_TARGETS_COLUMN in columns
     several = TARGETS_COLUMN in columns
     target = TARGETS_COLUMN if several else "target"
@@ -420,6 +424,12 @@ def _form_of_rows(columns: set[str], name: str, spec: WindowSpec) -> tuple[Calla
             f"`target_kinds` makes no targets of the {name} dataset's windows: it is of texts, and these are ready and bring "
             "what they are asked for."
         )
+    for setting in ("window_stride", "max_windows_per_document"):
+        if getattr(spec, setting) is not None:
+            logger.warning(
+                f"`{setting}` ({getattr(spec, setting)}) cuts no windows of the {name} dataset: it is of texts, and these are "
+                "ready."
+            )
     return _ready_window, {"context", target, "last_k"}, several
 
 
@@ -658,7 +668,7 @@ def _cut_part(row, tokenizer, spec):
         if spec.walks:
             window[WALK_COLUMN] = cut
         if brought is not None or spec.several:
-            targets, own = spec.targets or TargetSpec(), None if brought is None else _after(brought, start)
+            targets, own = spec.targets, None if brought is None else _after(brought, start)
             if spec.walks:
                 read, geometry, walked = ids[: start + len(cut)], spec.geometry, spec.windows_per_document
                 window[TARGETS_COLUMN] = make_walk_targets(tokenizer, read, geometry, walked, targets, own, start)

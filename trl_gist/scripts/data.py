@@ -16,7 +16,7 @@
 
 import json
 import logging
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, fields
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -34,7 +34,6 @@ from ..common.statistics import mean_and_error, measured
 from ..common.tables import console_table
 from ..common.tokens import decode
 from ..data.columns import BROUGHT_TARGETS, WALK_COLUMN, ColumnRules, columns_of
-from ..data.targets import TargetSpec
 from ..data.windows import PositionLimits, WindowSpec, prepare_windows
 from ..models.checks import check_same_tokenizer
 from ..models.loading import check_device, check_dtype_name, for_inference, pair_directory
@@ -62,11 +61,10 @@ def show_data(args: DataArguments):
     if args.json is not None and not Path(args.json).parent.is_dir():
         raise ValueError(f"`--json` ({args.json}) names a file in a folder that is not there: make it first.")
     console = plain_console()
-    targets = _target_spec(args)
     documents = _documents(args)
     columns = columns_of(documents, "given")
+    targets, floor = _target_spec(args, columns), target_floor(args)
     several = not targets.is_continuation or bool(columns & BROUGHT_TARGETS)
-    floor = target_floor(args, several or args.recipe is not None)
     tokenizer, checkpoint = _tokenizer_and_teacher(args)
     # Of the prompts, T reads only what begins a text
     prompts = GistPrompts.from_tokenizer(tokenizer, SUMMARIZER_PROMPT_OF_FACTS)
@@ -117,13 +115,10 @@ def arguments_of_recipe(file: str) -> dict:
     }
 
 
-def _target_spec(args):
-    targets = target_spec(args, of_recipe=args.recipe is not None) or TargetSpec()
-    if args.recall_age is None:
-        return targets
-    if args.windows_per_document == 1:
+def _target_spec(args, columns):
+    if args.recall_age is not None and args.windows_per_document == 1:
         raise ValueError(f"`--recall_age` ({args.recall_age}) is of walks: raise `--windows_per_document`.")
-    targets = replace(targets, recall_age=tuple(args.recall_age))
+    targets = target_spec(args, columns, of_recipe=args.recipe is not None)
     targets.check_ages(args.windows_per_document)
     return targets
 

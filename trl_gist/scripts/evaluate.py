@@ -54,13 +54,13 @@ _ROWS = ("teacher", "full", "gist", "null", "generator_only", "shuffled", "rando
 
 def evaluate(args: EvaluateArguments):
     """Measures a pair on held-out documents, and leaves rows, measures, plots and a page."""
-    args, targets = with_known_compressors(args), target_spec(args)
+    args = with_known_compressors(args)
     documents = held_out_documents(args)
     check_dataset(documents, "evaluation")
     columns = columns_of(documents, "evaluation")
     check_targets_of_a_context(columns, "evaluation")
-    several = targets is not None or bool(columns & BROUGHT_TARGETS)
-    floor = target_floor(args, several)
+    targets, floor = target_spec(args, columns), target_floor(args)
+    several = not targets.is_continuation or bool(columns & BROUGHT_TARGETS)
     if several:
         check_no_last_k(args.last_k)
     if args.max_windows_per_document is not None and "text" not in columns:

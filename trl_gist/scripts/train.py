@@ -38,6 +38,7 @@ from ..evaluation.compressors.registry import (
 )
 from ..trainer.callbacks import STOPPED_FILE, GistProgressCallback, SaveOnSignal
 from ..trainer.checkpoints.run_lock import PATIENCE
+from ..trainer.config_checks import warn_of_given
 from ..trainer.gist_config import GistConfig
 from ..trainer.gist_trainer import GistTrainer
 from .windows import without_held_out
@@ -170,6 +171,11 @@ class GistScriptArguments:
             of_splits={name: given.get(name) for name in of_splits},
             of_files={"encoding": self.encoding},
         )
+        if self.eval_documents is not None and "dataset_test_split" in given:
+            raise ValueError(
+                f"`dataset_test_split` ({self.dataset_test_split}) would not be read: `eval_documents` ({self.eval_documents}) "
+                "holds out documents of the training split. Leave one of the two out."
+            )
         self.eval_documents = whole_number("eval_documents", self.eval_documents, optional=True)
         if self.compressor is not None:
             self.compressor = compressor_name(self.compressor)
@@ -253,6 +259,9 @@ def make_trainer(
     hub_logging.disable_propagation()  # it has a handler of its own, and would say all twice
     logging.getLogger("trl_gist").setLevel(logging.INFO)
 
+    if not model_args.use_peft:
+        of_adapters = [name for name in vars(model_args) if name.startswith(("lora_", "use_rslora", "use_dora"))]
+        warn_of_given(model_args, of_adapters, "`use_peft` is false, and no adapter is drawn")
     training_args.model_init_kwargs = {
         "revision": model_args.model_revision,
         "attn_implementation": model_args.attn_implementation,

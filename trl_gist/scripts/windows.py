@@ -19,18 +19,12 @@ from dataclasses import replace
 from datasets import Dataset, IterableDataset
 
 from ..data.documents import load_documents
-from ..data.targets import TARGET_FLOOR, TargetSpec
+from ..data.targets import TARGET_FLOOR, TargetSpec, check_said, said_of_targets
 from ..evaluation.distance.recall import check_recalled
 from .arguments import DistanceArguments, DocumentArguments, HeldOutArguments, TargetArguments
 
 
 _AGES = 5  # of a walk's chunks, where it is not said
-# What is said of targets, and of which kinds
-_OF_KINDS = {
-    "targets_per_context": ("fact", "recall", "far"),
-    "cue_length": ("fact", "recall"),
-    "far_offset": ("far",),
-}
 
 
 def all_documents(
@@ -68,53 +62,37 @@ def first_documents(documents: Dataset | IterableDataset, count: int | None) -> 
     return documents.take(min(count, len(documents)) if isinstance(documents, Dataset) else count)
 
 
-def target_spec(args: TargetArguments, of_recipe: bool = False) -> TargetSpec | None:
-    """Which targets a window gets, or `None` for the continuation alone. Raises `ValueError` for kinds that no rule
-    makes, and for what is said of kinds that are not among them, but in a recipe: there it is of those that documents
-    bring."""
-    given = {name: value for name, value in vars(args).items() if name in _OF_KINDS and value is not None}
+def target_spec(args: TargetArguments, columns: set[str] = frozenset(), of_recipe: bool = False) -> TargetSpec:
+    """Which targets a window gets, of documents with such columns. Raises `ValueError` for kinds that no rule makes, and for
+    what is said of targets that no window has, but in a recipe, which says all."""
+    given = {name: value for name, value in said_of_targets(args).items() if value is not None}
     kinds = args.target_kinds or {"continuation": 1}
-    spec = TargetSpec(tuple(kinds.items()), **given)
-    if of_recipe:
-        return spec
-    for name, value in given.items():
-        if kinds.keys().isdisjoint(_OF_KINDS[name]):
-            raise ValueError(
-                f"`--{name}` ({value}) is of targets of the kind {' or '.join(map(repr, _OF_KINDS[name]))}: name it in "
-                "`--target_kinds`, or leave it out."
-            )
-    return None if spec.is_continuation else spec
+    if not of_recipe:
+        check_said(given, kinds, columns, "--")
+    given = {name: value for name, value in given.items() if name in TargetSpec.__dataclass_fields__}
+    if "recall_age" in given:
+        given["recall_age"] = tuple(given["recall_age"])
+    return TargetSpec(tuple(kinds.items()), **given)
 
 
 def recall_spec(args: DistanceArguments) -> TargetSpec | None:
     """
     What a walk's windows are asked of earlier chunks: by default of the window's own and of the four before it, alike;
-    `None` if nothing is. Raises `ValueError` as [`target_spec`], for kinds that are in no chunk, and for `--recall_age` or
-    `--target_floor` without kinds, or ages beyond the walk.
+    `None` if nothing is. Raises `ValueError` as [`target_spec`], for kinds that are in no chunk, and for ages beyond the
+    walk.
     """
     check_recalled(args.target_kinds or (), "--target_kinds")
-    targets, ages = target_spec(args), args.recall_age
-    if targets is None:
-        for name, value in (("recall_age", ages), ("target_floor", args.target_floor)):
-            if value is not None:
-                raise ValueError(
-                    f"`--{name}` ({value}) is of targets of earlier chunks: give their kinds by `--target_kinds`, as "
-                    '\'{"fact": 1, "recall": 1}\'.'
-                )
+    targets = target_spec(args)
+    if targets.is_continuation:
         return None
-    targets = replace(targets, recall_age=(1.0,) * min(args.windows, _AGES) if ages is None else tuple(ages))
+    if targets.recall_age is None:
+        targets = replace(targets, recall_age=(1.0,) * min(args.windows, _AGES))
     targets.check_ages(args.windows, "windows")
     return targets
 
 
-def target_floor(args: TargetArguments, several: bool = True) -> float | None:
-    """The gain from which one of several targets counts; `None` if all do. Raises `ValueError` if it is given and windows do
-    not have several."""
-    if args.target_floor is not None and not several:
-        raise ValueError(
-            f"`--target_floor` ({args.target_floor}) is of several targets of a window: give their kinds by "
-            "`--target_kinds`, or documents that bring targets, or leave it out."
-        )
+def target_floor(args: TargetArguments) -> float | None:
+    """The gain from which one of several targets counts; `None` if all do."""
     return {None: TARGET_FLOOR, "none": None}.get(args.target_floor, args.target_floor)
 
 

@@ -19,6 +19,7 @@ import dataclasses
 import functools
 import inspect
 import json
+import logging
 import math
 import os
 import re
@@ -31,9 +32,12 @@ from transformers import PreTrainedTokenizerBase
 from ..common.arguments import finite_number, truth, whole_number
 from ..common.statistics import is_number
 from ..data.columns import TARGETS_COLUMN
+from ..data.targets import check_said, said_of_targets
 from ..prompts import PLACEHOLDERS, SUMMARIZER_PROMPT_OF_FACTS, SUMMARIZER_PROMPT_WITH_TAIL
 from ..scoring.controls import GREATER_IS_BETTER
 
+
+logger = logging.getLogger(__name__)
 
 ADVANTAGES = ("group", "reward", "best")
 EXTRACTIVE_RULES = ("tail", "mixed", "passages", "facts", "surprising_facts", "recurring_facts", "answers")
@@ -41,6 +45,11 @@ EXTRACTIVE_RULES = ("tail", "mixed", "passages", "facts", "surprising_facts", "r
 POLICY_LOSS_SETTINGS = (
     *("loss_type", "epsilon", "epsilon_high", "delta", "importance_sampling_level", "off_policy_mask_threshold"),
     "top_entropy_quantile",
+)
+# What `generator_only` leaves unread
+SUMMARIZER_SETTINGS = (
+    *("cold_start_steps", "cold_start_learning_rate", "cold_start_gists", "distilled_gists", "stop_on_alarm"),
+    *("gist_samples_steps", "entropy_coef", "use_adaptive_entropy", *POLICY_LOSS_SETTINGS),
 )
 DISTILLATION_LOSSES = ("forward_kl", "cross_entropy")
 DISTILLATION_MEANS = ("targets", "tokens")
@@ -278,14 +287,15 @@ def check_shows_whole_context(prompts, name: str):
         )
 
 
+def check_said_of_targets(args, columns: set[str]):
+    """Raises `ValueError` for settings of targets that no window has: of kinds that are not asked for, nor brought by datasets
+    with such columns."""
+    given = {name: value for name, value in said_of_targets(args).items() if not _is_default(args, name)}
+    check_said(given, args.target_spec.names, columns)
+
+
 def check_only_continuation(args):
-    """Raises `ValueError` for settings of several targets where there is only the continuation, which nothing answers."""
-    for name in ("targets_per_context", "cue_length", "far_offset", "distillation_mean", "recall_age"):
-        if args.target_spec.is_continuation and getattr(args, name) != getattr(type(args), name):  # the default
-            raise ValueError(
-                f"`{name}` ({getattr(args, name)}) is of several targets, and the continuation is a context's only one: set "
-                '`target_kinds`, as {"fact": 3, "continuation": 1}, or leave it out.'
-            )
+    """Raises `ValueError` for a cold start on answers where there is only the continuation, which nothing answers."""
     if args.cold_start_gists == "answers" and args.cold_start_steps > 0 and not args.generator_only:
         raise ValueError(
             "`cold_start_gists` is 'answers', sentences that answer a context's targets, and the continuation is the only "
@@ -311,7 +321,7 @@ def check_choices(args):
     for name in ("gist_dropout", "gist_discount"):
         if not 0.0 <= getattr(args, name) <= 1.0:
             raise ValueError(f"`{name}` must be in [0, 1], got {getattr(args, name)}.")
-    if args.gist_discount != type(args).gist_discount and args.windows_per_document == 1:
+    if not _is_default(args, "gist_discount") and args.windows_per_document == 1:
         raise ValueError(
             f"`gist_discount` ({args.gist_discount}) would not be followed: `windows_per_document`, which it is about, is 1. "
             "Set `windows_per_document`, or leave `gist_discount` out."
@@ -409,8 +419,7 @@ def check_policy_loss(args):
     if args.advantage != "best":
         return
     for name in POLICY_LOSS_SETTINGS:
-        default = type(args).__dataclass_fields__[name].default
-        if getattr(args, name) != default:
+        if not _is_default(args, name):
             raise ValueError(
                 f'`advantage="best"` imitates gists, by their cross-entropy, so `{name}` ({getattr(args, name)!r}) would '
                 f'have no effect. Leave it out, or use `advantage="group"`.'
@@ -497,9 +506,37 @@ def check_generator_only(args):
             )
 
 
+def warn_of_unread(args):
+    """Warns of settings that another one leaves unread, in a recipe that is run all the same: a control is a run's own recipe
+    with `generator_only`."""
+    if args.generator_only:
+        warn_of_given(args, SUMMARIZER_SETTINGS, "`generator_only` trains no summarizer, on one gist a context")
+    elif args.cold_start_steps == 0:
+        warn_of_given(args, ("cold_start_learning_rate", "cold_start_gists"), "`cold_start_steps` is 0")
+    if args.gist_dropout == 1:
+        warn_of_given(args, ("distilled_gists",), "`gist_dropout` is 1, for empty gists alone")
+
+
+def warn_of_given(settings, names: Iterable[str], why: str):
+    """Warns of those fields of a dataclass that are set to something, which is not their default."""
+    unread = [name for name in names if getattr(settings, name) and not _is_default(settings, name)]
+    if unread:
+        told = ", ".join(f"`{name}` ({getattr(settings, name)!r})" for name in unread)
+        logger.warning(f"{why}: {told} {'has' if len(unread) == 1 else 'have'} no effect.")
+
+
+def _is_default(args, name):
+    return getattr(args, name) == type(args).__dataclass_fields__[name].default
+
+
 def resolve_length_penalty(args):
     """λ is a price, or what one constraint makes of it, at a rate of its own."""
     targets = ("target_gist_length", "max_teacher_kl")
+    if args.reward_weights is not None and not _is_default(args, "length_penalty"):
+        raise ValueError(
+            f"`length_penalty` ({args.length_penalty}) would not be followed: it is the weight of that reward, and "
+            "`reward_weights` has one for each. Leave one of the two out."
+        )
     if args.max_teacher_kl is not None and args.length_penalty < 0:
         raise ValueError(
             f"`length_penalty` must not be below 0 with `max_teacher_kl`, got {args.length_penalty}: that bound is a "
@@ -582,6 +619,11 @@ def check_rollouts(args):
             f"`steps_per_generation` × `num_iterations` ({micro_steps}) and `gradient_accumulation_steps` "
             f"({args.gradient_accumulation_steps}) must divide one another, so that a rollout ends with an "
             "optimizer step."
+        )
+    if _is_default(args, "max_steps") and not _is_default(args, "num_train_epochs"):
+        raise ValueError(
+            f"`num_train_epochs` ({args.num_train_epochs}) would not be followed: `max_steps` ({args.max_steps}) comes before "
+            "it. Set `max_steps` to -1."
         )
     if args.max_steps > 0:
         check_end_of_run(args, args.max_steps)

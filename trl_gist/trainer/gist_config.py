@@ -140,8 +140,8 @@ class GistConfig(GRPOConfig):
             The rule, one of those in [`~trainer.cold_start`]: `"tail"`, `"mixed"`, `"passages"`, `"facts"`,
             `"surprising facts"`, `"recurring facts"` or, where contexts have several targets, `"answers"`.
         length_penalty (`float`, *optional*, defaults to `1e-4`):
-            λ: nats per target token charged for each gist token. It is the weight of the `length_penalty` reward;
-            ignored if `reward_weights` is set.
+            λ: nats per target token charged for each gist token. It is the weight of the `length_penalty` reward, where
+            `reward_weights` does not say all weights.
 
         > Parameters that control the rate
 
@@ -326,7 +326,7 @@ class GistConfig(GRPOConfig):
     )
     length_penalty: float = field(
         default=1e-4,
-        metadata={"help": "λ: nats per target token charged for each gist token. Ignored if reward_weights is set."},
+        metadata={"help": "λ: nats per target token charged for each gist token. Refused beside reward_weights."},
     )
 
     # Parameters that control the rate

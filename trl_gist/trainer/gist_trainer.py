@@ -73,6 +73,7 @@ from .config_checks import (
     check_best_kind_of,
     check_end_of_run,
     check_only_continuation,
+    check_said_of_targets,
     check_shows_whole_context,
     show_whole_context,
 )
@@ -262,8 +263,16 @@ class GistTrainer(GRPOTrainer):
         self._add_callbacks()
 
     def _cut_windows(self, train_dataset, eval_dataset, tokenizer, args, roles):
-        check_dataset(train_dataset, "train")
-        columns = columns_of(train_dataset, "train")
+        def columns_of_dataset(dataset, name):
+            check_dataset(dataset, name)
+            return columns_of(dataset, name)
+
+        columns = columns_of_dataset(train_dataset, "train")
+        held_out = eval_dataset if isinstance(eval_dataset, dict) else {"eval": eval_dataset}
+        held_out_columns = {
+            name: columns_of_dataset(dataset, name) for name, dataset in held_out.items() if dataset is not None
+        }
+        check_said_of_targets(args, columns.union(*held_out_columns.values()))
         if columns & BROUGHT_TARGETS:
             show_whole_context(args)
         elif args.target_spec.is_continuation or "text" not in columns:
@@ -292,9 +301,7 @@ class GistTrainer(GRPOTrainer):
         self.skipped_rows = {}
 
         def windows(dataset, name, columns=None):
-            if columns is None:
-                check_dataset(dataset, name)
-                columns = columns_of(dataset, name)
+            columns = columns_of_dataset(dataset, name) if columns is None else columns
             if columns & BROUGHT_TARGETS and not args.generator_only:
                 check_shows_whole_context(self.prompts, name)
             dataset, self.skipped_rows[name] = prepare_windows(dataset, tokenizer, spec, limits, name, rules, columns)
@@ -310,9 +317,9 @@ class GistTrainer(GRPOTrainer):
                 "`num_generations`, or give more documents."
             )
         if isinstance(eval_dataset, dict):
-            eval_dataset = {name: windows(dataset, name) for name, dataset in eval_dataset.items()}
+            eval_dataset = {name: windows(each, name, held_out_columns[name]) for name, each in eval_dataset.items()}
         elif eval_dataset is not None:
-            eval_dataset = windows(eval_dataset, "eval")
+            eval_dataset = windows(eval_dataset, "eval", held_out_columns["eval"])
         check_best_kind_of(args, eval_dataset)
         return train_dataset, eval_dataset
 
@@ -449,7 +456,7 @@ class GistTrainer(GRPOTrainer):
         training = self.model.training
         gists = [gist_from_completion(ids, self.eos_token_ids) for ids in completion_ids_list]
         if not training:  # as the pair will write them: S is paid for what it writes, half characters too
-            gists = [characters_of(self._tokenizer).whole(gist) for gist in gists]
+            gists = [characters_of(self.processing_class).whole(gist) for gist in gists]
         num_generations = self.gists_per_context
         same = num_generations if self.rollout.one_gist_a_context else 1
         each = self.generator_trainer.score(inputs[::same], gists[::same], num_generations // same, training)
@@ -550,7 +557,7 @@ class GistTrainer(GRPOTrainer):
                 self.model.eval()
             return written
         with self.generating() as model:
-            completion_ids_NC = sample_gists(model, prompt_ids, self.generation_config, self._tokenizer.pad_token_id)
+            completion_ids_NC = sample_gists(model, prompt_ids, self.generation_config, self.processing_class.pad_token_id)
         rows = completion_ids_NC.tolist()
         return [ids[: len(gist_from_completion(ids, self.eos_token_ids)) + 1] for ids in rows], None
 
