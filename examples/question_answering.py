@@ -44,12 +44,12 @@ import random
 import time
 
 from trl_gist import GistCompactor, GistTrainer, length_penalty, log_prob_gain
+from trl_gist.common.arguments import named
 from trl_gist.common.tokens import literal_ids
 from trl_gist.data.windows import WindowSpec, prepare_windows
 from trl_gist.evaluation import load_generator_only, load_teacher
 from trl_gist.evaluation.compressors.registry import EXTRACTIVE_COMPRESSORS, compressor_name, standard_compressors
 from trl_gist.evaluation.question_answering import answer_questions, answers_table
-from trl_gist.scripts.compare import named
 from trl_gist.scripts.train import load_compressor
 
 from datasets import Dataset

@@ -29,13 +29,13 @@ from collections import Counter
 from pathlib import Path
 
 from trl_gist import GistCompactor
+from trl_gist.common.arguments import named_pairs
 from trl_gist.common.statistics import standard_error, with_error
 from trl_gist.evaluation import load_generator_only, load_teacher
 from trl_gist.evaluation.compressors.registry import EXTRACTIVE_COMPRESSORS, compressor_name, extractive_compressors
 from trl_gist.prompts import before_last_k
 from trl_gist.scoring.gist_scorer import GistScorer
 from trl_gist.scoring.targets import TargetScorer
-from trl_gist.scripts.compare import named_pairs
 
 import numpy as np
 

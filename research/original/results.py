@@ -24,6 +24,7 @@ python -m research.original.results flagship --images docs/images/original \
 import argparse
 from pathlib import Path
 
+from trl_gist.common.arguments import named
 from trl_gist.common.statistics import with_error
 from trl_gist.evaluation.comparison.compare import GENERATOR, OWN_GENERATOR, TEACHER, TRAINED
 from trl_gist.evaluation.folder import read_measures, read_rows
@@ -32,7 +33,6 @@ from trl_gist.evaluation.pages.plots import GIST, NEUTRAL, NULL, plot_style, sav
 from trl_gist.evaluation.run_report.patterns import pattern_rows
 from trl_gist.evaluation.run_report.plots import series
 from trl_gist.evaluation.run_report.run_folder import Run, read_run
-from trl_gist.scripts.compare import named
 
 import numpy as np
 from matplotlib.figure import Figure

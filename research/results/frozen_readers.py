@@ -32,6 +32,7 @@ import json
 from pathlib import Path
 
 from trl_gist import GistCompactor
+from trl_gist.common.arguments import named
 from trl_gist.common.statistics import ratio_and_error, with_error
 from trl_gist.data.targets import TargetSpec
 from trl_gist.data.windows import WindowSpec, prepare_windows
@@ -42,7 +43,6 @@ from trl_gist.evaluation.gists.transfer import as_text, read_as_text
 from trl_gist.evaluation.pages.plots import GIST, GREEN, NEUTRAL, NULL, OCHRE, PLUM, save_figure
 from trl_gist.models.machine import fast_dtype
 from trl_gist.prompts import one_row_each
-from trl_gist.scripts.compare import named
 
 import numpy as np
 from matplotlib.figure import Figure

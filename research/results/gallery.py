@@ -24,8 +24,8 @@ import re
 import textwrap
 from pathlib import Path
 
+from trl_gist.common.arguments import named
 from trl_gist.evaluation.folder import read_measures, read_rows
-from trl_gist.scripts.compare import named
 
 
 # Characters of a context's end

@@ -13,7 +13,7 @@
 # limitations under the License.
 
 """
-Numbers, token ids, lists and what is true or false, as a caller gives them: what is none is refused by name, before
+Numbers, token ids, lists, paths by name and what is true or false, as a caller gives them: what is none is refused by name, before
 anything is done with it. Numpy's and torch's scalars are the numbers that they hold. Nothing heavy is imported, so that
 the command line may ask too.
 """
@@ -141,6 +141,24 @@ def whole_numbers(name: str, values, least: int = 1) -> list[int]:
     if listed is None:
         raise ValueError(f"`{name}` takes a list of whole numbers, got {values!r}: put them in a list.")
     return [whole_number(name, value, least) for value in listed]
+
+
+def named(values: list[str] | None, flag: str) -> dict[str, str]:
+    """Paths by name; see [`named_pairs`]. Raises `ValueError` if two have one name."""
+    pairs = named_pairs(values, flag)
+    names = [name for name, _ in pairs]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise ValueError(f"`{flag}` names two {twice[0]!r}. Choose another name for one.")
+    return dict(pairs)
+
+
+def named_pairs(values: list[str] | None, flag: str) -> list[tuple[str, str]]:
+    """`NAME=PATH` arguments. Raises `ValueError` if one has no name."""
+    pairs = [value.partition("=") for value in values or []]
+    for name, _, path in pairs:
+        if not name or not path:
+            raise ValueError(f"`{flag}` takes NAME=PATH, got {name!r}.")
+    return [(name, path) for name, _, path in pairs]
 
 
 def _listed(values):

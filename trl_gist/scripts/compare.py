@@ -22,6 +22,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import track
 
+from ..common.arguments import named, named_pairs
 from ..common.run_files import PLOTS_DIR
 from ..evaluation import PairReadings, load_generator_only
 from ..evaluation.comparison.compare import compare_compressors, summarize_comparison
@@ -171,21 +172,3 @@ def with_known_compressors(args: EvaluateArguments) -> EvaluateArguments:
         if left_out := [name for name in names if name not in asked]:
             raise ValueError(f"`{flag}` is given, and `--compressors` leaves {left_out[0]!r} out: name it there too.")
     return dataclasses.replace(args, compressors=asked if args.compressors else [], own_generators=own or None)
-
-
-def named(values: list[str] | None, flag: str) -> dict[str, str]:
-    """Paths by name; see [`named_pairs`]. Raises `ValueError` if two have one name."""
-    pairs = named_pairs(values, flag)
-    names = [name for name, _ in pairs]
-    if twice := [name for name in names if names.count(name) > 1]:
-        raise ValueError(f"`{flag}` names two {twice[0]!r}. Choose another name for one.")
-    return dict(pairs)
-
-
-def named_pairs(values: list[str] | None, flag: str) -> list[tuple[str, str]]:
-    """`NAME=PATH` arguments. Raises `ValueError` if one has no name."""
-    pairs = [value.partition("=") for value in values or []]
-    for name, _, path in pairs:
-        if not name or not path:
-            raise ValueError(f"`{flag}` takes NAME=PATH, got {name!r}.")
-    return [(name, path) for name, _, path in pairs]

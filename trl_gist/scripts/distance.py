@@ -18,6 +18,7 @@ from itertools import islice
 
 from rich.console import Console
 
+from ..common.arguments import named
 from ..common.statistics import measured, with_error
 from ..common.tables import console_table
 from ..data.windows import SkippedRows
@@ -30,7 +31,6 @@ from ..evaluation.distance.walk import DistanceReadings, check_pair_names, long_
 from ..evaluation.folder import COSTS_FILE
 from ..evaluation.pages.render import spread
 from .arguments import DistanceArguments
-from .compare import named
 from .resumable import finish, load_pairs, measure_rows, open_folder, plain_console, who_read_what
 from .windows import held_out_documents, recall_spec, target_floor
 

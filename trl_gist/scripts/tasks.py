@@ -17,6 +17,7 @@
 import dataclasses
 from itertools import islice
 
+from ..common.arguments import named
 from ..common.tables import console_table
 from ..data.tasks import TASKS, check_names, make_tasks
 from ..data.windows import SkippedRows, why_unusable
@@ -28,7 +29,6 @@ from ..evaluation.tasks.plots import draw_tasks
 from ..evaluation.tasks.readings import TaskReadings, check_arms
 from ..evaluation.tasks.tables import markdown, task_sentences, task_tables
 from .arguments import DEFAULT_COMPRESSORS, TasksArguments
-from .compare import named
 from .resumable import finish, load_pairs, measure_rows, open_folder, plain_console, who_read_what
 from .windows import held_out_documents
 

@@ -557,7 +557,9 @@ class GistTrainer(GRPOTrainer):
                 self.model.eval()
             return written
         with self.generating() as model:
-            completion_ids_NC = sample_gists(model, prompt_ids, self.generation_config, self.processing_class.pad_token_id)
+            completion_ids_NC = sample_gists(
+                model, prompt_ids, self.generation_config, self.processing_class.pad_token_id
+            )
         rows = completion_ids_NC.tolist()
         return [ids[: len(gist_from_completion(ids, self.eos_token_ids)) + 1] for ids in rows], None
 
