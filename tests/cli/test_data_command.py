@@ -78,7 +78,7 @@ def mean_and_error(values, documents):
 
 def windows_of(tokenizer, targets=None):
     documents = Dataset.from_dict({"text": [*make_documents(6), "too short", None, "short too"]})
-    return prepare_windows(documents, tokenizer, WindowSpec(24, 8, 4, None, None, targets=targets))[0]
+    return prepare_windows(documents, tokenizer, WindowSpec(24, 8, 4, None, None, targets=targets or TargetSpec()))[0]
 
 
 @pytest.mark.parametrize("batch_size", [1, 5])

@@ -387,30 +387,36 @@ def test_what_the_trainer_is_given_must_have_what_settings_are_about(make_traine
             make_trainer(args={"gist_samples_steps": 1}, eval_dataset=eval_dataset)
 
 
+OF_SUMMARIZER = {"cold_start_steps": 3, "distilled_gists": 1, "stop_on_alarm": True, "gist_samples_steps": 1}
+
+
 @pytest.mark.parametrize(
-    ("off", "unread"),
+    ("off", "on", "unread"),
     [
-        ({"cold_start_steps": 0}, {"cold_start_learning_rate": 0.1, "cold_start_gists": "tail"}),
-        ({"gist_dropout": 1.0}, {"distilled_gists": 1}),
+        ({"generator_only": True}, {}, {**OF_SUMMARIZER, "epsilon": 0.1}),
         (
-            {"generator_only": True},
-            {
-                "cold_start_steps": 3,
-                "distilled_gists": 1,
-                "stop_on_alarm": True,
-                "gist_samples_steps": 1,
-                "epsilon": 0.1,
-            },
+            {"cold_start_steps": 0},
+            {"cold_start_steps": 1},
+            {"cold_start_learning_rate": 0.1, "cold_start_gists": "tail"},
         ),
+        ({"gist_dropout": 1.0}, {}, {"distilled_gists": 1}),
+        ({"beta": 0.0}, {"beta": 0.1}, {"use_bias_correction_kl": True}),
+        ({"sync_ref_model": False}, {"sync_ref_model": True}, {"ref_model_sync_steps": 3}),
+        ({"use_adaptive_entropy": False}, {"use_adaptive_entropy": True}, {"entropy_target": 0.3}),
+        ({"loss_type": "sapo"}, {"loss_type": "grpo"}, {"epsilon": 0.1, "epsilon_high": 0.3, "delta": 3.0}),
+        ({"loss_type": "cispo"}, {"loss_type": "grpo"}, {"epsilon": 0.1, "delta": 3.0}),
+        ({"loss_type": "dapo"}, {"loss_type": "sapo"}, {"sapo_temperature_pos": 2.0}),
+        ({"loss_type": "grpo"}, {"loss_type": "vespo"}, {"vespo_k_neg": 2.5}),
+        ({"use_vllm": False}, {"use_vllm": True}, {"vllm_importance_sampling_mode": "token_mask"}),
     ],
 )
-def test_what_another_setting_switches_off_is_warned_of(make_args, caplog, off, unread):
+def test_what_another_setting_switches_off_is_warned_of(make_args, caplog, off, on, unread):
     warn_of_unread(make_args(**off))
-    warn_of_unread(make_args(**{"cold_start_steps": 1, **unread}))
+    warn_of_unread(make_args(**on, **unread))
     assert not caplog.records
     warn_of_unread(make_args(**off, **unread))
-    (record,) = caplog.records
-    assert all(f"`{name}` ({value!r})" in record.getMessage() for name, value in unread.items())
+    said = caplog.text
+    assert all(f"`{name}` ({value!r})" in said for name, value in unread.items())
 
 
 def test_how_to_load_is_said_of_a_checkpoint(make_trainer, checkpoint):

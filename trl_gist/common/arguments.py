@@ -13,9 +13,9 @@
 # limitations under the License.
 
 """
-Numbers, token ids, lists, paths by name and what is true or false, as a caller gives them: what is none is refused by name, before
-anything is done with it. Numpy's and torch's scalars are the numbers that they hold. Nothing heavy is imported, so that
-the command line may ask too.
+Numbers, token ids, lists, paths by name and what is true or false, as a caller gives them: what is none is refused by
+name, before anything is done with it. Numpy's and torch's scalars are the numbers that they hold. Nothing heavy is
+imported, so that the command line may ask too.
 """
 
 import difflib

@@ -509,12 +509,27 @@ def check_generator_only(args):
 def warn_of_unread(args):
     """Warns of settings that another one leaves unread, in a recipe that is run all the same: a control is a run's own recipe
     with `generator_only`."""
-    if args.generator_only:
-        warn_of_given(args, SUMMARIZER_SETTINGS, "`generator_only` trains no summarizer, on one gist a context")
-    elif args.cold_start_steps == 0:
-        warn_of_given(args, ("cold_start_learning_rate", "cold_start_gists"), "`cold_start_steps` is 0")
-    if args.gist_dropout == 1:
-        warn_of_given(args, ("distilled_gists",), "`gist_dropout` is 1, for empty gists alone")
+    cold_start = ("cold_start_learning_rate", "cold_start_gists")
+    of_entropy = ("entropy_coef_min", "entropy_coef_max", "entropy_coef_delta", "entropy_target")
+    of_sapo = ("sapo_temperature_neg", "sapo_temperature_pos")
+    of_vespo = ("vespo_k_pos", "vespo_lambda_pos", "vespo_k_neg", "vespo_lambda_neg")
+    loss = args.loss_type
+    for off, why, names in (
+        (args.generator_only, "`generator_only` trains no summarizer, on one gist a context", SUMMARIZER_SETTINGS),
+        (args.cold_start_steps == 0 and not args.generator_only, "`cold_start_steps` is 0", cold_start),
+        (args.gist_dropout == 1, "`gist_dropout` is 1, for empty gists alone", ("distilled_gists",)),
+        # TRL's (1.16)
+        (args.beta == 0, "`beta` is 0", ("use_bias_correction_kl",)),
+        (not args.sync_ref_model, "`sync_ref_model` is False", ("ref_model_mixup_alpha", "ref_model_sync_steps")),
+        (not args.use_adaptive_entropy, "`use_adaptive_entropy` is False", of_entropy),
+        (loss != "sapo", f"`loss_type` is {loss!r}", of_sapo),
+        (loss != "vespo", f"`loss_type` is {loss!r}", of_vespo),
+        (loss in ("sapo", "vespo", "cispo"), f"`loss_type` is {loss!r}", ("epsilon", "delta")),
+        (loss in ("sapo", "vespo"), f"`loss_type` is {loss!r}", ("epsilon_high",)),
+        (not args.use_vllm, "`use_vllm` is False", [name for name in vars(args) if name.startswith("vllm_")]),
+    ):
+        if off:
+            warn_of_given(args, names, why)
 
 
 def warn_of_given(settings, names: Iterable[str], why: str):
