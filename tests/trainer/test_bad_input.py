@@ -400,7 +400,6 @@ OF_SUMMARIZER = {"cold_start_steps": 3, "distilled_gists": 1, "stop_on_alarm": T
             {"cold_start_learning_rate": 0.1, "cold_start_gists": "tail"},
         ),
         ({"gist_dropout": 1.0}, {}, {"distilled_gists": 1}),
-        ({"beta": 0.0}, {"beta": 0.1}, {"use_bias_correction_kl": True}),
         ({"sync_ref_model": False}, {"sync_ref_model": True}, {"ref_model_sync_steps": 3}),
         ({"use_adaptive_entropy": False}, {"use_adaptive_entropy": True}, {"entropy_target": 0.3}),
         ({"loss_type": "sapo"}, {"loss_type": "grpo"}, {"epsilon": 0.1, "epsilon_high": 0.3, "delta": 3.0}),

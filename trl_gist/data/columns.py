@@ -12,12 +12,16 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""What a dataset's columns may be called: what windows are made of, and what a trainer's own would write over."""
+"""What a dataset's columns may be called: what windows are made of, and what a trainer's own would write over. And what may
+be said of targets, by the kinds that rules make and the columns that bring others."""
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from datasets import Dataset, IterableDataset
+
+from .targets import RULE_KINDS
 
 
 WINDOW_COLUMNS = ("prompt", "context_ids", "last_k_ids", "target_ids", "document_id")
@@ -29,6 +33,15 @@ TARGETS_COLUMN = "targets"
 DOCUMENT_TARGETS_COLUMN = "document_targets"
 # A dataset that has one of these brings its targets
 BROUGHT_TARGETS = frozenset((TARGETS_COLUMN, DOCUMENT_TARGETS_COLUMN))
+# What is said of targets: of which kinds that rules make, and of which a dataset brings
+_SAID_OF = {
+    "targets_per_context": ("fact", "recall", "far", DOCUMENT_TARGETS_COLUMN),
+    "target_floor": ("fact", "recall", "far", *BROUGHT_TARGETS),
+    "distillation_mean": ("fact", "recall", "far", *BROUGHT_TARGETS),
+    "cue_length": ("fact", "recall"),
+    "far_offset": ("far",),
+    "recall_age": ("fact", "recall", DOCUMENT_TARGETS_COLUMN),
+}
 
 # Names that a dataset's columns cannot have where a trainer reads them: it would write over them, or be led by them.
 # `text`, `context`, `last_k`, `target`, `document_id` and, with `gist_length_range`, `budget` are inputs, and so are
@@ -106,6 +119,35 @@ class ColumnRules:
                 f"{where} has `budget` {budget!r}, which is no whole number within `gist_length_range` ({least}, "
                 f"{greatest}). Widen the range, or change the column, as by `dataset.cast_column('budget', "
                 "Value('int64'))`; None stands for a budget to be drawn."
+            )
+
+
+def said_of_targets(settings) -> dict:
+    """What settings, an object with [`GistConfig`]'s names, say of targets, but for their kinds; a setting that it has not
+    is `None`."""
+    return {name: getattr(settings, name, None) for name in _SAID_OF}
+
+
+def check_said(given: dict, kinds: Iterable[str], columns: set[str] = frozenset(), flag: str = ""):
+    """
+    Raises `ValueError` for what is said of targets that no window has, so that nothing reads it.
+
+    Args:
+        given (`dict`):
+            Of [`said_of_targets`], without what is not said.
+        kinds (`Iterable[str]`):
+            Those that rules make.
+        columns (`set[str]`, *optional*):
+            Of the datasets, which may bring others.
+        flag (`str`, *optional*):
+            What stands before a setting's name, as `"--"`.
+    """
+    for name, value in given.items():
+        if columns.union(kinds).isdisjoint(_SAID_OF[name]):
+            of = [repr(kind) for kind in RULE_KINDS if kind in _SAID_OF[name]]
+            raise ValueError(
+                f"`{flag}{name}` ({value}) is of targets of the kind {' or '.join(of)}: name it in `{flag}target_kinds`, or "
+                "leave it out."
             )
 
 

@@ -26,7 +26,7 @@ import itertools
 import math
 import random
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -39,7 +39,6 @@ from ..common.statistics import is_number
 from ..common.text_units import DATE, Units
 from ..common.tokens import Spelled, characters_of
 from ..prompts import through_last_k
-from .columns import BROUGHT_TARGETS, DOCUMENT_TARGETS_COLUMN
 
 
 # Made by rule, in a document; questions come with a dataset of ready windows
@@ -47,15 +46,6 @@ RULE_KINDS = ("continuation", "fact", "recall", "far")
 _KINDS = ", ".join(map(repr, RULE_KINDS))
 # Of a target in a ready window that does not say its kind
 QUESTION = "question"
-# What is said of targets: of which kinds that rules make, and of which a dataset brings
-_SAID_OF = {
-    "targets_per_context": ("fact", "recall", "far", DOCUMENT_TARGETS_COLUMN),
-    "target_floor": ("fact", "recall", "far", *BROUGHT_TARGETS),
-    "distillation_mean": ("fact", "recall", "far", *BROUGHT_TARGETS),
-    "cue_length": ("fact", "recall"),
-    "far_offset": ("far",),
-    "recall_age": ("fact", "recall", DOCUMENT_TARGETS_COLUMN),
-}
 
 # Where nothing else is asked for: targets of a context; and what T must gain for one to count, in nats per token
 TARGETS_PER_CONTEXT, TARGET_FLOOR = 8, 0.1
@@ -85,35 +75,6 @@ class WindowLengths(Protocol):
     context_length: int
     target_length: int
     last_k: int
-
-
-def said_of_targets(settings) -> dict:
-    """What settings, an object with [`GistConfig`]'s names, say of targets, but for their kinds; a setting that it has not
-    is `None`."""
-    return {name: getattr(settings, name, None) for name in _SAID_OF}
-
-
-def check_said(given: dict, kinds: Iterable[str], columns: set[str] = frozenset(), flag: str = ""):
-    """
-    Raises `ValueError` for what is said of targets that no window has, so that nothing reads it.
-
-    Args:
-        given (`dict`):
-            Of [`said_of_targets`], without what is not said.
-        kinds (`Iterable[str]`):
-            Those that rules make.
-        columns (`set[str]`, *optional*):
-            Of the datasets, which may bring others.
-        flag (`str`, *optional*):
-            What stands before a setting's name, as `"--"`.
-    """
-    for name, value in given.items():
-        if columns.union(kinds).isdisjoint(_SAID_OF[name]):
-            of = [repr(kind) for kind in RULE_KINDS if kind in _SAID_OF[name]]
-            raise ValueError(
-                f"`{flag}{name}` ({value}) is of targets of the kind {' or '.join(of)}: name it in `{flag}target_kinds`, or "
-                "leave it out."
-            )
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,9 @@ from dataclasses import replace
 
 from datasets import Dataset, IterableDataset
 
+from ..data.columns import check_said, said_of_targets
 from ..data.documents import load_documents
-from ..data.targets import TARGET_FLOOR, TargetSpec, check_said, said_of_targets
+from ..data.targets import TARGET_FLOOR, TargetSpec
 from ..evaluation.distance.recall import check_recalled
 from .arguments import DistanceArguments, DocumentArguments, HeldOutArguments, TargetArguments
 

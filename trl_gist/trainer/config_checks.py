@@ -31,8 +31,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ..common.arguments import finite_number, truth, whole_number
 from ..common.statistics import is_number
-from ..data.columns import TARGETS_COLUMN
-from ..data.targets import check_said, said_of_targets
+from ..data.columns import TARGETS_COLUMN, check_said, said_of_targets
 from ..prompts import PLACEHOLDERS, SUMMARIZER_PROMPT_OF_FACTS, SUMMARIZER_PROMPT_WITH_TAIL
 from ..scoring.controls import GREATER_IS_BETTER
 
@@ -519,7 +518,6 @@ def warn_of_unread(args):
         (args.cold_start_steps == 0 and not args.generator_only, "`cold_start_steps` is 0", cold_start),
         (args.gist_dropout == 1, "`gist_dropout` is 1, for empty gists alone", ("distilled_gists",)),
         # TRL's (1.16)
-        (args.beta == 0, "`beta` is 0", ("use_bias_correction_kl",)),
         (not args.sync_ref_model, "`sync_ref_model` is False", ("ref_model_mixup_alpha", "ref_model_sync_steps")),
         (not args.use_adaptive_entropy, "`use_adaptive_entropy` is False", of_entropy),
         (loss != "sapo", f"`loss_type` is {loss!r}", of_sapo),
