@@ -16,7 +16,8 @@
 Does a gist of an article carry anything from window to window, if it is paid for what was said in earlier ones?
 
 Trains SmolLM2-135M-Instruct on walks over articles. Each window asks for facts and ends of sentences of all windows so far,
-and for what comes next. The summarizer imitates a list of the names, numbers and dates that the text so far says most often.
+and for what comes next. The summarizer imitates a list of the names, numbers and dates that its context says most often, of
+which an earlier gist is a part.
 
 python -m research.corpus.prepare_corpus corpus
 python -m research.memory.articles memory/articles --corpus corpus
@@ -25,10 +26,12 @@ trl-gist distance memory/articles --dataset corpus --windows 6 --target_kinds '{
 
 import argparse
 
+from trl_gist import GistTrainer
+
 from datasets import Dataset, load_dataset
 
 from examples.short_run import quiet_console
-from research.memory.pair import CHUNK, LAST_K, TARGET, add_flags, texts_of, train
+from research.memory.pair import CHUNK, LAST_K, TARGET, add_flags, make_trainer, texts_of
 
 
 def long_articles(corpus: str, windows: int, count: int, seed: int) -> Dataset:
@@ -38,25 +41,30 @@ def long_articles(corpus: str, windows: int, count: int, seed: int) -> Dataset:
     return articles.select(range(min(count, len(articles))))
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_flags(parser, windows=3, contexts=6, num_generations=2)
+def add_corpus(parser: argparse.ArgumentParser):
     parser.add_argument("--corpus", default="corpus", help="of `research.corpus.prepare_corpus` (default: corpus)")
-    parser.add_argument(
-        "--cold_start_gists",
-        default="recurring_facts",
-        help="the rule whose gists are imitated (default: recurring_facts)",
-    )
-    args = parser.parse_args()
-    quiet_console()
-    train(
+
+
+def trainer_of(args: argparse.Namespace) -> GistTrainer:
+    return make_trainer(
         args,
         long_articles(args.corpus, args.windows, texts_of(args), args.seed),
         max_windows_per_document=1,
         target_kinds={"fact": 1, "recall": 1, "continuation": 1},
         targets_per_context=4,
-        cold_start_gists=args.cold_start_gists,
+        cold_start_gists="recurring_facts",
     )
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_flags(parser, windows=3, contexts=6, num_generations=2)
+    add_corpus(parser)
+    args = parser.parse_args()
+    quiet_console()
+    trainer = trainer_of(args)
+    trainer.train()
+    trainer.save_model()
 
 
 if __name__ == "__main__":

@@ -77,9 +77,9 @@ def texts_of(args: argparse.Namespace) -> int:
     return args.contexts // args.windows * args.max_steps
 
 
-def train(args: argparse.Namespace, train_dataset: Dataset, **settings):
+def make_trainer(args: argparse.Namespace, train_dataset: Dataset, **settings) -> GistTrainer:
     walks, group = args.contexts // args.windows, args.num_generations
-    trainer = GistTrainer(
+    return GistTrainer(
         model=args.pair or str(smollm2_checkpoint()),
         args=GistConfig(
             args.output_dir,
@@ -115,8 +115,6 @@ def train(args: argparse.Namespace, train_dataset: Dataset, **settings):
         train_dataset=train_dataset,
         peft_config=None if args.pair else LoraConfig(r=16, lora_alpha=32, target_modules="all-linear"),
     )
-    trainer.train()
-    trainer.save_model()
 
 
 def main():
@@ -130,7 +128,7 @@ def main():
     )
     args = parser.parse_args()
     quiet_console()
-    train(
+    trainer = make_trainer(
         args,
         dataset(args.tasks, texts_of(args), args.windows, args.difficulty, args.seed),
         target_kinds={"fact": 1},  # the targets are the documents' own
@@ -139,6 +137,8 @@ def main():
         # The teacher itself mixes facts up that are some windows apart: learn from the answers
         distillation_loss="cross_entropy",
     )
+    trainer.train()
+    trainer.save_model()
 
 
 if __name__ == "__main__":

@@ -37,6 +37,8 @@ import functools
 import json
 import math
 import random
+from collections.abc import Iterable
+from itertools import islice
 from pathlib import Path
 
 from trl_gist import GistTrainer
@@ -311,18 +313,29 @@ def imitate(
     The summarizer's cross-entropy on the rule's gists, without a generator, in steps of eight contexts, each of which has
     the next of the budgets.
     """
+    end, size = trainer.processing_class.eos_token_id, 8
+
+    def of_step(step):
+        read = contexts[step * size : step * size + size]
+        own = [budgets[(step * size + index) % len(budgets)] for index in range(size)]
+        gists = rule.compress(read, own)
+        gists = [gist if len(gist) == budget else [*gist, end] for gist, budget in zip(gists, own, strict=True)]
+        return [trainer.prompts.summarizer(*given) for given in zip(read, [None] * size, own, strict=True)], gists
+
+    fit_summarizer(trainer, map(of_step, range(steps)), steps, learning_rate)
+
+
+def fit_summarizer(
+    trainer: GistTrainer, batches: Iterable[tuple[list[list[int]], list[list[int]]]], steps: int, learning_rate: float
+):
+    """The summarizer's cross-entropy on gists after prompts, a batch a step."""
     parameters = [p for p in trainer.model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=0.0, betas=(0.9, 0.98))
-    base, end, size = trainer.model.get_base_model(), trainer.processing_class.eos_token_id, 8
-    progress = tqdm(range(steps), desc="Imitating")
-    for step in progress:
-        of_step = contexts[step * size : step * size + size]
-        own = [budgets[(step * size + index) % len(budgets)] for index in range(size)]
-        gists = rule.compress(of_step, own)
-        gists = [gist if len(gist) == budget else [*gist, end] for gist, budget in zip(gists, own, strict=True)]
-        prompts = [trainer.prompts.summarizer(*given) for given in zip(of_step, [None] * size, own, strict=True)]
+    base, end = trainer.model.get_base_model(), trainer.processing_class.eos_token_id
+    progress = tqdm(islice(batches, steps), desc="Imitating", total=steps)
+    for step, (prompts, gists) in enumerate(progress):
         width = max(len(prompt) + len(gist) for prompt, gist in zip(prompts, gists, strict=True))
-        ids, labels = torch.full((size, width), end), torch.full((size, width), -100)
+        ids, labels = torch.full((len(prompts), width), end), torch.full((len(prompts), width), -100)
         for index, (prompt, gist) in enumerate(zip(prompts, gists, strict=True)):
             ids[index, : len(prompt) + len(gist)] = torch.tensor(prompt + gist)
             labels[index, len(prompt) : len(prompt) + len(gist)] = torch.tensor(gist)

@@ -160,10 +160,11 @@ def test_surprising_facts_are_what_the_teacher_expects_least_of_facts_after_thei
     assert len(without) == 3
 
 
-def test_recurring_facts_are_those_that_all_text_so_far_says_most_often(tokenizer):
+def test_recurring_facts_are_those_that_the_context_says_most_often(tokenizer):
     """
-    On from an earlier gist: its first name is one too, and one that the text never said is dropped. Other words that it
-    says most often fill the room that is left, and make none.
+    On from an earlier gist: what it has is counted once, however often the text before said it; its first name is one too,
+    and one that the text never said is dropped. Other words that are said most often fill the room that is left, and make
+    none.
     """
     special = frozenset(tokenizer.all_special_ids)
     first, second = (
@@ -193,7 +194,10 @@ def test_recurring_facts_are_those_that_all_text_so_far_says_most_often(tokenize
     seen = {"seen_ids": first + second}
     every = ["Soho", "John Snow", "king", "met", "Joseph Bazalgette", "Ada Lovelace", "again"]
     assert facts(earlier + second, 99, **seen) == every
-    assert facts(earlier + second, length, **seen) == ["John Snow", "Ada Lovelace"]
+    assert facts(earlier + second, tokens(" Joseph Bazalgette; Ada Lovelace"), **seen) == [
+        "Joseph Bazalgette",
+        "Ada Lovelace",
+    ]
     assert facts(tokenizer("and so on; it was", add_special_tokens=False)["input_ids"], 9) == [""]
     words = tokenizer("the tea was cold, and cold tea is not a good tea", add_special_tokens=False)["input_ids"]
     assert facts(words, tokens(" tea; cold")) == ["tea", "cold"]

@@ -362,19 +362,21 @@ def fact_list(
 
 def recurring_facts(tokenizer: PreTrainedTokenizerBase, ids: list[int], length: int, text_ids: list[int]) -> list[int]:
     """
-    A gist cut by rule: the facts that a text says most often, each once, in their order, with semicolons between them.
-    Where they leave room there are also the other words that it says most often, but for function words. So a summarizer
-    that imitates such lists does not learn to stop early: where each next word is a guess, to stop would be the likeliest.
+    A gist cut by rule: the facts that are said most often in what it is cut from, each once, in their order, with semicolons
+    between them. They are counted where a summarizer reads them, so that it can learn to. Where they leave room there are
+    also the other words that are said most often, but for function words. So a summarizer that imitates such lists does not
+    learn to stop early: where each next word is a guess, to stop would be the likeliest.
 
     Args:
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
             Of the ids.
         ids (`list[int]`):
-            Where they are looked for: the text, or what is left of it, as an earlier gist and the newest chunk.
+            The text, or what is left of it: an earlier gist and the newest chunk. Of facts that it says as often, those that
+            come first stay.
         length (`int`):
             The most tokens of the gist. What does not fit whole is left out.
         text_ids (`list[int]`):
-            The text, in which they are counted. Of facts that it says as often, those that come first in `ids` stay.
+            The text. A fact that it does not say, as a summarizer's gist may, is left out.
     """
     separator = _within_text(tokenizer, ";")
     ids = [*separator, *ids]  # a list begins with a name, which at a text's head would be a capitalised word
@@ -383,11 +385,14 @@ def recurring_facts(tokenizer: PreTrainedTokenizerBase, ids: list[int], length: 
         _facts_and_words(tokenizer, ids), _facts_and_words(tokenizer, text_ids), strict=True
     ):
         found = each_once(tokenizer, ids, spans)
-        said = Counter(_folded(tokenizer, text_ids[slice(*span)]) for span in spans_of_text)
-        counts = [said[_folded(tokenizer, [ids[position] for position in piece])] for piece in found]
-        for place in sorted(range(len(found)), key=lambda place: -counts[place]):
+        names = [_folded(tokenizer, [ids[position] for position in piece]) for piece in found]
+        counts, said = (
+            Counter(_folded(tokenizer, where[slice(*span)]) for span in each)
+            for where, each in ((ids, spans), (text_ids, spans_of_text))
+        )
+        for place in sorted(range(len(found)), key=lambda place: -counts[names[place]]):
             needed = len(found[place]) + len(separator)
-            if counts[place] and needed <= room:
+            if said[names[place]] and needed <= room:
                 room -= needed
                 listed.append(found[place])
     return _joined(ids, sorted(listed, key=lambda piece: piece.start), separator)

@@ -27,9 +27,8 @@ Gists cut out of the context by a rule: what a summarizer imitates before it has
                 of these facts the tokens that the teacher expects least after the few before them, without commas, and
                 rare words where the facts run out: one gist a context, not a group's
     recurring_facts
-                the facts that the text so far says most often, of those that the context still has, with semicolons
-                between them, and where they leave room other words that it says often; one gist a context too. On
-                walks the text is all windows so far
+                the facts that the context says most often, with semicolons between them, and where they leave room
+                other words that it says often; one gist a context too. On walks an earlier gist is a part of the context
     answers     the sentences that hold what the context's targets ask for, in their order: one gist a context too
 """
 
