@@ -12,14 +12,18 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""research/memory: what is counted as right, of a session's gists alone, at a text's end and on the way."""
+"""research/memory: what is counted as right, of a session's gists alone, at a text's end and on the way; and what a summarizer
+imitates alone."""
 
+from checks import moved, snapshot
 from tiny import PARAGRAPH
 from tiny_sessions import GIST, LAST_K, make_compactor
 
+from research.memory.imitate import batches
 from research.memory.long import read_on
 from research.memory.long import table as table_by_length
 from research.memory.sessions import NEW_TOKENS, rows_of, table
+from research.targets.codes import fit_summarizer
 
 
 def test_questions_are_asked_of_the_gists_of_all_that_can_be_folded():
@@ -63,3 +67,22 @@ def test_a_long_text_is_asked_about_on_the_way():
     known = sum(rows[0]["right"])
     assert first.startswith(f"| {2 * chunk} | 0 of 3 | {known} of 3 | {known} of 6 | {known / 6:.2f} ± ")
     assert second.startswith(f"| {4 * chunk} | 0 of 0 | {sum(rows[1]['right'])} of 3 |")
+
+
+def test_a_summarizer_imitates_the_lists_of_walks_without_its_generator(make_trainer, lora):
+    settings = {"windows_per_document": 3, "cold_start_steps": 1, "cold_start_gists": "recurring_facts"}
+    trainer = make_trainer(args=settings, peft_config=lora)
+    trainer.model.train()
+    (prompts, gists), *_ = batches(trainer)
+    rows = trainer.train_dataset.select(range(len(prompts) // 3))
+    eos = trainer.processing_class.eos_token_id
+    for row, prompt, gist in zip(
+        rows, prompts[::3], gists[::3], strict=True
+    ):  # what stands first does not depend on S
+        first = {**row, "targets": []} if "targets" in row else row
+        by_rule, *_ = trainer.rollout.extractive_summarizer.gists(first, [trainer.args.tail_length])
+        assert gist in (by_rule, [*by_rule, eos])
+        assert prompt == trainer.prompts.summarizer(row["context_ids"], row["last_k_ids"])
+    before = {role: snapshot(model) for role, model in (("s", trainer.model), ("g", trainer.generator))}
+    fit_summarizer(trainer, iter([(prompts, gists)] * 2), 2, learning_rate=1e-3)
+    assert moved(before["s"], trainer.model) and not moved(before["g"], trainer.generator)
