@@ -42,7 +42,7 @@ from examples.short_run import quiet_console
 from research.common.tables import markdown_table
 
 
-AGES = ((0, 1), (2, 3), (4, 7), (8, 15))
+AGES = ((0, 1), *((2**power, 2 ** (power + 1) - 1) for power in range(1, 16)))
 ARMS = {
     "full": "the teacher: all of the text",
     "zero_shot": "the teacher: its own rolling summary",
