@@ -131,7 +131,6 @@ def main():
     trainer = make_trainer(
         args,
         dataset(args.tasks, texts_of(args), args.windows, args.difficulty, args.seed),
-        target_kinds={"fact": 1},  # the targets are the documents' own
         target_floor=None,
         cold_start_gists="answers",
         # The teacher itself mixes facts up that are some windows apart: learn from the answers

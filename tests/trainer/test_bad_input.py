@@ -346,10 +346,6 @@ REFUSED = [
         {"length_penalty_learning_rate": 0.01},
         r"`length_penalty_learning_rate` \(0.01\) moves λ towards .* set one of them",
     ),
-    (
-        {"reward_weights": [1.0, 1e-4], "length_penalty": 0.01},
-        r"`length_penalty` \(0.01\) would not be followed.* `reward_weights`",
-    ),
     ({"max_steps": 1500, "num_train_epochs": 2.0}, r"`num_train_epochs` \(2.0\) .* Set `max_steps` to -1"),
     ({"generator_only": True, "advantage": "best"}, r"`advantage` \(best\) acts on the summarizer"),
     ({"chat_template_kwargs": {"messages": []}}, "must not set `messages`, which `apply_chat_template` sets"),
@@ -382,9 +378,21 @@ def test_settings_that_cannot_work_are_refused_by_name(make_args, args, message)
 def test_what_the_trainer_is_given_must_have_what_settings_are_about(make_trainer):
     with pytest.raises(ValueError, match=r"`length_penalty` \(0.5\) would not be followed.* to `reward_funcs`"):
         make_trainer(args={"length_penalty": 0.5}, reward_funcs=[log_prob_gain])
-    for eval_dataset in (None, {}):
-        with pytest.raises(ValueError, match=r"`gist_samples_steps` \(1\) keeps .* pass an `eval_dataset`"):
-            make_trainer(args={"gist_samples_steps": 1}, eval_dataset=eval_dataset)
+    make_trainer(args={"length_penalty": 0.0, "reward_weights": [1.0]}, reward_funcs=[log_prob_gain])
+    with pytest.raises(ValueError, match=r"`length_penalty` \(0.01\) would not be followed.* `reward_weights`"):
+        make_trainer(args={"reward_weights": [1.0, 1e-4], "length_penalty": 0.01})
+
+
+@pytest.mark.parametrize("eval_dataset", [None, {}])
+def test_the_trainer_warns_of_what_is_unread(make_trainer, caplog, eval_dataset):
+    make_trainer(args={"gist_samples_steps": 1, "cold_start_gists": "tail"}, eval_dataset=eval_dataset)
+    assert "There is no `eval_dataset`: `gist_samples_steps` (1) has no effect." in caplog.text
+    assert "`cold_start_steps` is 0: `cold_start_gists` ('tail') has no effect." in caplog.text
+
+
+def test_no_dataset_among_several_is_refused_by_its_name(make_trainer):
+    with pytest.raises(ValueError, match="The a dataset is a NoneType"):
+        make_trainer(eval_dataset={"a": None})
 
 
 OF_SUMMARIZER = {"cold_start_steps": 3, "distilled_gists": 1, "stop_on_alarm": True, "gist_samples_steps": 1}
@@ -403,7 +411,8 @@ OF_SUMMARIZER = {"cold_start_steps": 3, "distilled_gists": 1, "stop_on_alarm": T
         ({"sync_ref_model": False}, {"sync_ref_model": True}, {"ref_model_sync_steps": 3}),
         ({"use_adaptive_entropy": False}, {"use_adaptive_entropy": True}, {"entropy_target": 0.3}),
         ({"loss_type": "sapo"}, {"loss_type": "grpo"}, {"epsilon": 0.1, "epsilon_high": 0.3, "delta": 3.0}),
-        ({"loss_type": "cispo"}, {"loss_type": "grpo"}, {"epsilon": 0.1, "delta": 3.0}),
+        ({"loss_type": "cispo"}, {"loss_type": "grpo"}, {"delta": 3.0}),
+        ({"loss_type": "cispo", "epsilon_high": 5.0}, {"loss_type": "cispo"}, {"epsilon": 0.1}),
         ({"loss_type": "dapo"}, {"loss_type": "sapo"}, {"sapo_temperature_pos": 2.0}),
         ({"loss_type": "grpo"}, {"loss_type": "vespo"}, {"vespo_k_neg": 2.5}),
         ({"use_vllm": False}, {"use_vllm": True}, {"vllm_importance_sampling_mode": "token_mask"}),

@@ -247,8 +247,8 @@ def test_transformers_own_saving_in_the_middle_of_a_step_is_refused(make_args):
 
 @pytest.mark.parametrize(
     ("through", "number"),
-    [([], signal.SIGTERM), (["--accelerate_config", "single"], signal.SIGINT)],
-    ids=["SIGTERM", "SIGINT to a launcher"],
+    [([], signal.SIGINT), (["--accelerate_config", "single"], signal.SIGTERM)],
+    ids=["SIGINT", "SIGTERM to a launcher"],
 )
 def test_trl_gist_train_exits_with_0_on_a_signal_and_resumes(checkpoint, tmp_path, capsys, through, number):
     (tmp_path / "documents.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in make_documents(8)))

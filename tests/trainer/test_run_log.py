@@ -220,7 +220,7 @@ def test_each_kind_of_eval_dataset_gives_its_windows(make_run, kind):
         "several": {"first": Dataset.from_list(rows), "second": Dataset.from_list(rows[:1])},
         "none": None,
     }[kind]
-    trainer = make_run(eval_dataset=held_out, gist_samples_steps=None if kind == "none" else 1)
+    trainer = make_run(eval_dataset=held_out)
     trainer.train()
     run = json.loads(Path(trainer.args.output_dir, "run_log", "run.json").read_text())
     expected = [] if kind == "none" else ["d0", "d1", "d2", "d3"]

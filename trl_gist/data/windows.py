@@ -425,7 +425,9 @@ def _form_of_rows(columns: set[str], name: str, spec: WindowSpec) -> tuple[Calla
             "what they are asked for."
         )
     for setting in ("window_stride", "max_windows_per_document"):
-        if getattr(spec, setting) is not None:
+        if (
+            getattr(spec, setting) is not None and name == "train"
+        ):  # what is held out may be ready beside texts to train on
             logger.warning(
                 f"`{setting}` ({getattr(spec, setting)}) cuts no windows of the {name} dataset: it is of texts, and these are "
                 "ready."

@@ -192,8 +192,8 @@ def whole_state_dict(model: nn.Module, trainable_only: bool = False) -> dict[str
 
 def skip_unused_operator():
     """
-    Spares ranks on a CPU what DeepSpeed (0.19) compiles when they start: a reduction that its inference engine alone
-    calls. It would take a minute and a compiler, and ranks that compile at once can fail. To be called before
+    Spares ranks on a CPU what DeepSpeed (0.19) compiles when they start: a reduction that tensor-parallel layers alone
+    call. It would take a minute and a compiler, and ranks that compile at once can fail. To be called before
     `Accelerator` is made.
     """
     import deepspeed

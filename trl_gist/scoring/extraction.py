@@ -386,13 +386,11 @@ def recurring_facts(tokenizer: PreTrainedTokenizerBase, ids: list[int], length: 
     ):
         found = each_once(tokenizer, ids, spans)
         names = [_folded(tokenizer, [ids[position] for position in piece]) for piece in found]
-        counts, said = (
-            Counter(_folded(tokenizer, where[slice(*span)]) for span in each)
-            for where, each in ((ids, spans), (text_ids, spans_of_text))
-        )
+        counts = Counter(_folded(tokenizer, ids[slice(*span)]) for span in spans)
+        said = {_folded(tokenizer, text_ids[slice(*span)]) for span in spans_of_text}
         for place in sorted(range(len(found)), key=lambda place: -counts[names[place]]):
             needed = len(found[place]) + len(separator)
-            if said[names[place]] and needed <= room:
+            if names[place] in said and needed <= room:
                 room -= needed
                 listed.append(found[place])
     return _joined(ids, sorted(listed, key=lambda piece: piece.start), separator)

@@ -12,14 +12,13 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""What [`GistConfig`] refuses: sizes, choices and settings of TRL that cannot be or do not go together. Every function
-raises `ValueError` that names the field, its value and what to do."""
+"""What [`GistConfig`] refuses: sizes, choices and settings of TRL that cannot be or do not go together. A function raises
+`ValueError` that names the field, its value and what to do; two warn of what another setting leaves unread."""
 
 import dataclasses
 import functools
 import inspect
 import json
-import logging
 import math
 import os
 import re
@@ -27,6 +26,7 @@ import types
 import typing
 from collections.abc import Iterable
 
+from accelerate.logging import get_logger
 from transformers import PreTrainedTokenizerBase
 
 from ..common.arguments import finite_number, truth, whole_number
@@ -36,7 +36,7 @@ from ..prompts import PLACEHOLDERS, SUMMARIZER_PROMPT_OF_FACTS, SUMMARIZER_PROMP
 from ..scoring.controls import GREATER_IS_BETTER
 
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 ADVANTAGES = ("group", "reward", "best")
 EXTRACTIVE_RULES = ("tail", "mixed", "passages", "facts", "surprising_facts", "recurring_facts", "answers")
@@ -289,7 +289,7 @@ def check_shows_whole_context(prompts, name: str):
 def check_said_of_targets(args, columns: set[str]):
     """Raises `ValueError` for settings of targets that no window has: of kinds that are not asked for, nor brought by datasets
     with such columns."""
-    given = {name: value for name, value in said_of_targets(args).items() if not _is_default(args, name)}
+    given = {name: value for name, value in said_of_targets(args).items() if not is_default(args, name)}
     check_said(given, args.target_spec.names, columns)
 
 
@@ -320,7 +320,7 @@ def check_choices(args):
     for name in ("gist_dropout", "gist_discount"):
         if not 0.0 <= getattr(args, name) <= 1.0:
             raise ValueError(f"`{name}` must be in [0, 1], got {getattr(args, name)}.")
-    if not _is_default(args, "gist_discount") and args.windows_per_document == 1:
+    if not is_default(args, "gist_discount") and args.windows_per_document == 1:
         raise ValueError(
             f"`gist_discount` ({args.gist_discount}) would not be followed: `windows_per_document`, which it is about, is 1. "
             "Set `windows_per_document`, or leave `gist_discount` out."
@@ -418,7 +418,7 @@ def check_policy_loss(args):
     if args.advantage != "best":
         return
     for name in POLICY_LOSS_SETTINGS:
-        if not _is_default(args, name):
+        if not is_default(args, name):
             raise ValueError(
                 f'`advantage="best"` imitates gists, by their cross-entropy, so `{name}` ({getattr(args, name)!r}) would '
                 f'have no effect. Leave it out, or use `advantage="group"`.'
@@ -512,7 +512,7 @@ def warn_of_unread(args):
     of_entropy = ("entropy_coef_min", "entropy_coef_max", "entropy_coef_delta", "entropy_target")
     of_sapo = ("sapo_temperature_neg", "sapo_temperature_pos")
     of_vespo = ("vespo_k_pos", "vespo_lambda_pos", "vespo_k_neg", "vespo_lambda_neg")
-    loss = args.loss_type
+    loss = None if args.generator_only else args.loss_type
     for off, why, names in (
         (args.generator_only, "`generator_only` trains no summarizer, on one gist a context", SUMMARIZER_SETTINGS),
         (args.cold_start_steps == 0 and not args.generator_only, "`cold_start_steps` is 0", cold_start),
@@ -520,10 +520,11 @@ def warn_of_unread(args):
         # TRL's (1.16)
         (not args.sync_ref_model, "`sync_ref_model` is False", ("ref_model_mixup_alpha", "ref_model_sync_steps")),
         (not args.use_adaptive_entropy, "`use_adaptive_entropy` is False", of_entropy),
-        (loss != "sapo", f"`loss_type` is {loss!r}", of_sapo),
-        (loss != "vespo", f"`loss_type` is {loss!r}", of_vespo),
-        (loss in ("sapo", "vespo", "cispo"), f"`loss_type` is {loss!r}", ("epsilon", "delta")),
-        (loss in ("sapo", "vespo"), f"`loss_type` is {loss!r}", ("epsilon_high",)),
+        (loss not in (None, "sapo"), f"`loss_type` is {loss!r}", of_sapo),
+        (loss not in (None, "vespo"), f"`loss_type` is {loss!r}", of_vespo),
+        (loss in ("sapo", "vespo"), f"`loss_type` is {loss!r}", ("epsilon", "epsilon_high", "delta")),
+        (loss == "cispo", "`loss_type` is 'cispo'", ("delta",)),
+        (loss == "cispo" and args.epsilon_high is not None, "`epsilon_high` clips 'cispo'", ("epsilon",)),
         (not args.use_vllm, "`use_vllm` is False", [name for name in vars(args) if name.startswith("vllm_")]),
     ):
         if off:
@@ -532,24 +533,19 @@ def warn_of_unread(args):
 
 def warn_of_given(settings, names: Iterable[str], why: str):
     """Warns of those fields of a dataclass that are set to something, which is not their default."""
-    unread = [name for name in names if getattr(settings, name) and not _is_default(settings, name)]
+    unread = [name for name in names if getattr(settings, name) and not is_default(settings, name)]
     if unread:
         told = ", ".join(f"`{name}` ({getattr(settings, name)!r})" for name in unread)
         logger.warning(f"{why}: {told} {'has' if len(unread) == 1 else 'have'} no effect.")
 
 
-def _is_default(args, name):
+def is_default(args, name):
     return getattr(args, name) == type(args).__dataclass_fields__[name].default
 
 
 def resolve_length_penalty(args):
     """λ is a price, or what one constraint makes of it, at a rate of its own."""
     targets = ("target_gist_length", "max_teacher_kl")
-    if args.reward_weights is not None and not _is_default(args, "length_penalty"):
-        raise ValueError(
-            f"`length_penalty` ({args.length_penalty}) would not be followed: it is the weight of that reward, and "
-            "`reward_weights` has one for each. Leave one of the two out."
-        )
     if args.max_teacher_kl is not None and args.length_penalty < 0:
         raise ValueError(
             f"`length_penalty` must not be below 0 with `max_teacher_kl`, got {args.length_penalty}: that bound is a "
@@ -633,7 +629,7 @@ def check_rollouts(args):
             f"({args.gradient_accumulation_steps}) must divide one another, so that a rollout ends with an "
             "optimizer step."
         )
-    if _is_default(args, "max_steps") and not _is_default(args, "num_train_epochs"):
+    if is_default(args, "max_steps") and not is_default(args, "num_train_epochs"):
         raise ValueError(
             f"`num_train_epochs` ({args.num_train_epochs}) would not be followed: `max_steps` ({args.max_steps}) comes before "
             "it. Set `max_steps` to -1."

@@ -38,7 +38,7 @@ from ..models.machine import warn_if_slow
 from ..models.roles import Roles, load_roles
 from ..pair import GENERATOR_DIR, PairConfig
 from ..rewards import kl_gain, length_penalty
-from .config_checks import check_best_model_of, check_head_dtype, warn_of_unread
+from .config_checks import check_best_model_of, check_head_dtype, is_default, warn_of_given, warn_of_unread
 from .gist_config import GistConfig
 from .vllm import check_vllm_settings
 
@@ -163,12 +163,9 @@ def check_arguments(
     if train_dataset is None:
         raise ValueError("`train_dataset` is required.")
     check_best_model_of(args, eval_dataset)
-    if args.gist_samples_steps is not None and eval_dataset in (None, {}) and not args.generator_only:
-        raise ValueError(
-            f"`gist_samples_steps` ({args.gist_samples_steps}) keeps the gists of held-out windows: pass an `eval_dataset` "
-            "(`trl-gist train --eval_documents`), or leave it out."
-        )
     warn_of_unread(args)
+    if eval_dataset in (None, {}) and not args.generator_only:
+        warn_of_given(args, ["gist_samples_steps"], "There is no `eval_dataset`")
     if compressor is not None and not args.generator_only:
         raise ValueError("`compressor` writes gists for a generator trained alone: set `generator_only=True`.")
     for name, config in (("peft_config", peft_config), ("generator_peft_config", generator_peft_config)):
@@ -315,7 +312,12 @@ def rewards_and_weights(
             f"`reward_weights` has {len(weights)} weights for {len(reward_funcs)} reward functions. Give each its "
             "own, or leave it out: each then counts 1.0, and `length_penalty` λ."
         )
-    if length_penalty not in reward_funcs and args.length_penalty not in (0.0, type(args).length_penalty):
+    if length_penalty in reward_funcs and args.reward_weights is not None and not is_default(args, "length_penalty"):
+        raise ValueError(
+            f"`length_penalty` ({args.length_penalty}) would not be followed: it is the weight of that reward, and "
+            "`reward_weights` has one for each. Leave one of the two out."
+        )
+    if length_penalty not in reward_funcs and args.length_penalty and not is_default(args, "length_penalty"):
         raise ValueError(
             f"`length_penalty` ({args.length_penalty}) would not be followed: it is the weight of the reward of that name. Add "
             "`trl_gist.length_penalty` to `reward_funcs`, or leave it out."

@@ -270,7 +270,7 @@ class GistTrainer(GRPOTrainer):
         columns = columns_of_dataset(train_dataset, "train")
         held_out = eval_dataset if isinstance(eval_dataset, dict) else {"eval": eval_dataset}
         held_out_columns = {
-            name: columns_of_dataset(dataset, name) for name, dataset in held_out.items() if dataset is not None
+            name: columns_of_dataset(each, name) for name, each in held_out.items() if eval_dataset is not None
         }
         check_said_of_targets(args, columns.union(*held_out_columns.values()))
         if columns & BROUGHT_TARGETS:
