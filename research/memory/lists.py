@@ -120,7 +120,7 @@ def main():
     compactor = GistCompactor.from_pretrained(args.pair)
     readings = ListReadings(compactor, load_teacher(compactor), args.windows, args.batch_size)
     dataset = load_dataset("json", data_files=args.documents, split="train")
-    settings = {"pair": compactor.fingerprint, "documents": dataset["text"], "windows": args.windows}
+    settings = {"pair": compactor.fingerprint, "documents": args.documents, "windows": args.windows}
     with EvaluationFolder(args.output_dir, settings, args.overwrite) as folder:
         rows = folder.rows(1)
         documents = list(long_documents(dataset, compactor, readings.geometry, args.windows))
