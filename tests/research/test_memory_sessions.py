@@ -12,21 +12,14 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""research/memory: what is counted as right, of a session's gists alone, at a text's end and on the way; and what a summarizer
-imitates alone."""
+"""research/memory: what is counted as right, of a session's gists alone, at a text's end and on the way."""
 
-import torch
-from checks import moved, snapshot
-from tiny import PARAGRAPH, make_model
+from tiny import PARAGRAPH
 from tiny_sessions import GIST, LAST_K, make_compactor
 
-from research.memory.imitate import batches
-from research.memory.lists import ListReadings, next_tokens, tables
 from research.memory.long import read_on
 from research.memory.long import table as table_by_length
 from research.memory.sessions import NEW_TOKENS, rows_of, table
-from research.targets.codes import fit_summarizer
-from trl_gist.scoring.extraction import recurring_facts
 
 
 def test_questions_are_asked_of_the_gists_of_all_that_can_be_folded():
@@ -70,47 +63,3 @@ def test_a_long_text_is_asked_about_on_the_way():
     known = sum(rows[0]["right"])
     assert first.startswith(f"| {2 * chunk} | 0 of 3 | {known} of 3 | {known} of 6 | {known / 6:.2f} ± ")
     assert second.startswith(f"| {4 * chunk} | 0 of 0 | {sum(rows[1]['right'])} of 3 |")
-
-
-def test_a_summarizer_imitates_the_lists_of_walks_without_its_generator(make_trainer, lora):
-    settings = {"windows_per_document": 3, "cold_start_steps": 1, "cold_start_gists": "recurring_facts"}
-    trainer = make_trainer(args=settings, peft_config=lora)
-    trainer.model.train()
-    (prompts, gists), *_ = batches(trainer)
-    rows = trainer.train_dataset.select(range(len(prompts) // 3))
-    eos = trainer.processing_class.eos_token_id
-    for row, prompt, gist in zip(
-        rows, prompts[::3], gists[::3], strict=True
-    ):  # what stands first does not depend on S
-        first = {**row, "targets": []} if "targets" in row else row
-        by_rule, *_ = trainer.rollout.extractive_summarizer.gists(first, [trainer.args.tail_length])
-        assert gist in (by_rule, [*by_rule, eos])
-        assert prompt == trainer.prompts.summarizer(row["context_ids"], row["last_k_ids"])
-    before = {role: snapshot(model) for role, model in (("s", trainer.model), ("g", trainer.generator))}
-    fit_summarizer(trainer, iter([(prompts, gists)] * 2), 2, learning_rate=1e-3)
-    assert moved(before["s"], trainer.model) and not moved(before["g"], trainer.generator)
-
-
-def test_a_pairs_generator_reads_the_lists_that_were_to_be_imitated():
-    compactor = make_compactor()
-    teacher = make_model(compactor.tokenizer, seed=9, dtype=torch.float64).eval().requires_grad_(False)
-    readings = ListReadings(compactor, teacher, windows=3, batch_size=2)
-    tokenizer, geometry = compactor.tokenizer, readings.geometry
-    walked = [
-        {"document_id": name, "ids": tokenizer(f"{name} {PARAGRAPH}")["input_ids"][: geometry.length(3)]}
-        for name in "ab"
-    ]
-    rows = [row for batch in readings.walk(walked, 3) for row in batch]
-    for document in walked:
-        rolling = []
-        for row in (row for row in rows if row["document_id"] == document["document_id"]):
-            start = row["window"] * geometry.chunk_length
-            chunk = document["ids"][start : start + geometry.chunk_length + geometry.last_k]
-            before = [*rolling, *tokenizer("\n")["input_ids"]] if rolling else []
-            rolling, alone = (recurring_facts(tokenizer, ids, GIST, ids) for ids in (before + chunk, chunk))
-            assert (row["gist_ids"]["list"], row["gist_ids"]["chunk_list"]) == (rolling, alone)
-    assert any(row["gist_ids"]["list"] != row["gist_ids"]["chunk_list"] for row in rows)
-    head, _, targets, *lines = tables(rows)
-    assert head.startswith("| windows ago | 0 | 1 |") and targets.startswith("| targets |")
-    assert len(lines) == 7 + 4 + 5 and sum(line.startswith("| facts:") for line in lines) == 5
-    assert next_tokens(rows)[2].startswith("| empty gist | 0.000 ± 0.000 |")
