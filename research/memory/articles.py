@@ -41,11 +41,13 @@ def long_articles(corpus: str, windows: int, count: int, seed: int) -> Dataset:
     return articles.select(range(min(count, len(articles))))
 
 
-def add_corpus(parser: argparse.ArgumentParser):
+def trainer_of_flags(description: str, windows: int, contexts: int) -> GistTrainer:
+    """With so many windows of a walk, and contexts of a step, unless the command line says others."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_flags(parser, windows, contexts, num_generations=2)
     parser.add_argument("--corpus", default="corpus", help="of `research.corpus.prepare_corpus` (default: corpus)")
-
-
-def trainer_of(args: argparse.Namespace) -> GistTrainer:
+    args = parser.parse_args()
+    quiet_console()
     return make_trainer(
         args,
         long_articles(args.corpus, args.windows, texts_of(args), args.seed),
@@ -57,12 +59,7 @@ def trainer_of(args: argparse.Namespace) -> GistTrainer:
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_flags(parser, windows=3, contexts=6, num_generations=2)
-    add_corpus(parser)
-    args = parser.parse_args()
-    quiet_console()
-    trainer = trainer_of(args)
+    trainer = trainer_of_flags(__doc__, windows=3, contexts=6)
     trainer.train()
     trainer.save_model()
 

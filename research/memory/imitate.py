@@ -19,14 +19,11 @@ step costs half as much. The walks, the lists and the summarizer's own gists on 
 python -m research.memory.imitate memory/imitated --pair memory/articles
 """
 
-import argparse
 from collections.abc import Iterator
 
 from trl_gist import GistTrainer
 
-from examples.short_run import quiet_console
-from research.memory.articles import add_corpus, trainer_of
-from research.memory.pair import add_flags
+from research.memory.articles import trainer_of_flags
 from research.targets.codes import fit_summarizer
 
 
@@ -41,14 +38,9 @@ def batches(trainer: GistTrainer) -> Iterator[tuple[list[list[int]], list[list[i
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_flags(parser, windows=5, contexts=10, num_generations=2)
-    add_corpus(parser)
-    args = parser.parse_args()
-    quiet_console()
-    trainer = trainer_of(args)
+    trainer = trainer_of_flags(__doc__, windows=5, contexts=10)
     trainer.model.train()
-    fit_summarizer(trainer, batches(trainer), args.max_steps, learning_rate=5e-4)
+    fit_summarizer(trainer, batches(trainer), trainer.args.max_steps, learning_rate=5e-4)
     trainer.save_model()
 
 

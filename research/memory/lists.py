@@ -23,7 +23,6 @@ import argparse
 import copy
 
 from trl_gist import GistCompactor
-from trl_gist.common.geometry import SEPARATOR, join
 from trl_gist.common.statistics import mean_and_error, with_error
 from trl_gist.data.targets import TARGET_FLOOR, TargetSpec
 from trl_gist.evaluation import load_teacher
@@ -69,10 +68,7 @@ class ListReadings(DistanceReadings):
         prompts, length = writer.prompts, writer.pair.max_gist_length
         if writer is self.others["chunk_list"]:
             previous = [[] for _ in previous]
-        contexts = [
-            join([gist, chunk], list(prompts.tokenize(SEPARATOR))) + last_k
-            for gist, chunk, last_k in zip(previous, chunks, last_ks, strict=True)
-        ]
+        contexts = self.contexts(writer, previous, chunks, last_ks)
         return [prompts.without_special(recurring_facts(writer.tokenizer, ids, length, ids)) for ids in contexts]
 
 

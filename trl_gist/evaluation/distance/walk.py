@@ -287,13 +287,19 @@ class DistanceReadings:
         last_ks: list[list[int]],
     ) -> list[list[int]]:
         """The gists of previous gists and chunks, as a session writes them: special tokens reach nobody."""
+        contexts = self.contexts(writer, previous, chunks, last_ks)
+        gists = writer.compress_batch(contexts, None, False, self.batch_size, last_k=last_ks)
+        return [writer.prompts.without_special(gist.token_ids) for gist in gists]
+
+    def contexts(
+        self, writer: GistCompactor, previous: list[list[int]], chunks: list[list[int]], last_ks: list[list[int]]
+    ) -> list[list[int]]:
+        """What a writer reads: the previous gist, the chunk and L."""
         separator = list(writer.prompts.tokenize(SEPARATOR))
-        contexts = [
+        return [
             join([gist, chunk], separator) + last_k
             for gist, chunk, last_k in zip(previous, chunks, last_ks, strict=True)
         ]
-        gists = writer.compress_batch(contexts, None, False, self.batch_size, last_k=last_ks)
-        return [writer.prompts.without_special(gist.token_ids) for gist in gists]
 
     def _read(self, documents, texts, facts, present, window, gists, states, hidden, asked):
         decode, texts_D = self.compactor.decode, [texts[index] for index in present]
